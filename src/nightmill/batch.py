@@ -1,0 +1,191 @@
+"""The whole life of a batch on one screen (contract 2).
+
+    validating ──accepted──▶ in_progress ──settled/lapsed──▶ finalizing ──completed──▶ completed
+        │  │                     │                               └───────expired─────▶ expired
+        │  └──rejected──▶ failed │
+        └────cancel_requested────┴──▶ cancelling ──cancelled──▶ cancelled
+
+`Batch.after` is the only code that computes a status; one statement in `store` writes it, always with
+the expected status in its WHERE. No I/O here, and `now` is an argument.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from types import MappingProxyType
+
+from nightmill.errors import ConflictError
+from nightmill.ids import BatchId, FileId, ProjectId
+
+
+class Status(StrEnum):
+    """The eight statuses of the wire. A ninth would be a polling loop that never ends."""
+
+    VALIDATING = "validating"
+    FAILED = "failed"
+    IN_PROGRESS = "in_progress"
+    FINALIZING = "finalizing"
+    COMPLETED = "completed"
+    EXPIRED = "expired"
+    CANCELLING = "cancelling"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_terminal(self) -> bool:
+        return self in TERMINAL
+
+
+class Event(StrEnum):
+    """What can happen to a batch, in the past tense."""
+
+    ACCEPTED = "accepted"
+    REJECTED = "rejected"
+    CANCEL_REQUESTED = "cancel_requested"
+    SETTLED = "settled"
+    LAPSED = "lapsed"
+    COMPLETED = "completed"
+    EXPIRED = "expired"
+    CANCELLED = "cancelled"
+
+
+TERMINAL = frozenset({Status.FAILED, Status.COMPLETED, Status.EXPIRED, Status.CANCELLED})
+
+TRANSITIONS: Mapping[tuple[Status, Event], Status] = MappingProxyType(
+    {
+        (Status.VALIDATING, Event.ACCEPTED): Status.IN_PROGRESS,
+        (Status.VALIDATING, Event.REJECTED): Status.FAILED,
+        (Status.VALIDATING, Event.CANCEL_REQUESTED): Status.CANCELLING,
+        (Status.IN_PROGRESS, Event.SETTLED): Status.FINALIZING,
+        (Status.IN_PROGRESS, Event.LAPSED): Status.FINALIZING,
+        (Status.IN_PROGRESS, Event.CANCEL_REQUESTED): Status.CANCELLING,
+        (Status.FINALIZING, Event.COMPLETED): Status.COMPLETED,
+        (Status.FINALIZING, Event.EXPIRED): Status.EXPIRED,
+        (Status.CANCELLING, Event.CANCELLED): Status.CANCELLED,
+    }
+)
+
+ENDPOINTS = (
+    "/v1/responses",
+    "/v1/chat/completions",
+    "/v1/embeddings",
+    "/v1/completions",
+    "/v1/moderations",
+    "/v1/images/generations",
+    "/v1/images/edits",
+    "/v1/videos",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LineError:
+    """One entry of a failed batch's `errors.data` (contract 4.3). `line` counts physical lines from 1."""
+
+    code: str
+    message: str
+    param: str | None = None
+    line: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token totals; every field is always present on the wire (contract 2.1, row 21)."""
+
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    reasoning_tokens: int = 0
+    total_tokens: int = 0
+
+    def plus(self, other: "Usage") -> "Usage":
+        return Usage(
+            self.input_tokens + other.input_tokens,
+            self.cached_tokens + other.cached_tokens,
+            self.output_tokens + other.output_tokens,
+            self.reasoning_tokens + other.reasoning_tokens,
+            self.total_tokens + other.total_tokens,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """How many lines were answered: `completed` with a 2xx, `failed` with anything else, and their usage.
+
+    Lines that were cancelled or expired before an answer are in neither (contract 0.3, fact 6).
+    """
+
+    completed: int = 0
+    failed: int = 0
+    usage: Usage = field(default_factory=Usage)
+
+    @property
+    def answered(self) -> int:
+        return self.completed + self.failed
+
+    def plus(self, other: "Tally") -> "Tally":
+        return Tally(
+            self.completed + other.completed, self.failed + other.failed, self.usage.plus(other.usage)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One batch as the store holds it.
+
+    Times are Unix seconds. `expires_at` is the deadline. `input_blob_key` names the bytes of the input
+    file and stays readable when the file itself is deleted. `output_expires_after_s` counts from the
+    creation of the output file, or is None for the server's default.
+    """
+
+    id: BatchId
+    project_id: ProjectId
+    endpoint: str
+    input_file_id: FileId
+    input_blob_key: str
+    completion_window: str
+    created_at: int
+    expires_at: int
+    status: Status = Status.VALIDATING
+    model: str | None = None
+    metadata: Mapping[str, str] | None = None
+    output_expires_after_s: int | None = None
+    errors: tuple[LineError, ...] = ()
+    output_file_id: FileId | None = None
+    error_file_id: FileId | None = None
+    total: int = 0
+    tally: Tally = field(default_factory=Tally)
+    in_progress_at: int | None = None
+    finalizing_at: int | None = None
+    completed_at: int | None = None
+    failed_at: int | None = None
+    expired_at: int | None = None
+    cancelling_at: int | None = None
+    cancelled_at: int | None = None
+
+    @property
+    def newest_stamp(self) -> int:
+        stamps = (
+            self.created_at,
+            self.in_progress_at,
+            self.finalizing_at,
+            self.completed_at,
+            self.failed_at,
+            self.expired_at,
+            self.cancelling_at,
+            self.cancelled_at,
+        )
+        return max(stamp for stamp in stamps if stamp is not None)
+
+    def after(self, event: Event, *, now: float) -> "Batch":
+        """The batch once `event` has happened at `now` (Unix seconds).
+
+        The stamp of the new status never lies before an older stamp, whatever the clock did.
+
+        Raises:
+            ConflictError: the status does not admit the event.
+        """
+        status = TRANSITIONS.get((self.status, event))
+        if status is None:
+            verb = "cancel" if event is Event.CANCEL_REQUESTED else f"record '{event}' for"
+            raise ConflictError(f"Cannot {verb} a batch with status '{self.status}'.")
+        stamp = max(int(now), self.newest_stamp)
+        return replace(self, status=status, **{f"{status}_at": stamp})

@@ -1,0 +1,278 @@
+"""One typed settings tree: flags over environment over TOML file over defaults.
+
+Environment names are `NIGHTMILL_` + the path with `__` between levels (`NIGHTMILL_UPSTREAM__URL`). A secret may
+come from a file: append `_FILE` to its name. The reference page `docs/settings.md` is printed from the
+docstrings below. `OPENAI_BASE_URL` and `OPENAI_API_KEY` are never read: they tell clients where *we* are.
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+
+from nightmill.batch import ENDPOINTS
+from nightmill.errors import SetupError
+
+PREFIX = "NIGHTMILL_"
+DAY_S = 86_400
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class ApiSettings(_Section):
+    """Where nightmill listens and how it answers."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on. Anything but loopback needs at least one API key."""
+    port: Annotated[int, Field(ge=0, le=65_535)] = 8080
+    """Port to listen on; 0 takes a free one."""
+    drain_s: Annotated[float, Field(ge=0)] = 30.0
+    """How long SIGTERM waits for requests and attempts in flight."""
+    max_json_bytes: Annotated[int, Field(ge=1_024)] = 1 << 20
+    """Largest JSON request body."""
+    max_header_bytes: Annotated[int, Field(ge=1_024)] = 64 << 10
+    """Largest request line and headers together."""
+    upload_idle_s: Annotated[float, Field(gt=0)] = 60.0
+    """An upload that sends nothing for so long is dropped and leaves nothing behind."""
+    max_open_uploads: Annotated[int, Field(ge=1)] = 128
+    """Uploads being received at once; more get 429."""
+    max_connections: Annotated[int, Field(ge=1)] = 2_000
+    """Connections answered at once; more get 503."""
+    keep_alive_s: Annotated[int, Field(ge=1)] = 75
+    """An idle connection is closed after so many seconds."""
+    requests_per_minute: Annotated[int, Field(ge=0)] = 0
+    """Requests one API key may make in a minute; 0 sets no limit."""
+
+
+class LimitSettings(_Section):
+    """Limits of files and batches: OpenAI's by default (contract 3.2), larger for whoever wants it."""
+
+    lines_per_file: Annotated[int, Field(ge=1)] = 50_000
+    """Request lines in one input file."""
+    input_file_bytes: Annotated[int, Field(ge=1)] = 209_715_200
+    """Size of one file with purpose `batch`."""
+    file_bytes: Annotated[int, Field(ge=1)] = 536_870_912
+    """Size of one file with any other purpose."""
+    upload_bytes: Annotated[int, Field(ge=1)] = 8 << 30
+    """Size of one upload in parts."""
+    upload_part_bytes: Annotated[int, Field(ge=1)] = 64 << 20
+    """Size of one part."""
+    line_bytes: Annotated[int, Field(ge=1_024)] = 16 << 20
+    """Length of one request line. A longer one is an error at that line."""
+    nesting: Annotated[int, Field(ge=1, le=900)] = 200
+    """Levels of nesting in one request line. Deeper ones are an error at that line."""
+    models_per_file: Annotated[int, Field(ge=1)] = 1
+    """Different models in one input file."""
+    embedding_inputs: Annotated[int, Field(ge=1)] = 50_000
+    """Embedding inputs summed over the lines of a batch."""
+    listed_errors: Annotated[int, Field(ge=1)] = 100
+    """Bad lines listed in a failed batch; a last entry says how many more there are."""
+    batches_per_hour: Annotated[int, Field(ge=0)] = 2_000
+    """Batches one project may create in an hour; 0 sets no limit."""
+    completion_windows: tuple[str, ...] = ("24h",)
+    """Accepted completion windows: a number and `s`, `m`, `h` or `d`."""
+    endpoints: tuple[str, ...] = ENDPOINTS
+    """Accepted endpoints."""
+    input_ttl_s: Annotated[int, Field(ge=3_600)] = 30 * DAY_S
+    """A file with purpose `batch` expires so long after its upload unless it says otherwise."""
+    output_ttl_s: Annotated[int, Field(ge=3_600)] = 30 * DAY_S
+    """Output and error files expire so long after they are made unless the batch says otherwise."""
+
+
+class UpstreamSettings(_Section):
+    """The OpenAI-compatible server that answers the lines."""
+
+    url: str | None = None
+    """Base URL up to and with `/v1`, or `auto` to look for the usual local servers."""
+    api_key: SecretStr | None = None
+    """Sent as a bearer token."""
+    headers: dict[str, str] = Field(default_factory=dict)
+    """Extra headers on every attempt."""
+    models: tuple[str, ...] = ()
+    """Models offered. When given, lines for any other model fail validation; else the upstream decides."""
+    concurrency: Annotated[int, Field(ge=1)] = 64
+    """Attempts in flight at once, over all workers of this machine."""
+    timeout_s: Annotated[float, Field(gt=0)] = 600.0
+    """One attempt may take so long."""
+    connect_timeout_s: Annotated[float, Field(gt=0)] = 10.0
+    """Opening a connection may take so long."""
+    max_attempts: Annotated[int, Field(ge=1)] = 8
+    """Attempts for one line that timed out, broke or met a 5xx. Waiting for an upstream that is down or asks
+    for patience (429) uses none up."""
+    transport: Literal["lean", "aiohttp"] = "lean"
+    """`lean` is nightmill's own HTTP/1.1 client; `aiohttp` goes through proxies of the environment."""
+    tls_verify: bool = True
+    """Check the upstream's certificate."""
+    max_answer_bytes: Annotated[int, Field(ge=1_024)] = 64 << 20
+    """A longer answer counts as broken."""
+
+
+class ModelSettings(_Section):
+    """A model run by nightmill itself, as an upstream in a child process (extra `nightmill[llama]`)."""
+
+    path: Path | None = None
+    """A GGUF file."""
+    context_tokens: Annotated[int, Field(ge=0)] = 0
+    """Context per line; 0 takes the model's own."""
+    slots: Annotated[int, Field(ge=1)] = 4
+    """Lines answered at once."""
+
+
+class EmulatorSettings(_Section):
+    """The built-in upstream for trying out and for tests. It answers only when asked to be there."""
+
+    enabled: bool = False
+    """Answer every line with made-up text that says so."""
+    delay_s: Annotated[float, Field(ge=0)] = 0.0
+    """Wait before each answer."""
+
+
+class WorkerSettings(_Section):
+    """How lines are leased, sent and settled."""
+
+    processes: Annotated[int, Field(ge=1)] = 1
+    """Worker processes on this machine; the upstream's concurrency is shared out among them."""
+    lease_ttl_s: Annotated[float, Field(gt=0)] = 30.0
+    """A worker that has not been heard of for so long loses its segments."""
+    beat_s: Annotated[float, Field(gt=0)] = 1.0
+    """Time between two heartbeats; also how often `request_counts` move."""
+    lines_per_segment: Annotated[int, Field(ge=1)] = 500
+    """Lines leased together."""
+    commit_interval_s: Annotated[float, Field(ge=0)] = 0.01
+    """Answers are gathered for so long before one fsync makes them durable and they count. A power cut or a
+    `kill -9` repeats at most the answers of one interval and those in flight."""
+    buffer_bytes: Annotated[int, Field(ge=1 << 16)] = 32 << 20
+    """Answers not yet on disk; sending waits above it."""
+    cancel_grace_s: Annotated[float, Field(ge=0, le=600)] = 60.0
+    """What is in flight when a batch is cancelled may finish for so long."""
+
+
+class RetentionSettings(_Section):
+    """How often the warden looks, and how much room it leaves on disk."""
+
+    sweep_s: Annotated[float, Field(gt=0)] = 5.0
+    """Time between two looks for lapsed leases, overdue batches and expired files."""
+    free_bytes: Annotated[int, Field(ge=0)] = 256 << 20
+    """Uploads are refused and batches pause when less room than this is left."""
+
+
+class Settings(_Section):
+    """Everything nightmill can be told."""
+
+    folder: Path = Path("nightmill-data")
+    """The data folder: database, blobs and lock."""
+    store: str | None = None
+    """Database URL. Not given: SQLite in the data folder."""
+    keyless_on_loopback: bool = True
+    """On loopback, answer without a key while no key exists."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least level that is logged."""
+    api: ApiSettings = ApiSettings()
+    limits: LimitSettings = LimitSettings()
+    upstream: UpstreamSettings = UpstreamSettings()
+    model: ModelSettings = ModelSettings()
+    emulator: EmulatorSettings = EmulatorSettings()
+    worker: WorkerSettings = WorkerSettings()
+    retention: RetentionSettings = RetentionSettings()
+
+    @property
+    def store_url(self) -> str:
+        return self.store or f"sqlite:///{self.folder.absolute() / 'nightmill.sqlite'}"
+
+
+Tree = dict[str, Any]
+
+
+def load(
+    *,
+    flags: Mapping[str, Any] | None = None,
+    environment: Mapping[str, str] | None = None,
+    config: Path | None = None,
+) -> Settings:
+    """Merges the sources and types the result once.
+
+    Args:
+        flags: a nested mapping as in the TOML file; None values are left out.
+        environment: defaults to the process's own.
+        config: a TOML file; `NIGHTMILL_CONFIG` names one too.
+
+    Raises:
+        SetupError: a value or name is wrong; the message names the setting.
+    """
+    environment = os.environ if environment is None else environment
+    config = config or (Path(environment["NIGHTMILL_CONFIG"]) if "NIGHTMILL_CONFIG" in environment else None)
+    tree = _merge(
+        _merge(_from_toml(config) if config else {}, _from_environment(environment)), _pruned(flags or {})
+    )
+    try:
+        return Settings.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        name = ".".join(str(step) for step in first["loc"])
+        variable = PREFIX + name.replace(".", "__").upper()
+        message = f"setting '{name}' ({variable}): {first['msg']}; see docs/settings.md"
+        raise SetupError(message) from None
+
+
+def _from_toml(path: Path) -> Tree:
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except FileNotFoundError:
+        raise SetupError(f"there is no settings file at {path}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise SetupError(f"{path} is not valid TOML: {error}") from None
+
+
+_NOT_SETTINGS = {"CONFIG"}
+_LIST_SETTINGS = {("limits", "completion_windows"), ("limits", "endpoints"), ("upstream", "models")}
+
+
+def _from_environment(environment: Mapping[str, str]) -> Tree:
+    tree: Tree = {}
+    for name, value in sorted(environment.items()):
+        if not name.startswith(PREFIX) or name.removeprefix(PREFIX) in _NOT_SETTINGS:
+            continue
+        path = tuple(name.removeprefix(PREFIX).lower().split("__"))
+        setting: Any = value
+        if path[-1].endswith("_file"):
+            path = (*path[:-1], path[-1].removesuffix("_file"))
+            try:
+                setting = Path(value).read_text(encoding="utf-8").strip()
+            except OSError as error:
+                raise SetupError(f"{name} names a file that can't be read: {error.strerror}") from None
+        if path in _LIST_SETTINGS:
+            setting = [part.strip() for part in value.split(",") if part.strip()]
+        branch = tree
+        for step in path[:-1]:
+            branch = branch.setdefault(step, {})
+            if not isinstance(branch, dict):
+                raise SetupError(f"{name} is set both as a value and as a section")
+        branch[path[-1]] = setting
+    return tree
+
+
+def _merge(under: Tree, over: Tree) -> Tree:
+    merged = dict(under)
+    for name, value in over.items():
+        below = merged.get(name)
+        both = isinstance(below, dict) and isinstance(value, dict)
+        merged[name] = _merge(cast("Tree", below), cast("Tree", value)) if both else value
+    return merged
+
+
+def _pruned(tree: Mapping[str, Any]) -> Tree:
+    pruned: Tree = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            below = _pruned(cast("Mapping[str, Any]", value))
+            if below:
+                pruned[name] = below
+        elif value is not None:
+            pruned[name] = value
+    return pruned

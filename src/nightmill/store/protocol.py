@@ -1,0 +1,235 @@
+"""The verbs of durable truth. One code serves SQLite and Postgres; one conformance suite runs over both.
+
+Duty: files, uploads, batches, segments, leases, keys. Not its duty: bytes (see `blobs`) and policy
+(see `batch`, `pacing`).
+
+Rules every implementation keeps:
+
+- A status is written by one statement, with the expected status in its WHERE. A verb that lost a race
+  returns None or False; the caller reads again and decides again.
+- A lease's `ttl_s` is added to the store's own clock; callers never compare clocks.
+- A write under a lease names its token; a token that is not the newest changes nothing.
+- `tally` of a batch is the sum over its segments, and is moved in the same transaction.
+- An unreachable or locked database raises `UnavailableError`; nothing is half-written.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Generic, Literal, Protocol, TypeVar
+
+from nightmill.batch import Batch, LineError, Status
+from nightmill.file import File, Purpose, Upload, UploadPart
+from nightmill.ids import BatchId, FileId, ProjectId, UploadId, WorkerId
+from nightmill.segment import BeatReply, Lease, PinnedPart, Report, Segment, SegmentResult
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[T]):
+    """One page of a list; `has_more` says whether another item lies behind the last one."""
+
+    items: tuple[T, ...]
+    has_more: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Idempotency:
+    """A client's Idempotency-Key. `fingerprint` is a hash of the request: same key, other body is a conflict."""
+
+    key: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """An API key as the store keeps it: `digest` is the SHA-256 of the secret, `hint` its last four letters."""
+
+    id: str
+    project_id: ProjectId
+    name: str
+    digest: str
+    hint: str
+    created_at: int
+    revoked_at: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Duty:
+    """The right to move one batch on: intake in `validating`, finalizing in `finalizing` and `cancelling`."""
+
+    batch: Batch
+    index_blob_key: str | None
+    token: int
+    ttl_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """How much is waiting: batches by status, segments that wait or are leased."""
+
+    batches: dict[Status, int]
+    waiting_segments: int
+    leased_segments: int
+
+
+class Store(Protocol):
+    async def close(self) -> None: ...
+    async def ping(self) -> None:
+        """Raises UnavailableError when the store can't be used."""
+        ...
+
+    # --- files -----------------------------------------------------------------------------------
+    async def add_file(self, file: File, idempotency: Idempotency | None = None) -> File:
+        """The stored file; with a known idempotency key the first one, and the new one is not stored."""
+        ...
+
+    async def file(self, project_id: ProjectId, file_id: FileId) -> File | None:
+        """None when unknown, deleted, expired by the store's clock, or of another project."""
+        ...
+
+    async def list_files(
+        self,
+        project_id: ProjectId,
+        *,
+        purpose: str | None = None,
+        after: FileId | None = None,
+        limit: int = 10_000,
+        order: Literal["asc", "desc"] = "desc",
+    ) -> Page[File]:
+        """By (created_at, id). `after` may name a deleted file; a never-seen one raises NotFoundError."""
+        ...
+
+    async def delete_file(self, project_id: ProjectId, file_id: FileId) -> bool:
+        """Leaves a tombstone so that cursors stay good. False when there was nothing to delete."""
+        ...
+
+    async def delete_expired_files(self) -> int: ...
+
+    async def unused_blobs(self, *, limit: int = 1_000) -> Sequence[str]:
+        """Keys of deleted files (and ended uploads' parts) whose bytes no file and no unfinished batch needs."""
+        ...
+
+    async def forget_blobs(self, keys: Sequence[str]) -> None:
+        """The bytes under `keys` are gone; don't name them again."""
+        ...
+
+    # --- uploads ---------------------------------------------------------------------------------
+    async def add_upload(self, upload: Upload) -> None: ...
+    async def upload(self, project_id: ProjectId, upload_id: UploadId) -> Upload | None:
+        """With its status as of now: `expired` once its hour is over."""
+        ...
+
+    async def add_upload_part(self, part: UploadPart) -> bool:
+        """False when the upload is no longer pending."""
+        ...
+
+    async def upload_parts(self, upload_id: UploadId) -> Sequence[UploadPart]: ...
+    async def complete_upload(self, upload: Upload, file: File) -> bool:
+        """pending -> completed together with its file. False when it was no longer pending."""
+        ...
+
+    async def cancel_upload(self, upload: Upload) -> bool: ...
+    async def expire_uploads(self) -> int: ...
+
+    # --- batches ---------------------------------------------------------------------------------
+    async def create_batch(self, batch: Batch, idempotency: Idempotency | None = None) -> Batch:
+        """The stored batch; with a known key the first one. Same key, other fingerprint: ConflictError."""
+        ...
+
+    async def batch(self, project_id: ProjectId, batch_id: BatchId) -> Batch | None: ...
+    async def list_batches(
+        self, project_id: ProjectId, *, after: BatchId | None = None, limit: int = 20
+    ) -> Page[Batch]:
+        """Newest first by (created_at, id). A never-seen `after` raises NotFoundError."""
+        ...
+
+    async def batches_created_since(self, project_id: ProjectId, since: int) -> int: ...
+
+    async def move_batch(self, after: Batch, *, expected: Status) -> bool:
+        """Writes status and stamps of `after` where the status is still `expected`."""
+        ...
+
+    async def overdue_batches(self) -> Sequence[Batch]:
+        """Batches `in_progress` whose deadline has passed by the store's clock."""
+        ...
+
+    async def settled_batches(self) -> Sequence[Batch]:
+        """Batches `in_progress` whose every segment is done."""
+        ...
+
+    async def backlog(self) -> Backlog: ...
+
+    # --- duties: one role at a time moves a batch --------------------------------------------------
+    async def lease_duty(
+        self, statuses: Sequence[Status], worker_id: WorkerId, *, ttl_s: float
+    ) -> Duty | None:
+        """The oldest batch in one of `statuses` that nobody holds and that may be moved on.
+
+        A batch in `finalizing` or `cancelling` may be moved on when none of its segments is leased.
+        """
+        ...
+
+    async def keep_duty(self, duty: Duty) -> bool: ...
+    async def release_duty(self, duty: Duty) -> None: ...
+    async def accept_batch(
+        self, duty: Duty, after: Batch, *, index_blob_key: str, segments: Sequence[Segment]
+    ) -> bool:
+        """validating -> in_progress with model, total and segments, fenced by the duty's token."""
+        ...
+
+    async def reject_batch(self, duty: Duty, after: Batch) -> bool:
+        """validating -> failed with `after.errors`."""
+        ...
+
+    async def publish_batch(self, duty: Duty, after: Batch, *, files: Sequence[File]) -> bool:
+        """The final status, stamps, tally, file ids and the files themselves, in one transaction."""
+        ...
+
+    # --- segments --------------------------------------------------------------------------------
+    async def lease_segments(self, worker_id: WorkerId, *, limit: int, ttl_s: float) -> Sequence[Lease]:
+        """Waiting segments of `in_progress` batches before their deadline, oldest batch first."""
+        ...
+
+    async def pin_parts(self, lease: Lease, parts: Sequence[PinnedPart], report: Report) -> bool:
+        """Records what a take-over found. False when the token is no longer the newest."""
+        ...
+
+    async def beat(self, worker_id: WorkerId, reports: Sequence[Report], *, ttl_s: float) -> BeatReply:
+        """Prolongs every lease in `reports` and moves the tallies. Reports under old tokens change nothing."""
+        ...
+
+    async def complete_segment(self, lease: Lease, report: Report, parts: Sequence[PinnedPart]) -> bool:
+        """Done: every line answered. ValueError when the tally does not add up to the segment's count.
+
+        When it was the batch's last, the caller may expect `settled_batches` to name the batch.
+        """
+        ...
+
+    async def release_segment(self, lease: Lease, report: Report, parts: Sequence[PinnedPart]) -> bool:
+        """Given back unfinished, with its parts; the next holder goes on behind them."""
+        ...
+
+    async def reap_segments(self) -> int:
+        """Segments whose lease has lapsed wait again."""
+        ...
+
+    async def release_all_leases(self) -> int:
+        """Every lease and duty of any worker. Only for a start that knows no worker is alive (data lock held)."""
+        ...
+
+    async def segment_results(
+        self, batch_id: BatchId, *, after: int = -1, limit: int = 1_000
+    ) -> Sequence[SegmentResult]:
+        """Segments in order of number, from `after + 1` on."""
+        ...
+
+    # --- projects and keys -----------------------------------------------------------------------
+    async def add_api_key(self, key: ApiKey) -> None: ...
+    async def api_key(self, digest: str) -> ApiKey | None:
+        """The key with that digest, unless revoked."""
+        ...
+
+    async def list_api_keys(self) -> Sequence[ApiKey]: ...
+    async def revoke_api_key(self, key_id: str) -> bool: ...
+    async def has_api_keys(self) -> bool: ...
