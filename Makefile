@@ -1,24 +1,62 @@
-# Two commands do everything on a fresh machine with Python 3.11+ and make:
+# Two commands do everything on a machine with Python 3.11 or newer and make:
 #   make run     an example batch through a real server, with the official openai client
-#   make test    every check: format, lint, types, layers, tests
-PYTHON ?= python3
+#   make test    every check: format, lint, types, layers, docs, tests
+
+# The first Python that is new enough; another one: make PYTHON=/path/to/python
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
 VENV := .venv
+BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: setup run test lint lock clean
+# make run: a model of your own instead of the emulator, and how much of the example to send
+MODEL ?=
+UPSTREAM ?=
+LINES ?=
 
-setup: $(STAMP)
+.PHONY: help setup run test lint types layers unit docs lock clean
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+
+run: $(STAMP)  ## an example batch; MODEL=file.gguf or UPSTREAM=url for a real model, LINES=20 for fewer lines
+	@$(BIN)/python examples/first_batch.py $(if $(MODEL),--model '$(MODEL)') $(if $(UPSTREAM),--upstream '$(UPSTREAM)') $(if $(LINES),--lines $(LINES))
+
+test: lint types layers unit  ## every check
+
+lint: $(STAMP)  ## format and lint
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+
+types: $(STAMP)  ## strict types
+	$(BIN)/basedpyright
+
+layers: $(STAMP)  ## who may import whom
+	$(BIN)/lint-imports --no-logo --no-cache
+
+unit: $(STAMP)  ## the tests, docs included
+	$(BIN)/python -m pytest -q
+
+docs: $(STAMP)  ## print the generated parts of docs/ anew
+	$(BIN)/python docs/generate.py
+
+setup: $(STAMP)  ## everything into .venv
 
 $(STAMP): requirements.lock pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "nightmill needs Python 3.11 or newer; try: make PYTHON=python3.11")'
-	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
-	touch $@
+	@test -n "$(PYTHON)" || { echo "nightmill needs Python 3.11 or newer and found none; try: make PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "nightmill needs Python 3.11 or newer, $(PYTHON) is older; try: make PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "Setting up $(VENV) (once, a minute or two)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install --require-hashes -r requirements.lock
+	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
 
-lock:  ## resolve pyproject.toml anew into requirements.lock (needs uv)
-	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
-		--no-annotate --upgrade --extra llama --group dev pyproject.toml -o requirements.lock
+lock: $(STAMP)  ## resolve pyproject.toml anew into requirements.lock
+	@command -v uv >/dev/null || test -x $(BIN)/uv || $(PIP) install uv
+	PATH="$(CURDIR)/$(BIN):$$PATH" uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+		--no-header --no-annotate --upgrade --extra llama --group dev pyproject.toml -o requirements.lock
 
-clean:
-	rm -rf $(VENV) dist build .pytest_cache .ruff_cache .hypothesis .run
+clean:  ## remove what make made, .venv included
+	rm -rf $(VENV) dist build .pytest_cache .ruff_cache .hypothesis .import_linter_cache .run
