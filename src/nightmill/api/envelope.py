@@ -1,0 +1,81 @@
+"""Answers as they leave: JSON written by msgspec, and OpenAI's error envelope (contract 6.1).
+
+Duty: one place where an exception becomes a status, a body and headers. Promise: the body always has
+`error` with its four keys and a message that says something; answers of the files service add the sibling
+`detail`. Not its duty: when to raise (the routes), and answers to what nobody expected (`middleware`).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from fastapi import Response
+
+from nightmill.errors import RequestError, UnavailableError
+
+FILES_PATH = "/v1/files"
+_ECHO_LENGTH = 100
+
+encode = msgspec.json.Encoder().encode
+
+
+class JsonResponse(Response):
+    """`content` is anything msgspec can write. Keys keep the order they are given in."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        return encode(content)
+
+
+def error_body(
+    message: str, *, error_type: str, param: str | None, code: str | None, path: str = ""
+) -> dict[str, Any]:
+    body: dict[str, Any] = {"error": {"message": message, "type": error_type, "param": param, "code": code}}
+    if path == FILES_PATH or path.startswith(FILES_PATH + "/"):
+        body["detail"] = {"message": message, "code": code}
+    return body
+
+
+def error_response(
+    message: str,
+    *,
+    status: int,
+    error_type: str = "invalid_request_error",
+    param: str | None = None,
+    code: str | None = None,
+    headers: Mapping[str, str] | None = None,
+    path: str = "",
+) -> JsonResponse:
+    """Args:
+    path: the request's path; it decides whether the sibling `detail` is there.
+    """
+    path = path if 400 <= status < 500 else ""
+    body = error_body(message, error_type=error_type, param=param, code=code, path=path)
+    return JsonResponse(body, status_code=status, headers=dict(headers or {}))
+
+
+def from_request_error(error: RequestError, *, path: str = "") -> JsonResponse:
+    return error_response(
+        error.message,
+        status=error.status,
+        error_type=error.error_type,
+        param=error.param,
+        code=error.code,
+        headers=error.headers,
+        path=path,
+    )
+
+
+def from_unavailable_error(error: UnavailableError) -> JsonResponse:
+    return error_response(
+        error.message,
+        status=error.status,
+        error_type="server_error",
+        headers={"retry-after": str(error.retry_after_s)},
+    )
+
+
+def echo(text: str) -> str:
+    """What a client sent, short enough to be said back to it."""
+    return text if len(text) <= _ECHO_LENGTH else text[:_ECHO_LENGTH] + "…"
