@@ -104,9 +104,10 @@ class BeatReply:
 
 @dataclass(frozen=True, slots=True)
 class SegmentResult:
-    """A segment as the finalizer reads it: its pinned parts and how many of its lines they answer."""
+    """A segment as the finalizer reads it: its newest token, its pinned parts, what they answer."""
 
     segment: Segment
+    token: int
     pinned: tuple[PinnedPart, ...]
     tally: Tally
     is_done: bool

@@ -5,6 +5,7 @@ come from a file: append `_FILE` to its name. The reference page `docs/settings.
 docstrings below. `OPENAI_BASE_URL` and `OPENAI_API_KEY` are never read: they tell clients where *we* are.
 """
 
+import json
 import os
 import tomllib
 from collections.abc import Mapping
@@ -219,6 +220,18 @@ def load(
         raise SetupError(message) from None
 
 
+def as_message(settings: Settings) -> str:
+    """The tree as one line of JSON, secrets included: for a child's standard input only."""
+    tree = settings.model_dump(mode="json")
+    if settings.upstream.api_key is not None:
+        tree["upstream"]["api_key"] = settings.upstream.api_key.get_secret_value()
+    return json.dumps(tree)
+
+
+def from_message(message: str) -> Settings:
+    return Settings.model_validate_json(message)
+
+
 def _from_toml(path: Path) -> Tree:
     try:
         with path.open("rb") as file:
@@ -250,9 +263,10 @@ def _from_environment(environment: Mapping[str, str]) -> Tree:
             setting = [part.strip() for part in value.split(",") if part.strip()]
         branch = tree
         for step in path[:-1]:
-            branch = branch.setdefault(step, {})
-            if not isinstance(branch, dict):
+            below: object = branch.setdefault(step, {})
+            if not isinstance(below, dict):
                 raise SetupError(f"{name} is set both as a value and as a section")
+            branch = cast("Tree", below)
         branch[path[-1]] = setting
     return tree
 

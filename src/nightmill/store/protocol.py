@@ -166,7 +166,9 @@ class Store(Protocol):
     ) -> Duty | None:
         """The oldest batch in one of `statuses` that nobody holds and that may be moved on.
 
-        A batch in `finalizing` or `cancelling` may be moved on when none of its segments is leased.
+        A batch in `finalizing` or `cancelling` may be moved on when none of its segments is leased (a lapsed
+        lease is none). With the duty every segment that is not done waits under a token of its own, one
+        higher than its last holder's: what that holder still says changes nothing.
         """
         ...
 

@@ -1,0 +1,1 @@
+"""Engines keep the roles running. They hold no truth; all of one can die."""

@@ -1,0 +1,134 @@
+"""The local engine: child processes of this machine, watched, rung and drained.
+
+Duty: start each program, start it again when it dies, pass the bell on between them, drain them at the end.
+Promise: no child outlives this process by more than a moment (its standard input ends). Not its duty: what
+the programs do; it holds no truth, and all of it can die.
+
+The pipe protocol: to a child's standard input go its first message (one line) and then single bytes, RING
+or DRAIN; from its standard output come lines that each mean "ring everyone else".
+"""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from nightmill.telemetry import Emit, ProcessDied
+
+RING = b"r"
+DRAIN = b"d"
+
+_FIRST_PAUSE_S = 0.1
+_LONGEST_PAUSE_S = 5.0
+_HEALTHY_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """One child: `python -m module arguments...`, with `message` as its first line of input."""
+
+    name: str
+    module: str
+    arguments: tuple[str, ...] = ()
+    message: str = ""
+
+
+def free_port() -> int:
+    """A loopback port nobody listens on now. It is picked here so that a child's restart keeps it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass(slots=True)
+class LocalEngine:
+    """Keeps programs running until `drain`.
+
+    Args:
+        ring_here: wakes the roles of this process.
+        monotonic: seconds, for restart pauses.
+    """
+
+    emit: Emit
+    ring_here: Callable[[], None]
+    monotonic: Callable[[], float]
+    _children: dict[str, asyncio.subprocess.Process] = field(default_factory=dict)
+    _is_draining: bool = False
+
+    async def keep(self, program: Program) -> None:
+        """Runs the program, again and again, until `drain`."""
+        pause_s = _FIRST_PAUSE_S
+        while not self._is_draining:
+            started = self.monotonic()
+            exit_code = await self._run(program)
+            if self._is_draining:
+                return
+            self.emit(ProcessDied(program.name, exit_code))
+            is_healthy = self.monotonic() - started > _HEALTHY_S
+            pause_s = _FIRST_PAUSE_S if is_healthy else min(pause_s * 2, _LONGEST_PAUSE_S)
+            await asyncio.sleep(pause_s)
+
+    def ring(self) -> None:
+        """Wakes the roles of every child."""
+        self._tell(RING)
+
+    async def drain(self, *, grace_s: float) -> None:
+        """Asks every child to finish, and ends what has not after `grace_s`."""
+        self._is_draining = True
+        self._tell(DRAIN)
+        children = list(self._children.values())
+        try:
+            async with asyncio.timeout(grace_s):
+                for child in children:
+                    await child.wait()
+        except TimeoutError:
+            self.kill()
+
+    def kill(self) -> None:
+        """Ends every child now. Nothing settled is lost by it."""
+        self._is_draining = True
+        for child in self._children.values():
+            if child.returncode is None:
+                child.send_signal(signal.SIGKILL)
+
+    @property
+    def process_ids(self) -> dict[str, int]:
+        return {name: child.pid for name, child in self._children.items() if child.returncode is None}
+
+    def _tell(self, message: bytes, *, but: str = "") -> None:
+        for name, child in self._children.items():
+            if name != but and child.stdin is not None and not child.stdin.is_closing():
+                child.stdin.write(message)
+
+    async def _run(self, program: Program) -> int:
+        child = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            program.module,
+            *program.arguments,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )
+        assert child.stdin is not None
+        assert child.stdout is not None
+        self._children[program.name] = child
+        try:
+            child.stdin.write(program.message.encode() + b"\n")
+            while await child.stdout.readline():
+                self.ring_here()
+                self._tell(RING, but=program.name)
+            return await child.wait()
+        except (BrokenPipeError, ConnectionResetError):
+            return await child.wait()
+        finally:
+            if child.returncode is None:
+                child.kill()
+            self._children.pop(program.name, None)
+
+
+def module_arguments(arguments: Sequence[str | int]) -> tuple[str, ...]:
+    return tuple(str(argument) for argument in arguments)

@@ -1,0 +1,1 @@
+"""The long-running duties: intake, worker, finalizer, warden. `loop` runs any of them."""

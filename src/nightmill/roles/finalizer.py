@@ -1,0 +1,280 @@
+"""Joins the pinned parts, in the order of the input, into the output file and the error file.
+
+Promise: every request line of the batch stands exactly once in one of the two files, and whoever reads the
+final status can download both at once (contract 2.3, 9.6). It may die at any instruction: the next one
+makes the same bytes under the same keys, and only a publish under the newest token counts. Not its duty: who
+answers lines, and until when.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from hashlib import blake2b
+
+from nightmill.batch import Batch, Event, Status, Tally, Usage
+from nightmill.blobs import Blobs, BlobWriter
+from nightmill.errors import LeaseLost
+from nightmill.file import File, Purpose
+from nightmill.ids import BatchId, FileId, WorkerId, new_file_id, output_line_id
+from nightmill.line import OutputLine, slice_line, unanswered
+from nightmill.parts import Parts
+from nightmill.roles.loop import Bell
+from nightmill.segment import INDEX_RECORD_BYTES, IndexedLine, Lease, SegmentResult, unpack_lines
+from nightmill.settings import Settings
+from nightmill.store import Duty, Store
+from nightmill.telemetry import BatchMoved, Emit
+
+_DUTY_TTL_S = 60.0
+_WRITE_BYTES = 1 << 20
+_WAIT_S = 1.0
+
+_UNANSWERED = {
+    Status.CANCELLING: (
+        "batch_cancelled",
+        "This request was not executed because the batch was cancelled.",
+    ),
+    Status.FINALIZING: (
+        "batch_expired",
+        "This request could not be executed before the completion window expired.",
+    ),
+}
+
+
+class Finalizer:
+    name = "finalizer"
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        blobs: Blobs,
+        parts: Parts,
+        settings: Settings,
+        worker_id: WorkerId,
+        bell: Bell,
+        emit: Emit,
+        clock: Callable[[], float],
+        monotonic: Callable[[], float],
+    ) -> None:
+        self._store = store
+        self._blobs = blobs
+        self._parts = parts
+        self._output_ttl_s = settings.limits.output_ttl_s
+        self._worker_id = worker_id
+        self._bell = bell
+        self._emit = emit
+        self._clock = clock
+        self._monotonic = monotonic
+
+    async def turn(self) -> float:
+        await self._close_settled_batches()
+        duty = await self._store.lease_duty(
+            (Status.FINALIZING, Status.CANCELLING), self._worker_id, ttl_s=_DUTY_TTL_S
+        )
+        if duty is None:
+            return _WAIT_S
+        try:
+            await self._finalize(duty)
+        except LeaseLost:
+            return 0
+        except BaseException:
+            await self._store.release_duty(duty)
+            raise
+        return 0
+
+    async def _close_settled_batches(self) -> None:
+        for batch in await self._store.settled_batches():
+            after = batch.after(Event.SETTLED, now=self._clock())
+            if await self._store.move_batch(after, expected=batch.status):
+                self._emit(BatchMoved(after))
+
+    async def _finalize(self, duty: Duty) -> None:
+        batch = duty.batch
+        output = _JoinedFile(self._blobs, joined_file_id(batch.id, "output"))
+        error = _JoinedFile(self._blobs, joined_file_id(batch.id, "error"))
+        try:
+            tally, missing = await self._join(duty, output, error)
+            files = [
+                self._file(batch, joined, suffix)
+                for joined, suffix in ((output, "output"), (error, "error"))
+                if await joined.commit()
+            ]
+        except BaseException:
+            await output.abort()
+            await error.abort()
+            raise
+        if batch.status is Status.CANCELLING:
+            event = Event.CANCELLED
+        else:
+            event = Event.EXPIRED if missing else Event.COMPLETED
+        after = replace(
+            batch.after(event, now=self._clock()),
+            tally=tally,
+            output_file_id=output.file_id if output.size_bytes else None,
+            error_file_id=error.file_id if error.size_bytes else None,
+        )
+        if not await self._store.publish_batch(duty, after, files=files):
+            raise LeaseLost
+        self._emit(BatchMoved(after))
+        self._bell.ring()
+        await self._parts.delete(batch.id)
+
+    async def _join(self, duty: Duty, output: "_JoinedFile", error: "_JoinedFile") -> tuple[Tally, int]:
+        """Writes both files; returns the tally of the answers in them and how many lines have none."""
+        batch = duty.batch
+        code, message = _UNANSWERED[batch.status]
+        tally, missing, seen = Tally(), 0, 0
+        confirmed = self._monotonic()
+        after = -1
+        while duty.index_blob_key and (
+            results := await self._store.segment_results(batch.id, after=after, limit=200)
+        ):
+            for result in results:
+                after = result.segment.number
+                answers = await self._answers(batch, result)
+                lines = await self._lines(duty.index_blob_key, result)
+                unsettled = [line for line in lines if line.ordinal not in answers]
+                if result.is_done and (unsettled or len(answers) != len(lines)):
+                    raise _miscount(batch, result, len(answers))
+                for ordinal, row in await self._unanswered(batch, unsettled, code, message):
+                    answers[ordinal] = row
+                for line in lines:
+                    row = answers[line.ordinal]
+                    await (error if row.is_error else output).write(row.text)
+                answered = [answers[line.ordinal] for line in lines]
+                tally = tally.plus(_tally(answered, unanswered_count=len(unsettled)))
+                missing += len(unsettled)
+                seen += len(lines)
+                if self._monotonic() - confirmed > duty.ttl_s / 4:
+                    confirmed = self._monotonic()
+                    if not await self._store.keep_duty(duty):
+                        raise LeaseLost
+        if seen != batch.total:
+            message = (
+                f"{batch.id} has {batch.total} lines, but its segments hold {seen}; run 'nightmill check'"
+            )
+            raise RuntimeError(message)
+        return tally, missing
+
+    async def _answers(self, batch: Batch, result: SegmentResult) -> dict[int, OutputLine]:
+        pinned = result.pinned
+        if not result.is_done:
+            # Its holder may have died before it could report; the duty's lease made its token void.
+            pinned = tuple(await self._parts.find(_as_lease(batch, result)))
+        return {record.ordinal: record.output async for record in self._parts.read(pinned)}
+
+    async def _lines(self, index_blob_key: str, result: SegmentResult) -> list[IndexedLine]:
+        segment = result.segment
+        records = await self._blobs.read(
+            index_blob_key, segment.first * INDEX_RECORD_BYTES, segment.count * INDEX_RECORD_BYTES
+        )
+        return sorted(unpack_lines(records), key=lambda line: line.ordinal)
+
+    async def _unanswered(
+        self, batch: Batch, lines: list[IndexedLine], code: str, message: str
+    ) -> list[tuple[int, OutputLine]]:
+        if not lines:
+            return []
+        start = min(line.offset for line in lines)
+        end = max(line.offset + line.length_bytes for line in lines)
+        text = await self._blobs.read(batch.input_blob_key, start, end - start)
+        rows: list[tuple[int, OutputLine]] = []
+        for line in lines:
+            offset = line.offset - start
+            request = slice_line(text[offset : offset + line.length_bytes])
+            row = unanswered(output_line_id(batch.id, line.ordinal), request, code=code, message=message)
+            rows.append((line.ordinal, row))
+        return rows
+
+    def _file(self, batch: Batch, joined: "_JoinedFile", suffix: str) -> File:
+        created_at = int(self._clock())
+        ttl_s = batch.output_expires_after_s or self._output_ttl_s
+        return File(
+            id=joined.file_id,
+            project_id=batch.project_id,
+            purpose=Purpose.BATCH_OUTPUT,
+            filename=f"{batch.id}_{suffix}.jsonl",
+            size_bytes=joined.size_bytes,
+            created_at=created_at,
+            expires_at=created_at + ttl_s,
+            blob_key=joined.key,
+        )
+
+
+def joined_file_id(batch_id: BatchId, suffix: str) -> FileId:
+    """Always the same for a batch, so that finalizing again replaces what a dead finalizer left."""
+    return new_file_id(blake2b(f"{batch_id} {suffix}".encode(), digest_size=16).digest())
+
+
+class _JoinedFile:
+    """The output or error file in the making. No blob is opened before the first line."""
+
+    def __init__(self, blobs: Blobs, file_id: FileId) -> None:
+        self.file_id = file_id
+        self.key = f"files/{file_id}"
+        self.size_bytes = 0
+        self._blobs = blobs
+        self._writer: BlobWriter | None = None
+        self._rows: list[bytes] = []
+        self._waiting_bytes = 0
+
+    async def write(self, row: bytes) -> None:
+        self._rows.append(row)
+        self._waiting_bytes += len(row)
+        if self._waiting_bytes >= _WRITE_BYTES:
+            await self._flush()
+
+    async def commit(self) -> bool:
+        """Whether there is such a file at all."""
+        if self._rows:
+            await self._flush()
+        if self._writer is None:
+            return False
+        await self._writer.commit()
+        self._writer = None
+        return True
+
+    async def abort(self) -> None:
+        if self._writer is not None:
+            await self._writer.abort()
+
+    async def _flush(self) -> None:
+        if self._writer is None:
+            self._writer = await self._blobs.open_writer(self.key)
+        text = b"".join(self._rows)
+        self._rows.clear()
+        self._waiting_bytes = 0
+        await self._writer.write(text)
+        self.size_bytes += len(text)
+
+
+def _tally(rows: list[OutputLine], *, unanswered_count: int) -> Tally:
+    usage = Usage()
+    failed = -unanswered_count
+    for row in rows:
+        failed += row.is_error
+        if row.usage is not None:
+            usage = usage.plus(row.usage)
+    return Tally(len(rows) - failed - unanswered_count, failed, usage)
+
+
+def _as_lease(batch: Batch, result: SegmentResult) -> Lease:
+    return Lease(
+        segment=result.segment,
+        token=result.token,
+        pinned=result.pinned,
+        tally=result.tally,
+        endpoint=batch.endpoint,
+        model=batch.model,
+        input_blob_key=batch.input_blob_key,
+        index_blob_key="",
+        deadline=batch.expires_at,
+        ttl_s=0.0,
+    )
+
+
+def _miscount(batch: Batch, result: SegmentResult, answered: int) -> RuntimeError:
+    number, count = result.segment.number, result.segment.count
+    return RuntimeError(
+        f"{batch.id} segment {number} is done with {count} lines, but its parts answer {answered}; "
+        "run 'nightmill check'"
+    )

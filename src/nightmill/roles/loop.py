@@ -1,0 +1,75 @@
+"""One loop for every role: turn, jitter, error pause, drain; and the bell that shortens waits.
+
+Promise: a role outlives any error of one turn. A bell is only a hint: losing a ring costs one wait, never
+work. Not its duty: what a turn does.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+from nightmill.errors import UnavailableError
+from nightmill.telemetry import Emit, RoleFailed
+
+_ERROR_PAUSE_S = 1.0
+
+
+class Role(Protocol):
+    name: str
+
+    async def turn(self) -> float:
+        """Does what there is to do; returns seconds until the next turn, 0 when there may be more now."""
+        ...
+
+
+class Bell:
+    """Wakes every role of this process, and through `outward` those of others."""
+
+    def __init__(self, outward: Callable[[], None] | None = None) -> None:
+        self._outward = outward
+        self._event = asyncio.Event()
+        self.rings = 0
+
+    def ring(self) -> None:
+        """There may be work, for anyone."""
+        self.ring_here()
+        if self._outward is not None:
+            self._outward()
+
+    def ring_here(self) -> None:
+        """There may be work for this process."""
+        self.rings += 1
+        self._event.set()
+
+    async def wait(self, *, since: int, timeout_s: float) -> None:
+        """Returns once the bell has rung more than `since` times, or after `timeout_s`."""
+        if self.rings != since:
+            return
+        self._event.clear()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._event.wait()
+        except TimeoutError:
+            return
+
+
+async def keep_turning(
+    role: Role, *, bell: Bell, stop: asyncio.Event, emit: Emit, random: Callable[[], float]
+) -> None:
+    """Runs `role` until `stop` is set (ring the bell after setting it).
+
+    Args:
+        random: numbers in [0, 1); waits are spread by up to a fifth so that processes don't march in step.
+    """
+    while not stop.is_set():
+        rings = bell.rings
+        try:
+            pause_s = await role.turn()
+        except UnavailableError as error:
+            emit(RoleFailed(role.name, error))
+            pause_s, rings = float(error.retry_after_s), bell.rings
+        except Exception as error:  # noqa: BLE001 - a role outlives any error of one turn; the event tells of it
+            emit(RoleFailed(role.name, error))
+            pause_s, rings = _ERROR_PAUSE_S, bell.rings
+        if pause_s > 0 and not stop.is_set():
+            await bell.wait(since=rings, timeout_s=pause_s * (0.9 + 0.2 * random()))

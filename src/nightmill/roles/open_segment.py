@@ -1,0 +1,137 @@
+"""A segment a worker holds: its unsent lines, what is in flight, and the part its answers go to.
+
+Duty: the bookkeeping of one lease in one process. Promise: every line of the segment is in exactly one
+place, unsent, in flight (waiting for a retry counts), settled, or given up. Not its duty: when to send and
+what to write.
+"""
+
+from collections.abc import Iterator, Set
+from dataclasses import dataclass
+
+from nightmill.batch import Status, Tally
+from nightmill.blobs import Blobs
+from nightmill.line import RequestLine, slice_line
+from nightmill.parts import PartWriter
+from nightmill.segment import INDEX_RECORD_BYTES, IndexedLine, Lease, PinnedPart, Report, unpack_lines
+
+
+@dataclass(slots=True)
+class PendingLine:
+    """A line that was taken to be sent. `attempts` counts those that may be the line's own fault."""
+
+    segment: "OpenSegment"
+    ordinal: int
+    request: RequestLine
+    attempts: int = 0
+
+
+class OpenSegment:
+    """One lease at work.
+
+    Args:
+        earlier: what the pinned parts of earlier tokens answer already.
+        confirmed_until: monotonic time up to which the lease is surely ours.
+    """
+
+    __slots__ = (
+        "_earlier",
+        "_lines",
+        "_offset",
+        "_text",
+        "_writer",
+        "abandoned",
+        "confirmed_until",
+        "in_flight",
+        "is_lost",
+        "lease",
+        "pinned",
+        "stop_at",
+        "stopped_by",
+        "unsent",
+    )
+
+    def __init__(
+        self,
+        lease: Lease,
+        *,
+        writer: PartWriter,
+        text: bytes,
+        offset: int,
+        lines: list[IndexedLine],
+        pinned: tuple[PinnedPart, ...],
+        earlier: Tally,
+        confirmed_until: float,
+    ) -> None:
+        self.lease = lease
+        self.pinned = pinned
+        self.confirmed_until = confirmed_until
+        self.unsent = len(lines)
+        self.in_flight = 0
+        self.abandoned = 0
+        self.is_lost = False
+        self.stopped_by: Status | None = None
+        self.stop_at = 0.0
+        self._earlier = earlier
+        self._writer = writer
+        self._text = text
+        self._offset = offset
+        self._lines: Iterator[IndexedLine] = iter(lines)
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return (self.lease.segment.batch_id, self.lease.segment.number)
+
+    @property
+    def writer(self) -> PartWriter:
+        return self._writer
+
+    @property
+    def is_over(self) -> bool:
+        """Nothing will be sent or settled any more.
+
+        A line that was given up for want of time keeps the segment until its batch ends: given back, it
+        would be sent again and again without a pause.
+        """
+        if self.in_flight:
+            return False
+        return self.is_lost or self.stopped_by is not None or not (self.unsent or self.abandoned)
+
+    @property
+    def parts(self) -> tuple[PinnedPart, ...]:
+        own = self._writer.pinned
+        return self.pinned if own is None else (*self.pinned, own)
+
+    @property
+    def report(self) -> Report:
+        tally = self._earlier.plus(self._writer.durable_tally)
+        return Report(self.lease.segment.batch_id, self.lease.segment.number, self.lease.token, tally)
+
+    def take(self) -> PendingLine:
+        """The next unsent line, which is in flight from now on."""
+        line = next(self._lines)
+        self.unsent -= 1
+        self.in_flight += 1
+        start = line.offset - self._offset
+        return PendingLine(self, line.ordinal, slice_line(self._text[start : start + line.length_bytes]))
+
+    def stop(self, status: Status, *, at: float) -> None:
+        """Sends nothing more; what is in flight may finish until monotonic time `at`."""
+        if self.stopped_by is None:
+            self.stopped_by, self.stop_at = status, at
+            self.unsent = 0
+
+
+async def read_segment(
+    blobs: Blobs, lease: Lease, answered: Set[int]
+) -> tuple[bytes, int, list[IndexedLine]]:
+    """The text that spans the segment's lines, its offset in the input, and the lines not yet answered."""
+    segment = lease.segment
+    records = await blobs.read(
+        lease.index_blob_key, segment.first * INDEX_RECORD_BYTES, segment.count * INDEX_RECORD_BYTES
+    )
+    lines = [line for line in unpack_lines(records) if line.ordinal not in answered]
+    if not lines:
+        return b"", 0, lines
+    start = min(line.offset for line in lines)
+    end = max(line.offset + line.length_bytes for line in lines)
+    return await blobs.read(lease.input_blob_key, start, end - start), start, lines

@@ -1,0 +1,67 @@
+"""Takes back lapsed leases, ends overdue batches, removes what has expired.
+
+Promise: each look is cheap and can be repeated by any number of wardens at once; whatever it leaves undone
+the next look does. Not its duty: finalizing (it only moves an overdue batch on).
+"""
+
+from collections.abc import Callable
+
+from nightmill.batch import Event
+from nightmill.blobs import Blobs
+from nightmill.roles.loop import Bell
+from nightmill.settings import Settings
+from nightmill.store import Store
+from nightmill.telemetry import BatchMoved, Emit
+
+_LOOK_S = 1.0
+
+
+class Warden:
+    name = "warden"
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        blobs: Blobs,
+        settings: Settings,
+        bell: Bell,
+        emit: Emit,
+        clock: Callable[[], float],
+        monotonic: Callable[[], float],
+    ) -> None:
+        self._store = store
+        self._blobs = blobs
+        self._sweep_s = settings.retention.sweep_s
+        self._bell = bell
+        self._emit = emit
+        self._clock = clock
+        self._monotonic = monotonic
+        self._next_sweep = 0.0
+
+    async def turn(self) -> float:
+        reaped = await self._store.reap_segments()
+        lapsed = await self._end_overdue_batches()
+        if reaped or lapsed:
+            self._bell.ring()
+        if self._monotonic() >= self._next_sweep:
+            self._next_sweep = self._monotonic() + self._sweep_s
+            await self._sweep()
+        return min(_LOOK_S, self._sweep_s)
+
+    async def _end_overdue_batches(self) -> int:
+        moved = 0
+        for batch in await self._store.overdue_batches():
+            after = batch.after(Event.LAPSED, now=self._clock())
+            if await self._store.move_batch(after, expected=batch.status):
+                self._emit(BatchMoved(after))
+                moved += 1
+        return moved
+
+    async def _sweep(self) -> None:
+        await self._store.expire_uploads()
+        await self._store.delete_expired_files()
+        while keys := await self._store.unused_blobs():
+            for key in keys:
+                await self._blobs.delete(key)
+            await self._store.forget_blobs(keys)

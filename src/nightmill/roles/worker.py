@@ -1,0 +1,446 @@
+"""Leases segments and keeps one pool of attempts in flight, refilled across them.
+
+Promise: an answer is in a durable part before it counts; a worker that is past its last confirmed lease
+starts nothing new; what a lost lease still answers is written nowhere. A line may be sent twice, it is
+settled once. Not its duty: retry policy (`pacing`), HTTP (`upstream`), the files at the end (finalizer).
+"""
+
+import asyncio
+import heapq
+from collections import deque
+from collections.abc import Callable
+from itertools import count
+from typing import assert_never
+
+from nightmill.batch import Status, Tally
+from nightmill.blobs import Blobs
+from nightmill.ids import WorkerId, output_line_id
+from nightmill.line import OutputLine, answered, unanswered
+from nightmill.pacing import (
+    NOT_JSON,
+    Answered,
+    Broken,
+    Expire,
+    Gate,
+    Outcome,
+    Paused,
+    Resumed,
+    Retry,
+    Settle,
+    Throttled,
+    TimedOut,
+    Unreachable,
+    verdict,
+)
+from nightmill.parts import Parts
+from nightmill.roles.loop import Bell, keep_turning
+from nightmill.roles.open_segment import OpenSegment, PendingLine, read_segment
+from nightmill.segment import Lease, Report
+from nightmill.settings import Settings
+from nightmill.store import Store
+from nightmill.telemetry import (
+    Emit,
+    LeaseWasLost,
+    SegmentDone,
+    SegmentLeased,
+    UpstreamPaused,
+    UpstreamResumed,
+)
+from nightmill.upstream import Upstream
+
+_AHEAD_S = 0.25
+_IDLE_S = 1.0
+_AWAY = "The model server could not be reached."
+
+
+class Worker:
+    """One worker process's pool.
+
+    Args:
+        slots: attempts in flight at once, this worker's share of the upstream's window.
+        clock: Unix seconds, for deadlines; monotonic: for leases and pauses.
+        random: numbers in [0, 1).
+        request_prefix: hexadecimal start of the request ids made for answers that brought none.
+    """
+
+    name = "worker"
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        blobs: Blobs,
+        parts: Parts,
+        upstream: Upstream,
+        gate: Gate,
+        settings: Settings,
+        slots: int,
+        worker_id: WorkerId,
+        request_prefix: str,
+        bell: Bell,
+        emit: Emit,
+        clock: Callable[[], float],
+        monotonic: Callable[[], float],
+        random: Callable[[], float],
+    ) -> None:
+        self._store = store
+        self._blobs = blobs
+        self._parts = parts
+        self._upstream = upstream
+        self._gate = gate
+        self._settings = settings.worker
+        self._attempt_timeout_s = settings.upstream.timeout_s
+        self._max_attempts = settings.upstream.max_attempts
+        self._slot_count = slots
+        self._worker_id = worker_id
+        self._request_prefix = request_prefix
+        self._bell = bell
+        self._emit = emit
+        self._clock = clock
+        self._monotonic = monotonic
+        self._random = random
+
+        self._segments: dict[tuple[str, int], OpenSegment] = {}
+        self._queue: deque[OpenSegment] = deque()
+        self._unsent = 0
+        self._low_water = slots
+        self._has_asked = False
+        self._retries: list[tuple[float, int, PendingLine]] = []
+        self._sequence = count()
+        self._more = asyncio.Event()
+        self._sending: dict[asyncio.Task[None], PendingLine] = {}
+        self._aborted: set[asyncio.Task[None]] = set()
+        self._is_draining = False
+        self._next_beat = 0.0
+        self._settled_count = 0
+        self._rate_since = 0.0
+        self._rate_count = 0
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._sending)
+
+    async def run(self, stop: asyncio.Event, *, grace_s: Callable[[], float]) -> None:
+        """Works until `stop` is set, then drains; `grace_s` says how long attempts in flight may take."""
+        async with asyncio.TaskGroup() as group:
+            slots = [group.create_task(self._slot()) for _ in range(self._slot_count)]
+            try:
+                await keep_turning(self, bell=self._bell, stop=stop, emit=self._emit, random=self._random)
+                await self._drain(grace_s)
+            finally:
+                for slot in slots:
+                    slot.cancel()
+
+    # --- housekeeping ------------------------------------------------------------------------------
+
+    async def turn(self) -> float:
+        await self._end_segments()
+        if self._monotonic() >= self._next_beat:
+            self._next_beat = self._monotonic() + self._settings.beat_s
+            await self._beat()
+            await self._end_segments()
+        is_idle = await self._lease_more()
+        until_beat_s = max(0.001, self._next_beat - self._monotonic())
+        return min(until_beat_s, _IDLE_S) if self._segments or not is_idle else _IDLE_S
+
+    async def _end_segments(self) -> None:
+        """Completes or gives back every segment that is over."""
+        over = [segment for segment in self._segments.values() if segment.is_over]
+        if not over:
+            return
+        async with asyncio.TaskGroup() as group:
+            for segment in over:
+                group.create_task(self._end(segment))
+
+    async def _end(self, segment: OpenSegment) -> None:
+        try:
+            async with asyncio.timeout(self._settings.beat_s):
+                await segment.writer.flush()
+        except TimeoutError:
+            return  # a full or slow disk: beat first, try again next turn
+        await segment.writer.close()
+        del self._segments[segment.key]
+        lease, report = segment.lease, segment.report
+        if segment.is_lost:
+            self._emit(LeaseWasLost(lease.segment.batch_id, lease.segment.number, lease.token))
+            return
+        is_done = report.tally.answered == lease.segment.count
+        end = self._store.complete_segment if is_done else self._store.release_segment
+        try:
+            ended = await end(lease, report, segment.parts)
+        except BaseException:
+            self._segments[segment.key] = segment
+            raise
+        if not ended:
+            self._emit(LeaseWasLost(lease.segment.batch_id, lease.segment.number, lease.token))
+            return
+        self._emit(
+            SegmentDone(lease.segment.batch_id, lease.segment.number, lease.token, report.tally.answered)
+        )
+        self._bell.ring()
+
+    async def _beat(self) -> None:
+        if not self._segments:
+            return
+        asked_at = self._monotonic()
+        reports = [segment.report for segment in self._segments.values()]
+        reply = await self._store.beat(self._worker_id, reports, ttl_s=self._settings.lease_ttl_s)
+        for key, segment in self._segments.items():
+            if key in reply.lost:
+                segment.is_lost = True
+                self._abort(segment)
+                continue
+            segment.confirmed_until = asked_at + self._settings.lease_ttl_s
+            status = reply.stopping.get(segment.lease.segment.batch_id)
+            if status is not None:
+                grace_s = self._settings.cancel_grace_s if status is Status.CANCELLING else 0.0
+                segment.stop(status, at=asked_at + grace_s)
+            if segment.stopped_by is not None:
+                self._forget_retries(segment)
+                if self._monotonic() >= segment.stop_at:
+                    self._abort(segment)
+        self._count_unsent()
+
+    async def _lease_more(self) -> bool:
+        """Whether no more work was to be had."""
+        if self._is_draining or self._parts.stalled is not None or len(self._retries) > self._slot_count:
+            return False
+        wanted = self._wanted_lines()
+        if self._unsent >= wanted:
+            return False
+        limit = -(-(wanted - self._unsent) // self._settings.lines_per_segment)
+        asked_at = self._monotonic()
+        leases = await self._store.lease_segments(
+            self._worker_id, limit=limit, ttl_s=self._settings.lease_ttl_s
+        )
+        async with asyncio.TaskGroup() as group:
+            for lease in leases:
+                group.create_task(self._open(lease, asked_at + self._settings.lease_ttl_s))
+        is_idle = len(leases) < limit
+        self._has_asked = is_idle
+        return is_idle
+
+    def _wanted_lines(self) -> int:
+        """Enough for a full pool and for what was settled in the last quarter of a second."""
+        now = self._monotonic()
+        elapsed_s = now - self._rate_since
+        if elapsed_s > _AHEAD_S:
+            self._low_water = max(
+                self._slot_count, int((self._settled_count - self._rate_count) / elapsed_s * _AHEAD_S)
+            )
+            self._rate_since, self._rate_count = now, self._settled_count
+        return 2 * self._low_water
+
+    async def _open(self, lease: Lease, confirmed_until: float) -> None:
+        segment = lease.segment
+        self._emit(SegmentLeased(segment.batch_id, segment.number, lease.token))
+        known: set[int] = set()
+        earlier, pinned = Tally(), lease.pinned
+        if lease.token > 1:
+            pinned = tuple(await self._parts.find(lease))
+            async for record in self._parts.read(pinned):
+                known.add(record.ordinal)
+                earlier = earlier.plus(_tally_of(record.output))
+            report = Report(segment.batch_id, segment.number, lease.token, earlier)
+            if not await self._store.pin_parts(lease, pinned, report):
+                self._emit(LeaseWasLost(segment.batch_id, segment.number, lease.token))
+                return
+        text, offset, lines = await read_segment(self._blobs, lease, known)
+        opened = OpenSegment(
+            lease,
+            writer=self._parts.open(lease),
+            text=text,
+            offset=offset,
+            lines=lines,
+            pinned=pinned,
+            earlier=earlier,
+            confirmed_until=confirmed_until,
+        )
+        self._segments[opened.key] = opened
+        if not lines:
+            self._bell.ring_here()
+            return
+        self._queue.append(opened)
+        self._unsent += opened.unsent
+        self._more.set()
+
+    def _count_unsent(self) -> None:
+        self._queue = deque(segment for segment in self._queue if segment.unsent and not segment.is_lost)
+        self._unsent = sum(segment.unsent for segment in self._queue)
+
+    def _forget_retries(self, segment: OpenSegment) -> None:
+        kept = [entry for entry in self._retries if entry[2].segment is not segment]
+        dropped = len(self._retries) - len(kept)
+        if dropped:
+            segment.in_flight -= dropped
+            segment.abandoned += dropped
+            heapq.heapify(kept)
+            self._retries = kept
+
+    def _abort(self, segment: OpenSegment) -> None:
+        """Gives up what is in flight for the segment."""
+        self._forget_retries(segment)
+        for task, line in list(self._sending.items()):
+            if line.segment is segment and task not in self._aborted:
+                self._aborted.add(task)
+                task.cancel()
+
+    async def _drain(self, grace_s: Callable[[], float]) -> None:
+        """Starts nothing new, settles what comes back in time, gives every segment back."""
+        self._is_draining = True
+        until = self._monotonic() + grace_s()
+        for segment in self._segments.values():
+            segment.stop(Status.IN_PROGRESS, at=until)
+            self._forget_retries(segment)
+        self._count_unsent()
+        while self._segments:
+            await self._end_segments()
+            remaining_s = min(until, self._monotonic() + grace_s()) - self._monotonic()
+            if remaining_s <= 0:
+                for segment in self._segments.values():
+                    self._abort(segment)
+            rings = self._bell.rings
+            if self._segments:
+                await self._bell.wait(since=rings, timeout_s=min(max(remaining_s, 0.01), 0.5))
+                await self._beat()
+
+    # --- the pool ----------------------------------------------------------------------------------
+
+    async def _slot(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        while True:
+            wait_s = self._pause_s()
+            if wait_s > 0:
+                await asyncio.sleep(wait_s)
+                continue
+            line = self._next_line()
+            if line is None:
+                self._more.clear()
+                await self._more.wait()
+                continue
+            self._sending[task] = line
+            try:
+                await self._answer(line)
+            except asyncio.CancelledError:
+                if task not in self._aborted:
+                    raise
+                # Only the attempt was given up; the slot itself goes on.
+                self._aborted.discard(task)
+                task.uncancel()
+                self._give_up(line)
+            finally:
+                self._sending.pop(task, None)
+            await self._parts.room()
+
+    def _pause_s(self) -> float:
+        wait_s = self._gate.wait_s(self._monotonic())
+        if wait_s <= 0:
+            return 0.0
+        return min(wait_s, 1.0)
+
+    def _next_line(self) -> PendingLine | None:
+        if self._retries and self._retries[0][0] <= self._monotonic():
+            return heapq.heappop(self._retries)[2]
+        if self._parts.stalled is not None or len(self._retries) > self._slot_count:
+            return None
+        queue = self._queue
+        while queue:
+            segment = queue[0]
+            if segment.unsent and not segment.is_lost:
+                if segment.confirmed_until < self._monotonic():
+                    return None
+                self._unsent -= 1
+                if self._unsent <= self._low_water and not self._has_asked:
+                    self._has_asked = True
+                    self._bell.ring_here()
+                return segment.take()
+            queue.popleft()
+        return None
+
+    async def _answer(self, line: PendingLine) -> None:
+        segment = line.segment
+        now = self._clock()
+        timeout_s = min(self._attempt_timeout_s, segment.lease.deadline - now)
+        if timeout_s <= 0:
+            self._give_up(line)
+            return
+        self._gate.sent(self._monotonic())
+        outcome = await self._upstream.send(segment.lease.endpoint, line.request.body, timeout_s=timeout_s)
+        row, outcome = self._row(line, outcome)
+        self._tell(self._gate.note(outcome, now=self._monotonic(), random=self._random()))
+        if segment.is_lost:
+            segment.in_flight -= 1
+            return
+        ruling = verdict(
+            self._gate.judge(outcome),
+            attempts=line.attempts + 1,
+            max_attempts=self._max_attempts,
+            now=self._clock(),
+            deadline=segment.lease.deadline,
+            random=self._random(),
+        )
+        match ruling:
+            case Settle():
+                segment.writer.append(line.ordinal, row)
+                self._settled_count += 1
+                segment.in_flight -= 1
+                if segment.is_over:
+                    self._bell.ring_here()
+            case Retry(after_s, burns):
+                line.attempts += burns
+                self._retry(line, after_s)
+            case Expire():
+                self._give_up(line)
+
+    def _row(self, line: PendingLine, outcome: Outcome) -> tuple[OutputLine, Outcome]:
+        """The output line if the outcome is settled, and the outcome once the answer has been read."""
+        batch_id = line.segment.lease.segment.batch_id
+        line_id = output_line_id(batch_id, line.ordinal)
+        match outcome:
+            case Answered(status, body, request_id) | Throttled(status, body, _, request_id):
+                row = answered(
+                    line_id,
+                    line.request,
+                    status=status,
+                    request_id=request_id or self._request_id(),
+                    body=body,
+                )
+                return row, NOT_JSON if 200 <= status < 300 and row.is_error else outcome
+            case TimedOut() | Broken():
+                return unanswered(line_id, line.request, code=outcome.code, message=outcome.message), outcome
+            case Unreachable():
+                return unanswered(line_id, line.request, code="upstream_unreachable", message=_AWAY), outcome
+            case _:
+                assert_never(outcome)
+
+    def _request_id(self) -> str:
+        return f"{self._request_prefix}{next(self._sequence):08x}"
+
+    def _tell(self, change: Paused | Resumed | None) -> None:
+        match change:
+            case Paused(reason, seconds):
+                self._emit(UpstreamPaused(reason, seconds))
+            case Resumed():
+                self._emit(UpstreamResumed())
+                self._more.set()
+            case None:
+                return
+
+    def _retry(self, line: PendingLine, after_s: float) -> None:
+        if line.segment.stopped_by is not None:
+            self._give_up(line)
+            return
+        heapq.heappush(self._retries, (self._monotonic() + after_s, next(self._sequence), line))
+        asyncio.get_running_loop().call_later(after_s + 0.001, self._more.set)
+
+    def _give_up(self, line: PendingLine) -> None:
+        line.segment.in_flight -= 1
+        line.segment.abandoned += 1
+        if line.segment.is_over:
+            self._bell.ring_here()
+
+
+def _tally_of(row: OutputLine) -> Tally:
+    tally = Tally(0, 1) if row.is_error else Tally(1, 0)
+    return tally if row.usage is None else Tally(tally.completed, tally.failed, row.usage)
