@@ -1,23 +1,42 @@
-"""What an attempt brought, and what to do about it: outcome -> verdict, backoff against the deadline.
+"""What an attempt brought, and what to do about it: outcome -> verdict, and the pause of a whole upstream.
 
-Pure: no I/O, `now` and randomness are arguments. Outcomes are values; a line that fails is not an exception.
+    answered ─ 2xx, 3xx, 4xx ───────────────────────────▶ settle
+             ├ 408, 409, 425, 5xx ──────▶ retry, burns  ┐
+    broken, timed out ──────────────────▶ retry, burns  ├▶ settle after the last attempt
+    throttled, unreachable, refused ────▶ retry, burns nothing
+    any retry that would start past the deadline ───────▶ expire
+
+`verdict` judges one line, `Gate` the upstream as a whole. A worker calls, for each outcome in this order,
+`gate.note(outcome, ...)`, then `verdict(gate.judge(outcome), ...)`; before each attempt it asks
+`gate.wait_s(now)` and, when it sends, tells `gate.sent(now)`.
+
+Pure: no I/O, `now` and randomness (a number in [0, 1)) are arguments. Outcomes are values; a line that
+fails is not an exception. `now` and `deadline` of one call come from the same clock, a gate's from a
+monotonic one.
 """
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from enum import Enum
+from typing import ClassVar, TypeAlias, assert_never
+
+import msgspec
+
+BACKOFF_BASE_S = 0.5
+BACKOFF_CAP_S = 60.0
+RETRY_AFTER_CAP_S = 600.0
+"""An upstream that says 'come back tomorrow' is asked again this often."""
 
 
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """The upstream sent a whole HTTP answer. `body` is exactly what it sent (decoded from chunks only)."""
+class Answered(msgspec.Struct, frozen=True, gc=False):
+    """The upstream sent a whole HTTP answer. `body` is what it sent, freed of chunks and compression.
+    Redirects are answers too: nothing follows them."""
 
     status: int
     body: bytes
     request_id: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Throttled:
+class Throttled(msgspec.Struct, frozen=True, gc=False):
     """429, or 503 with Retry-After: the upstream asks for patience. The line is not to blame."""
 
     status: int
@@ -26,26 +45,324 @@ class Throttled:
     request_id: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Unreachable:
-    """No answer and the line was surely not read: refused, DNS, TLS, closed before a byte was sent back on a
-    fresh connection. `reason` is ours, short, and holds nothing the upstream sent."""
+class Unreachable(msgspec.Struct, frozen=True, gc=False):
+    """No connection, so the line was surely not read: refused, DNS, TLS, no connection in time. `reason` is
+    ours, short, and holds nothing the upstream sent."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Broken:
+class Broken(msgspec.Struct, frozen=True, gc=False):
     """The connection or the answer broke after the line may have been read: reset, truncated, not HTTP."""
 
+    code: ClassVar[str] = "upstream_broken"
     reason: str
 
+    @property
+    def message(self) -> str:
+        """What the caller reads in the error file."""
+        return f"The model server gave no usable answer: {self.reason}."
 
-@dataclass(frozen=True, slots=True)
-class TimedOut:
+
+class TimedOut(msgspec.Struct, frozen=True, gc=False):
     """No whole answer within the attempt's time."""
 
+    code: ClassVar[str] = "request_timeout"
     timeout_s: float
+
+    @property
+    def message(self) -> str:
+        """What the caller reads in the error file."""
+        return f"The model server gave no whole answer within {self.timeout_s:g} seconds."
+
+
+class Refused(msgspec.Struct, frozen=True, gc=False):
+    """401, 403, 407 or a redirect while the upstream accepts nothing: the operator's fault, not the line's.
+    Only `Gate.judge` makes one."""
+
+    status: int
 
 
 Outcome: TypeAlias = Answered | Throttled | Unreachable | Broken | TimedOut
+"""What `Upstream.send` returns."""
+
+NOT_JSON = Broken("the answer is not JSON")
+"""For the worker, in place of a 2xx whose body does not parse."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """Write the line's one output line from this outcome."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Send the line again after so long. `burns` says whether this attempt counts."""
+
+    after_s: float
+    burns: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Expire:
+    """No further attempt fits before the deadline: leave the line pending, its batch will expire it."""
+
+
+Verdict: TypeAlias = Settle | Retry | Expire
+
+_SETTLE = Settle()
+_EXPIRE = Expire()
+
+
+def verdict(
+    outcome: Outcome | Refused,
+    *,
+    attempts: int,
+    max_attempts: int,
+    now: float,
+    deadline: float,
+    random: float,
+) -> Verdict:
+    """What to do about one line.
+
+    Args:
+        outcome: what its latest attempt brought, as the gate judges it.
+        attempts: the number of that attempt, counted from 1; attempts that burned nothing are left out.
+        max_attempts: how many may burn.
+        now: the moment, on the clock of `deadline`.
+        deadline: the batch's.
+        random: a number in [0, 1).
+    """
+    match outcome:
+        case Answered(status):
+            if not is_worth_another(status):
+                return _SETTLE
+            burns, after_s = True, backoff_s(attempts, random=random)
+        case Broken() | TimedOut():
+            burns, after_s = True, backoff_s(attempts, random=random)
+        case Throttled(retry_after_s=asked_s) if asked_s is not None:
+            # A little jitter on top, or all lines told the same number would come back in one instant.
+            burns, after_s = False, _bounded(asked_s) * (1 + random / 10)
+        case Throttled() | Unreachable() | Refused():
+            burns, after_s = False, backoff_s(attempts, random=random)
+        case _:
+            assert_never(outcome)
+    if burns and attempts >= max_attempts:
+        return _SETTLE
+    if now + after_s >= deadline:
+        return _EXPIRE
+    return Retry(after_s, burns)
+
+
+def is_worth_another(status: int) -> bool:
+    """Whether the same line may fare better next time."""
+    return status >= 500 or status in _WORTH_ANOTHER
+
+
+_WORTH_ANOTHER = frozenset({408, 409, 425})
+
+
+def backoff_s(attempts: int, *, random: float) -> float:
+    """Exponential backoff with full jitter after so many attempts."""
+    return random * min(BACKOFF_CAP_S, BACKOFF_BASE_S * 2.0 ** min(attempts - 1, 16))
+
+
+def _bounded(asked_s: float) -> float:
+    return min(max(asked_s, 0.0), RETRY_AFTER_CAP_S)
+
+
+@dataclass(frozen=True, slots=True)
+class Paused:
+    """The gate closed, or stays closed, for so long. `reason` is ours."""
+
+    reason: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """The upstream answers again."""
+
+
+class _Cause(Enum):
+    NONE = "none"
+    """Open."""
+    THROTTLED = "throttled"
+    """Closed until a moment, then fully open."""
+    DOWN = "down"
+    """Closed until a moment, then one probe at a time."""
+    REFUSED = "refused"
+    """As DOWN, with longer pauses: somebody has to mend the settings."""
+
+
+_PAUSE_FLOOR_S = 0.1
+_PAUSE_CAP_S = 30.0
+_THROTTLE_CAP_S = 5.0
+_PROBE_LAPSE_S = 5.0
+"""A probe that was not refused in so long is probably being answered; another may join it."""
+_PROBE_POLL_S = 0.25
+_SHORT_S = 1.0
+_LONG_S = 5.0
+_TROUBLES = 16
+_CREDIT = 4
+_REFUSALS = frozenset({401, 403, 407})
+_GATEWAY_FAULTS = frozenset({502, 503, 504, *range(520, 528), 530})
+
+
+class Gate:
+    """The pause of one upstream: whether to send at all.
+
+    - Unreachable closes it for 0.1 s, growing to 30 s with full jitter; then it lets one line at a time
+      through until something is answered. A slow probe is joined by another every 5 s.
+    - So do 16 attempts in a row that broke, timed out, or met a gateway whose server is away (502, 503, 504,
+      52x): nginx or a tunnel in front of a dead server looks like this. These burn attempts, but only
+      those of the few lines that probe.
+    - Throttled closes it for Retry-After, or for a short growing pause; then it is open.
+    - 401, 403, 407 and redirects close it while the upstream has accepted nothing since the start or the last
+      such hold: it is `held`, and `judge` turns them into `Refused`, which burns nothing. An accepted line
+      (2xx, or a 4xx about the line itself) lends credit for three refusals that settle as answers.
+    - Any real answer opens it, except that a throttled upstream gets the pause it asked for.
+    """
+
+    __slots__ = ("_announced", "_cause", "_credit", "_pauses", "_probe_at", "_reason", "_troubles", "_until")
+
+    def __init__(self) -> None:
+        self._cause: _Cause = _Cause.NONE
+        self._until = 0.0
+        self._reason = ""
+        self._pauses = 0
+        self._probe_at: float | None = None
+        self._troubles = 0
+        self._credit = 0
+        self._announced: _Cause = _Cause.NONE
+
+    @property
+    def reason(self) -> str:
+        """Why nothing, or only probes, may be sent; empty while the gate is open."""
+        return self._reason
+
+    @property
+    def held(self) -> bool:
+        """Whether the operator has to mend something before any line can be answered."""
+        return self._cause is _Cause.REFUSED
+
+    def wait_s(self, now: float) -> float:
+        """How long to wait before asking again; 0 when a line may be sent now."""
+        if self._cause is _Cause.NONE:
+            return 0.0
+        if now < self._until:
+            return self._until - now
+        if self._cause is _Cause.THROTTLED or self._probe_at is None:
+            return 0.0
+        lapses_in_s = self._probe_at + _PROBE_LAPSE_S - now
+        return min(_PROBE_POLL_S, lapses_in_s) if lapses_in_s > 0 else 0.0
+
+    def sent(self, now: float) -> None:
+        """An attempt starts. Half-open, it is the probe."""
+        if self._cause is not _Cause.NONE:
+            self._probe_at = now
+
+    def judge(self, outcome: Outcome) -> Outcome | Refused:
+        """The outcome as it counts for its line. Call it after `note`."""
+        if self._credit == 0 and isinstance(outcome, Answered) and _is_refusal(outcome.status):
+            return Refused(outcome.status)
+        return outcome
+
+    def note(self, outcome: Outcome, *, now: float, random: float) -> Paused | Resumed | None:
+        """Learns from an outcome. What it returns is worth an event; None is not."""
+        match outcome:
+            case Answered(status) if _is_refusal(status):
+                return self._note_refusal(status, now=now, random=random)
+            case Answered(status) if status in _GATEWAY_FAULTS:
+                return self._note_trouble(f"its gateway answers {status}", now=now, random=random)
+            case Answered(status):
+                if status < 500:
+                    self._credit = _CREDIT
+                return self._note_answer(now)
+            case Throttled():
+                return self._note_throttled(outcome, now=now, random=random)
+            case Unreachable(reason):
+                return self._close(_Cause.DOWN, reason, now=now, random=random)
+            case Broken(reason):
+                return self._note_trouble(reason, now=now, random=random)
+            case TimedOut(timeout_s):
+                return self._note_trouble(f"no answer within {timeout_s:g} s", now=now, random=random)
+            case _:
+                assert_never(outcome)
+
+    def _note_answer(self, now: float) -> Resumed | None:
+        self._troubles = 0
+        if self._cause is _Cause.NONE:
+            return None
+        if self._cause is _Cause.THROTTLED and now < self._until:
+            return None
+        announced = self._announced is not _Cause.NONE
+        self._cause = self._announced = _Cause.NONE
+        self._until = 0.0
+        self._reason = ""
+        self._pauses = 0
+        self._probe_at = None
+        return Resumed() if announced else None
+
+    def _note_refusal(self, status: int, *, now: float, random: float) -> Paused | Resumed | None:
+        self._credit = max(0, self._credit - 1)
+        if self._credit > 0:
+            return self._note_answer(now)
+        self._troubles = 0
+        reason = (
+            f"it refuses our key ({status}); check upstream.api_key"
+            if status in _REFUSALS
+            else f"it redirects ({status}) and redirects are not followed; check upstream.url"
+        )
+        return self._close(_Cause.REFUSED, reason, now=now, random=random)
+
+    def _note_trouble(self, reason: str, *, now: float, random: float) -> Paused | None:
+        self._troubles += 1
+        if self._troubles < _TROUBLES and self._cause in (_Cause.NONE, _Cause.THROTTLED):
+            return None
+        return self._close(_Cause.DOWN, reason, now=now, random=random)
+
+    def _note_throttled(self, outcome: Throttled, *, now: float, random: float) -> Paused | None:
+        self._troubles = 0
+        asked_s = outcome.retry_after_s
+        if self._cause is _Cause.THROTTLED and now < self._until:
+            # Attempts sent before the pause began: they may make it longer, not the next one grow.
+            if asked_s is not None:
+                self._until = max(self._until, now + _bounded(asked_s))
+            return None
+        pause_s = None if asked_s is None else _bounded(asked_s)
+        cause = _Cause.REFUSED if self._cause is _Cause.REFUSED else _Cause.THROTTLED
+        return self._close(
+            cause, f"it asks for patience ({outcome.status})", now=now, random=random, pause_s=pause_s
+        )
+
+    def _close(
+        self, cause: _Cause, reason: str, *, now: float, random: float, pause_s: float | None = None
+    ) -> Paused | None:
+        self._probe_at = None
+        if cause is self._cause and now < self._until:
+            return None  # the rest of what was in flight when the gate closed
+        if cause is not self._cause:
+            self._pauses = 0
+        if pause_s is None:
+            cap_s = _THROTTLE_CAP_S if cause is _Cause.THROTTLED else _PAUSE_CAP_S
+            base_s = 1.0 if cause is _Cause.REFUSED else 2 * _PAUSE_FLOOR_S
+            longest_s = min(cap_s, base_s * 2.0 ** min(self._pauses, 16))
+            pause_s = _PAUSE_FLOOR_S + random * (longest_s - _PAUSE_FLOOR_S)
+        self._cause = cause
+        self._reason = reason
+        self._pauses += 1
+        self._until = max(self._until, now + pause_s)
+        return self._announcement(self._until - now)
+
+    def _announcement(self, pause_s: float) -> Paused | None:
+        if self._cause is _Cause.THROTTLED and pause_s < _SHORT_S:
+            return None  # ordinary life of a busy upstream
+        if self._announced is self._cause and pause_s < _LONG_S:
+            return None
+        self._announced = self._cause
+        return Paused(self._reason, pause_s)
+
+
+def _is_refusal(status: int) -> bool:
+    return status in _REFUSALS or 300 <= status < 400
