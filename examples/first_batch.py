@@ -1,0 +1,159 @@
+"""Starts a server, runs an example batch through it with the official openai client, stops the server.
+
+make run                                   answers made up by the emulator
+make run MODEL=path/to/model.gguf          a local model
+make run UPSTREAM=http://localhost:8000/v1 a model server
+python examples/first_batch.py --url http://127.0.0.1:8080/v1      a nightmill that runs already
+"""
+
+import argparse
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Generator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+
+from openai import OpenAI
+from openai.types import Batch
+
+HERE = Path(__file__).resolve().parent
+NIGHTMILL = Path(sys.executable).with_name("nightmill")
+FINAL = {"completed", "failed", "expired", "cancelled"}
+READY_S = 300.0  # a large model takes its time to load
+STOP_S = 40.0
+POLL_S = 0.25
+SHOWN = 3
+LINES_FOR_A_MODEL = 20  # enough to see it work, on a laptop too
+
+
+@contextmanager
+def server(upstream: list[str]) -> Generator[str]:
+    """`nightmill serve` as a child process on a free port; gives its base URL."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with tempfile.TemporaryDirectory(prefix="nightmill-first-batch-") as folder:
+        log = Path(folder, "server.log")
+        environment = os.environ | {
+            "NIGHTMILL_FOLDER": str(Path(folder, "data")),
+            "NIGHTMILL_API__HOST": "127.0.0.1",
+            "NIGHTMILL_API__PORT": str(port),
+        }
+        with log.open("wb") as sink:
+            child = subprocess.Popen(
+                [NIGHTMILL, "serve", *upstream], env=environment, stdout=sink, stderr=subprocess.STDOUT
+            )
+        try:
+            wait_until_ready(child, f"http://127.0.0.1:{port}/ready", log)
+            yield f"http://127.0.0.1:{port}/v1"
+        finally:
+            child.terminate()
+            try:
+                child.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+
+
+def wait_until_ready(child: "subprocess.Popen[bytes]", url: str, log: Path) -> None:
+    give_up_at = time.monotonic() + READY_S
+    while time.monotonic() < give_up_at:
+        if child.poll() is not None:
+            sys.exit(f"the server ended with {child.returncode}:\n{log.read_text(errors='replace')}")
+        try:
+            with urllib.request.urlopen(url, timeout=2) as answer:  # noqa: S310 - our own http URL
+                if answer.status == 200:
+                    return
+        except (urllib.error.URLError, OSError):
+            pass
+        time.sleep(0.1)
+    sys.exit(f"the server was not ready after {READY_S:.0f} s:\n{log.read_text(errors='replace')}")
+
+
+def input_lines(client: OpenAI, *, limit: int | None) -> str:
+    """chat.jsonl, its model replaced by one the server offers when it does not offer that one."""
+    with HERE.joinpath("chat.jsonl").open(encoding="utf-8") as file:
+        lines = [json.loads(line) for line in islice(file, limit)]
+    offered = [model.id for model in client.models.list()]
+    if offered and lines[0]["body"]["model"] not in offered:
+        for line in lines:
+            line["body"]["model"] = offered[0]
+    print(f"sending {len(lines)} tickets to be sorted by {lines[0]['body']['model']}")
+    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+
+
+def run_and_show(client: OpenAI, *, limit: int | None) -> Batch:
+    content = input_lines(client, limit=limit).encode()
+    uploaded = client.files.create(file=("chat.jsonl", content), purpose="batch")
+    started = time.monotonic()
+    batch = client.batches.create(
+        input_file_id=uploaded.id, endpoint="/v1/chat/completions", completion_window="24h"
+    )
+    print(f"{uploaded.id} uploaded, {batch.id} created")
+    shown = ""
+    while True:
+        counts = batch.request_counts
+        done = f"{counts.completed} completed, {counts.failed} failed of {counts.total}" if counts else ""
+        if (progress := f"{batch.status:<12} {done}") != shown:
+            print(f"{time.monotonic() - started:6.1f} s  {progress}", flush=True)
+            shown = progress
+        if batch.status in FINAL:
+            show(client, batch)
+            return batch
+        time.sleep(POLL_S)
+        batch = client.batches.retrieve(batch.id)
+
+
+def show(client: OpenAI, batch: Batch) -> None:
+    for error in (batch.errors.data if batch.errors else None) or []:
+        print(f"line {error.line}: {error.message}")
+    for file_id in (batch.output_file_id, batch.error_file_id):
+        if not file_id:
+            continue
+        lines = client.files.content(file_id).text.splitlines()
+        print(f"\n{file_id}: {len(lines)} lines, the first of them:")
+        for line in map(json.loads, lines[:SHOWN]):
+            answer = line["error"] or line["response"]["body"]
+            if choices := answer.get("choices"):
+                answer = choices[0]["message"]["content"]
+            print(f"  {line['custom_id']}: {answer}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Run an example batch through nightmill.")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--url", help="base URL of a running server; none is started")
+    where.add_argument("--model", help="a GGUF file")
+    where.add_argument("--upstream", help="base URL of an OpenAI-compatible model server")
+    parser.add_argument("--lines", type=int, help="how many lines of chat.jsonl to send")
+    asked = parser.parse_args()
+
+    key = os.environ.get("OPENAI_API_KEY", "unused")
+    if asked.url:
+        batch = run_and_show(OpenAI(base_url=asked.url, api_key=key), limit=asked.lines)
+    else:
+        is_real = asked.model or asked.upstream
+        upstream = ["--emulate"]
+        if asked.model:
+            upstream = ["--model", asked.model]
+        elif asked.upstream:
+            upstream = ["--upstream", asked.upstream]
+        print(f"starting: nightmill serve {' '.join(upstream)}")
+        with server(upstream) as url:
+            limit = asked.lines or (LINES_FOR_A_MODEL if is_real else None)
+            batch = run_and_show(OpenAI(base_url=url, api_key=key), limit=limit)
+        if not is_real:
+            print("\nThe emulator made these up. A real model: make run MODEL=file.gguf, or UPSTREAM=url")
+    sys.exit(0 if batch.status == "completed" else 1)
+
+
+if __name__ == "__main__":
+    main()
