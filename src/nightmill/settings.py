@@ -1,8 +1,8 @@
 """One typed settings tree: flags over environment over TOML file over defaults.
 
-Environment names are `NIGHTMILL_` + the path with `__` between levels (`NIGHTMILL_UPSTREAM__URL`). A secret may
-come from a file: append `_FILE` to its name. The reference page `docs/settings.md` is printed from the
-docstrings below. `OPENAI_BASE_URL` and `OPENAI_API_KEY` are never read: they tell clients where *we* are.
+Environment names are `NIGHTMILL_` + the path with `__` between levels (`NIGHTMILL_UPSTREAM__URL`). A
+secret may come from a file: append `_FILE` to its name. The reference page `docs/settings.md` is printed from
+the docstrings below. `OPENAI_BASE_URL` and `OPENAI_API_KEY` are never read: they tell clients where *we* are.
 """
 
 import json
