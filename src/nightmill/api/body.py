@@ -20,7 +20,7 @@ from nightmill.settings import ApiSettings
 
 M = TypeVar("M", bound=BaseModel)
 
-_NOT_JSON = "We could not parse the JSON body of your request. It is not valid JSON in UTF-8, or it is nested too deeply."
+_NOT_JSON = "We could not parse the JSON body of your request. It is not JSON in UTF-8, or nested too deeply."
 
 
 class SlowBodyError(RequestError):

@@ -44,7 +44,7 @@ Metadata = TypeAliasType(
                 "anyOf": [
                     {
                         "type": "object",
-                        "description": "Up to 16 pairs of strings: keys of up to 64 characters, values of up to 512.",
+                        "description": "Up to 16 pairs of texts; keys up to 64 characters, values up to 512.",
                         "additionalProperties": {"type": "string"},
                     },
                     {"type": "null"},
@@ -56,7 +56,7 @@ Metadata = TypeAliasType(
 
 
 class WireModel(BaseModel):
-    """A published shape. Strict: `"1"` is no integer, `1` no string. Unknown keys are ignored (contract 10)."""
+    """A published shape. Strict: `"1"` is no integer, `1` no string. Unknown keys are ignored."""
 
     model_config = ConfigDict(extra="ignore", strict=True, use_attribute_docstrings=True)
 

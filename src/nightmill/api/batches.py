@@ -1,0 +1,184 @@
+"""Batches: create, list, retrieve, cancel (contract 1.1, 2, 4.2).
+
+Promise: what is wrong with the request itself is said at once; what is wrong with the file is found in the
+background and makes the batch `failed`. A cancel that races with the batch's end gets whichever came
+first. Not its duty: anything after `validating` and `cancelling` are written.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+
+from nightmill.api import checks, wire
+from nightmill.api.auth import Project
+from nightmill.api.body import read_json
+from nightmill.api.context import ApiContext, Context
+from nightmill.api.envelope import JsonResponse, echo
+from nightmill.api.idempotency import idempotency_of
+from nightmill.api.openapi import ERRORS, ERRORS_OF_BODY, ERRORS_OF_CONFLICT, takes_json
+from nightmill.api.violations import wrong_prefix
+from nightmill.batch import Batch, Event, Status
+from nightmill.errors import NotFoundError, SetupError, TooManyError
+from nightmill.file import Purpose
+from nightmill.ids import BatchId, FileId, ProjectId, new_batch_id
+from nightmill.settings import LimitSettings
+
+_ID_PREFIX = "batch"
+_HOUR_S = 3_600
+_RATE_RETRY_S = 60
+_UNIT_S: Mapping[str, int] = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+_WINDOW = re.compile(r"([1-9][0-9]{0,8})([smhd])")
+_LEFT_ALONE = frozenset({Status.FINALIZING, Status.CANCELLING, Status.CANCELLED})
+
+router = APIRouter(tags=["Batch"])
+
+
+def window_s(completion_window: str) -> int:
+    """`24h` -> 86400.
+
+    Raises:
+        SetupError: the setting holds something else than a number and `s`, `m`, `h` or `d`.
+    """
+    match = _WINDOW.fullmatch(completion_window)
+    if match is None:
+        name = "limits.completion_windows"
+        message = f"setting '{name}' holds '{completion_window}'; write a number and s, m, h or d"
+        raise SetupError(message)
+    return int(match[1]) * _UNIT_S[match[2]]
+
+
+def windows_s(limits: LimitSettings) -> Mapping[str, int]:
+    return {window: window_s(window) for window in limits.completion_windows}
+
+
+@router.post(
+    "/batches",
+    operation_id="createBatch",
+    response_model=wire.Batch,
+    summary="Create a batch from an uploaded file of request lines.",
+    openapi_extra=takes_json(wire.CreateBatchRequest),
+    responses=ERRORS_OF_BODY,
+)
+async def create_batch(request: Request, context: Context, project: Project) -> JsonResponse:
+    limits = context.settings.limits
+    windows = windows_s(limits)
+    asked = await read_json(
+        request,
+        wire.CreateBatchRequest,
+        settings=context.settings.api,
+        allowed={"endpoints": limits.endpoints, "completion_windows": tuple(windows)},
+    )
+    fingerprint = hashlib.sha256(asked.model_dump_json().encode()).hexdigest()
+    idempotency = idempotency_of(request, operation="createBatch", fingerprint=fingerprint)
+    now = int(context.clock())
+    await _check_rate(context, project, now)
+    expires_after = asked.output_expires_after
+    batch = Batch(
+        id=new_batch_id(context.random(16)),
+        project_id=project,
+        endpoint=asked.endpoint,
+        input_file_id=FileId(asked.input_file_id),
+        input_blob_key=await _input_blob_key(context, project, FileId(asked.input_file_id)),
+        completion_window=asked.completion_window,
+        created_at=now,
+        expires_at=now + windows[asked.completion_window],
+        metadata=asked.metadata,
+        output_expires_after_s=None if expires_after is None else expires_after.seconds,
+    )
+    stored = await context.store.create_batch(batch, idempotency)
+    context.ring()
+    return _shown(stored)
+
+
+async def _input_blob_key(context: ApiContext, project: ProjectId, file_id: FileId) -> str:
+    """Empty when there is no such file for batches: intake finds that out and says so in `errors`."""
+    file = await context.store.file(project, file_id)
+    return file.blob_key if file is not None and file.purpose is Purpose.BATCH else ""
+
+
+async def _check_rate(context: ApiContext, project: ProjectId, now: int) -> None:
+    limit = context.settings.limits.batches_per_hour
+    if limit and await context.store.batches_created_since(project, now - _HOUR_S) >= limit:
+        message = (
+            f"Rate limit reached for batches: limit {limit} created per hour and project. "
+            f"Please try again in {_RATE_RETRY_S}s."
+        )
+        raise TooManyError(message, retry_after_s=_RATE_RETRY_S)
+
+
+@router.get(
+    "/batches",
+    operation_id="listBatches",
+    response_model=wire.ListBatchesResponse,
+    summary="List this project's batches, newest first.",
+    responses=ERRORS,
+)
+async def list_batches(
+    context: Context,
+    project: Project,
+    after: Annotated[str | None, Query(description="The id of the last batch of the page before.")] = None,
+    limit: Annotated[int, Query(ge=1, le=100, description="How many batches to give at most.")] = 20,
+) -> JsonResponse:
+    if after and not checks.is_id_shaped(after):
+        raise _unknown(after, param="after")
+    page = await context.store.list_batches(project, after=BatchId(after) if after else None, limit=limit)
+    data = [wire.batch_on_wire(batch) for batch in page.items]
+    shown: dict[str, Any] = {
+        "object": "list",
+        "data": data,
+        "first_id": data[0]["id"] if data else None,
+        "last_id": data[-1]["id"] if data else None,
+        "has_more": page.has_more,
+    }
+    return JsonResponse(shown)
+
+
+@router.get(
+    "/batches/{batch_id}",
+    operation_id="retrieveBatch",
+    response_model=wire.Batch,
+    summary="Retrieve a batch.",
+    responses=ERRORS,
+)
+async def retrieve_batch(batch_id: str, context: Context, project: Project) -> JsonResponse:
+    return _shown(await _known(context, project, batch_id))
+
+
+@router.post(
+    "/batches/{batch_id}/cancel",
+    operation_id="cancelBatch",
+    response_model=wire.Batch,
+    summary="Stop a batch. Lines answered until then stay in its files.",
+    responses=ERRORS_OF_CONFLICT,
+)
+async def cancel_batch(batch_id: str, context: Context, project: Project) -> JsonResponse:
+    """The body is not read: clients send none, an empty one, or `{}`."""
+    while True:
+        batch = await _known(context, project, batch_id)
+        if batch.status in _LEFT_ALONE:
+            return _shown(batch)
+        after = batch.after(Event.CANCEL_REQUESTED, now=context.clock())
+        if await context.store.move_batch(after, expected=batch.status):
+            context.ring()
+            return _shown(after)
+        # Someone moved it first. Statuses only go forward, so this ends after a few turns at most.
+
+
+async def _known(context: ApiContext, project: ProjectId, batch_id: str) -> Batch:
+    if not batch_id.startswith(_ID_PREFIX):
+        raise wrong_prefix(batch_id, _ID_PREFIX, param="batch_id")
+    batch = await context.store.batch(project, BatchId(batch_id)) if checks.is_id_shaped(batch_id) else None
+    if batch is None:
+        raise _unknown(batch_id, param=None)
+    return batch
+
+
+def _unknown(batch_id: str, *, param: str | None) -> NotFoundError:
+    return NotFoundError(f"No batch found with id '{echo(batch_id)}'.", param=param)
+
+
+def _shown(batch: Batch) -> JsonResponse:
+    return JsonResponse(wire.batch_on_wire(batch))

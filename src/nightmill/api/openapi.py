@@ -1,0 +1,131 @@
+"""The served OpenAPI document: published operation ids, schema names and paths, so that a generated client
+looks as one generated for OpenAI does.
+
+Duty: what FastAPI can't know: bodies that are streamed, errors, the server's `/v1`, the security scheme.
+Promise: a valid OpenAPI 3.1 document. Not its duty: the shapes themselves (`wire`).
+"""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic.json_schema import models_json_schema
+
+from nightmill.api import wire
+
+Node = dict[str, Any]
+
+_REF = "#/components/schemas/"
+_PREFIX = "/v1"
+_GENERATED = frozenset({"HTTPValidationError", "ValidationError"})
+_SERVER_DESCRIPTION = "This server. Clients that ask for a base URL want it with the `/v1`."
+
+
+def _error(description: str) -> Node:
+    schema = {"$ref": _REF + wire.ErrorResponse.__name__}
+    return {"description": description, "content": {"application/json": {"schema": schema}}}
+
+
+ERRORS: dict[int | str, Node] = {
+    "400": _error("Something in the request is wrong; the error says what."),
+    "401": _error("The API key is missing or wrong."),
+    "404": _error("There is no such thing in this project."),
+    "429": _error("Too many requests; Retry-After says when to ask again."),
+    "500": _error("An error of the server; its log knows the request id."),
+    "503": _error("The server can't do it for now; Retry-After says when to ask again."),
+}
+ERRORS_OF_CONFLICT: dict[int | str, Node] = {**ERRORS, "409": _error("The state of the object forbids it.")}
+ERRORS_OF_BODY: dict[int | str, Node] = {**ERRORS_OF_CONFLICT, "413": _error("The body is too large.")}
+
+
+def takes_json(model: type[wire.WireModel]) -> Node:
+    """For `openapi_extra` of a route that reads its JSON body itself."""
+    return _takes("application/json", model)
+
+
+def takes_multipart(model: type[wire.WireModel]) -> Node:
+    """For `openapi_extra` of a route that streams its multipart body itself."""
+    return _takes("multipart/form-data", model)
+
+
+def _takes(media_type: str, model: type[wire.WireModel]) -> Node:
+    content = {media_type: {"schema": {"$ref": _REF + model.__name__}}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def describer(app: FastAPI) -> Callable[[], Node]:
+    """What to put in place of `app.openapi`. Written once, at the first look."""
+    document: Node = {}
+
+    def describe() -> Node:
+        if not document:
+            document.update(_document(app))
+        return document
+
+    return describe
+
+
+def _document(app: FastAPI) -> Node:
+    document = get_openapi(
+        title=app.title,
+        version=app.version,
+        openapi_version="3.1.0",
+        summary=app.summary,
+        description=app.description,
+        routes=app.routes,
+        tags=app.openapi_tags,
+        separate_input_output_schemas=False,
+    )
+    document["paths"] = {
+        path.removeprefix(_PREFIX): _without_validation_answers(item)
+        for path, item in document["paths"].items()
+    }
+    document["servers"] = [{"url": _PREFIX, "description": _SERVER_DESCRIPTION}]
+    document["security"] = [{"ApiKeyAuth": []}]
+    schemas = {
+        name: schema
+        for name, schema in document.get("components", {}).get("schemas", {}).items()
+        if name not in _GENERATED
+    }
+    schemas.update(_wire_schemas())
+    document["components"] = {
+        "schemas": dict(sorted(schemas.items())),
+        "securitySchemes": {"ApiKeyAuth": {"type": "http", "scheme": "bearer"}},
+    }
+    return cast("Node", _as_published(document))
+
+
+def _wire_schemas() -> Node:
+    models = [(model, "validation") for model in wire.WireModel.__subclasses__()]
+    _, definitions = models_json_schema(cast("Any", models), ref_template=_REF + "{model}")
+    return cast("Node", definitions["$defs"])
+
+
+def _without_validation_answers(item: Node) -> Node:
+    """No answer of ours is a 422, whatever FastAPI supposes."""
+    for operation in item.values():
+        if isinstance(operation, dict):
+            cast("Node", operation).get("responses", {}).pop("422", None)
+    return item
+
+
+def _as_published(node: object) -> object:
+    """Evens out where pydantic and the published document differ: `const`, titles, null defaults."""
+    if isinstance(node, list):
+        return [_as_published(one) for one in cast("list[object]", node)]
+    if not isinstance(node, dict):
+        return node
+    node = cast("Node", node)
+    is_schema = "title" in node and isinstance(node["title"], str) and "version" not in node
+    shown: Node = {}
+    for key, value in node.items():
+        if key == "title" and is_schema:
+            continue
+        if key == "default" and value is None:
+            continue
+        if key == "const":
+            shown["enum"] = [value]
+            continue
+        shown[key] = _as_published(value)
+    return shown
