@@ -1,0 +1,133 @@
+"""Whether a file is let in (contract 1.2, 4.1): its purpose, its beginning, its expiry.
+
+Duty: what files and uploads ask of a file alike, with OpenAI's sentences. Promise: of a batch's input only
+the beginning is looked at, so an answer never waits for a whole file to be read again. Not its duty: the
+lines themselves (intake reads them all, later).
+"""
+
+import codecs
+import re
+from collections.abc import Mapping
+
+import msgspec
+from pydantic import ValidationError
+
+from nightmill.api.envelope import echo
+from nightmill.api.violations import to_request_error
+from nightmill.api.wire import FileExpirationAfter, WireModel
+from nightmill.errors import RequestError
+from nightmill.file import UPLOAD_PURPOSES, Purpose
+from nightmill.settings import LimitSettings
+
+NOT_JSONL = "Invalid file format for Batch API. Must be .jsonl"
+NOT_UTF8 = "Invalid file for Batch API. Must be utf-8 encoded"
+_GZIP = b"\x1f\x8b"
+_BLANK = b" \t\r\n"
+_EXPIRES_AFTER = "expires_after"
+_BRACKETS = {"expires_after[anchor]": "anchor", "expires_after[seconds]": "seconds"}
+_INTEGER = re.compile(r"[+-]?[0-9]{1,40}")
+
+
+def purpose_of(text: str) -> Purpose:
+    if text not in UPLOAD_PURPOSES:
+        known = ", ".join(f"'{purpose}'" for purpose in UPLOAD_PURPOSES)
+        raise RequestError(f"'{echo(text)}' is not one of [{known}] - 'purpose'", param="purpose")
+    return Purpose(text)
+
+
+def limit_bytes(texts: Mapping[str, str], limits: LimitSettings) -> int:
+    """The size limit as far as it is known: the purpose may come after the file."""
+    match texts.get("purpose"):
+        case None:
+            return max(limits.file_bytes, limits.input_file_bytes)
+        case Purpose.BATCH:
+            return limits.input_file_bytes
+        case _:
+            return limits.file_bytes
+
+
+def expires_at(
+    purpose: Purpose, *, created_at: int, expires_after_s: int | None, limits: LimitSettings
+) -> int | None:
+    if expires_after_s is not None:
+        return created_at + expires_after_s
+    return created_at + limits.input_ttl_s if purpose is Purpose.BATCH else None
+
+
+# --- the beginning of a batch's input ------------------------------------------------------------------
+
+
+def check_batch_input(beginning: bytes, *, size_bytes: int) -> None:
+    """Args:
+    beginning: the first bytes, all of them if there are no more.
+    """
+    if beginning.startswith(_GZIP):
+        raise RequestError(NOT_JSONL)
+    is_whole = len(beginning) == size_bytes
+    try:
+        # Not final when more follows: the cut may go through a character.
+        codecs.getincrementaldecoder("utf-8")().decode(beginning, final=is_whole)
+    except UnicodeDecodeError:
+        raise RequestError(NOT_UTF8) from None
+    lines = beginning.removeprefix(codecs.BOM_UTF8).lstrip(_BLANK)
+    line, line_break, _ = lines.partition(b"\n")
+    if line_break or is_whole:
+        is_json = _is_json(line)
+    elif line:
+        is_json = line.startswith(b"{")  # longer than what is looked at
+    else:
+        is_json = True  # nothing but blank lines so far; intake will find what there is
+    if not is_json:
+        raise RequestError(NOT_JSONL)
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        msgspec.json.decode(line, type=msgspec.Raw)
+    except RecursionError:
+        return True  # deep, but JSON; intake says so at the line
+    except msgspec.DecodeError:
+        return False
+    return True
+
+
+# --- expires_after -----------------------------------------------------------------------------------
+
+
+class _Expiry(WireModel):
+    expires_after: FileExpirationAfter
+
+
+def expires_after_s(texts: Mapping[str, str]) -> int | None:
+    """From a form's texts: two fields in brackets, or one with JSON. Any other spelling is an error, for a
+    silently ignored expiry would be a wrong answer."""
+    given = {name for name in texts if name.startswith(_EXPIRES_AFTER)}
+    if not given:
+        return None
+    if unknown := sorted(given - _BRACKETS.keys() - {_EXPIRES_AFTER}):
+        raise RequestError(
+            f"Unknown parameter: '{echo(unknown[0])}'.", param=echo(unknown[0]), code="unknown_parameter"
+        )
+    if _EXPIRES_AFTER not in given:
+        policy: object = {_BRACKETS[name]: _number_or_text(texts[name]) for name in given}
+    elif len(given) == 1:
+        policy = _from_json(texts[_EXPIRES_AFTER])
+    else:
+        message = "'expires_after' is given twice, as JSON and in brackets. Send only one of them."
+        raise RequestError(message, param=_EXPIRES_AFTER, code="invalid_value")
+    try:
+        return _Expiry.model_validate({_EXPIRES_AFTER: policy}).expires_after.seconds
+    except ValidationError as error:
+        raise to_request_error(error.errors(include_url=False)) from None
+
+
+def _number_or_text(text: str) -> int | str:
+    return int(text) if _INTEGER.fullmatch(text) else text
+
+
+def _from_json(text: str) -> object:
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.DecodeError, RecursionError):
+        message = "'expires_after' is not valid JSON."
+        raise RequestError(message, param=_EXPIRES_AFTER, code="invalid_value") from None

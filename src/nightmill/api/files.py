@@ -1,0 +1,192 @@
+"""The files service (contract 1.2).
+
+Duty: upload, list, read, delete. Promise: a file is listed only when its bytes are safe on disk; bytes
+without a file lie under `files/<file id>` and can be found there. Not its duty: taking deleted bytes off the
+disk (the warden, by `Store.unused_blobs`).
+"""
+
+import hashlib
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query, Request, Response
+
+from nightmill.api.admission import check_batch_input, expires_after_s, expires_at, limit_bytes, purpose_of
+from nightmill.api.auth import Project
+from nightmill.api.checks import is_id_shaped
+from nightmill.api.context import ApiContext, Context
+from nightmill.api.download import Download
+from nightmill.api.envelope import JsonResponse, echo
+from nightmill.api.idempotency import idempotency_of
+from nightmill.api.multipart import Form, FormPlan, receive_form, too_large
+from nightmill.api.openapi import CONFLICT, takes_multipart
+from nightmill.api.reception import Desk, UnreadBodyRoute
+from nightmill.api.wire import (
+    CreateFileRequest,
+    DeleteFileResponse,
+    ListFilesResponse,
+    OpenAIFile,
+    file_on_wire,
+)
+from nightmill.errors import NotFoundError, RequestError, UnavailableError
+from nightmill.file import NOT_DOWNLOADABLE, File, Purpose
+from nightmill.ids import FileId, ProjectId, new_file_id
+from nightmill.store.protocol import Idempotency
+
+MAX_LIMIT = 10_000
+
+router = APIRouter(tags=["Files"], route_class=UnreadBodyRoute)
+
+
+def blob_key_of(file_id: FileId) -> str:
+    return f"files/{file_id}"
+
+
+@router.post(
+    "/files",
+    operation_id="createFile",
+    summary="Upload a file.",
+    response_model=OpenAIFile,
+    openapi_extra=takes_multipart(CreateFileRequest),
+    responses=CONFLICT,
+)
+async def create_file(request: Request, context: Context, project: Project, desk: Desk) -> Response:
+    file_id = new_file_id(context.random(16))
+    limits = context.settings.limits
+    plan = FormPlan(
+        file_field="file",
+        open_writer=lambda: context.blobs.open_writer(blob_key_of(file_id)),
+        limit_bytes=lambda texts: limit_bytes(texts, limits),
+        idle_s=context.settings.api.upload_idle_s,
+        hash_content="idempotency-key" in request.headers,
+    )
+    with desk.another():
+        async with receive_form(request, plan) as form:
+            file = _file_from(form, file_id, project, context)
+            idempotency = idempotency_of(request, fingerprint=_fingerprint(form))
+            await form.commit()
+    return JsonResponse(file_on_wire(await _add(context, file, idempotency)))
+
+
+@router.get(
+    "/files",
+    operation_id="listFiles",
+    summary="List files.",
+    response_model=ListFilesResponse,
+)
+async def list_files(
+    context: Context,
+    project: Project,
+    purpose: Annotated[str | None, Query(description="Only files with this purpose.")] = None,
+    limit: Annotated[int, Query(ge=1, le=MAX_LIMIT, description="At most so many.")] = MAX_LIMIT,
+    order: Annotated[Literal["asc", "desc"], Query(description="By `created_at`.")] = "desc",
+    after: Annotated[str | None, Query(description="Go on behind the file with this id.")] = None,
+) -> Response:
+    if after and not is_id_shaped(after):
+        raise NotFoundError(f"No such File object: {echo(after)}", param="after")
+    files: tuple[File, ...] = ()
+    has_more = False
+    if purpose is None or purpose in frozenset(Purpose):
+        page = await context.store.list_files(
+            project, purpose=purpose, after=FileId(after) if after else None, limit=limit, order=order
+        )
+        files, has_more = page.items, page.has_more
+    return JsonResponse(
+        {
+            "object": "list",
+            "data": [file_on_wire(file) for file in files],
+            "has_more": has_more,
+            # The published type is a string even for an empty page (clients.md).
+            "first_id": files[0].id if files else "",
+            "last_id": files[-1].id if files else "",
+        }
+    )
+
+
+@router.get(
+    "/files/{file_id}",
+    operation_id="retrieveFile",
+    summary="Read about a file.",
+    response_model=OpenAIFile,
+)
+async def retrieve_file(file_id: str, context: Context, project: Project) -> Response:
+    return JsonResponse(file_on_wire(await _file(file_id, context, project)))
+
+
+@router.delete(
+    "/files/{file_id}",
+    operation_id="deleteFile",
+    summary="Delete a file.",
+    response_model=DeleteFileResponse,
+)
+async def delete_file(file_id: str, context: Context, project: Project) -> Response:
+    if not is_id_shaped(file_id) or not await context.store.delete_file(project, FileId(file_id)):
+        raise _unknown(file_id)
+    return JsonResponse({"object": "file", "deleted": True, "id": file_id})
+
+
+@router.get(
+    "/files/{file_id}/content",
+    operation_id="downloadFile",
+    summary="Download a file.",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
+async def download_file(file_id: str, context: Context, project: Project) -> Response:
+    file = await _file(file_id, context, project)
+    if file.purpose in NOT_DOWNLOADABLE:
+        raise RequestError(f"Not allowed to download files of purpose: {file.purpose}")
+    return Download(file, context.blobs.stream(file.blob_key))
+
+
+async def _file(file_id: str, context: ApiContext, project: ProjectId) -> File:
+    file = await context.store.file(project, FileId(file_id)) if is_id_shaped(file_id) else None
+    if file is None:
+        raise _unknown(file_id)
+    return file
+
+
+def _unknown(file_id: str) -> NotFoundError:
+    return NotFoundError(f"No such File object: {echo(file_id)}", param="id")
+
+
+def _file_from(form: Form, file_id: FileId, project: ProjectId, context: ApiContext) -> File:
+    limits = context.settings.limits
+    for name in ("file", "purpose"):
+        if not (form.has_file if name == "file" else name in form.texts):
+            message = f"Missing required parameter: '{name}'."
+            raise RequestError(message, param=name, code="missing_required_parameter")
+    purpose = purpose_of(form.texts["purpose"])
+    seconds = expires_after_s(form.texts)
+    if form.size_bytes > limit_bytes(form.texts, limits):
+        raise too_large()
+    if purpose is Purpose.BATCH:
+        check_batch_input(form.beginning, size_bytes=form.size_bytes)
+    created_at = int(context.clock())
+    return File(
+        id=file_id,
+        project_id=project,
+        purpose=purpose,
+        filename=form.filename or "",
+        size_bytes=form.size_bytes,
+        created_at=created_at,
+        expires_at=expires_at(purpose, created_at=created_at, expires_after_s=seconds, limits=limits),
+        blob_key=blob_key_of(file_id),
+    )
+
+
+async def _add(context: ApiContext, file: File, idempotency: Idempotency | None) -> File:
+    """Dying between the commit of the bytes and here leaves a blob that no file names and nobody heard of."""
+    try:
+        stored = await context.store.add_file(file, idempotency)
+    except (RequestError, UnavailableError):
+        await context.blobs.delete(file.blob_key)
+        raise
+    if stored.id != file.id:
+        await context.blobs.delete(file.blob_key)
+    return stored
+
+
+def _fingerprint(form: Form) -> str:
+    described = [form.filename or "", *(f"{name}={text}" for name, text in sorted(form.texts.items()))]
+    said = hashlib.sha256("\0".join(described).encode("utf-8", "surrogatepass")).hexdigest()
+    return f"file {said} {form.size_bytes} {form.content_digest}"

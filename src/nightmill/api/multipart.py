@@ -1,0 +1,270 @@
+"""Forms with one file, read as they arrive.
+
+Duty: multipart/form-data from a request's stream into a blob writer and a few short texts. Promise: one
+copy on disk and flat memory; every limit is enforced while reading; however the reading ends, nothing is
+left behind unless `commit` was called; whatever the bytes are, the answer is a `RequestError`. Not its
+duty: what the fields mean (`files`, `uploads`).
+"""
+
+import hashlib
+import re
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from urllib.parse import unquote_to_bytes
+
+from fastapi import Request
+from multipart import (  # pyright: ignore[reportMissingTypeStubs]  # annotated, but without a py.typed
+    MultipartError,
+    MultipartSegment,
+    PushMultipartParser,
+)
+
+from nightmill.api.envelope import echo
+from nightmill.api.reception import chunks_of
+from nightmill.blobs import BlobWriter
+from nightmill.errors import RequestError
+
+BEGINNING_BYTES = 64 << 10
+FILENAME_LENGTH = 1_024
+UNNAMED = "upload"
+_BESIDES_BYTES = 1 << 20
+_TEXT_BYTES = 64 << 10
+_MOST_PARTS = 64
+_HEADER_BYTES = 8 << 10
+_HEADERS = 16
+_BOUNDARY_LENGTH = 256
+
+
+def too_large() -> RequestError:
+    """OpenAI's answer; it is a 400 there (contract 4.1), not a 413."""
+    return RequestError("File is too large.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FormPlan:
+    """What a route expects of a form.
+
+    Args:
+        file_field: the name of the part that is the file; every other part is a short text.
+        open_writer: called once, when the file begins.
+        limit_bytes: the file's limit, given the texts that came before it.
+        idle_s: see `reception.chunks_of`.
+        hash_content: gives the content's SHA-256; costs a pass over the bytes.
+    """
+
+    file_field: str
+    open_writer: Callable[[], Awaitable[BlobWriter]]
+    limit_bytes: Callable[[Mapping[str, str]], int]
+    idle_s: float
+    hash_content: bool = False
+
+
+class Form:
+    """What was read. The file becomes visible with `commit`; without it, leaving `receive_form` drops it."""
+
+    def __init__(self, plan: FormPlan) -> None:
+        self.texts: dict[str, str] = {}
+        self.filename: str | None = None
+        self.size_bytes = 0
+        self.beginning = b""
+        self._plan = plan
+        self._writer: BlobWriter | None = None
+        self._limit_bytes = 0
+        self._digest = hashlib.sha256() if plan.hash_content else None
+        self._part: bytearray | BlobWriter = bytearray()
+        self._part_name = ""
+
+    @property
+    def content_digest(self) -> str | None:
+        return self._digest.hexdigest() if self._digest else None
+
+    @property
+    def has_file(self) -> bool:
+        return self.filename is not None
+
+    async def commit(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is None:
+            raise ValueError("there is no file in this form, or it was already committed")
+        await writer.commit()
+
+    async def drop(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            await writer.abort()
+
+    async def read(self, request: Request) -> None:
+        plan = self._plan
+        parser = PushMultipartParser(
+            _boundary(request),
+            max_header_size=_HEADER_BYTES,
+            max_header_count=_HEADERS,
+            max_segment_count=_MOST_PARTS,
+            header_charset="latin-1",  # so that no byte is an error; names are decoded below
+        )
+        announced = request.headers.get("content-length", "")
+        if announced.isdecimal() and int(announced[:20]) > plan.limit_bytes({}) + _BESIDES_BYTES:
+            raise too_large()
+        received_bytes = 0
+        try:
+            async for chunk in chunks_of(request, idle_s=plan.idle_s):
+                received_bytes += len(chunk)
+                for event in parser.parse(chunk):
+                    match event:
+                        case None:
+                            self._end_part()
+                        case MultipartSegment():
+                            await self._begin_part(event)
+                        case _:
+                            await self._take(event)
+                if received_bytes - self.size_bytes > _BESIDES_BYTES:
+                    raise _malformed("there is too much beside the file")
+            parser.close()
+        except MultipartError as error:
+            raise _malformed(str(error)) from None
+
+    async def _begin_part(self, part: MultipartSegment) -> None:
+        plan = self._plan
+        self._part_name = _utf8(part.name or "")
+        if self._part_name != plan.file_field:
+            self._part = bytearray()
+            return
+        if self.has_file:
+            raise RequestError(f"Only one '{plan.file_field}' can be sent at a time.", param=plan.file_field)
+        headers = dict(part.headerlist)
+        if headers.get("Content-Transfer-Encoding", "").strip().lower() in {"base64", "quoted-printable"}:
+            message = "A file part must be sent as it is, without a Content-Transfer-Encoding."
+            raise RequestError(message, param=plan.file_field)
+        name = _filename(headers["Content-Disposition"])
+        self.filename = checked_filename(name, param=plan.file_field)
+        self._limit_bytes = plan.limit_bytes(self.texts)
+        self._part = self._writer = await plan.open_writer()
+
+    async def _take(self, chunk: bytes) -> None:
+        if isinstance(self._part, bytearray):
+            self._part += chunk
+            if len(self._part) > _TEXT_BYTES:
+                raise RequestError(f"'{echo(self._part_name)}' is too long.", param=echo(self._part_name))
+            return
+        self.size_bytes += len(chunk)
+        if self.size_bytes > self._limit_bytes:
+            raise too_large()
+        if len(self.beginning) < BEGINNING_BYTES:
+            self.beginning += chunk[: BEGINNING_BYTES - len(self.beginning)]
+        if self._digest is not None:
+            self._digest.update(chunk)
+        await self._part.write(chunk)
+
+    def _end_part(self) -> None:
+        if not isinstance(self._part, bytearray):
+            return
+        param = echo(self._part_name)
+        if self._part_name in self.texts:
+            raise RequestError(f"Duplicate parameter: '{param}'.", param=param, code="duplicate_parameter")
+        try:
+            self.texts[self._part_name] = self._part.decode("utf-8")
+        except UnicodeDecodeError:
+            raise RequestError(f"'{param}' is not UTF-8.", param=param, code="invalid_value") from None
+
+
+@asynccontextmanager
+async def receive_form(request: Request, plan: FormPlan) -> AsyncGenerator[Form]:
+    """The whole form, its file written but not yet visible.
+
+    Raises:
+        RequestError: anything about the body is wrong, or it came too slowly, or not to its end.
+        StorageFullError: there is no room for the file.
+    """
+    form = Form(plan)
+    try:
+        await form.read(request)
+        yield form
+    finally:
+        await form.drop()
+
+
+# --- headers -----------------------------------------------------------------------------------------
+
+_BOUNDARY = re.compile(r';\s*boundary\s*=\s*(?:"((?:\\.|[^"\\])*)"|([^;\s]+))', re.IGNORECASE)
+_PARAMETER = re.compile(r';\s*([^\s=;"]+)\s*=\s*("(?:\\.|[^"\\])*"(?=\s*(?:;|\Z))|"[^"]*"|[^;]*)')
+_ESCAPED = re.compile(r'\\(["\\])')
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_PERCENT = {"%22": '"', "%0D": "\r", "%0A": "\n"}
+
+
+def checked_filename(name: str, *, param: str) -> str:
+    """The name without control characters. It is data and never a path, so the rest stays as it is."""
+    name = without_controls(name)
+    if len(name) > FILENAME_LENGTH:
+        message = (
+            f"Invalid '{param}': filename too long. Expected a filename with maximum length "
+            f"{FILENAME_LENGTH}, but got a filename with length {len(name)} instead."
+        )
+        raise RequestError(message, param=param, code="string_above_max_length")
+    return name or UNNAMED
+
+
+def without_controls(text: str) -> str:
+    return _CONTROLS.sub("", text)
+
+
+def _boundary(request: Request) -> bytes:
+    content_type = request.headers.get("content-type", "")
+    media_type = content_type.partition(";")[0].strip().lower()
+    if media_type != "multipart/form-data":
+        message = (
+            f"Unsupported content type: '{echo(media_type)}'. This API method only accepts "
+            "'multipart/form-data' requests, but you specified the header "
+            f"'Content-Type: {echo(content_type)}'. "
+            "Please try again with a supported content type."
+        )
+        raise RequestError(message, code="unsupported_content_type")
+    found = _BOUNDARY.search(content_type)
+    quoted, plain = found.groups() if found else (None, None)
+    boundary = _ESCAPED.sub(r"\1", quoted) if quoted is not None else plain
+    if not boundary:
+        raise _malformed("the Content-Type header has no boundary")
+    if len(boundary) > _BOUNDARY_LENGTH:
+        raise _malformed("its boundary is too long")
+    return boundary.encode("latin-1")
+
+
+def _filename(disposition: str) -> str:
+    """The name from a Content-Disposition in any of the ways clients write it; '' where there is none."""
+    parameters = {name.lower(): value.strip() for name, value in _PARAMETER.findall(disposition)}
+    if (extended := _extended(parameters.get("filename*", "").strip('"'))) is not None:
+        return extended
+    name = parameters.get("filename", "")
+    if len(name) < 2 or not name.startswith('"'):
+        return _utf8(name)
+    name = name[1:-1]
+    if _ESCAPED.search(name):
+        return _utf8(_ESCAPED.sub(r"\1", name))
+    for escape, letter in _PERCENT.items():
+        name = name.replace(escape, letter)
+    return _utf8(name)
+
+
+def _extended(value: str) -> str | None:
+    """RFC 5987: charset'language'percent-encoded."""
+    charset, mark, rest = value.partition("'")
+    _, second_mark, encoded = rest.partition("'")
+    if not mark or not second_mark or charset.lower() not in {"utf-8", "iso-8859-1"}:
+        return None
+    try:
+        return unquote_to_bytes(encoded.encode("latin-1")).decode(charset)
+    except UnicodeDecodeError:
+        return None
+
+
+def _utf8(text: str) -> str:
+    """A header was read as Latin-1; nearly every client meant UTF-8."""
+    try:
+        return text.encode("latin-1").decode("utf-8")
+    except UnicodeDecodeError:
+        return text
+
+
+def _malformed(reason: str) -> RequestError:
+    return RequestError(f"We could not parse the multipart body of your request: {echo(reason)}.")

@@ -1,0 +1,158 @@
+"""Receiving large bodies: how many at once, how slowly, and how a refused one ends.
+
+Duty: the stream below the form. Promise: a sender that stops or crawls is given up, one that goes away
+raises, and an answer given before the body was read reaches a client that is still sending. Not its duty:
+what the bytes are (`multipart`).
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Generator
+from contextlib import contextmanager
+from typing import Annotated, cast
+
+from fastapi import Depends, Request
+from fastapi.routing import APIRoute
+from starlette.types import Message, Receive, Scope, Send
+
+from nightmill.api.body import SlowBodyError
+from nightmill.api.context import Context
+from nightmill.api.envelope import echo
+from nightmill.errors import ConflictError, RequestError, TooManyError
+
+PROGRESS_BYTES = 1 << 10
+"""Less than this within the idle time counts as nothing: a byte a minute would hold a connection for ever."""
+DISCARDED_BYTES = 1 << 30
+DISCARDING_S = 30.0
+SILENCE_S = 2.0
+
+
+class BodyCutError(RequestError):
+    """The client went away, so nobody reads this; it ends the request and names the reason in logs."""
+
+
+class Reception:
+    """Who is being served just now, over all routes that take or join large bodies."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._open = 0
+        self._taken: set[str] = set()
+
+    @contextmanager
+    def another(self) -> Generator[None]:
+        """One more body being received. Raises TooManyError above the limit."""
+        if self._open >= self._limit:
+            message = f"{self._limit} uploads are being received already. Please try again in a moment."
+            raise TooManyError(message, retry_after_s=1)
+        self._open += 1
+        try:
+            yield
+        finally:
+            self._open -= 1
+
+    @contextmanager
+    def alone_with(self, upload_id: str) -> Generator[None]:
+        """Spares joining the same parts twice; which join counts is the store's to say.
+
+        Raises:
+            ConflictError: somebody in this process is at it.
+        """
+        if upload_id in self._taken:
+            raise ConflictError(f"Upload '{echo(upload_id)}' is being completed already.", param="upload_id")
+        self._taken.add(upload_id)
+        try:
+            yield
+        finally:
+            self._taken.remove(upload_id)
+
+
+async def reception_of(request: Request, context: Context) -> Reception:
+    """One for each app, made with the first upload."""
+    state = request.app.state
+    if not hasattr(state, "reception"):
+        state.reception = Reception(context.settings.api.max_open_uploads)
+    return cast("Reception", state.reception)
+
+
+Desk = Annotated[Reception, Depends(reception_of)]
+"""Routes ask for `desk: Desk`."""
+
+
+async def chunks_of(request: Request, *, idle_s: float) -> AsyncIterator[bytes]:
+    """The body as it arrives. Only waiting for the client counts as idle, not what is done with a chunk.
+
+    Raises:
+        SlowBodyError: less than `PROGRESS_BYTES` came in `idle_s`.
+        BodyCutError: the connection closed.
+    """
+    now = asyncio.get_running_loop().time
+    waited_s = 0.0
+    arrived_bytes = 0
+    while True:
+        started = now()
+        try:
+            async with asyncio.timeout(idle_s - waited_s):
+                message = await request.receive()
+        except TimeoutError:
+            text = f"Too little of the request body arrived within {idle_s:g} seconds. Please send it again."
+            raise SlowBodyError(text) from None
+        if message["type"] == "http.disconnect":
+            raise BodyCutError("The connection closed before the whole request body had arrived.")
+        chunk: bytes = message.get("body", b"")
+        waited_s += now() - started
+        arrived_bytes += len(chunk)
+        if arrived_bytes >= PROGRESS_BYTES:
+            waited_s, arrived_bytes = 0.0, 0
+        if chunk:
+            yield chunk
+        if not message.get("more_body", False):
+            return
+
+
+class UnreadBodyRoute(APIRoute):
+    """A route that may answer before the body has arrived.
+
+    Most clients send everything before they read, and closing a connection with bytes under way destroys the
+    answer in their hands. So the answer goes out at once, says that the connection will close, and what still
+    arrives is thrown away for a while before it does.
+    """
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = _Exchange(receive, send)
+        await super().handle(scope, exchange.receive, exchange.send)
+
+
+class _Exchange:
+    def __init__(self, receive: Receive, send: Send) -> None:
+        self._receive = receive
+        self._send = send
+        self._is_read = False
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "http.disconnect" or not message.get("more_body", False):
+            self._is_read = True
+        return message
+
+    async def send(self, message: Message) -> None:
+        if self._is_read:
+            await self._send(message)
+        elif message["type"] == "http.response.start":
+            await self._send({**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]})
+        elif message.get("more_body", False):
+            await self._send(message)
+        else:
+            await self._send({**message, "more_body": True})
+            await self._discard()
+            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _discard(self) -> None:
+        left_bytes = DISCARDED_BYTES
+        try:
+            async with asyncio.timeout(DISCARDING_S):
+                while not self._is_read and left_bytes > 0:
+                    async with asyncio.timeout(SILENCE_S):
+                        message = await self.receive()
+                    left_bytes -= len(message.get("body", b""))
+        except TimeoutError:
+            return

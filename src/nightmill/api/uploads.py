@@ -1,0 +1,277 @@
+"""Files that arrive in parts (contract 1.3).
+
+Duty: create, take parts, join them, cancel. Promise: an upload becomes a file once, whoever asks how often; a
+complete that is refused leaves it pending, so that the client can try again; parts are joined at flat memory.
+Not its duty: taking the parts of ended uploads off the disk, and ending overdue ones (the warden).
+"""
+
+import asyncio
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+
+from fastapi import APIRouter, Request, Response
+
+from nightmill.api import wire
+from nightmill.api.admission import check_batch_input, expires_at
+from nightmill.api.auth import Project
+from nightmill.api.body import read_json
+from nightmill.api.checks import is_id_shaped
+from nightmill.api.context import ApiContext, Context
+from nightmill.api.envelope import JsonResponse, echo
+from nightmill.api.files import blob_key_of
+from nightmill.api.multipart import (
+    BEGINNING_BYTES,
+    Form,
+    FormPlan,
+    checked_filename,
+    receive_form,
+    without_controls,
+)
+from nightmill.api.openapi import CONFLICT, TOO_LARGE, takes_json, takes_multipart
+from nightmill.api.reception import Desk, UnreadBodyRoute
+from nightmill.blobs import BlobWriter
+from nightmill.errors import NotFoundError, RequestError, UnavailableError
+from nightmill.file import File, Purpose, Upload, UploadPart, UploadStatus
+from nightmill.ids import ProjectId, UploadId, new_file_id, new_part_id, new_upload_id
+
+LIFE_S = 3_600
+MOST_PARTS = 10_000
+_MIME_TYPE_LENGTH = 255
+
+router = APIRouter(tags=["Uploads"], route_class=UnreadBodyRoute)
+
+
+@router.post(
+    "/uploads",
+    operation_id="createUpload",
+    summary="Open an upload that takes a file in parts.",
+    response_model=wire.Upload,
+    openapi_extra=takes_json(wire.CreateUploadRequest),
+    responses=TOO_LARGE,
+)
+async def create_upload(request: Request, context: Context, project: Project) -> Response:
+    asked = await read_json(request, wire.CreateUploadRequest, settings=context.settings.api)
+    most = context.settings.limits.upload_bytes
+    if asked.bytes > most:
+        message = (
+            "Invalid 'bytes': integer above maximum value. "
+            f"Expected a value <= {most}, but got {echo(str(asked.bytes))} instead."
+        )
+        raise RequestError(message, param="bytes", code="integer_above_max_value")
+    created_at = int(context.clock())
+    upload = Upload(
+        id=new_upload_id(context.random(16)),
+        project_id=project,
+        purpose=Purpose(asked.purpose),
+        filename=checked_filename(asked.filename, param="filename"),
+        mime_type=without_controls(asked.mime_type)[:_MIME_TYPE_LENGTH],
+        size_bytes=asked.bytes,
+        created_at=created_at,
+        expires_at=created_at + LIFE_S,
+        file_expires_after_s=asked.expires_after.seconds if asked.expires_after else None,
+    )
+    await context.store.add_upload(upload)
+    return JsonResponse(wire.upload_on_wire(upload))
+
+
+@router.post(
+    "/uploads/{upload_id}/parts",
+    operation_id="addUploadPart",
+    summary="Add a part.",
+    response_model=wire.UploadPart,
+    openapi_extra=takes_multipart(wire.AddUploadPartRequest),
+)
+async def add_upload_part(
+    upload_id: str, request: Request, context: Context, project: Project, desk: Desk
+) -> Response:
+    upload = await _pending_upload(upload_id, context, project)
+    limits = context.settings.limits
+    earlier = await context.store.upload_parts(upload.id)
+    if len(earlier) >= MOST_PARTS:
+        raise RequestError(f"Upload '{upload.id}' has {MOST_PARTS} parts already and takes no more.")
+    left_bytes = limits.upload_bytes - sum(part.size_bytes for part in earlier)
+    part_id = new_part_id(context.random(16))
+    blob_key = f"uploads/{upload.id}/{part_id}"
+    plan = FormPlan(
+        file_field="data",
+        open_writer=lambda: context.blobs.open_writer(blob_key),
+        limit_bytes=lambda _: min(limits.upload_part_bytes, left_bytes),
+        idle_s=context.settings.api.upload_idle_s,
+    )
+    with desk.another():
+        async with receive_form(request, plan) as form:
+            _require_data(form)
+            await form.commit()
+    created_at = int(context.clock())
+    part = UploadPart(part_id, upload.id, form.size_bytes, created_at, blob_key)
+    try:
+        is_added = await context.store.add_upload_part(part)
+    except (RequestError, UnavailableError):
+        await context.blobs.delete(blob_key)
+        raise
+    if not is_added:
+        await context.blobs.delete(blob_key)
+        await _pending_upload(upload_id, context, project)
+        raise _ended(upload)
+    return JsonResponse(wire.upload_part_on_wire(part))
+
+
+@router.post(
+    "/uploads/{upload_id}/complete",
+    operation_id="completeUpload",
+    summary="Make a file of the parts.",
+    response_model=wire.Upload,
+    openapi_extra=takes_json(wire.CompleteUploadRequest),
+    responses={**CONFLICT, **TOO_LARGE},
+)
+async def complete_upload(
+    upload_id: str, request: Request, context: Context, project: Project, desk: Desk
+) -> Response:
+    asked = await read_json(request, wire.CompleteUploadRequest, settings=context.settings.api)
+    with desk.alone_with(upload_id):
+        upload = await _pending_upload(upload_id, context, project)
+        parts = _in_order(asked.part_ids, await context.store.upload_parts(upload.id))
+        _require_size(upload, parts)
+        try:
+            if upload.purpose is Purpose.BATCH:
+                beginning = await _beginning(context, parts)
+                check_batch_input(beginning, size_bytes=upload.size_bytes)
+            file = await _join(upload, parts, context, md5=asked.md5)
+        except FileNotFoundError:
+            # Parts are taken away once an upload has ended; so somebody ended this one.
+            await _pending_upload(upload_id, context, project)
+            raise
+        try:
+            is_completed = await context.store.complete_upload(upload, file)
+        except (RequestError, UnavailableError):
+            await context.blobs.delete(file.blob_key)
+            raise
+        if not is_completed:
+            await context.blobs.delete(file.blob_key)
+            await _pending_upload(upload_id, context, project)
+            raise _ended(upload)
+    completed = replace(upload, status=UploadStatus.COMPLETED, file_id=file.id)
+    return JsonResponse(wire.upload_on_wire(completed, file))
+
+
+@router.post(
+    "/uploads/{upload_id}/cancel",
+    operation_id="cancelUpload",
+    summary="Give an upload up.",
+    response_model=wire.Upload,
+)
+async def cancel_upload(upload_id: str, context: Context, project: Project) -> Response:
+    upload = await _upload(upload_id, context, project)
+    if upload.status is not UploadStatus.CANCELLED:
+        if not await context.store.cancel_upload(upload):
+            raise _ended(await _upload(upload_id, context, project))
+        upload = replace(upload, status=UploadStatus.CANCELLED)
+    return JsonResponse(wire.upload_on_wire(upload))
+
+
+# --- which upload --------------------------------------------------------------------------------------
+
+
+async def _upload(upload_id: str, context: ApiContext, project: ProjectId) -> Upload:
+    upload = await context.store.upload(project, UploadId(upload_id)) if is_id_shaped(upload_id) else None
+    if upload is None:
+        raise NotFoundError(f"No such Upload object: {echo(upload_id)}", param="upload_id")
+    return upload
+
+
+async def _pending_upload(upload_id: str, context: ApiContext, project: ProjectId) -> Upload:
+    upload = await _upload(upload_id, context, project)
+    if upload.status is not UploadStatus.PENDING:
+        raise _ended(upload)
+    return upload
+
+
+def _ended(upload: Upload) -> RequestError:
+    became = f" Its file is '{upload.file_id}'." if upload.file_id else ""
+    message = f"Upload '{upload.id}' is no longer pending: it is {upload.status}.{became}"
+    return RequestError(message, param="upload_id")
+
+
+# --- from parts to a file ------------------------------------------------------------------------------
+
+
+def _require_data(form: Form) -> None:
+    if not form.has_file:
+        message = "Missing required parameter: 'data'."
+        raise RequestError(message, param="data", code="missing_required_parameter")
+
+
+def _in_order(part_ids: Sequence[str], parts: Sequence[UploadPart]) -> Sequence[UploadPart]:
+    by_id: dict[str, UploadPart] = {part.id: part for part in parts}
+    chosen: dict[str, UploadPart] = {}
+    for part_id in part_ids:
+        if part_id not in by_id:
+            message = f"No such Part object in this upload: {echo(part_id)}"
+            raise RequestError(message, param="part_ids", code="invalid_value")
+        if part_id in chosen:
+            message = f"Part '{part_id}' is named more than once."
+            raise RequestError(message, param="part_ids", code="invalid_value")
+        chosen[part_id] = by_id[part_id]
+    return tuple(chosen.values())
+
+
+def _require_size(upload: Upload, parts: Sequence[UploadPart]) -> None:
+    got = sum(part.size_bytes for part in parts)
+    if got != upload.size_bytes:
+        message = (
+            f"The parts have {got} bytes together, but this upload is for {upload.size_bytes} bytes. "
+            "Send what is missing, or name other parts, and complete it again."
+        )
+        raise RequestError(message, param="bytes", code="invalid_value")
+
+
+async def _beginning(context: ApiContext, parts: Sequence[UploadPart]) -> bytes:
+    beginning = b""
+    for part in parts:
+        if len(beginning) == BEGINNING_BYTES:
+            break
+        beginning += await context.blobs.read(part.blob_key, 0, BEGINNING_BYTES - len(beginning))
+    return beginning
+
+
+async def _join(upload: Upload, parts: Sequence[UploadPart], context: ApiContext, *, md5: str | None) -> File:
+    file_id = new_file_id(context.random(16))
+    writer = await context.blobs.open_writer(blob_key_of(file_id))
+    try:
+        digest = await _copy(parts, writer, context, is_hashed=md5 is not None)
+        if md5 is not None and digest != md5.strip().lower():
+            message = f"The parts' MD5 is {digest}, not the one that was given. Send or order the parts anew."
+            raise RequestError(message, param="md5", code="invalid_value")
+    except BaseException:
+        await writer.abort()
+        raise
+    await writer.commit()
+    created_at = int(context.clock())
+    return File(
+        id=file_id,
+        project_id=upload.project_id,
+        purpose=upload.purpose,
+        filename=upload.filename,
+        size_bytes=upload.size_bytes,
+        created_at=created_at,
+        expires_at=expires_at(
+            upload.purpose,
+            created_at=created_at,
+            expires_after_s=upload.file_expires_after_s,
+            limits=context.settings.limits,
+        ),
+        blob_key=blob_key_of(file_id),
+    )
+
+
+async def _copy(
+    parts: Sequence[UploadPart], writer: BlobWriter, context: ApiContext, *, is_hashed: bool
+) -> str:
+    digest = hashlib.md5(usedforsecurity=False)
+    for part in parts:
+        async for chunk in context.blobs.stream(part.blob_key):
+            await writer.write(chunk)
+            if is_hashed:
+                await asyncio.to_thread(digest.update, chunk)
+    return digest.hexdigest()
