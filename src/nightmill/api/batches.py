@@ -18,7 +18,7 @@ from nightmill.api.body import read_json
 from nightmill.api.context import ApiContext, Context
 from nightmill.api.envelope import JsonResponse, echo
 from nightmill.api.idempotency import idempotency_of
-from nightmill.api.openapi import ERRORS, ERRORS_OF_BODY, ERRORS_OF_CONFLICT, takes_json
+from nightmill.api.openapi import CONFLICT, TOO_LARGE, takes_json
 from nightmill.api.violations import wrong_prefix
 from nightmill.batch import Batch, Event, Status
 from nightmill.errors import NotFoundError, SetupError, TooManyError
@@ -60,7 +60,7 @@ def windows_s(limits: LimitSettings) -> Mapping[str, int]:
     response_model=wire.Batch,
     summary="Create a batch from an uploaded file of request lines.",
     openapi_extra=takes_json(wire.CreateBatchRequest),
-    responses=ERRORS_OF_BODY,
+    responses={**CONFLICT, **TOO_LARGE},
 )
 async def create_batch(request: Request, context: Context, project: Project) -> JsonResponse:
     limits = context.settings.limits
@@ -72,7 +72,7 @@ async def create_batch(request: Request, context: Context, project: Project) -> 
         allowed={"endpoints": limits.endpoints, "completion_windows": tuple(windows)},
     )
     fingerprint = hashlib.sha256(asked.model_dump_json().encode()).hexdigest()
-    idempotency = idempotency_of(request, operation="createBatch", fingerprint=fingerprint)
+    idempotency = idempotency_of(request, fingerprint=fingerprint)
     now = int(context.clock())
     await _check_rate(context, project, now)
     expires_after = asked.output_expires_after
@@ -114,7 +114,6 @@ async def _check_rate(context: ApiContext, project: ProjectId, now: int) -> None
     operation_id="listBatches",
     response_model=wire.ListBatchesResponse,
     summary="List this project's batches, newest first.",
-    responses=ERRORS,
 )
 async def list_batches(
     context: Context,
@@ -141,7 +140,6 @@ async def list_batches(
     operation_id="retrieveBatch",
     response_model=wire.Batch,
     summary="Retrieve a batch.",
-    responses=ERRORS,
 )
 async def retrieve_batch(batch_id: str, context: Context, project: Project) -> JsonResponse:
     return _shown(await _known(context, project, batch_id))
@@ -152,7 +150,7 @@ async def retrieve_batch(batch_id: str, context: Context, project: Project) -> J
     operation_id="cancelBatch",
     response_model=wire.Batch,
     summary="Stop a batch. Lines answered until then stay in its files.",
-    responses=ERRORS_OF_CONFLICT,
+    responses=CONFLICT,
 )
 async def cancel_batch(batch_id: str, context: Context, project: Project) -> JsonResponse:
     """The body is not read: clients send none, an empty one, or `{}`."""

@@ -12,11 +12,10 @@ from nightmill.store import Idempotency
 _MAX_LENGTH = 255
 
 
-def idempotency_of(request: Request, *, operation: str, fingerprint: str) -> Idempotency | None:
+def idempotency_of(request: Request, *, fingerprint: str) -> Idempotency | None:
     """None when the client sent no key.
 
     Args:
-        operation: keys of different operations never meet.
         fingerprint: a hash of what was asked for; the same key with another one is a conflict.
 
     Raises:
@@ -30,4 +29,4 @@ def idempotency_of(request: Request, *, operation: str, fingerprint: str) -> Ide
             f"Invalid header 'Idempotency-Key': expected up to {_MAX_LENGTH} printable ASCII characters."
         )
         raise RequestError(message, param="Idempotency-Key", code="invalid_value")
-    return Idempotency(f"{operation}:{key}", fingerprint)
+    return Idempotency(key, fingerprint)

@@ -14,7 +14,6 @@ from fastapi import APIRouter, Request
 from nightmill.api import wire
 from nightmill.api.context import ApiContext
 from nightmill.api.envelope import JsonResponse, echo
-from nightmill.api.openapi import ERRORS
 from nightmill.errors import NotFoundError, UnavailableError
 
 _REMEMBERED_S = 5.0
@@ -71,7 +70,6 @@ class Catalogue:
     operation_id="listModels",
     response_model=wire.ListModelsResponse,
     summary="List the models the upstream offers.",
-    responses=ERRORS,
 )
 async def list_models(request: Request) -> JsonResponse:
     return JsonResponse({"object": "list", "data": await _catalogue(request).models()})
@@ -82,7 +80,6 @@ async def list_models(request: Request) -> JsonResponse:
     operation_id="retrieveModel",
     response_model=wire.Model,
     summary="Retrieve a model.",
-    responses=ERRORS,
 )
 async def retrieve_model(model: str, request: Request) -> JsonResponse:
     for one in await _catalogue(request).models():

@@ -5,7 +5,7 @@ Duty: what FastAPI can't know: bodies that are streamed, errors, the server's `/
 Promise: a valid OpenAPI 3.1 document. Not its duty: the shapes themselves (`wire`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 from fastapi import FastAPI
@@ -27,7 +27,7 @@ def _error(description: str) -> Node:
     return {"description": description, "content": {"application/json": {"schema": schema}}}
 
 
-ERRORS: dict[int | str, Node] = {
+ERRORS: Mapping[str, Node] = {
     "400": _error("Something in the request is wrong; the error says what."),
     "401": _error("The API key is missing or wrong."),
     "404": _error("There is no such thing in this project."),
@@ -35,8 +35,8 @@ ERRORS: dict[int | str, Node] = {
     "500": _error("An error of the server; its log knows the request id."),
     "503": _error("The server can't do it for now; Retry-After says when to ask again."),
 }
-ERRORS_OF_CONFLICT: dict[int | str, Node] = {**ERRORS, "409": _error("The state of the object forbids it.")}
-ERRORS_OF_BODY: dict[int | str, Node] = {**ERRORS_OF_CONFLICT, "413": _error("The body is too large.")}
+CONFLICT: dict[int | str, Node] = {"409": _error("The state of the object forbids it.")}
+TOO_LARGE: dict[int | str, Node] = {"413": _error("The body is too large.")}
 
 
 def takes_json(model: type[wire.WireModel]) -> Node:
@@ -78,8 +78,7 @@ def _document(app: FastAPI) -> Node:
         separate_input_output_schemas=False,
     )
     document["paths"] = {
-        path.removeprefix(_PREFIX): _without_validation_answers(item)
-        for path, item in document["paths"].items()
+        path.removeprefix(_PREFIX): _with_our_errors(item) for path, item in document["paths"].items()
     }
     document["servers"] = [{"url": _PREFIX, "description": _SERVER_DESCRIPTION}]
     document["security"] = [{"ApiKeyAuth": []}]
@@ -102,11 +101,13 @@ def _wire_schemas() -> Node:
     return cast("Node", definitions["$defs"])
 
 
-def _without_validation_answers(item: Node) -> Node:
-    """No answer of ours is a 422, whatever FastAPI supposes."""
+def _with_our_errors(item: Node) -> Node:
+    """Every operation may end in one of `ERRORS`; none of ours is a 422, whatever FastAPI supposes."""
     for operation in item.values():
-        if isinstance(operation, dict):
-            cast("Node", operation).get("responses", {}).pop("422", None)
+        answers: Node = operation["responses"]
+        answers.pop("422", None)
+        for status, answer in ERRORS.items():
+            answers.setdefault(status, answer)
     return item
 
 

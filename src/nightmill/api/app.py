@@ -1,0 +1,88 @@
+"""The FastAPI app: routers, middleware, and the one place where exceptions become answers."""
+
+from typing import cast
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.routing import Match
+
+from nightmill.api import batches, files, health, models, uploads
+from nightmill.api.batches import windows_s
+from nightmill.api.context import ApiContext
+from nightmill.api.envelope import error_response, from_request_error, from_unavailable_error
+from nightmill.api.middleware import METHOD_AS_SENT, PATH_AS_SENT, Edge, Gate
+from nightmill.api.openapi import describer
+from nightmill.api.violations import to_request_error
+from nightmill.errors import RequestError, UnavailableError
+
+_DESCRIPTION = "OpenAI's Batch API on your own models. Any OpenAI client works against it unchanged."
+_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
+
+
+def create_app(context: ApiContext) -> FastAPI:
+    """Raises SetupError when a setting the routes need can't be understood."""
+    windows_s(context.settings.limits)
+    app = FastAPI(
+        title="nightmill",
+        version=health.VERSION,
+        description=_DESCRIPTION,
+        redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
+        redirect_slashes=False,
+        middleware=[Middleware(Edge, context=context), Middleware(Gate, context=context)],
+        exception_handlers={
+            RequestError: _on_request_error,
+            UnavailableError: _on_unavailable_error,
+            RequestValidationError: _on_validation_error,
+            HTTPException: _on_http_exception,
+        },
+    )
+    app.state.context = context
+    app.state.catalogue = models.Catalogue(context)
+    for router in (batches.router, files.router, uploads.router, models.router):
+        app.include_router(router, prefix="/v1")
+    app.include_router(health.router)
+    app.openapi = describer(app)
+    return app
+
+
+async def _on_request_error(request: Request, error: Exception) -> Response:
+    return from_request_error(cast("RequestError", error), path=request.scope["path"])
+
+
+async def _on_unavailable_error(_: Request, error: Exception) -> Response:
+    return from_unavailable_error(cast("UnavailableError", error))
+
+
+async def _on_validation_error(request: Request, error: Exception) -> Response:
+    wrong = to_request_error(cast("RequestValidationError", error).errors())
+    return from_request_error(wrong, path=request.scope["path"])
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    error = cast("HTTPException", error)
+    method, path = request.scope[METHOD_AS_SENT], request.scope[PATH_AS_SENT]
+    match error.status_code:
+        case 404:
+            return error_response(f"Invalid URL ({method} {path})", status=404)
+        case 405:
+            allowed = _allowed_methods(request)
+            message = f"Only {' and '.join(allowed)} requests are accepted."
+            headers = {"allow": ", ".join(allowed)}
+            return error_response(message, status=405, code="method_not_supported", headers=headers)
+        case status:
+            kind = "server_error" if status >= 500 else "invalid_request_error"
+            return error_response(str(error.detail), status=status, error_type=kind, headers=error.headers)
+
+
+def _allowed_methods(request: Request) -> list[str]:
+    """Every method the path takes; Starlette itself names those of the first route only."""
+    app = cast("FastAPI", request.app)
+
+    def is_taken(method: str) -> bool:
+        scope = {**request.scope, "method": method}
+        return any(route.matches(scope)[0] is Match.FULL for route in app.routes)
+
+    return [method for method in _METHODS if is_taken(method)]
