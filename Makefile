@@ -36,7 +36,7 @@ layers: $(STAMP)  ## who may import whom
 	$(BIN)/lint-imports --no-logo --no-cache
 
 unit: $(STAMP)  ## the tests, docs included
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -rs
 
 docs: $(STAMP)  ## print the generated parts of docs/ anew
 	$(BIN)/python docs/generate.py

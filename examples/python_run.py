@@ -1,16 +1,31 @@
-"""A batch from Python, without a server of nightmill's own: the upstream is asked directly.
+"""A batch from Python, without a server of nightmill's own.
 
-python examples/python_run.py http://localhost:11434/v1
+    python examples/python_run.py                               answers made up by the emulator
+    python examples/python_run.py http://localhost:11434/v1     a model server
+
+Stop it with Ctrl-C and start it again: it goes on where it was.
 """
 
+import shutil
 import sys
+from pathlib import Path
 
 import nightmill
 
+HERE = Path(__file__).resolve().parent
+
 
 def main() -> None:
-    upstream = sys.argv[1] if len(sys.argv) > 1 else "http://localhost:11434/v1"
-    nightmill.run("examples/embeddings.jsonl", upstream=upstream)
+    path = Path("tickets.jsonl")
+    if not path.exists():
+        shutil.copy(HERE / "chat.jsonl", path)
+    if len(sys.argv) > 1:
+        summary = nightmill.run(path, upstream=sys.argv[1])
+    else:
+        summary = nightmill.run(path, emulate=True)
+    print(f"{summary.status}: {summary.completed} completed, {summary.failed} failed of {summary.total}")
+    print(f"answers in {summary.output_path}")
+    sys.exit(0 if summary.status == "completed" else 1)
 
 
 if __name__ == "__main__":

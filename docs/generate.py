@@ -1,0 +1,157 @@
+"""Prints the generated parts of the docs: `make docs`.
+
+settings.md comes from the docstrings of `nightmill.settings`, the state graph in how-it-works.md from
+`nightmill.batch.TRANSITIONS`. A test fails when either is not current, or when a setting has no docstring.
+"""
+
+import re
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, Union, cast, get_args, get_origin
+
+from pydantic import BaseModel, SecretStr
+from pydantic.fields import FieldInfo
+
+from nightmill.batch import TERMINAL, TRANSITIONS
+from nightmill.settings import PREFIX, Settings
+
+DOCS = Path(__file__).resolve().parent
+GRAPH = re.compile(r"(?<=<!-- printed by docs/generate.py -->\n).*?(?=<!-- end -->)", re.DOTALL)
+BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+
+INTRODUCTION = """\
+# Settings
+
+Printed from `src/nightmill/settings.py` by `make docs`; don't edit by hand.
+
+nightmill runs without any. A setting comes from the first of these that names it:
+
+1. a flag of `nightmill serve` ([cli.md](cli.md)),
+2. the environment: `NIGHTMILL_` and the setting's path in capitals, `__` between its levels; lists are
+   separated by commas,
+3. a TOML file, named by `--config` or `NIGHTMILL_CONFIG`,
+4. the default below.
+
+So these two say the same:
+
+```bash
+export NIGHTMILL_UPSTREAM__URL=http://127.0.0.1:8000/v1
+export NIGHTMILL_LIMITS__COMPLETION_WINDOWS=24h,2h
+```
+
+```toml
+[upstream]
+url = "http://127.0.0.1:8000/v1"
+
+[limits]
+completion_windows = ["24h", "2h"]
+```
+
+Any name in the environment may end in `_FILE` and then names a file that holds the value, which is the way
+for secrets: `NIGHTMILL_UPSTREAM__API_KEY_FILE=/run/secrets/upstream_key`. A name nightmill does not know
+stops it with a message, so that a slip of the pen is seen at once.
+
+`OPENAI_BASE_URL` and `OPENAI_API_KEY` are never read by the server: they tell clients where nightmill is.
+"""
+
+
+def settings_page() -> str:
+    return INTRODUCTION + "".join(_section(Settings, path=""))
+
+
+def _section(model: type[BaseModel], *, path: str) -> Iterator[str]:
+    title = f"`[{path}]`" if path else "Top level"
+    yield f"\n## {title}\n\n{_one_line(model.__doc__)}\n\n"
+    yield "| setting | default | what it does |\n|---|---|---|\n"
+    below: list[tuple[str, type[BaseModel]]] = []
+    for name, field in model.model_fields.items():
+        full_name = f"{path}.{name}" if path else name
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            below.append((full_name, kind))
+        else:
+            yield f"| `{full_name}` | {_default(field)} | {_meaning(full_name, field)} |\n"
+    for full_name, kind in below:
+        yield from _section(kind, path=full_name)
+
+
+def _one_line(text: str | None) -> str:
+    # The docstrings point at sections of a working paper that readers of the page don't have.
+    return re.sub(r" \(contract [^)]*\)", "", " ".join((text or "").split()))
+
+
+def _default(field: FieldInfo) -> str:
+    default: object = field.get_default(call_default_factory=True)
+    match default:
+        case None | () | {}:
+            return "none"
+        case bool():
+            return f"`{str(default).lower()}`"
+        case int() | float():
+            return f"`{_number(default)}`"
+        case tuple():
+            return ", ".join(f"`{entry}`" for entry in cast("tuple[object, ...]", default))
+        case _:
+            return f"`{default}`"
+
+
+def _meaning(path: str, field: FieldInfo) -> str:
+    if not field.description:
+        message = f"the setting '{path}' ({PREFIX}{path.replace('.', '__').upper()}) has no docstring"
+        raise ValueError(message)
+    return " ".join([_one_line(field.description).replace("|", r"\|"), *_rules(field)])
+
+
+def _rules(field: FieldInfo) -> Iterator[str]:
+    if choices := _choices(field.annotation):
+        yield f"One of {choices}."
+    bounds = [
+        f"{words} {_number(getattr(rule, mark))}"
+        for rule in field.metadata
+        for mark, words in BOUNDS.items()
+        if hasattr(rule, mark)
+    ]
+    if bounds:
+        yield " and ".join(bounds).capitalize() + "."
+    if SecretStr in get_args(field.annotation):
+        yield "A secret: never shown."
+
+
+def _choices(kind: object) -> str:
+    if get_origin(kind) is Literal:
+        return ", ".join(f"`{choice}`" for choice in get_args(kind))
+    if get_origin(kind) in (Union, types.UnionType):
+        return "".join(_choices(part) for part in get_args(kind))
+    return ""
+
+
+def _number(bound: float) -> str:
+    if bound != int(bound):
+        return f"{bound}"
+    return f"{int(bound):,}".replace(",", "_") if bound >= 10_000 else f"{int(bound)}"
+
+
+def state_graph() -> str:
+    """A mermaid diagram: an arrow for each entry of the table, events on one arrow joined."""
+    events: dict[tuple[str, str], list[str]] = {}
+    for (status, event), target in TRANSITIONS.items():
+        events.setdefault((status.value, target.value), []).append(event.value)
+    lines = ["stateDiagram-v2", f"    [*] --> {next(iter(events))[0]}"]
+    lines += [f"    {source} --> {target}: {', '.join(names)}" for (source, target), names in events.items()]
+    lines += [f"    {status} --> [*]" for status in sorted(TERMINAL)]
+    return "\n".join(["```mermaid", *lines, "```", ""])
+
+
+def pages() -> dict[Path, str]:
+    """Every page with a generated part, as it should be."""
+    life = DOCS / "how-it-works.md"
+    return {
+        DOCS / "settings.md": settings_page(),
+        life: GRAPH.sub(lambda _: state_graph(), life.read_text(encoding="utf-8")),
+    }
+
+
+if __name__ == "__main__":
+    for page, text in pages().items():
+        page.write_text(text, encoding="utf-8")

@@ -1,0 +1,71 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nightmill.batch import ENDPOINTS
+
+INPUTS = ("chat.jsonl", "responses.jsonl", "embeddings.jsonl")
+
+
+def program(name: str, *arguments: str, cwd: Path, url: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(cwd / "examples" / name), *arguments],
+        check=False,
+        cwd=cwd,
+        env=os.environ | {"OPENAI_BASE_URL": url, "OPENAI_API_KEY": "unused"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, root: Path) -> Path:
+    shutil.copytree(root / "examples", tmp_path / "examples")
+    return tmp_path
+
+
+def test_the_inputs_are_what_their_program_writes(root: Path, tmp_path: Path):
+    assert program("make_inputs.py", "--folder", str(tmp_path), cwd=root).returncode == 0
+    for name in INPUTS:
+        assert (tmp_path / name).read_bytes() == (root / "examples" / name).read_bytes()
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_an_input_is_a_few_hundred_different_request_lines(root: Path, name: str):
+    lines = [json.loads(line) for line in (root / "examples" / name).read_bytes().splitlines()]
+    assert 200 <= len(lines) <= 500
+    assert len({line["custom_id"] for line in lines}) == len(lines)
+    assert len({json.dumps(line["body"]) for line in lines}) == len(lines)
+    assert {line["url"] for line in lines} < set(ENDPOINTS)
+
+
+def test_the_first_batch_shows_progress_and_the_first_answers(root: Path):
+    done = program("first_batch.py", "--lines", "40", cwd=root)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "starting: nightmill serve --emulate" in done.stdout
+    assert "40 completed, 0 failed of 40" in done.stdout
+    assert "ticket-001: " in done.stdout
+    assert "The emulator made these up." in done.stdout
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_the_client_example_downloads_every_answer(workplace: Path, emulated_url: str, name: str):
+    done = program("openai_client.py", f"examples/{name}", cwd=workplace, url=emulated_url)
+    assert done.returncode == 0, done.stdout + done.stderr
+    asked = (workplace / "examples" / name).read_bytes().splitlines()
+    answers = workplace.joinpath(name).with_suffix(".output.jsonl").read_bytes().splitlines()
+    assert [json.loads(line)["custom_id"] for line in answers] == [
+        json.loads(line)["custom_id"] for line in asked
+    ]
+
+
+def test_the_python_example_answers_without_a_server(workplace: Path):
+    done = program("python_run.py", cwd=workplace)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "300 completed, 0 failed of 300" in done.stdout

@@ -1,0 +1,66 @@
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from pydantic import BaseModel, ConfigDict, SecretStr
+
+from nightmill.batch import TRANSITIONS
+from nightmill.settings import Settings, load
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+
+
+def test_the_generated_pages_are_current(generate: ModuleType):
+    for page, text in generate.pages().items():
+        assert page.read_text(encoding="utf-8") == text, f"{page.name} is not current; run: make docs"
+
+
+def test_a_setting_without_a_docstring_has_no_page(generate: ModuleType):
+    class Bare(BaseModel):
+        model_config = ConfigDict(use_attribute_docstrings=True)
+        told: int = 1
+        """It says what it is for."""
+        mute: int = 2
+
+    with pytest.raises(ValueError, match=r"'corner\.mute' \(NIGHTMILL_CORNER__MUTE\) has no docstring"):
+        list(generate._section(Bare, path="corner"))
+
+
+def test_every_setting_stands_on_the_page_once():
+    page = (DOCS / "settings.md").read_text(encoding="utf-8")
+    for name in setting_names(Settings):
+        assert page.count(f"\n| `{name}` |") == 1
+
+
+def test_a_rule_a_choice_and_a_secret_are_told(generate: ModuleType):
+    page = generate.settings_page()
+    assert "At least 0 and at most 65_535." in page
+    assert "One of `lean`, `aiohttp`." in page
+    assert "A secret: never shown." in page
+
+
+def test_a_secret_setting_is_never_printed():
+    assert "mellon" not in repr(load(flags={"upstream": {"api_key": "mellon"}}, environment={}))
+    assert Settings().upstream.api_key is None or isinstance(Settings().upstream.api_key, SecretStr)
+
+
+def test_the_state_graph_has_an_arrow_for_each_transition(generate: ModuleType):
+    arrows = [line.strip() for line in generate.state_graph().splitlines() if "-->" in line]
+    for (status, event), target in TRANSITIONS.items():
+        [arrow] = [line for line in arrows if line.startswith(f"{status} --> {target}:")]
+        assert event.value in arrow.partition(": ")[2].split(", ")
+
+
+def test_the_state_graph_stands_in_how_it_works(generate: ModuleType):
+    assert generate.state_graph() in (DOCS / "how-it-works.md").read_text(encoding="utf-8")
+
+
+def setting_names(model: type[BaseModel], path: str = "") -> list[str]:
+    names: list[str] = []
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            names += setting_names(kind, f"{path}{name}.")
+        else:
+            names.append(path + name)
+    return names
