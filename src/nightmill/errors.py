@@ -9,6 +9,7 @@
     │   └── TooManyError        over a rate                      HTTP 429
     ├── UnavailableError        wait and try again               HTTP 503   exit 75
     │   └── StorageFullError    no room for what was sent        HTTP 507
+    ├── DamageError             durable bytes don't read back    never on the wire, exit 74
     ├── SetupError              the operator can fix it          never on the wire, exit 78
     └── LeaseLost               somebody else took over          never leaves the worker
 
@@ -108,6 +109,12 @@ class StorageFullError(UnavailableError):
     """The data folder is below its watermark of free space."""
 
     status = 507
+
+
+class DamageError(NightmillError):
+    """Bytes that were on stable storage are gone or changed; the message names them. Waiting won't help."""
+
+    exit_code = 74
 
 
 class SetupError(NightmillError):

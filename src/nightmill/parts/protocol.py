@@ -1,12 +1,4 @@
-"""Durable answers: append, group commit, pin, read back after a crash.
-
-A part holds the answers written under one (batch, segment, token). Each record is a fixed header (magic,
-ordinal, kind, usage, length, CRC-32 of all of it) and the finished output line. A torn or foreign tail is
-cut at the last whole record and never parsed.
-
-Promise: `PartWriter.append` only queues; the commit callback runs after the bytes are on stable storage.
-Not its duty: who may write (the store's leases) and in which order lines come out (the finalizer).
-"""
+"""What nightmill asks of the place where answers become durable."""
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
@@ -55,12 +47,17 @@ class PartWriter(Protocol):
 class Parts(Protocol):
     """Parts of all leases of one worker; owns the group commit."""
 
+    @property
+    def stalled(self) -> str | None:
+        """Why answers can't be made durable right now, or None. Send nothing meanwhile."""
+        ...
+
     def open(self, lease: Lease, on_commit: Callable[[int], None] | None = None) -> PartWriter:
         """A writer under the lease's token. `on_commit` gets the number of records that became durable."""
         ...
 
     async def room(self) -> None:
-        """Waits while more bytes are queued than `settings.parts.buffer_bytes` allows (back-pressure)."""
+        """Waits while more bytes are queued than `worker.buffer_bytes` allows (back-pressure)."""
         ...
 
     async def find(self, lease: Lease) -> Sequence[PinnedPart]:
@@ -71,7 +68,7 @@ class Parts(Protocol):
         ...
 
     def read(self, parts: Sequence[PinnedPart]) -> AsyncIterator[PartRecord]:
-        """Records of the parts in the order given; a CRC mismatch inside a pinned length raises."""
+        """Records of the parts in the order given; damage inside a pinned length raises DamageError."""
         ...
 
     async def delete(self, batch_id: BatchId) -> None: ...

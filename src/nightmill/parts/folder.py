@@ -1,0 +1,443 @@
+"""Parts as files in a folder, with one group commit for all of a worker's open parts."""
+
+import asyncio
+import os
+import struct
+from collections.abc import AsyncIterator, Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+
+from nightmill.batch import Tally, Usage
+from nightmill.blobs import delete_folder, make_folders, reported, sync_folder
+from nightmill.errors import DamageError, UnavailableError
+from nightmill.ids import BatchId
+from nightmill.line import OutputLine
+from nightmill.parts.protocol import PartRecord
+from nightmill.parts.record import bounded, pack_record, read_records
+from nightmill.segment import Lease, PinnedPart
+
+_READ_BYTES = 1 << 20
+
+
+class FolderParts:
+    """Parts as files: `root/<batch id>/<segment>.<token>.part`, each written by one writer only.
+
+    One commit loop serves all open writers: after the first queued record it gathers for
+    `commit_interval_s`, then a thread writes each file once and syncs it; only then do its records count.
+    While a write fails (no room, read-only, I/O error) nothing is lost and nothing counts: the records wait,
+    `stalled` says why, `room` blocks, and the write is tried again every `retry_s`.
+
+    Args:
+        root: made when it is missing.
+        watermark_bytes: while less room than this is left, `room` blocks; what was answered is still written.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        commit_interval_s: float,
+        buffer_bytes: int,
+        watermark_bytes: int = 0,
+        retry_s: float = 1.0,
+    ) -> None:
+        self._root = root.absolute()
+        self._commit_interval_s = commit_interval_s
+        self._buffer_bytes = buffer_bytes
+        self._watermark_bytes = watermark_bytes
+        self._retry_s = retry_s
+        self.queued_bytes = 0
+        self._stalled: str | None = None
+        self._dirty: list[FolderPartWriter] = []
+        self._writers: dict[str, FolderPartWriter] = {}
+        self._named_folders: set[Path] = set()
+        self._work = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._closing = asyncio.Event()
+        self._turn: asyncio.Future[None] | None = None
+        self._loop_task: asyncio.Task[None] | None = None
+        self._disk = ThreadPoolExecutor(max_workers=1, thread_name_prefix="parts")
+        make_folders(self._root)
+
+    @property
+    def stalled(self) -> str | None:
+        """Why answers can't be made durable right now, or None when all is well."""
+        return self._stalled
+
+    def open(self, lease: Lease, on_commit: Callable[[int], None] | None = None) -> "FolderPartWriter":
+        """Raises ValueError while another writer is open under the same token."""
+        if self._closing.is_set():
+            raise ValueError("the parts are closed")
+        key = _key(lease, lease.token, 0)
+        if key in self._writers:
+            raise ValueError(f"part {key} is already open")
+        if self._loop_task is None:
+            loop = asyncio.get_running_loop()
+            self._turn = loop.create_future()
+            self._loop_task = loop.create_task(self._commit_until_closed(), name="parts commit loop")
+        writer = FolderPartWriter(self, self._root, lease, on_commit)
+        self._writers[key] = writer
+        return writer
+
+    async def room(self) -> None:
+        while self.queued_bytes > self._buffer_bytes or self._stalled is not None:
+            self._hurry.set()
+            await self._next_turn()
+
+    async def find(self, lease: Lease) -> Sequence[PinnedPart]:
+        with reported(f"{lease.segment.batch_id}'s parts"):
+            return await asyncio.to_thread(self._find, lease)
+
+    async def read(self, parts: Sequence[PinnedPart]) -> AsyncIterator[PartRecord]:
+        """Raises DamageError, naming the part, where a pinned length holds anything but whole records."""
+        for part in parts:
+            end = 0
+            with reported(f"part {part.key}"):
+                try:
+                    file = await asyncio.to_thread((self._root / part.key).open, "rb", _READ_BYTES)
+                except FileNotFoundError:
+                    raise _damage(part, 0) from None
+                # A buffered file locks: closing it waits for a read that a cancelled task left behind.
+                with file:
+                    records = read_records(file, part.length_bytes)
+                    while batch := await asyncio.to_thread(_some, records):
+                        for _, record in batch:
+                            yield record
+                        end = batch[-1][0]
+            if end != part.length_bytes:
+                raise _damage(part, end)
+
+    async def delete(self, batch_id: BatchId) -> None:
+        folder = self._root / batch_id
+        await asyncio.to_thread(delete_folder, folder)
+        self._named_folders.discard(folder)
+
+    async def close(self) -> None:
+        """Makes a last try at what is queued. Raises UnavailableError when the disk does not take it."""
+        self._closing.set()
+        self._work.set()
+        self._hurry.set()
+        try:
+            if self._loop_task is not None:
+                await self._loop_task
+        finally:
+            # The one thread lets go of the files after whatever it is still writing.
+            writers, self._writers = list(self._writers.values()), {}
+            for writer in writers:
+                writer.refuse(ValueError(f"part {writer.key} is closed"))
+                self._disk.submit(writer.let_go)
+            self._disk.shutdown(wait=False)
+        lost = sum(writer.pending_count for writer in writers)
+        if lost:
+            raise UnavailableError(
+                f"{lost} answers could not be written ({self._stalled}); their lines are sent again"
+            )
+
+    def queued(self, writer: "FolderPartWriter") -> None:
+        """A clean writer has its first record queued."""
+        self._dirty.append(writer)
+        self._work.set()
+
+    def forget(self, writer: "FolderPartWriter") -> None:
+        """A closed writer has nothing queued any more."""
+        self._writers = {key: other for key, other in self._writers.items() if other is not writer}
+        writer.let_go()
+
+    async def committed(self) -> None:
+        """The end of the next commit, which does not wait for the rest of its interval."""
+        self._hurry.set()
+        await self._next_turn()
+
+    async def _next_turn(self) -> None:
+        if self._turn is None or (self._loop_task is not None and self._loop_task.done()):
+            raise UnavailableError("answers are no longer written; the lines without one are sent again")
+        await asyncio.shield(self._turn)
+
+    async def _commit_until_closed(self) -> None:
+        try:
+            while True:
+                await self._gather()
+                failed = await self._commit()
+                if self._closing.is_set() and (failed or not self._dirty):
+                    return
+                if self._stalled is not None:
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(self._retry_s):
+                            await self._closing.wait()
+        finally:
+            for writer in self._writers.values():
+                writer.refuse(UnavailableError(f"part {writer.key} is no longer written"))
+            self._wake_waiters()
+
+    async def _gather(self) -> None:
+        if self._stalled is not None:
+            return
+        await self._work.wait()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._commit_interval_s):
+                await self._hurry.wait()
+
+    async def _commit(self) -> bool:
+        """Says whether any file could not be written; its records stay queued."""
+        self._work.clear()
+        self._hurry.clear()
+        writers, self._dirty = self._dirty, []
+        pieces = [writer.take() for writer in writers]
+        loop = asyncio.get_running_loop()
+        shortage, failures = await loop.run_in_executor(self._disk, self._write_out, writers, pieces)
+        reason = None
+        for writer, failure in zip(writers, failures, strict=True):
+            if failure is None:
+                self.queued_bytes -= writer.settle()
+            else:
+                reason = f"part {writer.key} can't be written: {failure.strerror}"
+            if writer.pending_count:
+                self.queued(writer)
+            elif writer.is_closing:
+                self.forget(writer)
+        self._stalled = reason or shortage
+        self._wake_waiters()
+        return reason is not None
+
+    def _wake_waiters(self) -> None:
+        if self._turn is not None:
+            self._turn.set_result(None)
+            self._turn = asyncio.get_running_loop().create_future()
+
+    def _write_out(
+        self, writers: "Sequence[FolderPartWriter]", pieces: Sequence[Sequence[bytes]]
+    ) -> tuple[str | None, list[OSError | None]]:
+        failures: list[OSError | None] = []
+        for writer, piece in zip(writers, pieces, strict=True):
+            try:
+                writer.write_out(b"".join(piece))
+                failures.append(None)
+            except OSError as error:
+                failures.append(error)
+        for folder in {writer.folder for writer in writers if not writer.is_named}:
+            try:
+                self._name_files(folder)
+            except OSError as error:
+                for place, writer in enumerate(writers):
+                    if writer.folder == folder and not writer.is_named:
+                        failures[place] = failures[place] or error
+            else:
+                for writer in writers:
+                    writer.is_named |= writer.folder == folder and writer.has_file
+        return self._shortage(), failures
+
+    def _name_files(self, folder: Path) -> None:
+        """A new file counts only once its name, and its folder's name, survive a power cut too."""
+        sync_folder(folder)
+        if folder not in self._named_folders:
+            sync_folder(self._root)
+            self._named_folders.add(folder)
+
+    def _shortage(self) -> str | None:
+        if self._watermark_bytes <= 0:
+            return None
+        room = os.statvfs(self._root)
+        free_bytes = room.f_bavail * room.f_frsize
+        if free_bytes >= self._watermark_bytes:
+            return None
+        return f"the disk has {free_bytes >> 20} MiB left, {self._watermark_bytes >> 20} MiB are kept free"
+
+    def _find(self, lease: Lease) -> Sequence[PinnedPart]:
+        known = {part.key: part for part in lease.pinned}
+        found: list[PinnedPart] = []
+        for token in range(lease.token):
+            for copy in count():
+                key = _key(lease, token, copy)
+                part = known.pop(key, None)
+                if part is None and (length_bytes := _durable_length(self._root / key)) is not None:
+                    part = PinnedPart(key, length_bytes)
+                if part is None:
+                    break
+                if part.length_bytes:
+                    found.append(part)
+        return [*known.values(), *found]
+
+
+class FolderPartWriter:
+    """The part of one lease. Between `take` and `settle` the file is the disk thread's, all else the loop's.
+
+    A record is written again, byte for byte at the same place, until its write and sync succeed. So a torn
+    tail is overwritten rather than cut off, and a length that somebody pinned meanwhile stays good.
+    """
+
+    def __init__(
+        self, parts: FolderParts, root: Path, lease: Lease, on_commit: Callable[[int], None] | None
+    ) -> None:
+        self.key = _key(lease, lease.token, 0)
+        self.folder = (root / self.key).parent
+        self.is_named = False
+        self.is_closing = False
+        self._parts = parts
+        self._root = root
+        self._lease = lease
+        self._on_commit = on_commit
+        self._descriptor: int | None = None
+        self._refusal: Exception | None = None
+        self._queue: list[bytes] = []
+        self._taken: list[bytes] = []
+        self._counted = self._taken_counted = self._durable_counted = 0
+        self._failed = 0
+        self._input_tokens = self._cached_tokens = self._output_tokens = 0
+        self._reasoning_tokens = self._total_tokens = 0
+        self._taken_tally = self._durable_tally = Tally()
+        self._durable_bytes = 0
+
+    @property
+    def durable_tally(self) -> Tally:
+        return self._durable_tally
+
+    @property
+    def pinned(self) -> PinnedPart | None:
+        return PinnedPart(self.key, self._durable_bytes) if self._durable_bytes else None
+
+    @property
+    def pending_count(self) -> int:
+        """Records that are not durable yet."""
+        return self._counted - self._durable_counted
+
+    @property
+    def has_file(self) -> bool:
+        return self._descriptor is not None
+
+    def append(self, ordinal: int, output: OutputLine) -> None:
+        if self._refusal is not None:
+            raise self._refusal
+        try:
+            crc, record = pack_record(ordinal, output)
+        except struct.error:
+            output = bounded(output)
+            crc, record = pack_record(ordinal, output)
+        if self._counted == self._durable_counted:
+            self._parts.queued(self)
+        self._queue += (crc, record)
+        self._counted += 1
+        self._parts.queued_bytes += len(record) + len(crc)
+        if output.is_error:
+            self._failed += 1
+        usage = output.usage
+        if usage is not None:
+            self._input_tokens += usage.input_tokens
+            self._cached_tokens += usage.cached_tokens
+            self._output_tokens += usage.output_tokens
+            self._reasoning_tokens += usage.reasoning_tokens
+            self._total_tokens += usage.total_tokens
+
+    async def flush(self) -> None:
+        target = self._counted
+        while self._durable_counted < target:
+            await self._parts.committed()
+
+    async def close(self) -> None:
+        """When it is cancelled, the file is let go once what was appended is durable."""
+        self.refuse(ValueError(f"part {self.key} is closed"))
+        self.is_closing = True
+        await self.flush()
+        self._parts.forget(self)
+
+    def refuse(self, refusal: Exception) -> None:
+        """From now on `append` raises `refusal`; the first one stays."""
+        self._refusal = self._refusal or refusal
+
+    def take(self) -> Sequence[bytes]:
+        """What is to be written behind the durable bytes: also what an earlier try could not write."""
+        self._taken += self._queue
+        self._queue = []
+        self._taken_counted = self._counted
+        usage = Usage(
+            self._input_tokens,
+            self._cached_tokens,
+            self._output_tokens,
+            self._reasoning_tokens,
+            self._total_tokens,
+        )
+        self._taken_tally = Tally(self._counted - self._failed, self._failed, usage)
+        return self._taken
+
+    def write_out(self, records: bytes) -> None:
+        """In the disk thread."""
+        if self._descriptor is None:
+            self._descriptor = self._create()
+        written = 0
+        with memoryview(records) as view:
+            while written < len(view):
+                written += os.pwrite(self._descriptor, view[written:], self._durable_bytes + written)
+        os.fdatasync(self._descriptor)
+
+    def _create(self) -> int:
+        """A file of our own. One may lie under our token: a store brought back from a copy counts again."""
+        self.folder.mkdir(exist_ok=True)
+        for copy in count():
+            key = _key(self._lease, self._lease.token, copy)
+            with suppress(FileExistsError):
+                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+                descriptor = os.open(self._root / key, flags, 0o600)
+                self.key = key
+                return descriptor
+        raise AssertionError("count() has no end")
+
+    def settle(self) -> int:
+        """What was taken is durable and counts. Returns its size in bytes."""
+        size_bytes = sum(map(len, self._taken))
+        newly_counted = self._taken_counted - self._durable_counted
+        self._taken = []
+        self._durable_bytes += size_bytes
+        self._durable_counted = self._taken_counted
+        self._durable_tally = self._taken_tally
+        if self._on_commit is not None:
+            self._on_commit(newly_counted)
+        return size_bytes
+
+    def let_go(self) -> None:
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _key(lease: Lease, token: int, copy: int) -> str:
+    name = f"{token}-{copy}" if copy else f"{token}"
+    return f"{lease.segment.batch_id}/{lease.segment.number}.{name}.part"
+
+
+def _some(records: Generator[tuple[int, PartRecord]]) -> list[tuple[int, PartRecord]]:
+    """The next MiB of records or so: one trip to a thread for many of them."""
+    batch: list[tuple[int, PartRecord]] = []
+    size_bytes = 0
+    for end, record in records:
+        batch.append((end, record))
+        size_bytes += len(record.output.text)
+        if size_bytes >= _READ_BYTES:
+            break
+    return batch
+
+
+def _durable_length(path: Path) -> int | None:
+    """The length of the file's whole records, once they are surely on stable storage; None without a file.
+
+    Its writer may have died, or be about to, between write and sync. A pin must outlive a power cut.
+    """
+    try:
+        file = path.open("rb", _READ_BYTES)
+    except FileNotFoundError:
+        return None
+    end = 0
+    with file:
+        for end, _ in read_records(file, os.fstat(file.fileno()).st_size):  # noqa: B007 - the last is wanted
+            pass
+        os.fdatasync(file.fileno())
+    sync_folder(path.parent)
+    sync_folder(path.parent.parent)
+    return end
+
+
+def _damage(part: PinnedPart, end: int) -> DamageError:
+    return DamageError(
+        f"part {part.key} is damaged behind byte {end} of {part.length_bytes} that were on disk;"
+        " bring the data folder back from a copy, or cancel the batch"
+    )

@@ -1,0 +1,74 @@
+"""One record of a part: a fixed header and the finished output line. No I/O but reading an open file.
+
+    CRC-32 of all that follows | magic | kind | ordinal | five token counts | length | the line
+
+Little-endian. `kind` says whether the line goes to the error file and whether it has a usage.
+"""
+
+import struct
+from collections.abc import Generator
+from dataclasses import astuple
+from typing import BinaryIO
+from zlib import crc32
+
+from nightmill.batch import Usage
+from nightmill.line import OutputLine
+from nightmill.parts.protocol import PartRecord
+
+_MAGIC = b"NMP1"
+_CRC = struct.Struct("<I")
+_CONTENT = struct.Struct("<4sIQIIIIII")
+_HEADER = struct.Struct("<I4sIQIIIIII")
+_IS_ERROR, _HAS_USAGE = 1, 2
+_MOST_TOKENS = (1 << 32) - 1
+
+
+def pack_record(ordinal: int, output: OutputLine) -> tuple[bytes, bytes]:
+    """The record in two pieces, so that the line is copied once less.
+
+    Raises struct.error when a token count does not fit; see `bounded`.
+    """
+    text, usage = output.text, output.usage
+    if usage is None:
+        content = _CONTENT.pack(_MAGIC, output.is_error, ordinal, 0, 0, 0, 0, 0, len(text))
+    else:
+        content = _CONTENT.pack(
+            _MAGIC,
+            output.is_error | _HAS_USAGE,
+            ordinal,
+            usage.input_tokens,
+            usage.cached_tokens,
+            usage.output_tokens,
+            usage.reasoning_tokens,
+            usage.total_tokens,
+            len(text),
+        )
+    record = content + text
+    return _CRC.pack(crc32(record)), record
+
+
+def bounded(output: OutputLine) -> OutputLine:
+    """No answer has more tokens than fit, but an upstream may say so."""
+    if output.usage is None:
+        return output
+    counts = (min(max(count, 0), _MOST_TOKENS) for count in astuple(output.usage))
+    return OutputLine(text=output.text, is_error=output.is_error, usage=Usage(*counts))
+
+
+def read_records(file: BinaryIO, length_bytes: int) -> Generator[tuple[int, PartRecord]]:
+    """Whole records, each with the offset behind it, up to the first torn, foreign or damaged one."""
+    end = 0
+    while length_bytes - end >= _HEADER.size:
+        header = file.read(_HEADER.size)
+        if len(header) < _HEADER.size:
+            return
+        crc, magic, kind, ordinal, *tokens, text_bytes = _HEADER.unpack(header)
+        if magic != _MAGIC or text_bytes > length_bytes - end - _HEADER.size:
+            return
+        text = file.read(text_bytes)
+        if len(text) < text_bytes or crc32(text, crc32(header[_CRC.size :])) != crc:
+            return
+        end += _HEADER.size + text_bytes
+        usage = Usage(*tokens) if kind & _HAS_USAGE else None
+        output = OutputLine(text=text, is_error=bool(kind & _IS_ERROR), usage=usage)
+        yield end, PartRecord(ordinal, output)

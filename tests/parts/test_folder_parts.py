@@ -1,0 +1,637 @@
+"""FolderParts: nothing counts before it is durable, nothing durable is lost, nothing torn is read."""
+
+import asyncio
+import errno
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from nightmill.batch import Tally, Usage
+from nightmill.errors import DamageError, UnavailableError
+from nightmill.ids import BatchId
+from nightmill.line import OutputLine
+from nightmill.parts import FolderParts, PartRecord
+from nightmill.segment import Lease, PinnedPart, Segment
+
+BATCH = BatchId("batch_1")
+
+
+def lease_of(token: int = 1, *, number: int = 0, pinned: Sequence[PinnedPart] = ()) -> Lease:
+    return Lease(
+        segment=Segment(BATCH, number, 0, 500),
+        token=token,
+        pinned=tuple(pinned),
+        tally=Tally(),
+        endpoint="/v1/chat/completions",
+        model=None,
+        input_blob_key="input",
+        index_blob_key="index",
+        deadline=0,
+        ttl_s=30,
+    )
+
+
+def line(number: int, *, is_error: bool = False, usage: Usage | None = None) -> OutputLine:
+    return OutputLine(text=b'{"n": %d}\n' % number, is_error=is_error, usage=usage)
+
+
+async def records(parts: FolderParts, pinned: Sequence[PinnedPart]) -> list[PartRecord]:
+    return [record async for record in parts.read(pinned)]
+
+
+async def written(parts: FolderParts, count: int, *, token: int = 1) -> PinnedPart:
+    writer = parts.open(lease_of(token))
+    for number in range(count):
+        writer.append(number, line(number))
+    await writer.close()
+    assert writer.pinned is not None
+    return writer.pinned
+
+
+def file_of(tmp_path: Path, part: PinnedPart) -> Path:
+    return tmp_path / "parts" / part.key
+
+
+def name_of(descriptor: int) -> str:
+    return str(Path(f"/proc/self/fd/{descriptor}").readlink())
+
+
+async def test_what_was_flushed_comes_back_as_it_was(parts: FolderParts) -> None:
+    settled = [
+        PartRecord(7, line(7, usage=Usage(1, 2, 3, 4, 5))),
+        PartRecord(0, line(0, is_error=True)),
+        PartRecord(1 << 40, line(1, is_error=True, usage=Usage(10, 20, 30, 40, 50))),
+        PartRecord(3, OutputLine(text=b"", is_error=False, usage=Usage())),
+        PartRecord(4, OutputLine(text=b"x" * (3 << 20), is_error=False, usage=None)),
+    ]
+    writer = parts.open(lease_of())
+    for record in settled:
+        writer.append(record.ordinal, record.output)
+    await writer.flush()
+    assert writer.durable_tally == Tally(3, 2, Usage(11, 22, 33, 44, 55))
+    assert writer.pinned is not None
+    assert await records(parts, [writer.pinned]) == settled
+
+
+async def test_nothing_counts_and_no_file_is_made_before_the_commit(
+    parts: FolderParts, tmp_path: Path
+) -> None:
+    seen: list[int] = []
+    writer = parts.open(lease_of(), seen.append)
+    await writer.flush()
+    assert writer.pinned is None
+    assert list((tmp_path / "parts").iterdir()) == []
+    writer.append(0, line(0))
+    writer.append(1, line(1))
+    assert writer.durable_tally == Tally()
+    assert writer.pinned is None
+    assert seen == []
+    await writer.flush()
+    assert writer.durable_tally.answered == 2
+    assert seen == [2]
+
+
+async def test_the_callback_comes_after_the_sync_and_never_from_another_thread(
+    parts: FolderParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import threading
+
+    steps: list[str] = []
+    loop_thread = threading.get_ident()
+    fdatasync = os.fdatasync
+
+    def seen_fdatasync(descriptor: int) -> None:
+        assert threading.get_ident() != loop_thread
+        fdatasync(descriptor)
+        steps.append("synced")
+
+    def committed(count: int) -> None:
+        assert threading.get_ident() == loop_thread
+        steps.append(f"{count} counted")
+
+    monkeypatch.setattr(os, "fdatasync", seen_fdatasync)
+    writer = parts.open(lease_of(), committed)
+    writer.append(0, line(0))
+    await writer.flush()
+    assert steps == ["synced", "1 counted"]
+
+
+async def test_a_thousand_answers_of_three_writers_cost_one_sync_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = FolderParts(tmp_path / "parts", commit_interval_s=0.05, buffer_bytes=1 << 20)
+    synced: list[str] = []
+    named: list[str] = []
+    fdatasync, fsync = os.fdatasync, os.fsync
+    monkeypatch.setattr(os, "fdatasync", lambda fd: (synced.append(name_of(fd)), fdatasync(fd)))
+    monkeypatch.setattr(os, "fsync", lambda fd: (named.append(name_of(fd)), fsync(fd)))
+    writers = [parts.open(lease_of(number=number)) for number in range(3)]
+    for ordinal in range(1_000):
+        writers[ordinal % 3].append(ordinal, line(ordinal))
+    async with asyncio.TaskGroup() as tasks:
+        for writer in writers:
+            tasks.create_task(writer.flush())
+    assert len(synced) == len(set(synced)) == 3
+    root = str(tmp_path / "parts")
+    assert named == [f"{root}/{BATCH}", root]
+    named.clear()
+    writers[0].append(0, line(0))
+    await writers[0].flush()
+    assert len(synced) == 4
+    assert named == []
+    await parts.close()
+
+
+async def test_without_a_flush_the_answers_of_one_interval_share_one_sync(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = FolderParts(tmp_path / "parts", commit_interval_s=0.1, buffer_bytes=1 << 20)
+    counts: list[int] = []
+    all_counted = asyncio.Event()
+
+    def committed(count: int) -> None:
+        counts.append(count)
+        if sum(counts) == 50:
+            all_counted.set()
+
+    writer = parts.open(lease_of(), committed)
+    started = time.monotonic()
+    for ordinal in range(50):
+        writer.append(ordinal, line(ordinal))
+        await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        await all_counted.wait()
+    assert counts == [50]
+    assert time.monotonic() - started >= 0.1
+    await parts.close()
+
+
+@given(data=st.data())
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+async def test_a_part_cut_at_any_byte_gives_exactly_the_whole_records_before_the_cut(
+    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    tokens = st.integers(0, (1 << 32) - 1)
+    outputs = data.draw(
+        st.lists(
+            st.tuples(
+                st.integers(0, (1 << 64) - 1),
+                st.builds(
+                    OutputLine,
+                    text=st.binary(max_size=200),
+                    is_error=st.booleans(),
+                    usage=st.none() | st.builds(Usage, tokens, tokens, tokens, tokens, tokens),
+                ),
+                st.booleans(),
+            ),
+            min_size=1,
+            max_size=12,
+        )
+    )
+    root = tmp_path_factory.mktemp("cut")
+    parts = FolderParts(root / "parts", commit_interval_s=0, buffer_bytes=1 << 20)
+    writer = parts.open(lease_of())
+    ends = [0]
+    for ordinal, output, flushes in outputs:
+        writer.append(ordinal, output)
+        ends.append(ends[-1] + 44 + len(output.text))
+        if flushes:
+            await writer.flush()
+    await writer.close()
+    assert writer.pinned is not None
+    assert writer.pinned.length_bytes == ends[-1]
+
+    file = root / "parts" / writer.pinned.key
+    whole = file.read_bytes()
+    cut = data.draw(st.integers(0, len(whole)))
+    tail = data.draw(st.binary(max_size=100))
+    if whole[cut : cut + len(tail)] != tail:
+        file.write_bytes(whole[:cut] + tail)
+    else:
+        file.write_bytes(whole[:cut])
+    count = max(place for place, end in enumerate(ends) if end <= cut)
+    [found] = await parts.find(lease_of(2)) or [PinnedPart(writer.pinned.key, 0)]
+    assert found.length_bytes == ends[count]
+    expected = [PartRecord(ordinal, output) for ordinal, output, _ in outputs[:count]]
+    assert await records(parts, [found]) == expected
+    await parts.close()
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_a_flipped_bit_ends_the_part_before_its_record(
+    parts: FolderParts, tmp_path: Path, seed: int
+) -> None:
+    part = await written(parts, 10)
+    file = file_of(tmp_path, part)
+    damaged = bytearray(file.read_bytes())
+    chance = random.Random(seed)
+    place = chance.randrange(len(damaged))
+    damaged[place] ^= 1 << chance.randrange(8)
+    file.write_bytes(damaged)
+    found = await parts.find(lease_of(2))
+    length = found[0].length_bytes if found else 0
+    assert length <= place
+    assert place - length < 44 + len(line(0).text)
+    with pytest.raises(DamageError, match=part.key):
+        await records(parts, [part])
+
+
+async def test_damage_is_told_after_the_records_before_it(parts: FolderParts, tmp_path: Path) -> None:
+    part = await written(parts, 5)
+    os.truncate(file_of(tmp_path, part), part.length_bytes - 1)
+    seen: list[int] = []
+    with pytest.raises(DamageError, match=rf"{part.key} is damaged behind byte \d+ of {part.length_bytes}"):
+        async for record in parts.read([part]):
+            seen.append(record.ordinal)  # noqa: PERF401 - what came before the error is wanted
+    assert seen == [0, 1, 2, 3]
+    file_of(tmp_path, part).unlink()
+    with pytest.raises(DamageError, match=part.key):
+        await records(parts, [part])
+
+
+async def test_a_length_pinned_inside_a_record_is_damage(parts: FolderParts) -> None:
+    part = await written(parts, 2)
+    with pytest.raises(DamageError):
+        await records(parts, [PinnedPart(part.key, part.length_bytes - 1)])
+
+
+async def test_a_take_over_pins_what_it_finds_and_later_bytes_are_never_read(parts: FolderParts) -> None:
+    stalled_worker = parts.open(lease_of(1))
+    stalled_worker.append(0, line(0))
+    await stalled_worker.flush()
+    found = await parts.find(lease_of(2))
+    assert found == [stalled_worker.pinned]
+
+    stalled_worker.append(1, line(1))
+    await stalled_worker.flush()
+    heir = parts.open(lease_of(2, pinned=found))
+    heir.append(1, line(100))
+    await heir.flush()
+    assert heir.pinned is not None
+
+    third = await parts.find(lease_of(3, pinned=found))
+    assert third == [*found, heir.pinned]
+    assert [record.output for record in await records(parts, third)] == [line(0), line(100)]
+
+
+async def test_parts_of_the_own_and_of_newer_tokens_and_of_other_segments_are_not_found(
+    parts: FolderParts,
+) -> None:
+    for token, number in ((2, 0), (3, 0), (1, 1), (1, 10)):
+        writer = parts.open(lease_of(token, number=number))
+        writer.append(0, line(0))
+        await writer.close()
+    assert await parts.find(lease_of(2)) == []
+    assert [part.key for part in await parts.find(lease_of(3))] == [f"{BATCH}/0.2.part"]
+
+
+async def test_what_a_take_over_pins_is_synced_first(
+    parts: FolderParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = await written(parts, 1)
+    synced: list[str] = []
+    fdatasync = os.fdatasync
+    monkeypatch.setattr(os, "fdatasync", lambda fd: (synced.append(name_of(fd)), fdatasync(fd)))
+    await parts.find(lease_of(2))
+    assert [name.endswith(part.key) for name in synced] == [True]
+
+
+async def test_a_file_that_lies_under_our_token_already_is_left_alone(
+    parts: FolderParts, tmp_path: Path
+) -> None:
+    """A store brought back from a copy gives out the same tokens again."""
+    older = await written(parts, 3)
+    newer = await written(parts, 2)
+    assert older.key != newer.key
+    assert len(await records(parts, [older])) == 3
+    assert len(await records(parts, [newer])) == 2
+    assert await parts.find(lease_of(2)) == [older, newer]
+
+
+async def test_one_token_has_one_writer(parts: FolderParts) -> None:
+    writer = parts.open(lease_of())
+    with pytest.raises(ValueError, match="already open"):
+        parts.open(lease_of())
+    await writer.close()
+    await parts.open(lease_of()).close()
+
+
+async def test_a_closed_writer_takes_nothing(parts: FolderParts) -> None:
+    writer = parts.open(lease_of())
+    writer.append(0, line(0))
+    closing = asyncio.create_task(writer.close())
+    await asyncio.sleep(0)
+    with pytest.raises(ValueError, match="is closed"):
+        writer.append(1, line(1))
+    await closing
+    await writer.close()
+    assert writer.durable_tally.answered == 1
+
+
+async def test_closing_in_the_middle_of_commits_drops_nothing(parts: FolderParts) -> None:
+    async def answer(number: int) -> PinnedPart:
+        writer = parts.open(lease_of(number=number))
+        chance = random.Random(number)
+        for ordinal in range(200):
+            writer.append(ordinal, line(ordinal))
+            if chance.random() < 0.1:
+                await asyncio.sleep(chance.random() * 0.004)
+        await writer.close()
+        assert writer.durable_tally.answered == 200
+        assert writer.pinned is not None
+        return writer.pinned
+
+    async with asyncio.TaskGroup() as tasks:
+        writers = [tasks.create_task(answer(number)) for number in range(20)]
+    for writer in writers:
+        seen = [record.ordinal for record in await records(parts, [writer.result()])]
+        assert seen == list(range(200))
+    assert parts.queued_bytes == 0
+    assert open_files(parts) == []
+
+
+def open_files(parts: FolderParts) -> list[str]:
+    names = [entry.readlink() for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()]
+    return [str(name) for name in names if str(name).startswith(str(parts._root))]
+
+
+async def test_a_close_that_is_cancelled_still_lets_the_file_go(parts: FolderParts) -> None:
+    writer = parts.open(lease_of())
+    writer.append(0, line(0))
+    closing = asyncio.create_task(writer.close())
+    await asyncio.sleep(0)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    await writer.flush()
+    assert writer.durable_tally.answered == 1
+    assert open_files(parts) == []
+
+
+async def test_room_waits_while_too_much_is_queued(tmp_path: Path) -> None:
+    parts = FolderParts(tmp_path / "parts", commit_interval_s=60, buffer_bytes=10_000)
+    await parts.room()
+    writer = parts.open(lease_of())
+    for ordinal in range(300):
+        writer.append(ordinal, line(ordinal))
+    assert parts.queued_bytes > 10_000
+    async with asyncio.timeout(5):  # far below the interval: who waits for room hurries the commit
+        await parts.room()
+    assert parts.queued_bytes == 0
+    assert writer.durable_tally.answered == 300
+    await parts.close()
+
+
+@pytest.mark.parametrize("call", ["open", "pwrite", "fdatasync", "fsync"])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO])
+async def test_while_the_disk_refuses_nothing_counts_and_later_everything_does(
+    parts: FolderParts, monkeypatch: pytest.MonkeyPatch, call: str, number: int
+) -> None:
+    refused = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    real = getattr(os, call)
+
+    def refuse(*arguments: object) -> int:
+        loop.call_soon_threadsafe(refused.set)
+        if call == "pwrite":
+            real(arguments[0], bytes(arguments[1])[:7], arguments[2])  # a part of it gets through
+        raise OSError(number, os.strerror(number))
+
+    writer = parts.open(lease_of())
+    if call in {"pwrite", "fdatasync"}:
+        writer.append(0, line(0))
+        await writer.flush()
+    before = writer.pinned
+    with monkeypatch.context() as patched:
+        patched.setattr(os, call, refuse)
+        for ordinal in range(1, 10):
+            writer.append(ordinal, line(ordinal))
+        async with asyncio.timeout(5):
+            await refused.wait()
+            while parts.stalled is None:
+                await parts._next_turn()
+        assert os.strerror(number) in parts.stalled
+        assert writer.pinned == before
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await parts.room()
+        found = await parts.find(lease_of(2)) if call == "pwrite" else []
+        assert found == ([before] if call == "pwrite" else [])
+        writer.append(10, line(10))
+    async with asyncio.timeout(5):
+        await parts.room()
+        await writer.flush()
+    assert parts.stalled is None
+    assert writer.pinned is not None
+    seen = [record.ordinal for record in await records(parts, [writer.pinned])]
+    assert seen == list(range(0 if before else 1, 11))
+
+
+async def test_a_writer_whose_file_could_not_be_made_names_it_later(
+    parts: FolderParts, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    opened = os.open
+
+    def refuse(path: os.PathLike[str], *arguments: int) -> int:
+        if Path(path).name == "1.1.part":
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return opened(path, *arguments)
+
+    one, other = parts.open(lease_of(number=0)), parts.open(lease_of(number=1))
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", refuse)
+        one.append(0, line(0))
+        other.append(0, line(0))
+        await one.flush()
+        assert other.pinned is None
+        assert "Too many open files" in (parts.stalled or "")
+    named: list[str] = []
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: (named.append(name_of(fd)), fsync(fd)))
+    await other.flush()
+    assert named == [str(tmp_path / "parts" / BATCH)]
+
+
+async def test_below_the_watermark_answers_are_still_written_but_room_waits(tmp_path: Path) -> None:
+    parts = FolderParts(
+        tmp_path / "parts", commit_interval_s=0, buffer_bytes=1 << 20, watermark_bytes=1 << 60, retry_s=0.01
+    )
+    writer = parts.open(lease_of())
+    writer.append(0, line(0))
+    await writer.flush()
+    assert writer.durable_tally.answered == 1
+    assert "MiB left" in (parts.stalled or "")
+    waiting = asyncio.create_task(parts.room())
+    parts._watermark_bytes = 1
+    async with asyncio.timeout(5):
+        await waiting
+    assert parts.stalled is None
+    await parts.close()
+
+
+async def test_closing_on_a_full_disk_says_how_many_answers_were_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = FolderParts(tmp_path / "parts", commit_interval_s=0, buffer_bytes=1 << 20, retry_s=60)
+
+    def refuse(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    writer = parts.open(lease_of())
+    monkeypatch.setattr(os, "pwrite", refuse)
+    writer.append(0, line(0))
+    writer.append(1, line(1))
+    flushing = asyncio.create_task(writer.flush())
+    async with asyncio.timeout(5):
+        with pytest.raises(UnavailableError, match="2 answers could not be written"):
+            await parts.close()
+        with pytest.raises(UnavailableError):
+            await flushing
+    with pytest.raises(ValueError, match="closed"):
+        parts.open(lease_of())
+
+
+async def test_an_error_in_the_callback_is_not_swallowed(tmp_path: Path) -> None:
+    parts = FolderParts(tmp_path / "parts", commit_interval_s=0, buffer_bytes=1 << 20)
+
+    def committed(count: int) -> None:
+        raise RuntimeError("a bug")
+
+    writer = parts.open(lease_of(), committed)
+    writer.append(0, line(0))
+    await asyncio.wait([parts._loop_task])
+    with pytest.raises(UnavailableError):
+        writer.append(1, line(1))
+    with pytest.raises(RuntimeError, match="a bug"):
+        await parts.close()
+
+
+async def test_token_counts_beyond_belief_are_bounded(parts: FolderParts) -> None:
+    writer = parts.open(lease_of())
+    writer.append(0, line(0, usage=Usage(-5, 1, 1 << 80, 2, 3)))
+    await writer.flush()
+    expected = Usage(0, 1, (1 << 32) - 1, 2, 3)
+    assert writer.durable_tally.usage == expected
+    assert writer.pinned is not None
+    assert [record.output.usage for record in await records(parts, [writer.pinned])] == [expected]
+
+
+async def test_deleting_a_batch_takes_its_parts_only(parts: FolderParts, tmp_path: Path) -> None:
+    part = await written(parts, 1)
+    other = tmp_path / "parts" / "batch_2" / "0.1.part"
+    other.parent.mkdir()
+    other.write_bytes(b"x")
+    await parts.delete(BATCH)
+    await parts.delete(BATCH)
+    assert not file_of(tmp_path, part).parent.exists()
+    assert other.exists()
+    again = await written(parts, 1)
+    assert len(await records(parts, [again])) == 1
+
+
+KILLED = """
+import asyncio, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from test_folder_parts import lease_of, line
+from nightmill.parts import FolderParts
+
+async def main() -> None:
+    parts = FolderParts(Path(sys.argv[1]), commit_interval_s=0.001, buffer_bytes=1 << 20)
+
+    async def answer(number: int) -> None:
+        writer = parts.open(lease_of(number=number))
+        ordinal = 0
+        while True:
+            for _ in range(1 + ordinal % 7):
+                writer.append(ordinal, line(ordinal))
+                ordinal += 1
+            await writer.flush()
+            sys.stdout.write(f"{number} {ordinal}\\n")
+            sys.stdout.flush()
+
+    async with asyncio.TaskGroup() as tasks:
+        for number in range(3):
+            tasks.create_task(answer(number))
+
+asyncio.run(main())
+"""
+
+
+def acknowledged_until_killed(root: Path, *, acknowledgements: int) -> dict[int, int]:
+    """How many answers of each segment the writer had acknowledged when it was killed."""
+    folder = str(Path(__file__).parent)
+    command = [sys.executable, "-c", KILLED, str(root), folder]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        seen = [child.stdout.readline() for _ in range(acknowledgements)]
+        child.send_signal(signal.SIGKILL)
+        seen += child.stdout.readlines()
+    counts: dict[int, int] = {}
+    for acknowledgement in seen:
+        number, count = acknowledgement.split()
+        counts[int(number)] = int(count)
+    return counts
+
+
+@pytest.mark.parametrize("acknowledgements", [3, 40, 333])
+async def test_sigkill_loses_nothing_that_was_acknowledged(
+    parts: FolderParts, tmp_path: Path, acknowledgements: int
+) -> None:
+    acknowledged = await asyncio.to_thread(
+        acknowledged_until_killed, tmp_path / "parts", acknowledgements=acknowledgements
+    )
+    for number, count in acknowledged.items():
+        found = await parts.find(lease_of(2, number=number))
+        settled = await records(parts, found)
+        assert [record.ordinal for record in settled] == list(range(len(settled)))
+        assert len(settled) >= count
+        assert all(record.output == line(record.ordinal) for record in settled)
+
+
+LIMITED = """
+import asyncio, resource, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from test_folder_parts import lease_of, line, records
+from nightmill.parts import FolderParts
+
+async def main() -> None:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, resource.RLIM_INFINITY))
+    parts = FolderParts(Path(sys.argv[1]), commit_interval_s=0, buffer_bytes=1 << 20, retry_s=0.01)
+    writer = parts.open(lease_of())
+    writer.append(0, line(0))
+    await writer.flush()
+    for ordinal in range(1, 100):
+        writer.append(ordinal, line(ordinal))
+    while parts.stalled is None:
+        await asyncio.sleep(0.001)
+    assert writer.durable_tally.answered == 1
+    torn = (Path(sys.argv[1]) / writer.pinned.key).stat().st_size
+    assert torn == 1_000, torn
+    assert len(await records(parts, await parts.find(lease_of(2)))) < 30
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    await parts.room()
+    await writer.close()
+    assert [record.ordinal for record in await records(parts, [writer.pinned])] == list(range(100))
+    await parts.close()
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE"), reason="needs a limit on the size of files")
+def test_a_really_torn_write_is_mended_when_there_is_room(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", LIMITED, str(tmp_path), str(Path(__file__).parent)]
+    subprocess.run(command, check=True, timeout=30)
