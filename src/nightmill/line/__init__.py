@@ -1,0 +1,5 @@
+"""Request lines and output lines, and the JSON text they are made of."""
+
+from nightmill.line.rows import OutputLine, RequestLine, answered, is_json, slice_line, unanswered
+
+__all__ = ["OutputLine", "RequestLine", "answered", "is_json", "slice_line", "unanswered"]
