@@ -1,0 +1,187 @@
+"""Reads the input file of a batch once, checks every line, and writes the line index beside it.
+
+Promise: all or nothing. A batch goes on only when every line is good, in one transaction with its segments;
+else it fails with what is wrong, by line. It may die at any instruction: the next intake starts over under a
+newer token, and an index that was not accepted is never read. Not its duty: the checks themselves (`check`).
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from dataclasses import replace
+
+from nightmill.batch import Batch, Event, LineError, Status
+from nightmill.blobs import Blobs
+from nightmill.check import Findings, InputRules, Inspection, SecondLook
+from nightmill.errors import LeaseLost, UnavailableError
+from nightmill.file import Purpose
+from nightmill.ids import WorkerId
+from nightmill.roles.loop import Bell
+from nightmill.segment import cut_segments
+from nightmill.settings import Settings
+from nightmill.store import Duty, Store
+from nightmill.telemetry import BatchMoved, Emit
+
+_WAIT_S = 1.0
+# Larger chunks are slower: the allocator gives their pages back to the system and faults them in again.
+_CHUNK_BYTES = 1 << 20
+
+
+class Intake:
+    name = "intake"
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        blobs: Blobs,
+        settings: Settings,
+        worker_id: WorkerId,
+        bell: Bell,
+        emit: Emit,
+        clock: Callable[[], float],
+    ) -> None:
+        self._store = store
+        self._blobs = blobs
+        self._settings = settings
+        self._worker_id = worker_id
+        self._bell = bell
+        self._emit = emit
+        self._clock = clock
+
+    async def turn(self) -> float:
+        ttl_s = self._settings.worker.lease_ttl_s
+        duty = await self._store.lease_duty((Status.VALIDATING,), self._worker_id, ttl_s=ttl_s)
+        if duty is None:
+            return _WAIT_S
+        try:
+            await self._judge(duty)
+        except LeaseLost:
+            return 0
+        except (UnavailableError, asyncio.CancelledError):
+            # Anything else keeps the duty until it lapses, so that one odd batch can't hold up the others.
+            with suppress(UnavailableError):
+                await self._store.release_duty(duty)
+            raise
+        return 0
+
+    async def _judge(self, duty: Duty) -> None:
+        batch = duty.batch
+        if duty.token > 1:
+            await self._blobs.delete_under(f"lines/{batch.id}")  # what dead holders of the duty may have left
+        if fault := await self._unreadable(batch):
+            await self._reject(duty, Findings(0, None, (fault,)))
+        else:
+            await self._inspect(duty)
+
+    async def _unreadable(self, batch: Batch) -> LineError | None:
+        """Why the input file is not worth opening."""
+        file = await self._store.file(batch.project_id, batch.input_file_id)
+        if file is not None and file.purpose is not Purpose.BATCH:
+            message = f"The file {file.id} has purpose '{file.purpose}'. Upload it with purpose 'batch'."
+            return LineError("invalid_request", message, "file_id")
+        if not batch.input_blob_key:
+            return _cannot_find(batch)
+        size_bytes = await self._blobs.size_bytes(batch.input_blob_key)
+        if size_bytes is None:
+            return _cannot_find(batch)
+        limit = self._settings.limits.input_file_bytes
+        if size_bytes > limit:
+            message = (
+                f"The batch input file is larger than the {limit} maximum. "
+                "Please try again with a smaller batch."
+            )
+            return LineError("file_too_large", message)
+        return None
+
+    async def _inspect(self, duty: Duty) -> None:
+        batch = duty.batch
+        rules = input_rules(self._settings, batch.endpoint)
+        inspection = Inspection(rules)
+        index_blob_key = f"lines/{batch.id}/{duty.token}"
+        writer = await self._blobs.open_writer(index_blob_key)
+        try:
+            async for chunk in self._chunks(duty, inspection):
+                await writer.write(await asyncio.to_thread(inspection.take, chunk))
+            await writer.write(await asyncio.to_thread(inspection.finish))
+            findings = await self._findings(duty, inspection)
+            if findings.errors:
+                await writer.abort()
+            else:
+                await writer.commit()
+        except BaseException:
+            await writer.abort()
+            raise
+        if findings.errors:
+            await self._reject(duty, findings)
+        else:
+            await self._accept(duty, findings, index_blob_key)
+
+    async def _findings(self, duty: Duty, inspection: Inspection) -> Findings:
+        second_look = await asyncio.to_thread(inspection.second_look)
+        if second_look is not None:
+            async for chunk in self._chunks(duty, second_look):
+                await asyncio.to_thread(second_look.take, chunk)
+            await asyncio.to_thread(second_look.finish)
+        return inspection.findings(second_look)
+
+    async def _chunks(self, duty: Duty, look: Inspection | SecondLook) -> AsyncIterator[bytes]:
+        """The input file, as far as `look` needs it; keeps the duty meanwhile.
+
+        Raises:
+            LeaseLost: somebody else took over, or the batch was cancelled.
+        """
+        loop = asyncio.get_running_loop()
+        kept = loop.time()
+        offset = 0
+        while not look.is_over and (
+            chunk := await self._blobs.read(duty.batch.input_blob_key, offset, _CHUNK_BYTES)
+        ):
+            offset += len(chunk)
+            if loop.time() - kept > duty.ttl_s / 4:
+                kept = loop.time()
+                if not await self._store.keep_duty(duty):
+                    raise LeaseLost
+            yield chunk
+
+    async def _accept(self, duty: Duty, findings: Findings, index_blob_key: str) -> None:
+        after = replace(
+            duty.batch.after(Event.ACCEPTED, now=self._clock()), model=findings.model, total=findings.total
+        )
+        lines_per_segment = self._settings.worker.lines_per_segment
+        segments = list(cut_segments(after.id, total=findings.total, lines_per_segment=lines_per_segment))
+        if not await self._store.accept_batch(duty, after, index_blob_key=index_blob_key, segments=segments):
+            await self._blobs.delete(index_blob_key)
+            raise LeaseLost
+        self._emit(BatchMoved(after))
+        self._bell.ring()
+
+    async def _reject(self, duty: Duty, findings: Findings) -> None:
+        after = replace(
+            duty.batch.after(Event.REJECTED, now=self._clock()), model=findings.model, errors=findings.errors
+        )
+        if not await self._store.reject_batch(duty, after):
+            raise LeaseLost
+        self._emit(BatchMoved(after))
+
+
+def input_rules(settings: Settings, endpoint: str) -> InputRules:
+    """What the operator's settings ask of an input file for `endpoint`."""
+    limits = settings.limits
+    return InputRules(
+        endpoint=endpoint,
+        models=frozenset(settings.upstream.models),
+        models_per_file=limits.models_per_file,
+        lines_per_file=limits.lines_per_file,
+        line_bytes=limits.line_bytes,
+        nesting=limits.nesting,
+        embedding_inputs=limits.embedding_inputs,
+        listed_errors=limits.listed_errors,
+    )
+
+
+def _cannot_find(batch: Batch) -> LineError:
+    message = (
+        f"Cannot find file {batch.input_file_id}, or project {batch.project_id} does not have access to it."
+    )
+    return LineError("invalid_request", message, "file_id")
