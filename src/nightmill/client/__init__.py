@@ -1,0 +1,60 @@
+"""Talk to any OpenAI-compatible batch server from Python, on the official `openai` package.
+
+Three levels, all thin:
+
+- `BatchApi` and `AsyncBatchApi`: the four published operations by their own names.
+- `Client`: send rows, wait with a progress bar, get answers joined to their requests.
+- `run`: answer a JSONL file without a server.
+
+Names are imported on first use: `run` must not pay for the `openai` package.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nightmill.client.answers import Answer
+    from nightmill.client.api import (
+        ApiKeyAuth,
+        AsyncBatchApi,
+        Batch,
+        BatchApi,
+        CreateBatchRequest,
+        ListBatchesResponse,
+        OutputExpiresAfter,
+    )
+    from nightmill.client.local import run
+    from nightmill.client.session import Client
+
+__all__ = [
+    "Answer",
+    "ApiKeyAuth",
+    "AsyncBatchApi",
+    "Batch",
+    "BatchApi",
+    "Client",
+    "CreateBatchRequest",
+    "ListBatchesResponse",
+    "OutputExpiresAfter",
+    "run",
+]
+
+_HOMES = {
+    "Answer": "answers",
+    "ApiKeyAuth": "api",
+    "AsyncBatchApi": "api",
+    "Batch": "api",
+    "BatchApi": "api",
+    "Client": "session",
+    "CreateBatchRequest": "api",
+    "ListBatchesResponse": "api",
+    "OutputExpiresAfter": "api",
+    "run": "local",
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'nightmill.client' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"nightmill.client.{home}"), name)

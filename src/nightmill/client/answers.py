@@ -1,0 +1,189 @@
+"""Rows into request lines, and output lines back to their requests. Files on disk, flat memory.
+
+Promise: `joined` gives one answer per request, in the order of the requests, whatever the order of the
+answers. While the answers are in order too (nightmill's are), memory does not grow; otherwise it holds an
+offset per answer that is ahead. Not its duty: the network.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self, TypeAlias, cast
+
+from nightmill.client.download import CHUNK_BYTES, lines
+from nightmill.errors import RequestError
+
+Row: TypeAlias = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What became of one request.
+
+    Attributes:
+        request: the body that was asked.
+        status_code: the HTTP status, or None when the request was never answered.
+        body: the decoded answer, also that of an HTTP error.
+        error: why there is no good answer: the line's own error, or `body["error"]` of an HTTP error.
+    """
+
+    custom_id: str
+    request: Row
+    status_code: int | None
+    body: Any
+    error: Any
+
+    @property
+    def is_ok(self) -> bool:
+        return self.status_code is not None and 200 <= self.status_code < 300
+
+
+def write_rows(rows: Iterable[Row], path: Path, *, endpoint: str | None, model: str | None) -> str:
+    """Writes request lines and returns their endpoint.
+
+    A row is a request line (it has a `body` that is an object) or the body alone. A missing `custom_id`
+    becomes `request-<n>`, counted from 1; a missing `url` the endpoint; a missing model `model`.
+
+    Raises:
+        RequestError: no rows, a row that is not JSON, or no way to tell the endpoint.
+    """
+    count = 0
+    with path.open("wb") as stream:
+        for count, row in enumerate(rows, start=1):
+            given = row if isinstance(row.get("body"), Mapping) else {"body": row}
+            body = dict(cast("Row", given["body"]))
+            if model is not None:
+                body.setdefault("model", model)
+            endpoint = endpoint or cast("str | None", given.get("url")) or _guessed(body)
+            line = {
+                "custom_id": given.get("custom_id", f"request-{count}"),
+                "method": given.get("method", "POST"),
+                "url": given.get("url", endpoint),
+                "body": body,
+            }
+            try:
+                text = json.dumps(line, allow_nan=False)
+            except (TypeError, ValueError) as error:
+                raise RequestError(f"row {count} can't be written as JSON: {error}") from None
+            stream.write(text.encode("ascii") + b"\n")
+    if endpoint is None or not count:
+        raise RequestError("there are no rows to send")
+    return endpoint
+
+
+def endpoint_of(path: Path) -> str:
+    """The `url` of the first request line.
+
+    Raises:
+        RequestError: there is none.
+    """
+    with path.open("rb") as stream:
+        for raw in stream:
+            if not raw.strip():
+                continue
+            try:
+                return str(json.loads(raw.removeprefix(b"\xef\xbb\xbf"))["url"])
+            except (ValueError, KeyError, TypeError, RecursionError):
+                break
+    raise RequestError(f"the first line of {path} names no endpoint in 'url'; name it with --endpoint")
+
+
+def _guessed(body: Row) -> str:
+    if "messages" in body:
+        return "/v1/chat/completions"
+    raise RequestError("the first row does not tell its endpoint; pass endpoint='/v1/...'")
+
+
+def joined(requests: Path, *answer_files: Path) -> Iterator[Answer]:
+    """One answer per request line, in the order of the requests.
+
+    A request that no file answers (a batch that failed validation has no files) has neither status nor error.
+    """
+    with _Answers(answer_files) as answers, requests.open("rb") as stream:
+        for raw in lines(iter(lambda: stream.read(CHUNK_BYTES), b"")):
+            if not raw.strip():
+                continue
+            request = cast("dict[str, Any]", json.loads(raw.removeprefix(b"\xef\xbb\xbf")))
+            custom_id = str(request["custom_id"])
+            yield _answer(custom_id, request.get("body", {}), answers.take(custom_id))
+
+
+def _answer(custom_id: str, body: Row, line: Mapping[str, Any] | None) -> Answer:
+    response = cast("Mapping[str, Any]", (line or {}).get("response") or {})
+    answer_body: Any = response.get("body")
+    status_code = cast("int | None", response.get("status_code"))
+    error: Any = (line or {}).get("error")
+    if error is None and status_code is not None and status_code >= 400 and isinstance(answer_body, Mapping):
+        error = cast("Mapping[str, Any]", answer_body).get("error")
+    return Answer(custom_id=custom_id, request=body, status_code=status_code, body=answer_body, error=error)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    stream: BinaryIO
+    offset: int
+
+
+class _Answers:
+    """Output lines by custom_id over several files, read no further than needed."""
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self._streams = [path.open("rb") for path in paths]
+        self._heads = [_head(stream, 0) for stream in self._streams]
+        self._ahead: dict[str, _Place] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for stream in self._streams:
+            stream.close()
+
+    def take(self, custom_id: str) -> dict[str, Any] | None:
+        place = self._ahead.pop(custom_id, None)
+        if place is not None:
+            return _parsed_at(place)
+        for number, head in enumerate(self._heads):
+            if head is not None and head.line["custom_id"] == custom_id:
+                self._heads[number] = _head(self._streams[number], head.end)
+                return head.line
+        return self._searched(custom_id)
+
+    def _searched(self, custom_id: str) -> dict[str, Any] | None:
+        for number, stream in enumerate(self._streams):
+            while (head := self._heads[number]) is not None:
+                self._heads[number] = _head(stream, head.end)
+                if head.line["custom_id"] == custom_id:
+                    return head.line
+                self._ahead[str(head.line["custom_id"])] = _Place(stream, head.start)
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    start: int
+    end: int
+    line: dict[str, Any]
+
+
+def _head(stream: BinaryIO, start: int) -> _Head | None:
+    stream.seek(start)
+    # BinaryIO.readline splits at b"\n" only.
+    while raw := stream.readline():
+        end = start + len(raw)
+        if raw.strip():
+            return _Head(start, end, json.loads(raw))
+        start = end
+    return None
+
+
+def _parsed_at(place: _Place) -> dict[str, Any]:
+    place.stream.seek(place.offset)
+    return json.loads(place.stream.readline())

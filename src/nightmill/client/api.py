@@ -1,0 +1,197 @@
+"""The published batch operations by their own names, for any base URL.
+
+Duty: typed requests in, typed objects out, on the official `openai` package. Promise: nothing is added to
+what the server says; errors are the package's own (`openai.NotFoundError`, ...). Not its duty: files, waiting
+and joining answers (see `session`).
+"""
+
+import os
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Literal, Self, cast
+
+from openai import AsyncOpenAI, OpenAI
+from openai.pagination import AsyncCursorPage, SyncCursorPage
+from openai.types import Batch
+
+__all__ = [
+    "DEFAULT_BASE_URL",
+    "ApiKeyAuth",
+    "AsyncBatchApi",
+    "Batch",
+    "BatchApi",
+    "CreateBatchRequest",
+    "ListBatchesResponse",
+    "OutputExpiresAfter",
+]
+
+DEFAULT_BASE_URL = "http://127.0.0.1:8080/v1"
+# A server without keys ignores it; one with keys answers 401 and says so better than a missing header.
+_NO_KEY = "no-key"
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKeyAuth:
+    """A bearer key. It is never shown by `repr`."""
+
+    api_key: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputExpiresAfter:
+    """When output and error file are deleted, counted from their own creation."""
+
+    seconds: int
+    anchor: Literal["created_at"] = "created_at"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreateBatchRequest:
+    """What `create_batch` sends. Fields that are None are left out."""
+
+    input_file_id: str
+    endpoint: str
+    completion_window: str = "24h"
+    metadata: Mapping[str, str] | None = None
+    output_expires_after: OutputExpiresAfter | None = None
+
+    def to_wire(self) -> dict[str, Any]:
+        wire: dict[str, Any] = {
+            "input_file_id": self.input_file_id,
+            "endpoint": self.endpoint,
+            "completion_window": self.completion_window,
+        }
+        if self.metadata is not None:
+            wire["metadata"] = dict(self.metadata)
+        if self.output_expires_after is not None:
+            after = self.output_expires_after
+            wire["output_expires_after"] = {"anchor": after.anchor, "seconds": after.seconds}
+        return wire
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListBatchesResponse:
+    """One page of batches, newest first. The next page lies behind `after=last_id`."""
+
+    object: str
+    data: tuple[Batch, ...]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+def connection(base_url: str | None, auth: ApiKeyAuth | None) -> dict[str, Any]:
+    """What an `openai` client needs to reach the server; the environment fills what is None."""
+    key = auth.api_key if auth else os.environ.get("OPENAI_API_KEY")
+    return {
+        "base_url": base_url or os.environ.get("OPENAI_BASE_URL") or DEFAULT_BASE_URL,
+        "api_key": key or _NO_KEY,
+    }
+
+
+class BatchApi:
+    """createBatch, retrieveBatch, cancelBatch and listBatches of one server.
+
+    Args:
+        base_url: up to and with `/v1`; else `OPENAI_BASE_URL`, else nightmill on this machine.
+        auth: else `OPENAI_API_KEY`; a server that asks for no key gets none that matters.
+        openai_client: an `openai` client of your own instead of the two above.
+    """
+
+    def __init__(
+        self,
+        base_url: str | None = None,
+        auth: ApiKeyAuth | None = None,
+        *,
+        openai_client: OpenAI | None = None,
+    ) -> None:
+        self._openai = openai_client or OpenAI(**connection(base_url, auth))
+
+    def create_batch(self, request: CreateBatchRequest) -> Batch:
+        return self._openai.batches.create(**request.to_wire(), extra_headers=_once())
+
+    def retrieve_batch(self, batch_id: str) -> Batch:
+        return self._openai.batches.retrieve(batch_id)
+
+    def cancel_batch(self, batch_id: str) -> Batch:
+        return self._openai.batches.cancel(batch_id)
+
+    def list_batches(self, after: str | None = None, limit: int = 20) -> ListBatchesResponse:
+        return _response(self._openai.batches.list(**_cursor(after, limit)))
+
+    def close(self) -> None:
+        self._openai.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class AsyncBatchApi:
+    """`BatchApi` for asyncio: the same operations, awaited."""
+
+    def __init__(
+        self,
+        base_url: str | None = None,
+        auth: ApiKeyAuth | None = None,
+        *,
+        openai_client: AsyncOpenAI | None = None,
+    ) -> None:
+        self._openai = openai_client or AsyncOpenAI(**connection(base_url, auth))
+
+    async def create_batch(self, request: CreateBatchRequest) -> Batch:
+        return await self._openai.batches.create(**request.to_wire(), extra_headers=_once())
+
+    async def retrieve_batch(self, batch_id: str) -> Batch:
+        return await self._openai.batches.retrieve(batch_id)
+
+    async def cancel_batch(self, batch_id: str) -> Batch:
+        return await self._openai.batches.cancel(batch_id)
+
+    async def list_batches(self, after: str | None = None, limit: int = 20) -> ListBatchesResponse:
+        return _response(await self._openai.batches.list(**_cursor(after, limit)))
+
+    async def close(self) -> None:
+        await self._openai.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+
+def _once() -> dict[str, str]:
+    # The package repeats a create whose answer was lost; with a key the server gives the first batch again.
+    return {"Idempotency-Key": str(uuid.uuid4())}
+
+
+def _cursor(after: str | None, limit: int) -> dict[str, Any]:
+    return {"limit": limit} if after is None else {"limit": limit, "after": after}
+
+
+def _response(page: SyncCursorPage[Batch] | AsyncCursorPage[Batch]) -> ListBatchesResponse:
+    # The package's page keeps first_id and last_id only as untyped extras.
+    extra = page.model_extra or {}
+    data = tuple(page.data or ())
+    return ListBatchesResponse(
+        object=str(extra.get("object") or "list"),
+        data=data,
+        first_id=cast("str | None", extra.get("first_id")) or (data[0].id if data else None),
+        last_id=cast("str | None", extra.get("last_id")) or (data[-1].id if data else None),
+        has_more=bool(page.has_more),
+    )

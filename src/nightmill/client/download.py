@@ -1,0 +1,80 @@
+"""File contents over HTTP, streamed: to a file, to an open stream, or line by line.
+
+Promise: memory does not follow the size of the file, and a download that ends early is an error and never a
+short file: the length is compared with Content-Length, and a file appears under its name only when whole.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import httpx2
+from openai import OpenAI
+
+from nightmill.errors import UnavailableError
+
+CHUNK_BYTES = 1 << 18
+
+
+def chunks(openai: OpenAI, file_id: str) -> Iterator[bytes]:
+    """The bytes of a file as they arrive.
+
+    Raises:
+        UnavailableError: the connection broke, or fewer or more bytes came than were announced.
+    """
+    received_bytes = 0
+    # Content-Length counts bytes on the wire, which are the file's own only without compression.
+    with openai.files.with_streaming_response.content(
+        file_id, extra_headers={"Accept-Encoding": "identity"}
+    ) as response:
+        announced = response.headers.get("content-length")
+        try:
+            for chunk in response.iter_bytes(CHUNK_BYTES):
+                received_bytes += len(chunk)
+                yield chunk
+        except httpx2.HTTPError as error:
+            raise _broken(file_id, received_bytes, announced) from error
+    if announced is not None and received_bytes != int(announced):
+        raise _broken(file_id, received_bytes, announced)
+
+
+def lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    r"""Lines without their line break, split at b"\n" only: a raw U+2028 or U+0085 is part of its line."""
+    pending: list[bytes] = []
+    for piece in pieces:
+        first, *rest = piece.split(b"\n")
+        pending.append(first)
+        for begun in rest:
+            yield b"".join(pending)
+            pending = [begun]
+    last = b"".join(pending)
+    if last:
+        yield last
+
+
+def copy(openai: OpenAI, file_id: str, stream: BinaryIO) -> int:
+    """Writes a file's bytes to an open stream and says how many there were."""
+    written_bytes = 0
+    for chunk in chunks(openai, file_id):
+        stream.write(chunk)
+        written_bytes += len(chunk)
+    stream.flush()
+    return written_bytes
+
+
+def save(openai: OpenAI, file_id: str, path: Path) -> int:
+    """Writes a file's bytes to `path`, which is replaced only when all of them are there."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as stream:
+            written_bytes = copy(openai, file_id, stream)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return written_bytes
+
+
+def _broken(file_id: str, received_bytes: int, announced: str | None) -> UnavailableError:
+    of = f" of {announced}" if announced is not None else ""
+    return UnavailableError(f"the download of {file_id} broke after {received_bytes}{of} bytes; try again")

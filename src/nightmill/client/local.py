@@ -1,0 +1,132 @@
+"""`nightmill.run`: answer a JSONL file from Python without a server.
+
+Duty: settings from arguments, paths by default, progress, and an event loop where there is none. The engine
+is `assembly.run_file`.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Generator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from nightmill.client.progress import Snapshot, shown
+from nightmill.settings import load
+
+if TYPE_CHECKING:
+    from nightmill.assembly import Progress, RunSummary
+
+T = TypeVar("T")
+
+
+def run(
+    input_path: str | PathLike[str],
+    *,
+    upstream: str | None = None,
+    upstream_key: str | None = None,
+    model: str | PathLike[str] | None = None,
+    emulate: bool = False,
+    output: str | PathLike[str] | None = None,
+    errors: str | PathLike[str] | None = None,
+    endpoint: str | None = None,
+    concurrency: int | None = None,
+    on_progress: "Callable[[Progress], None] | None" = None,
+) -> "RunSummary":
+    """Answers every request line of a JSONL file. Called again after a break, it goes on where it was.
+
+    Args:
+        input_path: the request lines. Unfinished work is kept beside it, in `<name>.nightmill`.
+        upstream: base URL of the server that answers, or `auto`; or one of the two below.
+        upstream_key: the upstream's API key.
+        model: a GGUF file to answer with (extra `nightmill[llama]`).
+        emulate: made-up answers, for trying out.
+        output: lines answered with a 2xx; by default `<name>_output.jsonl` beside the input.
+        errors: all others; by default `<name>_error.jsonl` beside the input.
+        endpoint: by default that of the first line.
+        concurrency: attempts in flight at once.
+        on_progress: is told how far it is; None shows a progress bar on stderr.
+
+    Returns:
+        How it ended. A bad line anywhere means status `failed`, nothing sent, and the lines in `errors`.
+
+    Raises:
+        RequestError: the input is missing, empty, or has changed since an unfinished run of it.
+        SetupError: no upstream, or a setting is wrong.
+        UnavailableError: try again later.
+    """
+    # Late, because the client alone must not load the server.
+    from nightmill.assembly import run_file  # noqa: PLC0415 - see above
+
+    flags: dict[str, Any] = {
+        "upstream": {"url": upstream, "api_key": upstream_key, "concurrency": concurrency},
+        "model": {"path": str(model) if model is not None else None},
+        "emulator": {"enabled": True if emulate else None},
+    }
+    path = Path(input_path)
+    default_output, default_errors = default_paths(path)
+    with reporting(on_progress) as report:
+        return finished(
+            run_file(
+                load(flags=flags),
+                path,
+                output_path=Path(output) if output is not None else default_output,
+                error_path=Path(errors) if errors is not None else default_errors,
+                endpoint=endpoint,
+                on_progress=report,
+            )
+        )
+
+
+def default_paths(input_path: Path) -> tuple[Path, Path]:
+    """`in.jsonl` -> `in_output.jsonl` and `in_error.jsonl`, as the wire names its files."""
+    stem = input_path.stem if input_path.suffix == ".jsonl" else input_path.name
+    return input_path.with_name(f"{stem}_output.jsonl"), input_path.with_name(f"{stem}_error.jsonl")
+
+
+@contextmanager
+def reporting(
+    on_progress: "Callable[[Progress], None] | None" = None,
+) -> "Generator[Callable[[Progress], None]]":
+    """What `run_file` reports to: the caller's own function, or a display on stderr."""
+    if on_progress is not None:
+        yield on_progress
+        return
+    with shown() as show:
+        yield lambda progress: show(snapshot(progress))
+
+
+def snapshot(progress: "Progress") -> Snapshot:
+    return Snapshot(
+        status=str(progress.status),
+        total=progress.total,
+        completed=progress.completed,
+        failed=progress.failed,
+        in_flight=progress.in_flight,
+    )
+
+
+def finished(work: Coroutine[Any, Any, T]) -> T:
+    """Runs `work` to its end, also where an event loop runs already (a notebook)."""
+    if not _loop_runs_here():
+        return _in_a_loop(work)
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="nightmill-run") as pool:
+        return pool.submit(_in_a_loop, work).result()
+
+
+def _loop_runs_here() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _in_a_loop(work: Coroutine[Any, Any, T]) -> T:
+    try:
+        import uvloop  # noqa: PLC0415 - absent on Windows
+    except ImportError:
+        return asyncio.run(work)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(work)

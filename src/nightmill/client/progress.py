@@ -1,0 +1,128 @@
+"""How far a batch is, on a terminal as a moving bar and elsewhere as a line now and then. On stderr.
+
+`Pace` is pure: it turns counts over time into a rate and a time to go. Not its duty: asking the server.
+"""
+
+import sys
+from collections import deque
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from time import monotonic
+from typing import TextIO, TypeAlias
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """Where a batch stands. `in_flight` is None where the server does not tell."""
+
+    status: str
+    total: int
+    completed: int
+    failed: int
+    in_flight: int | None = None
+
+    @property
+    def answered(self) -> int:
+        return self.completed + self.failed
+
+
+Show: TypeAlias = Callable[[Snapshot], None]
+
+
+class Pace:
+    """Answers a second over the last `window_s`, and how long the rest takes at that rate."""
+
+    def __init__(self, *, window_s: float = 30.0) -> None:
+        self._window_s = window_s
+        self._seen: deque[tuple[float, int]] = deque()
+
+    def note(self, answered: int, *, now: float) -> None:
+        self._seen.append((now, answered))
+        while len(self._seen) > 2 and self._seen[1][0] <= now - self._window_s:
+            self._seen.popleft()
+
+    @property
+    def per_second(self) -> float | None:
+        """None until two different moments are known."""
+        if not self._seen:
+            return None
+        (begun, before), (ended, after) = self._seen[0], self._seen[-1]
+        return (after - before) / (ended - begun) if ended > begun else None
+
+    def left_s(self, total: int) -> float | None:
+        """None while nothing moves."""
+        rate = self.per_second
+        if not rate or not self._seen:
+            return None
+        return max(0, total - self._seen[-1][1]) / rate
+
+
+def sentence(snapshot: Snapshot, pace: Pace) -> str:
+    parts = [f"{snapshot.status}: {snapshot.answered:,} of {snapshot.total:,} answered"]
+    rate, left_s = pace.per_second, pace.left_s(snapshot.total)
+    if rate:
+        parts.append(f"{rate:,.1f}/s" if rate < 100 else f"{rate:,.0f}/s")
+    if left_s and snapshot.status == "in_progress":
+        parts.append(f"{clock(left_s)} to go")
+    if snapshot.failed:
+        parts.append(f"{snapshot.failed:,} failed")
+    if snapshot.in_flight is not None and snapshot.status == "in_progress":
+        parts.append(f"{snapshot.in_flight:,} in flight")
+    return ", ".join(parts)
+
+
+def clock(seconds: float) -> str:
+    """`0:05`, `12:34`, `1:02:03`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+@contextmanager
+def shown(stream: TextIO | None = None, *, now: Callable[[], float] = monotonic) -> Generator[Show]:
+    """Gives a function that shows each snapshot on `stream` (stderr), fitting what the stream is."""
+    target: TextIO = sys.stderr if stream is None else stream
+    showing = _bar(target, now) if target.isatty() else _plain(target, now)
+    with showing as show:
+        yield show
+
+
+@contextmanager
+def _plain(stream: TextIO, now: Callable[[], float], *, every_s: float = 5.0) -> Generator[Show]:
+    pace = Pace()
+    last_status = ""
+    next_at = 0.0
+
+    def show(snapshot: Snapshot) -> None:
+        nonlocal last_status, next_at
+        moment = now()
+        pace.note(snapshot.answered, now=moment)
+        if snapshot.status == last_status and moment < next_at:
+            return
+        last_status, next_at = snapshot.status, moment + every_s
+        stream.write(sentence(snapshot, pace) + "\n")
+        stream.flush()
+
+    yield show
+
+
+@contextmanager
+def _bar(stream: TextIO, now: Callable[[], float]) -> Generator[Show]:
+    # Only a terminal needs rich, and it takes a while to import.
+    from rich.console import Console  # noqa: PLC0415 - see above
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn  # noqa: PLC0415 - see above
+
+    pace = Pace()
+    columns = (BarColumn(bar_width=30), TaskProgressColumn(), TextColumn("{task.description}", markup=False))
+    with Progress(*columns, console=Console(file=stream)) as progress:
+        bar = progress.add_task("", total=None)
+
+        def show(snapshot: Snapshot) -> None:
+            pace.note(snapshot.answered, now=now())
+            total = snapshot.total or None
+            progress.update(
+                bar, total=total, completed=snapshot.answered, description=sentence(snapshot, pace)
+            )
+
+        yield show

@@ -1,0 +1,237 @@
+"""Send rows, wait, get the answers joined to their requests: a whole batch in three calls or in one.
+
+Duty: upload, create, poll, download, on `BatchApi` and the official `openai` package. Promise: rows and
+answers pass through files, so memory does not follow their number. Not its duty: how progress looks.
+"""
+
+import tempfile
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from time import monotonic, sleep
+from types import TracebackType
+from typing import Literal, Self, cast
+
+from openai import APIConnectionError, InternalServerError, OpenAI, RateLimitError, omit
+from openai.types import FileObject
+
+from nightmill.batch import TERMINAL
+from nightmill.client import download
+from nightmill.client.answers import Answer, Row, joined, write_rows
+from nightmill.client.api import ApiKeyAuth, Batch, BatchApi, CreateBatchRequest, connection
+from nightmill.client.progress import Snapshot, shown
+from nightmill.errors import RequestError, UnavailableError
+
+# OpenAI's limit for a batch file sent in one request; a server that takes larger ones takes them in parts.
+LARGEST_SINGLE_BYTES = 209_715_200
+PART_BYTES = 16 << 20
+FIRST_POLL_S = 0.05
+LONGEST_POLL_S = 3.0
+POLL_GROWTH = 1.4
+# How long a server that answered once may be away before waiting for its batch is given up.
+PATIENCE_S = 120.0
+# Beyond the window: writing the files, and clocks that disagree.
+AFTER_WINDOW_S = 3_600.0
+
+
+class Client:
+    """A batch server as a place to send rows to.
+
+    Args:
+        base_url: up to and with `/v1`; else `OPENAI_BASE_URL`, else nightmill on this machine.
+        auth: else `OPENAI_API_KEY`.
+    """
+
+    def __init__(self, base_url: str | None = None, auth: ApiKeyAuth | None = None) -> None:
+        self.openai = OpenAI(**connection(base_url, auth))
+        self.api = BatchApi(openai_client=self.openai)
+
+    def close(self) -> None:
+        self.openai.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def upload(self, path: Path, *, purpose: str = "batch") -> FileObject:
+        """Uploads a file, streamed from disk; one too large for a single request goes in parts."""
+        # The package types purposes as literals; which ones exist is the server's to say.
+        known = cast("Literal['batch']", purpose)
+        if path.stat().st_size <= LARGEST_SINGLE_BYTES:
+            with path.open("rb") as stream:
+                return self.openai.files.create(file=stream, purpose=known)
+        upload = self.openai.uploads.upload_file_chunked(
+            file=path, mime_type="application/jsonl", purpose=known, part_size=PART_BYTES
+        )
+        if upload.file is None:
+            raise UnavailableError(f"{upload.id} was completed without a file; try again")
+        return upload.file
+
+    def files(self, *, purpose: str | None = None) -> Iterator[FileObject]:
+        """Every file, newest first, page by page."""
+        yield from self.openai.files.list(purpose=omit if purpose is None else purpose)
+
+    def submit_file(
+        self,
+        path: Path,
+        *,
+        endpoint: str,
+        completion_window: str = "24h",
+        metadata: Mapping[str, str] | None = None,
+    ) -> Batch:
+        """Uploads a JSONL file of request lines and creates its batch."""
+        uploaded = self.upload(path)
+        request = CreateBatchRequest(
+            input_file_id=uploaded.id,
+            endpoint=endpoint,
+            completion_window=completion_window,
+            metadata=metadata,
+        )
+        return self.api.create_batch(request)
+
+    def submit(
+        self,
+        rows: Iterable[Row],
+        *,
+        endpoint: str | None = None,
+        model: str | None = None,
+        completion_window: str = "24h",
+        metadata: Mapping[str, str] | None = None,
+    ) -> Batch:
+        """Sends rows as a new batch and returns at once.
+
+        A row is a whole request line or only its body; see `answers.write_rows` for what is filled in.
+        """
+        with tempfile.TemporaryDirectory(prefix="nightmill-") as folder:
+            path = Path(folder) / "requests.jsonl"
+            endpoint = write_rows(rows, path, endpoint=endpoint, model=model)
+            return self.submit_file(
+                path, endpoint=endpoint, completion_window=completion_window, metadata=metadata
+            )
+
+    def wait(
+        self,
+        batch_id: str,
+        *,
+        timeout_s: float | None = None,
+        on_change: Callable[[Batch], None] | None = None,
+    ) -> Batch:
+        """Polls until the batch has ended, quickly at first, then every few seconds.
+
+        Args:
+            timeout_s: None waits an hour longer than the batch's own window.
+            on_change: is given each answer to a poll; None shows a progress bar on stderr.
+
+        Raises:
+            UnavailableError: the time is over. The batch goes on.
+            openai.APIError: the server refused, or has been away for two minutes. The batch goes on.
+        """
+        with _reporting(on_change) as report:
+            batch = self.api.retrieve_batch(batch_id)
+            begun = seen = monotonic()
+            if timeout_s is None:
+                window_s = (batch.expires_at or batch.created_at + 86_400) - batch.created_at
+                timeout_s = window_s + AFTER_WINDOW_S
+            pause_s = FIRST_POLL_S
+            report(batch)
+            while batch.status not in TERMINAL:
+                left_s = begun + timeout_s - monotonic()
+                if left_s <= 0:
+                    message = f"{batch_id} is still {batch.status} after {timeout_s:g} s; wait for it again"
+                    raise UnavailableError(message)
+                sleep(min(pause_s, left_s))
+                pause_s = min(pause_s * POLL_GROWTH, LONGEST_POLL_S)
+                try:
+                    batch = self.api.retrieve_batch(batch_id)
+                except (APIConnectionError, InternalServerError, RateLimitError):
+                    # A server that restarts is no reason to lose sight of a batch that goes on.
+                    if monotonic() - seen > PATIENCE_S:
+                        raise
+                    continue
+                seen = monotonic()
+                report(batch)
+            return batch
+
+    def answers(self, batch: Batch | str) -> Iterator[Answer]:
+        """The answers of an ended batch, joined to the lines of its input file, in their order.
+
+        Raises:
+            RequestError: the batch failed validation; the message holds the first error.
+            UnavailableError: it has not ended yet.
+        """
+        batch = self.api.retrieve_batch(batch) if isinstance(batch, str) else batch
+        _refuse_without_answers(batch)
+        return self._joined(batch)
+
+    def _joined(self, batch: Batch) -> Iterator[Answer]:
+        with tempfile.TemporaryDirectory(prefix="nightmill-") as folder:
+            requests = Path(folder) / "requests.jsonl"
+            download.save(self.openai, batch.input_file_id, requests)
+            files: list[Path] = []
+            for file_id in (batch.output_file_id, batch.error_file_id):
+                if file_id:
+                    path = Path(folder) / f"answers-{len(files)}.jsonl"
+                    download.save(self.openai, file_id, path)
+                    files.append(path)
+            yield from joined(requests, *files)
+
+    def send(
+        self,
+        rows: Iterable[Row],
+        *,
+        endpoint: str | None = None,
+        model: str | None = None,
+        completion_window: str = "24h",
+        metadata: Mapping[str, str] | None = None,
+        timeout_s: float | None = None,
+        on_change: Callable[[Batch], None] | None = None,
+    ) -> Iterator[Answer]:
+        """Sends rows, waits with a progress bar, and gives their answers: `submit`, `wait` and `answers`."""
+        batch = self.submit(
+            rows, endpoint=endpoint, model=model, completion_window=completion_window, metadata=metadata
+        )
+        return self.answers(self.wait(batch.id, timeout_s=timeout_s, on_change=on_change))
+
+    def lines(self, file_id: str) -> Iterator[bytes]:
+        """The lines of a file as they arrive."""
+        return download.lines(download.chunks(self.openai, file_id))
+
+    def save(self, file_id: str, path: Path) -> int:
+        """Downloads a file; `path` appears only when it is whole. Returns its size in bytes."""
+        return download.save(self.openai, file_id, path)
+
+
+def snapshot(batch: Batch) -> Snapshot:
+    counts = batch.request_counts
+    return Snapshot(
+        status=batch.status,
+        total=counts.total if counts else 0,
+        completed=counts.completed if counts else 0,
+        failed=counts.failed if counts else 0,
+    )
+
+
+@contextmanager
+def _reporting(on_change: Callable[[Batch], None] | None) -> Generator[Callable[[Batch], None]]:
+    if on_change is not None:
+        yield on_change
+        return
+    with shown() as show:
+        yield lambda batch: show(snapshot(batch))
+
+
+def _refuse_without_answers(batch: Batch) -> None:
+    if batch.status not in TERMINAL:
+        message = f"{batch.id} is {batch.status}; wait for it to end before its answers are read"
+        raise UnavailableError(message)
+    if batch.status == "failed":
+        listed = (batch.errors.data if batch.errors else None) or []
+        first = f" line {listed[0].line}: {listed[0].message}" if listed else ""
+        raise RequestError(f"{batch.id} failed with {len(listed)} bad lines;{first}")

@@ -1,0 +1,131 @@
+"""The four published operations, as they go over the wire."""
+
+import json
+
+import openai
+import pytest
+
+from nightmill.client import (
+    ApiKeyAuth,
+    AsyncBatchApi,
+    Batch,
+    BatchApi,
+    CreateBatchRequest,
+    OutputExpiresAfter,
+)
+
+REQUEST = CreateBatchRequest(
+    input_file_id="file-1",
+    endpoint="/v1/chat/completions",
+    metadata={"night": "1"},
+    output_expires_after=OutputExpiresAfter(seconds=3600),
+)
+
+
+def test_create_sends_the_published_fields_and_returns_a_batch(server, batch_json):
+    server.answer = lambda _: (200, batch_json(), {})
+    with BatchApi(server.url, ApiKeyAuth("sk-mine")) as api:
+        batch = api.create_batch(REQUEST)
+    assert isinstance(batch, Batch)
+    assert batch.id == "batch_1"
+    (asked,) = server.asked
+    assert (asked.method, asked.path) == ("POST", "/v1/batches")
+    assert asked.headers["authorization"] == "Bearer sk-mine"
+    assert asked.json == {
+        "input_file_id": "file-1",
+        "endpoint": "/v1/chat/completions",
+        "completion_window": "24h",
+        "metadata": {"night": "1"},
+        "output_expires_after": {"anchor": "created_at", "seconds": 3600},
+    }
+
+
+def test_what_is_not_given_is_not_sent(server, batch_json):
+    server.answer = lambda _: (200, batch_json(), {})
+    with BatchApi(server.url) as api:
+        api.create_batch(CreateBatchRequest(input_file_id="file-1", endpoint="/v1/embeddings"))
+    assert set(server.asked[0].json) == {"input_file_id", "endpoint", "completion_window"}
+
+
+def test_a_create_that_is_repeated_carries_the_same_idempotency_key(server, batch_json):
+    server.answer = lambda _: (
+        (500, b"{}", {"retry-after-ms": "1"}) if len(server.asked) == 1 else (200, batch_json(), {})
+    )
+    with BatchApi(server.url) as api:
+        api.create_batch(REQUEST)
+        api.create_batch(REQUEST)
+    first, repeated, another = [asked.headers["idempotency-key"] for asked in server.asked]
+    assert first == repeated != another
+
+
+def test_retrieve_and_cancel_name_the_batch_in_the_path(server, batch_json):
+    server.answer = lambda _: (200, batch_json(status="cancelling"), {})
+    with BatchApi(server.url) as api:
+        assert api.retrieve_batch("batch_1").status == "cancelling"
+        assert api.cancel_batch("batch_1").status == "cancelling"
+    paths = [(asked.method, asked.path) for asked in server.asked]
+    assert paths == [("GET", "/v1/batches/batch_1"), ("POST", "/v1/batches/batch_1/cancel")]
+
+
+def list_json(*batches: bytes, **changes: object) -> bytes:
+    data = [json.loads(batch) for batch in batches]
+    page = {"object": "list", "data": data, "first_id": None, "last_id": None, "has_more": False}
+    return json.dumps(page | changes).encode()
+
+
+def test_a_list_is_one_typed_page(server, batch_json):
+    page = list_json(
+        batch_json(id="batch_2"), batch_json(), first_id="batch_2", last_id="batch_1", has_more=True
+    )
+    server.answer = lambda _: (200, page, {})
+    with BatchApi(server.url) as api:
+        listed = api.list_batches(after="batch_3", limit=2)
+    assert server.asked[0].path == "/v1/batches?after=batch_3&limit=2"
+    assert [batch.id for batch in listed.data] == ["batch_2", "batch_1"]
+    assert (listed.object, listed.first_id, listed.last_id, listed.has_more) == (
+        "list",
+        "batch_2",
+        "batch_1",
+        True,
+    )
+
+
+def test_an_empty_list_has_no_ends(server):
+    server.answer = lambda _: (200, list_json(), {})
+    with BatchApi(server.url) as api:
+        listed = api.list_batches()
+    assert (listed.data, listed.first_id, listed.last_id, listed.has_more) == ((), None, None, False)
+    assert server.asked[0].path == "/v1/batches?limit=20"
+
+
+async def test_the_async_twin_does_the_same(server, batch_json):
+    server.answer = lambda asked: (
+        (200, list_json(batch_json()), {}) if "?" in asked.path else (200, batch_json(), {})
+    )
+    async with AsyncBatchApi(server.url, ApiKeyAuth("sk-mine")) as api:
+        assert (await api.create_batch(REQUEST)).id == "batch_1"
+        assert (await api.retrieve_batch("batch_1")).id == "batch_1"
+        assert (await api.cancel_batch("batch_1")).id == "batch_1"
+        assert (await api.list_batches()).last_id == "batch_1"
+    assert {asked.headers["authorization"] for asked in server.asked} == {"Bearer sk-mine"}
+    assert server.asked[0].headers["idempotency-key"]
+
+
+def test_the_environment_names_server_and_key(server, batch_json, monkeypatch):
+    monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-environment")
+    server.answer = lambda _: (200, batch_json(), {})
+    with BatchApi() as api:
+        api.retrieve_batch("batch_1")
+    assert server.asked[0].headers["authorization"] == "Bearer sk-environment"
+
+
+def test_errors_are_the_openai_packages_own(server):
+    message = {"error": {"message": "No such batch", "type": "invalid_request_error", "code": None}}
+    server.answer = lambda _: (404, json.dumps(message).encode(), {})
+    with BatchApi(server.url) as api, pytest.raises(openai.NotFoundError, match="No such batch"):
+        api.retrieve_batch("batch_9")
+
+
+def test_a_key_is_not_shown():
+    assert "sk-secret" not in repr(ApiKeyAuth("sk-secret"))

@@ -1,0 +1,69 @@
+"""Rate, time to go, and what a pipe gets to see."""
+
+import io
+
+from nightmill.client.progress import Pace, Snapshot, clock, sentence, shown
+
+
+def snapshot(answered: int, *, status: str = "in_progress", total: int = 1_000, failed: int = 0) -> Snapshot:
+    return Snapshot(status=status, total=total, completed=answered - failed, failed=failed)
+
+
+def test_a_rate_needs_two_moments():
+    pace = Pace()
+    assert pace.per_second is None
+    pace.note(0, now=10.0)
+    assert (pace.per_second, pace.left_s(100)) == (None, None)
+    pace.note(50, now=12.0)
+    assert (pace.per_second, pace.left_s(100)) == (25.0, 2.0)
+
+
+def test_the_rate_forgets_what_is_long_ago():
+    pace = Pace(window_s=10.0)
+    for second in range(100):
+        pace.note(min(second, 50) * 10, now=float(second))
+    assert pace.per_second == 0.0
+    assert pace.left_s(1_000) is None
+
+
+def test_a_sentence_says_what_is_known():
+    pace = Pace()
+    pace.note(0, now=0.0)
+    pace.note(500, now=100.0)
+    assert sentence(snapshot(500), pace) == "in_progress: 500 of 1,000 answered, 5.0/s, 1:40 to go"
+    full = Snapshot(status="in_progress", total=1_000, completed=497, failed=3, in_flight=64)
+    assert sentence(full, pace).endswith("3 failed, 64 in flight")
+
+
+def test_clocks():
+    assert [clock(seconds) for seconds in (0, 5, 754, 3_723)] == ["0:00", "0:05", "12:34", "1:02:03"]
+
+
+def test_a_pipe_gets_a_line_for_each_status_and_now_and_then():
+    stream = io.StringIO()
+    moments = iter([0.0, 0.1, 1.0, 4.9, 5.2, 5.3])
+    with shown(stream, now=lambda: next(moments)) as show:
+        show(snapshot(0, status="validating", total=0))
+        for answered in (0, 100, 490, 520):
+            show(snapshot(answered))
+        show(snapshot(1_000, status="completed"))
+    lines = stream.getvalue().splitlines()
+    assert [line.split(",")[0] for line in lines] == [
+        "validating: 0 of 0 answered",
+        "in_progress: 0 of 1",
+        "in_progress: 520 of 1",
+        "completed: 1",
+    ]
+
+
+def test_a_terminal_gets_a_bar(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Terminal()
+    with shown(stream) as show:
+        show(snapshot(1_000, status="completed", failed=2))
+    assert "completed: 1,000 of 1,000 answered" in stream.getvalue()
+    assert "2 failed" in stream.getvalue()
