@@ -1,0 +1,55 @@
+"""The `nightmill` command.
+
+Duty: arguments in, screens and exit codes out. Promise: `--help` answers at once (what is heavy is
+imported by the command that needs it). Not its duty: any decision about batches.
+"""
+
+import sys
+from collections.abc import Sequence
+
+import typer
+
+import nightmill
+from nightmill.cli import batches, files, keys, run, screen, serve, validate
+from nightmill.cli.failures import guarded
+
+# Plain help and errors: rich takes longer to import than `--help` may take, and its boxes are not one line.
+app = typer.Typer(
+    name="nightmill",
+    help="The OpenAI Batch API on your own models.",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+def version(as_json: screen.Json = False) -> None:
+    """Print the version."""
+    if as_json:
+        screen.out_json({"version": nightmill.__version__})
+    else:
+        screen.out(nightmill.__version__)
+
+
+app.command()(serve.serve)
+app.command()(run.run)
+app.command()(validate.validate)
+app.command()(batches.submit)
+app.command("list")(batches.list_batches)
+app.command()(batches.show)
+app.command()(batches.watch)
+app.command()(batches.results)
+app.command()(batches.cancel)
+app.add_typer(files.app, name="files")
+app.add_typer(keys.app, name="keys")
+app.command()(version)
+
+
+def main() -> None:
+    """The entry point."""
+    sys.exit(invoke(sys.argv[1:]))
+
+
+def invoke(arguments: Sequence[str]) -> int:
+    """Runs one command line and returns its exit code."""
+    words = list(arguments) or ["--help"]
+    return guarded(lambda: app(args=words, prog_name="nightmill", standalone_mode=False))

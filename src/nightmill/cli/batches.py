@@ -1,0 +1,252 @@
+"""`submit`, `list`, `show`, `watch`, `results`, `cancel`: a client of any OpenAI-compatible batch server."""
+
+import sys
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nightmill.cli.failures import end_code
+from nightmill.cli.screen import Json, clean, local_time, out, out_fields, out_json, out_table, say
+from nightmill.errors import RequestError, UnavailableError
+
+if TYPE_CHECKING:
+    from nightmill.client import Batch, Client
+
+BaseUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--base-url", metavar="URL", help="The server [OPENAI_BASE_URL, else http://127.0.0.1:8080/v1]."
+    ),
+]
+BatchId = Annotated[str, typer.Argument(metavar="ID", help="The batch's id.")]
+
+_PAGE = 100
+_LISTED = 20
+_STDOUT = Path("-")
+
+
+@contextmanager
+def server(base_url: str | None) -> "Generator[Client]":
+    # Late: the openai package takes most of a second to import.
+    from nightmill.client import Client
+
+    with Client(base_url) as client:
+        yield client
+
+
+def submit(
+    path: Annotated[
+        Path,
+        typer.Argument(metavar="IN.jsonl", exists=True, dir_okay=False, readable=True, help="Request lines."),
+    ],
+    endpoint: Annotated[
+        str | None,
+        typer.Option(
+            "--endpoint", metavar="PATH", help="The endpoint of every line [that of the first line]."
+        ),
+    ] = None,
+    window: Annotated[
+        str,
+        typer.Option("--window", metavar="WINDOW", help="How long the batch may take.", show_default=True),
+    ] = "24h",
+    metadata: Annotated[
+        list[str] | None,
+        typer.Option("--metadata", metavar="KEY=VALUE", help="Kept with the batch; repeatable."),
+    ] = None,
+    watch_it: Annotated[bool, typer.Option("--watch", help="Wait for its end as `watch` does.")] = False,
+    base_url: BaseUrl = None,
+    as_json: Json = False,
+) -> None:
+    """Upload a file and create its batch. Prints the batch's id."""
+    pairs = _pairs(metadata or [])
+    with server(base_url) as client:
+        from nightmill.client.answers import endpoint_of
+
+        endpoint = endpoint or endpoint_of(path)
+        batch = client.submit_file(path, endpoint=endpoint, completion_window=window, metadata=pairs)
+        if watch_it:
+            say(f"{batch.id} is {batch.status}")
+            _watched(client, batch.id, as_json=as_json)
+        if as_json:
+            out_json(batch.to_dict(mode="json"))
+        else:
+            out(batch.id)
+            say(f"see how it goes with: nightmill watch {batch.id}")
+
+
+def list_batches(
+    limit: Annotated[int, typer.Option("--limit", metavar="N", min=1, help="How many, newest first.")] = 20,
+    after: Annotated[str | None, typer.Option("--after", metavar="ID", help="Those behind this one.")] = None,
+    base_url: BaseUrl = None,
+    as_json: Json = False,
+) -> None:
+    """List batches, newest first."""
+    with server(base_url) as client:
+        batches = _listed(client, limit, after)
+        if as_json:
+            for batch in batches:
+                out_json(batch.to_dict(mode="json"))
+            return
+        headings = ("ID", "STATUS", "ANSWERED", "FAILED", "CREATED", "ENDPOINT", "MODEL")
+        out_table(headings, (_row(batch) for batch in batches))
+
+
+def show(batch_id: BatchId, base_url: BaseUrl = None, as_json: Json = False) -> None:
+    """Show one batch."""
+    with server(base_url) as client:
+        batch = client.api.retrieve_batch(batch_id)
+    if as_json:
+        out_json(batch.to_dict(mode="json"))
+        return
+    counts = batch.request_counts
+    stamps = (
+        "created",
+        "in_progress",
+        "finalizing",
+        "completed",
+        "failed",
+        "expired",
+        "cancelling",
+        "cancelled",
+    )
+    out_fields(
+        [
+            ("id", batch.id),
+            ("status", batch.status),
+            ("endpoint", batch.endpoint),
+            ("model", batch.model),
+            ("answered", f"{counts.completed} of {counts.total}, {counts.failed} failed" if counts else None),
+            ("tokens", f"{batch.usage.total_tokens:,}" if batch.usage else None),
+            ("input file", batch.input_file_id),
+            ("output file", batch.output_file_id),
+            ("error file", batch.error_file_id),
+            *((name.replace("_", " "), local_time(getattr(batch, f"{name}_at"))) for name in stamps),
+            ("expires", local_time(batch.expires_at)),
+            ("window", batch.completion_window),
+            *((f"metadata {key}", value) for key, value in (batch.metadata or {}).items()),
+        ]
+    )
+    _tell_errors(batch)
+
+
+def watch(batch_id: BatchId, base_url: BaseUrl = None, as_json: Json = False) -> None:
+    """Show progress until the batch has ended. The exit code tells how."""
+    with server(base_url) as client:
+        _watched(client, batch_id, as_json=as_json)
+
+
+def results(
+    batch_id: BatchId,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Where the output lines go; '-' is stdout [-]."),
+    ] = None,
+    errors: Annotated[
+        Path | None,
+        typer.Option("--errors", "-e", metavar="FILE", help="Where the error lines go; '-' is stdout."),
+    ] = None,
+    base_url: BaseUrl = None,
+    as_json: Json = False,
+) -> None:
+    """Download the lines of a batch that has ended."""
+    if output is None and errors is None:
+        output = _STDOUT
+    if as_json and _STDOUT in (output, errors):
+        raise RequestError("--json and lines can't both go to stdout; name files with -o and -e")
+    with server(base_url) as client:
+        batch = client.api.retrieve_batch(batch_id)
+        if batch.status not in ("completed", "expired", "cancelled", "failed"):
+            raise UnavailableError(f"{batch.id} is {batch.status}; wait with: nightmill watch {batch.id}")
+        if batch.status == "failed":
+            _tell_errors(batch)
+            raise RequestError(
+                f"{batch.id} failed validation and has no lines; correct them and submit again"
+            )
+        told = {
+            "batch_id": batch.id,
+            "output": _taken(client, batch.output_file_id, output, "output"),
+            "errors": _taken(client, batch.error_file_id, errors, "error"),
+        }
+    if as_json:
+        out_json(told)
+    elif batch.error_file_id and errors is None:
+        say(f"some lines were not answered; get them with: nightmill results {batch.id} -e FILE")
+
+
+def cancel(batch_id: BatchId, base_url: BaseUrl = None, as_json: Json = False) -> None:
+    """Cancel a batch. What is answered already is kept."""
+    with server(base_url) as client:
+        batch = client.api.cancel_batch(batch_id)
+    if as_json:
+        out_json(batch.to_dict(mode="json"))
+    else:
+        out(f"{batch.id} is {batch.status}")
+
+
+def _watched(client: "Client", batch_id: str, *, as_json: bool) -> None:
+    batch = client.wait(batch_id)
+    counts = batch.request_counts
+    if as_json:
+        out_json(batch.to_dict(mode="json"))
+    else:
+        _tell_errors(batch)
+        out(f"{batch.id} is {batch.status}")
+        if batch.output_file_id or batch.error_file_id:
+            say(f"get its lines with: nightmill results {batch.id}")
+    raise typer.Exit(end_code(batch.status, counts.failed if counts else 0))
+
+
+def _taken(client: "Client", file_id: str | None, path: Path | None, kind: str) -> dict[str, Any] | None:
+    if path is None:
+        return None
+    if file_id is None:
+        say(f"there are no {kind} lines")
+        return None
+    if path == _STDOUT:
+        from nightmill.client.download import copy
+
+        size_bytes = copy(client.openai, file_id, sys.stdout.buffer)
+    else:
+        size_bytes = client.save(file_id, path)
+        say(f"wrote {path} ({size_bytes:,} bytes)")
+    return {"file_id": file_id, "path": str(path), "bytes": size_bytes}
+
+
+def _listed(client: "Client", limit: int, after: str | None) -> "Iterator[Batch]":
+    while limit > 0:
+        page = client.api.list_batches(after=after, limit=min(limit, _PAGE))
+        yield from page.data[:limit]
+        if not page.has_more or not page.data:
+            return
+        limit -= len(page.data)
+        after = page.data[-1].id
+
+
+def _row(batch: "Batch") -> tuple[str, ...]:
+    counts = batch.request_counts
+    answered = f"{counts.completed + counts.failed}/{counts.total}" if counts else ""
+    failed = str(counts.failed) if counts else ""
+    created = local_time(batch.created_at)
+    return batch.id, batch.status, answered, failed, created, batch.endpoint, batch.model or ""
+
+
+def _tell_errors(batch: "Batch") -> None:
+    listed = (batch.errors.data if batch.errors else None) or []
+    for error in listed[:_LISTED]:
+        message = clean(error.message or error.code or "")
+        say(f"line {error.line}: {message}" if error.line else message)
+    if len(listed) > _LISTED:
+        say(f"and {len(listed) - _LISTED} more; see them with: nightmill show {batch.id} --json")
+
+
+def _pairs(given: list[str]) -> dict[str, str] | None:
+    pairs: dict[str, str] = {}
+    for pair in given:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise RequestError(f"--metadata wants KEY=VALUE and got '{clean(pair)}'")
+        pairs[key] = value
+    return pairs or None

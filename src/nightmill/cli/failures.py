@@ -1,0 +1,138 @@
+"""Exit codes, and what is said when a command can't do what it was asked.
+
+Promise: an expected failure is one line that ends with the next step, and never a traceback. An unexpected
+one is a defect and keeps its traceback.
+"""
+
+import sys
+from collections.abc import Callable
+from enum import IntEnum
+from typing import Any, cast
+
+import typer
+
+from nightmill.cli.screen import clean, say
+from nightmill.errors import NightmillError
+
+
+class ExitCode(IntEnum):
+    """What a shell script may rely on; `MEANINGS` says it in words."""
+
+    OK = 0
+    SOME_FAILED = 1
+    BAD_INPUT = 2
+    EXPIRED = 3
+    CANCELLED = 4
+    DAMAGED = 74
+    TRY_AGAIN = 75
+    SETUP = 78
+    INTERRUPTED = 130
+
+
+MEANINGS = {
+    ExitCode.OK: "all went well; every line was answered with a 2xx",
+    ExitCode.SOME_FAILED: "the batch is complete, but some lines were not answered with a 2xx",
+    ExitCode.BAD_INPUT: "the input, the request or the command line is wrong, or the batch failed validation",
+    ExitCode.EXPIRED: "the batch expired; what was answered in time is kept",
+    ExitCode.CANCELLED: "the batch was cancelled; what was answered before is kept",
+    ExitCode.DAMAGED: "stored bytes do not read back; waiting won't help",
+    ExitCode.TRY_AGAIN: "the server or the upstream is away, or the batch has not ended; try again",
+    ExitCode.SETUP: "nightmill is not set up as asked: no upstream, a wrong setting, a folder in use",
+    ExitCode.INTERRUPTED: "stopped with Ctrl-C; the same command goes on",
+}
+
+
+def guarded(work: Callable[[], Any]) -> int:
+    """Runs a command; what it raises becomes a line on stderr and an exit code."""
+    try:
+        code = work()
+    except KeyboardInterrupt:
+        say("nightmill: stopped")
+        return ExitCode.INTERRUPTED
+    except Exception as error:
+        told = _told(_innermost(error))
+        if told is None:
+            raise
+        message, exit_code = told
+        say(f"nightmill: {message}")
+        return exit_code
+    return code if isinstance(code, int) else ExitCode.OK
+
+
+def end_code(status: str, failed: int) -> ExitCode:
+    """The exit code for a batch that has ended."""
+    match status:
+        case "completed":
+            return ExitCode.SOME_FAILED if failed else ExitCode.OK
+        case "expired":
+            return ExitCode.EXPIRED
+        case "cancelled":
+            return ExitCode.CANCELLED
+        case _:
+            return ExitCode.BAD_INPUT
+
+
+def _innermost(error: Exception) -> Exception:
+    # A task group wraps what its tasks raise; one expected failure among them is the one to tell.
+    if not isinstance(error, ExceptionGroup):
+        return error
+    group = cast("ExceptionGroup[Exception]", error)
+    inner = [_innermost(one) for one in group.exceptions]
+    expected = [one for one in inner if isinstance(one, NightmillError)]
+    return expected[0] if len(expected) == len(inner) else group
+
+
+def _told(error: Exception) -> tuple[str, int] | None:
+    if isinstance(error, NightmillError):
+        return str(error), error.exit_code
+    if isinstance(error, typer.TyperException):
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context is not None else "nightmill"
+        return f"{clean(error.format_message()).rstrip('.')}; see '{command} --help'", ExitCode.BAD_INPUT
+    if "openai" in sys.modules:
+        told = _of_the_server(error)
+        if told is not None:
+            return told
+    if isinstance(error, OSError):
+        name = f"{error.filename}: " if error.filename else ""
+        return f"{name}{error.strerror or type(error).__name__}", ExitCode.BAD_INPUT
+    return None
+
+
+def _of_the_server(error: Exception) -> tuple[str, int] | None:
+    # Late: a command that talks to no server must not pay for the package.
+    import openai
+
+    match error:
+        case openai.APITimeoutError():
+            return f"the server at {_place(error)} did not answer in time; try again", ExitCode.TRY_AGAIN
+        case openai.APIConnectionError():
+            place = _place(error)
+            step = "check OPENAI_BASE_URL"
+            if error.request.url.host in {"127.0.0.1", "localhost", "::1"}:
+                step = "start one with: nightmill serve --emulate"
+            return f"no server at {place}; {step}", ExitCode.TRY_AGAIN
+        case openai.AuthenticationError() | openai.PermissionDeniedError():
+            step = "set OPENAI_API_KEY to a key of this server (nightmill keys create NAME)"
+            return f"{_message(error)}; {step}", ExitCode.BAD_INPUT
+        case openai.RateLimitError() | openai.InternalServerError():
+            return f"{_message(error)}; try again", ExitCode.TRY_AGAIN
+        case openai.APIStatusError():
+            return _message(error), ExitCode.BAD_INPUT
+        case openai.OpenAIError():
+            return clean(str(error)), ExitCode.SETUP
+        case _:
+            return None
+
+
+def _message(error: Any) -> str:
+    body: object = error.body
+    if isinstance(body, dict) and "message" in body:
+        return clean(str(cast("dict[str, object]", body)["message"]))
+    # Not OpenAI's envelope: whatever listens there is something else.
+    return f"{_place(error)} answered {error.status_code} and is not an OpenAI server; check OPENAI_BASE_URL"
+
+
+def _place(error: Any) -> str:
+    url = error.request.url
+    return f"{url.scheme}://{url.netloc.decode('ascii')}"

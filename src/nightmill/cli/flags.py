@@ -1,0 +1,70 @@
+"""Flags that several commands share, and the settings they make."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from nightmill.settings import Settings
+
+Config = Annotated[
+    Path | None, typer.Option("--config", metavar="FILE", help="A TOML file of settings (docs/settings.md).")
+]
+Folder = Annotated[
+    Path | None, typer.Option("--folder", metavar="FOLDER", help="The data folder [nightmill-data].")
+]
+Upstream = Annotated[
+    str | None,
+    typer.Option(
+        "--upstream",
+        metavar="URL|auto",
+        help="The OpenAI-compatible server that answers, up to /v1; 'auto' finds the usual local ones.",
+    ),
+]
+UpstreamKey = Annotated[
+    str | None,
+    typer.Option(
+        "--upstream-key",
+        metavar="KEY",
+        help="Its API key. Others can see flags: better NIGHTMILL_UPSTREAM__API_KEY or ..._API_KEY_FILE.",
+    ),
+]
+Model = Annotated[
+    Path | None,
+    typer.Option("--model", metavar="FILE.gguf", help="Answer with a model file (extra nightmill[llama])."),
+]
+Emulate = Annotated[
+    bool, typer.Option("--emulate", help="Answer with made-up text that says so, for trying out.")
+]
+Concurrency = Annotated[
+    int | None,
+    typer.Option("--concurrency", metavar="N", help="Lines in flight to the upstream at once [64]."),
+]
+LogLevel = Annotated[
+    str | None,
+    typer.Option("--log-level", metavar="LEVEL", help="debug, info, warning or error."),
+]
+
+
+def upstream_tree(
+    *,
+    upstream: str | None,
+    upstream_key: str | None,
+    model: Path | None,
+    emulate: bool,
+    concurrency: int | None,
+) -> dict[str, Any]:
+    """The flags that name an upstream, as the settings' tree. None leaves a setting as it is."""
+    return {
+        "upstream": {"url": upstream, "api_key": upstream_key, "concurrency": concurrency},
+        "model": {"path": str(model) if model is not None else None},
+        "emulator": {"enabled": True if emulate else None},
+    }
+
+
+def settings_of(flags: dict[str, Any], config: Path | None) -> "Settings":
+    # Late: pydantic takes longer to import than `--help` may take.
+    from nightmill.settings import load
+
+    return load(flags=flags, config=config)

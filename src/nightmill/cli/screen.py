@@ -1,0 +1,55 @@
+"""What the command shows: results on stdout, everything else on stderr.
+
+Promise: text from a server or a file never moves the cursor, and a table looks the same in a pipe. Not
+its duty: progress (`client.progress`) and failures (`failures`).
+"""
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Annotated, Any
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+
+
+def say(text: str) -> None:
+    """One line about what goes on, on stderr."""
+    print(text, file=sys.stderr, flush=True)  # noqa: T201 - this is the command's own voice
+
+
+def out(text: str) -> None:
+    """One line of result, on stdout."""
+    print(text, flush=True)  # noqa: T201 - as above
+
+
+def out_json(value: Any) -> None:
+    """One document on one line, so that a list of them is JSON lines."""
+    out(json.dumps(value))
+
+
+def out_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    cells = [list(headings), *([clean(cell) for cell in row] for row in rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(headings))]
+    for row in cells:
+        out("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def out_fields(fields: Iterable[tuple[str, str | None]]) -> None:
+    """Names and values, one a line; those without a value are left out."""
+    shown = [(name, clean(value)) for name, value in fields if value]
+    width = max(len(name) for name, _ in shown)
+    for name, value in shown:
+        out(f"{name.ljust(width)}  {value}")
+
+
+def clean(text: str) -> str:
+    """On one line and without control characters."""
+    return "".join(letter for letter in " ".join(text.split()) if letter.isprintable())
+
+
+def local_time(stamp: int | None) -> str:
+    """A Unix stamp in the local time zone, or nothing."""
+    return datetime.fromtimestamp(stamp).astimezone().strftime("%Y-%m-%d %H:%M:%S") if stamp else ""

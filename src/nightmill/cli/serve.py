@@ -1,0 +1,66 @@
+"""`nightmill serve`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nightmill.cli import flags
+from nightmill.cli.screen import say
+
+
+def serve(
+    upstream: flags.Upstream = None,
+    upstream_key: flags.UpstreamKey = None,
+    model: flags.Model = None,
+    emulate: flags.Emulate = False,
+    host: Annotated[
+        str | None,
+        typer.Option(
+            "--host", metavar="ADDRESS", help="Address to listen on [127.0.0.1]; others need API keys."
+        ),
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option("--port", metavar="PORT", help="Port to listen on [8080]; 0 takes a free one."),
+    ] = None,
+    folder: flags.Folder = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", metavar="N", help="Worker processes on this machine [1].")
+    ] = None,
+    concurrency: flags.Concurrency = None,
+    window: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--window",
+            metavar="WINDOW",
+            help="An accepted completion window such as 24h or 7d [24h]; again for another.",
+        ),
+    ] = None,
+    log_level: flags.LogLevel = None,
+    config: flags.Config = None,
+) -> None:
+    """Start the server: OpenAI's Batch API under /v1.
+
+    It answers from --upstream, --model or --emulate, and from nothing unasked. SIGTERM and Ctrl-C finish
+    what is in flight and stop; whatever is unfinished goes on at the next start.
+    """
+    tree = flags.upstream_tree(
+        upstream=upstream, upstream_key=upstream_key, model=model, emulate=emulate, concurrency=concurrency
+    )
+    tree |= {
+        "folder": _text(folder),
+        "log_level": log_level,
+        "api": {"host": host, "port": port},
+        "worker": {"processes": workers},
+        "limits": {"completion_windows": window or None},
+    }
+    settings = flags.settings_of(tree, config)
+    from nightmill import assembly
+    from nightmill.client.local import finished
+
+    raise typer.Exit(finished(assembly.serve(settings, say=say)))
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)

@@ -1,0 +1,111 @@
+"""`nightmill validate`: every bad line of a file, without a server."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from nightmill.batch import ENDPOINTS, LineError
+from nightmill.cli import flags
+from nightmill.cli.failures import ExitCode
+from nightmill.cli.screen import Json, out, out_json, out_table, say
+
+if TYPE_CHECKING:
+    from nightmill.check import Findings, InputRules
+    from nightmill.settings import Settings
+
+_CHUNK_BYTES = 1 << 20
+_LINES_LOOKED_AT = 100
+
+
+def validate(
+    input_path: Annotated[
+        Path,
+        typer.Argument(metavar="IN.jsonl", exists=True, dir_okay=False, readable=True, help="Request lines."),
+    ],
+    endpoint: Annotated[
+        str | None,
+        typer.Option(
+            "--endpoint", metavar="PATH", help="The endpoint of every line [that of the first line]."
+        ),
+    ] = None,
+    config: flags.Config = None,
+    as_json: Json = False,
+) -> None:
+    """Check every line of a file as a server would, and list all that are bad.
+
+    The limits are OpenAI's unless settings say otherwise. What only the model server can judge (a wrong value
+    inside a body) is not checked.
+    """
+    settings = flags.settings_of({}, config)
+    endpoint = endpoint or _endpoint(input_path)
+    found = _inspected(input_path, settings, endpoint)
+    if as_json:
+        out_json(_wire(found, endpoint))
+    elif found.errors:
+        headings = ("LINE", "CODE", "MESSAGE")
+        out_table(headings, ((str(one.line or ""), one.code, one.message) for one in found.errors))
+        say(f"nightmill: {input_path} is not a valid input file for {endpoint}: {len(found.errors)} errors")
+    else:
+        model = f" for {found.model}" if found.model else ""
+        out(f"{input_path} is valid: {found.total} requests to {endpoint}{model}")
+    raise typer.Exit(ExitCode.BAD_INPUT if found.errors else ExitCode.OK)
+
+
+def _inspected(path: Path, settings: "Settings", endpoint: str) -> "Findings":
+    # Late: the server's own rules come with the server's own imports.
+    from nightmill.check import Findings
+    from nightmill.roles.intake import input_rules
+
+    limit = settings.limits.input_file_bytes
+    if path.stat().st_size > limit:
+        message = f"The batch input file is larger than the {limit} maximum. Please split it."
+        return Findings(0, None, (LineError("file_too_large", message),))
+    # A server lists the first errors; whoever corrects a file wants them all.
+    return _looked_over(path, replace(input_rules(settings, endpoint), listed_errors=sys.maxsize))
+
+
+def _looked_over(path: Path, rules: "InputRules") -> "Findings":
+    from nightmill.check import Inspection
+
+    inspection = Inspection(rules)
+    with path.open("rb") as stream:
+        while not inspection.is_over and (chunk := stream.read(_CHUNK_BYTES)):
+            inspection.take(chunk)
+        inspection.finish()
+        second_look = inspection.second_look()
+        if second_look is not None:
+            stream.seek(0)
+            while not second_look.is_over and (chunk := stream.read(_CHUNK_BYTES)):
+                second_look.take(chunk)
+            second_look.finish()
+    return inspection.findings(second_look)
+
+
+def _endpoint(path: Path) -> str:
+    """That of the first line that names a known one; a bad line before it is not a reason to stop."""
+    with path.open("rb") as stream:
+        for _ in range(_LINES_LOOKED_AT):
+            try:
+                url = json.loads(stream.readline(_CHUNK_BYTES).removeprefix(b"\xef\xbb\xbf"))["url"]
+            except (ValueError, KeyError, TypeError, RecursionError):
+                continue
+            if url in ENDPOINTS:
+                return url
+    return "/v1/chat/completions"
+
+
+def _wire(found: "Findings", endpoint: str) -> dict[str, object]:
+    return {
+        "valid": not found.errors,
+        "endpoint": endpoint,
+        "model": found.model,
+        "requests": found.total,
+        "errors": [
+            {"code": one.code, "message": one.message, "param": one.param, "line": one.line}
+            for one in found.errors
+        ],
+    }

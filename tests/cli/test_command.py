@@ -1,0 +1,175 @@
+"""Words, one-line errors, exit codes, and help that is quick."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import openai
+import pytest
+from openai import OpenAI
+
+import nightmill as package
+from nightmill.cli import reference
+from nightmill.cli.failures import MEANINGS, ExitCode, end_code, guarded
+from nightmill.cli.screen import clean
+from nightmill.errors import NightmillError, SetupError, UnavailableError
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_without_words_it_helps(nightmill):
+    ran = nightmill()
+    assert ran.code == 0
+    for name in ("serve", "run", "validate", "submit", "list", "show", "watch", "results", "cancel", "files"):
+        assert f"\n  {name} " in ran.out
+
+
+def test_version(nightmill):
+    assert nightmill("version").out == f"{package.__version__}\n"
+    assert nightmill("version", "--json").json == {"version": package.__version__}
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["serv"], "Did you mean 'serve'"),
+        (["show"], "Missing argument 'ID'; see 'nightmill show --help'"),
+        (["run", "nowhere.jsonl", "--emulate"], "'nowhere.jsonl' does not exist; see 'nightmill run --help'"),
+        (["serve", "--port", "http"], "Invalid value for '--port'"),
+        (["list", "--limit", "0"], "--limit"),
+        (["--nonsense"], "No such option"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_and_2(nightmill, words, told):
+    ran = nightmill(*words)
+    assert ran.code == ExitCode.BAD_INPUT
+    assert told in ran.err
+    assert ran.err.count("\n") == 1
+    assert ran.out == ""
+
+
+def test_settings_that_are_wrong_name_the_setting(nightmill):
+    ran = nightmill("serve", "--emulate", "--port", "99999")
+    assert ran.code == ExitCode.SETUP
+    assert "api.port" in ran.err
+
+
+def test_help_is_quick_and_imports_nothing_heavy():
+    program = (
+        "import sys; from nightmill import cli; cli.invoke(['--help']); "
+        "heavy = {'openai', 'rich', 'pydantic', 'fastapi', 'sqlalchemy', 'msgspec', 'asyncio'}; "
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    times = []
+    for _ in range(3):
+        begun = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        times.append(time.perf_counter() - begun)
+        assert done.stdout.endswith("[]\n")
+    assert min(times) < 0.3
+
+
+def test_completion_knows_the_commands(command):
+    ran = command(_NIGHTMILL_COMPLETE="complete_bash", COMP_WORDS="nightmill s", COMP_CWORD="1")
+    assert {"serve", "submit", "show"} <= set(ran.out.split())
+
+
+def test_the_reference_page_is_current():
+    assert (ROOT / "docs" / "cli.md").read_text(encoding="utf-8") == reference.page(), (
+        "run: python -m nightmill.cli.reference > docs/cli.md"
+    )
+
+
+def test_every_flag_and_argument_is_explained():
+    cells = [line.split(" | ") for line in reference.page().splitlines() if line.startswith("| `")]
+    assert len(cells) > 40
+    assert [row for row in cells if len(row[1].strip(" |")) < 8] == []
+
+
+def test_every_exit_code_has_a_meaning():
+    assert set(MEANINGS) == set(ExitCode)
+    raised = {error.exit_code for error in NightmillError.__subclasses__()} - {NightmillError.exit_code}
+    assert raised <= set(ExitCode)
+
+
+def test_end_states_have_their_own_codes():
+    ends = [("completed", 0), ("completed", 2), ("failed", 0), ("expired", 1), ("cancelled", 0)]
+    assert [end_code(*end) for end in ends] == [0, 1, 2, 3, 4]
+
+
+def raising(error: BaseException):
+    def work() -> None:
+        raise error
+
+    return work
+
+
+def test_a_failure_inside_a_task_group_is_told_like_any_other(capsys):
+    group = ExceptionGroup("tasks", [ExceptionGroup("more", [SetupError("the port is taken")])])
+    assert guarded(raising(group)) == ExitCode.SETUP
+    assert capsys.readouterr().err == "nightmill: the port is taken\n"
+
+
+@pytest.mark.parametrize(
+    "error", [ZeroDivisionError(), ExceptionGroup("tasks", [SetupError("x"), ZeroDivisionError()])]
+)
+def test_a_defect_keeps_its_traceback(error):
+    with pytest.raises(type(error)):
+        guarded(raising(error))
+
+
+def test_ctrl_c_is_130(capsys):
+    assert guarded(raising(KeyboardInterrupt())) == ExitCode.INTERRUPTED
+    assert capsys.readouterr().err == "nightmill: stopped\n"
+
+
+def test_try_again_is_75(capsys):
+    assert guarded(raising(UnavailableError("away"))) == ExitCode.TRY_AGAIN
+    assert capsys.readouterr().err == "nightmill: away\n"
+
+
+def test_a_server_that_is_not_there_says_how_to_start_one(nightmill, free_port):
+    ran = nightmill("list", "--base-url", f"http://127.0.0.1:{free_port}/v1")
+    assert ran.code == ExitCode.TRY_AGAIN
+    assert ran.err == (
+        f"nightmill: no server at http://127.0.0.1:{free_port}; start one with: nightmill serve --emulate\n"
+    )
+
+
+@pytest.fixture
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "told"),
+    [
+        (401, ExitCode.BAD_INPUT, "no tabs; set OPENAI_API_KEY to a key of this server"),
+        (404, ExitCode.BAD_INPUT, "no tabs"),
+        (409, ExitCode.BAD_INPUT, "no tabs"),
+        (429, ExitCode.TRY_AGAIN, "no tabs; try again"),
+        (503, ExitCode.TRY_AGAIN, "no tabs; try again"),
+    ],
+)
+def test_what_a_server_refuses_is_one_line(capsys, status, code, told):
+    with OpenAI(api_key="x", base_url="http://127.0.0.1:9/v1") as client:
+        import httpx2
+
+        response = httpx2.Response(
+            status,
+            json={"error": {"message": "no\n\ttabs", "type": "t"}},
+            request=httpx2.Request("GET", "http://127.0.0.1:9/v1/batches"),
+        )
+        error = client._make_status_error_from_response(response)
+    assert isinstance(error, openai.APIStatusError)
+    assert guarded(raising(error)) == code
+    assert capsys.readouterr().err.startswith(f"nightmill: {told}")
+
+
+def test_text_from_elsewhere_never_moves_the_cursor():
+    assert clean("a\x1b[2Jb\r\nc\u202e\x07") == "a[2Jb c"

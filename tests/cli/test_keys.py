@@ -1,0 +1,42 @@
+"""Keys: made, listed, revoked, in the store of a folder."""
+
+import json
+
+import pytest
+
+
+def test_a_key_is_made_listed_and_revoked(nightmill, tmp_path):
+    folder = tmp_path / "data"
+    made = nightmill("keys", "create", "Ann's laptop", "--project", "night", "--folder", folder)
+    secret = made.out.strip()
+    assert (made.code, secret[:13]) == (0, "sk-nightmill-")
+    key_id = made.err.split()[0]
+    listed = nightmill("keys", "list", "--folder", folder)
+    assert [word in listed.out for word in (key_id, "Ann's laptop", "night", secret[-4:])] == [True] * 4
+    assert secret not in listed.out
+    assert nightmill("keys", "revoke", key_id, "--folder", folder).out == f"{key_id} is revoked\n"
+    again = nightmill("keys", "revoke", key_id, "--folder", folder)
+    assert (again.code, again.err) == (
+        2,
+        f"nightmill: no key in use has the id {key_id}; see them with: nightmill keys list\n",
+    )
+    (key,) = (
+        json.loads(line) for line in nightmill("keys", "list", "--folder", folder, "--json").out.splitlines()
+    )
+    assert key["revoked_at"] is not None
+
+
+def test_json_gives_the_secret_once(nightmill, tmp_path):
+    made = nightmill("keys", "create", "ci", "--folder", tmp_path, "--json")
+    assert set(made.json) == {"id", "name", "project", "hint", "created_at", "revoked_at", "secret"}
+    assert made.err == ""
+    assert "secret" not in nightmill("keys", "list", "--folder", tmp_path, "--json").json
+
+
+@pytest.mark.parametrize("words", [["list"], ["revoke", "key_1"]])
+def test_a_folder_that_is_not_there_is_not_made(nightmill, tmp_path, words):
+    folder = tmp_path / "nowhere"
+    ran = nightmill("keys", *words, "--folder", folder)
+    assert ran.code == 78
+    assert "--folder" in ran.err
+    assert not folder.exists()

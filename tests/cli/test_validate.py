@@ -1,0 +1,77 @@
+"""Every bad line of a file, by the server's own rules."""
+
+import json
+
+
+def test_a_good_file_is_0(nightmill, input_file):
+    ran = nightmill("validate", input_file(3))
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.out.endswith("in.jsonl is valid: 3 requests to /v1/chat/completions for m\n")
+
+
+def test_every_bad_line_is_listed_with_its_number(nightmill, input_file):
+    repeated = '{"custom_id": "line-0", "method": "POST", "url": "/v1/chat/completions", "body": %s}'
+    body = '{"model": "m", "messages": []}'
+    bad = ["{", *["[]"] * 150, repeated % body, repeated % '{"model": "m"}']
+    ran = nightmill("validate", input_file(2, bad=tuple(bad)))
+    assert ran.code == 2
+    rows = [line.split(maxsplit=2) for line in ran.out.splitlines()[1:]]
+    assert [int(row[0]) for row in rows] == list(range(3, 3 + len(bad)))
+    assert [rows[0][1], rows[1][1], rows[-2][1], rows[-1][1]] == [
+        "invalid_json_line",
+        "invalid_type",
+        "duplicate_custom_id",
+        "invalid_request",
+    ]
+    assert f"{len(bad)} errors" in ran.err
+
+
+def test_json_holds_the_errors_as_a_batch_would(nightmill, input_file):
+    ran = nightmill("validate", input_file(1, bad=("{",)), "--json")
+    assert (ran.code, ran.err) == (2, "")
+    assert ran.json == {
+        "valid": False,
+        "endpoint": "/v1/chat/completions",
+        "model": "m",
+        "requests": 1,
+        "errors": [
+            {
+                "code": "invalid_json_line",
+                "message": "This line is not parseable as valid JSON.",
+                "param": None,
+                "line": 2,
+            }
+        ],
+    }
+
+
+def test_a_bad_first_line_does_not_hide_the_endpoint(nightmill, tmp_path):
+    good = {"custom_id": "a", "method": "POST", "url": "/v1/embeddings", "body": {"model": "m", "input": "x"}}
+    path = tmp_path / "in.jsonl"
+    path.write_text("{\n" + json.dumps(good) + "\n")
+    ran = nightmill("validate", path, "--json")
+    assert ran.json["endpoint"] == "/v1/embeddings"
+    assert [error["line"] for error in ran.json["errors"]] == [1]
+
+
+def test_another_endpoint_than_the_lines_is_an_error_on_each(nightmill, input_file):
+    ran = nightmill("validate", input_file(2), "--endpoint", "/v1/embeddings", "--json")
+    assert [error["code"] for error in ran.json["errors"]] == ["invalid_url", "invalid_url"]
+
+
+def test_an_empty_file_and_a_compressed_one_are_refused(nightmill, tmp_path):
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(b"")
+    assert nightmill("validate", path, "--json").json["errors"][0]["code"] == "empty_file"
+    path.write_bytes(b"\x1f\x8b\x08")
+    assert nightmill("validate", path, "--json").json["errors"][0]["code"] == "invalid_file"
+
+
+def test_limits_come_from_settings(nightmill, input_file, tmp_path):
+    config = tmp_path / "nightmill.toml"
+    config.write_text("[limits]\nlines_per_file = 2\n")
+    ran = nightmill("validate", input_file(3), "--config", config, "--json")
+    assert [error["code"] for error in ran.json["errors"]] == ["too_many_tasks"]
+    config.write_text("[limits]\ninput_file_bytes = 10\n")
+    ran = nightmill("validate", input_file(3), "--config", config, "--json")
+    assert [error["code"] for error in ran.json["errors"]] == ["file_too_large"]
