@@ -6,6 +6,7 @@ lines themselves (intake reads them all, later).
 """
 
 import codecs
+import json
 import re
 from collections.abc import Mapping
 
@@ -83,12 +84,17 @@ def check_batch_input(beginning: bytes, *, size_bytes: int) -> None:
 
 def _is_json(line: bytes) -> bool:
     try:
-        msgspec.json.decode(line, type=msgspec.Raw)
+        # Not msgspec, which refuses a lone surrogate: legal JSON, and intake's to judge. Numbers stay texts.
+        json.loads(line, parse_int=str, parse_float=str, parse_constant=_not_json)
     except RecursionError:
         return True  # deep, but JSON; intake says so at the line
-    except msgspec.DecodeError:
+    except ValueError:
         return False
     return True
+
+
+def _not_json(constant: str) -> None:
+    raise ValueError(constant)
 
 
 # --- expires_after -----------------------------------------------------------------------------------

@@ -24,6 +24,8 @@ PROGRESS_BYTES = 1 << 10
 DISCARDED_BYTES = 1 << 30
 DISCARDING_S = 30.0
 SILENCE_S = 2.0
+_SMALL_BYTES = 64 << 10
+_SMALL_S = 0.05
 
 
 class BodyCutError(RequestError):
@@ -114,45 +116,58 @@ class UnreadBodyRoute(APIRoute):
 
     Most clients send everything before they read, and closing a connection with bytes under way destroys the
     answer in their hands. So the answer goes out at once, says that the connection will close, and what still
-    arrives is thrown away for a while before it does.
+    arrives is thrown away for a while before it does. A small body is waited for instead: that keeps the
+    connection.
     """
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = _Exchange(receive, send)
-        await super().handle(scope, exchange.receive, exchange.send)
+        headers = dict(scope["headers"])
+        if headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers:
+            exchange = _Exchange(receive, send, is_awaited=b"expect" in headers)
+            receive, send = exchange.receive, exchange.send
+        await super().handle(scope, receive, send)
 
 
 class _Exchange:
-    def __init__(self, receive: Receive, send: Send) -> None:
+    """A request with a body, and its answer.
+
+    Args:
+        is_awaited: the client sends nothing before it is told to.
+    """
+
+    def __init__(self, receive: Receive, send: Send, *, is_awaited: bool) -> None:
         self._receive = receive
         self._send = send
+        self._is_awaited = is_awaited
         self._is_read = False
 
     async def receive(self) -> Message:
+        self._is_awaited = False
         message = await self._receive()
         if message["type"] == "http.disconnect" or not message.get("more_body", False):
             self._is_read = True
         return message
 
     async def send(self, message: Message) -> None:
-        if self._is_read:
+        if message["type"] == "http.response.start":
+            if not self._is_awaited:
+                await self._discard(_SMALL_BYTES, within_s=_SMALL_S, silence_s=_SMALL_S)
+            if not self._is_read:
+                message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
             await self._send(message)
-        elif message["type"] == "http.response.start":
-            await self._send({**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]})
-        elif message.get("more_body", False):
+        elif self._is_read or message.get("more_body", False):
             await self._send(message)
         else:
             await self._send({**message, "more_body": True})
-            await self._discard()
+            await self._discard(DISCARDED_BYTES, within_s=DISCARDING_S, silence_s=SILENCE_S)
             await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _discard(self) -> None:
-        left_bytes = DISCARDED_BYTES
+    async def _discard(self, most_bytes: int, *, within_s: float, silence_s: float) -> None:
         try:
-            async with asyncio.timeout(DISCARDING_S):
-                while not self._is_read and left_bytes > 0:
-                    async with asyncio.timeout(SILENCE_S):
+            async with asyncio.timeout(within_s):
+                while not self._is_read and most_bytes > 0:
+                    async with asyncio.timeout(silence_s):
                         message = await self.receive()
-                    left_bytes -= len(message.get("body", b""))
+                    most_bytes -= len(message.get("body", b""))
         except TimeoutError:
             return
