@@ -44,7 +44,7 @@ def create_app(context: ApiContext) -> FastAPI:
     for router in (batches.router, files.router, uploads.router, models.router):
         app.include_router(router, prefix="/v1")
     app.include_router(health.router)
-    app.openapi = describer(app)
+    app.openapi = describer(app, context.settings.limits)
     return app
 
 

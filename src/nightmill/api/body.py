@@ -29,6 +29,12 @@ class SlowBodyError(RequestError):
     status: ClassVar[int] = 408
 
 
+class BodyTooLargeError(TooLargeError):
+    """The body is over the route's cap. OpenAI gives this one the type of a server's error (contract 6.2)."""
+
+    error_type: ClassVar[str] = "server_error"
+
+
 async def read_json(
     request: Request,
     model: type[M],
@@ -93,5 +99,5 @@ async def _read(request: Request, settings: ApiSettings) -> bytes:
     return bytes(content)
 
 
-def _too_large(most: int, got: int) -> TooLargeError:
-    return TooLargeError(f"Maximum content size limit ({most}) exceeded ({got} bytes read)")
+def _too_large(most: int, got: int) -> BodyTooLargeError:
+    return BodyTooLargeError(f"Maximum content size limit ({most}) exceeded ({got} bytes read)")

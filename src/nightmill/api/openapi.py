@@ -13,6 +13,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
 from nightmill.api import wire
+from nightmill.settings import LimitSettings
 
 Node = dict[str, Any]
 
@@ -54,19 +55,19 @@ def _takes(media_type: str, model: type[wire.WireModel]) -> Node:
     return {"requestBody": {"required": True, "content": content}}
 
 
-def describer(app: FastAPI) -> Callable[[], Node]:
-    """What to put in place of `app.openapi`. Written once, at the first look."""
+def describer(app: FastAPI, limits: LimitSettings) -> Callable[[], Node]:
+    """For `app.openapi`: what this server takes, by its settings. Made at the first look."""
     document: Node = {}
 
     def describe() -> Node:
         if not document:
-            document.update(_document(app))
+            document.update(_document(app, limits))
         return document
 
     return describe
 
 
-def _document(app: FastAPI) -> Node:
+def _document(app: FastAPI, limits: LimitSettings) -> Node:
     document = get_openapi(
         title=app.title,
         version=app.version,
@@ -78,7 +79,7 @@ def _document(app: FastAPI) -> Node:
         separate_input_output_schemas=False,
     )
     document["paths"] = {
-        path.removeprefix(_PREFIX): _with_our_errors(item) for path, item in document["paths"].items()
+        path.removeprefix(_PREFIX): _described(item) for path, item in document["paths"].items()
     }
     document["servers"] = [{"url": _PREFIX, "description": _SERVER_DESCRIPTION}]
     document["security"] = [{"ApiKeyAuth": []}]
@@ -87,7 +88,7 @@ def _document(app: FastAPI) -> Node:
         for name, schema in document.get("components", {}).get("schemas", {}).items()
         if name not in _GENERATED
     }
-    schemas.update(_wire_schemas())
+    schemas.update(_wire_schemas(limits))
     document["components"] = {
         "schemas": dict(sorted(schemas.items())),
         "securitySchemes": {"ApiKeyAuth": {"type": "http", "scheme": "bearer"}},
@@ -95,20 +96,36 @@ def _document(app: FastAPI) -> Node:
     return cast("Node", _as_published(document))
 
 
-def _wire_schemas() -> Node:
-    models = [(model, "validation") for model in wire.WireModel.__subclasses__()]
+def _wire_schemas(limits: LimitSettings) -> Node:
+    models = [
+        (model, "validation")
+        for model in wire.WireModel.__subclasses__()
+        if model.__module__ == wire.__name__
+    ]
     _, definitions = models_json_schema(cast("Any", models), ref_template=_REF + "{model}")
-    return cast("Node", definitions["$defs"])
+    schemas = cast("Node", definitions["$defs"])
+    asked = schemas[wire.CreateBatchRequest.__name__]["properties"]
+    asked["endpoint"]["enum"] = list(limits.endpoints)
+    asked["completion_window"]["enum"] = list(limits.completion_windows)
+    return schemas
 
 
-def _with_our_errors(item: Node) -> Node:
+def _described(item: Node) -> Node:
     """Every operation may end in one of `ERRORS`; none of ours is a 422, whatever FastAPI supposes."""
     for operation in item.values():
-        answers: Node = operation["responses"]
+        answers: Node = {**ERRORS, **operation["responses"]}
         answers.pop("422", None)
-        for status, answer in ERRORS.items():
-            answers.setdefault(status, answer)
+        operation["responses"] = dict(sorted(answers.items()))
+        for parameter in operation.get("parameters", ()):
+            parameter["schema"] = _without_null(parameter["schema"])
     return item
+
+
+def _without_null(schema: Node) -> Node:
+    """A query can leave a parameter out; it can't say null."""
+    kinds = [kind for kind in schema.get("anyOf", ()) if kind != {"type": "null"}]
+    rest = {key: value for key, value in schema.items() if key != "anyOf"}
+    return {**kinds[0], **rest} if len(kinds) == 1 else schema
 
 
 def _as_published(node: object) -> object:

@@ -35,7 +35,7 @@ def to_request_error(findings: Sequence[Finding]) -> RequestError:
 
 
 def _rank(finding: Finding) -> int:
-    kind = finding["type"]
+    kind = _kind(finding)
     if kind == "missing":
         return 0
     if kind in _EXPECTED:
@@ -43,8 +43,15 @@ def _rank(finding: Finding) -> int:
     return 3 if kind in _VALUES else 2
 
 
+def _kind(finding: Finding) -> str:
+    """Pydantic tells a value that is none of a few strings; one that is no string has the wrong type."""
+    if finding["type"] == "literal_error" and not isinstance(finding.get("input"), str):
+        return "string_type"
+    return finding["type"]
+
+
 def _worded(finding: Finding) -> RequestError:
-    kind: str = finding["type"]
+    kind = _kind(finding)
     param = _param(finding["loc"])
     value: object = finding.get("input")
     detail = cast("Mapping[str, Any]", finding.get("ctx") or {})

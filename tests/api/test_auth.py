@@ -1,0 +1,245 @@
+"""Keys, projects, and the open door on loopback (contract 6.2)."""
+
+import base64
+import time
+
+import openai
+import pytest
+
+from nightmill.api.auth import is_loopback
+from nightmill.errors import UnavailableError
+from nightmill.keys import digest_of, make_api_key
+from nightmill.store import Store
+
+MISSING = "Missing bearer or basic authentication in header"
+
+
+@pytest.mark.parametrize(
+    "headers", [{}, {"Authorization": ""}, {"Authorization": "Bearer"}, {"Authorization": "Bearer  "}]
+)
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/v1/batches"),
+        ("POST", "/v1/batches"),
+        ("PUT", "/v1/batches"),
+        ("POST", "/v1/files"),
+        ("GET", "/v1/batches/invalid"),
+        ("GET", "/v1/nowhere"),
+        ("GET", "/elsewhere"),
+        ("GET", "/v1//batches/"),
+        ("GET", "/health/x"),
+    ],
+)
+def test_without_a_key_nothing_else_is_looked_at(server, method, path, headers):
+    answer = server.send(method, path, b"{", headers)
+    assert answer.status == 401
+    assert answer.error == {
+        "message": MISSING,
+        "type": "invalid_request_error",
+        "param": None,
+        "code": None,
+    }
+    assert answer.headers["x-request-id"]
+
+
+@pytest.mark.parametrize("path", ["/health", "/ready", "/version", "/openapi.json", "/docs", "/health/"])
+def test_what_says_nothing_of_a_project_is_open(server, path):
+    assert server.send("GET", path).status == 200
+
+
+@pytest.mark.parametrize("name", ["Authorization", "authorization", "AUTHORIZATION"])
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
+def test_a_bearer_key_opens_its_project(server, key, name, scheme):
+    assert server.send("GET", "/v1/batches", headers={name: f"{scheme} {key}"}).status == 200
+
+
+def test_an_api_key_header_works_as_well(server, key):
+    assert server.send("GET", "/v1/batches", headers={"api-key": key}).status == 200
+
+
+@pytest.mark.parametrize("secret", ["sk-wrong", "sk-" + "x" * 60, "k\xe9y", "a b", "x" * 9_000, "' OR 1=1"])
+@pytest.mark.parametrize("header", ["Authorization", "api-key"])
+def test_a_wrong_key_is_refused_and_never_said_back(server, secret, header):
+    value = f"Bearer {secret}" if header == "Authorization" else secret
+    answer = server.send("POST", "/v1/batches", b"{", {header: value})
+    assert answer.status == 401
+    assert answer.error["message"].startswith("Incorrect API key provided: ")
+    assert answer.error["code"] == "invalid_api_key"
+    assert secret not in answer.body.decode()
+    assert answer.headers["www-authenticate"].startswith("Bearer")
+
+
+def test_the_official_client_raises_an_authentication_error(server):
+    with pytest.raises(openai.AuthenticationError) as caught:
+        server.client("sk-wrong").batches.list()
+    assert caught.value.code == "invalid_api_key"
+
+
+def test_basic_credentials_are_no_key(server, key):
+    credentials = base64.b64encode(f"user:{key}".encode()).decode()
+    answer = server.send("GET", "/v1/batches", headers={"Authorization": f"Basic {credentials}"})
+    assert answer.status == 401
+    assert answer.error["message"] == MISSING
+
+
+def test_a_revoked_key_stops_working_within_seconds(serve):
+    now = [time.time()]
+    server = serve(clock=lambda: now[0])
+    server.new_key("stays")
+    secret = server.new_key("goes")
+    store: Store = server.context.store
+    assert server.send("GET", "/v1/batches", key=secret).status == 200
+    digest = digest_of(secret)
+    key_id = next(one.id for one in server.do(store.list_api_keys()) if one.digest == digest)
+    assert server.do(store.revoke_api_key(key_id))
+    now[0] += 3
+    assert server.send("GET", "/v1/batches", key=secret).status == 401
+
+
+def test_polls_do_not_ask_the_store_for_the_key_each_time(serve):
+    from dataclasses import replace
+
+    class Counting:
+        def __init__(self, store):
+            self._store = store
+            self.asked = 0
+
+        def __getattr__(self, name):
+            return getattr(self._store, name)
+
+        async def api_key(self, digest):
+            self.asked += 1
+            return await self._store.api_key(digest)
+
+    server = serve(change=lambda context: replace(context, store=Counting(context.store)), clock=lambda: 5.0)
+    secret = server.new_key("p")
+    for _ in range(5):
+        assert server.send("GET", "/v1/batches", key=secret).status == 200
+    assert server.context.store.asked == 1
+
+
+# --- no key yet --------------------------------------------------------------------------------------
+
+
+def test_while_there_is_no_key_the_door_is_open_on_loopback(serve):
+    server = serve()
+    batch = server.client("whatever").batches.create(
+        input_file_id="file-x", endpoint="/v1/embeddings", completion_window="24h"
+    )
+    answer = server.send("GET", f"/v1/batches/{batch.id}")
+    assert answer.status == 200
+    stored = server.do(server.context.store.batch("default", batch.id))
+    assert stored.project_id == "default"
+
+
+def test_the_first_key_closes_the_door_within_seconds(serve):
+    now = [time.time()]
+    server = serve(clock=lambda: now[0])
+    assert server.send("GET", "/v1/batches").status == 200
+    secret = server.new_key("p")
+    now[0] += 3
+    assert server.send("GET", "/v1/batches").status == 401
+    assert server.send("GET", "/v1/batches", key=secret).status == 200
+
+
+@pytest.mark.parametrize("settings", [{"keyless_on_loopback": False}, {"api": {"host": "0.0.0.0"}}])
+def test_the_door_is_open_only_where_settings_say_so(serve, settings):
+    assert serve(settings=settings).send("GET", "/v1/batches").status == 401
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Host": "localhost:8080"}, 200),
+        ({"Host": "[::1]:8080"}, 200),
+        ({"Host": "127.9.9.9"}, 200),
+        ({"Host": "rebound.example"}, 401),
+        ({"Host": "127.0.0.1.example"}, 401),
+        ({"Host": ""}, 401),
+        ({"Origin": "http://localhost:3000"}, 200),
+        ({"Origin": "https://example.com"}, 401),
+        ({"Origin": "null"}, 401),
+    ],
+)
+def test_pages_of_other_origins_do_not_come_in_by_the_open_door(serve, headers, status):
+    assert serve().send("GET", "/v1/batches", headers=headers).status == status
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("localhost", True),
+        ("app.localhost", True),
+        ("127.0.0.1", True),
+        ("::1", True),
+        ("0.0.0.0", False),
+        ("192.168.0.1", False),
+        ("localhost.example", False),
+        ("", False),
+    ],
+)
+def test_loopback_is_told_from_elsewhere(host, expected):
+    assert is_loopback(host) is expected
+
+
+# --- rates -------------------------------------------------------------------------------------------
+
+
+def test_a_key_that_asks_too_often_is_told_when_to_come_back(serve):
+    now = [time.time()]
+    server = serve(settings={"api": {"requests_per_minute": 3}}, clock=lambda: now[0])
+    secret, other = server.new_key("p"), server.new_key("q")
+    assert [server.send("GET", "/v1/batches", key=secret).status for _ in range(3)] == [200] * 3
+    answer = server.send("GET", "/v1/batches", key=secret)
+    assert answer.status == 429
+    assert (answer.error["type"], answer.error["code"]) == ("requests", "rate_limit_exceeded")
+    assert answer.headers["retry-after"] == "20"
+    assert server.send("GET", "/v1/batches", key=other).status == 200
+    assert server.send("GET", "/health").status == 200
+    now[0] += 20
+    assert server.send("GET", "/v1/batches", key=secret).status == 200
+    assert server.send("GET", "/v1/batches", key=secret).status == 429
+
+
+def test_a_clock_that_steps_back_locks_nobody_out_for_longer(serve):
+    now = [time.time()]
+    server = serve(settings={"api": {"requests_per_minute": 60}}, clock=lambda: now[0])
+    secret = server.new_key("p")
+    assert server.send("GET", "/v1/batches", key=secret).status == 200
+    now[0] -= 3_600
+    assert server.send("GET", "/v1/batches", key=secret).status == 200
+
+
+def test_a_store_that_is_away_is_no_wrong_key(serve):
+    from dataclasses import replace
+
+    class Away:
+        def __getattr__(self, name):
+            async def verb(*_args):
+                raise UnavailableError("away")
+
+            return verb
+
+    server = serve(change=lambda context: replace(context, store=Away()))
+    assert server.send("GET", "/v1/batches", key="sk-any").status == 503
+
+
+# --- making keys -------------------------------------------------------------------------------------
+
+
+def test_a_key_is_stored_as_a_digest_only():
+    secret, key = make_api_key(bytes, project_id="p", name="n", created_at=5)
+    assert secret.startswith("sk-")
+    assert len(secret) > 43
+    assert key.digest == digest_of(secret)
+    assert key.hint == secret[-4:]
+    assert secret not in repr(key)
+    assert (key.project_id, key.name, key.created_at, key.revoked_at) == ("p", "n", 5, None)
+
+
+def test_two_keys_are_never_the_same():
+    import secrets
+
+    made = [make_api_key(secrets.token_bytes, project_id="p", name="n", created_at=5) for _ in range(100)]
+    assert len({secret for secret, _ in made}) == len({key.id for _, key in made}) == 100

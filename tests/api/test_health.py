@@ -1,0 +1,28 @@
+"""/health, /ready and /version."""
+
+import asyncio
+from dataclasses import replace
+
+from nightmill.api import health
+
+
+def test_alive_and_ready(server):
+    assert server.send("GET", "/health").json() == {"status": "ok"}
+    assert server.send("GET", "/ready").json() == {"status": "ready"}
+    version = server.send("GET", "/version").json()
+    assert version["name"] == "nightmill"
+    assert version["version"]
+
+
+def test_a_store_that_does_not_answer_makes_it_unready_and_leaves_it_alive(serve, monkeypatch):
+    class Stuck:
+        async def ping(self):
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr(health, "_PING_TIMEOUT_S", 0.05)
+    server = serve(change=lambda context: replace(context, store=Stuck()))
+    answer = server.send("GET", "/ready")
+    assert answer.status == 503
+    assert answer.error["type"] == "server_error"
+    assert answer.headers["retry-after"] == "1"
+    assert server.send("GET", "/health").status == 200
