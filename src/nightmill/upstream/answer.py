@@ -1,0 +1,79 @@
+"""What a whole HTTP answer means as an outcome; the same for both transports. No I/O."""
+
+import math
+import re
+import zlib
+from collections.abc import Mapping
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+
+from nightmill.pacing import Answered, Broken, Outcome, Throttled
+
+KEPT_HEADERS = frozenset({b"retry-after", b"x-request-id", b"content-encoding"})
+"""Lower-case names of the headers `outcome_of` reads."""
+
+TOO_LONG = Broken("the answer is longer than upstream.max_answer_bytes")
+_UNREADABLE = Broken("the answer is in a content encoding nobody asked for and that can't be read")
+_REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+_GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
+_UNAVAILABLE = 503
+_TOO_MANY = 429
+
+
+def outcome_of(
+    status: int, body: bytes, *, headers: Mapping[bytes, bytes], max_bytes: int, now: float
+) -> Outcome:
+    """Reads status and kept headers.
+
+    Args:
+        status: of the final answer, never 1xx.
+        body: freed of chunks, not yet of a content encoding.
+        headers: those of `KEPT_HEADERS` that came.
+        max_bytes: of the decoded body.
+        now: wall-clock time, for a Retry-After that is a date.
+    """
+    encoding = headers.get(b"content-encoding")
+    if encoding is not None and body:
+        decoded = _decoded(body, encoding.strip().lower(), max_bytes=max_bytes)
+        if isinstance(decoded, Broken):
+            return decoded
+        body = decoded
+    request_id = headers.get(b"x-request-id")
+    if request_id is not None and not _REQUEST_ID.fullmatch(request_id):
+        request_id = None
+    request_id_text = None if request_id is None else request_id.decode("ascii")
+    if status in (_TOO_MANY, _UNAVAILABLE):
+        asked = headers.get(b"retry-after")
+        asked_s = None if asked is None else retry_after_s(asked.decode("latin-1"), now=now)
+        if status == _TOO_MANY or asked_s is not None:
+            return Throttled(status, body, asked_s, request_id_text)
+    return Answered(status, body, request_id_text)
+
+
+def retry_after_s(value: str, *, now: float) -> float | None:
+    """Seconds from a Retry-After header, a number or an HTTP date; None when neither. Never negative."""
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            moment = parsedate_to_datetime(value)
+            seconds = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() - now
+        except (ValueError, OverflowError):
+            return None
+    return max(0.0, seconds) if math.isfinite(seconds) else None
+
+
+def _decoded(body: bytes, encoding: bytes, *, max_bytes: int) -> bytes | Broken:
+    """We never ask for an encoding, but some proxies compress all the same."""
+    if encoding in (b"", b"identity"):
+        return body
+    if encoding not in (b"gzip", b"x-gzip", b"deflate"):
+        return _UNREADABLE
+    stream = zlib.decompressobj(_GZIP_OR_ZLIB)
+    try:
+        decoded = stream.decompress(body, max_bytes)
+    except zlib.error:
+        return _UNREADABLE
+    if stream.unconsumed_tail:
+        return TOO_LONG
+    return decoded if stream.eof else _UNREADABLE

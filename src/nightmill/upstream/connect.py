@@ -1,0 +1,53 @@
+"""Settings -> an open upstream. Opening makes no connection: an upstream that is down is found by sending."""
+
+import ssl
+
+from nightmill.settings import UpstreamSettings
+from nightmill.upstream.http1 import LeanUpstream
+from nightmill.upstream.port import Upstream
+from nightmill.upstream.target import Target, target_of
+
+
+def open_upstream(settings: UpstreamSettings, *, url: str) -> Upstream:
+    """The upstream at `url`, over the transport the settings name. Close it in the end.
+
+    Args:
+        settings: key, headers, limits, transport; their own `url` is not read.
+        url: the base URL, which stands for the '/v1' of each endpoint; without a path it means '/v1'.
+
+    Raises:
+        SetupError: the URL, key or headers can't be used.
+    """
+    key = settings.api_key
+    target = target_of(url, api_key=None if key is None else key.get_secret_value(), headers=settings.headers)
+    tls = _tls(target, settings)
+    match settings.transport:
+        case "lean":
+            return LeanUpstream(
+                target,
+                tls=tls,
+                connect_timeout_s=settings.connect_timeout_s,
+                max_answer_bytes=settings.max_answer_bytes,
+            )
+        case "aiohttp":
+            from nightmill.upstream.over_aiohttp import (  # noqa: PLC0415 - slow to import, seldom used
+                AiohttpUpstream,
+            )
+
+            return AiohttpUpstream(
+                target,
+                tls=tls,
+                connect_timeout_s=settings.connect_timeout_s,
+                max_answer_bytes=settings.max_answer_bytes,
+            )
+
+
+def _tls(target: Target, settings: UpstreamSettings) -> ssl.SSLContext | None:
+    if not target.is_secure:
+        return None
+    context = ssl.create_default_context()
+    context.set_alpn_protocols(["http/1.1"])
+    if not settings.tls_verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context

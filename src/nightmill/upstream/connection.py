@@ -1,0 +1,288 @@
+"""One HTTP/1.1 connection of the lean transport: one request at a time, one future for its outcome.
+
+Duty: write a request in one go, read its answer, notice everything that is not an answer. Promise: bytes of
+one answer never reach another request; a connection whose state is in doubt is closed. Not its duty: where
+connections come from and when an attempt is late (`http1`).
+
+No task, no timer, no queue: the event loop calls in, a future calls out. All connections of a pool receive
+into one buffer, since the loop fills and hands it over in one step.
+"""
+
+import asyncio
+from collections.abc import Callable
+from io import BytesIO
+from typing import cast
+
+from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
+
+from nightmill.pacing import Answered, Broken, Outcome, TimedOut
+from nightmill.upstream.answer import KEPT_HEADERS, TOO_LONG, outcome_of
+
+RECEIVE_BYTES = 64 << 10
+MAX_OVERHEAD_BYTES = 64 << 10
+"""Bytes that may arrive without any of them being body: headers, 1xx answers, chunk extensions, trailers."""
+
+_FIRST_FINAL_STATUS = 200
+_READ_BY_STATUS = frozenset({429, 503})
+_CONTENT_LENGTH_BYTES = len(b"content-length")
+_TRANSFER_ENCODING = b"transfer-encoding"
+_LENGTHS = frozenset(len(name) for name in (*KEPT_HEADERS, _TRANSFER_ENCODING))
+
+Reply = asyncio.Future[Outcome | None]
+"""None: a reused connection was closed under us before a byte came back; send again on a new one."""
+
+
+class Connection(asyncio.BufferedProtocol):
+    """Made by `loop.create_connection`.
+
+    Args:
+        loop: the running one.
+        buffer: where bytes arrive, shared.
+        max_answer_bytes: a longer body is broken off.
+        wall_clock: for a Retry-After that is a date.
+        freed: told when the connection can take the next request.
+        lost: told when it is gone.
+    """
+
+    __slots__ = (
+        "_body",
+        "_buffer",
+        "_complete",
+        "_framed",
+        "_freed",
+        "_headers",
+        "_in_body",
+        "_keeps",
+        "_longer_body",
+        "_loop",
+        "_lost",
+        "_max_answer_bytes",
+        "_overhead_bytes",
+        "_parser",
+        "_reply",
+        "_reused",
+        "_silent",
+        "_size_bytes",
+        "_status",
+        "_timeout_s",
+        "_transport",
+        "_wall_clock",
+        "deadline",
+        "idle_since",
+        "is_open",
+    )
+
+    def __init__(
+        self,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        buffer: memoryview,
+        max_answer_bytes: int,
+        wall_clock: Callable[[], float],
+        freed: "Callable[[Connection], None]",
+        lost: "Callable[[Connection], None]",
+    ) -> None:
+        self._loop = loop
+        self._buffer = buffer
+        self._max_answer_bytes = max_answer_bytes
+        self._wall_clock = wall_clock
+        self._freed = freed
+        self._lost = lost
+        self._transport: asyncio.Transport  # from connection_made on
+        self._parser = HttpResponseParser(self)
+        self._reply: Reply | None = None
+        self._timeout_s = 0.0
+        self.deadline = 0.0
+        self.idle_since = 0.0
+        self.is_open = False
+        self._reused = False
+        # Of the answer being read. `_status` holds only while `_in_body`, `_keeps` only when `_complete`.
+        self._silent = True
+        self._headers: dict[bytes, bytes] = {}
+        self._framed = False
+        self._in_body = False
+        self._status = 0
+        self._complete = False
+        self._keeps = False
+        self._overhead_bytes = 0
+        self._size_bytes = 0
+        self._body = b""
+        self._longer_body: BytesIO | None = None
+
+    def _expect_answer(self) -> None:
+        self._silent = True
+        self._framed = False
+        self._in_body = False
+        self._complete = False
+        self._overhead_bytes = 0
+        self._size_bytes = 0
+        self._body = b""
+        self._longer_body = None
+
+    @property
+    def is_busy(self) -> bool:
+        return self._reply is not None
+
+    def ask(self, head: bytes, body: bytes, *, deadline: float, timeout_s: float) -> Reply:
+        """Sends a request. The connection must be open and idle."""
+        reply: Reply = self._loop.create_future()
+        self._reply = reply
+        self.deadline = deadline
+        self._timeout_s = timeout_s
+        try:
+            self._transport.writelines((head, body))
+        except RuntimeError:  # uvloop: the socket failed and the loop has not said so yet
+            self._end(self._cut_short())
+        return reply
+
+    def expire(self) -> None:
+        """The attempt's time is over."""
+        self._end(TimedOut(self._timeout_s))
+
+    def forget(self, reply: Reply) -> None:
+        """Nobody waits for `reply` any more. A connection that has moved on stays."""
+        if self._reply is reply:
+            self.abort()
+
+    def abort(self) -> None:
+        """Closes now; a waiting request ends as broken."""
+        self._end(Broken("we closed the connection"))
+
+    def close(self) -> None:
+        """Closes an idle connection politely."""
+        self.is_open = False
+        self._transport.close()
+
+    def _settle(self) -> None:
+        status = self._status
+        body = self._body if self._longer_body is None else self._longer_body.getvalue()
+        if self._headers or status in _READ_BY_STATUS:
+            outcome = self._outcome(status, body)
+            self._headers = {}
+        else:
+            outcome = Answered(status, body)
+        reply = self._reply
+        self._reply = None
+        if self._keeps and self.is_open:
+            self._expect_answer()
+            self._reused = True
+            self.idle_since = self._loop.time()
+            self._freed(self)
+        else:
+            self.close()
+        if reply is not None and not reply.done():  # done: cancelled, and its task not yet woken
+            reply.set_result(outcome)
+
+    def _outcome(self, status: int, body: bytes) -> Outcome:
+        if _TRANSFER_ENCODING in self._headers:
+            self._keeps = False
+            return Broken("the answer is in a transfer coding that can't be read")
+        return outcome_of(
+            status, body, headers=self._headers, max_bytes=self._max_answer_bytes, now=self._wall_clock()
+        )
+
+    def _end(self, outcome: Outcome | None) -> None:
+        self.is_open = False
+        reply = self._reply
+        self._reply = None
+        if reply is not None and not reply.done():
+            reply.set_result(outcome)
+        self._transport.abort()
+
+    def _cut_short(self) -> Broken | None:
+        if not self._silent:
+            return Broken("the connection was closed in the middle of the answer")
+        return None if self._reused else Broken("the connection was closed before an answer came")
+
+    # What the event loop calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self.is_open = True
+
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - the interface's
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        if self._reply is None:
+            self.abort()  # bytes nobody asked for would be taken for the next answer
+            return
+        self._silent = False
+        size_before_bytes = self._size_bytes
+        try:
+            self._parser.feed_data(self._buffer[:nbytes])
+        except (HttpParserError, HttpParserUpgrade):
+            if not self._complete:
+                self._end(Broken("the answer is not HTTP/1.1"))
+                return
+            self._keeps = False  # more bytes than the answer said; what it said is whole
+        if self._size_bytes > self._max_answer_bytes:
+            self._end(TOO_LONG)
+        elif self._complete:
+            self._settle()
+        elif self._size_bytes == size_before_bytes:
+            self._overhead_bytes += nbytes
+            if self._overhead_bytes > MAX_OVERHEAD_BYTES:
+                self._end(Broken("the answer's headers are too long"))
+        else:
+            self._overhead_bytes = 0
+
+    def eof_received(self) -> None:
+        self.is_open = False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.is_open = False
+        if self._reply is not None:
+            if exc is None and self._in_body and not self._framed:
+                self._keeps = False
+                self._settle()
+            else:
+                self._end(self._cut_short())
+        self._lost(self)
+
+    # What the parser calls.
+
+    def on_message_begin(self) -> None:
+        if self._complete:
+            raise HttpParserError  # stops the parser before it mixes two answers
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        length = len(name)
+        if length == _CONTENT_LENGTH_BYTES:
+            if name.lower() == b"content-length":
+                self._framed = True
+        elif length in _LENGTHS and not self._in_body:  # in the body they are trailers
+            name = name.lower()
+            if name in KEPT_HEADERS:
+                self._headers[name] = value
+            elif name == _TRANSFER_ENCODING:
+                self._note_transfer_coding(value.strip().lower())
+
+    def _note_transfer_coding(self, coding: bytes) -> None:
+        if coding == b"chunked":
+            self._framed = True
+        elif coding != b"identity":
+            self._headers[_TRANSFER_ENCODING] = coding
+
+    def on_headers_complete(self) -> None:
+        self._in_body = True
+        self._status = self._parser.get_status_code()
+
+    def on_body(self, body: bytes) -> None:
+        if self._size_bytes == 0:
+            self._body = body
+        else:
+            if self._longer_body is None:
+                self._longer_body = BytesIO()
+                self._longer_body.write(self._body)
+            self._longer_body.write(body)
+        self._size_bytes += len(body)
+
+    def on_message_complete(self) -> None:
+        if self._status < _FIRST_FINAL_STATUS:  # 100 Continue and its like: the answer is still to come
+            self._in_body = False
+            self._framed = False
+            self._headers = {}
+            return
+        self._complete = True
+        self._keeps = self._parser.should_keep_alive()

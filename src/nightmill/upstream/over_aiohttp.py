@@ -1,0 +1,179 @@
+"""The second transport: aiohttp, for what the lean one does not do (proxies named by the environment).
+
+Duty and promise are those of `http1`; what differs is only how much a request costs. Proxies come from
+HTTP_PROXY, HTTPS_PROXY and NO_PROXY, and credentials for them from ~/.netrc, as aiohttp reads them.
+"""
+
+import asyncio
+import ssl
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import aiohttp
+from yarl import URL
+
+from nightmill.pacing import Answered, Broken, Outcome, TimedOut, Unreachable
+from nightmill.upstream.answer import KEPT_HEADERS, TOO_LONG, outcome_of
+from nightmill.upstream.http1 import IDLE_S, MODELS_TIMEOUT_S, reason_of
+from nightmill.upstream.target import Target
+
+_OK = 200
+
+
+@dataclass(slots=True)
+class _Trace:
+    """What aiohttp tells about one request on its way."""
+
+    connected: bool = False
+    reused: bool = False
+
+
+class AiohttpUpstream:
+    """An upstream over aiohttp. Bound to the event loop of its first request. Arguments as `LeanUpstream`."""
+
+    def __init__(
+        self,
+        target: Target,
+        *,
+        tls: ssl.SSLContext | None,
+        connect_timeout_s: float,
+        max_answer_bytes: int,
+        idle_s: float = IDLE_S,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._target = target
+        self._tls = tls
+        self._connect_timeout_s = connect_timeout_s
+        self._max_answer_bytes = max_answer_bytes
+        self._idle_s = idle_s
+        self._wall_clock = wall_clock
+        self._sessions: tuple[aiohttp.ClientSession, aiohttp.ClientSession] | None = None
+        self._closed = False
+
+    async def send(self, endpoint: str, body: bytes, *, timeout_s: float) -> Outcome:
+        return await self._exchange("POST", endpoint, body, timeout_s=timeout_s)
+
+    async def models(self) -> bytes | None:
+        outcome = await self._exchange("GET", "/v1/models", None, timeout_s=MODELS_TIMEOUT_S)
+        return outcome.body if isinstance(outcome, Answered) and outcome.status == _OK else None
+
+    async def close(self) -> None:
+        self._closed = True
+        if self._sessions is not None:
+            for session in self._sessions:
+                await session.close()
+
+    async def _exchange(self, method: str, endpoint: str, body: bytes | None, *, timeout_s: float) -> Outcome:
+        target = self._target
+        url = URL(f"{target.scheme}://{target.authority}{target.path_of(endpoint)}", encoded=True)
+        if self._closed:
+            return Unreachable("the upstream was closed by us")
+        pooled, single_use = self._sessions or self._open_sessions()
+        trace = _Trace()
+        try:
+            async with asyncio.timeout(timeout_s):
+                outcome = await self._attempt(pooled, method, url, body, trace)
+                if outcome is None:
+                    outcome = await self._attempt(single_use, method, url, body, _Trace(connected=True))
+        except TimeoutError:
+            if not trace.connected:
+                return Unreachable("no connection within the attempt's time")
+            return TimedOut(timeout_s)
+        return outcome or Broken("the connection was closed before an answer came")
+
+    async def _attempt(
+        self, session: aiohttp.ClientSession, method: str, url: URL, body: bytes | None, trace: _Trace
+    ) -> Outcome | None:
+        """None: a reused connection was closed under us before a byte came back."""
+        answering = False
+        try:
+            async with session.request(
+                method, url, data=body, allow_redirects=False, trace_request_ctx=trace
+            ) as response:
+                answering = True
+                return await self._read(response)
+        except aiohttp.ConnectionTimeoutError:
+            return Unreachable(f"no connection within {self._connect_timeout_s:g} s")
+        except aiohttp.ClientConnectorCertificateError as error:
+            cause = error.certificate_error
+            return Unreachable(reason_of(cause) if isinstance(cause, OSError) else "TLS certificate mismatch")
+        except aiohttp.ClientConnectorError as error:
+            return Unreachable(reason_of(error.os_error))
+        except aiohttp.ClientHttpProxyError as error:
+            return Unreachable(f"the proxy answers {error.status}")
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
+            partial = isinstance(error, aiohttp.ServerDisconnectedError) and not isinstance(
+                error.message, str
+            )
+            if trace.reused and not answering and not partial:
+                return None
+            place = "in the middle of the answer" if answering or partial else "before an answer came"
+            return Broken(f"the connection was closed {place}")
+        except aiohttp.ClientPayloadError:
+            return Broken("the connection was closed in the middle of the answer")
+        except aiohttp.ClientError:
+            return Broken("the answer is not HTTP/1.1")
+
+    async def _read(self, response: aiohttp.ClientResponse) -> Outcome:
+        chunks: list[bytes] = []
+        size_bytes = 0
+        async for chunk in response.content.iter_any():
+            size_bytes += len(chunk)
+            if size_bytes > self._max_answer_bytes:
+                response.close()
+                return TOO_LONG
+            chunks.append(chunk)
+        kept = {name.lower(): value for name, value in response.raw_headers if name.lower() in KEPT_HEADERS}
+        return outcome_of(
+            response.status,
+            b"".join(chunks),
+            headers=kept,
+            max_bytes=self._max_answer_bytes,
+            now=self._wall_clock(),
+        )
+
+    def _open_sessions(self) -> tuple[aiohttp.ClientSession, aiohttp.ClientSession]:
+        self._sessions = (
+            self._session(self._connector_of_many()),
+            # The second attempt after a stale connection must not meet the next stale one.
+            self._session(aiohttp.TCPConnector(limit=0, force_close=True, ssl=self._tls or True)),
+        )
+        return self._sessions
+
+    def _connector_of_many(self) -> aiohttp.TCPConnector:
+        return aiohttp.TCPConnector(limit=0, keepalive_timeout=self._idle_s, ssl=self._tls or True)
+
+    def _session(self, connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
+        trace = aiohttp.TraceConfig()
+        trace.on_connection_reuseconn.append(_on_reused)
+        trace.on_connection_create_end.append(_on_created)
+        return aiohttp.ClientSession(
+            connector=connector,
+            headers={**dict(self._target.headers), "content-type": "application/json"},
+            skip_auto_headers=("accept-encoding",),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            trust_env=True,
+            trace_configs=[trace],
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._connect_timeout_s),
+        )
+
+
+async def _on_reused(
+    session: aiohttp.ClientSession,  # noqa: ARG001 - the interface's
+    context: SimpleNamespace,
+    params: aiohttp.TraceConnectionReuseconnParams,  # noqa: ARG001 - the interface's
+) -> None:
+    trace: _Trace = context.trace_request_ctx
+    trace.connected = trace.reused = True
+
+
+async def _on_created(
+    session: aiohttp.ClientSession,  # noqa: ARG001 - the interface's
+    context: SimpleNamespace,
+    params: aiohttp.TraceConnectionCreateEndParams,  # noqa: ARG001 - the interface's
+) -> None:
+    trace: _Trace = context.trace_request_ctx
+    trace.connected = True

@@ -1,0 +1,70 @@
+"""The usual local servers, for `--upstream auto`. Asks this machine's loopback only, and sends no key."""
+
+import asyncio
+from dataclasses import dataclass
+
+import msgspec
+
+from nightmill.upstream.http1 import LeanUpstream
+from nightmill.upstream.target import target_of
+
+LOCAL_SERVERS = (
+    ("vLLM", 8000),
+    ("Ollama", 11434),
+    ("llama.cpp", 8080),
+    ("LM Studio", 1234),
+    ("SGLang", 30000),
+)
+_MAX_ANSWER_BYTES = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class FoundServer:
+    """A server that answered GET /v1/models. `url` is its base URL."""
+
+    name: str
+    url: str
+    models: tuple[str, ...]
+
+
+class _Model(msgspec.Struct):
+    id: str
+
+
+class _Models(msgspec.Struct):
+    data: list[_Model]
+
+
+async def find_local_servers(
+    timeout_s: float, *, servers: tuple[tuple[str, int], ...] = LOCAL_SERVERS
+) -> list[FoundServer]:
+    """Who answers on the usual ports, in the order of `servers`, all asked at once.
+
+    The name is a guess from the port.
+    """
+    found = await asyncio.gather(*(_ask(name, port, timeout_s) for name, port in servers))
+    return [server for server in found if server is not None]
+
+
+async def _ask(name: str, port: int, timeout_s: float) -> FoundServer | None:
+    url = f"http://127.0.0.1:{port}/v1"
+    upstream = LeanUpstream(
+        target_of(url, api_key=None, headers={}),
+        tls=None,
+        connect_timeout_s=timeout_s,
+        max_answer_bytes=_MAX_ANSWER_BYTES,
+    )
+    try:
+        async with asyncio.timeout(timeout_s):
+            answer = await upstream.models()
+    except TimeoutError:
+        return None
+    finally:
+        await upstream.close()
+    if answer is None:
+        return None
+    try:
+        models = msgspec.json.decode(answer, type=_Models)
+    except msgspec.DecodeError:
+        return None
+    return FoundServer(name, url, tuple(model.id for model in models.data))

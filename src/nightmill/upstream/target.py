@@ -1,0 +1,129 @@
+"""Where requests go and what headers they carry.
+
+Duty: check the operator's URL, key and headers once. Promise: nothing a caller of the Batch API sends can
+choose the host, add a header or leave the base path. No I/O.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from nightmill.errors import SetupError
+
+_ENDPOINT = re.compile(r"/v1((?:/[A-Za-z0-9_-][A-Za-z0-9_.-]*)+)")
+_PATH = re.compile(r"[!$%&'()*+,\-./0-9:;=@A-Z_a-z~]*")
+_QUERY = re.compile(r"[!$%&'()*+,\-./0-9:;=?@A-Z_a-z~]*")
+_HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_HEADER_VALUE = re.compile(r"[\x21-\x7e](?:[\t\x20-\x7e]*[\x21-\x7e])?")
+_OURS = frozenset(
+    {
+        "accept-encoding",
+        "connection",
+        "content-length",
+        "content-type",
+        "expect",
+        "host",
+        "keep-alive",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A checked base URL and the headers of every request, without the ones each transport writes itself."""
+
+    scheme: str
+    host: str
+    port: int
+    prefix: str
+    query: str
+    headers: tuple[tuple[str, str], ...] = field(repr=False)  # holds the key
+
+    @property
+    def is_secure(self) -> bool:
+        return self.scheme == "https"
+
+    @property
+    def authority(self) -> str:
+        """The Host header."""
+        host = self.host.partition("%")[0]
+        host = f"[{host}]" if ":" in host else host
+        return host if self.port == _DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
+
+    def path_of(self, endpoint: str) -> str:
+        """'/v1/embeddings' below the base path, which stands for the '/v1'."""
+        found = _ENDPOINT.fullmatch(endpoint)
+        if found is None:
+            raise ValueError(f"not an endpoint: {endpoint!r}")
+        return f"{self.prefix}{found[1]}{self.query}"
+
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+def target_of(url: str, *, api_key: str | None, headers: Mapping[str, str]) -> Target:
+    """Checks what the operator set.
+
+    A URL without a path means `/v1`.
+
+    Raises:
+        SetupError: something can't be used; the message names the setting and never holds the key.
+    """
+    try:
+        parts = urlsplit(url.strip())
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise SetupError(f"upstream.url is not a URL: {error}") from None
+    if parts.scheme not in _DEFAULT_PORTS or not host:
+        raise SetupError("upstream.url must look like http://host:port/v1 or https://host/v1")
+    if parts.username is not None or parts.password is not None:
+        raise SetupError(
+            "upstream.url holds a user name or password; use upstream.api_key or upstream.headers"
+        )
+    if parts.fragment:
+        raise SetupError("upstream.url holds a '#'; use the URL up to and with /v1")
+    prefix = parts.path.rstrip("/") or "/v1"
+    if not _PATH.fullmatch(prefix) or not _QUERY.fullmatch(parts.query):
+        raise SetupError("upstream.url holds characters a path can't have; percent-encode them")
+    return Target(
+        scheme=parts.scheme,
+        host=_ascii_host(host),
+        port=_DEFAULT_PORTS[parts.scheme] if port is None else port,
+        prefix=prefix,
+        query=f"?{parts.query}" if parts.query else "",
+        headers=tuple(_headers(api_key, headers).items()),
+    )
+
+
+def _ascii_host(host: str) -> str:
+    if ":" in host:
+        return host
+    try:
+        return host.encode("idna").decode("ascii")
+    except UnicodeError:
+        raise SetupError("upstream.url holds a host name that can't be looked up") from None
+
+
+def _headers(api_key: str | None, extra: Mapping[str, str]) -> dict[str, str]:
+    merged = {"user-agent": "nightmill", "accept": "application/json"}
+    if api_key is not None:
+        if not _HEADER_VALUE.fullmatch(api_key):
+            raise SetupError("upstream.api_key is empty or holds characters a header can't carry")
+        merged["authorization"] = f"Bearer {api_key}"
+    for name, value in extra.items():
+        if not _HEADER_NAME.fullmatch(name):
+            raise SetupError(f"upstream.headers: {name!r} is not a header name")
+        if name.lower() in _OURS:
+            raise SetupError(f"upstream.headers: {name!r} is written by nightmill itself")
+        if not _HEADER_VALUE.fullmatch(value):
+            raise SetupError(
+                f"upstream.headers: the value of {name!r} is empty or holds characters a header can't carry"
+            )
+        merged[name.lower()] = value
+    return merged
