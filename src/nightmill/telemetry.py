@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TypeAlias, assert_never
 
 from nightmill.batch import Batch
+from nightmill.errors import UnavailableError
 from nightmill.ids import BatchId
 
 
@@ -103,6 +104,8 @@ def log(event: Event) -> None:
             _logger.warning("the upstream is paused for %.1f s: %s", seconds, reason)
         case UpstreamResumed():
             _logger.info("the upstream answers again")
+        case RoleFailed(role, UnavailableError() as error):
+            _logger.warning("the %s waits: %s", role, error)
         case RoleFailed(role, error):
             _logger.error("the %s failed and goes on: %s", role, type(error).__name__, exc_info=error)
         case ProcessDied(name, exit_code):

@@ -109,6 +109,11 @@ class FolderParts:
             if end != part.length_bytes:
                 raise _damage(part, end)
 
+    async def batches(self) -> Sequence[BatchId]:
+        with reported("the folder of parts"):
+            names = await asyncio.to_thread(os.listdir, self._root)
+        return [BatchId(name) for name in names]
+
     async def delete(self, batch_id: BatchId) -> None:
         folder = self._root / batch_id
         await asyncio.to_thread(delete_folder, folder)

@@ -6,13 +6,15 @@ makes the same bytes under the same keys, and only a publish under the newest to
 answers lines, and until when.
 """
 
+import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from hashlib import blake2b
 
 from nightmill.batch import Batch, Event, Status, Tally, Usage
 from nightmill.blobs import Blobs, BlobWriter
-from nightmill.errors import LeaseLost
+from nightmill.errors import LeaseLost, UnavailableError
 from nightmill.file import File, Purpose
 from nightmill.ids import BatchId, FileId, WorkerId, new_file_id, output_line_id
 from nightmill.line import OutputLine, slice_line, unanswered
@@ -76,8 +78,10 @@ class Finalizer:
             await self._finalize(duty)
         except LeaseLost:
             return 0
-        except BaseException:
-            await self._store.release_duty(duty)
+        except (UnavailableError, asyncio.CancelledError):
+            # Anything else keeps the duty until it lapses, so that one odd batch can't hold up the others.
+            with suppress(UnavailableError):
+                await self._store.release_duty(duty)
             raise
         return 0
 
@@ -116,7 +120,6 @@ class Finalizer:
             raise LeaseLost
         self._emit(BatchMoved(after))
         self._bell.ring()
-        await self._parts.delete(batch.id)
 
     async def _join(self, duty: Duty, output: "_JoinedFile", error: "_JoinedFile") -> tuple[Tally, int]:
         """Writes both files; returns the tally of the answers in them and how many lines have none."""

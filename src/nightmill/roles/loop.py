@@ -65,11 +65,18 @@ async def keep_turning(
         rings = bell.rings
         try:
             pause_s = await role.turn()
-        except UnavailableError as error:
-            emit(RoleFailed(role.name, error))
-            pause_s, rings = float(error.retry_after_s), bell.rings
         except Exception as error:  # noqa: BLE001 - a role outlives any error of one turn; the event tells of it
             emit(RoleFailed(role.name, error))
-            pause_s, rings = _ERROR_PAUSE_S, bell.rings
+            pause_s, rings = _pause_after(error), bell.rings
         if pause_s > 0 and not stop.is_set():
             await bell.wait(since=rings, timeout_s=pause_s * (0.9 + 0.2 * random()))
+
+
+def _pause_after(error: Exception) -> float:
+    match error:
+        case UnavailableError():
+            return float(error.retry_after_s)
+        case ExceptionGroup(exceptions=(Exception() as first, *_)):
+            return _pause_after(first)
+        case _:
+            return _ERROR_PAUSE_S

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from nightmill.batch import Event
 from nightmill.blobs import Blobs
+from nightmill.parts import Parts
 from nightmill.roles.loop import Bell
 from nightmill.settings import Settings
 from nightmill.store import Store
@@ -24,6 +25,7 @@ class Warden:
         *,
         store: Store,
         blobs: Blobs,
+        parts: Parts,
         settings: Settings,
         bell: Bell,
         emit: Emit,
@@ -32,6 +34,7 @@ class Warden:
     ) -> None:
         self._store = store
         self._blobs = blobs
+        self._parts = parts
         self._sweep_s = settings.retention.sweep_s
         self._bell = bell
         self._emit = emit
@@ -65,3 +68,5 @@ class Warden:
             for key in keys:
                 await self._blobs.delete(key)
             await self._store.forget_blobs(keys)
+        for batch_id in await self._store.ended_among(await self._parts.batches()):
+            await self._parts.delete(batch_id)

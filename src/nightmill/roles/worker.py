@@ -14,6 +14,7 @@ from typing import assert_never
 
 from nightmill.batch import Status, Tally
 from nightmill.blobs import Blobs
+from nightmill.errors import LeaseLost
 from nightmill.ids import WorkerId, output_line_id
 from nightmill.line import OutputLine, answered, unanswered
 from nightmill.pacing import (
@@ -156,9 +157,11 @@ class Worker:
         try:
             async with asyncio.timeout(self._settings.beat_s):
                 await segment.writer.flush()
+            await segment.writer.close()
         except TimeoutError:
             return  # a full or slow disk: beat first, try again next turn
-        await segment.writer.close()
+        except LeaseLost:
+            segment.is_lost = True
         del self._segments[segment.key]
         lease, report = segment.lease, segment.report
         if segment.is_lost:
@@ -382,16 +385,23 @@ class Worker:
         )
         match ruling:
             case Settle():
-                segment.writer.append(line.ordinal, row)
-                self._settled_count += 1
-                segment.in_flight -= 1
-                if segment.is_over:
-                    self._bell.ring_here()
+                self._settle(line, row)
             case Retry(after_s, burns):
                 line.attempts += burns
                 self._retry(line, after_s)
             case Expire():
                 self._give_up(line)
+
+    def _settle(self, line: PendingLine, row: OutputLine) -> None:
+        segment = line.segment
+        segment.in_flight -= 1
+        try:
+            segment.writer.append(line.ordinal, row)
+        except LeaseLost:
+            segment.is_lost = True
+        self._settled_count += 1
+        if segment.is_over:
+            self._bell.ring_here()
 
     def _row(self, line: PendingLine, outcome: Outcome) -> tuple[OutputLine, Outcome]:
         """The output line if the outcome is settled, and the outcome once the answer has been read."""

@@ -1,0 +1,230 @@
+"""Real store, blobs and parts in a folder; the upstream is a function; clocks are the machine's."""
+
+import asyncio
+import json
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nightmill.batch import Batch, Event, Status
+from nightmill.blobs import FolderBlobs
+from nightmill.ids import FileId, ProjectId, WorkerId, new_batch_id
+from nightmill.pacing import Answered, Gate, Outcome
+from nightmill.parts import FolderParts
+from nightmill.roles.finalizer import Finalizer
+from nightmill.roles.intake import Intake
+from nightmill.roles.loop import Bell, keep_turning
+from nightmill.roles.warden import Warden
+from nightmill.roles.worker import Worker
+from nightmill.settings import Settings, load
+from nightmill.store.migrate import migrate
+from nightmill.store.sql import SqlStore, open_store
+
+PROJECT = ProjectId("default")
+ENDPOINT = "/v1/chat/completions"
+
+
+def answer(text: str = "hello", **usage: int) -> Answered:
+    body = {"choices": [{"message": {"content": text}}], "usage": usage or None}
+    return Answered(200, json.dumps(body).encode())
+
+
+def request_line(custom_id: str, **body: Any) -> bytes:
+    message = {"role": "user", "content": custom_id}
+    row = {
+        "custom_id": custom_id,
+        "method": "POST",
+        "url": ENDPOINT,
+        "body": {"model": "m", "messages": [message], **body},
+    }
+    return json.dumps(row).encode() + b"\n"
+
+
+def request_lines(count: int) -> bytes:
+    return b"".join(request_line(f"line-{number}") for number in range(count))
+
+
+@dataclass
+class Mill:
+    """The roles of a server, driven by a test."""
+
+    folder: Path
+    store: SqlStore
+    blobs: FolderBlobs
+    settings: Settings
+    bell: Bell = field(default_factory=Bell)
+    events: list[Any] = field(default_factory=list)
+    stacks: list[AsyncExitStack] = field(default_factory=list)
+
+    def parts(self, **settings: Any) -> FolderParts:
+        return FolderParts(self.folder / "parts", commit_interval_s=0.002, buffer_bytes=1 << 20, **settings)
+
+    def worker(
+        self,
+        send: Callable[[str, bytes], Awaitable[Outcome]],
+        *,
+        parts: FolderParts | None = None,
+        slots: int = 8,
+        name: str = "worker_1",
+        monotonic: Callable[[], float] = time.monotonic,
+        store: Any = None,
+    ) -> Worker:
+        return Worker(
+            store=store or self.store,
+            blobs=self.blobs,
+            parts=parts or self.parts(),
+            upstream=FunctionUpstream(send),
+            gate=Gate(),
+            settings=self.settings,
+            slots=slots,
+            worker_id=WorkerId(name),
+            request_prefix="0" * 24,
+            bell=self.bell,
+            emit=self.events.append,
+            clock=time.time,
+            monotonic=monotonic,
+            random=lambda: 0.01,
+        )
+
+    def finalizer(self) -> Finalizer:
+        return Finalizer(
+            store=self.store,
+            blobs=self.blobs,
+            parts=self.parts(),
+            settings=self.settings,
+            worker_id=WorkerId("finalizer_1"),
+            bell=self.bell,
+            emit=self.events.append,
+            clock=time.time,
+            monotonic=time.monotonic,
+        )
+
+    def intake(self) -> Intake:
+        return Intake(
+            store=self.store,
+            blobs=self.blobs,
+            settings=self.settings,
+            worker_id=WorkerId("intake_1"),
+            bell=self.bell,
+            emit=self.events.append,
+            clock=time.time,
+        )
+
+    def warden(self) -> Warden:
+        return Warden(
+            store=self.store,
+            blobs=self.blobs,
+            parts=self.parts(),
+            settings=self.settings,
+            bell=self.bell,
+            emit=self.events.append,
+            clock=time.time,
+            monotonic=time.monotonic,
+        )
+
+    async def batch_of(self, text: bytes, *, window_s: int = 3_600, **fields: Any) -> Batch:
+        """A batch in `validating` whose input is `text`."""
+        key = f"files/{secrets.token_hex(8)}"
+        writer = await self.blobs.open_writer(key)
+        await writer.write(text)
+        await writer.commit()
+        now = int(time.time())
+        batch = Batch(
+            id=new_batch_id(secrets.token_bytes(16)),
+            project_id=PROJECT,
+            endpoint=ENDPOINT,
+            input_file_id=FileId("file-1"),
+            input_blob_key=key,
+            completion_window="24h",
+            created_at=now,
+            expires_at=now + window_s,
+            **fields,
+        )
+        return await self.store.create_batch(batch)
+
+    async def accepted(self, text: bytes, **fields: Any) -> Batch:
+        """The batch once intake has accepted it."""
+        batch = await self.batch_of(text, **fields)
+        await self.intake().turn()
+        batch = await self.now(batch)
+        assert batch.status is Status.IN_PROGRESS
+        return batch
+
+    async def now(self, batch: Batch) -> Batch:
+        found = await self.store.batch(PROJECT, batch.id)
+        assert found is not None
+        return found
+
+    async def cancel(self, batch: Batch) -> Batch:
+        batch = await self.now(batch)
+        after = batch.after(Event.CANCEL_REQUESTED, now=time.time())
+        assert await self.store.move_batch(after, expected=batch.status)
+        self.bell.ring()
+        return after
+
+    async def run(
+        self, worker: Worker, *, until: Callable[[], Awaitable[bool]], timeout_s: float = 20
+    ) -> None:
+        """Runs the worker, finalizer and warden until `until` says so."""
+        stop = asyncio.Event()
+        async with asyncio.timeout(timeout_s), asyncio.TaskGroup() as group:
+            group.create_task(worker.run(stop, grace_s=lambda: 0.0))
+            for role in (self.finalizer(), self.warden()):
+                group.create_task(
+                    keep_turning(role, bell=self.bell, stop=stop, emit=self.events.append, random=lambda: 0.5)
+                )
+            while not await until():
+                await self.bell.wait(since=self.bell.rings, timeout_s=0.02)
+            stop.set()
+            self.bell.ring()
+
+    async def run_to_the_end(self, worker: Worker, *batches: Batch, timeout_s: float = 20) -> list[Batch]:
+        async def all_ended() -> bool:
+            return all([(await self.now(batch)).status.is_terminal for batch in batches])
+
+        await self.run(worker, until=all_ended, timeout_s=timeout_s)
+        return [await self.now(batch) for batch in batches]
+
+    async def rows(self, file_id: FileId | None) -> list[dict[str, Any]]:
+        if file_id is None:
+            return []
+        file = await self.store.file(PROJECT, file_id)
+        assert file is not None
+        text = b"".join([chunk async for chunk in self.blobs.stream(file.blob_key)])
+        assert len(text) == file.size_bytes
+        assert text.endswith(b"\n")
+        return [json.loads(row) for row in text.split(b"\n")[:-1]]
+
+
+class FunctionUpstream:
+    def __init__(self, send: Callable[[str, bytes], Awaitable[Outcome]]) -> None:
+        self._send = send
+
+    async def send(self, endpoint: str, body: bytes, *, timeout_s: float) -> Outcome:  # noqa: ARG002 - the port asks for it
+        return await self._send(endpoint, body)
+
+    async def models(self) -> bytes | None:
+        return None
+
+    async def close(self) -> None:
+        return
+
+
+@pytest.fixture
+async def mill(tmp_path: Path) -> AsyncIterator[Mill]:
+    flags = {
+        "folder": tmp_path,
+        "worker": {"lines_per_segment": 5, "beat_s": 0.05, "lease_ttl_s": 5.0, "cancel_grace_s": 0.2},
+        "retention": {"sweep_s": 0.05, "free_bytes": 0},
+    }
+    settings = load(flags=flags, environment={})
+    await migrate(settings.store_url)
+    store = open_store(settings.store_url)
+    yield Mill(tmp_path, store, FolderBlobs(tmp_path, watermark_bytes=0), settings)
+    await store.close()
