@@ -1,5 +1,7 @@
 """The store: one relational database holds the truth. `protocol` names its verbs."""
 
+from nightmill.store.migrate import migrate
 from nightmill.store.protocol import ApiKey, Backlog, Duty, Idempotency, Page, Store
+from nightmill.store.sql import SqlStore, open_store
 
-__all__ = ["ApiKey", "Backlog", "Duty", "Idempotency", "Page", "Store"]
+__all__ = ["ApiKey", "Backlog", "Duty", "Idempotency", "Page", "SqlStore", "Store", "migrate", "open_store"]

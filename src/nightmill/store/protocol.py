@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, Protocol, TypeVar
 
-from nightmill.batch import Batch, LineError, Status
-from nightmill.file import File, Purpose, Upload, UploadPart
+from nightmill.batch import Batch, Status
+from nightmill.file import File, Upload, UploadPart
 from nightmill.ids import BatchId, FileId, ProjectId, UploadId, WorkerId
 from nightmill.segment import BeatReply, Lease, PinnedPart, Report, Segment, SegmentResult
 
@@ -35,7 +35,7 @@ class Page(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Idempotency:
-    """A client's Idempotency-Key. `fingerprint` is a hash of the request: same key, other body is a conflict."""
+    """A client's Idempotency-Key, good for a day. `fingerprint` hashes the request it was first used for."""
 
     key: str
     fingerprint: str
@@ -43,7 +43,7 @@ class Idempotency:
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """An API key as the store keeps it: `digest` is the SHA-256 of the secret, `hint` its last four letters."""
+    """An API key as it is kept: `digest` is the SHA-256 of the secret, `hint` its last four letters."""
 
     id: str
     project_id: ProjectId
@@ -56,7 +56,10 @@ class ApiKey:
 
 @dataclass(frozen=True, slots=True)
 class Duty:
-    """The right to move one batch on: intake in `validating`, finalizing in `finalizing` and `cancelling`."""
+    """The right to move one batch on: intake in `validating`, finalizing in `finalizing` and `cancelling`.
+
+    It ends when the batch's status moves, whoever moved it.
+    """
 
     batch: Batch
     index_blob_key: str | None
@@ -97,7 +100,10 @@ class Store(Protocol):
         limit: int = 10_000,
         order: Literal["asc", "desc"] = "desc",
     ) -> Page[File]:
-        """By (created_at, id). `after` may name a deleted file; a never-seen one raises NotFoundError."""
+        """By (created_at, order of insertion).
+
+        `after` may name a deleted file; one never seen raises NotFoundError.
+        """
         ...
 
     async def delete_file(self, project_id: ProjectId, file_id: FileId) -> bool:
@@ -107,7 +113,10 @@ class Store(Protocol):
     async def delete_expired_files(self) -> int: ...
 
     async def unused_blobs(self, *, limit: int = 1_000) -> Sequence[str]:
-        """Keys of deleted files (and ended uploads' parts) whose bytes no file and no unfinished batch needs."""
+        """Keys of deleted files, ended uploads' parts and finished batches' indexes that nothing needs.
+
+        What a living file or an unfinished batch's input names is needed.
+        """
         ...
 
     async def forget_blobs(self, keys: Sequence[str]) -> None:
@@ -141,7 +150,7 @@ class Store(Protocol):
     async def list_batches(
         self, project_id: ProjectId, *, after: BatchId | None = None, limit: int = 20
     ) -> Page[Batch]:
-        """Newest first by (created_at, id). A never-seen `after` raises NotFoundError."""
+        """Newest first by (created_at, order of insertion). A never-seen `after` raises NotFoundError."""
         ...
 
     async def batches_created_since(self, project_id: ProjectId, since: int) -> int: ...
@@ -156,6 +165,10 @@ class Store(Protocol):
 
     async def settled_batches(self) -> Sequence[Batch]:
         """Batches `in_progress` whose every segment is done."""
+        ...
+
+    async def ended_among(self, batch_ids: Sequence[BatchId]) -> Sequence[BatchId]:
+        """Those of `batch_ids` whose status is terminal."""
         ...
 
     async def backlog(self) -> Backlog: ...
@@ -194,15 +207,24 @@ class Store(Protocol):
         ...
 
     async def pin_parts(self, lease: Lease, parts: Sequence[PinnedPart], report: Report) -> bool:
-        """Records what a take-over found. False when the token is no longer the newest."""
+        """Records what a take-over found: `parts` and the tally replace what the store knew.
+
+        False when the token is no longer the newest.
+        """
         ...
 
     async def beat(self, worker_id: WorkerId, reports: Sequence[Report], *, ttl_s: float) -> BeatReply:
-        """Prolongs every lease in `reports` and moves the tallies. Reports under old tokens change nothing."""
+        """Prolongs every lease in `reports` and moves the tallies. Reports under old tokens change nothing.
+
+        A report that counts less than an earlier one (beats overtake each other) only prolongs. Leases of a
+        batch that is `cancelling` or `finalizing` still count until they are given back or lapse.
+        """
         ...
 
     async def complete_segment(self, lease: Lease, report: Report, parts: Sequence[PinnedPart]) -> bool:
         """Done: every line answered. ValueError when the tally does not add up to the segment's count.
+
+        Of `parts`, those not pinned yet are pinned behind the others; what is pinned keeps its length.
 
         When it was the batch's last, the caller may expect `settled_batches` to name the batch.
         """
@@ -217,7 +239,7 @@ class Store(Protocol):
         ...
 
     async def release_all_leases(self) -> int:
-        """Every lease and duty of any worker. Only for a start that knows no worker is alive (data lock held)."""
+        """Every lease and duty of any worker. Only for a start that knows none lives (data lock held)."""
         ...
 
     async def segment_results(
@@ -234,4 +256,6 @@ class Store(Protocol):
 
     async def list_api_keys(self) -> Sequence[ApiKey]: ...
     async def revoke_api_key(self, key_id: str) -> bool: ...
-    async def has_api_keys(self) -> bool: ...
+    async def has_api_keys(self) -> bool:
+        """Revoked ones count: taking back the last key must not open the server to everybody."""
+        ...

@@ -1,0 +1,59 @@
+"""API keys, by the digest of their secret."""
+
+from collections.abc import Sequence
+
+from sqlalchemy import Connection, bindparam, exists, insert, literal, select, update
+
+from nightmill.store.clock import stamp
+from nightmill.store.protocol import ApiKey
+from nightmill.store.schema import api_key
+
+_COLUMNS = select(
+    api_key.c.id,
+    api_key.c.project_id,
+    api_key.c.name,
+    api_key.c.digest,
+    api_key.c.hint,
+    api_key.c.created_at,
+    api_key.c.revoked_at,
+)
+_ADD = insert(api_key)
+_FIND = _COLUMNS.where(api_key.c.digest == bindparam("digest"), api_key.c.revoked_at.is_(None))
+_LIST = _COLUMNS.order_by(api_key.c.sequence)
+_REVOKE = (
+    update(api_key)
+    .where(api_key.c.id == bindparam("key_id"), api_key.c.revoked_at.is_(None))
+    .values(revoked_at=stamp())
+)
+# Revoked keys count: taking back the last key must not open the server to everybody.
+_ANY = select(literal(1)).where(exists().select_from(api_key))
+
+
+def add_api_key(connection: Connection, key: ApiKey) -> None:
+    row = {
+        "id": key.id,
+        "project_id": key.project_id,
+        "name": key.name,
+        "digest": key.digest,
+        "hint": key.hint,
+        "created_at": key.created_at,
+        "revoked_at": key.revoked_at,
+    }
+    connection.execute(_ADD, row)
+
+
+def find_api_key(connection: Connection, digest: str) -> ApiKey | None:
+    row = connection.execute(_FIND, {"digest": digest}).one_or_none()
+    return None if row is None else ApiKey(*row)
+
+
+def list_api_keys(connection: Connection) -> Sequence[ApiKey]:
+    return [ApiKey(*row) for row in connection.execute(_LIST)]
+
+
+def revoke_api_key(connection: Connection, key_id: str) -> bool:
+    return connection.execute(_REVOKE, {"key_id": key_id}).rowcount == 1
+
+
+def has_api_keys(connection: Connection) -> bool:
+    return connection.execute(_ANY).one_or_none() is not None

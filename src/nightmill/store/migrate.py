@@ -1,0 +1,62 @@
+"""Brings a database to the schema this nightmill speaks.
+
+Promise: one transaction per call, so a database is never between two schemas, and two processes that start
+at once migrate it once. Not its duty: what the steps are (see `migrations/versions`).
+"""
+
+import asyncio
+import time
+from pathlib import Path
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
+
+from nightmill.errors import SetupError
+from nightmill.store.connection import parse_url, sqlite_engine, sqlite_failure, sqlite_path
+
+_SCRIPTS = Path(__file__).parent / "migrations"
+
+
+async def migrate(url: str) -> None:
+    """Creates or upgrades the schema of the database at `url`; its folder must exist.
+
+    Raises:
+        SetupError: the database was written by a newer nightmill.
+        UnavailableError: the database can't be reached or is in use.
+    """
+    await asyncio.to_thread(_migrate_sqlite, sqlite_path(parse_url(url)))
+
+
+def _migrate_sqlite(path: Path) -> None:
+    if not path.parent.is_dir():
+        raise SetupError(f"the folder {path.parent} for the store's database does not exist; create it")
+    engine = sqlite_engine(path, begin="BEGIN IMMEDIATE", clock=time.time)
+    try:
+        with engine.begin() as connection:
+            upgrade(connection)
+    except (DBAPIError, OSError) as error:
+        raise sqlite_failure(error) from error
+    finally:
+        engine.dispose()
+
+
+def upgrade(connection: Connection) -> None:
+    """Runs the missing steps inside the connection's transaction."""
+    # Alembic costs a tenth of a second, and only a process that migrates needs it.
+    from alembic import command  # noqa: PLC0415
+    from alembic.config import Config  # noqa: PLC0415
+    from alembic.runtime.migration import MigrationContext  # noqa: PLC0415
+    from alembic.script import ScriptDirectory  # noqa: PLC0415
+
+    config = Config()
+    config.set_main_option("script_location", str(_SCRIPTS).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    config.attributes["connection"] = connection
+    found = MigrationContext.configure(connection).get_current_revision()
+    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    if found is not None and found not in known:
+        raise SetupError(
+            f"the store's schema {found} is newer than this nightmill knows ({max(known)});"
+            " install the nightmill that wrote it, or restore a backup"
+        )
+    command.upgrade(config, "head")

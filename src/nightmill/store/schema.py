@@ -1,0 +1,270 @@
+"""The tables of the store, with a CHECK for every rule a single row can break.
+
+Promise: one metadata for SQLite and Postgres; the migrations produce exactly it (a test compares them).
+Not its duty: the statements (see the file named after each noun) and how the database is reached.
+
+`sequence` counts insertions and orders what was created in the same second. A row that a cursor may name
+is never deleted: files stay as tombstones (`deleted_at`), with `blob_key` NULL once their bytes are gone.
+Statuses in index conditions are literals on purpose: SQLite uses a partial index only for a literal match.
+"""
+
+from collections.abc import Iterable
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    PrimaryKeyConstraint,
+    Table,
+    Text,
+    literal_column,
+    text,
+)
+
+from nightmill.batch import Status
+from nightmill.file import Purpose, UploadStatus
+
+WAITING = literal_column("'waiting'", Text())
+LEASED = literal_column("'leased'", Text())
+DONE = literal_column("'done'", Text())
+IN_PROGRESS = literal_column("'in_progress'", Text())
+
+IS_WAITING = "state = 'waiting'"
+IS_LEASED = "state = 'leased'"
+IS_IN_PROGRESS = "status = 'in_progress'"
+IS_SETTLED = "status = 'in_progress' AND segments_left = 0"
+HAS_DUTY = "status IN ('validating', 'finalizing', 'cancelling')"
+IS_UNFINISHED = "status IN ('validating', 'in_progress', 'finalizing', 'cancelling')"
+IS_LIVE = "deleted_at IS NULL"
+IS_TOMBSTONE_WITH_BLOB = "deleted_at IS NOT NULL AND blob_key IS NOT NULL"
+IS_FINISHED_WITH_INDEX = (
+    "status IN ('failed', 'completed', 'expired', 'cancelled') AND index_blob_key IS NOT NULL"
+)
+
+metadata = MetaData()
+
+_Sequence = BigInteger().with_variant(Integer(), "sqlite")
+
+
+def _one_of(column: str, values: Iterable[str]) -> str:
+    return f"{column} IN ({', '.join(repr(str(value)) for value in values)})"
+
+
+def _sequence() -> Column[int]:
+    return Column("sequence", _Sequence, primary_key=True, autoincrement=True)
+
+
+def _text(name: str) -> Column[str]:
+    return Column(name, Text, nullable=False)
+
+
+def _optional_text(name: str) -> Column[str]:
+    return Column(name, Text, nullable=True)
+
+
+def _number(name: str) -> Column[int]:
+    return Column(name, BigInteger, nullable=False)
+
+
+def _counter(name: str) -> Column[int]:
+    return Column(name, BigInteger, nullable=False, server_default=text("0"))
+
+
+def _optional_number(name: str) -> Column[int]:
+    return Column(name, BigInteger, nullable=True)
+
+
+def _lease_end(name: str) -> Column[float]:
+    return Column(name, Double, nullable=True)
+
+
+def _partial_index(name: str, *columns: str, where: str) -> Index:
+    return Index(name, *columns, sqlite_where=text(where), postgresql_where=text(where))
+
+
+TALLY_COLUMNS = (
+    "completed",
+    "failed",
+    "input_tokens",
+    "cached_tokens",
+    "output_tokens",
+    "reasoning_tokens",
+    "total_tokens",
+)
+_TALLY_IS_POSITIVE = " AND ".join(f"{name} >= 0" for name in TALLY_COLUMNS)
+
+file = Table(
+    "file",
+    metadata,
+    _sequence(),
+    Column("id", Text, nullable=False, unique=True),
+    _text("project_id"),
+    _text("purpose"),
+    _text("filename"),
+    _number("size_bytes"),
+    _number("created_at"),
+    _optional_number("expires_at"),
+    _optional_text("blob_key"),
+    _optional_number("deleted_at"),
+    CheckConstraint(_one_of("purpose", Purpose), name="file_purpose"),
+    CheckConstraint("size_bytes >= 0", name="file_size"),
+    CheckConstraint("deleted_at IS NOT NULL OR blob_key IS NOT NULL", name="file_blob"),
+    _partial_index("file_by_age", "project_id", "created_at", "sequence", where=IS_LIVE),
+    _partial_index("file_by_purpose", "project_id", "purpose", "created_at", "sequence", where=IS_LIVE),
+    _partial_index("file_by_expiry", "expires_at", where=IS_LIVE),
+    _partial_index("file_unused", "sequence", where=IS_TOMBSTONE_WITH_BLOB),
+    Index("file_by_blob", "blob_key"),
+    sqlite_autoincrement=True,
+)
+
+upload = Table(
+    "upload",
+    metadata,
+    _sequence(),
+    Column("id", Text, nullable=False, unique=True),
+    _text("project_id"),
+    _text("purpose"),
+    _text("filename"),
+    _text("mime_type"),
+    _number("size_bytes"),
+    _number("created_at"),
+    _number("expires_at"),
+    _text("status"),
+    _optional_number("file_expires_after_s"),
+    _optional_text("file_id"),
+    CheckConstraint(_one_of("purpose", Purpose), name="upload_purpose"),
+    CheckConstraint(_one_of("status", UploadStatus), name="upload_status"),
+    CheckConstraint("size_bytes >= 0", name="upload_size"),
+    CheckConstraint("(status = 'completed') = (file_id IS NOT NULL)", name="upload_file"),
+    _partial_index("upload_pending", "expires_at", where="status = 'pending'"),
+    sqlite_autoincrement=True,
+)
+
+upload_part = Table(
+    "upload_part",
+    metadata,
+    _sequence(),
+    Column("id", Text, nullable=False, unique=True),
+    Column("upload_id", Text, ForeignKey("upload.id"), nullable=False),
+    _number("size_bytes"),
+    _number("created_at"),
+    _optional_text("blob_key"),
+    CheckConstraint("size_bytes >= 0", name="upload_part_size"),
+    Index("upload_part_by_upload", "upload_id"),
+    _partial_index("upload_part_by_blob", "blob_key", where="blob_key IS NOT NULL"),
+    sqlite_autoincrement=True,
+)
+
+batch = Table(
+    "batch",
+    metadata,
+    _sequence(),
+    Column("id", Text, nullable=False, unique=True),
+    _text("project_id"),
+    _text("endpoint"),
+    _text("input_file_id"),
+    _text("input_blob_key"),
+    _optional_text("index_blob_key"),
+    _text("completion_window"),
+    _number("created_at"),
+    _number("expires_at"),
+    _text("status"),
+    _optional_text("model"),
+    _optional_text("metadata"),
+    _optional_number("output_expires_after_s"),
+    _optional_text("errors"),
+    _optional_text("output_file_id"),
+    _optional_text("error_file_id"),
+    _counter("total"),
+    *(_counter(name) for name in TALLY_COLUMNS),
+    _optional_number("in_progress_at"),
+    _optional_number("finalizing_at"),
+    _optional_number("completed_at"),
+    _optional_number("failed_at"),
+    _optional_number("expired_at"),
+    _optional_number("cancelling_at"),
+    _optional_number("cancelled_at"),
+    _counter("segments_left"),
+    _counter("duty_token"),
+    _optional_text("duty_worker"),
+    _lease_end("duty_expires_at"),
+    CheckConstraint(_one_of("status", Status), name="batch_status"),
+    CheckConstraint(_TALLY_IS_POSITIVE, name="batch_tally"),
+    CheckConstraint("total >= 0 AND completed + failed <= total", name="batch_total"),
+    CheckConstraint("status <> 'completed' OR completed + failed = total", name="batch_complete"),
+    CheckConstraint("status <> 'in_progress' OR index_blob_key IS NOT NULL", name="batch_index"),
+    CheckConstraint("segments_left >= 0", name="batch_segments_left"),
+    CheckConstraint("(duty_worker IS NULL) = (duty_expires_at IS NULL)", name="batch_duty"),
+    Index("batch_by_age", "project_id", "created_at", "sequence"),
+    Index("batch_by_status", "status"),
+    _partial_index("batch_in_progress", "sequence", where=IS_IN_PROGRESS),
+    _partial_index("batch_by_deadline", "expires_at", where=IS_IN_PROGRESS),
+    _partial_index("batch_settled", "sequence", where=IS_SETTLED),
+    _partial_index("batch_with_duty", "sequence", where=HAS_DUTY),
+    _partial_index("batch_pins", "input_blob_key", where=IS_UNFINISHED),
+    _partial_index("batch_index_unused", "index_blob_key", where=IS_FINISHED_WITH_INDEX),
+    sqlite_autoincrement=True,
+)
+
+segment = Table(
+    "segment",
+    metadata,
+    Column("batch_id", Text, ForeignKey("batch.id"), nullable=False),
+    _number("number"),
+    _number("first"),
+    _number("count"),
+    _text("state"),
+    _counter("token"),
+    _optional_text("worker_id"),
+    _lease_end("lease_expires_at"),
+    _text("pinned"),
+    *(_counter(name) for name in TALLY_COLUMNS),
+    PrimaryKeyConstraint("batch_id", "number"),
+    CheckConstraint("state IN ('waiting', 'leased', 'done')", name="segment_state"),
+    CheckConstraint("number >= 0 AND first >= 0 AND count > 0 AND token >= 0", name="segment_range"),
+    CheckConstraint(_TALLY_IS_POSITIVE, name="segment_tally"),
+    CheckConstraint("completed + failed <= count", name="segment_answered"),
+    CheckConstraint("state <> 'done' OR completed + failed = count", name="segment_done"),
+    CheckConstraint(
+        "(state = 'leased') = (worker_id IS NOT NULL)"
+        " AND (state = 'leased') = (lease_expires_at IS NOT NULL)",
+        name="segment_lease",
+    ),
+    _partial_index("segment_waiting", "batch_id", "number", where=IS_WAITING),
+    _partial_index("segment_leased", "batch_id", "lease_expires_at", where=IS_LEASED),
+    _partial_index("segment_held", "worker_id", where=IS_LEASED),
+    sqlite_with_rowid=False,
+)
+
+api_key = Table(
+    "api_key",
+    metadata,
+    _sequence(),
+    Column("id", Text, nullable=False, unique=True),
+    _text("project_id"),
+    _text("name"),
+    Column("digest", Text, nullable=False, unique=True),
+    _text("hint"),
+    _number("created_at"),
+    _optional_number("revoked_at"),
+    sqlite_autoincrement=True,
+)
+
+idempotency = Table(
+    "idempotency",
+    metadata,
+    _text("project_id"),
+    _text("operation"),
+    _text("key"),
+    _text("fingerprint"),
+    _text("object_id"),
+    Column("created_at", Double, nullable=False),
+    PrimaryKeyConstraint("project_id", "operation", "key"),
+    CheckConstraint("operation IN ('add_file', 'create_batch')", name="idempotency_operation"),
+    Index("idempotency_by_age", "created_at"),
+)

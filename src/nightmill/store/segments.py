@@ -1,0 +1,271 @@
+"""Segments and their leases: who may answer which lines, and the tallies that follow.
+
+Each write under a lease names its token. The tally of a segment and that of its batch move in one
+transaction, segment first, so that two holders never wait for each other.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
+
+from sqlalchemy import Connection, bindparam, select, text, tuple_, update
+
+from nightmill.batch import Status, Tally
+from nightmill.ids import BatchId, WorkerId
+from nightmill.segment import BeatReply, Lease, PinnedPart, Report, Segment, SegmentResult
+from nightmill.store import schema
+from nightmill.store.clock import now
+from nightmill.store.schema import DONE, IN_PROGRESS, LEASED, TALLY_COLUMNS, WAITING, batch, segment
+from nightmill.store.tallies import (
+    add_tally,
+    dump_parts,
+    load_parts,
+    minus,
+    set_tally,
+    tally_of,
+    tally_parameters,
+)
+
+_TALLY = tuple(segment.c[name] for name in TALLY_COLUMNS)
+_SEGMENT = (segment.c.batch_id, segment.c.number, segment.c.first, segment.c.count)
+_LINES = segment.c.count.label("line_count")  # a row has a `count` of its own
+_KEY = tuple_(segment.c.batch_id, segment.c.number)
+_NO_CHANGE = Tally()
+
+# Batches first: those that are being cancelled may have many waiting segments, which must not be looked at.
+_NEXT = (
+    select(segment.c.batch_id, segment.c.number)
+    .select_from(batch)
+    .join(segment, segment.c.batch_id == batch.c.id)
+    .where(text("batch." + schema.IS_IN_PROGRESS), batch.c.expires_at > now(), segment.c.state == WAITING)
+    .order_by(batch.c.sequence, segment.c.number)
+    .limit(bindparam("segment_limit"))
+    .with_for_update(skip_locked=True, of=segment)
+    .cte("next")
+)
+_LEASE = (
+    update(segment)
+    .where(_KEY.in_(select(_NEXT.c.batch_id, _NEXT.c.number)), segment.c.state == WAITING)
+    .values(
+        state=LEASED,
+        token=segment.c.token + 1,
+        worker_id=bindparam("new_worker_id"),
+        lease_expires_at=now() + bindparam("ttl_s"),
+    )
+    .returning(*_SEGMENT, segment.c.token, segment.c.pinned, *_TALLY)
+)
+# The share lock makes a cancel wait for this lease or this lease see the cancel (SQLite has one writer).
+_BATCHES = (
+    select(
+        batch.c.id,
+        batch.c.sequence,
+        batch.c.status,
+        batch.c.endpoint,
+        batch.c.model,
+        batch.c.input_blob_key,
+        batch.c.index_blob_key,
+        batch.c.expires_at,
+    )
+    .where(batch.c.id.in_(bindparam("batch_ids", expanding=True)))
+    .order_by(batch.c.sequence)
+    .with_for_update(read=True)
+)
+_OF_LEASE = (
+    segment.c.batch_id == bindparam("of_batch_id"),
+    segment.c.number == bindparam("of_number"),
+    segment.c.token == bindparam("of_token"),
+    segment.c.state == LEASED,
+)
+_WAITS = {"state": WAITING, "worker_id": None, "lease_expires_at": None}
+_GIVE_BACK = update(segment).where(*_OF_LEASE).values(**_WAITS)
+_HELD_BY_LEASE = select(_LINES, segment.c.pinned, *_TALLY).where(*_OF_LEASE).with_for_update()
+_HELD_BY_WORKER = (
+    select(segment.c.batch_id, segment.c.number, segment.c.token, _LINES, *_TALLY)
+    .where(segment.c.worker_id == bindparam("holder"), text(schema.IS_LEASED))
+    .order_by(segment.c.batch_id, segment.c.number)
+    .with_for_update()
+)
+_PROLONG = (
+    update(segment).where(*_OF_LEASE).values(lease_expires_at=now() + bindparam("ttl_s"), **set_tally())
+)
+_PIN = update(segment).where(*_OF_LEASE).values(pinned=bindparam("new_pinned"), **set_tally())
+_COMPLETE = _PIN.values(state=DONE, worker_id=None, lease_expires_at=None)
+_RELEASE = _PIN.values(**_WAITS)
+_COUNT = update(batch).where(batch.c.id == bindparam("of_batch_id")).values(**add_tally(batch))
+_COUNT_DONE = _COUNT.values(segments_left=batch.c.segments_left - 1)
+_STOPPING = select(batch.c.id, batch.c.status).where(
+    batch.c.id.in_(bindparam("batch_ids", expanding=True)), batch.c.status != IN_PROGRESS
+)
+_REAP = update(segment).where(text(schema.IS_LEASED), segment.c.lease_expires_at <= now()).values(**_WAITS)
+_RELEASE_ALL = update(segment).where(text(schema.IS_LEASED)).values(**_WAITS)
+_RESULTS = (
+    select(*_SEGMENT, segment.c.token, segment.c.pinned, (segment.c.state == DONE).label("is_done"), *_TALLY)
+    .where(segment.c.batch_id == bindparam("of_batch_id"), segment.c.number > bindparam("after_number"))
+    .order_by(segment.c.number)
+    .limit(bindparam("segment_limit"))
+)
+
+
+def lease_segments(connection: Connection, worker_id: WorkerId, limit: int, ttl_s: float) -> Sequence[Lease]:
+    given = {"segment_limit": limit, "new_worker_id": worker_id, "ttl_s": ttl_s}
+    leased = connection.execute(_LEASE, given).all()
+    if not leased:
+        return []
+    batch_ids = sorted({row.batch_id for row in leased})
+    batches = {row.id: row for row in connection.execute(_BATCHES, {"batch_ids": batch_ids})}
+    leases: list[tuple[tuple[int, int], Lease]] = []
+    for row in leased:
+        owner = batches[row.batch_id]
+        if owner.status != Status.IN_PROGRESS:
+            connection.execute(_GIVE_BACK, _of(row.batch_id, row.number, row.token))
+            continue
+        leases.append(((owner.sequence, row.number), _as_lease(row, owner, ttl_s)))
+    leases.sort(key=lambda entry: entry[0])
+    return [lease for _, lease in leases]
+
+
+def pin_parts(connection: Connection, lease: Lease, parts: Sequence[PinnedPart], report: Report) -> bool:
+    held = _held(connection, lease, report)
+    if held is None:
+        return False
+    connection.execute(_PIN, {**_write(lease, report), "new_pinned": dump_parts(parts)})
+    _count(connection, lease.segment.batch_id, minus(report.tally, tally_of(held[2:])))
+    return True
+
+
+def beat(connection: Connection, worker_id: WorkerId, reports: Sequence[Report], ttl_s: float) -> BeatReply:
+    if not reports:
+        return BeatReply(frozenset(), {})
+    held = {
+        (row.batch_id, row.number, row.token): row
+        for row in connection.execute(_HELD_BY_WORKER, {"holder": worker_id})
+    }
+    lost: set[tuple[BatchId, int]] = set()
+    prolonged: list[dict[str, Any]] = []
+    changes: dict[BatchId, Tally] = {}
+    for report in sorted(reports, key=lambda report: (report.batch_id, report.number)):
+        row = held.get((report.batch_id, report.number, report.token))
+        if row is None:
+            lost.add((report.batch_id, report.number))
+            continue
+        _check(report, count=row.line_count)
+        before = tally_of(row[4:])
+        # Beats may overtake each other; the one that counts less is the older one.
+        tally = report.tally if report.tally.answered > before.answered else before
+        where = _of(report.batch_id, report.number, report.token)
+        prolonged.append({**where, **tally_parameters(tally), "ttl_s": ttl_s})
+        change = changes.get(report.batch_id, _NO_CHANGE).plus(minus(tally, before))
+        changes[report.batch_id] = change
+    if prolonged:
+        connection.execute(_PROLONG, prolonged)
+    for batch_id, change in changes.items():
+        _count(connection, batch_id, change)
+    batch_ids = sorted({report.batch_id for report in reports})
+    stopping = connection.execute(_STOPPING, {"batch_ids": batch_ids})
+    return BeatReply(frozenset(lost), {batch_id: Status(status) for batch_id, status in stopping})
+
+
+def complete_segment(
+    connection: Connection, lease: Lease, report: Report, parts: Sequence[PinnedPart]
+) -> bool:
+    if report.tally.answered != lease.segment.count:
+        raise ValueError(_miscount(report, lease.segment.count))
+    held = _held(connection, lease, report)
+    if held is None:
+        return False
+    pinned = dump_parts(_joined(held.pinned, parts))
+    connection.execute(_COMPLETE, {**_write(lease, report), "new_pinned": pinned})
+    change = tally_parameters(minus(report.tally, tally_of(held[2:])))
+    connection.execute(_COUNT_DONE, {"of_batch_id": lease.segment.batch_id, **change})
+    return True
+
+
+def release_segment(
+    connection: Connection, lease: Lease, report: Report, parts: Sequence[PinnedPart]
+) -> bool:
+    held = _held(connection, lease, report)
+    if held is None:
+        return False
+    pinned = dump_parts(_joined(held.pinned, parts))
+    connection.execute(_RELEASE, {**_write(lease, report), "new_pinned": pinned})
+    _count(connection, lease.segment.batch_id, minus(report.tally, tally_of(held[2:])))
+    return True
+
+
+def reap_segments(connection: Connection) -> int:
+    return connection.execute(_REAP).rowcount
+
+
+def release_all_segments(connection: Connection) -> int:
+    return connection.execute(_RELEASE_ALL).rowcount
+
+
+def segment_results(
+    connection: Connection, batch_id: BatchId, after: int, limit: int
+) -> Sequence[SegmentResult]:
+    given = {"of_batch_id": batch_id, "after_number": after, "segment_limit": limit}
+    rows = cast("Iterable[Any]", connection.execute(_RESULTS, given))
+    return [
+        SegmentResult(
+            segment=Segment(*row[:4]),
+            token=row.token,
+            pinned=load_parts(row.pinned),
+            tally=tally_of(row[7:]),
+            is_done=bool(row.is_done),
+        )
+        for row in rows
+    ]
+
+
+def _as_lease(row: Any, owner: Any, ttl_s: float) -> Lease:
+    return Lease(
+        segment=Segment(*row[:4]),
+        token=row.token,
+        pinned=load_parts(row.pinned),
+        tally=tally_of(row[6:]),
+        endpoint=owner.endpoint,
+        model=owner.model,
+        input_blob_key=owner.input_blob_key,
+        index_blob_key=owner.index_blob_key,
+        deadline=owner.expires_at,
+        ttl_s=ttl_s,
+    )
+
+
+def _held(connection: Connection, lease: Lease, report: Report) -> Any:
+    """The segment's count, pinned parts and tally; None once the token is old or given back."""
+    _check(report, count=lease.segment.count)
+    where = _of(lease.segment.batch_id, lease.segment.number, lease.token)
+    return connection.execute(_HELD_BY_LEASE, where).one_or_none()
+
+
+def _of(batch_id: str, number: int, token: int) -> dict[str, Any]:
+    return {"of_batch_id": batch_id, "of_number": number, "of_token": token}
+
+
+def _write(lease: Lease, report: Report) -> dict[str, Any]:
+    where = _of(lease.segment.batch_id, lease.segment.number, lease.token)
+    return {**where, **tally_parameters(report.tally)}
+
+
+def _count(connection: Connection, batch_id: BatchId, change: Tally) -> None:
+    if change != _NO_CHANGE:
+        connection.execute(_COUNT, {"of_batch_id": batch_id, **tally_parameters(change)})
+
+
+def _joined(pinned: str, parts: Sequence[PinnedPart]) -> Sequence[PinnedPart]:
+    """What is pinned already stays as it is pinned; the holder's own part comes behind it."""
+    earlier = load_parts(pinned)
+    keys = {part.key for part in earlier}
+    return [*earlier, *(part for part in parts if part.key not in keys)]
+
+
+def _check(report: Report, *, count: int) -> None:
+    if report.tally.answered > count:
+        raise ValueError(_miscount(report, count))
+
+
+def _miscount(report: Report, count: int) -> str:
+    answered = report.tally.answered
+    return (
+        f"{report.batch_id} segment {report.number} has {count} lines, but {answered} are reported answered"
+    )

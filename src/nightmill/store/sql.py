@@ -1,0 +1,198 @@
+"""`SqlStore`: every verb of the protocol, each one transaction of the file named after its noun."""
+
+import time
+from collections.abc import Sequence
+from typing import Final, Literal
+
+from sqlalchemy import Connection, text
+
+from nightmill.batch import Batch, Status
+from nightmill.errors import UnavailableError
+from nightmill.file import File, Upload, UploadPart
+from nightmill.ids import BatchId, FileId, ProjectId, UploadId, WorkerId
+from nightmill.segment import BeatReply, Lease, PinnedPart, Report, Segment, SegmentResult
+from nightmill.store import batches, duties, files, keys, segments
+from nightmill.store.clock import Clock
+from nightmill.store.connection import BUSY_TIMEOUT_S, Database, open_database
+from nightmill.store.protocol import ApiKey, Backlog, Duty, Idempotency, Page, Store
+
+SCHEMA_VERSION: Final = "0001"
+
+
+def open_store(url: str, *, clock: Clock | None = None, busy_timeout_s: float = BUSY_TIMEOUT_S) -> "SqlStore":
+    """A store over the database at `url`, which `migrate` has brought up to date. Connects at the first call.
+
+    Args:
+        url: `sqlite:///relative.sqlite` or `sqlite:////absolute.sqlite`.
+        clock: the store's clock where the database has none of its own (SQLite).
+        busy_timeout_s: a call fails after waiting so long for another process's transaction.
+    """
+    return SqlStore(open_database(url, clock=clock or time.time, busy_timeout_s=busy_timeout_s))
+
+
+class SqlStore(Store):
+    """See `Store`; here only which transaction each verb is."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._read = database.read
+        self._write = database.write
+
+    async def close(self) -> None:
+        await self._database.close()
+
+    async def ping(self) -> None:
+        await self._read(_check_schema)
+
+    async def add_file(self, file: File, idempotency: Idempotency | None = None) -> File:
+        return await self._write(files.add_file, file, idempotency)
+
+    async def file(self, project_id: ProjectId, file_id: FileId) -> File | None:
+        return await self._read(files.find_file, project_id, file_id)
+
+    async def list_files(
+        self,
+        project_id: ProjectId,
+        *,
+        purpose: str | None = None,
+        after: FileId | None = None,
+        limit: int = 10_000,
+        order: Literal["asc", "desc"] = "desc",
+    ) -> Page[File]:
+        return await self._read(files.list_files, project_id, purpose, after, limit, order)
+
+    async def delete_file(self, project_id: ProjectId, file_id: FileId) -> bool:
+        return await self._write(files.delete_file, project_id, file_id)
+
+    async def delete_expired_files(self) -> int:
+        return await self._write(files.delete_expired_files)
+
+    async def unused_blobs(self, *, limit: int = 1_000) -> Sequence[str]:
+        return await self._read(files.unused_blobs, limit)
+
+    async def forget_blobs(self, keys: Sequence[str]) -> None:
+        await self._write(files.forget_blobs, keys)
+
+    async def add_upload(self, upload: Upload) -> None:
+        await self._write(files.add_upload, upload)
+
+    async def upload(self, project_id: ProjectId, upload_id: UploadId) -> Upload | None:
+        return await self._read(files.find_upload, project_id, upload_id)
+
+    async def add_upload_part(self, part: UploadPart) -> bool:
+        return await self._write(files.add_upload_part, part)
+
+    async def upload_parts(self, upload_id: UploadId) -> Sequence[UploadPart]:
+        return await self._read(files.upload_parts, upload_id)
+
+    async def complete_upload(self, upload: Upload, file: File) -> bool:
+        return await self._write(files.complete_upload, upload, file)
+
+    async def cancel_upload(self, upload: Upload) -> bool:
+        return await self._write(files.cancel_upload, upload)
+
+    async def expire_uploads(self) -> int:
+        return await self._write(files.expire_uploads)
+
+    async def create_batch(self, batch: Batch, idempotency: Idempotency | None = None) -> Batch:
+        return await self._write(batches.create_batch, batch, idempotency)
+
+    async def batch(self, project_id: ProjectId, batch_id: BatchId) -> Batch | None:
+        return await self._read(batches.find_batch, project_id, batch_id)
+
+    async def list_batches(
+        self, project_id: ProjectId, *, after: BatchId | None = None, limit: int = 20
+    ) -> Page[Batch]:
+        return await self._read(batches.list_batches, project_id, after, limit)
+
+    async def batches_created_since(self, project_id: ProjectId, since: int) -> int:
+        return await self._read(batches.batches_created_since, project_id, since)
+
+    async def move_batch(self, after: Batch, *, expected: Status) -> bool:
+        return await self._write(batches.move_batch, after, expected)
+
+    async def overdue_batches(self) -> Sequence[Batch]:
+        return await self._read(batches.overdue_batches)
+
+    async def settled_batches(self) -> Sequence[Batch]:
+        return await self._read(batches.settled_batches)
+
+    async def ended_among(self, batch_ids: Sequence[BatchId]) -> Sequence[BatchId]:
+        return await self._read(batches.ended_among, batch_ids) if batch_ids else ()
+
+    async def backlog(self) -> Backlog:
+        return await self._read(batches.backlog)
+
+    async def lease_duty(
+        self, statuses: Sequence[Status], worker_id: WorkerId, *, ttl_s: float
+    ) -> Duty | None:
+        return await self._write(duties.lease_duty, statuses, worker_id, ttl_s)
+
+    async def keep_duty(self, duty: Duty) -> bool:
+        return await self._write(duties.keep_duty, duty)
+
+    async def release_duty(self, duty: Duty) -> None:
+        await self._write(duties.release_duty, duty)
+
+    async def accept_batch(
+        self, duty: Duty, after: Batch, *, index_blob_key: str, segments: Sequence[Segment]
+    ) -> bool:
+        return await self._write(duties.accept_batch, duty, after, index_blob_key, segments)
+
+    async def reject_batch(self, duty: Duty, after: Batch) -> bool:
+        return await self._write(duties.reject_batch, duty, after)
+
+    async def publish_batch(self, duty: Duty, after: Batch, *, files: Sequence[File]) -> bool:
+        return await self._write(duties.publish_batch, duty, after, files)
+
+    async def lease_segments(self, worker_id: WorkerId, *, limit: int, ttl_s: float) -> Sequence[Lease]:
+        return await self._write(segments.lease_segments, worker_id, limit, ttl_s)
+
+    async def pin_parts(self, lease: Lease, parts: Sequence[PinnedPart], report: Report) -> bool:
+        return await self._write(segments.pin_parts, lease, parts, report)
+
+    async def beat(self, worker_id: WorkerId, reports: Sequence[Report], *, ttl_s: float) -> BeatReply:
+        return await self._write(segments.beat, worker_id, reports, ttl_s)
+
+    async def complete_segment(self, lease: Lease, report: Report, parts: Sequence[PinnedPart]) -> bool:
+        return await self._write(segments.complete_segment, lease, report, parts)
+
+    async def release_segment(self, lease: Lease, report: Report, parts: Sequence[PinnedPart]) -> bool:
+        return await self._write(segments.release_segment, lease, report, parts)
+
+    async def reap_segments(self) -> int:
+        return await self._write(segments.reap_segments)
+
+    async def release_all_leases(self) -> int:
+        return await self._write(_release_all_leases)
+
+    async def segment_results(
+        self, batch_id: BatchId, *, after: int = -1, limit: int = 1_000
+    ) -> Sequence[SegmentResult]:
+        return await self._read(segments.segment_results, batch_id, after, limit)
+
+    async def add_api_key(self, key: ApiKey) -> None:
+        await self._write(keys.add_api_key, key)
+
+    async def api_key(self, digest: str) -> ApiKey | None:
+        return await self._read(keys.find_api_key, digest)
+
+    async def list_api_keys(self) -> Sequence[ApiKey]:
+        return await self._read(keys.list_api_keys)
+
+    async def revoke_api_key(self, key_id: str) -> bool:
+        return await self._write(keys.revoke_api_key, key_id)
+
+    async def has_api_keys(self) -> bool:
+        return await self._read(keys.has_api_keys)
+
+
+def _release_all_leases(connection: Connection) -> int:
+    return segments.release_all_segments(connection) + duties.release_all_duties(connection)
+
+
+def _check_schema(connection: Connection) -> None:
+    found = connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one_or_none()
+    if found != SCHEMA_VERSION:
+        message = f"the store's schema is {found}, this nightmill speaks {SCHEMA_VERSION}: restart nightmill"
+        raise UnavailableError(message)

@@ -1,0 +1,204 @@
+"""How SQLite is reached: journal, locks, crashes, and what each failure means."""
+
+import asyncio
+import signal
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from types import SimpleNamespace
+
+import pytest
+from sqlalchemy import text
+
+from nightmill.batch import Event, Status
+from nightmill.errors import SetupError, StorageFullError, UnavailableError
+from nightmill.store import migrate, open_store
+from nightmill.store.connection import sqlite_engine, sqlite_failure, sqlite_library
+
+
+@pytest.fixture(params=["sqlite"])
+def kind(request) -> str:
+    """These are about SQLite alone."""
+    return request.param
+
+
+@pytest.fixture
+def path(world) -> str:
+    return world.url.removeprefix("sqlite:///")
+
+
+def _connect(path: str):
+    # Two SQLite libraries in one process don't see each other's locks, so it must be the store's own.
+    return sqlite_library().module.connect(path, isolation_level=None)
+
+
+def _library(version: tuple[int, int, int]):
+    return sqlite_library(SimpleNamespace(sqlite_version_info=version))
+
+
+@pytest.mark.parametrize(
+    ("version", "mode"), [((3, 51, 2), "TRUNCATE"), ((3, 51, 3), "WAL"), ((3, 40, 1), "TRUNCATE")]
+)
+def test_wal_is_used_only_where_it_cannot_corrupt(version, mode):
+    assert _library(version).journal_mode == mode
+
+
+@pytest.mark.parametrize("module", ["sqlite3", "pysqlite3.dbapi2"])
+def test_commits_reach_the_disk_in_either_journal(tmp_path, module):
+    library = sqlite_library(pytest.importorskip(module, reason="that SQLite is not installed"))
+    engine = sqlite_engine(tmp_path / "db", begin="BEGIN IMMEDIATE", clock=lambda: 7.0, library=library)
+    with engine.connect() as connection, connection.begin():
+        pragma = {
+            name: connection.execute(text(f"PRAGMA {name}")).scalar_one()
+            for name in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
+        }
+        assert connection.execute(text("SELECT nightmill_now()")).scalar_one() == 7.0
+    engine.dispose()
+    expected = {"journal_mode": library.journal_mode.lower(), "synchronous": 2, "foreign_keys": 1}
+    assert pragma == {**expected, "busy_timeout": 10_000}
+
+
+async def test_a_locked_database_is_unavailable_and_nothing_is_written(world, path):
+    store = world.open(busy_timeout_s=0.05)
+    made = world.batch()
+    with closing(_connect(path)) as locker:
+        locker.execute("BEGIN IMMEDIATE")
+        with pytest.raises(UnavailableError, match="locked"):
+            await store.create_batch(made)
+        locker.execute("ROLLBACK")
+    assert await store.batch(world.project, made.id) is None
+    assert await store.create_batch(made) == made
+
+
+async def test_readers_are_answered_while_another_process_writes(world, store, path):
+    made = await store.create_batch(world.batch())
+    if sqlite_library().journal_mode != "WAL":
+        pytest.skip("only with WAL do readers pass writers")
+    with closing(_connect(path)) as locker:
+        locker.execute("BEGIN IMMEDIATE")
+        assert await store.batch(world.project, made.id) == made
+
+
+async def test_calls_queued_behind_a_lock_wait_for_one_timeout_in_all(world, path):
+    store = world.open(busy_timeout_s=0.2)
+    await store.ping()
+    with closing(_connect(path)) as locker:
+        locker.execute("BEGIN IMMEDIATE")
+        async with asyncio.timeout(2):
+            calls = [store.create_batch(world.batch()) for _ in range(50)]
+            outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {UnavailableError}
+
+
+async def test_a_cancelled_caller_leaves_no_transaction_open(world, store):
+    async with asyncio.timeout(10):
+        for _ in range(20):
+            call = asyncio.create_task(store.create_batch(world.batch()))
+            await asyncio.sleep(0)
+            call.cancel()
+            await asyncio.gather(call, return_exceptions=True)
+        made = await store.create_batch(world.batch())
+    assert (await store.list_batches(world.project)).items[0] == made
+
+
+async def test_a_database_that_cannot_be_opened_is_unavailable(tmp_path):
+    store = open_store(f"sqlite:///{tmp_path}/no/such/folder.sqlite")
+    with pytest.raises(UnavailableError):
+        await store.ping()
+    await store.close()
+
+
+async def test_a_file_that_is_no_database_says_so(tmp_path):
+    path = tmp_path / "notes.sqlite"
+    path.write_bytes(b"this is not a database" * 100)
+    with pytest.raises(SetupError, match="damaged"):
+        await migrate(f"sqlite:///{path}")
+
+
+@pytest.mark.parametrize("url", ["mysql://localhost/x", "sqlite://", "sqlite:///:memory:", "nonsense"])
+def test_a_url_of_no_known_kind_is_refused_in_one_line(url):
+    with pytest.raises(SetupError) as caught:
+        open_store(url)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        ("SQLITE_BUSY", UnavailableError),
+        ("SQLITE_BUSY_SNAPSHOT", UnavailableError),
+        ("SQLITE_LOCKED_SHAREDCACHE", UnavailableError),
+        ("SQLITE_FULL", StorageFullError),
+        ("SQLITE_IOERR_WRITE", UnavailableError),
+        ("SQLITE_READONLY", UnavailableError),
+        ("SQLITE_CANTOPEN", UnavailableError),
+        ("SQLITE_CORRUPT", SetupError),
+        ("SQLITE_NOTADB", SetupError),
+        ("SQLITE_CONSTRAINT_CHECK", ValueError),
+        ("SQLITE_ERROR", sqlite3.OperationalError),
+    ],
+)
+def test_each_code_of_sqlite_has_its_meaning(code, kind):
+    error = sqlite3.OperationalError("secret")
+    error.sqlite_errorname = code
+    assert type(sqlite_failure(error)) is kind
+
+
+_CRASH = """
+import asyncio, os, signal, sys
+from nightmill.store import duties
+from nightmill.store.sql import open_store
+from nightmill.batch import Event, Status
+from nightmill.segment import cut_segments
+
+point, url = sys.argv[1:]
+
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+async def main():
+    store = open_store(url, clock=lambda: 1_760_000_000.0)
+    duty = await store.lease_duty((Status.VALIDATING,), "intake", ttl_s=30)
+    after = duty.batch.after(Event.ACCEPTED, now=1_760_000_000)
+    segments = list(cut_segments(duty.batch.id, total=0, lines_per_segment=1))
+    if point == "after the first statement":
+        real = duties.move
+        duties.move = lambda *a, **k: (real(*a, **k), die())
+    accept = duties.accept_batch
+    if point == "before the commit":
+        duties.accept_batch = lambda *a: (accept(*a), die())
+    await store.accept_batch(duty, after, index_blob_key="i", segments=segments)
+    die()
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("point", "status"),
+    [
+        ("after the first statement", Status.VALIDATING),
+        ("before the commit", Status.VALIDATING),
+        ("after the commit", Status.IN_PROGRESS),
+    ],
+)
+async def test_a_killed_process_leaves_nothing_half_written(world, store, point, status):
+    made = await store.create_batch(world.batch())
+    crashed = await asyncio.to_thread(
+        subprocess.run, [sys.executable, "-c", _CRASH, point, world.url], timeout=60, check=False
+    )
+    assert crashed.returncode == -signal.SIGKILL
+    assert (await world.again(store, made)).status is status
+    world.clock.step(world.ttl_s)
+    if status is Status.VALIDATING:
+        assert await world.accept(store, await world.duty(store))
+    assert (await world.happen(store, made, Event.CANCEL_REQUESTED)).status is Status.CANCELLING
+
+
+async def test_ping_says_when_the_schema_is_another(world, store, path):
+    await store.ping()
+    with closing(_connect(path)) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(UnavailableError, match="9999"):
+        await store.ping()

@@ -1,0 +1,260 @@
+"""Files and uploads: what is found, what a page holds, what a tombstone keeps, whose bytes may go."""
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from nightmill.batch import Event
+from nightmill.errors import ConflictError, NotFoundError
+from nightmill.file import Purpose, UploadStatus
+from nightmill.ids import FileId, UploadId
+from nightmill.store import Idempotency
+
+
+async def test_a_file_comes_back_as_it_was_added(world, store):
+    added = world.file(filename='we"ird/..\\ña\n.jsonl', expires_at=int(world.clock()) + 60)
+    assert await store.add_file(added) == added
+    assert await store.file(world.project, added.id) == added
+
+
+async def test_a_file_of_another_project_looks_unknown(world, store):
+    added = await store.add_file(world.file())
+    assert await store.file(world.other_project, added.id) is None
+    assert not await store.delete_file(world.other_project, added.id)
+    assert await store.file(world.project, added.id) == added
+
+
+async def test_a_file_is_gone_the_moment_it_expires(world, store):
+    added = await store.add_file(world.file(expires_at=int(world.clock()) + 60))
+    world.clock.step(59)
+    assert await store.file(world.project, added.id) == added
+    world.clock.step(1)
+    assert await store.file(world.project, added.id) is None
+    assert (await store.list_files(world.project)).items == ()
+    assert await store.delete_expired_files() == 1
+    assert await store.delete_expired_files() == 0
+
+
+async def test_a_deleted_file_is_deleted_once(world, store):
+    added = await store.add_file(world.file())
+    assert await store.delete_file(world.project, added.id)
+    assert not await store.delete_file(world.project, added.id)
+    assert await store.file(world.project, added.id) is None
+
+
+async def test_the_same_id_twice_is_refused(world, store):
+    added = await store.add_file(world.file())
+    with pytest.raises(ValueError, match="rules"):
+        await store.add_file(added)
+
+
+async def test_files_made_in_one_second_are_listed_newest_first(world, store):
+    added = [await store.add_file(world.file()) for _ in range(5)]
+    assert (await store.list_files(world.project)).items == tuple(reversed(added))
+    assert (await store.list_files(world.project, order="asc")).items == tuple(added)
+
+
+async def test_an_older_stamp_is_listed_behind_a_newer_one(world, store):
+    newer = await store.add_file(world.file())
+    older = await store.add_file(world.file(created_at=newer.created_at - 5))
+    assert (await store.list_files(world.project)).items == (newer, older)
+
+
+@pytest.mark.parametrize("order", ["asc", "desc"])
+async def test_pages_are_stable_while_files_are_added_and_deleted(world, store, order):
+    added = [await store.add_file(world.file()) for _ in range(7)]
+    expected = added if order == "asc" else added[::-1]
+    first = await store.list_files(world.project, limit=3, order=order)
+    assert first.items == tuple(expected[:3])
+    assert first.has_more
+    await store.delete_file(world.project, first.items[-1].id)
+    if order == "desc":
+        await store.add_file(world.file())
+    second = await store.list_files(world.project, after=first.items[-1].id, limit=4, order=order)
+    assert second.items == tuple(expected[3:])
+    assert not second.has_more
+
+
+async def test_a_page_with_exactly_its_limit_has_no_more(world, store):
+    for _ in range(3):
+        await store.add_file(world.file())
+    assert not (await store.list_files(world.project, limit=3)).has_more
+    assert (await store.list_files(world.project, limit=2)).has_more
+
+
+async def test_a_cursor_nobody_ever_had_is_not_found(world, store):
+    foreign = await store.add_file(world.file(project_id=world.other_project))
+    for cursor in (FileId("file-unknown"), foreign.id):
+        with pytest.raises(NotFoundError, match=cursor) as caught:
+            await store.list_files(world.project, after=cursor)
+        assert caught.value.param == "after"
+
+
+async def test_files_are_listed_by_purpose(world, store):
+    await store.add_file(world.file())
+    output = await store.add_file(world.file(purpose=Purpose.BATCH_OUTPUT))
+    assert (await store.list_files(world.project, purpose="batch_output")).items == (output,)
+    assert (await store.list_files(world.project, purpose="no such purpose")).items == ()
+
+
+async def test_a_repeated_create_names_the_first_file(world, store):
+    once = Idempotency("k", "f")
+    first = await store.add_file(world.file(), once)
+    assert await store.add_file(world.file(), once) == first
+    assert (await store.list_files(world.project)).items == (first,)
+
+
+async def test_a_key_used_for_another_request_is_a_conflict(world, store):
+    await store.add_file(world.file(), Idempotency("k", "f"))
+    with pytest.raises(ConflictError, match="Idempotency-Key"):
+        await store.add_file(world.file(), Idempotency("k", "other"))
+
+
+async def test_a_key_belongs_to_one_project_and_one_operation(world, store):
+    once = Idempotency("k", "f")
+    await store.add_file(world.file(), once)
+    foreign = world.file(project_id=world.other_project)
+    assert await store.add_file(foreign, once) == foreign
+    batch = world.batch()
+    assert await store.create_batch(batch, once) == batch
+
+
+async def test_a_key_is_forgotten_after_a_day(world, store):
+    await store.add_file(world.file(), Idempotency("k", "f"))
+    world.clock.step(86_400)
+    later = world.file()
+    assert await store.add_file(later, Idempotency("k", "other")) == later
+
+
+async def test_creates_with_one_key_at_once_make_one_file(world, store, other_store):
+    once = Idempotency("k", "f")
+    creates = [one.add_file(world.file(), once) for one in (store, other_store) * 5]
+    made = await asyncio.gather(*creates)
+    assert len({file.id for file in made}) == 1
+    assert len((await store.list_files(world.project)).items) == 1
+
+
+# --- bytes ---
+
+
+async def test_the_bytes_of_a_deleted_file_are_named_until_they_are_forgotten(world, store):
+    added = await store.add_file(world.file())
+    assert await store.unused_blobs() == []
+    await store.delete_file(world.project, added.id)
+    assert await store.unused_blobs() == [added.blob_key]
+    await store.forget_blobs([added.blob_key])
+    assert await store.unused_blobs() == []
+    page = await store.list_files(world.project, after=added.id)
+    assert page.items == ()
+
+
+async def test_the_bytes_an_unfinished_batch_reads_are_kept(world, store):
+    added = await store.add_file(world.file())
+    batch = await world.start(store, input_file_id=added.id, input_blob_key=added.blob_key)
+    await store.delete_file(world.project, added.id)
+    assert await store.unused_blobs() == []
+    await world.happen(store, batch, Event.CANCEL_REQUESTED)
+    assert await store.unused_blobs() == []
+    duty = await world.last_duty(store)
+    after = duty.batch.after(Event.CANCELLED, now=world.clock())
+    assert await store.publish_batch(duty, after, files=())
+    index_blob_key = f"indexes/{batch.id}"
+    assert sorted(await store.unused_blobs()) == [added.blob_key, index_blob_key]
+    assert len(await store.unused_blobs(limit=1)) == 1
+    await store.forget_blobs([added.blob_key, index_blob_key])
+    assert await store.unused_blobs() == []
+
+
+async def test_the_bytes_that_another_file_has_are_kept(world, store):
+    added = await store.add_file(world.file())
+    await store.add_file(world.file(blob_key=added.blob_key))
+    await store.delete_file(world.project, added.id)
+    assert await store.unused_blobs() == []
+
+
+async def test_forgetting_nothing_does_nothing(store):
+    await store.forget_blobs([])
+
+
+# --- uploads ---
+
+
+async def test_an_upload_becomes_its_file(world, store):
+    upload = world.upload(file_expires_after_s=3_600)
+    await store.add_upload(upload)
+    parts = [world.upload_part(upload), world.upload_part(upload)]
+    for part in parts:
+        assert await store.add_upload_part(part)
+    assert await store.upload(world.project, upload.id) == upload
+    assert await store.upload_parts(upload.id) == parts
+    made = world.file()
+    assert await store.complete_upload(upload, made)
+    completed = replace(upload, status=UploadStatus.COMPLETED, file_id=made.id)
+    assert await store.upload(world.project, upload.id) == completed
+    assert await store.file(world.project, made.id) == made
+
+
+async def test_an_upload_ends_once(world, store):
+    upload = world.upload()
+    await store.add_upload(upload)
+    assert await store.cancel_upload(upload)
+    made = world.file()
+    assert not await store.cancel_upload(upload)
+    assert not await store.complete_upload(upload, made)
+    assert not await store.add_upload_part(world.upload_part(upload))
+    assert await store.file(world.project, made.id) is None
+    assert (await store.upload(world.project, upload.id)).status is UploadStatus.CANCELLED
+
+
+async def test_an_upload_expires_after_its_hour(world, store):
+    upload = world.upload()
+    await store.add_upload(upload)
+    assert await store.expire_uploads() == 0
+    world.clock.step(3_600)
+    assert (await store.upload(world.project, upload.id)).status is UploadStatus.EXPIRED
+    assert not await store.add_upload_part(world.upload_part(upload))
+    assert not await store.complete_upload(upload, world.file())
+    assert not await store.cancel_upload(upload)
+    assert await store.expire_uploads() == 1
+    assert (await store.upload(world.project, upload.id)).status is UploadStatus.EXPIRED
+
+
+async def test_the_parts_of_an_ended_upload_may_go(world, store):
+    upload = world.upload()
+    await store.add_upload(upload)
+    part = world.upload_part(upload)
+    await store.add_upload_part(part)
+    assert await store.unused_blobs() == []
+    await store.cancel_upload(upload)
+    assert await store.unused_blobs() == [part.blob_key]
+    await store.forget_blobs([part.blob_key])
+    assert await store.unused_blobs() == []
+
+
+async def test_a_part_that_became_the_file_itself_is_kept(world, store):
+    upload = world.upload()
+    await store.add_upload(upload)
+    part = world.upload_part(upload)
+    await store.add_upload_part(part)
+    made = world.file(blob_key=part.blob_key)
+    await store.complete_upload(upload, made)
+    assert await store.unused_blobs() == []
+    await store.delete_file(world.project, made.id)
+    assert await store.unused_blobs() == [part.blob_key]
+
+
+async def test_an_upload_of_another_project_looks_unknown(world, store):
+    upload = world.upload()
+    await store.add_upload(upload)
+    assert await store.upload(world.other_project, upload.id) is None
+    assert await store.upload(world.project, UploadId("upload_unknown")) is None
+
+
+async def test_of_two_that_end_an_upload_at_once_one_succeeds(world, store, other_store):
+    upload = world.upload()
+    await store.add_upload(upload)
+    ended = await asyncio.gather(
+        store.complete_upload(upload, world.file()), other_store.cancel_upload(upload)
+    )
+    assert sorted(ended) == [False, True]

@@ -1,0 +1,68 @@
+"""The migrations make exactly the tables of `schema`, and never touch what they don't know."""
+
+import asyncio
+import re
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import create_engine, text
+
+from nightmill.errors import SetupError
+from nightmill.store import migrate
+from nightmill.store.schema import metadata
+from nightmill.store.sql import SCHEMA_VERSION
+
+
+def _schema(engine) -> set[str]:
+    """Every table and index as SQLite keeps it, without the order of constraints and white space."""
+    with engine.connect() as connection:
+        rows = connection.execute(
+            text("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL AND name NOT LIKE 'alembic%'")
+        ).scalars()
+        return {" ".join(sorted(re.split(r",\s*\n|\n\)?", re.sub("[\t ]+", " ", row)))) for row in rows}
+
+
+async def test_the_migrations_make_exactly_the_schema(tmp_path):
+    await migrate(f"sqlite:///{tmp_path / 'migrated.sqlite'}")
+    migrated = create_engine(f"sqlite:///{tmp_path / 'migrated.sqlite'}")
+    declared = create_engine(f"sqlite:///{tmp_path / 'declared.sqlite'}")
+    metadata.create_all(declared)
+    assert _schema(migrated) == _schema(declared)
+    with migrated.connect() as connection:
+        context = MigrationContext.configure(connection)
+        assert compare_metadata(context, metadata) == []
+        assert context.get_current_revision() == SCHEMA_VERSION
+    migrated.dispose()
+    declared.dispose()
+
+
+async def test_migrating_twice_or_at_once_is_migrating_once(tmp_path):
+    url = f"sqlite:///{tmp_path / 'nightmill.sqlite'}"
+    await asyncio.gather(*(migrate(url) for _ in range(4)))
+    await migrate(url)
+
+
+async def test_a_newer_database_is_refused_in_one_line_and_left_alone(tmp_path):
+    url = f"sqlite:///{tmp_path / 'nightmill.sqlite'}"
+    await migrate(url)
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(SetupError, match="9999 is newer") as caught:
+        await migrate(url)
+    assert "\n" not in str(caught.value)
+    with engine.connect() as connection:
+        assert connection.execute(text("SELECT version_num FROM alembic_version")).scalar() == "9999"
+    engine.dispose()
+
+
+async def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(SetupError, match="missing"):
+        await migrate(f"sqlite:///{tmp_path / 'missing' / 'nightmill.sqlite'}")
+
+
+async def test_a_percent_sign_in_the_path_is_no_placeholder(tmp_path):
+    folder = tmp_path / "100%"
+    folder.mkdir()
+    await migrate(f"sqlite:///{folder / 'nightmill.sqlite'}")

@@ -1,0 +1,247 @@
+"""Leases: who gets which segment, what a token proves, and how tallies follow."""
+
+import asyncio
+
+import pytest
+
+from nightmill.batch import Event, Status, Tally
+from nightmill.segment import PinnedPart, Report
+
+
+async def test_a_lease_carries_all_its_holder_needs(world, store):
+    batch = await world.start(store, total=3)
+    (lease,) = await world.lease(store)
+    assert (lease.token, lease.pinned, lease.tally) == (1, (), Tally())
+    assert (lease.segment.batch_id, lease.segment.first, lease.segment.count) == (batch.id, 0, 3)
+    assert (lease.endpoint, lease.model) == (batch.endpoint, "tiny")
+    assert lease.input_blob_key == batch.input_blob_key
+    assert lease.index_blob_key == f"indexes/{batch.id}"
+    assert (lease.deadline, lease.ttl_s) == (batch.expires_at, world.ttl_s)
+
+
+async def test_the_oldest_batch_is_served_first_in_the_order_of_its_segments(world, store):
+    old = await world.start(store, total=12, lines_per_segment=1)
+    new = await world.start(store, total=2, lines_per_segment=1, created_at=old.created_at - 10)
+    first = await world.lease(store, limit=11)
+    assert [(it.segment.batch_id, it.segment.number) for it in first] == [(old.id, n) for n in range(11)]
+    second = await world.lease(store, limit=11)
+    expected = [(old.id, 11), (new.id, 0), (new.id, 1)]
+    assert [(it.segment.batch_id, it.segment.number) for it in second] == expected
+    assert await world.lease(store) == []
+
+
+async def test_many_leasing_at_once_never_share_a_segment(world, store, other_store):
+    await world.start(store, total=40, lines_per_segment=1)
+    asked = [one.lease_segments(world.worker, limit=3, ttl_s=30) for one in (store, other_store) * 10]
+    leased = [lease.segment.number for leases in await asyncio.gather(*asked) for lease in leases]
+    assert sorted(leased) == list(range(40))
+
+
+async def test_nothing_is_leased_past_the_deadline(world, store):
+    batch = await world.start(store)
+    world.clock.now = batch.expires_at
+    assert await world.lease(store) == []
+
+
+@pytest.mark.parametrize("event", [Event.CANCEL_REQUESTED, Event.LAPSED])
+async def test_nothing_is_leased_from_a_batch_that_ends(world, store, event):
+    batch = await world.start(store)
+    await world.happen(store, batch, event)
+    assert await world.lease(store) == []
+
+
+async def test_a_cancel_and_a_lease_at_once_end_in_one_of_two_orders(world, store, other_store):
+    batch = await world.start(store)
+    leases, _ = await asyncio.gather(
+        world.lease(store), world.happen(other_store, batch, Event.CANCEL_REQUESTED)
+    )
+    duty = await world.last_duty(other_store)
+    assert (duty is None) == bool(leases)
+
+
+async def test_a_lapsed_lease_is_taken_over_under_the_next_token(world, store):
+    await world.start(store, total=5)
+    (first,) = await world.lease(store)
+    await store.beat(world.worker, [world.report(first, world.tally(2))], ttl_s=world.ttl_s)
+    world.clock.step(world.ttl_s - 0.001)
+    assert await store.reap_segments() == 0
+    world.clock.step(0.001)
+    assert await world.lease(store) == []
+    assert await store.reap_segments() == 1
+    assert await store.reap_segments() == 0
+    (second,) = await world.lease(store, worker=world.other_worker)
+    assert (second.token, second.tally) == (2, world.tally(2))
+
+
+async def test_an_old_token_changes_nothing(world, store):
+    batch = await world.start(store, total=5)
+    (old,) = await world.lease(store)
+    await store.release_segment(old, world.report(old, world.tally(2)), [world.part(old)])
+    (new,) = await world.lease(store, worker=world.other_worker)
+    before = await world.again(store, batch), await store.segment_results(batch.id)
+    late = world.report(old, world.tally(5))
+    assert not await store.pin_parts(old, [world.part(old, 999)], late)
+    assert not await store.complete_segment(old, late, [world.part(old, 999)])
+    assert not await store.release_segment(old, late, [world.part(old, 999)])
+    reply = await store.beat(world.worker, [late], ttl_s=999)
+    assert reply.lost == {(batch.id, 0)}
+    assert (await world.again(store, batch), await store.segment_results(batch.id)) == before
+    assert await store.complete_segment(new, world.report(new, world.tally(5)), [world.part(new)])
+
+
+async def test_a_lease_of_another_worker_is_lost(world, store):
+    batch = await world.start(store, total=5)
+    (lease,) = await world.lease(store)
+    reply = await store.beat(world.other_worker, [world.report(lease, world.tally(1))], ttl_s=30)
+    assert reply.lost == {(batch.id, 0)}
+    assert (await world.again(store, batch)).tally == Tally()
+
+
+async def test_an_unknown_segment_is_lost(world, store):
+    batch = await world.start(store, total=5)
+    reply = await store.beat(world.worker, [Report(batch.id, 7, 1, Tally())], ttl_s=30)
+    assert reply.lost == {(batch.id, 7)}
+
+
+async def test_a_beat_prolongs_and_counts(world, store):
+    batch = await world.start(store)
+    first, second = await world.lease(store)
+    world.clock.step(world.ttl_s - 1)
+    reports = [world.report(first, world.tally(2, 1)), world.report(second, world.tally(4))]
+    reply = await store.beat(world.worker, reports, ttl_s=world.ttl_s)
+    assert (reply.lost, reply.stopping) == (frozenset(), {})
+    assert (await world.again(store, batch)).tally == world.tally(6, 1)
+    world.clock.step(world.ttl_s - 1)
+    assert await store.reap_segments() == 0
+    world.clock.step(1)
+    assert await store.reap_segments() == 2
+
+
+async def test_a_beat_that_was_overtaken_takes_nothing_back(world, store):
+    batch = await world.start(store, total=5)
+    (lease,) = await world.lease(store)
+    for answered in (3, 1, 3, 2):
+        await store.beat(world.worker, [world.report(lease, world.tally(answered))], ttl_s=30)
+        assert (await world.again(store, batch)).tally == world.tally(3)
+
+
+async def test_a_lapsed_lease_nobody_took_over_can_be_prolonged(world, store):
+    await world.start(store, total=5)
+    (lease,) = await world.lease(store)
+    world.clock.step(world.ttl_s + 5)
+    reply = await store.beat(world.worker, [world.report(lease, Tally())], ttl_s=world.ttl_s)
+    assert not reply.lost
+    assert await store.reap_segments() == 0
+
+
+async def test_a_beat_with_nothing_to_say_is_answered(world, store):
+    reply = await store.beat(world.worker, [], ttl_s=30)
+    assert (reply.lost, reply.stopping) == (frozenset(), {})
+
+
+@pytest.mark.parametrize(
+    ("event", "status"), [(Event.CANCEL_REQUESTED, Status.CANCELLING), (Event.LAPSED, Status.FINALIZING)]
+)
+async def test_answers_in_flight_still_count_while_a_batch_ends(world, store, event, status):
+    batch = await world.start(store)
+    first, second = await world.lease(store)
+    await world.happen(store, batch, event)
+    reply = await store.beat(world.worker, [world.report(first, world.tally(1))], ttl_s=world.ttl_s)
+    assert reply.stopping == {batch.id: status}
+    assert not reply.lost
+    assert await store.complete_segment(first, world.report(first, world.tally(5)), [world.part(first)])
+    assert await store.release_segment(second, world.report(second, world.tally(3)), [world.part(second)])
+    assert (await world.again(store, batch)).tally == world.tally(8)
+    assert await world.lease(store) == []
+
+
+async def test_a_beat_after_publishing_is_told_how_the_batch_ended(world, store):
+    batch = await world.start(store, total=5)
+    (lease,) = await world.lease(store)
+    await world.happen(store, batch, Event.CANCEL_REQUESTED)
+    world.clock.step(world.ttl_s)
+    duty = await world.last_duty(store)
+    assert await store.publish_batch(duty, duty.batch.after(Event.CANCELLED, now=world.clock()), files=[])
+    reply = await store.beat(world.worker, [world.report(lease, world.tally(5))], ttl_s=30)
+    assert reply.lost == {(batch.id, 0)}
+    assert reply.stopping == {batch.id: Status.CANCELLED}
+    assert (await world.again(store, batch)).tally == Tally()
+
+
+async def test_a_segment_is_done_only_with_every_line_answered(world, store):
+    batch = await world.start(store, total=5)
+    (lease,) = await world.lease(store)
+    with pytest.raises(ValueError, match="5 lines, but 4"):
+        await store.complete_segment(lease, world.report(lease, world.tally(4)), [])
+    assert not (await store.segment_results(batch.id))[0].is_done
+
+
+@pytest.mark.parametrize("verb", ["beat", "pin", "release"])
+async def test_more_answers_than_lines_are_refused(world, store, verb):
+    batch = await world.start(store, total=5)
+    (lease,) = await world.lease(store)
+    report = world.report(lease, world.tally(6))
+    with pytest.raises(ValueError, match="5 lines, but 6"):
+        match verb:
+            case "beat":
+                await store.beat(world.worker, [report], ttl_s=30)
+            case "pin":
+                await store.pin_parts(lease, [], report)
+            case _:
+                await store.release_segment(lease, report, [])
+    assert (await world.again(store, batch)).tally == Tally()
+
+
+async def test_a_done_segment_is_done_for_good(world, store):
+    batch = await world.start(store, total=5)
+    (lease,) = await world.lease(store)
+    await world.complete(store, [lease])
+    whole = world.report(lease, world.tally(5))
+    assert not await store.complete_segment(lease, whole, [])
+    assert not await store.release_segment(lease, whole, [])
+    assert await store.release_all_leases() == 0
+    (result,) = await store.segment_results(batch.id)
+    assert (result.is_done, result.pinned, result.tally) == (True, (world.part(lease),), world.tally(5))
+
+
+async def test_a_segment_given_back_keeps_its_parts_for_the_next_holder(world, store):
+    await world.start(store, total=5)
+    (first,) = await world.lease(store)
+    await store.release_segment(first, world.report(first, world.tally(2)), [world.part(first)])
+    (second,) = await world.lease(store)
+    assert (second.pinned, second.tally) == ((world.part(first),), world.tally(2))
+    mine = world.part(second)
+    longer = world.part(first, 5_000)
+    await store.release_segment(second, world.report(second, world.tally(3)), [longer, mine])
+    (third,) = await world.lease(store)
+    assert third.pinned == (world.part(first), mine)
+
+
+async def test_a_take_over_pins_what_it_found(world, store):
+    batch = await world.start(store, total=5)
+    (first,) = await world.lease(store)
+    await store.beat(world.worker, [world.report(first, world.tally(4))], ttl_s=30)
+    world.clock.step(world.ttl_s)
+    await store.reap_segments()
+    (second,) = await world.lease(store)
+    found = [PinnedPart("parts/found", 70)]
+    assert await store.pin_parts(second, found, world.report(second, world.tally(3)))
+    assert (await world.again(store, batch)).tally == world.tally(3)
+    (result,) = await store.segment_results(batch.id)
+    assert (result.pinned, result.tally) == (tuple(found), world.tally(3))
+    assert await store.complete_segment(
+        second, world.report(second, world.tally(5)), [*found, world.part(second)]
+    )
+    assert (await world.again(store, batch)).tally == world.tally(5)
+
+
+async def test_beats_at_once_from_two_processes_add_up(world, store, other_store):
+    batch = await world.start(store, total=40, lines_per_segment=1)
+    mine = await world.lease(store, limit=20)
+    theirs = await world.lease(other_store, limit=20, worker=world.other_worker)
+    one = world.tally(1)
+    await asyncio.gather(
+        *(store.beat(world.worker, [world.report(lease, one)], ttl_s=30) for lease in mine),
+        *(other_store.beat(world.other_worker, [world.report(lease, one)], ttl_s=30) for lease in theirs),
+    )
+    assert (await world.again(store, batch)).tally == world.tally(40)
