@@ -1,0 +1,187 @@
+"""A file's bytes on their way out (contract 1.2, 9.7)."""
+
+import hashlib
+import socket
+import threading
+from dataclasses import replace
+from email.message import Message
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from nightmill.api.download import content_disposition
+from nightmill.file import Purpose
+from nightmill.ids import FileId, ProjectId
+
+LINE = b'{"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "m"}}\n'
+
+
+def download(server, key, file_id, method="GET", **headers):
+    return server.send(method, f"/v1/files/{file_id}/content", headers=headers, key=key)
+
+
+def test_a_download_says_its_length_its_name_and_its_type(server, key, client):
+    file = client.files.create(file=("in.jsonl", LINE), purpose="batch")
+    answer = download(server, key, file.id)
+    assert (answer.status, answer.body) == (200, LINE)
+    assert answer.headers["content-length"] == str(len(LINE))
+    assert answer.headers["content-disposition"] == 'attachment; filename="in.jsonl"'
+    assert answer.headers["content-type"] == "text/plain; charset=utf-8"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    for name in ("transfer-encoding", "accept-ranges", "etag", "content-encoding"):
+        assert name not in answer.headers
+
+
+def test_a_picture_is_not_called_text(server, key, client):
+    file = client.files.create(file=("a.png", b"\x89PNG"), purpose="vision")
+    assert download(server, key, file.id).headers["content-type"] == "application/octet-stream"
+
+
+@pytest.mark.parametrize("accept", ["application/binary", "application/octet-stream", "text/plain", "*/*"])
+def test_any_accept_header_is_answered(server, key, input_file_id, accept):
+    assert download(server, key, input_file_id, Accept=accept).status == 200
+
+
+def test_a_range_is_ignored_and_nothing_is_compressed(server, key, input_file_id):
+    whole = download(server, key, input_file_id).body
+    answer = download(server, key, input_file_id, **{"Range": "bytes=1-2", "Accept-Encoding": "gzip"})
+    assert (answer.status, answer.body) == (200, whole)
+
+
+def test_head_gives_the_headers_alone(server, key, client, input_file_id):
+    answer = download(server, key, input_file_id, "HEAD")
+    assert (answer.status, answer.body) == (200, b"")
+    assert int(answer.headers["content-length"]) == client.files.retrieve(input_file_id).bytes
+
+
+@pytest.mark.parametrize("purpose", ["assistants", "user_data"])
+def test_some_purposes_can_not_be_downloaded(server, key, client, purpose):
+    file = client.files.create(file=("x", b"x"), purpose=purpose)
+    answer = download(server, key, file.id)
+    assert answer.status == 400
+    assert answer.error["message"] == f"Not allowed to download files of purpose: {purpose}"
+    assert (answer.error["param"], answer.error["code"]) == (None, None)
+
+
+def test_the_official_client_streams_a_large_file(client, tmp_path):
+    content = b"".join(b"%09d\n" % number for number in range(500_000))
+    file = client.files.create(file=content, purpose="evals")
+    with client.files.with_streaming_response.content(file.id) as answer:
+        digest = hashlib.sha256()
+        for chunk in answer.iter_bytes():
+            digest.update(chunk)
+    assert digest.digest() == hashlib.sha256(content).digest()
+    client.files.content(file.id).write_to_file(tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == content
+
+
+def test_a_file_deleted_while_it_is_read_is_read_to_the_end(server, key, client):
+    content = b"x" * 30_000_000
+    file = client.files.create(file=content, purpose="evals")
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+        lines = [
+            f"GET /v1/files/{file.id}/content HTTP/1.1",
+            "Host: localhost",
+            f"Authorization: Bearer {key}",
+        ]
+        connection.sendall("\r\n".join([*lines, "Connection: close", "", ""]).encode())
+        first = connection.recv(1_000)
+        client.files.delete(file.id)
+        server.do(server.context.blobs.delete(f"files/{file.id}"))
+        with connection.makefile("rb") as rest:
+            answer = first + rest.read()
+    assert answer.partition(b"\r\n\r\n")[2] == content
+
+
+def test_a_file_whose_bytes_are_gone_is_not_found(server, key, client, input_file_id):
+    server.do(server.context.blobs.delete(f"files/{input_file_id}"))
+    answer = download(server, key, input_file_id)
+    assert (answer.status, answer.error["param"]) == (404, "id")
+
+
+def test_a_client_that_goes_away_ends_the_reading(serve):
+    ended = threading.Event()
+
+    def watched(context):
+        class Blobs:
+            def __getattr__(self, name):
+                return getattr(context.blobs, name)
+
+            async def stream(self, key):
+                try:
+                    async for chunk in context.blobs.stream(key):
+                        yield chunk
+                finally:
+                    ended.set()
+
+        return replace(context, blobs=Blobs())
+
+    server = serve(change=watched)
+    file = server.client().files.create(file=b"x" * 50_000_000, purpose="evals")
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+        connection.sendall(f"GET /v1/files/{file.id}/content HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        connection.recv(1_000)
+        assert not ended.is_set()
+    assert ended.wait(10)
+
+
+def test_an_output_file_can_be_downloaded(server, key, client, project, input_file_id):
+    file = server.do(server.context.store.file(ProjectId(project), FileId(input_file_id)))
+    output = replace(
+        file,
+        id=FileId("file-output" + project),
+        purpose=Purpose.BATCH_OUTPUT,
+        filename="batch_x_output.jsonl",
+    )
+    server.do(server.context.store.add_file(output))
+    answer = download(server, key, output.id)
+    assert answer.status == 200
+    assert answer.headers["content-disposition"] == 'attachment; filename="batch_x_output.jsonl"'
+
+
+@pytest.mark.parametrize(
+    ("filename", "header"),
+    [
+        ("in.jsonl", 'attachment; filename="in.jsonl"'),
+        ("a b.jsonl", 'attachment; filename="a b.jsonl"'),
+        ("ä.jsonl", "attachment; filename=\"_.jsonl\"; filename*=UTF-8''%C3%A4.jsonl"),
+        ('a"; x="b', "attachment; filename=\"a__ x=_b\"; filename*=UTF-8''a%22%3B%20x%3D%22b"),
+        ("../../x", "attachment; filename=\".._.._x\"; filename*=UTF-8''.._.._x"),
+        ("C:\\x", "attachment; filename=\"C__x\"; filename*=UTF-8''C%3A_x"),
+    ],
+)
+def test_a_name_goes_out_sanitised(filename, header):
+    assert content_disposition(filename) == header
+
+
+@given(st.text(max_size=400))
+@example('"\r\nX-Evil: 1\r\n\r\n')
+@example("\ud83d")
+@example("\\")
+def test_no_name_can_break_out_of_its_header(filename):
+    header = content_disposition(filename)
+    assert header.isascii()
+    assert header.isprintable()
+    parsed = Message()
+    parsed["Content-Disposition"] = header
+    assert parsed.get_content_disposition() == "attachment"
+    assert {name for name, _ in parsed.get_params(header="Content-Disposition")[1:]} <= {
+        "filename",
+        "filename*",
+    }
+    assert "/" not in (parsed.get_filename() or "")
+    assert "\\" not in (parsed.get_filename() or "")
+
+
+def test_a_hostile_name_adds_no_header(server, key):
+    form = (
+        b"--b\r\nContent-Disposition: form-data; name=file; filename*=utf-8''a%0d%0aX-Evil:%201%22%00\r\n"
+        b"\r\n{}\r\n--b\r\nContent-Disposition: form-data; name=purpose\r\n\r\nbatch\r\n--b--"
+    )
+    headers = {"Content-Type": "multipart/form-data; boundary=b"}
+    file = server.send("POST", "/v1/files", form, headers, key=key).json()
+    assert file["filename"] == 'aX-Evil: 1"'
+    answer = download(server, key, file["id"])
+    assert "x-evil" not in answer.headers
+    assert answer.body == b"{}"
