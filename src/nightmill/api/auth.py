@@ -45,14 +45,15 @@ class Asker:
 
 
 class KeyRing:
-    """Looks keys up in the store and remembers them for two seconds, so that polls stay cheap.
+    """Looks keys up in the store and remembers what it found for two seconds, so that polls stay cheap.
 
-    A key that was revoked works for as long at most; one that was made works at once.
+    A key that was revoked works for as long at most. One that was made works at once: nobody can have sent it
+    before.
     """
 
     def __init__(self, context: ApiContext) -> None:
         self._context = context
-        self._keys: dict[str, tuple[ApiKey, float]] = {}
+        self._keys: dict[str, tuple[ApiKey | None, float]] = {}
         self._has_keys: tuple[bool, float] | None = None
 
     async def asker(self, headers: Mapping[bytes, bytes]) -> Asker:
@@ -94,9 +95,6 @@ class KeyRing:
         if remembered is not None and 0 <= now - remembered[1] < _REMEMBERED_S:
             return remembered[0]
         key = await self._context.store.api_key(digest)
-        if key is None:
-            self._keys.pop(digest, None)
-            return None
         if len(self._keys) >= _REMEMBERED_KEYS:
             self._keys.clear()
         self._keys[digest] = (key, now)
