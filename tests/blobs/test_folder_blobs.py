@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -257,6 +258,37 @@ async def test_a_cancelled_writer_leaves_nothing(blobs: FolderBlobs) -> None:
     upload_task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await upload_task
+    assert unfinished(blobs) == []
+
+
+async def test_abort_lets_a_write_in_flight_finish_before_it_closes_the_file(
+    blobs: FolderBlobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, may_go_on = threading.Event(), threading.Event()
+    descriptors: list[int] = []
+    write = os.write
+
+    def slow_write(descriptor: int, content: memoryview) -> int:
+        if len(content) < MIB:
+            return write(descriptor, content)  # the event loop's own wake-up calls
+        begun.set()
+        assert may_go_on.wait(timeout=10)
+        descriptors.append(os.fstat(descriptor).st_nlink)
+        return write(descriptor, content)
+
+    monkeypatch.setattr("nightmill.blobs.os.write", slow_write)
+    writer = await blobs.open_writer("one")
+    await writer.write(b"x" * (MIB + 1))
+    assert await asyncio.to_thread(begun.wait, 10)
+    aborting = asyncio.create_task(writer.abort())
+    await asyncio.sleep(0)
+    aborting.cancel()
+    await asyncio.sleep(0)
+    assert not aborting.done()
+    may_go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await aborting
+    assert descriptors == [1]
     assert unfinished(blobs) == []
 
 
