@@ -42,6 +42,7 @@ from nightmill.store import Store
 from nightmill.telemetry import (
     Emit,
     LeaseWasLost,
+    RoleFailed,
     SegmentDone,
     SegmentLeased,
     UpstreamPaused,
@@ -216,9 +217,16 @@ class Worker:
         leases = await self._store.lease_segments(
             self._worker_id, limit=limit, ttl_s=self._settings.lease_ttl_s
         )
+        confirmed_until = asked_at + self._settings.lease_ttl_s
         async with asyncio.TaskGroup() as group:
-            for lease in leases:
-                group.create_task(self._open(lease, asked_at + self._settings.lease_ttl_s))
+            opening = [group.create_task(self._opened(lease, confirmed_until)) for lease in leases]
+        for segment in filter(None, [task.result() for task in opening]):
+            self._segments[segment.key] = segment
+            self._unsent += segment.unsent
+            self._queue.append(segment)
+            if not segment.unsent:
+                self._bell.ring_here()
+        self._more.set()
         is_idle = len(leases) < limit
         self._has_asked = is_idle
         return is_idle
@@ -234,7 +242,14 @@ class Worker:
             self._rate_since, self._rate_count = now, self._settled_count
         return 2 * self._low_water
 
-    async def _open(self, lease: Lease, confirmed_until: float) -> None:
+    async def _opened(self, lease: Lease, confirmed_until: float) -> OpenSegment | None:
+        try:
+            return await self._open(lease, confirmed_until)
+        except Exception as error:  # noqa: BLE001 - one damaged segment must not hold up those leased with it
+            self._emit(RoleFailed(self.name, error))
+            return None  # the lease lapses by itself
+
+    async def _open(self, lease: Lease, confirmed_until: float) -> OpenSegment | None:
         segment = lease.segment
         self._emit(SegmentLeased(segment.batch_id, segment.number, lease.token))
         known: set[int] = set()
@@ -247,9 +262,9 @@ class Worker:
             report = Report(segment.batch_id, segment.number, lease.token, earlier)
             if not await self._store.pin_parts(lease, pinned, report):
                 self._emit(LeaseWasLost(segment.batch_id, segment.number, lease.token))
-                return
+                return None
         text, offset, lines = await read_segment(self._blobs, lease, known)
-        opened = OpenSegment(
+        return OpenSegment(
             lease,
             writer=self._parts.open(lease),
             text=text,
@@ -259,13 +274,6 @@ class Worker:
             earlier=earlier,
             confirmed_until=confirmed_until,
         )
-        self._segments[opened.key] = opened
-        if not lines:
-            self._bell.ring_here()
-            return
-        self._queue.append(opened)
-        self._unsent += opened.unsent
-        self._more.set()
 
     def _count_unsent(self) -> None:
         self._queue = deque(segment for segment in self._queue if segment.unsent and not segment.is_lost)
