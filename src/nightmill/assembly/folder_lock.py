@@ -1,0 +1,48 @@
+"""One server per data folder.
+
+Promise: the lock ends with the process that holds it, however that dies. Not its duty: fencing workers that
+outlive their server (leases do that).
+"""
+
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from nightmill.errors import SetupError
+
+try:
+    import fcntl
+except ImportError:  # Windows has no flock; there nightmill relies on SQLite's own locks
+    fcntl = None
+
+
+@contextmanager
+def locked_folder(folder: Path) -> Generator[None]:
+    """Makes the folder, holds its lock.
+
+    Raises:
+        SetupError: another process holds it, or the folder can't be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise SetupError(f"the data folder {folder} can't be used: {reason}; choose another") from None
+    try:
+        if fcntl is not None:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = os.read(descriptor, 32).decode("ascii", "replace").strip() or "unknown"
+                message = (
+                    f"the data folder {folder} is in use by process {holder}; "
+                    "stop that one or choose another folder"
+                )
+                raise SetupError(message) from None
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)

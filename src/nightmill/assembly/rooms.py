@@ -1,0 +1,122 @@
+"""Opens the store, the blobs and the parts a process needs, and makes its roles.
+
+Promise: what is opened is closed, in the opposite order. Not its duty: which process runs which role.
+"""
+
+import random
+import secrets
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from nightmill.blobs import FolderBlobs
+from nightmill.ids import WorkerId
+from nightmill.pacing import Gate
+from nightmill.parts import FolderParts
+from nightmill.roles.finalizer import Finalizer
+from nightmill.roles.intake import Intake
+from nightmill.roles.loop import Bell
+from nightmill.roles.warden import Warden
+from nightmill.roles.worker import Worker
+from nightmill.settings import Settings
+from nightmill.store import Store
+from nightmill.store.sql import open_store
+from nightmill.telemetry import Emit
+from nightmill.upstream import Upstream
+
+
+@dataclass(frozen=True, slots=True)
+class Rooms:
+    """What the roles of one process share."""
+
+    settings: Settings
+    store: Store
+    blobs: FolderBlobs
+    parts: FolderParts
+    bell: Bell
+    emit: Emit
+    worker_id: WorkerId
+
+    def intake(self) -> Intake:
+        return Intake(
+            store=self.store,
+            blobs=self.blobs,
+            settings=self.settings,
+            worker_id=self.worker_id,
+            bell=self.bell,
+            emit=self.emit,
+            clock=time.time,
+        )
+
+    def finalizer(self) -> Finalizer:
+        return Finalizer(
+            store=self.store,
+            blobs=self.blobs,
+            parts=self.parts,
+            settings=self.settings,
+            worker_id=self.worker_id,
+            bell=self.bell,
+            emit=self.emit,
+            clock=time.time,
+            monotonic=time.monotonic,
+        )
+
+    def warden(self) -> Warden:
+        return Warden(
+            store=self.store,
+            blobs=self.blobs,
+            parts=self.parts,
+            settings=self.settings,
+            bell=self.bell,
+            emit=self.emit,
+            clock=time.time,
+            monotonic=time.monotonic,
+        )
+
+    def worker(self, upstream: Upstream, *, slots: int) -> Worker:
+        return Worker(
+            store=self.store,
+            blobs=self.blobs,
+            parts=self.parts,
+            upstream=upstream,
+            gate=Gate(),
+            settings=self.settings,
+            slots=slots,
+            worker_id=self.worker_id,
+            request_prefix=secrets.token_hex(12),
+            bell=self.bell,
+            emit=self.emit,
+            clock=time.time,
+            monotonic=time.monotonic,
+            random=random.random,
+        )
+
+
+@asynccontextmanager
+async def open_rooms(settings: Settings, *, emit: Emit, bell: Bell) -> AsyncGenerator[Rooms]:
+    store = open_store(settings.store_url)
+    try:
+        root = settings.folder.absolute() / "blobs"
+        blobs = FolderBlobs(root, watermark_bytes=settings.retention.free_bytes)
+        parts = FolderParts(
+            root / "parts",
+            commit_interval_s=settings.worker.commit_interval_s,
+            buffer_bytes=settings.worker.buffer_bytes,
+        )
+        try:
+            yield Rooms(settings, store, blobs, parts, bell, emit, new_worker_id(secrets.token_bytes))
+        finally:
+            await parts.close()
+    finally:
+        await store.close()
+
+
+def new_worker_id(random_bytes: Callable[[int], bytes]) -> WorkerId:
+    return WorkerId("worker_" + random_bytes(12).hex())
+
+
+def slots_of(settings: Settings, number: int) -> int:
+    """The share of worker process `number` in the upstream's concurrency; every process gets at least one."""
+    share, rest = divmod(settings.upstream.concurrency, settings.worker.processes)
+    return max(1, share + (number < rest))

@@ -1,0 +1,69 @@
+"""Picks the upstream: a URL, a server found on this machine, a model file of our own, or the emulator.
+
+Promise: exactly one, and never the emulator unasked. What it starts as a child keeps its port over restarts.
+"""
+
+from collections.abc import Callable
+
+from nightmill.engine.local import Program, free_port
+from nightmill.errors import SetupError
+from nightmill.settings import Settings
+from nightmill.upstream.probe import find_local_servers
+
+NO_UPSTREAM = """there is no upstream to answer the lines; give one:
+  --upstream http://127.0.0.1:8000/v1   an OpenAI-compatible server (vLLM, SGLang, Ollama, a provider)
+  --upstream auto                       look for a server on this machine
+  --model model.gguf                    run a model file here (pip install 'nightmill[llama]')
+  --emulate                             made-up answers, for trying out and for tests"""
+
+_PROBE_TIMEOUT_S = 2.0
+
+
+async def choose_upstream(
+    settings: Settings, *, say: Callable[[str], None]
+) -> tuple[Settings, list[Program]]:
+    """Settings with the upstream's URL filled in, and the programs that must run for it.
+
+    Raises:
+        SetupError: none was named, more than one was, or `auto` found nothing.
+    """
+    asked = [settings.upstream.url is not None, settings.model.path is not None, settings.emulator.enabled]
+    if sum(asked) == 0:
+        raise SetupError(NO_UPSTREAM)
+    if sum(asked) > 1:
+        raise SetupError("name one upstream: a URL, a model file, or the emulator")
+    if settings.emulator.enabled:
+        say("EMULATED: every answer is made up; no model is asked")
+        port = free_port()
+        delay_s = str(settings.emulator.delay_s)
+        arguments = ("--port", str(port), "--delay-s", delay_s)
+        return _with_url(settings, port), [Program("emulator", "nightmill.emulator.server", arguments)]
+    if settings.model.path is not None:
+        from nightmill.engine.llama import llama_program  # noqa: PLC0415 - an extra, seldom installed
+
+        port = free_port()
+        return _with_url(settings, port), [llama_program(settings.model, port=port)]
+    if settings.upstream.url == "auto":
+        return await _found(settings, say=say), []
+    return settings, []
+
+
+async def _found(settings: Settings, *, say: Callable[[str], None]) -> Settings:
+    found = await find_local_servers(timeout_s=_PROBE_TIMEOUT_S)
+    if not found:
+        message = (
+            "found no model server on this machine (looked for vLLM on port 8000, Ollama 11434, "
+            "llama.cpp 8080, LM Studio 1234, SGLang 30000); start one, or name it with --upstream URL"
+        )
+        raise SetupError(message)
+    for server in found:
+        say(f"found {server.name} at {server.url} with {', '.join(server.models) or 'no models listed'}")
+    if len(found) > 1:
+        say(f"using {found[0].name}; choose another with --upstream URL")
+    upstream = settings.upstream.model_copy(update={"url": found[0].url})
+    return settings.model_copy(update={"upstream": upstream})
+
+
+def _with_url(settings: Settings, port: int) -> Settings:
+    upstream = settings.upstream.model_copy(update={"url": f"http://127.0.0.1:{port}/v1"})
+    return settings.model_copy(update={"upstream": upstream})

@@ -1,0 +1,121 @@
+"""A child process of the local engine: runs the roles it is named, rung and drained over its standard input.
+
+`python -m nightmill.assembly.work worker:0` or `... intake finalizer warden`; the first line of its input is
+its settings as JSON.
+"""
+
+import asyncio
+import gc
+import logging
+import os
+import random
+import signal
+import sys
+from collections.abc import Sequence
+
+from nightmill import telemetry
+from nightmill.assembly.logs import start_logs
+from nightmill.assembly.rooms import Rooms, open_rooms, slots_of
+from nightmill.engine.local import DRAIN
+from nightmill.roles.loop import Bell, Role, keep_turning
+from nightmill.roles.worker import Worker
+from nightmill.settings import Settings, from_message
+from nightmill.upstream.connect import open_upstream
+
+_ORPHAN_GRACE_S = 0.5
+
+
+class _Orders:
+    """What the parent said: ring, drain, or (by dying) stop at once."""
+
+    def __init__(self, bell: Bell) -> None:
+        self.stop = asyncio.Event()
+        self._bell = bell
+        self._orphaned = False
+        self._grace_s = 0.0
+
+    def grace_s(self) -> float:
+        return min(self._grace_s, _ORPHAN_GRACE_S) if self._orphaned else self._grace_s
+
+    async def listen(self, settings: Settings) -> None:
+        self._grace_s = settings.api.drain_s
+        reader = asyncio.StreamReader()
+        loop = asyncio.get_running_loop()
+        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+        while received := await reader.read(1024):
+            if DRAIN in received:
+                self.stop.set()
+            self._bell.ring_here()
+        self._orphaned = True
+        self.stop.set()
+        self._bell.ring_here()
+
+    def drain(self) -> None:
+        self.stop.set()
+        self._bell.ring_here()
+
+
+async def work(settings: Settings, names: Sequence[str], outward: int) -> None:
+    def ring_outward() -> None:
+        try:
+            os.write(outward, b"\n")
+        except (BlockingIOError, BrokenPipeError):
+            return  # a hint that finds no room or no reader is not needed
+
+    bell = Bell(ring_outward)
+    orders = _Orders(bell)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, orders.drain)
+    async with open_rooms(settings, emit=telemetry.log, bell=bell) as rooms, asyncio.TaskGroup() as group:
+        listener = group.create_task(orders.listen(settings))
+        gc.collect()
+        gc.freeze()
+        async with asyncio.TaskGroup() as roles:
+            for name in names:
+                roles.create_task(_run(rooms, name, orders))
+        listener.cancel()
+
+
+async def _run(rooms: Rooms, name: str, orders: _Orders) -> None:
+    match name.split(":"):
+        case ["worker", number]:
+            url = rooms.settings.upstream.url
+            assert url is not None
+            upstream = open_upstream(rooms.settings.upstream, url=url)
+            try:
+                worker: Worker = rooms.worker(upstream, slots=slots_of(rooms.settings, int(number)))
+                await worker.run(orders.stop, grace_s=orders.grace_s)
+            finally:
+                await upstream.close()
+        case _:
+            makers = {"intake": rooms.intake, "finalizer": rooms.finalizer, "warden": rooms.warden}
+            role: Role = makers[name]()
+            await keep_turning(role, bell=rooms.bell, stop=orders.stop, emit=rooms.emit, random=random.random)
+
+
+def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    settings = from_message(_first_line(sys.stdin.fileno()))
+    start_logs(settings.log_level)
+    outward = os.dup(sys.stdout.fileno())
+    os.set_blocking(outward, False)
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    try:
+        import uvloop  # noqa: PLC0415 - absent on Windows
+    except ImportError:
+        asyncio.run(work(settings, sys.argv[1:], outward))
+    else:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(work(settings, sys.argv[1:], outward))
+    logging.shutdown()
+
+
+def _first_line(descriptor: int) -> str:
+    """Byte by byte: what follows the line belongs to the event loop."""
+    line = bytearray()
+    while (byte := os.read(descriptor, 1)) not in (b"", b"\n"):
+        line += byte
+    return line.decode()
+
+
+if __name__ == "__main__":
+    main()
