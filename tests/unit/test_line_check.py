@@ -32,7 +32,9 @@ def line_with_body(endpoint: str = CHAT, **changes: Any) -> dict[str, Any]:
 
 def check(row: Any, **rules: Any) -> str | LineError:
     raw = row if isinstance(row, bytes) else json.dumps(row).encode()
-    return LineChecker(InputRules(**{"endpoint": CHAT, **rules})).check(raw, 7)
+    checker = LineChecker(InputRules(**{"endpoint": CHAT, **rules}))
+    checker.check(json.dumps(line(checker._rules.endpoint)).encode(), 6)  # now the quick look knows the model
+    return checker.check(raw, 7)
 
 
 def refusal(row: Any, **rules: Any) -> tuple[str, str, str | None]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import tracemalloc
 from keyword import iskeyword
 from typing import Any
 
@@ -48,6 +49,7 @@ def row_of(output: OutputLine) -> dict[str, Any]:
     assert output.text.isascii()
     assert output.text.endswith(b"\n")
     assert len(output.text.decode().splitlines()) == 1
+    assert b"\t" not in output.text
     return json.loads(output.text)
 
 
@@ -289,3 +291,13 @@ def test_numbers_no_float_can_hold_are_fine():
     body = json.loads(output.text)["response"]["body"]
     assert math.isinf(body["a"])
     assert b'{"a": 1e400, "b": -0, "c": 123456789012345678901234567890, "d": 1.0}' in output.text
+
+
+@pytest.mark.parametrize("piece", [rb"\ud83d", rb"\ud83d\"", '"é",'.encode(), rb'","\ud83d'])
+def test_a_huge_text_of_oddities_costs_no_more_than_a_few_copies_of_itself(piece: bytes):
+    text = b'["' + piece * (1_200_000 // len(piece)) + b'"]'
+    tracemalloc.start()
+    is_json(text)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < 5 * len(text)
