@@ -149,6 +149,19 @@ def without(key):
             "integer_above_max_value",
         ),
         (
+            GOOD | {"output_expires_after": EXPIRES | {"seconds": 10**400}},
+            None,
+            "output_expires_after.seconds",
+            "integer_above_max_value",
+        ),
+        (
+            GOOD | {"output_expires_after": EXPIRES | {"seconds": -(10**400)}},
+            None,
+            "output_expires_after.seconds",
+            "integer_below_min_value",
+        ),
+        (GOOD | {"metadata": {"k" * 9_999: 5}}, None, "metadata." + "k" * 91 + "…", "invalid_type"),
+        (
             GOOD | {"output_expires_after": EXPIRES | {"seconds": "3600"}},
             "Invalid type for 'output_expires_after.seconds': expected an integer, but got a string instead.",
             "output_expires_after.seconds",

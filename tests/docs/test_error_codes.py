@@ -1,0 +1,28 @@
+"""Every code that the server can say stands in docs/errors.md."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+SAID = [
+    re.compile(r'\bcode(?:: ClassVar\[str\])? = "([a-z_]+)"'),
+    re.compile(r'\bcode=\(?"([a-z_]+)"'),
+    re.compile(r'\bcode: str = "([a-z_]+)"'),
+    re.compile(r'LineError\(\s*"([a-z_]+)"'),
+    re.compile(r'_refuse(?:_file)?\(\s*"([a-z_]+)"'),
+]
+
+
+def test_every_code_stands_on_the_page():
+    page = (ROOT / "docs/errors.md").read_text(encoding="utf-8")
+    rooms = ("api", "check", "roles", "store", "line")
+    sources = [*(ROOT / "src/nightmill").glob("*.py")]
+    sources += [path for room in rooms for path in (ROOT / "src/nightmill" / room).rglob("*.py")]
+    found = {
+        code
+        for path in sources
+        for pattern in SAID
+        for code in pattern.findall(path.read_text(encoding="utf-8"))
+    }
+    assert {"invalid_api_key", "duplicate_custom_id", "rate_limit_exceeded", "invalid_value"} <= found
+    assert not {code for code in found if f"`{code}`" not in page}
