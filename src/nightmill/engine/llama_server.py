@@ -1,0 +1,157 @@
+"""Who is asking: an API key, or nobody in particular while no key exists.
+
+Duty: from a request's headers to a project, and how often one key may ask. Promise: keys are looked up by
+their SHA-256, so a comparison's timing says nothing about a key, and a key is in no message and no log.
+Not its duty: making keys (`keys`).
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Annotated, cast
+
+from fastapi import Depends, Request
+
+from nightmill.api.context import ApiContext
+from nightmill.errors import AuthenticationError, TooManyError
+from nightmill.ids import ProjectId
+from nightmill.keys import digest_of
+from nightmill.store import ApiKey
+
+DEFAULT_PROJECT = ProjectId("default")
+PROJECT_IN_SCOPE = "nightmill.project"
+
+_REMEMBERED_S = 2.0
+_REMEMBERED_KEYS = 1_024
+_CHALLENGE = {"www-authenticate": 'Bearer realm="nightmill"'}
+
+
+async def project_of(request: Request) -> ProjectId:
+    """The project that `middleware` found for this request, before anything else looked at it."""
+    return cast("ProjectId", request.scope[PROJECT_IN_SCOPE])
+
+
+Project = Annotated[ProjectId, Depends(project_of)]
+"""Routes ask for `project: Project`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """Whose request it is. `name` tells askers apart for the rate limit."""
+
+    project_id: ProjectId
+    name: str
+
+
+class KeyRing:
+    """Looks keys up in the store and remembers what it found for two seconds, so that polls stay cheap.
+
+    A key that was revoked works for as long at most. One that was made works at once: nobody can have sent it
+    before.
+    """
+
+    def __init__(self, context: ApiContext) -> None:
+        self._context = context
+        self._keys: dict[str, tuple[ApiKey | None, float]] = {}
+        self._has_keys: tuple[bool, float] | None = None
+
+    async def asker(self, headers: Mapping[bytes, bytes]) -> Asker:
+        """Raises AuthenticationError."""
+        secret = _secret_in(headers)
+        key = await self._key(secret) if secret else None
+        if key is not None:
+            return Asker(key.project_id, key.id)
+        if self._may_be_keyless(headers) and not await self._keys_exist():
+            return Asker(DEFAULT_PROJECT, "")
+        if not secret:
+            raise AuthenticationError("Missing bearer or basic authentication in header", headers=_CHALLENGE)
+        message = (
+            f"Incorrect API key provided: {_masked(secret)}. "
+            "You can make an API key with `nightmill keys create` on the server."
+        )
+        raise AuthenticationError(message, code="invalid_api_key", headers=_CHALLENGE)
+
+    def _may_be_keyless(self, headers: Mapping[bytes, bytes]) -> bool:
+        """Only from this machine: a page of another origin that a browser here shows is kept out."""
+        settings = self._context.settings
+        return (
+            settings.keyless_on_loopback
+            and is_loopback(settings.api.host)
+            and is_loopback(_host_in(headers.get(b"host", b"")))
+            and is_loopback(_host_in(headers.get(b"origin", b"http://localhost").partition(b"://")[2]))
+        )
+
+    async def _keys_exist(self) -> bool:
+        now = self._context.clock()
+        if self._has_keys is None or not 0 <= now - self._has_keys[1] < _REMEMBERED_S:
+            self._has_keys = (await self._context.store.has_api_keys(), now)
+        return self._has_keys[0]
+
+    async def _key(self, secret: str) -> ApiKey | None:
+        digest = digest_of(secret)
+        now = self._context.clock()
+        remembered = self._keys.get(digest)
+        if remembered is not None and 0 <= now - remembered[1] < _REMEMBERED_S:
+            return remembered[0]
+        key = await self._context.store.api_key(digest)
+        if len(self._keys) >= _REMEMBERED_KEYS:
+            self._keys.clear()
+        self._keys[digest] = (key, now)
+        return key
+
+
+class RateLimit:
+    """At most so many requests a minute for each asker, in bursts of as many; 0 sets no limit."""
+
+    def __init__(self, per_minute: int, *, clock: Callable[[], float]) -> None:
+        self._per_minute = per_minute
+        self._clock = clock
+        self._left: dict[str, tuple[float, float]] = {}
+
+    def take(self, asker: Asker) -> None:
+        """Raises TooManyError with the seconds until the next request is admitted."""
+        if not self._per_minute:
+            return
+        now = self._clock()
+        per_second = self._per_minute / 60
+        left, seen_at = self._left.get(asker.name, (float(self._per_minute), now))
+        left = min(float(self._per_minute), left + max(0.0, now - seen_at) * per_second)
+        if left < 1:
+            self._left[asker.name] = (left, now)
+            wait_s = math.ceil((1 - left) / per_second)
+            raise TooManyError(
+                f"Rate limit reached for requests: limit {self._per_minute} per minute and API key. "
+                f"Please try again in {wait_s}s.",
+                retry_after_s=wait_s,
+            )
+        self._left[asker.name] = (left - 1, now)
+
+
+def is_loopback(host: str) -> bool:
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _secret_in(headers: Mapping[bytes, bytes]) -> str | None:
+    scheme, _, credentials = headers.get(b"authorization", b"").strip().partition(b" ")
+    if scheme.lower() == b"bearer" and credentials.strip():
+        return credentials.strip().decode("latin-1")
+    return headers.get(b"api-key", b"").strip().decode("latin-1") or None
+
+
+def _host_in(authority: bytes) -> str:
+    """`[::1]:8080` -> `::1`, `localhost:8080` -> `localhost`."""
+    text = authority.decode("latin-1").strip().lower()
+    if text.startswith("["):
+        return text[1:].partition("]")[0]
+    return text.partition(":")[0]
+
+
+def _masked(secret: str) -> str:
+    """Enough to tell one's own keys apart, too little to be one."""
+    return f"{secret[:3]}…{secret[-4:]}" if len(secret) >= 20 and secret.isascii() else "…"
