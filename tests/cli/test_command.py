@@ -1,8 +1,8 @@
 """Words, one-line errors, exit codes, and help that is quick."""
 
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import openai
@@ -61,13 +61,12 @@ def test_help_is_quick_and_imports_nothing_heavy():
         "heavy = {'openai', 'rich', 'pydantic', 'fastapi', 'sqlalchemy', 'msgspec', 'asyncio'}; "
         "print(sorted(heavy & set(sys.modules)))"
     )
-    times = []
-    for _ in range(3):
-        begun = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-        times.append(time.perf_counter() - begun)
-        assert done.stdout.endswith("[]\n")
-    assert min(times) < 0.3
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.stdout.endswith("[]\n")
+    # CPU time, because a busy machine says nothing about us.
+    assert after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime < 0.3
 
 
 def test_completion_knows_the_commands(command):

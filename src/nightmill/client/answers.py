@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self, TypeAlias, cast
+from typing import Any, Self, TypeAlias, cast
 
 from nightmill.client.download import CHUNK_BYTES, lines
 from nightmill.errors import RequestError
@@ -121,18 +121,47 @@ def _answer(custom_id: str, body: Row, line: Mapping[str, Any] | None) -> Answer
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
-    stream: BinaryIO
-    offset: int
+class _Head:
+    start: int
+    line: dict[str, Any]
+
+
+class _AnswerFile:
+    """One file of output lines, read forward by `head` and `step`, and again anywhere by `line_at`."""
+
+    def __init__(self, path: Path) -> None:
+        self._forward = path.open("rb")
+        self._anywhere = path.open("rb")
+        self._offset = 0
+        self.head: _Head | None = None
+        self.step()
+
+    def close(self) -> None:
+        self._forward.close()
+        self._anywhere.close()
+
+    def step(self) -> None:
+        """Moves `head` to the next line; None behind the last."""
+        self.head = None
+        # BufferedReader.readline splits at b"\n" only.
+        while raw := self._forward.readline():
+            start = self._offset
+            self._offset += len(raw)
+            if raw.strip():
+                self.head = _Head(start, json.loads(raw))
+                return
+
+    def line_at(self, start: int) -> dict[str, Any]:
+        self._anywhere.seek(start)
+        return json.loads(self._anywhere.readline())
 
 
 class _Answers:
     """Output lines by custom_id over several files, read no further than needed."""
 
     def __init__(self, paths: Iterable[Path]) -> None:
-        self._streams = [path.open("rb") for path in paths]
-        self._heads = [_head(stream, 0) for stream in self._streams]
-        self._ahead: dict[str, _Place] = {}
+        self._files = [_AnswerFile(path) for path in paths]
+        self._ahead: dict[str, tuple[_AnswerFile, int]] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -143,47 +172,26 @@ class _Answers:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for stream in self._streams:
-            stream.close()
+        for file in self._files:
+            file.close()
 
     def take(self, custom_id: str) -> dict[str, Any] | None:
         place = self._ahead.pop(custom_id, None)
         if place is not None:
-            return _parsed_at(place)
-        for number, head in enumerate(self._heads):
+            file, start = place
+            return file.line_at(start)
+        for file in self._files:
+            head = file.head
             if head is not None and head.line["custom_id"] == custom_id:
-                self._heads[number] = _head(self._streams[number], head.end)
+                file.step()
                 return head.line
         return self._searched(custom_id)
 
     def _searched(self, custom_id: str) -> dict[str, Any] | None:
-        for number, stream in enumerate(self._streams):
-            while (head := self._heads[number]) is not None:
-                self._heads[number] = _head(stream, head.end)
+        for file in self._files:
+            while (head := file.head) is not None:
+                file.step()
                 if head.line["custom_id"] == custom_id:
                     return head.line
-                self._ahead[str(head.line["custom_id"])] = _Place(stream, head.start)
+                self._ahead[str(head.line["custom_id"])] = (file, head.start)
         return None
-
-
-@dataclass(frozen=True, slots=True)
-class _Head:
-    start: int
-    end: int
-    line: dict[str, Any]
-
-
-def _head(stream: BinaryIO, start: int) -> _Head | None:
-    stream.seek(start)
-    # BinaryIO.readline splits at b"\n" only.
-    while raw := stream.readline():
-        end = start + len(raw)
-        if raw.strip():
-            return _Head(start, end, json.loads(raw))
-        start = end
-    return None
-
-
-def _parsed_at(place: _Place) -> dict[str, Any]:
-    place.stream.seek(place.offset)
-    return json.loads(place.stream.readline())

@@ -1,0 +1,237 @@
+"""The client commands against a real server process, and a file answered without one. Emulated answers."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nightmill.client import Client
+
+_LISTENS = re.compile(r"listens on (http://\S+/v1)")
+
+
+@pytest.fixture(scope="module")
+def base_url(tmp_path_factory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("served")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "nightmill", "serve", "--emulate", "--port", "0", "--folder", str(folder)],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    told = ""
+    for line in process.stderr:
+        told += line
+        if found := _LISTENS.search(line):
+            break
+    else:
+        pytest.fail(f"the server did not start: {told}")
+    assert "EMULATED" in told
+    yield found[1]
+    process.send_signal(signal.SIGTERM)
+    process.stderr.read()
+    assert process.wait(timeout=20) == 0
+    process.stderr.close()
+
+
+@pytest.fixture(autouse=True)
+def at_the_server(request, monkeypatch):
+    if "base_url" in request.fixturenames:
+        monkeypatch.setenv("OPENAI_BASE_URL", request.getfixturevalue("base_url"))
+
+
+def rows(text: str) -> list[dict]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_a_batch_is_submitted_watched_and_fetched(base_url, nightmill, input_file):
+    submitted = nightmill("submit", input_file(3), "--metadata", "night=1")
+    batch_id = submitted.out.strip()
+    assert submitted.code == 0
+    assert f"nightmill watch {batch_id}" in submitted.err
+
+    watched = nightmill("watch", batch_id)
+    assert (watched.code, watched.out) == (0, f"{batch_id} is completed\n")
+    assert "completed: 3 of 3 answered" in watched.err
+
+    results = nightmill("results", batch_id)
+    assert results.code == 0
+    assert [row["custom_id"] for row in rows(results.out)] == ["line-0", "line-1", "line-2"]
+
+    shown = nightmill("show", batch_id)
+    assert re.search(r"answered +3 of 3, 0 failed", shown.out)
+    assert re.search(r"metadata night +1", shown.out)
+    assert nightmill("show", batch_id, "--json").json["metadata"] == {"night": "1"}
+
+    cancelled = nightmill("cancel", batch_id)
+    assert cancelled.code == 2
+    assert cancelled.err == "nightmill: Cannot cancel a batch with status 'completed'.\n"
+
+
+def test_submit_can_watch_at_once(base_url, nightmill, input_file):
+    ran = nightmill("submit", input_file(2), "--watch", "--json")
+    assert (ran.code, ran.json["status"], ran.json["request_counts"]["completed"]) == (0, "completed", 2)
+
+
+def test_results_go_to_files(base_url, nightmill, input_file, tmp_path):
+    batch_id = nightmill("submit", input_file(2), "--watch", "--json").json["id"]
+    ran = nightmill("results", batch_id, "-o", tmp_path / "out.jsonl", "-e", tmp_path / "err.jsonl", "--json")
+    assert ran.code == 0
+    assert ran.json["output"]["bytes"] == (tmp_path / "out.jsonl").stat().st_size
+    assert ran.json["errors"] is None
+    assert not (tmp_path / "err.jsonl").exists()
+    both = nightmill("results", batch_id, "--json")
+    assert (both.code, both.out) == (2, "")
+    assert "-o and -e" in both.err
+
+
+def test_a_bad_file_ends_with_2_and_its_lines(base_url, nightmill, input_file):
+    ran = nightmill("submit", input_file(1, bad=("{",)), "--watch")
+    assert ran.code == 2
+    assert "line 2: This line is not parseable as valid JSON." in ran.err
+    batch_id = ran.out.split()[0]
+    results = nightmill("results", batch_id)
+    assert (results.code, results.out) == (2, "")
+
+
+def test_lists_page_through(base_url, nightmill, input_file):
+    made = [nightmill("submit", input_file(1)).out.strip() for _ in range(3)]
+    listed = nightmill("list", "--limit", "3")
+    assert listed.out.startswith("ID ")
+    assert len(listed.out.splitlines()) == 4
+    ids = [row["id"] for row in rows(nightmill("list", "--limit", "3", "--json").out)]
+    assert set(ids) == set(made)
+    behind = rows(nightmill("list", "--after", ids[0], "--limit", "2", "--json").out)
+    assert [row["id"] for row in behind] == ids[1:]
+
+
+def test_files_are_uploaded_listed_downloaded_and_deleted(base_url, nightmill, input_file, tmp_path):
+    path = input_file(2, name="mine.jsonl")
+    file_id = nightmill("files", "upload", path).out.strip()
+    assert file_id in nightmill("files").out
+    listed = rows(nightmill("files", "list", "--purpose", "batch", "--json").out)
+    assert [row["filename"] for row in listed if row["id"] == file_id] == ["mine.jsonl"]
+    assert nightmill("files", "download", file_id).out == path.read_text()
+    assert nightmill("files", "download", file_id, "-o", tmp_path / "copy.jsonl").code == 0
+    assert (tmp_path / "copy.jsonl").read_bytes() == path.read_bytes()
+    assert nightmill("files", "delete", file_id).out == f"{file_id} is deleted\n"
+    gone = nightmill("files", "download", file_id)
+    assert (gone.code, gone.out, gone.err.count("\n")) == (2, "", 1)
+
+
+@pytest.mark.parametrize("words", [["show"], ["watch"], ["results"], ["cancel"]])
+def test_an_unknown_batch_is_one_line(base_url, nightmill, words):
+    ran = nightmill(*words, "batch_00000000000000000000000000000000")
+    assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1)
+
+
+def test_rows_are_sent_and_come_back_joined(base_url):
+    bodies = [{"messages": [{"role": "user", "content": f"Say {number}"}]} for number in range(5)]
+    with Client(base_url) as client:
+        answers = list(client.send(bodies, model="m", on_change=lambda _: None))
+    assert [answer.custom_id for answer in answers] == [f"request-{number}" for number in range(1, 6)]
+    assert [answer.request["messages"] for answer in answers] == [body["messages"] for body in bodies]
+    assert all(answer.is_ok and answer.body["choices"] for answer in answers)
+
+
+def test_a_file_is_answered_without_a_server(nightmill, input_file, tmp_path):
+    ran = nightmill("run", input_file(3), "--emulate")
+    assert (ran.code, ran.out) == (0, f"{tmp_path / 'in_output.jsonl'}\n")
+    assert "completed: 3 answered, 0 failed of 3" in ran.err
+    assert [row["custom_id"] for row in rows((tmp_path / "in_output.jsonl").read_text())] == [
+        "line-0",
+        "line-1",
+        "line-2",
+    ]
+
+
+def test_a_run_tells_its_summary_as_json(command, input_file, tmp_path):
+    ran = command("run", input_file(2), "--emulate", "-o", tmp_path / "o.jsonl", "--json")
+    assert ran.code == 0
+    assert ran.json["request_counts"] == {"total": 2, "completed": 2, "failed": 0}
+    assert (ran.json["output_path"], ran.json["error_path"]) == (str(tmp_path / "o.jsonl"), None)
+    assert ran.json["usage"]["total_tokens"] > 0
+
+
+def test_a_run_with_lines_that_fail_is_1_and_names_both_files(nightmill, input_file, tmp_path):
+    refused = {
+        "custom_id": "refused",
+        "method": "POST",
+        "url": "/v1/chat/completions",
+        "body": {"model": "m", "messages": []},
+    }
+    ran = nightmill("run", input_file(2, bad=(json.dumps(refused),)), "--emulate")
+    assert (ran.code, ran.out.split()) == (
+        1,
+        [str(tmp_path / f"in_{kind}.jsonl") for kind in ("output", "error")],
+    )
+    assert "completed: 2 answered, 1 failed of 3" in ran.err
+    (line,) = rows((tmp_path / "in_error.jsonl").read_text())
+    assert line["custom_id"] == "refused"
+
+
+def test_a_run_of_a_bad_file_sends_nothing(nightmill, input_file, tmp_path):
+    ran = nightmill("run", input_file(1, bad=("{",)), "--emulate")
+    assert (ran.code, ran.out) == (2, "")
+    assert "line 2: This line is not parseable as valid JSON." in ran.err
+    assert "nightmill validate" in ran.err
+    assert [entry.name for entry in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+@pytest.mark.xfail(
+    strict=True, reason="assembly.run creates its batch anew on the second run; the store refuses the id"
+)
+def test_a_run_stopped_with_ctrl_c_goes_on_where_it_was(command, input_file, tmp_path):
+    path = input_file(20)
+    slow = os.environ | {"NIGHTMILL_EMULATOR__DELAY_S": "0.1"}
+    words = [sys.executable, "-m", "nightmill", "run", str(path), "--emulate", "--concurrency", "2"]
+    stopped = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=slow)
+    assert stopped.stderr is not None
+    for line in stopped.stderr:
+        if line.startswith("in_progress"):
+            break
+    work = tmp_path / "in.jsonl.nightmill"
+    _wait_for_answers(work)
+    stopped.send_signal(signal.SIGINT)
+    told = stopped.stderr.read()
+    assert stopped.wait(timeout=20) == 130
+    stopped.stderr.close()
+    assert "the same command goes on from there" in told
+    assert not (tmp_path / "in_output.jsonl").exists()
+
+    again = command("run", path, "--emulate", "--json")
+    assert again.json["request_counts"] == {"total": 20, "completed": 20, "failed": 0}
+    assert len(rows((tmp_path / "in_output.jsonl").read_text())) == 20
+    assert not work.exists()
+
+
+def _wait_for_answers(work: Path) -> None:
+    import time
+
+    for _ in range(1_000):
+        if any(path.stat().st_size for path in (work / "blobs" / "parts").rglob("*") if path.is_file()):
+            return
+        time.sleep(0.01)
+    pytest.fail("no answer was written")
+
+
+@pytest.mark.parametrize("words", [["serve"], ["run", "in.jsonl"]])
+def test_without_an_upstream_it_stops_and_shows_the_ways(nightmill, input_file, words):
+    input_file(1)
+    ran = nightmill(*words)
+    assert ran.code == 78
+    assert [way in ran.err for way in ("--upstream http", "--upstream auto", "--model", "--emulate")] == [
+        True
+    ] * 4
+
+
+def test_it_does_not_listen_to_the_world_without_keys(command, tmp_path):
+    ran = command("serve", "--emulate", "--host", "0.0.0.0", "--port", "0", "--folder", tmp_path / "data")
+    assert ran.code == 78
+    assert "nightmill keys create" in ran.err.splitlines()[-1]

@@ -1,0 +1,97 @@
+"""`nightmill.run` and what lies around the engine. The engine's own tests are elsewhere."""
+
+import asyncio
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import nightmill
+from nightmill.client.local import default_paths, finished
+from nightmill.errors import RequestError, SetupError
+
+
+@pytest.mark.parametrize(
+    ("given", "output", "errors"),
+    [
+        ("a/in.jsonl", "a/in_output.jsonl", "a/in_error.jsonl"),
+        ("v1.2", "v1.2_output.jsonl", "v1.2_error.jsonl"),
+    ],
+)
+def test_outputs_lie_beside_the_input(given, output, errors):
+    assert default_paths(Path(given)) == (Path(output), Path(errors))
+
+
+async def answer() -> str:
+    await asyncio.sleep(0)
+    return "done"
+
+
+def test_work_is_run_where_there_is_no_loop():
+    assert finished(answer()) == "done"
+
+
+async def test_work_is_run_where_a_loop_runs_already():
+    assert finished(answer()) == "done"
+
+
+def test_importing_nightmill_costs_next_to_nothing():
+    program = (
+        "import sys, nightmill; heavy = {'openai', 'pydantic', 'typer', 'asyncio', 'sqlalchemy'}; "
+        "print(sorted(heavy & set(sys.modules))); nightmill.client; print('openai' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\nFalse\n"
+
+
+@pytest.mark.parametrize("owner", [nightmill, nightmill.client])
+def test_an_unknown_name_stays_unknown(owner):
+    with pytest.raises(AttributeError):
+        owner.nonsense  # noqa: B018 - the access is the test
+
+
+def test_every_name_it_offers_is_there():
+    assert [name for name in nightmill.client.__all__ if not hasattr(nightmill.client, name)] == []
+    assert nightmill.run is nightmill.client.run
+
+
+def input_file(folder: Path, *urls: str) -> Path:
+    path = folder / "in.jsonl"
+    body = {"model": "m", "messages": [{"role": "user", "content": "Hello"}]}
+    lines = [
+        json.dumps({"custom_id": str(number), "method": "POST", "url": url, "body": body})
+        for number, url in enumerate(urls)
+    ]
+    path.write_text("".join(line + "\n" for line in lines))
+    return path
+
+
+def test_a_file_is_answered_and_progress_told(tmp_path):
+    seen = []
+    path = input_file(tmp_path, *["/v1/chat/completions"] * 3)
+    summary = nightmill.run(path, emulate=True, on_progress=seen.append)
+    assert (summary.status, summary.total, summary.completed, summary.failed) == ("completed", 3, 3, 0)
+    assert summary.output_path == tmp_path / "in_output.jsonl"
+    assert summary.output_path.read_bytes().count(b"\n") == 3
+    assert summary.error_path is None
+    assert seen[-1].status == "completed"
+
+
+def test_a_bad_line_means_nothing_is_sent(tmp_path):
+    path = input_file(tmp_path, "/v1/chat/completions", "/v1/embeddings")
+    summary = nightmill.run(str(path), emulate=True, on_progress=lambda _: None)
+    assert summary.status == "failed"
+    assert [error.line for error in summary.errors] == [2]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def test_without_an_upstream_nothing_is_made_up(tmp_path):
+    with pytest.raises(SetupError, match="--upstream"):
+        nightmill.run(input_file(tmp_path, "/v1/chat/completions"), on_progress=lambda _: None)
+
+
+def test_a_file_that_is_not_there_is_said_so(tmp_path):
+    with pytest.raises(RequestError, match=r"nowhere\.jsonl"):
+        nightmill.run(tmp_path / "nowhere.jsonl", emulate=True, on_progress=lambda _: None)
