@@ -99,6 +99,7 @@ async def _run(
             server.force_exit = True
             engine.kill()
         server.should_exit = True
+        engine.start_drain()
 
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):

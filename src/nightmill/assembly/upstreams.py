@@ -4,6 +4,7 @@ Promise: exactly one, and never the emulator unasked. What it starts as a child 
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from nightmill.engine.local import Program, free_port
 from nightmill.errors import SetupError
@@ -37,12 +38,14 @@ async def choose_upstream(
         port = free_port()
         delay_s = str(settings.emulator.delay_s)
         arguments = ("--port", str(port), "--delay-s", delay_s)
-        return _with_url(settings, port), [Program("emulator", "nightmill.emulator.server", arguments)]
+        return _with_url(settings, port), [
+            _upstream(Program("emulator", "nightmill.emulator.server", arguments))
+        ]
     if settings.model.path is not None:
         from nightmill.engine.llama import llama_program  # noqa: PLC0415 - an extra, seldom installed
 
         port = free_port()
-        return _with_url(settings, port), [llama_program(settings.model, port=port)]
+        return _with_url(settings, port), [_upstream(llama_program(settings.model, port=port))]
     if settings.upstream.url == "auto":
         return await _found(settings, say=say), []
     return settings, []
@@ -62,6 +65,11 @@ async def _found(settings: Settings, *, say: Callable[[str], None]) -> Settings:
         say(f"using {found[0].name}; choose another with --upstream URL")
     upstream = settings.upstream.model_copy(update={"url": found[0].url})
     return settings.model_copy(update={"upstream": upstream})
+
+
+def _upstream(program: Program) -> Program:
+    """It ends after the workers that still wait for its answers."""
+    return replace(program, stage=1)
 
 
 def _with_url(settings: Settings, port: int) -> Settings:

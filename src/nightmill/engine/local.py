@@ -13,7 +13,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from nightmill.telemetry import Emit, ProcessDied
@@ -28,12 +28,16 @@ _HEALTHY_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """One child: `python -m module arguments...`, with `message` as its first line of input."""
+    """One child: `python -m module arguments...`, with `message` as its first line of input.
+
+    `stage` orders the end: those of a lower stage end first, because they still need the others.
+    """
 
     name: str
     module: str
     arguments: tuple[str, ...] = ()
     message: str = ""
+    stage: int = 0
 
 
 def free_port() -> int:
@@ -55,7 +59,7 @@ class LocalEngine:
     emit: Emit
     ring_here: Callable[[], None]
     monotonic: Callable[[], float]
-    _children: dict[str, asyncio.subprocess.Process] = field(default_factory=dict)
+    _children: dict[str, tuple[Program, asyncio.subprocess.Process]] = field(default_factory=dict)
     _is_draining: bool = False
 
     async def keep(self, program: Program) -> None:
@@ -73,35 +77,51 @@ class LocalEngine:
 
     def ring(self) -> None:
         """Wakes the roles of every child."""
-        self._tell(RING)
+        self._tell(RING, list(self._children))
+
+    def start_drain(self) -> None:
+        """From now on nothing is started again, and the first stage finishes what it has."""
+        if not self._is_draining:
+            self._is_draining = True
+            self._tell(DRAIN, self._of_stage(self._first_stage()))
 
     async def drain(self, *, grace_s: float) -> None:
-        """Asks every child to finish, and ends what has not after `grace_s`."""
-        self._is_draining = True
-        self._tell(DRAIN)
-        children = list(self._children.values())
+        """Ends every child, stage by stage; kills what has not ended after `grace_s`."""
+        self.start_drain()
         try:
             async with asyncio.timeout(grace_s):
-                for child in children:
-                    await child.wait()
+                while self._children:
+                    names = self._of_stage(self._first_stage())
+                    self._tell(DRAIN, names)
+                    for name in names:
+                        if name in self._children:
+                            await self._children[name][1].wait()
+                            self._children.pop(name, None)
         except TimeoutError:
             self.kill()
 
     def kill(self) -> None:
         """Ends every child now. Nothing settled is lost by it."""
         self._is_draining = True
-        for child in self._children.values():
+        for _, child in self._children.values():
             if child.returncode is None:
                 child.send_signal(signal.SIGKILL)
 
     @property
     def process_ids(self) -> dict[str, int]:
-        return {name: child.pid for name, child in self._children.items() if child.returncode is None}
+        return {name: child.pid for name, (_, child) in self._children.items() if child.returncode is None}
 
-    def _tell(self, message: bytes, *, but: str = "") -> None:
-        for name, child in self._children.items():
-            if name != but and child.stdin is not None and not child.stdin.is_closing():
-                child.stdin.write(message)
+    def _first_stage(self) -> int:
+        return min((program.stage for program, _ in self._children.values()), default=0)
+
+    def _of_stage(self, stage: int) -> list[str]:
+        return [name for name, (program, _) in self._children.items() if program.stage == stage]
+
+    def _tell(self, message: bytes, names: Iterable[str]) -> None:
+        for name in names:
+            pipe = self._children[name][1].stdin
+            if pipe is not None and not pipe.is_closing():
+                pipe.write(message)
 
     async def _run(self, program: Program) -> int:
         child = await asyncio.create_subprocess_exec(
@@ -115,12 +135,14 @@ class LocalEngine:
         )
         assert child.stdin is not None
         assert child.stdout is not None
-        self._children[program.name] = child
+        self._children[program.name] = (program, child)
         try:
+            if self._is_draining:
+                child.kill()
             child.stdin.write(program.message.encode() + b"\n")
             while await child.stdout.readline():
                 self.ring_here()
-                self._tell(RING, but=program.name)
+                self._tell(RING, [name for name in self._children if name != program.name])
             return await child.wait()
         except (BrokenPipeError, ConnectionResetError):
             return await child.wait()
@@ -128,7 +150,3 @@ class LocalEngine:
             if child.returncode is None:
                 child.kill()
             self._children.pop(program.name, None)
-
-
-def module_arguments(arguments: Sequence[str | int]) -> tuple[str, ...]:
-    return tuple(str(argument) for argument in arguments)
