@@ -549,3 +549,25 @@ def test_fifty_uploads_at_once_all_arrive(server, key):
         with connection, connection.makefile("rb") as answer:
             file = json.loads(answer.read().partition(b"\r\n\r\n")[2])
         assert (file["filename"], file["bytes"]) == (str(size), len(LINE) * size)
+
+
+def test_the_streamed_bodies_are_described(server):
+    paths = server.send("GET", "/openapi.json").json()["paths"]
+    for path, operation_id, schema in (
+        ("/files", "createFile", "CreateFileRequest"),
+        ("/uploads/{upload_id}/parts", "addUploadPart", "AddUploadPartRequest"),
+    ):
+        operation = paths[path]["post"]
+        content = operation["requestBody"]["content"]["multipart/form-data"]
+        assert operation["operationId"] == operation_id
+        assert content["schema"] == {"$ref": f"#/components/schemas/{schema}"}
+    described = {
+        (path, verb): it["operationId"] for path, verbs in paths.items() for verb, it in verbs.items()
+    }
+    assert described["/files", "get"] == "listFiles"
+    assert described["/files/{file_id}", "get"] == "retrieveFile"
+    assert described["/files/{file_id}", "delete"] == "deleteFile"
+    assert described["/files/{file_id}/content", "get"] == "downloadFile"
+    assert described["/uploads", "post"] == "createUpload"
+    assert described["/uploads/{upload_id}/complete", "post"] == "completeUpload"
+    assert described["/uploads/{upload_id}/cancel", "post"] == "cancelUpload"

@@ -111,21 +111,26 @@ async def chunks_of(request: Request, *, idle_s: float) -> AsyncIterator[bytes]:
             return
 
 
-class UnreadBodyRoute(APIRoute):
-    """A route that may answer before the body has arrived.
+def answering_early(scope: Scope, receive: Receive, send: Send) -> tuple[Receive, Send]:
+    """The same two callables, for whoever may answer before the body has arrived.
 
     Most clients send everything before they read, and closing a connection with bytes under way destroys the
     answer in their hands. So the answer goes out at once, says that the connection will close, and what still
     arrives is thrown away for a while before it does. A small body is waited for instead: that keeps the
     connection.
     """
+    headers = dict(scope["headers"])
+    if headers.get(b"content-length", b"0") == b"0" and b"transfer-encoding" not in headers:
+        return receive, send
+    exchange = _Exchange(receive, send, is_awaited=b"expect" in headers)
+    return exchange.receive, exchange.send
+
+
+class UnreadBodyRoute(APIRoute):
+    """A route that may answer before the body has arrived."""
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = dict(scope["headers"])
-        if headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers:
-            exchange = _Exchange(receive, send, is_awaited=b"expect" in headers)
-            receive, send = exchange.receive, exchange.send
-        await super().handle(scope, receive, send)
+        await super().handle(scope, *answering_early(scope, receive, send))
 
 
 class _Exchange:
