@@ -1,157 +1,131 @@
-"""Who is asking: an API key, or nobody in particular while no key exists.
+"""`python -m nightmill.engine.llama_server --model path.gguf`: llama.cpp's own HTTP server in this process.
 
-Duty: from a request's headers to a project, and how often one key may ask. Promise: keys are looked up by
-their SHA-256, so a comparison's timing says nothing about a key, and a key is in no message and no log.
-Not its duty: making keys (`keys`).
+It listens on loopback only. The port goes into `--port-file` or through `--port-fd` once the model is loaded.
+It ends at the end of its standard input; a byte `d` there, after the first line, lets it finish what it has
+begun first.
 """
 
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from ipaddress import ip_address
-from typing import Annotated, cast
+import argparse
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
 
-from fastapi import Depends, Request
+from nightmill.engine.llama import require_llama
+from nightmill.errors import SetupError
 
-from nightmill.api.context import ApiContext
-from nightmill.errors import AuthenticationError, TooManyError
-from nightmill.ids import ProjectId
-from nightmill.keys import digest_of
-from nightmill.store import ApiKey
-
-DEFAULT_PROJECT = ProjectId("default")
-PROJECT_IN_SCOPE = "nightmill.project"
-
-_REMEMBERED_S = 2.0
-_REMEMBERED_KEYS = 1_024
-_CHALLENGE = {"www-authenticate": 'Bearer realm="nightmill"'}
-
-
-async def project_of(request: Request) -> ProjectId:
-    """The project that `middleware` found for this request, before anything else looked at it."""
-    return cast("ProjectId", request.scope[PROJECT_IN_SCOPE])
+_DRAIN = b"d"
+_GGUF = b"GGUF"
+_HEAD_BYTES = 1 << 20
+# llama.cpp holds one thread for each open connection; the sender may keep many more of them than slots.
+_CONNECTIONS = 256
+_ERRORS_ONLY = 1
+_LOOK_S = 0.05
 
 
-Project = Annotated[ProjectId, Depends(project_of)]
-"""Routes ask for `project: Project`."""
+def serve(path: Path, *, slots: int, context_tokens: int, port: int) -> Any:
+    """Loads the model and listens. `context_tokens` is for each slot; with 0 all share the model's own.
 
-
-@dataclass(frozen=True, slots=True)
-class Asker:
-    """Whose request it is. `name` tells askers apart for the rate limit."""
-
-    project_id: ProjectId
-    name: str
-
-
-class KeyRing:
-    """Looks keys up in the store and remembers what it found for two seconds, so that polls stay cheap.
-
-    A key that was revoked works for as long at most. One that was made works at once: nobody can have sent it
-    before.
+    Raises:
+        SetupError: the file is no model that llama.cpp can load, or the port is taken.
     """
-
-    def __init__(self, context: ApiContext) -> None:
-        self._context = context
-        self._keys: dict[str, tuple[ApiKey | None, float]] = {}
-        self._has_keys: tuple[bool, float] | None = None
-
-    async def asker(self, headers: Mapping[bytes, bytes]) -> Asker:
-        """Raises AuthenticationError."""
-        secret = _secret_in(headers)
-        key = await self._key(secret) if secret else None
-        if key is not None:
-            return Asker(key.project_id, key.id)
-        if self._may_be_keyless(headers) and not await self._keys_exist():
-            return Asker(DEFAULT_PROJECT, "")
-        if not secret:
-            raise AuthenticationError("Missing bearer or basic authentication in header", headers=_CHALLENGE)
-        message = (
-            f"Incorrect API key provided: {_masked(secret)}. "
-            "You can make an API key with `nightmill keys create` on the server."
-        )
-        raise AuthenticationError(message, code="invalid_api_key", headers=_CHALLENGE)
-
-    def _may_be_keyless(self, headers: Mapping[bytes, bytes]) -> bool:
-        """Only from this machine: a page of another origin that a browser here shows is kept out."""
-        settings = self._context.settings
-        return (
-            settings.keyless_on_loopback
-            and is_loopback(settings.api.host)
-            and is_loopback(_host_in(headers.get(b"host", b"")))
-            and is_loopback(_host_in(headers.get(b"origin", b"http://localhost").partition(b"://")[2]))
-        )
-
-    async def _keys_exist(self) -> bool:
-        now = self._context.clock()
-        if self._has_keys is None or not 0 <= now - self._has_keys[1] < _REMEMBERED_S:
-            self._has_keys = (await self._context.store.has_api_keys(), now)
-        return self._has_keys[0]
-
-    async def _key(self, secret: str) -> ApiKey | None:
-        digest = digest_of(secret)
-        now = self._context.clock()
-        remembered = self._keys.get(digest)
-        if remembered is not None and 0 <= now - remembered[1] < _REMEMBERED_S:
-            return remembered[0]
-        key = await self._context.store.api_key(digest)
-        if len(self._keys) >= _REMEMBERED_KEYS:
-            self._keys.clear()
-        self._keys[digest] = (key, now)
-        return key
-
-
-class RateLimit:
-    """At most so many requests a minute for each asker, in bursts of as many; 0 sets no limit."""
-
-    def __init__(self, per_minute: int, *, clock: Callable[[], float]) -> None:
-        self._per_minute = per_minute
-        self._clock = clock
-        self._left: dict[str, tuple[float, float]] = {}
-
-    def take(self, asker: Asker) -> None:
-        """Raises TooManyError with the seconds until the next request is admitted."""
-        if not self._per_minute:
-            return
-        now = self._clock()
-        per_second = self._per_minute / 60
-        left, seen_at = self._left.get(asker.name, (float(self._per_minute), now))
-        left = min(float(self._per_minute), left + max(0.0, now - seen_at) * per_second)
-        if left < 1:
-            self._left[asker.name] = (left, now)
-            wait_s = math.ceil((1 - left) / per_second)
-            raise TooManyError(
-                f"Rate limit reached for requests: limit {self._per_minute} per minute and API key. "
-                f"Please try again in {wait_s}s.",
-                retry_after_s=wait_s,
-            )
-        self._left[asker.name] = (left - 1, now)
-
-
-def is_loopback(host: str) -> bool:
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
+    head = _head(path)
+    require_llama()
+    llama: Any = import_module("xllamacpp")  # an extra, and a hundred megabytes
+    params = llama.CommonParams()
+    params.model.path = str(path)
+    params.model_alias = {path.stem}
+    params.n_parallel = slots
+    params.n_ctx = context_tokens * slots
+    params.kv_unified = context_tokens == 0
+    params.port = port
+    params.n_threads_http = _CONNECTIONS
+    params.endpoint_metrics = True
+    params.ui = False
+    params.verbosity = _ERRORS_ONLY  # above it, prompts get into the log
+    # A model that pools its tokens makes embeddings, and llama.cpp then serves nothing else.
+    params.embedding = b".pooling_type" in head
     try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
+        return llama.Server(params)
+    except RuntimeError as error:
+        raise SetupError(f"llama.cpp can't serve {path} on port {port}: {error}") from None
 
 
-def _secret_in(headers: Mapping[bytes, bytes]) -> str | None:
-    scheme, _, credentials = headers.get(b"authorization", b"").strip().partition(b" ")
-    if scheme.lower() == b"bearer" and credentials.strip():
-        return credentials.strip().decode("latin-1")
-    return headers.get(b"api-key", b"").strip().decode("latin-1") or None
+def _head(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEAD_BYTES)
+    except OSError as error:
+        raise SetupError(f"the model {path} can't be read: {error.strerror}") from None
+    if not head.startswith(_GGUF):
+        raise SetupError(f"{path} is not a GGUF file")
+    return head
 
 
-def _host_in(authority: bytes) -> str:
-    """`[::1]:8080` -> `::1`, `localhost:8080` -> `localhost`."""
-    text = authority.decode("latin-1").strip().lower()
-    if text.startswith("["):
-        return text[1:].partition("]")[0]
-    return text.partition(":")[0]
+def _is_idle(server: Any) -> bool:
+    wanted = ("llamacpp:requests_processing ", "llamacpp:requests_deferred ")
+    counts = [line.split()[1] for line in server.handle_metrics().splitlines() if line.startswith(wanted)]
+    return all(float(count) == 0 for count in counts)
 
 
-def _masked(secret: str) -> str:
-    """Enough to tell one's own keys apart, too little to be one."""
-    return f"{secret[:3]}…{secret[-4:]}" if len(secret) >= 20 and secret.isascii() else "…"
+def _watch_input(drain: threading.Event) -> None:
+    past_first_line = False
+    while received := os.read(sys.stdin.fileno(), 1_024):
+        if not past_first_line:
+            _, line_break, received = received.partition(b"\n")
+            past_first_line = bool(line_break)
+        if past_first_line and _DRAIN in received:
+            drain.set()
+    # The parent is gone, and with it whoever wants an answer: not even a model being loaded is waited for.
+    os._exit(0)
+
+
+def _tell_port(port: int, *, file: Path | None, descriptor: int | None) -> None:
+    line = f"{port}\n"
+    if file is not None:
+        unfinished = file.with_name(file.name + ".tmp")
+        unfinished.write_text(line, encoding="ascii")
+        unfinished.replace(file)
+    if descriptor is not None:
+        with os.fdopen(descriptor, "w", encoding="ascii") as pipe:
+            pipe.write(line)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m nightmill.engine.llama_server", description=__doc__)
+    parser.add_argument("--model", type=Path, required=True, help="a GGUF file")
+    parser.add_argument("--slots", type=int, default=4, help="lines answered at once")
+    parser.add_argument(
+        "--context", type=int, default=0, help="tokens for each slot; 0 takes the model's own"
+    )
+    parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
+    parser.add_argument("--port-file", type=Path, help="is written once the model is loaded")
+    parser.add_argument("--port-fd", type=int, help="an open descriptor that gets the port as a line")
+    asked = parser.parse_args(arguments)
+    if not sys.stdin.isatty():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what llama.cpp prints is for the log
+    drain = threading.Event()
+    threading.Thread(target=_watch_input, args=(drain,), daemon=True).start()
+    try:
+        server = serve(asked.model, slots=asked.slots, context_tokens=asked.context, port=asked.port)
+    except SetupError as error:
+        sys.stderr.write(f"nightmill llama: {error}\n")
+        sys.exit(SetupError.exit_code)
+    port = int(server.listening_address.rpartition(":")[2])
+    _tell_port(port, file=asked.port_file, descriptor=asked.port_fd)
+    drain.wait()
+    while not _is_idle(server):
+        time.sleep(_LOOK_S)
+    sys.stderr.flush()
+    # An ordinary exit would wait for connections that are kept alive.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
