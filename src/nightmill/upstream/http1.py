@@ -215,6 +215,7 @@ def reason_of(error: OSError) -> str:
         case ssl.SSLCertVerificationError():
             return f"its TLS certificate is not trusted: {error.verify_message}"
         case ssl.SSLError():
-            return f"no TLS connection: {error.reason}"
+            # Not every TLS error has a reason, whatever its type says.
+            return f"no TLS connection: {getattr(error, 'reason', None) or 'handshake failed'}"
         case _:
             return f"no connection: {error.strerror or type(error).__name__}"

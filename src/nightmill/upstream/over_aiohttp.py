@@ -9,6 +9,7 @@ import ssl
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import BytesIO
 from types import SimpleNamespace
 
 import aiohttp
@@ -20,6 +21,8 @@ from nightmill.upstream.http1 import IDLE_S, MODELS_TIMEOUT_S, reason_of
 from nightmill.upstream.target import Target
 
 _OK = 200
+_FIRST_FINAL_STATUS = 200
+_LARGE_BYTES = 1 << 20
 
 
 @dataclass(slots=True)
@@ -75,7 +78,7 @@ class AiohttpUpstream:
         try:
             async with asyncio.timeout(timeout_s):
                 outcome = await self._attempt(pooled, method, url, body, trace)
-                if outcome is None:
+                if outcome is None and not self._closed:
                     outcome = await self._attempt(single_use, method, url, body, _Trace(connected=True))
         except TimeoutError:
             if not trace.connected:
@@ -90,7 +93,7 @@ class AiohttpUpstream:
         answering = False
         try:
             async with session.request(
-                method, url, data=body, allow_redirects=False, trace_request_ctx=trace
+                method, url, data=_payload(body), allow_redirects=False, trace_request_ctx=trace
             ) as response:
                 answering = True
                 return await self._read(response)
@@ -117,6 +120,9 @@ class AiohttpUpstream:
             return Broken("the answer is not HTTP/1.1")
 
     async def _read(self, response: aiohttp.ClientResponse) -> Outcome:
+        if response.status < _FIRST_FINAL_STATUS:
+            response.close()
+            return Broken("the answer is not HTTP/1.1")
         chunks: list[bytes] = []
         size_bytes = 0
         async for chunk in response.content.iter_any():
@@ -159,6 +165,11 @@ class AiohttpUpstream:
             trace_configs=[trace],
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._connect_timeout_s),
         )
+
+
+def _payload(body: bytes | None) -> bytes | BytesIO | None:
+    """aiohttp writes a file piece by piece, and warns of large bytes it would write in one go."""
+    return BytesIO(body) if body is not None and len(body) > _LARGE_BYTES else body
 
 
 async def _on_reused(
