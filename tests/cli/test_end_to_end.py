@@ -184,9 +184,6 @@ def test_a_run_of_a_bad_file_sends_nothing(nightmill, input_file, tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["in.jsonl"]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="assembly.run creates its batch anew on the second run; the store refuses the id"
-)
 def test_a_run_stopped_with_ctrl_c_goes_on_where_it_was(command, input_file, tmp_path):
     path = input_file(20)
     slow = os.environ | {"NIGHTMILL_EMULATOR__DELAY_S": "0.1"}

@@ -22,12 +22,11 @@ from nightmill.assembly.rooms import Rooms, open_rooms
 from nightmill.assembly.upstreams import choose_upstream
 from nightmill.batch import ENDPOINTS, Batch, LineError, Status, Usage
 from nightmill.engine.local import LocalEngine, Program
-from nightmill.errors import ConflictError, RequestError, SetupError
+from nightmill.errors import RequestError, SetupError
 from nightmill.ids import BatchId, FileId, ProjectId
 from nightmill.roles.loop import Bell, keep_turning
 from nightmill.roles.worker import Worker
 from nightmill.settings import Settings
-from nightmill.store import Idempotency
 from nightmill.store.migrate import migrate
 from nightmill.upstream.connect import open_upstream
 
@@ -172,14 +171,16 @@ async def _batch(rooms: Rooms, path: Path, endpoint: str) -> Batch:
         created_at=now,
         expires_at=now + _YEAR_S,
     )
-    try:
-        return await rooms.store.create_batch(batch, Idempotency("run", digest))
-    except ConflictError:
+    begun = (await rooms.store.list_batches(_PROJECT, limit=1)).items
+    if not begun:
+        return await rooms.store.create_batch(batch)
+    if begun[0].id != batch.id:
         folder = rooms.settings.folder
         message = (
             f"{path} or its endpoint has changed since its unfinished run; to begin anew remove {folder}"
         )
-        raise RequestError(message) from None
+        raise RequestError(message)
+    return begun[0]
 
 
 async def _copy_in(rooms: Rooms, path: Path) -> None:
