@@ -8,7 +8,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 
 # make run: a model of your own instead of the emulator, and how much of the example to send
 MODEL ?=
@@ -40,6 +40,7 @@ unit: $(STAMP)  ## the tests, docs included
 
 docs: $(STAMP)  ## print the generated parts of docs/ anew
 	$(BIN)/python docs/generate.py
+	$(BIN)/python -m nightmill.cli.reference > docs/cli.md
 
 setup: $(STAMP)  ## everything into .venv
 

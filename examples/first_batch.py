@@ -31,18 +31,19 @@ READY_S = 300.0  # a large model takes its time to load
 STOP_S = 40.0
 POLL_S = 0.25
 SHOWN = 3
+EMULATED_DELAY_S = 0.5  # a model would take longer; without it there is no progress to see
 LINES_FOR_A_MODEL = 20  # enough to see it work, on a laptop too
 
 
 @contextmanager
-def server(upstream: list[str]) -> Generator[str]:
+def server(upstream: list[str], **environment: str) -> Generator[str]:
     """`nightmill serve` as a child process on a free port; gives its base URL."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with tempfile.TemporaryDirectory(prefix="nightmill-first-batch-") as folder:
         log = Path(folder, "server.log")
-        environment = os.environ | {
+        environment |= os.environ | {
             "NIGHTMILL_FOLDER": str(Path(folder, "data")),
             "NIGHTMILL_API__HOST": "127.0.0.1",
             "NIGHTMILL_API__PORT": str(port),
@@ -147,7 +148,7 @@ def main() -> None:
         elif asked.upstream:
             upstream = ["--upstream", asked.upstream]
         print(f"starting: nightmill serve {' '.join(upstream)}")
-        with server(upstream) as url:
+        with server(upstream, NIGHTMILL_EMULATOR__DELAY_S=str(EMULATED_DELAY_S)) as url:
             limit = asked.lines or (LINES_FOR_A_MODEL if is_real else None)
             batch = run_and_show(OpenAI(base_url=url, api_key=key), limit=limit)
         if not is_real:

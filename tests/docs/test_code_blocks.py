@@ -10,7 +10,7 @@ The language of a block says what is done with it:
 
 A block marked `not-run: reason` needs what CI can't have. Only its syntax is checked, and pytest lists it
 among the skipped (`-rs`). One marked `needs: program` runs where that program is. The model servers of the
-pages (Ollama, vLLM) are played by the emulator.
+pages (Ollama, vLLM) are played by the emulator, and their `model.gguf` is a tiny one.
 """
 
 import json
@@ -29,6 +29,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -212,14 +213,21 @@ def model_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int
         stop(child)
 
 
+@pytest.mark.timeout(300)  # a page may start several servers, and the machine may be busy
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_the_code_of_a_page_runs(page: Path, tmp_path: Path, request: pytest.FixtureRequest):
     todo = [block for block in blocks_of(page) if block.reason_not_to_run is None]
     if not todo:
         return
-    ports = free_ports(NIGHTMILL_PORT) | request.getfixturevalue("model_servers")
-    serves = any(block.marks == "server" for block in todo)
-    session = Session(tmp_path, None if serves else request.getfixturevalue("emulated_url"), ports)
+    ports = request.getfixturevalue("model_servers")
+    if any(block.marks == "server" for block in todo):
+        session = Session(tmp_path, None, ports | free_ports(NIGHTMILL_PORT))
+    else:
+        url = request.getfixturevalue("emulated_url")
+        session = Session(tmp_path, url, ports | {NIGHTMILL_PORT: urlsplit(url).port})
+    if any("model.gguf" in block.code for block in todo):
+        write_gguf = [sys.executable, str(ROOT / "tests/tiny_gguf.py"), str(tmp_path / "model.gguf")]
+        subprocess.run(write_gguf, check=True, timeout=BLOCK_S)
     with ExitStack() as serving:
         for block in todo:
             if block.marks == "server":
