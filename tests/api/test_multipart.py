@@ -356,11 +356,16 @@ async def test_a_sender_that_stops_is_given_up(desk: Desk) -> None:
 
 
 async def test_a_sender_that_trickles_is_given_up(desk: Desk) -> None:
+    sent = 0
+
     async def trickling() -> dict[str, object]:
+        nonlocal sent
+        sent += 1
+        assert sent < 200, "a byte now and then must not count as progress"
         await asyncio.sleep(0.005)
         return {"type": "http.request", "body": b"-", "more_body": True}
 
-    assert isinstance(await desk.refusal(receive=trickling, idle_s=0.05), SlowBodyError)
+    assert isinstance(await desk.refusal(receive=trickling, idle_s=0.2), SlowBodyError)
 
 
 async def test_time_spent_writing_does_not_count_as_idle(desk: Desk) -> None:
@@ -379,7 +384,7 @@ async def test_time_spent_writing_does_not_count_as_idle(desk: Desk) -> None:
             return getattr(self._writer, name)
 
         async def write(self, chunk: bytes) -> None:
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.05)
             await self._writer.write(chunk)  # type: ignore[attr-defined]
 
     async def open_slowly() -> object:
@@ -390,7 +395,7 @@ async def test_time_spent_writing_does_not_count_as_idle(desk: Desk) -> None:
         "method": "POST",
         "headers": [(b"content-type", b"multipart/form-data; boundary=bound")],
     }
-    plan = FormPlan(file_field="file", open_writer=open_slowly, limit_bytes=lambda _: 100, idle_s=0.08)  # type: ignore[arg-type]
+    plan = FormPlan(file_field="file", open_writer=open_slowly, limit_bytes=lambda _: 100, idle_s=0.6)  # type: ignore[arg-type]
     async with receive_form(Request(scope, receive), plan) as form:
         assert form.size_bytes == 20
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -326,17 +325,15 @@ def test_other_requests_are_answered_while_parts_are_joined(serve):
     part = b"x" * (32 << 20)
     upload = opened(client, bytes=4 * len(part), purpose="evals")
     ids = [client.uploads.parts.create(upload.id, data=part).id for _ in range(4)]
-    waits = []
+    md5 = hashlib.md5(part * 4).hexdigest()
+    answered = 0
     with ThreadPoolExecutor(1) as pool:
-        md5 = hashlib.md5(part * 4).hexdigest()
         joining = pool.submit(client.uploads.complete, upload.id, part_ids=ids, md5=md5)
         while not joining.done():
-            started = time.perf_counter()
-            server.send("GET", "/v1/files")
-            waits.append(time.perf_counter() - started)
+            assert server.send("GET", "/v1/files").status == 200
+            answered += 1
     assert joining.result().status == "completed"
-    assert len(waits) > 3
-    assert max(waits) < 0.5
+    assert answered > 5
 
 
 @pytest.mark.parametrize("upload_id", ["upload_0", "x%00", "%ff", "u" * 500])
