@@ -2,20 +2,18 @@
 
 import asyncio
 import os
-import struct
 from collections.abc import AsyncIterator, Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
-from nightmill.batch import Tally, Usage
 from nightmill.blobs import delete_folder, make_folders, reported, sync_folder
 from nightmill.errors import DamageError, UnavailableError
 from nightmill.ids import BatchId
-from nightmill.line import OutputLine
 from nightmill.parts.protocol import PartRecord
-from nightmill.parts.record import bounded, pack_record, read_records
+from nightmill.parts.record import read_records
+from nightmill.parts.writer import FolderPartWriter, part_key
 from nightmill.segment import Lease, PinnedPart
 
 _READ_BYTES = 1 << 20
@@ -66,11 +64,11 @@ class FolderParts:
         """Why answers can't be made durable right now, or None when all is well."""
         return self._stalled
 
-    def open(self, lease: Lease, on_commit: Callable[[int], None] | None = None) -> "FolderPartWriter":
+    def open(self, lease: Lease, on_commit: Callable[[int], None] | None = None) -> FolderPartWriter:
         """Raises ValueError while another writer is open under the same token."""
         if self._closing.is_set():
             raise ValueError("the parts are closed")
-        key = _key(lease, lease.token, 0)
+        key = part_key(lease, lease.token, 0)
         if key in self._writers:
             raise ValueError(f"part {key} is already open")
         if self._loop_task is None:
@@ -140,12 +138,12 @@ class FolderParts:
                 f"{lost} answers could not be written ({self._stalled}); their lines are sent again"
             )
 
-    def queued(self, writer: "FolderPartWriter") -> None:
+    def queued(self, writer: FolderPartWriter) -> None:
         """A clean writer has its first record queued."""
         self._dirty.append(writer)
         self._work.set()
 
-    def forget(self, writer: "FolderPartWriter") -> None:
+    def forget(self, writer: FolderPartWriter) -> None:
         """A closed writer has nothing queued any more."""
         self._writers = {key: other for key, other in self._writers.items() if other is not writer}
         writer.let_go()
@@ -212,7 +210,7 @@ class FolderParts:
             self._turn = asyncio.get_running_loop().create_future()
 
     def _write_out(
-        self, writers: "Sequence[FolderPartWriter]", pieces: Sequence[Sequence[bytes]]
+        self, writers: Sequence[FolderPartWriter], pieces: Sequence[Sequence[bytes]]
     ) -> tuple[str | None, list[OSError | None]]:
         failures: list[OSError | None] = []
         for writer, piece in zip(writers, pieces, strict=True):
@@ -254,7 +252,7 @@ class FolderParts:
         found: list[PinnedPart] = []
         for token in range(lease.token):
             for copy in count():
-                key = _key(lease, token, copy)
+                key = part_key(lease, token, copy)
                 part = known.pop(key, None)
                 if part is None and (length_bytes := _durable_length(self._root / key)) is not None:
                     part = PinnedPart(key, length_bytes)
@@ -263,151 +261,6 @@ class FolderParts:
                 if part.length_bytes:
                     found.append(part)
         return [*known.values(), *found]
-
-
-class FolderPartWriter:
-    """The part of one lease. Between `take` and `settle` the file is the disk thread's, all else the loop's.
-
-    A record is written again, byte for byte at the same place, until its write and sync succeed. So a torn
-    tail is overwritten rather than cut off, and a length that somebody pinned meanwhile stays good.
-    """
-
-    def __init__(
-        self, parts: FolderParts, root: Path, lease: Lease, on_commit: Callable[[int], None] | None
-    ) -> None:
-        self.key = _key(lease, lease.token, 0)
-        self.folder = (root / self.key).parent
-        self.is_named = False
-        self.is_closing = False
-        self._parts = parts
-        self._root = root
-        self._lease = lease
-        self._on_commit = on_commit
-        self._descriptor: int | None = None
-        self._refusal: Exception | None = None
-        self._queue: list[bytes] = []
-        self._taken: list[bytes] = []
-        self._counted = self._taken_counted = self._durable_counted = 0
-        self._failed = 0
-        self._input_tokens = self._cached_tokens = self._output_tokens = 0
-        self._reasoning_tokens = self._total_tokens = 0
-        self._taken_tally = self._durable_tally = Tally()
-        self._durable_bytes = 0
-
-    @property
-    def durable_tally(self) -> Tally:
-        return self._durable_tally
-
-    @property
-    def pinned(self) -> PinnedPart | None:
-        return PinnedPart(self.key, self._durable_bytes) if self._durable_bytes else None
-
-    @property
-    def pending_count(self) -> int:
-        """Records that are not durable yet."""
-        return self._counted - self._durable_counted
-
-    @property
-    def has_file(self) -> bool:
-        return self._descriptor is not None
-
-    def append(self, ordinal: int, output: OutputLine) -> None:
-        if self._refusal is not None:
-            raise self._refusal
-        try:
-            crc, record = pack_record(ordinal, output)
-        except struct.error:
-            output = bounded(output)
-            crc, record = pack_record(ordinal, output)
-        if self._counted == self._durable_counted:
-            self._parts.queued(self)
-        self._queue += (crc, record)
-        self._counted += 1
-        self._parts.queued_bytes += len(record) + len(crc)
-        if output.is_error:
-            self._failed += 1
-        usage = output.usage
-        if usage is not None:
-            self._input_tokens += usage.input_tokens
-            self._cached_tokens += usage.cached_tokens
-            self._output_tokens += usage.output_tokens
-            self._reasoning_tokens += usage.reasoning_tokens
-            self._total_tokens += usage.total_tokens
-
-    async def flush(self) -> None:
-        target = self._counted
-        while self._durable_counted < target:
-            await self._parts.committed()
-
-    async def close(self) -> None:
-        """When it is cancelled, the file is let go once what was appended is durable."""
-        self.refuse(ValueError(f"part {self.key} is closed"))
-        self.is_closing = True
-        await self.flush()
-        self._parts.forget(self)
-
-    def refuse(self, refusal: Exception) -> None:
-        """From now on `append` raises `refusal`; the first one stays."""
-        self._refusal = self._refusal or refusal
-
-    def take(self) -> Sequence[bytes]:
-        """What is to be written behind the durable bytes: also what an earlier try could not write."""
-        self._taken += self._queue
-        self._queue = []
-        self._taken_counted = self._counted
-        usage = Usage(
-            self._input_tokens,
-            self._cached_tokens,
-            self._output_tokens,
-            self._reasoning_tokens,
-            self._total_tokens,
-        )
-        self._taken_tally = Tally(self._counted - self._failed, self._failed, usage)
-        return self._taken
-
-    def write_out(self, records: bytes) -> None:
-        """In the disk thread."""
-        if self._descriptor is None:
-            self._descriptor = self._create()
-        written = 0
-        with memoryview(records) as view:
-            while written < len(view):
-                written += os.pwrite(self._descriptor, view[written:], self._durable_bytes + written)
-        os.fdatasync(self._descriptor)
-
-    def _create(self) -> int:
-        """A file of our own. One may lie under our token: a store brought back from a copy counts again."""
-        self.folder.mkdir(exist_ok=True)
-        for copy in count():
-            key = _key(self._lease, self._lease.token, copy)
-            with suppress(FileExistsError):
-                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-                descriptor = os.open(self._root / key, flags, 0o600)
-                self.key = key
-                return descriptor
-        raise AssertionError("count() has no end")
-
-    def settle(self) -> int:
-        """What was taken is durable and counts. Returns its size in bytes."""
-        size_bytes = sum(map(len, self._taken))
-        newly_counted = self._taken_counted - self._durable_counted
-        self._taken = []
-        self._durable_bytes += size_bytes
-        self._durable_counted = self._taken_counted
-        self._durable_tally = self._taken_tally
-        if self._on_commit is not None:
-            self._on_commit(newly_counted)
-        return size_bytes
-
-    def let_go(self) -> None:
-        descriptor, self._descriptor = self._descriptor, None
-        if descriptor is not None:
-            os.close(descriptor)
-
-
-def _key(lease: Lease, token: int, copy: int) -> str:
-    name = f"{token}-{copy}" if copy else f"{token}"
-    return f"{lease.segment.batch_id}/{lease.segment.number}.{name}.part"
 
 
 def _some(records: Generator[tuple[int, PartRecord]]) -> list[tuple[int, PartRecord]]:
