@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nightmill import telemetry
+from nightmill.assembly.collection import spare_collections
 from nightmill.assembly.folder_lock import locked_folder
 from nightmill.assembly.rooms import Rooms, open_rooms
 from nightmill.assembly.upstreams import choose_upstream
@@ -93,6 +94,7 @@ async def run_file(
         bell = Bell()
         async with open_rooms(settings, emit=telemetry.log, bell=bell) as rooms:
             batch = await _batch(rooms, input_path, endpoint)
+            spare_collections()
             async with _roles(rooms, programs) as worker:
                 while True:
                     rings = bell.rings

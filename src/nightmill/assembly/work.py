@@ -5,7 +5,6 @@ its settings as JSON.
 """
 
 import asyncio
-import gc
 import logging
 import os
 import random
@@ -14,6 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from nightmill import telemetry
+from nightmill.assembly.collection import spare_collections
 from nightmill.assembly.logs import start_logs
 from nightmill.assembly.rooms import Rooms, open_rooms, slots_of
 from nightmill.engine.local import DRAIN
@@ -67,8 +67,7 @@ async def work(settings: Settings, names: Sequence[str], outward: int) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, orders.drain)
     async with open_rooms(settings, emit=telemetry.log, bell=bell) as rooms, asyncio.TaskGroup() as group:
         listener = group.create_task(orders.listen(settings))
-        gc.collect()
-        gc.freeze()
+        spare_collections()
         async with asyncio.TaskGroup() as roles:
             for name in names:
                 roles.create_task(_run(rooms, name, orders))
