@@ -103,6 +103,7 @@ async def open_rooms(settings: Settings, *, emit: Emit, bell: Bell) -> AsyncGene
             root / "parts",
             commit_interval_s=settings.worker.commit_interval_s,
             buffer_bytes=settings.worker.buffer_bytes,
+            watermark_bytes=settings.retention.free_bytes,
         )
         try:
             yield Rooms(settings, store, blobs, parts, bell, emit, new_worker_id(secrets.token_bytes))

@@ -45,6 +45,9 @@ async def choose_upstream(
         from nightmill.engine.llama import llama_program  # noqa: PLC0415 - an extra, seldom installed
 
         port = free_port()
+        # More would only queue there, and a place in a queue counts towards an attempt's timeout.
+        upstream = settings.upstream.model_copy(update={"concurrency": settings.model.slots})
+        settings = settings.model_copy(update={"upstream": upstream})
         return _with_url(settings, port), [_upstream(llama_program(settings.model, port=port))]
     if settings.upstream.url == "auto":
         return await _found(settings, say=say), []

@@ -163,7 +163,10 @@ class Finalizer:
         if not result.is_done:
             # Its holder may have died before it could report; the duty's lease made its token void.
             pinned = tuple(await self._parts.find(_as_lease(batch, result)))
-        return {record.ordinal: record.output async for record in self._parts.read(pinned)}
+        answers: dict[int, OutputLine] = {}
+        async for record in self._parts.read(pinned):
+            answers.setdefault(record.ordinal, record.output)
+        return answers
 
     async def _lines(self, index_blob_key: str, result: SegmentResult) -> list[IndexedLine]:
         segment = result.segment

@@ -14,6 +14,7 @@ from typing import assert_never
 
 from nightmill.batch import Status, Tally
 from nightmill.blobs import Blobs
+from nightmill.crash import point
 from nightmill.errors import LeaseLost
 from nightmill.ids import WorkerId, output_line_id
 from nightmill.line import OutputLine, answered, unanswered
@@ -170,8 +171,10 @@ class Worker:
             return
         is_done = report.tally.answered == lease.segment.count
         end = self._store.complete_segment if is_done else self._store.release_segment
+        point("worker.before_complete" if is_done else "worker.before_release")
         try:
             ended = await end(lease, report, segment.parts)
+            point("worker.completed" if is_done else "worker.released")
         except BaseException:
             self._segments[segment.key] = segment
             raise
@@ -188,7 +191,9 @@ class Worker:
             return
         asked_at = self._monotonic()
         reports = [segment.report for segment in self._segments.values()]
+        point("worker.before_beat")
         reply = await self._store.beat(self._worker_id, reports, ttl_s=self._settings.lease_ttl_s)
+        point("worker.beaten")
         for key, segment in self._segments.items():
             if key in reply.lost:
                 segment.is_lost = True
@@ -214,9 +219,12 @@ class Worker:
             return False
         limit = -(-(wanted - self._unsent) // self._settings.lines_per_segment)
         asked_at = self._monotonic()
+        point("worker.before_lease")
         leases = await self._store.lease_segments(
             self._worker_id, limit=limit, ttl_s=self._settings.lease_ttl_s
         )
+        if leases:
+            point("worker.leased")
         confirmed_until = asked_at + self._settings.lease_ttl_s
         async with asyncio.TaskGroup() as group:
             opening = [group.create_task(self._opened(lease, confirmed_until)) for lease in leases]
@@ -257,12 +265,16 @@ class Worker:
         if lease.token > 1:
             pinned = tuple(await self._parts.find(lease))
             async for record in self._parts.read(pinned):
+                if record.ordinal in known:
+                    continue  # only after a restore of an older database; the first answer stands
                 known.add(record.ordinal)
                 earlier = earlier.plus(_tally_of(record.output))
             report = Report(segment.batch_id, segment.number, lease.token, earlier)
+            point("worker.before_pin")
             if not await self._store.pin_parts(lease, pinned, report):
                 self._emit(LeaseWasLost(segment.batch_id, segment.number, lease.token))
                 return None
+            point("worker.pinned")
         text, offset, lines = await read_segment(self._blobs, lease, known)
         return OpenSegment(
             lease,
