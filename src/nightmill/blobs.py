@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+from nightmill.crash import point
 from nightmill.errors import StorageFullError, UnavailableError
 
 
@@ -173,7 +174,9 @@ class FolderBlobs:
 
     def _open(self, unfinished: Path) -> int:
         self._check_room()
-        return os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        point("blob.opened")
+        return descriptor
 
     def _check_room(self) -> None:
         free_bytes = _free_bytes(self._root)
@@ -280,7 +283,9 @@ class FolderBlobWriter:
                 written += os.write(self._descriptor, view[written:length_bytes])
 
     def _publish(self) -> None:
+        point("blob.written")
         os.fsync(self._descriptor)
+        point("blob.synced")
         while True:
             make_folders(self._target.parent)
             try:
@@ -290,7 +295,9 @@ class FolderBlobWriter:
                     raise
                 continue  # delete_under took the folder away between the two calls
             break
+        point("blob.renamed")
         sync_folder(self._target.parent)
+        point("blob.named")
 
 
 @contextmanager
@@ -352,10 +359,12 @@ def _read(path: Path, start: int, length_bytes: int) -> bytes:
 
 
 def _delete(path: Path) -> None:
+    point("blob.before_delete")
     try:
         path.unlink()
     except (FileNotFoundError, NotADirectoryError):
         return
+    point("blob.deleted")
     # Whoever asked forgets the key next; without this a power cut could bring back bytes nobody knows of.
     sync_folder(path.parent)
 

@@ -242,7 +242,7 @@ def _from_toml(path: Path) -> Tree:
         raise SetupError(f"{path} is not valid TOML: {error}") from None
 
 
-_NOT_SETTINGS = {"CONFIG"}
+_NOT_SETTINGS = {"CONFIG", "CRASH_AT", "CRASH_FOLDER"}  # the last two: see crash.py
 _LIST_SETTINGS = {("limits", "completion_windows"), ("limits", "endpoints"), ("upstream", "models")}
 
 

@@ -21,6 +21,7 @@ from nightmill.api.idempotency import idempotency_of
 from nightmill.api.openapi import CONFLICT, TOO_LARGE, takes_json
 from nightmill.api.violations import wrong_prefix
 from nightmill.batch import Batch, Event, Status
+from nightmill.crash import point
 from nightmill.errors import NotFoundError, SetupError, TooManyError
 from nightmill.file import Purpose
 from nightmill.ids import BatchId, FileId, ProjectId, new_batch_id
@@ -88,7 +89,9 @@ async def create_batch(request: Request, context: Context, project: Project) -> 
         metadata=asked.metadata,
         output_expires_after_s=None if expires_after is None else expires_after.seconds,
     )
+    point("api.before_batch")
     stored = await context.store.create_batch(batch, idempotency)
+    point("api.batch_created")
     context.ring()
     return _shown(stored)
 
@@ -159,7 +162,9 @@ async def cancel_batch(batch_id: str, context: Context, project: Project) -> Jso
         if batch.status in _LEFT_ALONE:
             return _shown(batch)
         after = batch.after(Event.CANCEL_REQUESTED, now=context.clock())
+        point("api.before_cancel")
         if await context.store.move_batch(after, expected=batch.status):
+            point("api.batch_cancelling")
             context.ring()
             return _shown(after)
         # Someone moved it first. Statuses only go forward, so this ends after a few turns at most.

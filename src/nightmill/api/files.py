@@ -27,6 +27,7 @@ from nightmill.api.wire import (
     OpenAIFile,
     file_on_wire,
 )
+from nightmill.crash import point
 from nightmill.errors import NotFoundError, RequestError, UnavailableError
 from nightmill.file import NOT_DOWNLOADABLE, File, Purpose
 from nightmill.ids import FileId, ProjectId, new_file_id
@@ -176,11 +177,13 @@ def _file_from(form: Form, file_id: FileId, project: ProjectId, context: ApiCont
 
 async def _add(context: ApiContext, file: File, idempotency: Idempotency | None) -> File:
     """Dying between the commit of the bytes and here leaves a blob that no file names and nobody heard of."""
+    point("api.before_file")
     try:
         stored = await context.store.add_file(file, idempotency)
     except (RequestError, UnavailableError):
         await context.blobs.delete(file.blob_key)
         raise
+    point("api.file_added")
     if stored.id != file.id:
         await context.blobs.delete(file.blob_key)
     return stored

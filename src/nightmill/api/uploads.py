@@ -31,6 +31,7 @@ from nightmill.api.multipart import (
 from nightmill.api.openapi import CONFLICT, TOO_LARGE, takes_json, takes_multipart
 from nightmill.api.reception import Desk, UnreadBodyRoute
 from nightmill.blobs import BlobWriter
+from nightmill.crash import point
 from nightmill.errors import NotFoundError, RequestError, UnavailableError
 from nightmill.file import File, Purpose, Upload, UploadPart, UploadStatus
 from nightmill.ids import ProjectId, UploadId, new_file_id, new_part_id, new_upload_id
@@ -105,11 +106,13 @@ async def add_upload_part(
             await form.commit()
     created_at = int(context.clock())
     part = UploadPart(part_id, upload.id, form.size_bytes, created_at, blob_key)
+    point("api.before_part")
     try:
         is_added = await context.store.add_upload_part(part)
     except (RequestError, UnavailableError):
         await context.blobs.delete(blob_key)
         raise
+    point("api.part_added")
     if not is_added:
         await context.blobs.delete(blob_key)
         await _pending_upload(upload_id, context, project)
@@ -142,11 +145,13 @@ async def complete_upload(
             # Parts are taken away once an upload has ended; so somebody ended this one.
             await _pending_upload(upload_id, context, project)
             raise
+        point("api.before_complete")
         try:
             is_completed = await context.store.complete_upload(upload, file)
         except (RequestError, UnavailableError):
             await context.blobs.delete(file.blob_key)
             raise
+        point("api.upload_completed")
         if not is_completed:
             await context.blobs.delete(file.blob_key)
             await _pending_upload(upload_id, context, project)
@@ -164,8 +169,10 @@ async def complete_upload(
 async def cancel_upload(upload_id: str, context: Context, project: Project) -> Response:
     upload = await _upload(upload_id, context, project)
     if upload.status is not UploadStatus.CANCELLED:
+        point("api.before_upload_cancel")
         if not await context.store.cancel_upload(upload):
             raise _ended(await _upload(upload_id, context, project))
+        point("api.upload_cancelled")
         upload = replace(upload, status=UploadStatus.CANCELLED)
     return JsonResponse(wire.upload_on_wire(upload))
 

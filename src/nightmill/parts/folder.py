@@ -9,6 +9,7 @@ from itertools import count
 from pathlib import Path
 
 from nightmill.blobs import delete_folder, make_folders, reported, sync_folder
+from nightmill.crash import point
 from nightmill.errors import DamageError, UnavailableError
 from nightmill.ids import BatchId
 from nightmill.parts.protocol import PartRecord
@@ -237,6 +238,7 @@ class FolderParts:
         if folder not in self._named_folders:
             sync_folder(self._root)
             self._named_folders.add(folder)
+        point("part.named")
 
     def _shortage(self) -> str | None:
         if self._watermark_bytes <= 0:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from nightmill.batch import Tally, Usage
+from nightmill.crash import point
 from nightmill.line import OutputLine
 from nightmill.parts.record import bounded, pack_record
 from nightmill.segment import Lease, PinnedPart
@@ -137,10 +138,13 @@ class FolderPartWriter:
         if self._descriptor is None:
             self._descriptor = self._create()
         written = 0
+        point("part.before_write")
         with memoryview(records) as view:
             while written < len(view):
                 written += os.pwrite(self._descriptor, view[written:], self._durable_bytes + written)
+        point("part.written")
         os.fdatasync(self._descriptor)
+        point("part.synced")
 
     def _create(self) -> int:
         """A file of our own. One may lie under our token: a store brought back from a copy counts again."""

@@ -2,7 +2,8 @@
 
 Promise: every request line of the batch stands exactly once in one of the two files, and whoever reads the
 final status can download both at once (contract 2.3, 9.6). It may die at any instruction: the next one
-makes the same bytes under the same keys, and only a publish under the newest token counts. Not its duty: who
+makes the files again, and only a publish under the newest token counts. Each token has blob keys of its own,
+so that one who wakes late can't put its bytes in the place of those that were published. Not its duty: who
 answers lines, and until when.
 """
 
@@ -14,6 +15,7 @@ from hashlib import blake2b
 
 from nightmill.batch import Batch, Event, Status, Tally, Usage
 from nightmill.blobs import Blobs, BlobWriter
+from nightmill.crash import point
 from nightmill.errors import LeaseLost, UnavailableError
 from nightmill.file import File, Purpose
 from nightmill.ids import BatchId, FileId, WorkerId, new_file_id, output_line_id
@@ -88,24 +90,34 @@ class Finalizer:
     async def _close_settled_batches(self) -> None:
         for batch in await self._store.settled_batches():
             after = batch.after(Event.SETTLED, now=self._clock())
+            point("finalizer.before_settle")
             if await self._store.move_batch(after, expected=batch.status):
+                point("finalizer.settled")
                 self._emit(BatchMoved(after))
 
     async def _finalize(self, duty: Duty) -> None:
+        point("finalizer.leased")
         batch = duty.batch
-        output = _JoinedFile(self._blobs, joined_file_id(batch.id, "output"))
-        error = _JoinedFile(self._blobs, joined_file_id(batch.id, "error"))
+        output = _JoinedFile(self._blobs, joined_file_id(batch.id, "output"), duty.token)
+        error = _JoinedFile(self._blobs, joined_file_id(batch.id, "error"), duty.token)
+        await output.sweep()
+        await error.sweep()
         try:
             tally, missing = await self._join(duty, output, error)
-            files = [
-                self._file(batch, joined, suffix)
-                for joined, suffix in ((output, "output"), (error, "error"))
-                if await joined.commit()
-            ]
+            point("finalizer.before_output")
+            has_output = await output.commit()
+            point("finalizer.output_done")
+            has_error = await error.commit()
+            point("finalizer.error_done")
         except BaseException:
             await output.abort()
             await error.abort()
             raise
+        files = [
+            self._file(batch, joined, suffix)
+            for joined, suffix, is_there in ((output, "output", has_output), (error, "error", has_error))
+            if is_there
+        ]
         if batch.status is Status.CANCELLING:
             event = Event.CANCELLED
         else:
@@ -116,8 +128,12 @@ class Finalizer:
             output_file_id=output.file_id if output.size_bytes else None,
             error_file_id=error.file_id if error.size_bytes else None,
         )
+        point("finalizer.before_publish")
         if not await self._store.publish_batch(duty, after, files=files):
+            for file in files:
+                await self._blobs.delete(file.blob_key)
             raise LeaseLost
+        point("finalizer.published")
         self._emit(BatchMoved(after))
         self._bell.ring()
 
@@ -207,21 +223,31 @@ class Finalizer:
 
 
 def joined_file_id(batch_id: BatchId, suffix: str) -> FileId:
-    """Always the same for a batch, so that finalizing again replaces what a dead finalizer left."""
+    """Always the same for a batch, however often it is finalized."""
     return new_file_id(blake2b(f"{batch_id} {suffix}".encode(), digest_size=16).digest())
+
+
+def _key(file_id: FileId, token: int) -> str:
+    return f"files/{file_id}.{token}"
 
 
 class _JoinedFile:
     """The output or error file in the making. No blob is opened before the first line."""
 
-    def __init__(self, blobs: Blobs, file_id: FileId) -> None:
+    def __init__(self, blobs: Blobs, file_id: FileId, token: int) -> None:
         self.file_id = file_id
-        self.key = f"files/{file_id}"
+        self.key = _key(file_id, token)
         self.size_bytes = 0
         self._blobs = blobs
+        self._token = token
         self._writer: BlobWriter | None = None
         self._rows: list[bytes] = []
         self._waiting_bytes = 0
+
+    async def sweep(self) -> None:
+        """Removes what dead finalizers of the batch may have left. The first token was intake's."""
+        for token in range(2, self._token):
+            await self._blobs.delete(_key(self.file_id, token))
 
     async def write(self, row: bytes) -> None:
         self._rows.append(row)

@@ -13,6 +13,7 @@ from dataclasses import replace
 from nightmill.batch import Batch, Event, LineError, Status
 from nightmill.blobs import Blobs
 from nightmill.check import Findings, InputRules, Inspection, SecondLook
+from nightmill.crash import point
 from nightmill.errors import LeaseLost, UnavailableError
 from nightmill.file import Purpose
 from nightmill.ids import WorkerId
@@ -66,6 +67,7 @@ class Intake:
         return 0
 
     async def _judge(self, duty: Duty) -> None:
+        point("intake.leased")
         batch = duty.batch
         if duty.token > 1:
             await self._blobs.delete_under(f"lines/{batch.id}")  # what dead holders of the duty may have left
@@ -109,6 +111,7 @@ class Intake:
                 await writer.abort()
             else:
                 await writer.commit()
+                point("intake.indexed")
         except BaseException:
             await writer.abort()
             raise
@@ -150,9 +153,11 @@ class Intake:
         )
         lines_per_segment = self._settings.worker.lines_per_segment
         segments = list(cut_segments(after.id, total=findings.total, lines_per_segment=lines_per_segment))
+        point("intake.before_accept")
         if not await self._store.accept_batch(duty, after, index_blob_key=index_blob_key, segments=segments):
             await self._blobs.delete(index_blob_key)
             raise LeaseLost
+        point("intake.accepted")
         self._emit(BatchMoved(after))
         self._bell.ring()
 
@@ -160,8 +165,10 @@ class Intake:
         after = replace(
             duty.batch.after(Event.REJECTED, now=self._clock()), model=findings.model, errors=findings.errors
         )
+        point("intake.before_reject")
         if not await self._store.reject_batch(duty, after):
             raise LeaseLost
+        point("intake.rejected")
         self._emit(BatchMoved(after))
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from nightmill.batch import Event
 from nightmill.blobs import Blobs
+from nightmill.crash import point
 from nightmill.parts import Parts
 from nightmill.roles.loop import Bell
 from nightmill.settings import Settings
@@ -56,7 +57,9 @@ class Warden:
         moved = 0
         for batch in await self._store.overdue_batches():
             after = batch.after(Event.LAPSED, now=self._clock())
+            point("warden.before_lapse")
             if await self._store.move_batch(after, expected=batch.status):
+                point("warden.lapsed")
                 self._emit(BatchMoved(after))
                 moved += 1
         return moved
@@ -67,6 +70,10 @@ class Warden:
         while keys := await self._store.unused_blobs():
             for key in keys:
                 await self._blobs.delete(key)
+            point("warden.before_forget")
             await self._store.forget_blobs(keys)
+            point("warden.forgotten")
         for batch_id in await self._store.ended_among(await self._parts.batches()):
+            point("warden.before_parts")
             await self._parts.delete(batch_id)
+            point("warden.parts_deleted")

@@ -450,7 +450,7 @@ class Worker:
     def _tell(self, change: Paused | Resumed | None) -> None:
         match change:
             case Paused(reason, seconds):
-                self._emit(UpstreamPaused(reason, seconds))
+                self._emit(UpstreamPaused(reason, seconds, self._gate.held))
             case Resumed():
                 self._emit(UpstreamResumed())
                 self._more.set()
