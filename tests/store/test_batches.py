@@ -261,6 +261,15 @@ async def test_a_duty_to_finalize_waits_for_live_leases(world, store):
     assert duty.index_blob_key == f"indexes/{batch.id}"
 
 
+async def test_a_batch_with_live_leases_keeps_no_other_waiting(world, store):
+    held = await world.start(store)
+    await world.lease(store)
+    free = await store.create_batch(world.batch())
+    for batch in (held, free):
+        await world.happen(store, batch, Event.CANCEL_REQUESTED)
+    assert (await world.last_duty(store)).batch.id == free.id
+
+
 async def test_a_duty_to_finalize_voids_lapsed_leases(world, store):
     batch = await world.start(store)
     held, other = await world.lease(store)

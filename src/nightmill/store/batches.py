@@ -58,7 +58,7 @@ _ENDED = select(batch.c.id).where(
     batch.c.status.in_([status.value for status in TERMINAL]),
 )
 _SETTLED = _BATCH.where(text(schema.IS_SETTLED)).order_by(batch.c.sequence)
-_BY_STATUS = select(batch.c.status, func.count()).group_by(batch.c.status)
+_BY_STATUS = select(batch.c.status, func.count()).where(text(schema.IS_UNFINISHED)).group_by(batch.c.status)
 _WAITING = (
     select(func.count())
     .select_from(batch)

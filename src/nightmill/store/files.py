@@ -16,7 +16,7 @@ from sqlalchemy import (
     or_,
     select,
     text,
-    union,
+    union_all,
     update,
 )
 
@@ -149,10 +149,8 @@ def _is_needed(blob_key: ColumnElement[str]) -> ColumnElement[bool]:
     return or_(by_a_file, by_a_batch)
 
 
-_UNUSED_BLOBS = union(
-    select(file.c.blob_key).where(
-        file.c.deleted_at.is_not(None), file.c.blob_key.is_not(None), ~_is_needed(file.c.blob_key)
-    ),
+_UNUSED_BLOBS = union_all(
+    select(file.c.blob_key).where(text(schema.IS_TOMBSTONE_WITH_BLOB), ~_is_needed(file.c.blob_key)),
     select(upload_part.c.blob_key)
     .join(upload, upload.c.id == upload_part.c.upload_id)
     .where(
@@ -173,7 +171,8 @@ _FORGET_BLOBS = (
 
 
 def unused_blobs(connection: Connection, limit: int) -> Sequence[str]:
-    return connection.execute(_UNUSED_BLOBS, {"blob_limit": limit}).scalars().all()
+    keys = connection.execute(_UNUSED_BLOBS, {"blob_limit": limit}).scalars()
+    return list(dict.fromkeys(keys))
 
 
 def forget_blobs(connection: Connection, keys: Sequence[str]) -> None:

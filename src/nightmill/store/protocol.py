@@ -69,7 +69,7 @@ class Duty:
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """How much is waiting: batches by status, segments that wait or are leased."""
+    """How much is unfinished: batches by status, their segments that wait or are leased."""
 
     batches: dict[Status, int]
     waiting_segments: int

@@ -201,7 +201,7 @@ batch = Table(
     CheckConstraint("segments_left >= 0", name="batch_segments_left"),
     CheckConstraint("(duty_worker IS NULL) = (duty_expires_at IS NULL)", name="batch_duty"),
     Index("batch_by_age", "project_id", "created_at", "sequence"),
-    Index("batch_by_status", "status"),
+    _partial_index("batch_unfinished", "status", where=IS_UNFINISHED),
     _partial_index("batch_in_progress", "sequence", where=IS_IN_PROGRESS),
     _partial_index("batch_by_deadline", "expires_at", where=IS_IN_PROGRESS),
     _partial_index("batch_settled", "sequence", where=IS_SETTLED),

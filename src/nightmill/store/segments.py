@@ -7,7 +7,7 @@ transaction, segment first, so that two holders never wait for each other.
 from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
-from sqlalchemy import Connection, bindparam, select, text, tuple_, update
+from sqlalchemy import Connection, bindparam, literal_column, select, text, tuple_, update
 
 from nightmill.batch import Status, Tally
 from nightmill.ids import BatchId, WorkerId
@@ -31,11 +31,12 @@ _LINES = segment.c.count.label("line_count")  # a row has a `count` of its own
 _KEY = tuple_(segment.c.batch_id, segment.c.number)
 _NO_CHANGE = Tally()
 
-# Batches first: those that are being cancelled may have many waiting segments, which must not be looked at.
+# Batches first: a batch may have many thousand waiting segments, and only the first few are to be looked at.
+# Joined by an expression, so that no planner can look batches up by id for each waiting segment instead.
 _NEXT = (
     select(segment.c.batch_id, segment.c.number)
     .select_from(batch)
-    .join(segment, segment.c.batch_id == batch.c.id)
+    .join(segment, segment.c.batch_id == batch.c.id.op("||")(literal_column("''")))
     .where(text("batch." + schema.IS_IN_PROGRESS), batch.c.expires_at > now(), segment.c.state == WAITING)
     .order_by(batch.c.sequence, segment.c.number)
     .limit(bindparam("segment_limit"))

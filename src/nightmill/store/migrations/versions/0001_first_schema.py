@@ -92,7 +92,14 @@ def upgrade() -> None:
         sqlite_where=sa.text("status = 'in_progress'"),
         postgresql_where=sa.text("status = 'in_progress'"),
     )
-    op.create_index("batch_by_status", "batch", ["status"], unique=False)
+    op.create_index(
+        "batch_unfinished",
+        "batch",
+        ["status"],
+        unique=False,
+        sqlite_where=sa.text("status IN ('validating', 'in_progress', 'finalizing', 'cancelling')"),
+        postgresql_where=sa.text("status IN ('validating', 'in_progress', 'finalizing', 'cancelling')"),
+    )
     op.create_index(
         "batch_in_progress",
         "batch",

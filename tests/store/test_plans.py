@@ -1,0 +1,63 @@
+"""With a hundred thousand batches every frequent statement must go by an index, in its order."""
+
+from contextlib import closing
+
+import pytest
+from sqlalchemy.dialects import sqlite
+
+from nightmill.store import batches, duties, files, segments
+from nightmill.store.clock import CLOCK_FUNCTION
+from nightmill.store.connection import sqlite_library
+
+_PARAMETERS = {"segment_limit": 1, "page_rows": 21, "blob_limit": 10, "statuses": ["validating"]}
+
+
+@pytest.fixture(params=["sqlite"])
+def kind(request) -> str:
+    """Postgres plans by statistics, which an empty database has none of."""
+    return request.param
+
+
+def _plan(world, statement) -> list[str]:
+    compiled = statement.compile(dialect=sqlite.dialect())
+    required = {name: _PARAMETERS.get(name) for name, it in compiled.binds.items() if it.required}
+    expanded = compiled.construct_expanded_state(required)
+    path = world.url.removeprefix("sqlite:///")
+    with closing(sqlite_library().module.connect(path)) as connection:
+        connection.create_function(CLOCK_FUNCTION, 0, lambda: 1.0, deterministic=True)
+        return [
+            row[3]
+            for row in connection.execute(
+                f"EXPLAIN QUERY PLAN {expanded.statement}", expanded.positional_parameters
+            )
+        ]
+
+
+def test_leasing_looks_at_batches_in_order_and_stops_at_its_limit(world):
+    plan = _plan(world, segments._NEXT.element)
+    assert plan == [
+        "SCAN batch USING INDEX batch_in_progress",
+        "SEARCH segment USING COVERING INDEX segment_waiting (batch_id=?)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("statement", "index"),
+    [
+        (batches._ONE_BATCH, "sqlite_autoindex_batch_1 (id=?)"),
+        (batches._PAGE, "batch_by_age (project_id=?)"),
+        (batches._NEXT_PAGE, "batch_by_age (project_id=? AND created_at<?)"),
+        (batches._OVERDUE, "batch_by_deadline (expires_at<?)"),
+        (batches._SETTLED, "batch_settled"),
+        (duties._CANDIDATE, "batch_with_duty"),
+        (segments._REAP, "segment_leased"),
+        (segments._HELD_BY_WORKER, "segment_held (worker_id=?)"),
+        (segments._HELD_BY_LEASE, "PRIMARY KEY (batch_id=? AND number=?)"),
+        (files._ONE_FILE, "sqlite_autoindex_file_1 (id=?)"),
+        (files._DELETE_EXPIRED, "file_by_expiry (expires_at<?)"),
+    ],
+)
+def test_a_frequent_statement_goes_by_its_index(world, statement, index):
+    plan = _plan(world, statement)
+    assert plan[0].endswith(index)
+    assert "TEMP B-TREE" not in " ".join(plan)
