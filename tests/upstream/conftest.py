@@ -99,7 +99,7 @@ class Rogue:
         await self._server.wait_closed()
 
     async def until(self, holds):
-        async with asyncio.timeout(5), self.changed:
+        async with asyncio.timeout(2), self.changed:  # less than IDLE_S
             await self.changed.wait_for(holds)
 
     async def until_nobody_is_connected(self):

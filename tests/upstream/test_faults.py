@@ -245,11 +245,14 @@ async def test_a_server_that_closes_idle_connections_costs_no_line_and_no_reques
     assert len(bodies) == len(set(bodies)) == 120
 
 
-async def test_a_cancelled_attempt_closes_its_connection(rogue, connect, ask, words):
-    rogue.plays(words.HANG)
+@pytest.mark.parametrize("earlier", [0, 1])
+async def test_a_cancelled_attempt_closes_its_connection_new_or_reused(rogue, connect, ask, words, earlier):
     upstream = connect(rogue.url)
+    for _ in range(earlier):
+        await ask(upstream)
+    rogue.plays(words.HANG)
     attempt = asyncio.ensure_future(ask(upstream))
-    await rogue.until_requests(1)
+    await rogue.until_requests(earlier + 1)
     attempt.cancel()
     with pytest.raises(asyncio.CancelledError):
         await attempt

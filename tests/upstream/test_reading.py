@@ -100,6 +100,32 @@ def test_a_flipped_byte_gives_some_outcome_and_no_exception(answer, place, noise
     assert outcome is not None
 
 
+def test_a_cancelled_wait_does_not_close_a_connection_that_has_moved_on():
+    loop = asyncio.new_event_loop()
+    try:
+        buffer, freed, wire = bytearray(65_536), [], Wire()
+        connection = Connection(
+            loop=loop,
+            buffer=memoryview(buffer),
+            max_answer_bytes=LIMIT_BYTES,
+            wall_clock=lambda: 0.0,
+            freed=freed.append,
+            lost=lambda _connection: None,
+        )
+        connection.connection_made(wire)
+        earlier = connection.ask(b"", b"", deadline=1.0, timeout_s=1.0)
+        buffer[: len(PLAIN)] = PLAIN
+        connection.buffer_updated(len(PLAIN))
+        later = connection.ask(b"", b"", deadline=1.0, timeout_s=1.0)
+        connection.forget(earlier)
+        assert connection.is_open
+        assert not wire.closed
+        connection.forget(later)
+        assert wire.closed
+    finally:
+        loop.close()
+
+
 def test_an_answer_frees_its_connection_once():
     assert read([ANSWERS[0]], then_close=False) == (Answered(200, b'{"ok":true}', "r-1"), 1)
     assert read([ANSWERS[2]], then_close=False) == (None, 0)
