@@ -228,7 +228,7 @@ async def test_a_failing_disk_is_told_as_such_and_leaves_nothing(
         raise OSError(number, os.strerror(number))
 
     with monkeypatch.context() as patched:
-        patched.setattr(f"nightmill.blobs.os.{call}", fail)
+        patched.setattr(f"nightmill.blobs.folder.os.{call}", fail)
         writer = None
         with pytest.raises(expected, match="blob files/one") as caught:
             writer = await blobs.open_writer("files/one")
@@ -276,7 +276,7 @@ async def test_abort_lets_a_write_in_flight_finish_before_it_closes_the_file(
         descriptors.append(os.fstat(descriptor).st_nlink)
         return write(descriptor, content)
 
-    monkeypatch.setattr("nightmill.blobs.os.write", slow_write)
+    monkeypatch.setattr("nightmill.blobs.folder.os.write", slow_write)
     writer = await blobs.open_writer("one")
     await writer.write(b"x" * (MIB + 1))
     assert await asyncio.to_thread(begun.wait, 10)

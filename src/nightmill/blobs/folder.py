@@ -1,9 +1,6 @@
-"""Bytes under keys, streamed both ways at flat memory.
+"""Blobs as files in a folder.
 
-Duty: `Blobs` says what nightmill asks of a blob store; `FolderBlobs` is one in a folder. Promise: once
-`BlobWriter.commit` returns, the bytes and their name survive a power cut; before that nothing is visible
-under the key. Not its duty: what the bytes mean. Keys are made by nightmill only (ids and numbers joined
-by '/'), never from a client's name.
+Duty: `FolderBlobs` keeps the promise of the protocol on one file system. Not its duty: what the bytes mean.
 """
 
 import asyncio
@@ -15,52 +12,10 @@ import shutil
 from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from nightmill.crash import point
 from nightmill.errors import StorageFullError, UnavailableError
-
-
-class BlobWriter(Protocol):
-    """An unfinished blob. Exactly one of `commit` and `abort` ends it."""
-
-    size_bytes: int
-
-    async def write(self, chunk: bytes | memoryview) -> None:
-        """Raises StorageFullError when there is no room."""
-        ...
-
-    async def commit(self) -> None: ...
-    async def abort(self) -> None: ...
-
-
-class Blobs(Protocol):
-    async def open_writer(self, key: str) -> BlobWriter: ...
-    async def size_bytes(self, key: str) -> int | None:
-        """None when there is no such blob."""
-        ...
-
-    async def read(self, key: str, start: int, length_bytes: int) -> bytes:
-        """Up to `length_bytes` from `start`. Raises FileNotFoundError."""
-        ...
-
-    def stream(self, key: str, *, chunk_bytes: int = 1 << 20) -> AsyncIterator[bytes]:
-        """The whole blob. Goes on to the end even when the blob is deleted meanwhile."""
-        ...
-
-    async def delete(self, key: str) -> None:
-        """No error when there is none."""
-        ...
-
-    async def delete_under(self, prefix: str) -> None:
-        """Every blob whose key starts with `prefix + '/'`."""
-        ...
-
-    def keys_under(self, prefix: str) -> AsyncIterator[str]: ...
-    async def free_bytes(self) -> int | None:
-        """Room left, or None where there is no such limit."""
-        ...
-
 
 _KEY = re.compile(r"(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._-]+(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._-]+)*", re.ASCII)
 _UNFINISHED = "tmp"
