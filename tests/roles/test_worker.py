@@ -188,6 +188,30 @@ async def test_a_cancelled_batch_sends_nothing_more_and_keeps_what_it_has(mill: 
     assert ended.finalizing_at is None
 
 
+async def test_a_cancel_does_not_wait_for_the_next_beat(mill: Mill):
+    worker_settings = mill.settings.worker.model_copy(update={"beat_s": 60.0})
+    mill.settings = mill.settings.model_copy(update={"worker": worker_settings})
+    sent = 0
+
+    async def send(_endpoint: str, _body: bytes) -> Outcome:
+        nonlocal sent
+        sent += 1
+        await asyncio.sleep(0.02)
+        return answer()
+
+    batch = await mill.accepted(request_lines(2_000))
+
+    async def cancel_once_some_are_answered() -> bool:
+        if sent > 20 and (await mill.now(batch)).status is Status.IN_PROGRESS:
+            await mill.cancel(batch)
+        return (await mill.now(batch)).status.is_terminal
+
+    await mill.run(mill.worker(send), until=cancel_once_some_are_answered)
+    ended = await mill.now(batch)
+    assert ended.status is Status.CANCELLED
+    assert ended.tally.completed == len(await mill.rows(ended.output_file_id)) == sent < 2_000
+
+
 async def test_what_is_in_flight_at_a_cancel_may_finish_within_the_grace(mill: Mill):
     is_cancelled = asyncio.Event()
 

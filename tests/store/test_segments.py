@@ -135,8 +135,15 @@ async def test_a_lapsed_lease_nobody_took_over_can_be_prolonged(world, store):
 
 
 async def test_a_beat_with_nothing_to_say_is_answered(world, store):
+    await world.start(store)
     reply = await store.beat(world.worker, [], ttl_s=30)
     assert (reply.lost, reply.stopping) == (frozenset(), {})
+
+
+async def test_a_batch_that_goes_on_is_not_stopping(world, store):
+    batch = await world.start(store)
+    assert await store.stopping({batch.id}) == {}
+    assert await store.stopping(set()) == {}
 
 
 @pytest.mark.parametrize(
@@ -148,6 +155,7 @@ async def test_answers_in_flight_still_count_while_a_batch_ends(world, store, ev
     await world.happen(store, batch, event)
     reply = await store.beat(world.worker, [world.report(first, world.tally(1))], ttl_s=world.ttl_s)
     assert reply.stopping == {batch.id: status}
+    assert await store.stopping({batch.id}) == {batch.id: status}
     assert not reply.lost
     assert await store.complete_segment(first, world.report(first, world.tally(5)), [world.part(first)])
     assert await store.release_segment(second, world.report(second, world.tally(3)), [world.part(second)])

@@ -8,7 +8,7 @@ settled once. Not its duty: retry policy (`pacing`), HTTP (`upstream`), the file
 import asyncio
 import heapq
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import count
 from typing import assert_never
 
@@ -16,7 +16,7 @@ from nightmill.batch import Status, Tally
 from nightmill.blobs import Blobs
 from nightmill.crash import point
 from nightmill.errors import LeaseLost
-from nightmill.ids import WorkerId, output_line_id
+from nightmill.ids import BatchId, WorkerId, output_line_id
 from nightmill.line import OutputLine, answered, unanswered
 from nightmill.pacing import (
     NOT_JSON,
@@ -52,6 +52,7 @@ from nightmill.telemetry import (
 from nightmill.upstream import Upstream
 
 _AHEAD_S = 0.25
+_LOOK_S = 0.1
 _IDLE_S = 1.0
 _AWAY = "The model server could not be reached."
 
@@ -115,6 +116,8 @@ class Worker:
         self._aborted: set[asyncio.Task[None]] = set()
         self._is_draining = False
         self._next_beat = 0.0
+        self._next_look = 0.0
+        self._heard = 0
         self._settled_count = 0
         self._rate_since = 0.0
         self._rate_count = 0
@@ -142,8 +145,13 @@ class Worker:
             self._next_beat = self._monotonic() + self._settings.beat_s
             await self._beat()
             await self._end_segments()
+        elif self._segments and self._bell.rings != self._heard:
+            await self._look()
+            await self._end_segments()
         is_idle = await self._lease_more()
         until_beat_s = max(0.001, self._next_beat - self._monotonic())
+        if self._segments and self._bell.rings != self._heard:
+            until_beat_s = min(until_beat_s, max(0.001, self._next_look - self._monotonic()))
         return min(until_beat_s, _IDLE_S) if self._segments or not is_idle else _IDLE_S
 
     async def _end_segments(self) -> None:
@@ -200,7 +208,20 @@ class Worker:
                 self._abort(segment)
                 continue
             segment.confirmed_until = asked_at + self._settings.lease_ttl_s
-            status = reply.stopping.get(segment.lease.segment.batch_id)
+        self._stop(reply.stopping, asked_at)
+
+    async def _look(self) -> None:
+        """The bell has rung: a cancel must not wait for the next beat to be heard of."""
+        asked_at = self._monotonic()
+        if asked_at < self._next_look:
+            return
+        self._next_look, self._heard = asked_at + _LOOK_S, self._bell.rings
+        batch_ids = {segment.lease.segment.batch_id for segment in self._segments.values()}
+        self._stop(await self._store.stopping(batch_ids), asked_at)
+
+    def _stop(self, stopping: Mapping[BatchId, Status], asked_at: float) -> None:
+        for segment in self._segments.values():
+            status = stopping.get(segment.lease.segment.batch_id)
             if status is not None:
                 grace_s = self._settings.cancel_grace_s if status is Status.CANCELLING else 0.0
                 segment.stop(status, at=asked_at + grace_s)

@@ -13,7 +13,7 @@ Rules every implementation keeps:
 - An unreachable or locked database raises `UnavailableError`; nothing is half-written.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, Protocol, TypeVar
 
@@ -219,6 +219,10 @@ class Store(Protocol):
         A report that counts less than an earlier one (beats overtake each other) only prolongs. Leases of a
         batch that is `cancelling` or `finalizing` still count until they are given back or lapse.
         """
+        ...
+
+    async def stopping(self, batch_ids: Collection[BatchId]) -> dict[BatchId, Status]:
+        """Those that no longer want lines sent, and the status that says why. Only reads."""
         ...
 
     async def complete_segment(self, lease: Lease, report: Report, parts: Sequence[PinnedPart]) -> bool:

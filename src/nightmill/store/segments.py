@@ -4,7 +4,7 @@ Each write under a lease names its token. The tally of a segment and that of its
 transaction, segment first, so that two holders never wait for each other.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, cast
 
 from sqlalchemy import Connection, bindparam, literal_column, select, text, tuple_, update
@@ -160,9 +160,12 @@ def beat(connection: Connection, worker_id: WorkerId, reports: Sequence[Report],
         connection.execute(_PROLONG, prolonged)
     for batch_id, change in changes.items():
         _count(connection, batch_id, change)
-    batch_ids = sorted({report.batch_id for report in reports})
-    stopping = connection.execute(_STOPPING, {"batch_ids": batch_ids})
-    return BeatReply(frozenset(lost), {batch_id: Status(status) for batch_id, status in stopping})
+    return BeatReply(frozenset(lost), stopping(connection, {report.batch_id for report in reports}))
+
+
+def stopping(connection: Connection, batch_ids: Collection[BatchId]) -> dict[BatchId, Status]:
+    rows = connection.execute(_STOPPING, {"batch_ids": sorted(batch_ids)})
+    return {batch_id: Status(status) for batch_id, status in rows}
 
 
 def complete_segment(

@@ -1,7 +1,7 @@
 """`SqlStore`: every verb of the protocol, each one transaction of the file named after its noun."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final, Literal
 
 from sqlalchemy import Connection, text
@@ -153,6 +153,9 @@ class SqlStore(Store):
 
     async def beat(self, worker_id: WorkerId, reports: Sequence[Report], *, ttl_s: float) -> BeatReply:
         return await self._write(segments.beat, worker_id, reports, ttl_s)
+
+    async def stopping(self, batch_ids: Collection[BatchId]) -> dict[BatchId, Status]:
+        return await self._read(segments.stopping, batch_ids)
 
     async def complete_segment(self, lease: Lease, report: Report, parts: Sequence[PinnedPart]) -> bool:
         return await self._write(segments.complete_segment, lease, report, parts)
