@@ -55,6 +55,12 @@ def test_the_state_graph_stands_in_how_it_works(generate: ModuleType):
     assert generate.state_graph() in (DOCS / "how-it-works.md").read_text(encoding="utf-8")
 
 
+def test_how_it_works_shows_every_room():
+    _, _, rooms = (DOCS / "how-it-works.md").read_text(encoding="utf-8").partition("## The rooms")
+    modules = {path.stem for path in DOCS.parent.glob("src/nightmill/[a-z]*") if path.suffix != ".typed"}
+    assert modules <= set(rooms.split())
+
+
 def setting_names(model: type[BaseModel], path: str = "") -> list[str]:
     names: list[str] = []
     for name, field in model.model_fields.items():
