@@ -38,6 +38,10 @@ def new_part_id(random: bytes) -> PartId:
     return PartId("part_" + random[:16].hex())
 
 
+def new_worker_id(random: bytes) -> WorkerId:
+    return WorkerId("worker_" + random[:16].hex())
+
+
 def output_line_id(batch_id: BatchId, ordinal: int) -> str:
     """The `id` of the output line for the line at `ordinal` (from 0) of the batch's line index."""
     return f"batch_req_{batch_id.removeprefix('batch_')[:24]}{ordinal:08x}"

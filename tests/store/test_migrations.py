@@ -10,8 +10,8 @@ from sqlalchemy import create_engine, text
 
 from nightmill.errors import SetupError
 from nightmill.store import migrate
+from nightmill.store.migrate import SCHEMA_VERSION
 from nightmill.store.schema import metadata
-from nightmill.store.sql import SCHEMA_VERSION
 
 
 def _schema(engine) -> set[str]:

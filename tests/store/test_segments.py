@@ -253,3 +253,17 @@ async def test_beats_at_once_from_two_processes_add_up(world, store, other_store
         *(other_store.beat(world.other_worker, [world.report(lease, one)], ttl_s=30) for lease in theirs),
     )
     assert (await world.again(store, batch)).tally == world.tally(40)
+
+
+async def test_the_leases_of_a_dead_worker_are_free_and_those_of_others_are_not(world, store):
+    await world.start(store, total=10)
+    (held,) = await world.lease(store, limit=1)
+    (others,) = await world.lease(store, limit=1, worker=world.other_worker)
+    await store.create_batch(world.batch())
+    intake = await world.duty(store)
+    assert await store.release_leases_of(world.worker) == 2
+    assert not await store.keep_duty(intake)
+    assert not await store.complete_segment(held, world.report(held, world.tally(5)), [])
+    assert await store.complete_segment(others, world.report(others, world.tally(5)), [world.part(others)])
+    (again,) = await world.lease(store, worker=world.other_worker)
+    assert (again.segment, again.token) == (held.segment, 2)

@@ -6,12 +6,12 @@ Promise: what is opened is closed, in the opposite order. Not its duty: which pr
 import random
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from nightmill.blobs import FolderBlobs
-from nightmill.ids import WorkerId
+from nightmill.ids import WorkerId, new_worker_id
 from nightmill.pacing import Gate
 from nightmill.parts import FolderParts
 from nightmill.roles.finalizer import Finalizer
@@ -94,7 +94,12 @@ class Rooms:
 
 
 @asynccontextmanager
-async def open_rooms(settings: Settings, *, emit: Emit, bell: Bell) -> AsyncGenerator[Rooms]:
+async def open_rooms(
+    settings: Settings, *, emit: Emit, bell: Bell, worker_id: WorkerId | None = None
+) -> AsyncGenerator[Rooms]:
+    """Args:
+    worker_id: who leases; whoever starts a process gives it one, to take its leases back when it dies.
+    """
     store = open_store(settings.store_url)
     try:
         root = settings.folder.absolute() / "blobs"
@@ -106,15 +111,13 @@ async def open_rooms(settings: Settings, *, emit: Emit, bell: Bell) -> AsyncGene
             watermark_bytes=settings.retention.free_bytes,
         )
         try:
-            yield Rooms(settings, store, blobs, parts, bell, emit, new_worker_id(secrets.token_bytes))
+            yield Rooms(
+                settings, store, blobs, parts, bell, emit, worker_id or new_worker_id(secrets.token_bytes(16))
+            )
         finally:
             await parts.close()
     finally:
         await store.close()
-
-
-def new_worker_id(random_bytes: Callable[[int], bytes]) -> WorkerId:
-    return WorkerId("worker_" + random_bytes(12).hex())
 
 
 def slots_of(settings: Settings, number: int) -> int:

@@ -1,7 +1,8 @@
 """A child process of the local engine: runs the roles it is named, rung and drained over its standard input.
 
-`python -m nightmill.assembly.work worker:0` or `... intake finalizer warden`; the first line of its input is
-its settings as JSON.
+`python -m nightmill.assembly.work WORKER_ID worker:0` or `... intake finalizer warden`; the first line of its
+input is its settings as JSON. It must not outlive its parent by more than a moment: whoever comes next has
+taken its leases back.
 """
 
 import asyncio
@@ -17,18 +18,21 @@ from nightmill.assembly.collection import spare_collections
 from nightmill.assembly.logs import start_logs
 from nightmill.assembly.rooms import Rooms, open_rooms, slots_of
 from nightmill.engine.local import DRAIN
+from nightmill.ids import WorkerId
 from nightmill.roles.loop import Bell, Role, keep_turning
 from nightmill.roles.worker import Worker
 from nightmill.settings import Settings, from_message
 from nightmill.upstream.connect import open_upstream
 
 _ORPHAN_GRACE_S = 0.5
+_ORPHAN_END_S = 1.0
 
 
 class _Orders:
     """What the parent said: ring, drain, or (by dying) stop at once."""
 
     def __init__(self, bell: Bell) -> None:
+        self.roles: list[asyncio.Task[None]] = []
         self.stop = asyncio.Event()
         self._bell = bell
         self._orphaned = False
@@ -47,15 +51,17 @@ class _Orders:
                 self.stop.set()
             self._bell.ring_here()
         self._orphaned = True
-        self.stop.set()
-        self._bell.ring_here()
+        self.drain()
+        await asyncio.sleep(_ORPHAN_END_S)
+        for role in self.roles:
+            role.cancel()
 
     def drain(self) -> None:
         self.stop.set()
         self._bell.ring_here()
 
 
-async def work(settings: Settings, names: Sequence[str], outward: int) -> None:
+async def work(settings: Settings, worker_id: WorkerId, names: Sequence[str], outward: int) -> None:
     def ring_outward() -> None:
         try:
             os.write(outward, b"\n")
@@ -65,12 +71,15 @@ async def work(settings: Settings, names: Sequence[str], outward: int) -> None:
     bell = Bell(ring_outward)
     orders = _Orders(bell)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, orders.drain)
-    async with open_rooms(settings, emit=telemetry.log, bell=bell) as rooms, asyncio.TaskGroup() as group:
+    async with (
+        open_rooms(settings, emit=telemetry.log, bell=bell, worker_id=worker_id) as rooms,
+        asyncio.TaskGroup() as group,
+    ):
         listener = group.create_task(orders.listen(settings))
         spare_collections()
         async with asyncio.TaskGroup() as roles:
             for name in names:
-                roles.create_task(_run(rooms, name, orders))
+                orders.roles.append(roles.create_task(_run(rooms, name, orders)))
         listener.cancel()
 
 
@@ -93,7 +102,11 @@ async def _run(rooms: Rooms, name: str, orders: _Orders) -> None:
 
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    settings = from_message(_first_line(sys.stdin.fileno()))
+    message = _first_line(sys.stdin.fileno())
+    if not message:
+        return  # the parent ended before there was anything to do
+    settings = from_message(message)
+    worker_id, names = WorkerId(sys.argv[1]), sys.argv[2:]
     start_logs(settings.log_level)
     outward = os.dup(sys.stdout.fileno())
     os.set_blocking(outward, False)
@@ -101,10 +114,10 @@ def main() -> None:
     try:
         import uvloop  # noqa: PLC0415 - absent on Windows
     except ImportError:
-        asyncio.run(work(settings, sys.argv[1:], outward))
+        asyncio.run(work(settings, worker_id, names, outward))
     else:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(work(settings, sys.argv[1:], outward))
+            runner.run(work(settings, worker_id, names, outward))
     logging.shutdown()
 
 

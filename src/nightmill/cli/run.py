@@ -10,7 +10,7 @@ from nightmill.cli.failures import ExitCode, end_code
 from nightmill.cli.screen import Json, clean, out, out_json, say
 
 if TYPE_CHECKING:
-    from nightmill.assembly import Progress, RunSummary
+    from nightmill.assembly.run import Progress, RunSummary
 
 _LISTED = 20
 
@@ -52,7 +52,7 @@ def run(
     )
     # The progress display is enough of a log unless more is asked for.
     settings = flags.settings_of(tree | {"log_level": log_level or "warning"}, config)
-    from nightmill import assembly
+    from nightmill.assembly.run import run_file
     from nightmill.client import local
 
     default_output, default_errors = local.default_paths(input_path)
@@ -66,7 +66,7 @@ def run(
                 show(progress)
 
             summary = local.finished(
-                assembly.run_file(
+                run_file(
                     settings,
                     input_path,
                     output_path=output or default_output,

@@ -56,10 +56,10 @@ def serve(
         "limits": {"completion_windows": window or None},
     }
     settings = flags.settings_of(tree, config)
-    from nightmill import assembly
+    from nightmill.assembly.serve import serve as served
     from nightmill.client.local import finished
 
-    raise typer.Exit(finished(assembly.serve(settings, say=say)))
+    raise typer.Exit(finished(served(settings, say=say)))
 
 
 def _text(path: Path | None) -> str | None:

@@ -1,7 +1,7 @@
 """`nightmill.run`: answer a JSONL file from Python without a server.
 
 Duty: settings from arguments, paths by default, progress, and an event loop where there is none. The engine
-is `assembly.run_file`.
+is `assembly.run.run_file`.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from nightmill.client.progress import Snapshot, shown
 from nightmill.settings import load
 
 if TYPE_CHECKING:
-    from nightmill.assembly import Progress, RunSummary
+    from nightmill.assembly.run import Progress, RunSummary
 
 T = TypeVar("T")
 
@@ -57,7 +57,7 @@ def run(
         UnavailableError: try again later.
     """
     # Late, because the client alone must not load the server.
-    from nightmill.assembly import run_file  # noqa: PLC0415 - see above
+    from nightmill.assembly.run import run_file  # noqa: PLC0415 - see above
 
     flags: dict[str, Any] = {
         "upstream": {"url": upstream, "api_key": upstream_key, "concurrency": concurrency},

@@ -1,6 +1,7 @@
 """The local engine: child processes of this machine, watched, rung and drained.
 
-Duty: start each program, start it again when it dies, pass the bell on between them, drain them at the end.
+Duty: start each program, start it again when it dies (and tell `bury` first), pass the bell on between them,
+drain them at the end.
 Promise: no child outlives this process by more than a moment (its standard input ends). Not its duty: what
 the programs do; it holds no truth, and all of it can die.
 
@@ -13,7 +14,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 
 from nightmill.telemetry import Emit, ProcessDied
@@ -54,13 +55,27 @@ class LocalEngine:
     Args:
         ring_here: wakes the roles of this process.
         monotonic: seconds, for restart pauses.
+
+    `bury` is told of each program that has surely died, before it is started again.
     """
 
     emit: Emit
     ring_here: Callable[[], None]
     monotonic: Callable[[], float]
+    bury: Callable[[Program], Awaitable[None]] | None = None
     _children: dict[str, tuple[Program, asyncio.subprocess.Process]] = field(default_factory=dict)
     _is_draining: bool = False
+    _may_begin: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self._may_begin.set()
+
+    def hold(self) -> None:
+        """From now on programs are started, but get their first message only after `let_go`."""
+        self._may_begin.clear()
+
+    def let_go(self) -> None:
+        self._may_begin.set()
 
     async def keep(self, program: Program) -> None:
         """Runs the program, again and again, until `drain`."""
@@ -71,6 +86,8 @@ class LocalEngine:
             if self._is_draining:
                 return
             self.emit(ProcessDied(program.name, exit_code))
+            if self.bury is not None:
+                await self.bury(program)
             is_healthy = self.monotonic() - started > _HEALTHY_S
             pause_s = _FIRST_PAUSE_S if is_healthy else min(pause_s * 2, _LONGEST_PAUSE_S)
             await asyncio.sleep(pause_s)
@@ -81,7 +98,9 @@ class LocalEngine:
 
     def start_drain(self) -> None:
         """From now on nothing is started again, and the first stage finishes what it has."""
-        if not self._is_draining:
+        if not self._may_begin.is_set():
+            self.kill()  # they have not begun anything
+        elif not self._is_draining:
             self._is_draining = True
             self._tell(DRAIN, self._of_stage(self._first_stage()))
 
@@ -103,6 +122,7 @@ class LocalEngine:
     def kill(self) -> None:
         """Ends every child now. Nothing settled is lost by it."""
         self._is_draining = True
+        self._may_begin.set()
         for _, child in self._children.values():
             if child.returncode is None:
                 child.send_signal(signal.SIGKILL)
@@ -139,6 +159,7 @@ class LocalEngine:
         try:
             if self._is_draining:
                 child.kill()
+            await self._may_begin.wait()
             child.stdin.write(program.message.encode() + b"\n")
             while await child.stdout.readline():
                 self.ring_here()

@@ -71,6 +71,7 @@ _RELEASE_ALL = (
     .where(text(schema.HAS_DUTY), batch.c.duty_worker.is_not(None))
     .values(duty_worker=None, duty_expires_at=None)
 )
+_RELEASE_OF = _RELEASE_ALL.where(batch.c.duty_worker == bindparam("holder"))
 
 _ACCEPT = moving(
     fenced_by=HOLDS_DUTY,
@@ -117,6 +118,10 @@ def release_duty(connection: Connection, duty: Duty) -> None:
 
 def release_all_duties(connection: Connection) -> int:
     return connection.execute(_RELEASE_ALL).rowcount
+
+
+def release_duties_of(connection: Connection, worker_id: WorkerId) -> int:
+    return connection.execute(_RELEASE_OF, {"holder": worker_id}).rowcount
 
 
 def accept_batch(

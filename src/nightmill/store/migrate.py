@@ -7,12 +7,16 @@ at once migrate it once. Not its duty: what the steps are (see `migrations/versi
 import asyncio
 import time
 from pathlib import Path
+from typing import Final
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, inspect, text
 from sqlalchemy.exc import DBAPIError
 
 from nightmill.errors import SetupError
 from nightmill.store.connection import parse_url, sqlite_engine, sqlite_failure, sqlite_path
+
+SCHEMA_VERSION: Final = "0001"
+"""The newest step in `migrations/versions`."""
 
 _SCRIPTS = Path(__file__).parent / "migrations"
 
@@ -33,11 +37,20 @@ def _migrate_sqlite(path: Path) -> None:
     engine = sqlite_engine(path, begin="BEGIN IMMEDIATE", clock=time.time)
     try:
         with engine.begin() as connection:
-            upgrade(connection)
+            if not is_current(connection):
+                upgrade(connection)
     except (DBAPIError, OSError) as error:
         raise sqlite_failure(error) from error
     finally:
         engine.dispose()
+
+
+def is_current(connection: Connection) -> bool:
+    """Whether there is nothing to do. A restart must not wait for Alembic to be loaded."""
+    if not inspect(connection).has_table("alembic_version"):
+        return False
+    found = connection.execute(text("SELECT version_num FROM alembic_version")).scalars().all()
+    return found == [SCHEMA_VERSION]
 
 
 def upgrade(connection: Connection) -> None:

@@ -246,6 +246,10 @@ class Store(Protocol):
         """Every lease and duty of any worker. Only for a start that knows none lives (data lock held)."""
         ...
 
+    async def release_leases_of(self, worker_id: WorkerId) -> int:
+        """Every lease and duty of one worker. Only for whoever knows that it is dead."""
+        ...
+
     async def segment_results(
         self, batch_id: BatchId, *, after: int = -1, limit: int = 1_000
     ) -> Sequence[SegmentResult]:

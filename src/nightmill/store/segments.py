@@ -98,6 +98,7 @@ _STOPPING = select(batch.c.id, batch.c.status).where(
 )
 _REAP = update(segment).where(text(schema.IS_LEASED), segment.c.lease_expires_at <= now()).values(**_WAITS)
 _RELEASE_ALL = update(segment).where(text(schema.IS_LEASED)).values(**_WAITS)
+_RELEASE_OF = _RELEASE_ALL.where(segment.c.worker_id == bindparam("holder"))
 _RESULTS = (
     select(*_SEGMENT, segment.c.token, segment.c.pinned, (segment.c.state == DONE).label("is_done"), *_TALLY)
     .where(segment.c.batch_id == bindparam("of_batch_id"), segment.c.number > bindparam("after_number"))
@@ -201,6 +202,10 @@ def reap_segments(connection: Connection) -> int:
 
 def release_all_segments(connection: Connection) -> int:
     return connection.execute(_RELEASE_ALL).rowcount
+
+
+def release_segments_of(connection: Connection, worker_id: WorkerId) -> int:
+    return connection.execute(_RELEASE_OF, {"holder": worker_id}).rowcount
 
 
 def segment_results(

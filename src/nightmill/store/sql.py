@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Collection, Sequence
-from typing import Final, Literal
+from typing import Literal
 
 from sqlalchemy import Connection, text
 
@@ -14,9 +14,8 @@ from nightmill.segment import BeatReply, Lease, PinnedPart, Report, Segment, Seg
 from nightmill.store import batches, duties, files, keys, segments
 from nightmill.store.clock import Clock
 from nightmill.store.connection import BUSY_TIMEOUT_S, Database, open_database
+from nightmill.store.migrate import SCHEMA_VERSION
 from nightmill.store.protocol import ApiKey, Backlog, Duty, Idempotency, Page, Store
-
-SCHEMA_VERSION: Final = "0001"
 
 
 def open_store(url: str, *, clock: Clock | None = None, busy_timeout_s: float = BUSY_TIMEOUT_S) -> "SqlStore":
@@ -169,6 +168,9 @@ class SqlStore(Store):
     async def release_all_leases(self) -> int:
         return await self._write(_release_all_leases)
 
+    async def release_leases_of(self, worker_id: WorkerId) -> int:
+        return await self._write(_release_leases_of, worker_id)
+
     async def segment_results(
         self, batch_id: BatchId, *, after: int = -1, limit: int = 1_000
     ) -> Sequence[SegmentResult]:
@@ -192,6 +194,12 @@ class SqlStore(Store):
 
 def _release_all_leases(connection: Connection) -> int:
     return segments.release_all_segments(connection) + duties.release_all_duties(connection)
+
+
+def _release_leases_of(connection: Connection, worker_id: WorkerId) -> int:
+    return segments.release_segments_of(connection, worker_id) + duties.release_duties_of(
+        connection, worker_id
+    )
 
 
 def _check_schema(connection: Connection) -> None:

@@ -1,0 +1,154 @@
+"""The API of `nightmill serve`: recover, answer, and at the end answer on while the roles drain.
+
+Promise: the children begin only when nobody holds a lease any more (whoever held the folder before is dead:
+the lock proves it). Not its duty: the lock, the listener and the children themselves (`serve`).
+"""
+
+import asyncio
+import contextlib
+import ipaddress
+import secrets
+import signal
+import socket
+import time
+from collections.abc import Awaitable, Callable, Generator
+
+import uvicorn
+
+from nightmill import telemetry
+from nightmill.api.app import create_app
+from nightmill.api.context import ApiContext
+from nightmill.assembly.rooms import Rooms, open_rooms
+from nightmill.crash import point
+from nightmill.engine.local import LocalEngine, Program
+from nightmill.errors import SetupError, UnavailableError
+from nightmill.ids import WorkerId
+from nightmill.roles.loop import Bell
+from nightmill.settings import Settings
+from nightmill.store import Store
+from nightmill.store.migrate import migrate
+from nightmill.upstream.connect import open_upstream
+
+_ROLES_MODULE = "nightmill.assembly.work"
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its own signal handlers: a signal here drains the roles first."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None]:
+        yield
+
+
+async def serve_front(
+    settings: Settings,
+    *,
+    engine: LocalEngine,
+    bell: Bell,
+    listener: socket.socket,
+    say: Callable[[str], None],
+) -> None:
+    """Serves until SIGTERM or SIGINT, and ends every child."""
+    await migrate(settings.store_url)
+    async with open_rooms(settings, emit=telemetry.log, bell=bell) as rooms:
+        await _check_keys(settings, rooms.store)
+        point("serve.before_recovery")
+        await rooms.store.release_all_leases()
+        await rooms.blobs.sweep_unfinished()
+        point("serve.recovered")
+        engine.bury = _take_back(rooms.store, engine)
+        engine.let_go()
+        await _answer(rooms, engine, listener, say)
+
+
+async def _answer(
+    rooms: Rooms, engine: LocalEngine, listener: socket.socket, say: Callable[[str], None]
+) -> None:
+    settings = rooms.settings
+    assert settings.upstream.url is not None
+    upstream = open_upstream(settings.upstream, url=settings.upstream.url)
+    context = ApiContext(
+        store=rooms.store,
+        blobs=rooms.blobs,
+        settings=settings,
+        ring=engine.ring,
+        upstream_models=upstream.models,
+        clock=time.time,
+        random=secrets.token_bytes,
+    )
+    server = _Server(
+        uvicorn.Config(
+            create_app(context),
+            http="httptools",
+            loop="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            backlog=2048,
+            timeout_keep_alive=settings.api.keep_alive_s,
+            limit_concurrency=settings.api.max_connections,
+            timeout_graceful_shutdown=max(1, int(settings.api.drain_s)),
+        )
+    )
+    stopping = asyncio.Event()
+
+    def stop() -> None:
+        if stopping.is_set():
+            server.should_exit = server.force_exit = True
+            engine.kill()
+        stopping.set()
+        engine.start_drain()
+
+    async def end_when_asked() -> None:
+        await stopping.wait()
+        await engine.drain(grace_s=settings.api.drain_s + 1)
+        server.should_exit = True
+
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(name, stop)
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(end_when_asked())
+            say(f"nightmill listens on http://{shown}:{port}/v1 and answers from {settings.upstream.url}")
+            await server.serve(sockets=[listener])
+    finally:
+        await upstream.close()
+
+
+def _take_back(store: Store, engine: LocalEngine) -> Callable[[Program], Awaitable[None]]:
+    async def take_back(program: Program) -> None:
+        """What a dead child held goes to others at once, not when its leases lapse."""
+        if program.module != _ROLES_MODULE:
+            return
+        try:
+            await store.release_leases_of(WorkerId(program.arguments[0]))
+        except UnavailableError:
+            return  # they lapse by themselves
+        engine.ring()
+
+    return take_back
+
+
+async def _check_keys(settings: Settings, store: Store) -> None:
+    if _is_loopback(settings.api.host) and settings.keyless_on_loopback:
+        return
+    if await store.has_api_keys():
+        return
+    message = (
+        f"refusing to listen on {settings.api.host} without API keys; make one with "
+        f"'nightmill keys create NAME --folder {settings.folder}', or listen on 127.0.0.1"
+    )
+    raise SetupError(message)
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
