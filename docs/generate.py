@@ -1,10 +1,12 @@
 """Prints the generated parts of the docs: `make docs`.
 
-settings.md comes from the docstrings of `nightmill.settings`, the state graph in how-it-works.md from
-`nightmill.batch.TRANSITIONS`. A test fails when either is not current, or when a setting has no docstring.
+settings.md comes from the docstrings of `nightmill.settings`; in how-it-works.md the state graph comes from
+`nightmill.batch.TRANSITIONS` and the rooms from the layers that import-linter enforces. A test fails when
+one of them is not current, or when a setting has no docstring.
 """
 
 import re
+import tomllib
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +19,8 @@ from nightmill.batch import TERMINAL, TRANSITIONS
 from nightmill.settings import PREFIX, Settings
 
 DOCS = Path(__file__).resolve().parent
-GRAPH = re.compile(r"(?<=<!-- printed by docs/generate.py -->\n).*?(?=<!-- end -->)", re.DOTALL)
+ROOT = DOCS.parent
+PRINTED = re.compile(r"(<!-- printed by docs/generate.py: (?P<part>\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 
 INTRODUCTION = """\
@@ -143,12 +146,31 @@ def state_graph() -> str:
     return "\n".join(["```mermaid", *lines, "```", ""])
 
 
+def rooms() -> str:
+    """The layers of pyproject.toml, top first, as far as their modules exist."""
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        contracts = tomllib.load(file)["tool"]["importlinter"]["contracts"]
+    lines: list[str] = []
+    for layer in contracts[0]["layers"]:
+        names: list[str] = [name.strip(" ()") for name in re.split(r"[|:]", layer)]
+        lines.append("".join(f"{name:<11}" for name in names if _exists(name)).rstrip())
+    return "\n".join(["```text", *filter(None, lines), "```", ""])
+
+
+def _exists(module: str) -> bool:
+    path = ROOT / "src/nightmill" / module
+    return path.with_suffix(".py").exists() or (path / "__init__.py").exists()
+
+
 def pages() -> dict[Path, str]:
     """Every page with a generated part, as it should be."""
     life = DOCS / "how-it-works.md"
+    parts = {"states": state_graph, "rooms": rooms}
     return {
         DOCS / "settings.md": settings_page(),
-        life: GRAPH.sub(lambda _: state_graph(), life.read_text(encoding="utf-8")),
+        life: PRINTED.sub(
+            lambda found: found[1] + parts[found["part"]]() + found[3], life.read_text(encoding="utf-8")
+        ),
     }
 
 
