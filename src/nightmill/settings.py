@@ -243,6 +243,7 @@ def _from_toml(path: Path) -> Tree:
 
 
 _NOT_SETTINGS = {"CONFIG", "CRASH_AT", "CRASH_FOLDER"}  # the last two: see crash.py
+_NOT_FILES = {("limits", "lines_per_file"), ("limits", "models_per_file")}
 _LIST_SETTINGS = {("limits", "completion_windows"), ("limits", "endpoints"), ("upstream", "models")}
 
 
@@ -253,7 +254,7 @@ def _from_environment(environment: Mapping[str, str]) -> Tree:
             continue
         path = tuple(name.removeprefix(PREFIX).lower().split("__"))
         setting: Any = value
-        if path[-1].endswith("_file"):
+        if path[-1].endswith("_file") and path not in _NOT_FILES:
             path = (*path[:-1], path[-1].removesuffix("_file"))
             try:
                 setting = Path(value).read_text(encoding="utf-8").strip()

@@ -32,6 +32,13 @@ def test_a_secret_may_come_from_a_file(tmp_path: Path):
     assert "sk-secret" not in repr(settings)
 
 
+def test_a_setting_whose_own_name_ends_in_file_takes_its_value_from_the_variable():
+    settings = load(
+        environment={"NIGHTMILL_LIMITS__LINES_PER_FILE": "7", "NIGHTMILL_LIMITS__MODELS_PER_FILE": "2"}
+    )
+    assert (settings.limits.lines_per_file, settings.limits.models_per_file) == (7, 2)
+
+
 def test_lists_are_split_at_commas():
     settings = load(environment={"NIGHTMILL_LIMITS__COMPLETION_WINDOWS": "24h, 7d"})
     assert settings.limits.completion_windows == ("24h", "7d")
