@@ -20,7 +20,7 @@ from nightmill import telemetry
 from nightmill.assembly.collection import spare_collections
 from nightmill.assembly.folder_lock import locked_folder
 from nightmill.assembly.rooms import Rooms, open_rooms
-from nightmill.assembly.upstreams import choose_upstream
+from nightmill.assembly.upstreams import choose_upstream, listens
 from nightmill.batch import ENDPOINTS, Batch, LineError, Status, Usage
 from nightmill.engine.local import LocalEngine, Program
 from nightmill.errors import RequestError, SetupError
@@ -35,6 +35,7 @@ _PROJECT = ProjectId("default")
 _INPUT_KEY = "files/input"
 _YEAR_S = 365 * 86_400
 _LOOK_S = 0.2
+_START_S = 10.0
 _UNLIMITED = 1 << 40
 
 
@@ -214,6 +215,8 @@ async def _roles(rooms: Rooms, programs: list[Program]) -> AsyncGenerator[Worker
                 group.create_task(
                     keep_turning(role, bell=rooms.bell, stop=stop, emit=rooms.emit, random=random.random)
                 )
+            if programs:
+                await listens(rooms.settings.upstream.url, within_s=_START_S)
             group.create_task(worker.run(stop, grace_s=lambda: 0.0))
             yield worker
             stop.set()

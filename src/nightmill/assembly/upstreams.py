@@ -3,8 +3,10 @@
 Promise: exactly one, and never the emulator unasked. What it starts as a child keeps its port over restarts.
 """
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import replace
+from urllib.parse import urlsplit
 
 from nightmill.engine.local import Program, free_port
 from nightmill.errors import SetupError
@@ -18,6 +20,7 @@ NO_UPSTREAM = """there is no upstream to answer the lines; give one:
   --emulate                             made-up answers, for trying out and for tests"""
 
 _PROBE_TIMEOUT_S = 2.0
+_LISTEN_POLL_S = 0.02
 
 
 async def choose_upstream(
@@ -68,6 +71,23 @@ async def _found(settings: Settings, *, say: Callable[[str], None]) -> Settings:
         say(f"using {found[0].name}; choose another with --upstream URL")
     upstream = settings.upstream.model_copy(update={"url": found[0].url})
     return settings.model_copy(update={"upstream": upstream})
+
+
+async def listens(url: str, *, within_s: float) -> bool:
+    """Waits until something takes connections at `url`: a child of ours needs a moment to start."""
+    target = urlsplit(url)
+    try:
+        async with asyncio.timeout(within_s):
+            while True:
+                try:
+                    _, writer = await asyncio.open_connection(target.hostname, target.port)
+                except OSError:
+                    await asyncio.sleep(_LISTEN_POLL_S)
+                else:
+                    writer.close()
+                    return True
+    except TimeoutError:
+        return False
 
 
 def _upstream(program: Program) -> Program:
