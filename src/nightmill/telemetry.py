@@ -46,10 +46,11 @@ class LeaseWasLost:
 
 @dataclass(frozen=True, slots=True)
 class UpstreamPaused:
-    """Sending to the upstream waits. `reason` is ours."""
+    """Sending to the upstream waits. `reason` is ours. `is_held`: until the operator mends something."""
 
     reason: str
     seconds: float
+    is_held: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +101,12 @@ def log(event: Event) -> None:
             _logger.debug("%s segment %d done under token %d: %d lines", batch_id, number, token, answered)
         case LeaseWasLost(batch_id, number, token):
             _logger.warning("%s segment %d: the lease under token %d was lost", batch_id, number, token)
+        case UpstreamPaused(reason, seconds, is_held=True):
+            _logger.error(
+                "every batch is HELD: the upstream answers no line, for %s; asked again in %.1f s",
+                reason,
+                seconds,
+            )
         case UpstreamPaused(reason, seconds):
             _logger.warning("the upstream is paused for %.1f s: %s", seconds, reason)
         case UpstreamResumed():

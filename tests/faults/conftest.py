@@ -1,0 +1,239 @@
+"""A model server that misbehaves line by line, and the real roles that send to it over real sockets."""
+
+import asyncio
+import contextlib
+import json
+import socket
+import struct
+import time
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvloop
+
+from nightmill.batch import Batch
+from nightmill.blobs import FolderBlobs
+from nightmill.ids import WorkerId
+from nightmill.pacing import Gate
+from nightmill.roles.worker import Worker
+from nightmill.settings import UpstreamSettings, load
+from nightmill.store.migrate import migrate
+from nightmill.store.sql import open_store
+from nightmill.upstream import open_upstream
+from tests.roles.conftest import Mill, request_line
+
+
+def pytest_asyncio_loop_factories() -> dict[str, Any]:
+    return {"uvloop": uvloop.new_event_loop}
+
+
+class Step:
+    """Steps of a script that are not bytes to write; a number is seconds to wait."""
+
+    CLOSE = object()
+    RESET = object()
+    HANG = object()
+
+
+def answer(body: bytes, *, status: str = "200 OK", headers: Iterable[str] = ()) -> bytes:
+    head = [f"HTTP/1.1 {status}", "Content-Type: application/json", f"Content-Length: {len(body)}", *headers]
+    return "\r\n".join(head).encode() + b"\r\n\r\n" + body
+
+
+def said(custom_id: str) -> bytes:
+    """The right body for a line: it repeats what was asked, so that a mix-up shows."""
+    return json.dumps({"choices": [{"message": {"content": custom_id}}]}).encode()
+
+
+Script = tuple[Any, ...]
+Plan = Callable[[str], Script]
+"""From the custom_id of a line to what the server does with it."""
+
+
+def well(custom_id: str) -> Script:
+    return (answer(said(custom_id)),)
+
+
+@dataclass
+class Rogue:
+    """Plays, for each request, the next script of its line; a line without one is answered well."""
+
+    port: int = 0
+    asked: Counter[str] = field(default_factory=Counter)
+    asked_at: dict[str, list[float]] = field(default_factory=dict)
+    in_flight: int = 0
+    most_in_flight: int = 0
+    always: Plan = well
+    _plans: dict[str, deque[Plan]] = field(default_factory=dict)
+    _lasting: dict[str, Plan] = field(default_factory=dict)
+    _news: asyncio.Event = field(default_factory=asyncio.Event)
+    _server: asyncio.Server | None = None
+    _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    def plays(self, custom_id: str, plan: Plan, *, times: int | None = None) -> None:
+        if times is None:
+            self._lasting[custom_id] = plan
+        else:
+            self._plans.setdefault(custom_id, deque()).extend([plan] * times)
+
+    async def start(self) -> None:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, backlog=1_024)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def until_asked(self, times: int) -> None:
+        """Returns once so many requests have come in all."""
+        while self.asked.total() < times:
+            self._news.clear()
+            await self._news.wait()
+
+    async def stop(self) -> None:
+        """As a process that dies: nobody listens, every connection is reset."""
+        assert self._server is not None
+        self._server.close()
+        tasks = tuple(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._server.wait_closed()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+                while await self._answer(reader, writer):
+                    pass
+        except asyncio.CancelledError:
+            _reset(writer)
+        finally:
+            writer.close()
+            self._tasks.discard(task)
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
+        length = int(head.partition("content-length:")[2].partition("\r\n")[0] or 0)
+        body = json.loads(await reader.readexactly(length))
+        custom_id = body["messages"][0]["content"]
+        self.asked[custom_id] += 1
+        self._news.set()
+        self.asked_at.setdefault(custom_id, []).append(time.monotonic())
+        self.in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        try:
+            return await self._play(self._plan(custom_id)(custom_id), reader, writer)
+        finally:
+            self.in_flight -= 1
+
+    def _plan(self, custom_id: str) -> Plan:
+        plans = self._plans.get(custom_id)
+        return plans.popleft() if plans else self._lasting.get(custom_id, self.always)
+
+    async def _play(self, script: Script, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        for step in script:
+            if step is Step.CLOSE:
+                return False
+            if step is Step.RESET:
+                await asyncio.sleep(0.01)  # a reset overtakes what the peer has not read yet
+                _reset(writer)
+                return False
+            if step is Step.HANG:
+                await reader.read()  # until the client leaves
+                return False
+            if isinstance(step, bytes):
+                writer.write(step)
+                await writer.drain()
+            else:
+                await asyncio.sleep(step)
+        return True
+
+
+def _reset(writer: asyncio.StreamWriter) -> None:
+    connection = writer.get_extra_info("socket")
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
+
+
+@dataclass
+class FaultyMill(Mill):
+    """The roles of a server, their worker sending over a real transport."""
+
+    transport: str = "lean"
+    upstreams: list[Any] = field(default_factory=list)
+
+    def sender(self, rogue: Rogue, *, slots: int = 8, random: float = 0.01, **settings: Any) -> Worker:
+        """A worker that sends to the rogue; `settings` are the upstream's."""
+        wanted = UpstreamSettings(transport=self.transport, **settings)  # type: ignore[arg-type]
+        self.settings = self.settings.model_copy(update={"upstream": wanted})
+        upstream = open_upstream(wanted, url=rogue.url)
+        self.upstreams.append(upstream)
+        return Worker(
+            store=self.store,
+            blobs=self.blobs,
+            parts=self.parts(),
+            upstream=upstream,
+            gate=Gate(),
+            settings=self.settings,
+            slots=slots,
+            worker_id=WorkerId(f"worker_{len(self.upstreams)}"),
+            request_prefix="0" * 24,
+            bell=self.bell,
+            emit=self.events.append,
+            clock=time.time,
+            monotonic=time.monotonic,
+            random=lambda: random,
+        )
+
+    async def batch_of_lines(self, *custom_ids: str) -> Batch:
+        return await self.accepted(b"".join(request_line(custom_id) for custom_id in custom_ids))
+
+    async def results(self, batch: Batch) -> dict[str, dict[str, Any]]:
+        """Each line's one row, by custom_id; those of the output file say what they were asked."""
+        output, error = await self.rows(batch.output_file_id), await self.rows(batch.error_file_id)
+        rows = {row["custom_id"]: row for row in (*output, *error)}
+        assert len(rows) == len(output) + len(error) == batch.total
+        for row in output:
+            assert row["error"] is None
+            assert row["response"]["body"]["choices"][0]["message"]["content"] == row["custom_id"]
+        return rows
+
+
+@pytest.fixture
+async def rogue() -> AsyncIterator[Rogue]:
+    server = Rogue()
+    await server.start()
+    yield server
+    await server.stop()
+
+
+@pytest.fixture(params=["lean", "aiohttp"])
+def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    return request.param
+
+
+@pytest.fixture
+async def mill(tmp_path: Path) -> AsyncIterator[FaultyMill]:
+    flags = {
+        "folder": tmp_path,
+        "worker": {"lines_per_segment": 8, "beat_s": 0.05, "lease_ttl_s": 5.0, "cancel_grace_s": 0.2},
+        "retention": {"sweep_s": 0.05, "free_bytes": 0},
+    }
+    settings = load(flags=flags, environment={})
+    await migrate(settings.store_url)
+    store = open_store(settings.store_url)
+    mill = FaultyMill(tmp_path, store, FolderBlobs(tmp_path, watermark_bytes=0), settings)
+    yield mill
+    for upstream in mill.upstreams:
+        await upstream.close()
+    await store.close()
