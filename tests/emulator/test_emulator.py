@@ -233,6 +233,21 @@ def test_the_answers_are_a_pure_function_too() -> None:
     assert answer("/v1/nothing", body).status == 404
 
 
+def test_an_answer_names_its_line_of_the_record(start: Callable, tmp_path: Path) -> None:
+    record = tmp_path / "record"
+    record.write_text("of an earlier emulator\n")
+    emulator = start("--record", str(record), "--faults", '[{"fault": "status", "times": 1}]')
+    asked = [
+        emulator.request(
+            "POST", "/v1/chat/completions", {"model": "m", "messages": [{"content": f"marker:{n}"}]}
+        )
+        for n in "ab"
+    ]
+    assert [status for status, _, _ in asked] == [503, 200]
+    assert [headers["x-request-id"] for _, headers, _ in asked] == ["emulated-2", "emulated-3"]
+    assert record.read_text().split("\n")[1:3] == ["a", "b"]
+
+
 def test_the_record_has_one_line_for_each_request_even_after_a_kill(start: Callable, tmp_path: Path) -> None:
     record = tmp_path / "record"
     emulator = start("--record", str(record))

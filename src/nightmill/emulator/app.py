@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from hashlib import blake2b
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -16,6 +17,7 @@ Scope: TypeAlias = MutableMapping[str, Any]
 Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
+Headers: TypeAlias = Sequence[tuple[bytes, bytes]]
 App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 TRANSPORT = "nightmill.transport"
@@ -30,12 +32,15 @@ def emulator_app(*, delay_s: float = 0.0, record: Path | None = None, faults: Se
     Args:
         delay_s: waits before each answer of an endpoint.
         record: gets one line for each request as soon as its body is read: the marker found in the body
-            (`marker:` and letters, digits, '.', '_', '-') or else a hash of it.
+            (`marker:` and letters, digits, '.', '_', '-') or else a hash of it. A whole answer names that line by
+            its number, from 1, as `x-request-id: emulated-<number>`, so it is known which attempt an answer is of.
         faults: how to misbehave, in order.
     """
     orders = Orders(faults)
     # Lives as long as the process; one write per request, so that a kill loses nothing that was answered.
     log = None if record is None else os.open(record, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC)
+
+    numbers = count(1 if record is None else 1 + record.read_bytes().count(b"\n"))
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -47,21 +52,23 @@ def emulator_app(*, delay_s: float = 0.0, record: Path | None = None, faults: Se
         if scope["method"] != "POST" or path not in ENDPOINTS:
             await _send(send, _other(scope["method"], path, body))
             return
+        own: Headers = ()
         if log is not None:
             os.write(log, _line(body))
+            own = ((b"x-request-id", b"emulated-%d" % next(numbers)),)
         right = answer(path, body)
         fault = orders.next_for(body)
         if delay_s > 0:
             await asyncio.sleep(delay_s)
         if fault is None:
-            await _send(send, right)
+            await _send(send, right, own)
             return
         if fault.fault == "slow":
             await asyncio.sleep(fault.delay_s)
         made = plain(fault, right)
         if made is not None:
             headers = [(name.encode(), value.encode()) for name, value in made.headers.items()]
-            await _send_raw(send, made.status, headers, made.body)
+            await _send_raw(send, made.status, [*headers, *own], made.body)
             return
         await break_connection(fault, right, scope["extensions"][TRANSPORT])
         while (await receive())["type"] != "http.disconnect":
@@ -104,11 +111,11 @@ async def _body_of(receive: Receive) -> bytes | None:
     return b"".join(pieces)
 
 
-async def _send(send: Send, made: Answer) -> None:
-    await _send_raw(send, made.status, _HEADERS, made.body)
+async def _send(send: Send, made: Answer, own: Headers = ()) -> None:
+    await _send_raw(send, made.status, (*_HEADERS, *own), made.body)
 
 
-async def _send_raw(send: Send, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> None:
+async def _send_raw(send: Send, status: int, headers: Headers, body: bytes) -> None:
     length = (b"content-length", b"%d" % len(body))
     await send({"type": "http.response.start", "status": status, "headers": [*headers, length]})
     await send({"type": "http.response.body", "body": body})
