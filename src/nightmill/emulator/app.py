@@ -32,8 +32,8 @@ def emulator_app(*, delay_s: float = 0.0, record: Path | None = None, faults: Se
     Args:
         delay_s: waits before each answer of an endpoint.
         record: gets one line for each request as soon as its body is read: the marker found in the body
-            (`marker:` and letters, digits, '.', '_', '-') or else a hash of it. A whole answer names that line by
-            its number, from 1, as `x-request-id: emulated-<number>`, so it is known which attempt an answer is of.
+            (`marker:` and letters, digits, '.', '_', '-') or else a hash of it. A whole answer names its line
+            by number, from 1, as `x-request-id: emulated-<number>`: so it is known which attempt it answers.
         faults: how to misbehave, in order.
     """
     orders = Orders(faults)
