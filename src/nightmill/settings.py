@@ -122,6 +122,9 @@ class ModelSettings(_Section):
     """Context per line; 0 takes the model's own."""
     slots: Annotated[int, Field(ge=1)] = 4
     """Lines answered at once."""
+    threads: Annotated[int, Field(ge=0)] = 0
+    """Threads that compute; 0 takes one for each core. They wait for each other by spinning: on a machine that
+    does other work too, fewer are quicker."""
 
 
 class EmulatorSettings(_Section):

@@ -78,7 +78,7 @@ def running(settings: ModelSettings, folder: Path, *, port: int = 0) -> Iterator
 
 @pytest.fixture(scope="module")
 def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Llama]:
-    settings = ModelSettings(path=model, slots=2, context_tokens=256)
+    settings = ModelSettings(path=model, slots=2, context_tokens=256, threads=1)
     with running(settings, tmp_path_factory.mktemp("server")) as server:
         yield server
 
@@ -150,7 +150,7 @@ def test_it_ends_when_its_parent_is_gone_and_says_nothing_on_standard_output(
 
 
 def test_it_finishes_what_it_has_begun_when_it_is_drained(model: Path, start: Callable[..., Llama]) -> None:
-    server = start(ModelSettings(path=model, slots=1))
+    server = start(ModelSettings(path=model, slots=1, threads=1))
     assert server.child.stdin is not None
     answers: list[tuple[int, Any]] = []
     body = {"prompt": "night", "max_tokens": 400, "ignore_eos": True}
@@ -192,7 +192,8 @@ def test_a_file_that_is_no_model_is_told_as_such(tmp_path: Path, content: bytes,
 
 
 def test_the_program_and_the_command_say_the_same(model: Path) -> None:
-    settings = ModelSettings(path=model, slots=3, context_tokens=512)
+    settings = ModelSettings(path=model, slots=3, context_tokens=512, threads=2)
+    assert "--threads 2" in " ".join(llama_command(settings))
     program = llama_program(settings, port=8_123)
     assert llama_command(settings, port=8_123) == [sys.executable, "-m", program.module, *program.arguments]
 

@@ -45,6 +45,8 @@ def _arguments(settings: ModelSettings, *, port: int) -> list[str]:
         str(settings.slots),
         "--context",
         str(settings.context_tokens),
+        "--threads",
+        str(settings.threads),
         "--port",
         str(port),
     ]

@@ -28,8 +28,9 @@ _ERRORS_ONLY = 1
 _LOOK_S = 0.05
 
 
-def serve(path: Path, *, slots: int, context_tokens: int, port: int) -> Any:
+def serve(path: Path, *, slots: int, context_tokens: int, threads: int, port: int) -> Any:
     """Loads the model and listens. `context_tokens` is for each slot; with 0 all share the model's own.
+    With 0 `threads` llama.cpp takes one for each core.
 
     Raises:
         SetupError: the file is no model that llama.cpp can load, or the port is taken.
@@ -43,6 +44,8 @@ def serve(path: Path, *, slots: int, context_tokens: int, port: int) -> Any:
     params.n_parallel = slots
     params.n_ctx = context_tokens * slots
     params.kv_unified = context_tokens == 0
+    if threads:
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
     params.port = port
     params.n_threads_http = _CONNECTIONS
     params.endpoint_metrics = True
@@ -103,6 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--context", type=int, default=0, help="tokens for each slot; 0 takes the model's own"
     )
+    parser.add_argument("--threads", type=int, default=0, help="0 takes one for each core")
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
     parser.add_argument("--port-file", type=Path, help="is written once the model is loaded")
     parser.add_argument("--port-fd", type=int, help="an open descriptor that gets the port as a line")
@@ -113,7 +117,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     drain = threading.Event()
     threading.Thread(target=_watch_input, args=(drain,), daemon=True).start()
     try:
-        server = serve(asked.model, slots=asked.slots, context_tokens=asked.context, port=asked.port)
+        server = serve(
+            asked.model,
+            slots=asked.slots,
+            context_tokens=asked.context,
+            threads=asked.threads,
+            port=asked.port,
+        )
     except SetupError as error:
         sys.stderr.write(f"nightmill llama: {error}\n")
         sys.exit(SetupError.exit_code)
