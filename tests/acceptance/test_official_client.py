@@ -111,11 +111,10 @@ async def test_the_async_client_does_the_same(server, jsonl):
     async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="sk-none", max_retries=0) as client:
         uploaded = await client.files.create(file=("in.jsonl", jsonl(3)), purpose="batch")
         assert (await client.files.wait_for_processing(uploaded.id)).status == "processed"
-        batch = await client.batches.create(
-            input_file_id=uploaded.id, endpoint=CHAT, completion_window="24h"
-        )
+        batch = await client.batches.create(input_file_id=uploaded.id, endpoint=CHAT, completion_window="24h")
         async with asyncio.timeout(60):
-            while (batch := await client.batches.retrieve(batch.id)).status != "completed":
+            # Polling is what clients do.
+            while (batch := await client.batches.retrieve(batch.id)).status != "completed":  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
         content = await client.files.content(batch.output_file_id)
         assert len(content.text.splitlines()) == 3
@@ -458,9 +457,7 @@ def test_errors_are_raised_with_message_param_code_and_request_id(client):
         client.batches.retrieve("nonsense")
     assert (caught.value.param, caught.value.code) == ("batch_id", "invalid_value")
     with pytest.raises(openai.BadRequestError) as caught:
-        client.batches.create(
-            input_file_id="file-a", endpoint="/v1/audio/speech", completion_window="24h"
-        )
+        client.batches.create(input_file_id="file-a", endpoint="/v1/audio/speech", completion_window="24h")
     assert (caught.value.param, caught.value.code) == ("endpoint", "invalid_value")
     with pytest.raises(openai.BadRequestError, match=r"Must be \.jsonl"):
         client.files.create(file=b"no json", purpose="batch")
