@@ -21,6 +21,7 @@ import uvicorn
 import uvloop
 
 from nightmill.api.app import create_app
+from nightmill.api.connection import http_config
 from nightmill.api.context import ApiContext
 from nightmill.blobs import FolderBlobs
 from nightmill.ids import ProjectId
@@ -151,10 +152,7 @@ def serving(
                     random=secrets.token_bytes,
                 )
             )
-            config = uvicorn.Config(
-                create_app(context), http="httptools", lifespan="off", log_config=None, access_log=False
-            )
-            server = uvicorn.Server(config)
+            server = uvicorn.Server(http_config(create_app(context), context.settings.api))
             stop.append(lambda: setattr(server, "should_exit", True))
             box.append(Server(port, folder, asyncio.get_running_loop(), context, rings))
             started.set()

@@ -21,6 +21,8 @@ from nightmill.errors import RequestError, UnavailableError
 
 PATH_AS_SENT = "nightmill.path"
 METHOD_AS_SENT = "nightmill.method"
+BUSY = "nightmill.busy"
+"""In the scope of a request whose connection is one too many (`connection`)."""
 OPENAI_VERSION = b"2020-10-01"
 PUBLIC_PATHS = frozenset({"/health", "/ready", "/version", "/openapi.json", "/docs"})
 
@@ -74,8 +76,8 @@ class Edge:
             await send(message)
 
         try:
-            too_large = self._headers_too_large(scope)
-            await (too_large or self._app)(scope, receive, send_on)
+            refusal = self._one_too_many(scope) or self._headers_too_large(scope)
+            await (refusal or self._app)(scope, receive, send_on)
         except _HeadAnsweredError:
             return
         except ClientDisconnect:
@@ -94,6 +96,17 @@ class Edge:
                 await response(scope, receive, send_on)
             except _HeadAnsweredError:
                 return
+
+    def _one_too_many(self, scope: Scope) -> ASGIApp | None:
+        if BUSY not in scope or scope["path"] in PUBLIC_PATHS:
+            return None
+        most = self._context.settings.api.max_connections
+        return error_response(
+            f"{most} connections are being answered already. Please try again in a moment.",
+            status=503,
+            error_type="server_error",
+            headers={"retry-after": "1"},
+        )
 
     def _headers_too_large(self, scope: Scope) -> ASGIApp | None:
         size_bytes = len(scope.get("raw_path") or b"") + len(scope["query_string"])

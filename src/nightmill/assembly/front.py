@@ -11,25 +11,24 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Callable, Generator
 
 import uvicorn
 
 from nightmill import telemetry
 from nightmill.api.app import create_app
+from nightmill.api.connection import http_config
 from nightmill.api.context import ApiContext
+from nightmill.assembly.programs import take_back
 from nightmill.assembly.rooms import Rooms, open_rooms
+from nightmill.assembly.start import prepare
 from nightmill.crash import point
-from nightmill.engine.local import LocalEngine, Program
-from nightmill.errors import SetupError, UnavailableError
-from nightmill.ids import WorkerId
+from nightmill.engine.local import LocalEngine
+from nightmill.errors import SetupError
 from nightmill.roles.loop import Bell
 from nightmill.settings import Settings
 from nightmill.store import Store
-from nightmill.store.migrate import migrate
 from nightmill.upstream.connect import open_upstream
-
-_ROLES_MODULE = "nightmill.assembly.work"
 
 
 class _Server(uvicorn.Server):
@@ -49,14 +48,15 @@ async def serve_front(
     say: Callable[[str], None],
 ) -> None:
     """Serves until SIGTERM or SIGINT, and ends every child."""
-    await migrate(settings.store_url)
+    await prepare(settings)
     async with open_rooms(settings, emit=telemetry.log, bell=bell) as rooms:
         await _check_keys(settings, rooms.store)
         point("serve.before_recovery")
-        await rooms.store.release_all_leases()
-        await rooms.blobs.sweep_unfinished()
+        if settings.is_embedded:  # over a store that others share, leases lapse and writers may be alive
+            await rooms.store.release_all_leases()
+            await rooms.blobs.sweep_unfinished()
         point("serve.recovered")
-        engine.bury = _take_back(rooms.store, engine)
+        engine.bury = take_back(rooms.store, engine)
         engine.let_go()
         await _answer(rooms, engine, listener, say)
 
@@ -65,29 +65,22 @@ async def _answer(
     rooms: Rooms, engine: LocalEngine, listener: socket.socket, say: Callable[[str], None]
 ) -> None:
     settings = rooms.settings
-    assert settings.upstream.url is not None
-    upstream = open_upstream(settings.upstream, url=settings.upstream.url)
+    url = settings.upstream.url
+    upstream = None if url is None else open_upstream(settings.upstream, url=url)
     context = ApiContext(
         store=rooms.store,
         blobs=rooms.blobs,
         settings=settings,
         ring=engine.ring,
-        upstream_models=upstream.models,
+        upstream_models=_no_models if upstream is None else upstream.models,
         clock=time.time,
         random=secrets.token_bytes,
     )
     server = _Server(
-        uvicorn.Config(
+        http_config(
             create_app(context),
-            http="httptools",
+            settings.api,
             loop="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            backlog=2048,
-            timeout_keep_alive=settings.api.keep_alive_s,
-            limit_concurrency=settings.api.max_connections,
             timeout_graceful_shutdown=max(1, int(settings.api.drain_s)),
         )
     )
@@ -113,24 +106,17 @@ async def _answer(
     try:
         async with asyncio.TaskGroup() as group:
             group.create_task(end_when_asked())
-            say(f"nightmill listens on http://{shown}:{port}/v1 and answers from {settings.upstream.url}")
+            source = "what its workers ask" if url is None else url
+            say(f"nightmill listens on http://{shown}:{port}/v1 and answers from {source}")
             await server.serve(sockets=[listener])
     finally:
-        await upstream.close()
+        if upstream is not None:
+            await upstream.close()
 
 
-def _take_back(store: Store, engine: LocalEngine) -> Callable[[Program], Awaitable[None]]:
-    async def take_back(program: Program) -> None:
-        """What a dead child held goes to others at once, not when its leases lapse."""
-        if program.module != _ROLES_MODULE:
-            return
-        try:
-            await store.release_leases_of(WorkerId(program.arguments[0]))
-        except UnavailableError:
-            return  # they lapse by themselves
-        engine.ring()
-
-    return take_back
+async def _no_models() -> bytes | None:
+    """No upstream is named here; `upstream.models` says what is offered."""
+    return None
 
 
 async def _check_keys(settings: Settings, store: Store) -> None:
