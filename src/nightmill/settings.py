@@ -43,14 +43,9 @@ class ApiSettings(_Section):
     max_open_uploads: Annotated[int, Field(ge=1)] = 128
     """Uploads being received at once; more get 429."""
     max_connections: Annotated[int, Field(ge=1)] = 2_000
-    """Connections open at once. One more takes the place of the one that has been idle for longest; when none
-    is idle it gets 503."""
+    """Connections answered at once; more get 503."""
     keep_alive_s: Annotated[int, Field(ge=1)] = 75
     """An idle connection is closed after so many seconds."""
-    header_s: Annotated[float, Field(gt=0)] = 20.0
-    """A request line and headers may take so long to arrive; then 408."""
-    download_idle_s: Annotated[float, Field(gt=0)] = 120.0
-    """An answer of which the client takes nothing for so long is cut."""
     requests_per_minute: Annotated[int, Field(ge=0)] = 0
     """Requests one API key may make in a minute; 0 sets no limit."""
 
@@ -161,6 +156,60 @@ class WorkerSettings(_Section):
     """What is in flight when a batch is cancelled may finish for so long."""
 
 
+class BlobSettings(_Section):
+    """Where bytes are kept: in the data folder, or in an object store (extra `nightmill[objects]`).
+
+    An object store bills every request. What a setting costs is told at S3's list price of 0.005 USD for a
+    thousand puts.
+    """
+
+    url: str | None = None
+    """`s3://bucket/prefix` (or whatever speaks S3), `gs://bucket/prefix`, `az://account/container/prefix`,
+    `memory://` for tests in one process. Not given: the data folder. Have the bucket's lifecycle rules abort
+    unfinished multipart uploads after a day: a killed process leaves them, and the store bills them."""
+    endpoint: str | None = None
+    """URL of a store other than the provider's own, `https://s3.example.com` for instance."""
+    region: str = "us-east-1"
+    """S3 region."""
+    allow_http: bool = False
+    """Talk to the endpoint without TLS. Whoever listens on the way reads all prompts and answers."""
+    virtual_hosting: bool = False
+    """Put the bucket into the host name; `endpoint` then holds it too."""
+    access_key_id: SecretStr | None = None
+    """S3 access key. Not given: the `AWS_...` variables, a web identity or the machine's own role."""
+    secret_access_key: SecretStr | None = None
+    """Belongs to `access_key_id`. Azure's account key and Google's service account key (JSON) go here too."""
+    session_token: SecretStr | None = None
+    """Belongs to a temporary `access_key_id`."""
+    encryption: Literal["AES256", "aws:kms", "aws:kms:dsse", "sse-c"] | None = None
+    """Encryption at rest asked of S3; not given: whatever the bucket does by default. KMS bills requests."""
+    encryption_key: SecretStr | None = None
+    """The id of a KMS key, or for `sse-c` 32 bytes in base64. Without that key nothing can be read again."""
+    options: dict[str, str] = Field(default_factory=dict)
+    """Further options by obstore's names, `checksum_algorithm` or `disable_bulk_delete` for instance."""
+    timeout_s: Annotated[float, Field(gt=0)] = 30.0
+    """One request, or the wait for more bytes of one, may take so long."""
+    retry_s: Annotated[float, Field(ge=0)] = 15.0
+    """A refused or broken request (503 SlowDown for instance) is repeated for so long before the store counts
+    as away. A client of the API waits that long for its 503."""
+    upload_part_bytes: Annotated[int, Field(ge=5 << 20, le=1 << 30)] = 8 << 20
+    """Part of a multipart upload. S3 takes 10,000 of them, so 8 MiB allow blobs of 78 GiB. Every upload being
+    received, and every file being joined, holds up to four in memory."""
+    part_interval_s: Annotated[float, Field(ge=0)] = 1.0
+    """Answers of a segment are gathered for so long before one put makes them durable and they count. A crash
+    repeats at most the answers of one interval and those in flight. Each open segment puts once per interval:
+    600 of them cost 260 USD a day at 1 s, 50 USD at 5 s."""
+    part_bytes: Annotated[int, Field(ge=1 << 10)] = 1 << 20
+    """A segment that has gathered so much does not wait for the interval."""
+    puts_at_once: Annotated[int, Field(ge=1)] = 16
+    """Puts of answers under way at once, per worker process."""
+    presigned_downloads: bool = False
+    """Answer `GET /v1/files/{id}/content` with a redirect to the store, so that the bytes don't pass through
+    nightmill. OpenAI answers with the bytes: clients that don't follow redirects break."""
+    presigned_ttl_s: Annotated[int, Field(ge=1, le=604_800)] = 3_600
+    """Whoever has such a link can read the file for so long."""
+
+
 class RetentionSettings(_Section):
     """How often the warden looks, and how much room it leaves on disk."""
 
@@ -187,6 +236,7 @@ class Settings(_Section):
     model: ModelSettings = ModelSettings()
     emulator: EmulatorSettings = EmulatorSettings()
     worker: WorkerSettings = WorkerSettings()
+    blobs: BlobSettings = BlobSettings()
     retention: RetentionSettings = RetentionSettings()
 
     @property
@@ -230,14 +280,25 @@ def load(
 
 def as_message(settings: Settings) -> str:
     """The tree as one line of JSON, secrets included: for a child's standard input only."""
-    tree = settings.model_dump(mode="json")
-    if settings.upstream.api_key is not None:
-        tree["upstream"]["api_key"] = settings.upstream.api_key.get_secret_value()
-    return json.dumps(tree)
+    return json.dumps(_revealed(settings.model_dump()))
 
 
 def from_message(message: str) -> Settings:
     return Settings.model_validate_json(message)
+
+
+def _revealed(value: object) -> object:
+    match value:
+        case SecretStr():
+            return value.get_secret_value()
+        case Path():
+            return str(value)
+        case dict():
+            return {name: _revealed(below) for name, below in cast("Tree", value).items()}
+        case list() | tuple():
+            return [_revealed(below) for below in cast("list[object]", value)]
+        case _:
+            return value
 
 
 def _from_toml(path: Path) -> Tree:
