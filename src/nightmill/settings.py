@@ -43,9 +43,14 @@ class ApiSettings(_Section):
     max_open_uploads: Annotated[int, Field(ge=1)] = 128
     """Uploads being received at once; more get 429."""
     max_connections: Annotated[int, Field(ge=1)] = 2_000
-    """Connections answered at once; more get 503."""
+    """Connections open at once. One more takes the place of the one that has been idle for longest; when none
+    is idle it gets 503."""
     keep_alive_s: Annotated[int, Field(ge=1)] = 75
     """An idle connection is closed after so many seconds."""
+    header_s: Annotated[float, Field(gt=0)] = 20.0
+    """A request line and headers may take so long to arrive; then 408."""
+    download_idle_s: Annotated[float, Field(gt=0)] = 120.0
+    """An answer of which the client takes nothing for so long is cut."""
     requests_per_minute: Annotated[int, Field(ge=0)] = 0
     """Requests one API key may make in a minute; 0 sets no limit."""
 
