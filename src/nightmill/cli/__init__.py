@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import typer
 
 import nightmill
-from nightmill.cli import batches, files, keys, run, screen, serve, validate
+from nightmill.cli import batches, files, keys, run, screen, serve, torture, validate
 from nightmill.cli.failures import guarded
 
 # Plain help and errors: rich takes longer to import than `--help` may take, and its boxes are not one line.
@@ -41,6 +41,7 @@ app.command()(batches.results)
 app.command()(batches.cancel)
 app.add_typer(files.app, name="files")
 app.add_typer(keys.app, name="keys")
+app.command()(torture.torture)
 app.command()(version)
 
 

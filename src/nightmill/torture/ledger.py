@@ -1,0 +1,125 @@
+"""Between a death and the next start: which answers are on disk, and which lines were sent but have none.
+
+It reads the data folder as the next server would: pinned parts by their pinned length, others up to their
+last whole record. Nobody else may have the folder open meanwhile.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from nightmill.batch import Batch
+from nightmill.ids import ProjectId
+from nightmill.parts import FolderParts
+from nightmill.segment import Lease, SegmentResult
+from nightmill.settings import Settings
+from nightmill.store.sql import SqlStore, open_store
+from nightmill.torture.proof import SETTLED_CHANGED, Proof
+
+TAG = "tag"
+"""The metadata key under which a batch carries the first half of its lines' custom_ids."""
+
+_PROJECT = ProjectId("default")
+_MOST = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """What a server that was killed whole left undone."""
+
+    undone: int
+    """Lines that were sent and have no answer on disk: they will be sent again."""
+    unsettled: int
+    """Lines of batches in progress without an answer on disk."""
+
+
+class Ledger:
+    """Answers that were once seen on disk must be the ones in the output.
+
+    Args:
+        folder: the server's data folder.
+    """
+
+    def __init__(self, folder: Path, proof: Proof) -> None:
+        self._folder = folder
+        self._proof = proof
+        self.settled: dict[str, str] = {}
+        """custom_id -> request id of the answer."""
+        self._read: set[tuple[str, int]] = set()
+
+    async def read(self, markers: Iterable[str]) -> Death:
+        """To be called while every process of the server is dead."""
+        settings = Settings(folder=self._folder)
+        if not (self._folder / "nightmill.sqlite").exists():
+            return Death(0, 0)
+        store = open_store(settings.store_url)
+        parts = FolderParts(self._folder / "blobs" / "parts", commit_interval_s=0.0, buffer_bytes=1)
+        try:
+            page = await store.list_batches(_PROJECT, limit=_MOST)
+            unsettled = 0
+            for batch in page.items:
+                if batch.status == "in_progress":
+                    unsettled += batch.total
+                if not batch.status.is_terminal:
+                    on_disk = await self._settled(batch, store, parts)
+                    unsettled -= on_disk if batch.status == "in_progress" else 0
+        finally:
+            await parts.close()
+            await store.close()
+        over = {
+            (batch.metadata or {}).get(TAG) for batch in page.items if batch.status.is_terminal
+        }  # their lines are not sent again, and their parts may be gone
+        undone = {marker for marker in markers if marker not in self.settled and _tag(marker) not in over}
+        return Death(len(undone), unsettled)
+
+    async def _settled(self, batch: Batch, store: SqlStore, parts: FolderParts) -> int:
+        count = 0
+        results = await store.segment_results(batch.id, limit=_MOST)
+        for result in results:
+            key = (batch.id, result.segment.number)
+            if key in self._read:
+                count += result.segment.count
+                continue
+            found = result.pinned if result.is_done else tuple(await parts.find(_next_lease(batch, result)))
+            ordinals: set[int] = set()
+            async for record in parts.read(found):
+                ordinals.add(record.ordinal)
+                self._note(record.output.text)
+            count += len(ordinals)
+            if result.is_done:
+                self._read.add(key)
+        return count
+
+    def _note(self, text: bytes) -> None:
+        row = json.loads(text)
+        if row["response"] is None:
+            return
+        custom_id, request_id = row["custom_id"], row["response"]["request_id"]
+        before = self.settled.setdefault(custom_id, request_id)
+        if before != request_id:
+            self._proof.breach(SETTLED_CHANGED, f"{custom_id} had answer {before} on disk, then {request_id}")
+
+
+def tag_of(number: int) -> str:
+    return f"t{number}"
+
+
+def _tag(marker: str) -> str:
+    return marker.partition("-")[0]
+
+
+def _next_lease(batch: Batch, result: SegmentResult) -> Lease:
+    """The lease that whoever comes next would get, for looking only."""
+    return Lease(
+        segment=result.segment,
+        token=result.token + 1,
+        pinned=result.pinned,
+        tally=result.tally,
+        endpoint=batch.endpoint,
+        model=batch.model,
+        input_blob_key=batch.input_blob_key,
+        index_blob_key="",
+        deadline=batch.expires_at,
+        ttl_s=0.0,
+    )

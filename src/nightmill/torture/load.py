@@ -1,0 +1,219 @@
+"""The client's side: uploads, batches, cancels, with the official package, over a server that keeps dying.
+
+Promise: each step is repeated until it is known to have happened; a step whose answer was lost is asked for
+again under the same idempotency key. Not its duty: looking at what comes of it (`watch`, `proof`).
+"""
+
+import asyncio
+import json
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from itertools import count
+from random import Random
+from typing import TypeVar
+from uuid import UUID
+
+from openai import (
+    APIConnectionError,
+    APIStatusError,
+    AsyncOpenAI,
+    BadRequestError,
+    ConflictError,
+    InternalServerError,
+)
+
+from nightmill.crash import Point
+from nightmill.torture.ledger import TAG, tag_of
+from nightmill.torture.plan import Plan
+from nightmill.torture.proof import Expected, Variety
+from nightmill.torture.upstream import SLOW
+from nightmill.torture.watch import Watch
+
+T = TypeVar("T")
+
+ENDPOINT = "/v1/chat/completions"
+_RETRY_S = 0.05
+_FEW_LINES = 20
+_SLOW_LINES = 3
+_MIX: Mapping[Variety, int] = {
+    Variety.PLAIN: 12,
+    Variety.PARTS: 3,
+    Variety.CANCELLED: 2,
+    Variety.EXPIRING: 2,
+    Variety.BAD: 1,
+}
+# What makes the server pass a point soon; all others are passed by any batch.
+_PROVOKED_BY: Mapping[Point, Variety] = {
+    "api.before_part": Variety.PARTS,
+    "api.part_added": Variety.PARTS,
+    "api.before_complete": Variety.PARTS,
+    "api.upload_completed": Variety.PARTS,
+    "api.before_cancel": Variety.CANCELLED,
+    "api.batch_cancelling": Variety.CANCELLED,
+    "intake.before_reject": Variety.BAD,
+    "intake.rejected": Variety.BAD,
+    "worker.before_release": Variety.CANCELLED,
+    "worker.released": Variety.CANCELLED,
+    "warden.before_lapse": Variety.EXPIRING,
+    "warden.lapsed": Variety.EXPIRING,
+}
+_GIVES_AN_UPLOAD_UP = frozenset({"api.before_upload_cancel", "api.upload_cancelled"})
+_FILE_OF_UPLOAD = re.compile(r"file-\w+")
+
+
+class Load:
+    """Keeps batches open until `end` is called, and makes some on demand."""
+
+    def __init__(self, client: AsyncOpenAI, watch: Watch, plan: Plan) -> None:
+        self._client = client.with_options(max_retries=0)
+        self._watch = watch
+        self._plan = plan
+        self._random = seeded(plan, "load")
+        self._tags = count(1)
+        self._is_ending = False
+        self._making: set[asyncio.Task[Expected]] = set()
+        self.expected: list[Expected] = []
+
+    def end(self) -> None:
+        """No new batches; the open ones go on."""
+        self._is_ending = True
+
+    async def keep_busy(self) -> None:
+        """Returns after `end`, once every batch has ended, those made by `provoke` too."""
+        async with asyncio.TaskGroup() as group:
+            for number in range(self._plan.batches):
+                group.create_task(self._one_after_another(seeded(self._plan, f"load {number}")))
+        while self._making:
+            await asyncio.wait(self._making)
+        for batch in list(self.expected):
+            await self._watch.end_of(batch.batch_id)
+
+    async def provoke(self, points: tuple[Point, ...]) -> None:
+        """Makes small batches that pass the points, until it is cancelled."""
+        while True:
+            async with asyncio.TaskGroup() as group:
+                for name in points:
+                    if name in _GIVES_AN_UPLOAD_UP:
+                        group.create_task(self._give_an_upload_up())
+                    else:
+                        variety = _PROVOKED_BY.get(name, Variety.PLAIN)
+                        group.create_task(self._run(variety, lines=_FEW_LINES))
+
+    async def _one_after_another(self, random: Random) -> None:
+        while not self._is_ending:
+            (variety,) = random.choices(list(_MIX), weights=list(_MIX.values()))
+            lines = self._plan.lines if variety in (Variety.PLAIN, Variety.PARTS) else _FEW_LINES
+            await self._run(variety, lines=lines)
+
+    async def _run(self, variety: Variety, *, lines: int) -> None:
+        # Shielded: a batch that was begun goes on the books, or it would look like one made twice.
+        making = asyncio.create_task(self._make(variety, lines=lines))
+        self._making.add(making)
+        making.add_done_callback(self._making.discard)
+        batch = await asyncio.shield(making)
+        if variety is Variety.CANCELLED:
+            await self._cancel(batch.batch_id)
+        await self._watch.end_of(batch.batch_id)
+
+    async def _make(self, variety: Variety, *, lines: int) -> Expected:
+        tag = tag_of(next(self._tags))
+        has_slow_lines = variety in (Variety.CANCELLED, Variety.EXPIRING)
+        bodies: dict[str, bytes] = {}
+        rows: list[bytes] = []
+        for number in range(lines):
+            custom_id = f"{tag}-{number}"
+            words = SLOW if has_slow_lines and number < _SLOW_LINES else ""
+            message = {"role": "user", "content": f"marker:{custom_id} {words}"}
+            body = json.dumps({"model": "torture", "messages": [message]}).encode()
+            bodies[custom_id] = body
+            row = b'{"custom_id":"%s","method":"POST","url":"%s","body":%s}\n'
+            rows.append(row % (custom_id.encode(), ENDPOINT.encode(), body))
+        if variety is Variety.BAD:
+            rows.append(rows[0])  # a custom_id twice
+        text = b"".join(rows)
+        file_id = await (self._upload_in_parts(text) if variety is Variety.PARTS else self._upload(text))
+        once = {"Idempotency-Key": self._new_key()}
+        made = await until_done(
+            lambda: self._client.batches.create(
+                input_file_id=file_id,
+                endpoint=ENDPOINT,
+                completion_window="2s" if variety is Variety.EXPIRING else "24h",  # pyright: ignore[reportArgumentType] - the package knows only 24h
+                metadata={TAG: tag},
+                extra_headers=once,
+            )
+        )
+        batch = Expected(batch_id=made.id, variety=variety, endpoint=ENDPOINT, bodies=bodies)
+        self.expected.append(batch)
+        return batch
+
+    async def _upload(self, text: bytes) -> str:
+        once = {"Idempotency-Key": self._new_key()}
+        made = await until_done(
+            lambda: self._client.files.create(
+                file=("torture.jsonl", text), purpose="batch", extra_headers=once
+            )
+        )
+        return made.id
+
+    async def _upload_in_parts(self, text: bytes) -> str:
+        upload = await self._open_upload(len(text))
+        half = len(text) // 2
+        part_ids = [
+            (await until_done(lambda piece=piece: self._client.uploads.parts.create(upload, data=piece))).id
+            for piece in (text[:half], text[half:])
+        ]
+        try:
+            done = await until_done(lambda: self._client.uploads.complete(upload, part_ids=part_ids))
+        except BadRequestError as error:
+            # Completed before the answer was lost: the refusal names the file.
+            found = _FILE_OF_UPLOAD.search(str(error))
+            if found is None:
+                raise
+            return found[0]
+        assert done.file is not None
+        return done.file.id
+
+    async def _give_an_upload_up(self) -> None:
+        upload = await self._open_upload(10)
+        await until_done(lambda: self._client.uploads.cancel(upload))
+
+    async def _open_upload(self, size_bytes: int) -> str:
+        made = await until_done(
+            lambda: self._client.uploads.create(
+                bytes=size_bytes, filename="parts.jsonl", mime_type="application/jsonl", purpose="batch"
+            )
+        )
+        return made.id
+
+    async def _cancel(self, batch_id: str) -> None:
+        await asyncio.sleep(self._random.uniform(0.0, 0.4))
+        try:
+            await until_done(lambda: self._client.batches.cancel(batch_id))
+        except ConflictError:
+            return  # it had ended
+
+    def _new_key(self) -> str:
+        return str(UUID(int=self._random.getrandbits(128)))
+
+
+def seeded(plan: Plan, what: str) -> Random:
+    return Random(f"{plan.seed} {what}")  # noqa: S311 - a run that can be repeated is the very aim
+
+
+async def until_done(step: Callable[[], Awaitable[T]]) -> T:
+    """Asks again while nobody answers, and while the answer is "later".
+
+    Raises:
+        APIStatusError: any other refusal.
+    """
+    while True:
+        try:
+            return await step()
+        except (APIConnectionError, InternalServerError):
+            await asyncio.sleep(_RETRY_S)
+        except APIStatusError as error:
+            # Another attempt of ours may still be at work on the same upload.
+            is_later = error.status_code == 429 or "already" in str(error)
+            if not is_later or error.status_code == 400:
+                raise
+            await asyncio.sleep(_RETRY_S)

@@ -1,0 +1,169 @@
+"""Expected against found. Pure: batches, output lines and the upstream's record in, breaches out.
+
+Every check is a named row with a count that must be 0; the one exception is how often lines were sent again,
+which is held against its bound.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from nightmill.emulator.answers import answer
+from nightmill.torture.upstream import REQUEST_ID_PREFIX
+
+_TERMINAL = {"completed", "failed", "expired", "cancelled"}
+_KEPT_EXAMPLES = 5
+
+
+class Variety(StrEnum):
+    """How a batch is meant to go."""
+
+    PLAIN = "plain"
+    PARTS = "parts"
+    """Its input arrives as an upload in parts."""
+    CANCELLED = "cancelled"
+    EXPIRING = "expiring"
+    BAD = "bad"
+    """Its input is invalid, so it fails."""
+
+
+_ENDS: Mapping[Variety, frozenset[str]] = {
+    Variety.PLAIN: frozenset({"completed"}),
+    Variety.PARTS: frozenset({"completed"}),
+    Variety.CANCELLED: frozenset({"cancelled", "completed"}),
+    Variety.EXPIRING: frozenset({"expired", "completed"}),
+    Variety.BAD: frozenset({"failed"}),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expected:
+    """A batch that the client made. `bodies` maps each custom_id, which is its marker too, to its body."""
+
+    batch_id: str
+    variety: Variety
+    endpoint: str
+    bodies: Mapping[str, bytes]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What the server says of a batch in the end, and the rows of its two files."""
+
+    status: str
+    counts: tuple[int, int, int]
+    output: Sequence[Mapping[str, Any]]
+    error: Sequence[Mapping[str, Any]]
+
+
+@dataclass(slots=True)
+class Proof:
+    """Breaches by check; `examples` names the first few."""
+
+    breaches: Counter[str] = field(default_factory=Counter)
+    examples: list[str] = field(default_factory=list)
+
+    def check(self, name: str) -> None:
+        """The check was made, whatever it finds."""
+        self.breaches[name] += 0
+
+    def breach(self, name: str, what: str, *, count: int = 1) -> None:
+        self.breaches[name] += count
+        if len(self.examples) < _KEPT_EXAMPLES:
+            self.examples.append(f"{name}: {what}")
+
+    @property
+    def is_kept(self) -> bool:
+        return not self.breaches.total()
+
+
+LINES_LOST = "lines lost"
+LINES_DOUBLED = "lines doubled"
+ANSWERS_MIXED = "answers that belong to another line"
+ANSWERS_UNASKED = "answers the upstream never gave"
+SETTLED_CHANGED = "settled answers changed or lost"
+NOT_ENDED = "batches without an end"
+WRONG_END = "batches with a wrong end"
+MADE_TWICE = "batches made twice"
+MISCOUNTED = "request_counts that differ from the files"
+
+
+def prove(
+    proof: Proof,
+    expected: Iterable[Expected],
+    found: Mapping[str, Found],
+    *,
+    markers: Sequence[str],
+    settled: Mapping[str, str],
+) -> None:
+    """Adds what it finds to `proof`.
+
+    Args:
+        markers: the upstream's record.
+        settled: custom_id -> request id of every answer that was seen on disk while the server was dead.
+    """
+    for name in (LINES_LOST, LINES_DOUBLED, ANSWERS_MIXED, ANSWERS_UNASKED, SETTLED_CHANGED, NOT_ENDED):
+        proof.check(name)
+    for name in (WRONG_END, MADE_TWICE, MISCOUNTED):
+        proof.check(name)
+    known: set[str] = set()
+    for batch in expected:
+        known.add(batch.batch_id)
+        its = found.get(batch.batch_id)
+        if its is None or its.status not in _TERMINAL:
+            proof.breach(NOT_ENDED, f"{batch.batch_id} is {its.status if its else 'unknown'}")
+            continue
+        if its.status not in _ENDS[batch.variety]:
+            proof.breach(WRONG_END, f"{batch.batch_id}, meant to be {batch.variety}, is {its.status}")
+        if its.status != "failed":
+            _prove_lines(proof, batch, its, markers=markers, settled=settled)
+    for batch_id in found.keys() - known:
+        proof.breach(MADE_TWICE, batch_id)
+
+
+def _prove_lines(
+    proof: Proof, batch: Expected, found: Found, *, markers: Sequence[str], settled: Mapping[str, str]
+) -> None:
+    rows = [*found.output, *found.error]
+    times = Counter(str(row["custom_id"]) for row in rows)
+    for custom_id in batch.bodies:
+        if times[custom_id] == 0:
+            proof.breach(LINES_LOST, f"{custom_id} of {batch.batch_id} ({found.status})")
+    for custom_id, number in times.items():
+        if number > 1 or custom_id not in batch.bodies:
+            proof.breach(LINES_DOUBLED, f"{custom_id} of {batch.batch_id}", count=max(1, number - 1))
+    won: dict[str, str] = {}
+    for row in found.output:
+        custom_id, response = str(row["custom_id"]), row["response"]
+        request_id = str(response["request_id"])
+        won[custom_id] = request_id
+        if custom_id in batch.bodies:
+            right = json.loads(answer(batch.endpoint, batch.bodies[custom_id]).body)
+            if response["status_code"] != 200 or response["body"] != right:
+                proof.breach(ANSWERS_MIXED, f"{custom_id} of {batch.batch_id} has the body of another")
+        if _asked_for(request_id, markers) != custom_id:
+            proof.breach(ANSWERS_UNASKED, f"{custom_id} of {batch.batch_id} by request {request_id}")
+    for custom_id in batch.bodies.keys() & settled.keys():
+        if won.get(custom_id) != settled[custom_id]:
+            now = won.get(custom_id, "none")
+            proof.breach(SETTLED_CHANGED, f"{custom_id} had answer {settled[custom_id]}, now {now}")
+    if found.status == "completed" and found.error:
+        proof.breach(WRONG_END, f"{batch.batch_id} is completed with {len(found.error)} error lines")
+    total, completed, failed = found.counts
+    if (total, completed, failed) != (len(batch.bodies), len(found.output), 0):
+        proof.breach(MISCOUNTED, f"{batch.batch_id}: {found.counts}, {len(found.output)} output lines")
+
+
+def _asked_for(request_id: str, markers: Sequence[str]) -> str | None:
+    number = request_id.removeprefix(REQUEST_ID_PREFIX)
+    if not number.isdecimal() or not 1 <= int(number) <= len(markers):
+        return None
+    return markers[int(number) - 1]
+
+
+def repeated(markers: Sequence[str]) -> int:
+    """How many requests asked for what had been asked for before."""
+    return len(markers) - len(set(markers))

@@ -1,0 +1,138 @@
+"""Polls the server all the while, over every death, and holds each batch against what was seen of it before.
+
+Promise: what a client could see is seen a few times a second. Not its duty: what the files say in the end
+(`proof`).
+"""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from time import monotonic
+
+from openai import AsyncOpenAI, OpenAIError
+from openai.types import Batch
+
+from nightmill.torture.proof import Proof
+
+_PAUSE_S = 0.1
+_RETRY_S = 0.02
+_NEWEST = 60
+_RANK: Mapping[str, int] = {
+    "validating": 0,
+    "in_progress": 1,
+    "finalizing": 2,
+    "cancelling": 2,
+    "completed": 3,
+    "expired": 3,
+    "cancelled": 3,
+    "failed": 3,
+}
+TERMINAL = frozenset(status for status, rank in _RANK.items() if rank == 3)
+
+COUNTS_BACK = "request_counts that went backwards"
+STAMPS_CHANGED = "stamps that changed"
+STATUS_BACK = "statuses that went backwards"
+FILES_CHANGED = "output or error file ids that changed"
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A batch as a client saw it."""
+
+    batch_id: str
+    status: str
+    counts: tuple[int, int, int]
+    stamps: Mapping[str, int | None]
+    files: tuple[str | None, str | None]
+
+    @property
+    def is_terminal(self) -> bool:
+        return self.status in TERMINAL
+
+
+def as_seen(batch: Batch) -> Seen:
+    counts = batch.request_counts
+    return Seen(
+        batch.id,
+        batch.status,
+        (0, 0, 0) if counts is None else (counts.total, counts.completed, counts.failed),
+        {
+            "created_at": batch.created_at,
+            "expires_at": batch.expires_at,
+            "in_progress_at": batch.in_progress_at,
+            "finalizing_at": batch.finalizing_at,
+            "completed_at": batch.completed_at,
+            "failed_at": batch.failed_at,
+            "expired_at": batch.expired_at,
+            "cancelling_at": batch.cancelling_at,
+            "cancelled_at": batch.cancelled_at,
+        },
+        (batch.output_file_id, batch.error_file_id),
+    )
+
+
+class Watch:
+    """What was seen of every batch, and when the server last answered."""
+
+    def __init__(self, client: AsyncOpenAI, proof: Proof) -> None:
+        self._client = client.with_options(max_retries=0)
+        self._proof = proof
+        self._changed = asyncio.Event()
+        self.seen: dict[str, Seen] = {}
+        self.answered_at = 0.0
+        """Monotonic time at which the latest poll that was answered had been asked."""
+        self.longest_silence_s = 0.0
+        self.polls = 0
+        for name in (COUNTS_BACK, STAMPS_CHANGED, STATUS_BACK, FILES_CHANGED):
+            proof.check(name)
+
+    async def keep_polling(self) -> None:
+        before = monotonic()
+        while True:
+            asked = monotonic()
+            try:
+                page = await self._client.batches.list(limit=_NEWEST)
+            except OpenAIError:
+                await asyncio.sleep(_RETRY_S)
+                continue
+            now = monotonic()
+            self.longest_silence_s = max(self.longest_silence_s, now - before)
+            before = now
+            self.answered_at = asked
+            self.polls += 1
+            for batch in page.data or ():
+                self.note(as_seen(batch))
+            self._tell()
+            await asyncio.sleep(_PAUSE_S)
+
+    async def answer_after(self, moment: float) -> float:
+        """Waits for the answer to a poll that was asked after `moment`; monotonic time of the answer."""
+        while self.answered_at < moment:
+            await self._changed.wait()
+        return monotonic()
+
+    async def end_of(self, batch_id: str) -> Seen:
+        while not ((seen := self.seen.get(batch_id)) and seen.is_terminal):
+            await self._changed.wait()
+        return seen
+
+    def note(self, now: Seen) -> None:
+        before = self.seen.get(now.batch_id)
+        self.seen[now.batch_id] = now
+        if before is None:
+            return
+        what = f"{now.batch_id} from {before.status} to {now.status}"
+        if _RANK[now.status] < _RANK[before.status] or (before.is_terminal and now.status != before.status):
+            self._proof.breach(STATUS_BACK, what)
+        if any(new < old for new, old in zip(now.counts, before.counts, strict=True)):
+            self._proof.breach(COUNTS_BACK, f"{what}: {before.counts}, then {now.counts}")
+        for name, stamp in before.stamps.items():
+            if stamp is not None and now.stamps[name] != stamp:
+                self._proof.breach(STAMPS_CHANGED, f"{what}: {name} was {stamp}, is {now.stamps[name]}")
+        for old, new in zip(before.files, now.files, strict=True):
+            if old is not None and new != old:
+                self._proof.breach(FILES_CHANGED, f"{what}: {old}, then {new}")
+
+    def _tell(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
