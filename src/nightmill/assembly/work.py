@@ -26,6 +26,8 @@ from nightmill.upstream.connect import open_upstream
 
 _ORPHAN_GRACE_S = 0.5
 _ORPHAN_END_S = 1.0
+_TROUBLE_BYTES = 400
+"""Short enough for a pipe to take it whole."""
 
 
 class _Orders:
@@ -62,17 +64,28 @@ class _Orders:
 
 
 async def work(settings: Settings, worker_id: WorkerId, names: Sequence[str], outward: int) -> None:
-    def ring_outward() -> None:
+    def say(line: bytes) -> None:
         try:
-            os.write(outward, b"\n")
+            os.write(outward, line)
         except (BlockingIOError, BrokenPipeError):
             return  # a hint that finds no room or no reader is not needed
 
-    bell = Bell(ring_outward)
+    def emit(event: telemetry.Event) -> None:
+        telemetry.log(event)
+        match event:
+            case telemetry.UpstreamPaused(reason, is_held=is_held):
+                trouble = f"!{'held' if is_held else 'paused'}: {reason}"
+                say(" ".join(trouble.split()).encode()[:_TROUBLE_BYTES] + b"\n")
+            case telemetry.UpstreamResumed():
+                say(b"-\n")
+            case _:
+                return
+
+    bell = Bell(lambda: say(b"\n"))
     orders = _Orders(bell)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, orders.drain)
     async with (
-        open_rooms(settings, emit=telemetry.log, bell=bell, worker_id=worker_id) as rooms,
+        open_rooms(settings, emit=emit, bell=bell, worker_id=worker_id) as rooms,
         asyncio.TaskGroup() as group,
     ):
         listener = group.create_task(orders.listen(settings))

@@ -6,10 +6,12 @@ Promise: no child outlives this process by more than a moment (its standard inpu
 the programs do; it holds no truth, and all of it can die.
 
 The pipe protocol: to a child's standard input go its first message (one line) and then single bytes, RING
-or DRAIN; from its standard output come lines that each mean "ring everyone else".
+or DRAIN; from its standard output come lines: "!" and what the child is in trouble with, "-" for no longer;
+any other means "ring everyone else".
 """
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -66,6 +68,7 @@ class LocalEngine:
     _children: dict[str, tuple[Program, asyncio.subprocess.Process]] = field(default_factory=dict)
     _is_draining: bool = False
     _may_begin: asyncio.Event = field(default_factory=asyncio.Event)
+    _troubles: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._may_begin.set()
@@ -131,6 +134,11 @@ class LocalEngine:
     def process_ids(self) -> dict[str, int]:
         return {name: child.pid for name, (_, child) in self._children.items() if child.returncode is None}
 
+    @property
+    def trouble(self) -> str | None:
+        """What a child says keeps it from its work, in one line."""
+        return min(self._troubles.values(), default=None)
+
     def _first_stage(self) -> int:
         return min((program.stage for program, _ in self._children.values()), default=0)
 
@@ -144,6 +152,12 @@ class LocalEngine:
                 pipe.write(message)
 
     async def _run(self, program: Program) -> int:
+        try:
+            return await self._live(program)
+        except OSError as error:  # no process or descriptor to be had: later there may be
+            return -(error.errno or 1)
+
+    async def _live(self, program: Program) -> int:
         child = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -161,9 +175,8 @@ class LocalEngine:
                 child.kill()
             await self._may_begin.wait()
             child.stdin.write(program.message.encode() + b"\n")
-            while await child.stdout.readline():
-                self.ring_here()
-                self._tell(RING, [name for name in self._children if name != program.name])
+            while line := await _line_of(child.stdout):
+                self._hear(program, line.strip())
             return await child.wait()
         except (BrokenPipeError, ConnectionResetError):
             return await child.wait()
@@ -171,3 +184,20 @@ class LocalEngine:
             if child.returncode is None:
                 child.kill()
             self._children.pop(program.name, None)
+            self._troubles.pop(program.name, None)
+
+    def _hear(self, program: Program, said: bytes) -> None:
+        if said.startswith(b"!"):
+            self._troubles[program.name] = said[1:].decode("utf-8", "replace")
+        elif said == b"-":
+            self._troubles.pop(program.name, None)
+        else:
+            self.ring_here()
+            self._tell(RING, [name for name in self._children if name != program.name])
+
+
+async def _line_of(pipe: asyncio.StreamReader) -> bytes:
+    """The next line, b"" at the end. One longer than the reader's limit is nothing a child of ours says."""
+    while True:
+        with contextlib.suppress(ValueError):
+            return await pipe.readline()

@@ -1,0 +1,161 @@
+"""A real `nightmill serve` in processes of its own, started as the test says."""
+
+import contextlib
+import http.client
+import json
+import os
+import re
+import secrets
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+_LISTENS = re.compile(r"listens on http://\S+?:(\d+)/v1")
+END = frozenset({"completed", "failed", "expired", "cancelled"})
+
+
+@dataclass
+class Served:
+    process: subprocess.Popen[str]
+    port: int
+    told: list[str] = field(default_factory=list)
+
+    def send(
+        self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
+    ) -> tuple[int, dict[str, str], Any]:
+        """Status, headers and the document that came back; text when it is none."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        try:
+            connection.request(method, path, body, headers or {})
+            answer = connection.getresponse()
+            content = answer.read()
+            names = {name.lower(): value for name, value in answer.getheaders()}
+            is_json = names.get("content-type") == "application/json"
+            return answer.status, names, json.loads(content) if is_json else content
+        finally:
+            connection.close()
+
+    def upload(self, content: bytes, *, purpose: str = "batch") -> tuple[int, dict[str, str], Any]:
+        edge = secrets.token_hex(8)
+        form = (
+            f'--{edge}\r\nContent-Disposition: form-data; name="purpose"\r\n\r\n{purpose}\r\n'
+            f'--{edge}\r\nContent-Disposition: form-data; name="file"; filename="in.jsonl"\r\n\r\n'
+        ).encode()
+        form += content + f"\r\n--{edge}--\r\n".encode()
+        return self.send("POST", "/v1/files", form, {"Content-Type": f"multipart/form-data; boundary={edge}"})
+
+    def create(self, file_id: str) -> tuple[int, dict[str, str], Any]:
+        asked = {"input_file_id": file_id, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+        return self.send("POST", "/v1/batches", json.dumps(asked).encode())
+
+    def batch(self, content: bytes) -> str:
+        """A batch of the content; its id."""
+        status, _, file = self.upload(content)
+        assert status == 200, file
+        status, _, batch = self.create(file["id"])
+        assert status == 200, batch
+        return batch["id"]
+
+    def see(self, batch_id: str) -> dict[str, Any]:
+        status, _, batch = self.send("GET", f"/v1/batches/{batch_id}")
+        assert status == 200, batch
+        return batch
+
+    def until(
+        self, batch_id: str, holds: Callable[[dict[str, Any]], bool], *, timeout_s: float = 60
+    ) -> dict[str, Any]:
+        deadline = time.monotonic() + timeout_s
+        while not holds(batch := self.see(batch_id)):
+            assert time.monotonic() < deadline, (batch, self.told[-20:])
+            time.sleep(0.05)
+        return batch
+
+    def until_ended(self, batch_id: str, *, timeout_s: float = 60) -> dict[str, Any]:
+        return self.until(batch_id, lambda batch: batch["status"] in END, timeout_s=timeout_s)
+
+    def until_told(self, piece: str, *, timeout_s: float = 30) -> str:
+        deadline = time.monotonic() + timeout_s
+        while not (found := [line for line in self.told if piece in line]):
+            assert time.monotonic() < deadline, self.told[-20:]
+            time.sleep(0.05)
+        return found[0]
+
+    def rows(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
+        """Every line of the output file and the error file."""
+        files = [batch[name] for name in ("output_file_id", "error_file_id") if batch[name] is not None]
+        texts = [self.send("GET", f"/v1/files/{file_id}/content")[2] for file_id in files]
+        return [json.loads(row) for text in texts for row in text.splitlines()]
+
+
+def request_lines(count: int, *, padding: int = 0) -> bytes:
+    rows = [
+        {
+            "custom_id": f"line-{number}",
+            "method": "POST",
+            "url": "/v1/chat/completions",
+            "body": {
+                "model": "m",
+                "messages": [{"role": "user", "content": f"marker:{number}. {'x' * padding}"}],
+            },
+        }
+        for number in range(count)
+    ]
+    return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+
+
+def assert_each_line_once(rows: Sequence[dict[str, Any]], count: int) -> None:
+    assert sorted(row["custom_id"] for row in rows) == sorted(f"line-{number}" for number in range(count))
+
+
+@contextlib.contextmanager
+def serving(
+    folder: Path,
+    *,
+    flags: Sequence[str] = ("--emulate",),
+    wrap: Callable[[list[str]], list[str]] = lambda words: words,
+    **settings: Any,
+) -> Iterator[Served]:
+    """Starts the server, and ends it with SIGTERM.
+
+    Args:
+        wrap: puts something in front of the command line.
+        settings: as in the environment, without the prefix: `retention__free_bytes=0`.
+    """
+    environment = {f"NIGHTMILL_{name.upper()}": str(value) for name, value in settings.items()}
+    words = [sys.executable, "-m", "nightmill", "serve", *flags, "--port", "0", "--folder", str(folder)]
+    process = subprocess.Popen(wrap(words), stderr=subprocess.PIPE, text=True, env=os.environ | environment)
+    served = Served(process, 0)
+    listens = threading.Event()
+
+    def listen() -> None:
+        assert process.stderr is not None
+        with process.stderr:
+            for line in process.stderr:
+                served.told.append(line)
+                if found := _LISTENS.search(line):
+                    served.port = int(found[1])
+                    listens.set()
+        listens.set()
+
+    listener = threading.Thread(target=listen)
+    listener.start()
+    try:
+        assert listens.wait(30)
+        assert served.port, served.told
+        yield served
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise
+        finally:
+            listener.join(20)

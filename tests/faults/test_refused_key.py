@@ -1,0 +1,52 @@
+"""An upstream that refuses our key, seen from outside: the batch waits, and the operator is told."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.faults.conftest import Rogue, answer, well
+from tests.faults.served import assert_each_line_once, request_lines, serving
+
+
+@contextmanager
+def rogue_in_a_thread() -> Iterator[Rogue]:
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+
+    async def make() -> Rogue:
+        rogue = Rogue()
+        await rogue.start()
+        return rogue
+
+    rogue = asyncio.run_coroutine_threadsafe(make(), loop).result(10)
+    try:
+        yield rogue
+    finally:
+        asyncio.run_coroutine_threadsafe(rogue.stop(), loop).result(10)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(10)
+        loop.close()
+
+
+def test_a_refused_key_is_said_in_the_log_and_at_ready_until_it_is_mended(tmp_path: Path):
+    with rogue_in_a_thread() as rogue:
+        rogue.always = lambda _: (answer(b'{"error": {"message": "no"}}', status="401 Unauthorized"),)
+        with serving(tmp_path, flags=("--upstream", rogue.url), worker__beat_s=0.1) as served:
+            assert served.send("GET", "/ready")[2] == {"status": "ready"}
+            batch_id = served.batch(request_lines(50))
+            line = served.until_told("HELD")
+            assert "ERROR" in line
+            assert "it refuses our key (401); check upstream.api_key" in line
+            status, _, ready = served.send("GET", "/ready")
+            assert status == 200
+            assert ready["upstream"] == "held: it refuses our key (401); check upstream.api_key"
+            assert served.see(batch_id)["request_counts"] == {"total": 50, "completed": 0, "failed": 0}
+
+            rogue.always = well
+            ended = served.until_ended(batch_id)
+            assert ended["request_counts"] == {"total": 50, "completed": 50, "failed": 0}
+            assert_each_line_once(served.rows(ended), 50)
+            assert served.send("GET", "/ready")[2] == {"status": "ready"}
