@@ -14,6 +14,8 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from types import MappingProxyType
 
+import msgspec
+
 from nightmill.errors import ConflictError
 from nightmill.ids import BatchId, FileId, ProjectId
 
@@ -86,8 +88,7 @@ class LineError:
     line: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(msgspec.Struct, frozen=True, gc=False):
     """Token totals; every field is always present on the wire (contract 2.1, row 21)."""
 
     input_tokens: int = 0

@@ -44,4 +44,4 @@ def new_worker_id(random: bytes) -> WorkerId:
 
 def output_line_id(batch_id: BatchId, ordinal: int) -> str:
     """The `id` of the output line for the line at `ordinal` (from 0) of the batch's line index."""
-    return f"batch_req_{batch_id.removeprefix('batch_')[:24]}{ordinal:08x}"
+    return f"batch_req_{batch_id[6:30]}{ordinal:08x}"

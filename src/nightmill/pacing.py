@@ -154,6 +154,11 @@ def verdict(
     return Retry(after_s, burns)
 
 
+def is_success(outcome: Outcome) -> bool:
+    """Nearly every outcome is one. It settles its line, whatever else holds."""
+    return isinstance(outcome, Answered) and 200 <= outcome.status < 300
+
+
 def is_worth_another(status: int) -> bool:
     """Whether the same line may fare better next time."""
     return status >= 500 or status in _WORTH_ANOTHER
@@ -270,6 +275,9 @@ class Gate:
 
     def note(self, outcome: Outcome, *, now: float, random: float) -> Paused | Resumed | None:
         """Learns from an outcome. What it returns is worth an event; None is not."""
+        if is_success(outcome):
+            self._credit = _CREDIT
+            return self._note_answer(now)
         match outcome:
             case Answered(status) if _is_refusal(status):
                 return self._note_refusal(status, now=now, random=random)

@@ -11,6 +11,9 @@ never read. No I/O.
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import starmap
+
+import msgspec
 
 from nightmill.batch import Status, Tally
 from nightmill.ids import BatchId
@@ -19,8 +22,7 @@ _RECORD = struct.Struct("<QIIQ")
 INDEX_RECORD_BYTES = _RECORD.size
 
 
-@dataclass(frozen=True, slots=True)
-class IndexedLine:
+class IndexedLine(msgspec.Struct, frozen=True, gc=False):
     """Where one request line lies: byte `offset` and `length_bytes` (without its line break) in the input."""
 
     offset: int
@@ -34,8 +36,7 @@ def pack_line(offset: int, length_bytes: int, ordinal: int, sort_key: int = 0) -
 
 
 def unpack_lines(records: bytes) -> Iterator[IndexedLine]:
-    for offset, length_bytes, ordinal, sort_key in _RECORD.iter_unpack(records):
-        yield IndexedLine(offset, length_bytes, ordinal, sort_key)
+    return starmap(IndexedLine, _RECORD.iter_unpack(records))
 
 
 @dataclass(frozen=True, slots=True)

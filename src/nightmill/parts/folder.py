@@ -80,8 +80,13 @@ class FolderParts:
         self._writers[key] = writer
         return writer
 
+    @property
+    def is_full(self) -> bool:
+        """Whether `room` would wait."""
+        return self.queued_bytes > self._buffer_bytes or self._stalled is not None
+
     async def room(self) -> None:
-        while self.queued_bytes > self._buffer_bytes or self._stalled is not None:
+        while self.is_full:
             self._hurry.set()
             await self._next_turn()
 

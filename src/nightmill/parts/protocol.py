@@ -56,6 +56,11 @@ class Parts(Protocol):
         """A writer under the lease's token. `on_commit` gets the number of records that became durable."""
         ...
 
+    @property
+    def is_full(self) -> bool:
+        """Whether `room` would wait."""
+        ...
+
     async def room(self) -> None:
         """Waits while more bytes are queued than `worker.buffer_bytes` allows (back-pressure)."""
         ...

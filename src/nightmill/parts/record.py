@@ -7,9 +7,10 @@ Little-endian. `kind` says whether the line goes to the error file and whether i
 
 import struct
 from collections.abc import Generator
-from dataclasses import astuple
 from typing import BinaryIO
 from zlib import crc32
+
+from msgspec.structs import astuple
 
 from nightmill.batch import Usage
 from nightmill.line import OutputLine

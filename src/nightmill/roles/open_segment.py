@@ -6,7 +6,8 @@ what to write.
 """
 
 from collections.abc import Iterator, Set
-from dataclasses import dataclass
+
+import msgspec
 
 from nightmill.batch import Status, Tally
 from nightmill.blobs import Blobs
@@ -15,8 +16,7 @@ from nightmill.parts import PartWriter
 from nightmill.segment import INDEX_RECORD_BYTES, IndexedLine, Lease, PinnedPart, Report, unpack_lines
 
 
-@dataclass(slots=True)
-class PendingLine:
+class PendingLine(msgspec.Struct, gc=False):
     """A line that was taken to be sent. `attempts` counts those that may be the line's own fault."""
 
     segment: "OpenSegment"
@@ -38,8 +38,8 @@ class OpenSegment:
         "_lines",
         "_offset",
         "_text",
-        "_writer",
         "abandoned",
+        "batch_id",
         "confirmed_until",
         "in_flight",
         "is_lost",
@@ -48,6 +48,7 @@ class OpenSegment:
         "stop_at",
         "stopped_by",
         "unsent",
+        "writer",
     )
 
     def __init__(
@@ -63,6 +64,7 @@ class OpenSegment:
         confirmed_until: float,
     ) -> None:
         self.lease = lease
+        self.batch_id = lease.segment.batch_id
         self.pinned = pinned
         self.confirmed_until = confirmed_until
         self.unsent = len(lines)
@@ -72,18 +74,14 @@ class OpenSegment:
         self.stopped_by: Status | None = None
         self.stop_at = 0.0
         self._earlier = earlier
-        self._writer = writer
+        self.writer = writer
         self._text = text
         self._offset = offset
         self._lines: Iterator[IndexedLine] = iter(lines)
 
     @property
     def key(self) -> tuple[str, int]:
-        return (self.lease.segment.batch_id, self.lease.segment.number)
-
-    @property
-    def writer(self) -> PartWriter:
-        return self._writer
+        return (self.batch_id, self.lease.segment.number)
 
     @property
     def is_over(self) -> bool:
@@ -98,13 +96,13 @@ class OpenSegment:
 
     @property
     def parts(self) -> tuple[PinnedPart, ...]:
-        own = self._writer.pinned
+        own = self.writer.pinned
         return self.pinned if own is None else (*self.pinned, own)
 
     @property
     def report(self) -> Report:
-        tally = self._earlier.plus(self._writer.durable_tally)
-        return Report(self.lease.segment.batch_id, self.lease.segment.number, self.lease.token, tally)
+        tally = self._earlier.plus(self.writer.durable_tally)
+        return Report(self.batch_id, self.lease.segment.number, self.lease.token, tally)
 
     def take(self) -> PendingLine:
         """The next unsent line, which is in flight from now on."""

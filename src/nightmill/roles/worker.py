@@ -32,6 +32,7 @@ from nightmill.pacing import (
     Throttled,
     TimedOut,
     Unreachable,
+    is_success,
     verdict,
 )
 from nightmill.parts import Parts
@@ -54,6 +55,7 @@ from nightmill.upstream import Upstream
 _AHEAD_S = 0.25
 _LOOK_S = 0.1
 _IDLE_S = 1.0
+_LONGEST_PAUSE_S = 1.0
 _AWAY = "The model server could not be reached."
 
 
@@ -354,11 +356,12 @@ class Worker:
         task = asyncio.current_task()
         assert task is not None
         while True:
-            wait_s = self._pause_s()
+            now = self._monotonic()
+            wait_s = self._gate.wait_s(now)
             if wait_s > 0:
-                await asyncio.sleep(wait_s)
+                await asyncio.sleep(min(wait_s, _LONGEST_PAUSE_S))
                 continue
-            line = self._next_line()
+            line = self._next_line(now)
             if line is None:
                 self._more.clear()
                 await self._more.wait()
@@ -375,16 +378,11 @@ class Worker:
                 self._give_up(line)
             finally:
                 self._sending.pop(task, None)
-            await self._parts.room()
+            if self._parts.is_full:
+                await self._parts.room()
 
-    def _pause_s(self) -> float:
-        wait_s = self._gate.wait_s(self._monotonic())
-        if wait_s <= 0:
-            return 0.0
-        return min(wait_s, 1.0)
-
-    def _next_line(self) -> PendingLine | None:
-        if self._retries and self._retries[0][0] <= self._monotonic():
+    def _next_line(self, now: float) -> PendingLine | None:
+        if self._retries and self._retries[0][0] <= now:
             return heapq.heappop(self._retries)[2]
         if self._parts.stalled is not None or len(self._retries) > self._slot_count:
             return None
@@ -392,7 +390,7 @@ class Worker:
         while queue:
             segment = queue[0]
             if segment.unsent and not segment.is_lost:
-                if segment.confirmed_until < self._monotonic():
+                if segment.confirmed_until < now:
                     return None
                 self._unsent -= 1
                 if self._unsent <= self._low_water and not self._has_asked:
@@ -404,24 +402,29 @@ class Worker:
 
     async def _answer(self, line: PendingLine) -> None:
         segment = line.segment
-        now = self._clock()
-        timeout_s = min(self._attempt_timeout_s, segment.lease.deadline - now)
+        lease = segment.lease
+        timeout_s = min(self._attempt_timeout_s, lease.deadline - self._clock())
         if timeout_s <= 0:
             self._give_up(line)
             return
         self._gate.sent(self._monotonic())
-        outcome = await self._upstream.send(segment.lease.endpoint, line.request.body, timeout_s=timeout_s)
+        outcome = await self._upstream.send(lease.endpoint, line.request.body, timeout_s=timeout_s)
         row, outcome = self._row(line, outcome)
-        self._tell(self._gate.note(outcome, now=self._monotonic(), random=self._random()))
+        change = self._gate.note(outcome, now=self._monotonic(), random=self._random())
+        if change is not None:
+            self._tell(change)
         if segment.is_lost:
             segment.in_flight -= 1
+            return
+        if is_success(outcome):
+            self._settle(line, row)
             return
         ruling = verdict(
             self._gate.judge(outcome),
             attempts=line.attempts + 1,
             max_attempts=self._max_attempts,
             now=self._clock(),
-            deadline=segment.lease.deadline,
+            deadline=lease.deadline,
             random=self._random(),
         )
         match ruling:
@@ -446,18 +449,17 @@ class Worker:
 
     def _row(self, line: PendingLine, outcome: Outcome) -> tuple[OutputLine, Outcome]:
         """The output line if the outcome is settled, and the outcome once the answer has been read."""
-        batch_id = line.segment.lease.segment.batch_id
-        line_id = output_line_id(batch_id, line.ordinal)
+        line_id = output_line_id(line.segment.batch_id, line.ordinal)
         match outcome:
-            case Answered(status, body, request_id) | Throttled(status, body, _, request_id):
+            case Answered() | Throttled():
                 row = answered(
                     line_id,
                     line.request,
-                    status=status,
-                    request_id=request_id or self._request_id(),
-                    body=body,
+                    status=outcome.status,
+                    request_id=outcome.request_id or self._request_id(),
+                    body=outcome.body,
                 )
-                return row, NOT_JSON if 200 <= status < 300 and row.is_error else outcome
+                return row, NOT_JSON if row.is_error and 200 <= outcome.status < 300 else outcome
             case TimedOut() | Broken():
                 return unanswered(line_id, line.request, code=outcome.code, message=outcome.message), outcome
             case Unreachable():
@@ -468,15 +470,13 @@ class Worker:
     def _request_id(self) -> str:
         return f"{self._request_prefix}{next(self._sequence):08x}"
 
-    def _tell(self, change: Paused | Resumed | None) -> None:
+    def _tell(self, change: Paused | Resumed) -> None:
         match change:
             case Paused(reason, seconds):
                 self._emit(UpstreamPaused(reason, seconds, self._gate.held))
             case Resumed():
                 self._emit(UpstreamResumed())
                 self._more.set()
-            case None:
-                return
 
     def _retry(self, line: PendingLine, after_s: float) -> None:
         if line.segment.stopped_by is not None:
