@@ -1,13 +1,32 @@
 """For all tests: nothing from the developer's own environment, and no time limit per example."""
 
 import os
+from collections.abc import Iterator
 
+import pytest
 from hypothesis import settings
 
+from tests.s3_server import S3Server
+
 for name in list(os.environ):
-    if name.startswith(("NIGHTMILL_", "OPENAI_")):
+    if name.startswith(("AWS_", "NIGHTMILL_", "OPENAI_")):
         del os.environ[name]
 
 # A shared machine stalls now and then; pytest-timeout bounds a whole test.
 settings.register_profile("nightmill", deadline=None)
 settings.load_profile("nightmill")
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    """One S3 server for all tests. Ask for `s3`, which forgets its orders after each test."""
+    server = S3Server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_server: S3Server) -> Iterator[S3Server]:
+    s3_server.order()
+    yield s3_server
+    s3_server.order()

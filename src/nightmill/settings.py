@@ -199,7 +199,7 @@ class BlobSettings(_Section):
     as away. A client of the API waits that long for its 503."""
     upload_part_bytes: Annotated[int, Field(ge=5 << 20, le=1 << 30)] = 8 << 20
     """Part of a multipart upload. S3 takes 10,000 of them, so 8 MiB allow blobs of 78 GiB. Every upload being
-    received, and every file being joined, holds up to four in memory."""
+    received, and every file being joined, holds up to six in memory."""
     part_interval_s: Annotated[float, Field(ge=0)] = 1.0
     """Answers of a segment are gathered for so long before one put makes them durable and they count. A crash
     repeats at most the answers of one interval and those in flight. Each open segment puts once per interval:

@@ -39,38 +39,6 @@ def unfinished(blobs: FolderBlobs) -> list[Path]:
     return list((blobs.path("x").parent / "tmp").iterdir())
 
 
-async def test_what_was_written_comes_back_whatever_the_sizes_of_the_chunks(blobs: FolderBlobs) -> None:
-    chunks = [b"a", b"", b"b" * (MIB - 1), b"c" * MIB, b"d" * (3 * MIB + 5), b"e" * 10]
-    writer = await blobs.open_writer("files/one")
-    for chunk in chunks:
-        await writer.write(memoryview(chunk))
-    await writer.commit()
-    whole = b"".join(chunks)
-    assert writer.size_bytes == len(whole) == await blobs.size_bytes("files/one")
-    assert await everything(blobs, "files/one") == whole
-    assert await blobs.read("files/one", MIB - 1, 3) == whole[MIB - 1 : MIB + 2]
-    assert await blobs.read("files/one", len(whole) - 2, 100) == whole[-2:]
-    assert await blobs.read("files/one", len(whole), 100) == b""
-    assert blobs.path("files/one").read_bytes() == whole
-
-
-async def test_a_blob_may_be_empty(blobs: FolderBlobs) -> None:
-    await put(blobs, "nothing")
-    assert await blobs.size_bytes("nothing") == 0
-    assert await everything(blobs, "nothing") == b""
-
-
-async def test_the_callers_memory_may_change_once_write_returns(blobs: FolderBlobs) -> None:
-    memory = bytearray(b"x" * MIB)
-    writer = await blobs.open_writer("one")
-    for letter in b"abc":
-        memory[:] = bytes([letter]) * MIB
-        await writer.write(memoryview(memory))
-    memory.clear()  # fails while anybody still holds a view of it
-    await writer.commit()
-    assert await everything(blobs, "one") == b"a" * MIB + b"b" * MIB + b"c" * MIB
-
-
 async def test_nothing_is_visible_before_commit_and_nothing_stays_after_abort(blobs: FolderBlobs) -> None:
     writer = await blobs.open_writer("files/one")
     await writer.write(b"x" * (2 * MIB))
@@ -81,14 +49,6 @@ async def test_nothing_is_visible_before_commit_and_nothing_stays_after_abort(bl
     assert unfinished(blobs) == []
     with pytest.raises(ValueError, match="already committed or aborted"):
         await writer.write(b"more")
-
-
-async def test_abort_after_commit_keeps_the_blob(blobs: FolderBlobs) -> None:
-    writer = await blobs.open_writer("one")
-    await writer.write(b"kept")
-    await writer.commit()
-    await writer.abort()
-    assert await everything(blobs, "one") == b"kept"
 
 
 async def test_a_commit_syncs_the_file_then_renames_it_then_syncs_every_folder_it_touched(
@@ -125,27 +85,6 @@ async def test_a_stream_goes_on_after_the_blob_is_deleted(blobs: FolderBlobs) ->
     assert await blobs.size_bytes("one") is None
     pieces += [piece async for piece in stream]
     assert b"".join(pieces) == whole
-
-
-async def test_a_missing_blob_is_a_missing_file(blobs: FolderBlobs) -> None:
-    assert await blobs.size_bytes("none") is None
-    with pytest.raises(FileNotFoundError):
-        await blobs.read("none", 0, 1)
-    with pytest.raises(FileNotFoundError):
-        await everything(blobs, "none")
-    await blobs.delete("none")
-    await blobs.delete_under("none")
-    assert [key async for key in blobs.keys_under("none")] == []
-
-
-async def test_deleting_under_a_prefix_spares_its_neighbours(blobs: FolderBlobs) -> None:
-    for key in ("a/1", "a/b/2", "ab/3", "c"):
-        await put(blobs, key, b"x")
-    assert [key async for key in blobs.keys_under("a")] == ["a/1", "a/b/2"]
-    await blobs.delete_under("a")
-    assert [key async for key in blobs.keys_under("a")] == []
-    assert await blobs.size_bytes("ab/3") == 1
-    assert await blobs.size_bytes("c") == 1
 
 
 @pytest.mark.parametrize(
@@ -290,14 +229,6 @@ async def test_abort_lets_a_write_in_flight_finish_before_it_closes_the_file(
         await aborting
     assert descriptors == [1]
     assert unfinished(blobs) == []
-
-
-async def test_many_writers_at_once_keep_their_bytes_apart(blobs: FolderBlobs) -> None:
-    async with asyncio.TaskGroup() as tasks:
-        for number in range(20):
-            tasks.create_task(put(blobs, f"many/{number}", *[bytes([number]) * 300_000] * 5))
-    for number in range(20):
-        assert await everything(blobs, f"many/{number}") == bytes([number]) * 1_500_000
 
 
 async def test_commits_survive_that_their_folder_is_deleted_meanwhile(blobs: FolderBlobs) -> None:

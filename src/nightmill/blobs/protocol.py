@@ -5,8 +5,13 @@ is visible under the key. Not its duty: what the bytes mean. Keys are made by ni
 joined by '/'), never from a client's name.
 """
 
+import re
 from collections.abc import AsyncIterator
 from typing import Protocol
+
+_KEY = re.compile(r"(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._-]+(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._-]+)*", re.ASCII)
+UNFINISHED = "tmp"
+"""No key begins with this step: a folder keeps unfinished blobs there."""
 
 
 class BlobWriter(Protocol):
@@ -48,3 +53,18 @@ class Blobs(Protocol):
     async def free_bytes(self) -> int | None:
         """Room left, or None where there is no such limit."""
         ...
+
+    async def sweep_unfinished(self) -> int:
+        """Removes what a crash left unfinished; says how much. Only at start, while nobody writes."""
+        ...
+
+    async def signed_url(self, key: str, *, ttl_s: float) -> str | None:
+        """A link that gives the bytes to whoever has it, or None where there is no such thing."""
+        ...
+
+
+def check_key(key: str) -> str:
+    """The key itself. Raises ValueError for what is not one."""
+    if not _KEY.fullmatch(key) or key == UNFINISHED or key.startswith(UNFINISHED + "/"):
+        raise ValueError(f"{key!r} is not a blob key")
+    return key

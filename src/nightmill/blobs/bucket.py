@@ -1,0 +1,370 @@
+"""One bucket of an object store: the few verbs we ask of it, and its failures in our words.
+
+Duty: make the connection from the settings, repeat what a store refuses for a while, name what went wrong.
+Promise: a missing object is a FileNotFoundError, everything else an UnavailableError (a missing bucket too,
+so that no blob looks deleted when the whole bucket is away); no message holds a secret or a body. Not its
+duty: what the objects mean (`objects`, `parts.objects`).
+"""
+
+import re
+import secrets
+from collections.abc import AsyncIterator, Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import TYPE_CHECKING, cast
+from urllib.parse import urlsplit
+
+from nightmill.errors import SetupError, StorageFullError, UnavailableError
+from nightmill.settings import BlobSettings
+
+try:
+    import obstore
+    from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError, UnauthenticatedError
+    from obstore.store import AzureStore, GCSStore, MemoryStore, S3Store
+except ImportError:
+    raise SetupError("object stores need an extra: pip install 'nightmill[objects]'") from None
+
+if TYPE_CHECKING:
+    from obstore.store import (
+        AzureConfig,
+        ClientConfig,
+        GCSConfig,
+        ObjectStore,
+        RetryConfig,
+        S3Config,
+    )
+
+_STATUS = re.compile(r"status code: (\d{3})")
+_CODE = re.compile(r"<Code>(\w{1,64})</Code>")
+_KIND = re.compile(r"kind: (Connect|Timeout|Interrupted|Decode|Request)\b")
+_NO_BUCKET = frozenset({"NoSuchBucket", "ContainerNotFound", "AllAccessDisabled"})
+_NO_ROOM = frozenset({"QuotaExceeded", "XMinioStorageFull", "507"})
+_NO_RANGE = re.compile(r"status code: 416\b|<Code>InvalidRange|StartTooLarge")
+_KINDS = {
+    "Connect": "no connection",
+    "Timeout": "no answer in time",
+    "Interrupted": "the connection broke",
+    "Decode": "the connection broke",
+    "Request": "the connection broke",
+}
+_LISTED_AT_ONCE = 1_000
+_DELETED_AT_ONCE = 1_000
+
+
+class RefusedError(UnavailableError):
+    """The store says that we may not, or that there is no such bucket. Waiting seldom helps."""
+
+
+class PastTheEndError(Exception):
+    """A range that begins behind the last byte."""
+
+
+class Bucket:
+    """Objects by key, below the prefix of the URL.
+
+    Args:
+        store: as `connect` makes it.
+        name: the URL for messages; holds no secret.
+    """
+
+    def __init__(self, store: "ObjectStore", *, name: str) -> None:
+        self._store = store
+        self.name = name
+
+    async def check(self) -> None:
+        """Writes, reads, lists and deletes a probe.
+
+        Raises:
+            SetupError: there is no such bucket, or the keys don't allow it.
+            UnavailableError: the store can't be reached.
+        """
+        folder = f"probe/{secrets.token_hex(8)}"
+        try:
+            await self.put(f"{folder}/there", b"nightmill was here")
+            with suppress(FileNotFoundError):
+                await self.get(f"{folder}/missing")
+            _ = [key async for key in self.keys_under(folder)]
+            await self.delete([f"{folder}/there"])
+        except RefusedError as error:
+            raise SetupError(
+                f"{error.message}; see blobs.url, blobs.access_key_id and blobs.secret_access_key"
+            ) from None
+
+    async def put(
+        self, key: str, content: bytes | bytearray, *, attributes: Mapping[str, str] | None = None
+    ) -> None:
+        """Whole or not at all. Safe to repeat with the same bytes."""
+        with self._reported(key), _written():
+            await obstore.put_async(
+                self._store,
+                key,
+                content,
+                attributes=dict(attributes) if attributes else None,
+                use_multipart=False,
+            )
+
+    async def put_new(self, key: str, content: bytes) -> None:
+        """Raises FileExistsError when the store heeds `If-None-Match` and has such an object, even from a put
+        of ours whose answer was lost. Stores that don't heed it overwrite."""
+        with self._reported(key), _written():
+            try:
+                await obstore.put_async(self._store, key, content, mode="create", use_multipart=False)
+            except AlreadyExistsError:
+                raise FileExistsError(key) from None
+
+    async def put_pieces(
+        self,
+        key: str,
+        pieces: AsyncIterator[bytearray],
+        *,
+        part_bytes: int,
+        at_once: int,
+        attributes: Mapping[str, str],
+    ) -> None:
+        """A multipart upload of what `pieces` brings. When `pieces` raises, the upload is aborted."""
+        with self._reported(key), _written():
+            await obstore.put_async(
+                self._store,
+                key,
+                pieces,
+                attributes=dict(attributes),
+                chunk_size=part_bytes,
+                max_concurrency=at_once,
+            )
+
+    async def get(self, key: str) -> bytes:
+        with self._reported(key):
+            result = await obstore.get_async(self._store, key)
+            return bytes(await result.bytes_async())
+
+    async def get_range(self, key: str, start: int, length_bytes: int) -> tuple[bytes, int]:
+        """Up to so many bytes, and the size of the whole. Raises PastTheEndError."""
+        with self._reported(key):
+            options: obstore.GetOptions = {"range": (start, start + length_bytes)}
+            result = await obstore.get_async(self._store, key, options=options)
+            return bytes(await result.bytes_async()), result.meta["size"]
+
+    async def stream_from(self, key: str, start: int, *, chunk_bytes: int) -> AsyncIterator[bytes]:
+        """The bytes from `start` to the end, in one request."""
+        with self._reported(key):
+            options: obstore.GetOptions = {"range": {"offset": start}} if start else {}
+            result = await obstore.get_async(self._store, key, options=options)
+            async for chunk in result.stream(min_chunk_size=chunk_bytes):
+                yield bytes(chunk)
+
+    async def attributes(self, key: str) -> Mapping[str, str]:
+        with self._reported(key):
+            result = await obstore.get_async(self._store, key, options={"head": True})
+            return cast("Mapping[str, str]", result.attributes)
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        for first in range(0, len(keys), _DELETED_AT_ONCE):
+            some = keys[first : first + _DELETED_AT_ONCE]
+            with self._reported(some[0]):
+                try:
+                    await obstore.delete_async(self._store, some)
+                except FileNotFoundError as error:
+                    # Some stores report what is gone already, and may have stopped there.
+                    if _code(error) in _NO_BUCKET:
+                        raise
+                    for key in some:
+                        await self._delete_one(key)
+
+    async def _delete_one(self, key: str) -> None:
+        try:
+            await obstore.delete_async(self._store, key)
+        except FileNotFoundError:
+            return
+
+    async def keys_under(self, prefix: str) -> AsyncIterator[str]:
+        """Every key that starts with `prefix + '/'`, as listed now. A listing may lag behind."""
+        with self._reported(prefix):
+            listing = obstore.list(  # pyright: ignore[reportUnknownMemberType] - the Arrow overload is untyped
+                self._store, prefix, chunk_size=_LISTED_AT_ONCE
+            )
+            async for some in listing:
+                for listed in some:
+                    yield listed["path"]
+
+    async def folders_under(self, prefix: str) -> Sequence[str]:
+        """The next steps of the keys that start with `prefix + '/'`."""
+        with self._reported(prefix):
+            listed = await obstore.list_with_delimiter_async(  # pyright: ignore[reportUnknownMemberType] - as above
+                self._store, prefix
+            )
+        return [folder.rstrip("/").rpartition("/")[2] for folder in listed["common_prefixes"]]
+
+    async def signed_url(self, key: str, *, ttl_s: float) -> str | None:
+        """A link to the object for whoever has it, or None where the store has no such thing."""
+        if isinstance(self._store, MemoryStore):
+            return None
+        with self._reported(key):
+            return await obstore.sign_async(
+                cast("S3Store | GCSStore | AzureStore", self._store), "GET", key, timedelta(seconds=ttl_s)
+            )
+
+    @contextmanager
+    def _reported(self, key: str) -> Generator[None]:
+        """Turns what the store says into our errors."""
+        try:
+            yield
+        except FileExistsError:
+            raise
+        except FileNotFoundError as error:
+            if _code(error) in _NO_BUCKET:
+                raise RefusedError(f"{self.name}: there is no such bucket") from None
+            raise FileNotFoundError(key) from None
+        except (PermissionDeniedError, UnauthenticatedError) as error:
+            if _code(error) in _NO_ROOM:
+                raise self._full(key, error) from None
+            raise RefusedError(f"{self.name}: access denied ({_reason(error)})") from None
+        except BaseError as error:
+            text = str(error)
+            if _NO_RANGE.search(text):
+                raise PastTheEndError(key) from None
+            if _code(error) in _NO_BUCKET:
+                raise RefusedError(f"{self.name}: there is no such bucket") from None
+            if {_code(error), _status(error)} & _NO_ROOM:
+                raise self._full(key, error) from None
+            raise UnavailableError(
+                f"the object store {self.name} can't be reached for {key} ({_reason(error)})"
+            ) from None
+
+    def _full(self, key: str, error: Exception) -> StorageFullError:
+        return StorageFullError(f"the object store {self.name} has no room for {key} ({_reason(error)})")
+
+
+@contextmanager
+def _written() -> Generator[None]:
+    """A write that finds something missing misses the bucket, or the upload it belongs to."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise BaseError(str(error)) from None
+
+
+def connect(settings: BlobSettings) -> Bucket:
+    """Makes no request yet.
+
+    Raises:
+        SetupError: the settings name no store that we know, or an option that it does not.
+    """
+    assert settings.url is not None
+    url = urlsplit(settings.url)
+    name = f"{url.scheme}://{url.netloc}{url.path}".rstrip("/")
+    prefix = url.path.strip("/") or None
+    client: ClientConfig = {
+        "allow_http": settings.allow_http,
+        "connect_timeout": timedelta(seconds=min(settings.timeout_s, 10)),
+        "read_timeout": timedelta(seconds=settings.timeout_s),
+        # Bounds the whole of a request, and so the length of a download.
+        "timeout": timedelta(days=1),
+    }
+    retry: RetryConfig = {
+        "max_retries": 100 if settings.retry_s else 0,
+        "retry_timeout": timedelta(seconds=settings.retry_s),
+        "backoff": {
+            "init_backoff": timedelta(seconds=0.1),
+            "max_backoff": timedelta(seconds=5),
+            "base": 2,
+        },
+    }
+    try:
+        match url.scheme:
+            case "s3" if url.netloc:
+                store = S3Store(
+                    url.netloc,
+                    prefix=prefix,
+                    config=_s3_config(settings),
+                    client_options=client,
+                    retry_config=retry,
+                )
+            case "gs" if url.netloc:
+                store = GCSStore(
+                    url.netloc,
+                    prefix=prefix,
+                    config=_gcs_config(settings),
+                    client_options=client,
+                    retry_config=retry,
+                )
+            case "az" if url.netloc and prefix:
+                container, _, below = prefix.partition("/")
+                store = AzureStore(
+                    container,
+                    prefix=below or None,
+                    config=_azure_config(settings, account=url.netloc),
+                    client_options=client,
+                    retry_config=retry,
+                )
+            case "memory":
+                store = MemoryStore()
+            case _:
+                raise SetupError(
+                    f"blobs.url '{name}' is none of s3://bucket/prefix, gs://bucket/prefix and"
+                    " az://account/container/prefix"
+                )
+    except (BaseError, ValueError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise SetupError(f"blobs.url '{name}' can't be used: {reason}; see docs/settings.md") from None
+    return Bucket(store, name=name)
+
+
+def _s3_config(settings: BlobSettings) -> "S3Config":
+    config: dict[str, str | bool] = {
+        "region": settings.region,
+        "virtual_hosted_style_request": settings.virtual_hosting,
+    }
+    if settings.endpoint is not None:
+        config["endpoint"] = settings.endpoint
+    for name, secret in (
+        ("access_key_id", settings.access_key_id),
+        ("secret_access_key", settings.secret_access_key),
+        ("session_token", settings.session_token),
+    ):
+        if secret is not None:
+            config[name] = secret.get_secret_value()
+    if settings.encryption is not None:
+        config["server_side_encryption"] = settings.encryption
+    if settings.encryption_key is not None:
+        is_ours = settings.encryption == "sse-c"
+        config["sse_customer_key_base64" if is_ours else "sse_kms_key_id"] = (
+            settings.encryption_key.get_secret_value()
+        )
+    return cast("S3Config", {**config, **settings.options})
+
+
+def _gcs_config(settings: BlobSettings) -> "GCSConfig":
+    config: dict[str, str] = {}
+    if settings.endpoint is not None:
+        config["base_url"] = settings.endpoint
+    if settings.secret_access_key is not None:
+        config["service_account_key"] = settings.secret_access_key.get_secret_value()
+    return cast("GCSConfig", {**config, **settings.options})
+
+
+def _azure_config(settings: BlobSettings, *, account: str) -> "AzureConfig":
+    config: dict[str, str] = {"account_name": account}
+    if settings.endpoint is not None:
+        config["endpoint"] = settings.endpoint
+    if settings.secret_access_key is not None:
+        config["account_key"] = settings.secret_access_key.get_secret_value()
+    return cast("AzureConfig", {**config, **settings.options})
+
+
+def _status(error: Exception) -> str | None:
+    found = _STATUS.search(str(error))
+    return found[1] if found else None
+
+
+def _code(error: Exception) -> str | None:
+    found = _CODE.search(str(error))
+    return found[1] if found else None
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong in a few words. The whole message may hold addresses, names of keys and more."""
+    status, code = _status(error), _code(error)
+    if status is not None:
+        return f"HTTP {status} {code}" if code else f"HTTP {status}"
+    kind = _KIND.search(str(error))
+    return _KINDS[kind[1]] if kind else type(error).__name__

@@ -1,0 +1,250 @@
+"""Blobs as objects of a bucket.
+
+Duty: `ObjectBlobs` keeps the promise of the protocol on an object store: an upload is put together out of
+sight and appears whole. Not its duty: speaking to the store (`bucket`).
+
+A blob that fits in one part is one put. A larger one is a multipart upload, streamed through: memory is one
+part being filled, one that waits and `_PARTS_AT_ONCE` under way, whatever the size of the blob.
+"""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+
+from nightmill.blobs.bucket import Bucket, PastTheEndError
+from nightmill.blobs.protocol import check_key
+from nightmill.crash import point
+from nightmill.errors import NightmillError, UnavailableError
+
+_PARTS_AT_ONCE = 2
+_CHUNK_BYTES = 1 << 20
+_RESUMPTIONS = 3
+_WRITER = "writer"
+
+
+def _random_name() -> str:
+    return secrets.token_hex(16)
+
+
+class ObjectBlobs:
+    """Args:
+    part_bytes: of a multipart upload; S3 asks for 5 MiB at least.
+    new_name: marks a writer's object as its own; never the same twice.
+    """
+
+    def __init__(
+        self, bucket: Bucket, *, part_bytes: int, new_name: Callable[[], str] = _random_name
+    ) -> None:
+        self.bucket = bucket
+        self._part_bytes = part_bytes
+        self._new_name = new_name
+
+    async def open_writer(self, key: str) -> "ObjectBlobWriter":
+        check_key(key)
+        point("blob.opened")
+        return ObjectBlobWriter(self.bucket, key, part_bytes=self._part_bytes, name=self._new_name())
+
+    async def size_bytes(self, key: str) -> int | None:
+        # Not by HEAD, whose answer does not tell a missing object from a missing bucket.
+        try:
+            _, size_bytes = await self.bucket.get_range(check_key(key), 0, 1)
+        except PastTheEndError:
+            return 0
+        except FileNotFoundError:
+            return None
+        return size_bytes
+
+    async def read(self, key: str, start: int, length_bytes: int) -> bytes:
+        try:
+            content, _ = await self.bucket.get_range(check_key(key), start, max(length_bytes, 1))
+        except PastTheEndError:
+            return b""
+        return content[:length_bytes]
+
+    async def stream(self, key: str, *, chunk_bytes: int = _CHUNK_BYTES) -> AsyncIterator[bytes]:
+        """Goes on where it was when the connection breaks, as long as the blob is there."""
+        check_key(key)
+        offset, tries_left = 0, _RESUMPTIONS
+        while True:
+            try:
+                async for chunk in self.bucket.stream_from(key, offset, chunk_bytes=chunk_bytes):
+                    offset, tries_left = offset + len(chunk), _RESUMPTIONS
+                    yield chunk
+            except PastTheEndError:
+                return
+            except FileNotFoundError:
+                if offset == 0:
+                    raise
+                raise UnavailableError(f"blob {key} was deleted while it was read") from None
+            except UnavailableError:
+                if offset == 0 or tries_left == 0:
+                    raise
+                tries_left -= 1
+            else:
+                return
+
+    async def delete(self, key: str) -> None:
+        check_key(key)
+        point("blob.before_delete")
+        await self.bucket.delete([key])
+        point("blob.deleted")
+
+    async def delete_under(self, prefix: str) -> None:
+        check_key(prefix)
+        await self.bucket.delete([key async for key in self.bucket.keys_under(prefix)])
+
+    async def keys_under(self, prefix: str) -> AsyncIterator[str]:
+        async for key in self.bucket.keys_under(check_key(prefix)):
+            yield key
+
+    async def free_bytes(self) -> None:
+        return None
+
+    async def sweep_unfinished(self) -> int:
+        """Unfinished multipart uploads may be another server's: the bucket's lifecycle rule ends them."""
+        return 0
+
+    async def signed_url(self, key: str, *, ttl_s: float) -> str | None:
+        return await self.bucket.signed_url(check_key(key), ttl_s=ttl_s)
+
+
+class _AbortedError(Exception):
+    """Raised into the store's upload, which then aborts it."""
+
+
+class _Pieces:
+    """One waiting piece between the writer and the store's upload."""
+
+    def __init__(self) -> None:
+        self._queue: asyncio.Queue[bytearray | None] = asyncio.Queue(maxsize=1)
+        self._is_aborted = False
+
+    async def put(self, piece: bytearray | None) -> None:
+        await self._queue.put(piece)
+
+    def drain(self) -> None:
+        """Lets go of whoever waits for room."""
+        with suppress(asyncio.QueueEmpty):
+            while True:
+                self._queue.get_nowait()
+
+    def abort(self) -> None:
+        self._is_aborted = True
+        self.drain()
+        self._queue.put_nowait(None)
+
+    def __aiter__(self) -> AsyncIterator[bytearray]:
+        return self
+
+    async def __anext__(self) -> bytearray:
+        piece = await self._queue.get()
+        if self._is_aborted:
+            raise _AbortedError
+        if piece is None:
+            raise StopAsyncIteration
+        return piece
+
+
+class ObjectBlobWriter:
+    """A failure of the store surfaces in a later `write` or in `commit`. After a `commit`, failed or not,
+    `abort` does nothing, so that it may stand in a `finally`.
+
+    Args:
+        name: stored with the object. A commit whose answer was lost is told from a failed one by it.
+    """
+
+    def __init__(self, bucket: Bucket, key: str, *, part_bytes: int, name: str) -> None:
+        self.size_bytes = 0
+        self._bucket = bucket
+        self._key = key
+        self._part_bytes = part_bytes
+        self._attributes = {_WRITER: name}
+        self._buffer = bytearray()
+        self._pieces = _Pieces()
+        self._upload: asyncio.Task[None] | None = None
+        self._is_open = True
+
+    async def write(self, chunk: bytes | memoryview) -> None:
+        if not self._is_open:
+            raise ValueError(f"blob {self._key} was already committed or aborted")
+        self.size_bytes += len(chunk)
+        rest = memoryview(chunk)
+        while len(rest) > (room_bytes := self._part_bytes - len(self._buffer)):
+            self._buffer += rest[:room_bytes]
+            await self._hand_over()
+            rest = rest[room_bytes:]
+        self._buffer += rest
+
+    async def commit(self) -> None:
+        point("blob.written")
+        try:
+            if self._upload is None:
+                put = self._bucket.put(self._key, self._buffer, attributes=self._attributes)
+                self._upload = asyncio.get_running_loop().create_task(put)
+            else:
+                await self._hand_over()
+                await self._pieces.put(None)
+            await asyncio.shield(self._upload)
+        except UnavailableError:
+            if not await self._is_there():
+                await self.abort()
+                raise
+        except BaseException:
+            await self.abort()
+            raise
+        self._is_open = False
+        self._buffer = bytearray()
+        point("blob.named")
+
+    async def abort(self) -> None:
+        if not self._is_open:
+            return
+        self._is_open = False
+        self._buffer = bytearray()
+        if self._upload is None:
+            return
+        self._pieces.abort()
+        was_cancelled = await _finished(self._upload)
+        if self._upload.exception() is None:
+            # It was committed while we were told to stop. What nobody will ever name is only paid for.
+            with suppress(NightmillError):
+                await self._bucket.delete([self._key])
+        if was_cancelled:
+            raise asyncio.CancelledError
+
+    async def _hand_over(self) -> None:
+        if self._upload is None:
+            upload = self._bucket.put_pieces(
+                self._key,
+                self._pieces,
+                part_bytes=self._part_bytes,
+                at_once=_PARTS_AT_ONCE,
+                attributes=self._attributes,
+            )
+            self._upload = asyncio.get_running_loop().create_task(upload)
+            self._upload.add_done_callback(lambda _: self._pieces.drain())
+        piece, self._buffer = self._buffer, bytearray()
+        if not self._upload.done():
+            await self._pieces.put(piece)
+        if self._upload.done():
+            self._upload.result()
+
+    async def _is_there(self) -> bool:
+        """Whether the store has what it seemed to refuse: the answer may have been lost."""
+        try:
+            attributes = await self._bucket.attributes(self._key)
+        except (NightmillError, FileNotFoundError):
+            return False
+        return attributes.get(_WRITER) == self._attributes[_WRITER]
+
+
+async def _finished(work: "asyncio.Task[None]") -> bool:
+    """Waits for the store to give up what was begun; says if we were cancelled meanwhile."""
+    was_cancelled = False
+    while not work.done():
+        try:
+            await asyncio.wait([work])
+        except asyncio.CancelledError:
+            was_cancelled = True
+    return was_cancelled
