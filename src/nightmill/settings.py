@@ -144,8 +144,9 @@ class EmulatorSettings(_Section):
 class WorkerSettings(_Section):
     """How lines are leased, sent and settled."""
 
-    processes: Annotated[int, Field(ge=1)] = 1
-    """Worker processes on this machine; the upstream's concurrency is shared out among them."""
+    processes: Annotated[int, Field(ge=0)] = 1
+    """Worker processes on this machine; the upstream's concurrency is shared out among them. 0 makes a server
+    that only answers its API: `nightmill work` holds the roles elsewhere, over a store in Postgres."""
     lease_ttl_s: Annotated[float, Field(gt=0)] = 30.0
     """A worker that has not been heard of for so long loses its segments."""
     beat_s: Annotated[float, Field(gt=0)] = 1.0
@@ -247,6 +248,16 @@ class Settings(_Section):
     @property
     def store_url(self) -> str:
         return self.store or f"sqlite:///{self.folder.absolute() / 'nightmill.sqlite'}"
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether the store is one server's own: its folder lock proves that nobody else uses it."""
+        return self.store_url.startswith("sqlite")
+
+    @property
+    def store_timeout_s(self) -> float:
+        """A call to the store that takes longer than half a lease must not keep a holder from trying again."""
+        return 10.0 if self.is_embedded else max(1.0, min(10.0, self.worker.lease_ttl_s / 2))
 
 
 Tree = dict[str, Any]

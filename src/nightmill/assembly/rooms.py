@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from nightmill.assembly.start import open_stored
 from nightmill.blobs import FolderBlobs
 from nightmill.ids import WorkerId, new_worker_id
 from nightmill.pacing import Gate
@@ -21,7 +22,6 @@ from nightmill.roles.warden import Warden
 from nightmill.roles.worker import Worker
 from nightmill.settings import Settings
 from nightmill.store import Store
-from nightmill.store.sql import open_store
 from nightmill.telemetry import Emit
 from nightmill.upstream import Upstream
 
@@ -100,7 +100,7 @@ async def open_rooms(
     """Args:
     worker_id: who leases; whoever starts a process gives it one, to take its leases back when it dies.
     """
-    store = open_store(settings.store_url)
+    store = open_stored(settings)
     try:
         root = settings.folder.absolute() / "blobs"
         blobs = FolderBlobs(root, watermark_bytes=settings.retention.free_bytes)

@@ -7,7 +7,6 @@ the roles while the API still answers, then close it.
 
 import asyncio
 import contextlib
-import secrets
 import socket
 import time
 from collections.abc import Callable
@@ -16,14 +15,19 @@ from importlib import import_module
 from nightmill import telemetry
 from nightmill.assembly.folder_lock import locked_folder
 from nightmill.assembly.logs import start_logs
+from nightmill.assembly.programs import role_programs
 from nightmill.assembly.upstreams import choose_upstream
-from nightmill.engine.local import LocalEngine, Program
+from nightmill.engine.local import LocalEngine
 from nightmill.errors import SetupError
-from nightmill.ids import new_worker_id
 from nightmill.roles.loop import Bell
-from nightmill.settings import Settings, as_message
+from nightmill.settings import Settings
 
 Say = Callable[[str], None]
+
+_NOBODY_WORKS = (
+    "with 0 workers somebody else must answer the lines, over a store that both reach: "
+    "NIGHTMILL_STORE=postgresql://user@host/database, and 'nightmill work' on any machine"
+)
 
 
 async def serve(settings: Settings, *, say: Say) -> int:
@@ -33,13 +37,17 @@ async def serve(settings: Settings, *, say: Say) -> int:
         SetupError: there is no upstream, the folder is in use, the address is taken or not allowed.
     """
     start_logs(settings.log_level)
-    settings, programs = await choose_upstream(settings, say=say)
-    with locked_folder(settings.folder), contextlib.closing(_listen(settings)) as listener:
+    if settings.worker.processes == 0 and settings.is_embedded:
+        raise SetupError(_NOBODY_WORKS)
+    has_roles = settings.worker.processes > 0
+    settings, programs = await choose_upstream(settings, say=say) if has_roles else (settings, [])
+    lock = locked_folder(settings.folder) if settings.is_embedded else contextlib.nullcontext()
+    with lock, contextlib.closing(_listen(settings)) as listener:
         bell = Bell()
         engine = LocalEngine(emit=telemetry.log, ring_here=bell.ring_here, monotonic=time.monotonic)
         engine.hold()
         async with asyncio.TaskGroup() as group:
-            for program in [*programs, *_roles(settings)]:
+            for program in [*programs, *role_programs(settings)]:
                 group.create_task(engine.keep(program))
             # In a thread, so that the children are started meanwhile and load theirs at the same time.
             await asyncio.to_thread(import_module, "nightmill.assembly.front")
@@ -47,19 +55,6 @@ async def serve(settings: Settings, *, say: Say) -> int:
 
             await serve_front(settings, engine=engine, bell=bell, listener=listener, say=say)
     return 0
-
-
-def _roles(settings: Settings) -> list[Program]:
-    workers = [(f"worker {number}", (f"worker:{number}",)) for number in range(settings.worker.processes)]
-    return [
-        Program(
-            name,
-            "nightmill.assembly.work",
-            (new_worker_id(secrets.token_bytes(16)), *roles),
-            as_message(settings),
-        )
-        for name, roles in [*workers, ("keeper", ("intake", "finalizer", "warden"))]
-    ]
 
 
 def _listen(settings: Settings) -> socket.socket:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import typer
 
 import nightmill
-from nightmill.cli import batches, files, keys, run, screen, serve, torture, validate
+from nightmill.cli import batches, files, keys, migrate, run, screen, serve, torture, validate, work
 from nightmill.cli.failures import guarded
 
 # Plain help and errors: rich takes longer to import than `--help` may take, and its boxes are not one line.
@@ -31,6 +31,7 @@ def version(as_json: screen.Json = False) -> None:
 
 
 app.command()(serve.serve)
+app.command()(work.work)
 app.command()(run.run)
 app.command()(validate.validate)
 app.command()(batches.submit)
@@ -41,6 +42,7 @@ app.command()(batches.results)
 app.command()(batches.cancel)
 app.add_typer(files.app, name="files")
 app.add_typer(keys.app, name="keys")
+app.command()(migrate.migrate)
 app.command()(torture.torture)
 app.command()(version)
 

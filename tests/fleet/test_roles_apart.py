@@ -1,0 +1,154 @@
+"""API servers and crews apart, over one Postgres and one place for blobs."""
+
+import signal
+
+import pytest
+
+from tests.fleet.conftest import begin, each_once, ended, until
+
+LINES = 120
+
+
+def test_a_server_on_postgres_needs_nothing_else_to_be_changed(fleet):
+    server = fleet.serve("--emulate")
+    client = server.client()
+    batch = ended(client, begin(client, LINES).id)
+    assert batch.status == "completed"
+    each_once(client, batch, LINES)
+    assert server.end() == 0
+    assert "Traceback" not in server.said
+
+
+def test_one_batch_is_shared_by_every_worker_and_any_server_answers_for_it(fleet, upstream):
+    source = upstream(delay_s=0.1)
+    first, second = (fleet.serve("--workers", "0") for _ in range(2))
+    crews = [fleet.work("--upstream", source.url, "--concurrency", "4") for _ in range(2)]
+    made = begin(first.client(), 3 * LINES)
+    holders = set()
+
+    def look() -> bool:
+        told = fleet.sql("SELECT DISTINCT worker_id FROM segment WHERE state = 'leased'")
+        holders.update(told.split())
+        return len(holders) == 2
+
+    until(look, pause_s=0.2)
+    batch = ended(second.client(), made.id)
+    assert batch.status == "completed"
+    each_once(second.client(), batch, 3 * LINES)
+    assert max(source.requests().values()) == 1
+    for process in [first, second, *crews]:
+        assert process.end() == 0, process.said
+        assert "Traceback" not in process.said
+
+
+def test_a_worker_that_is_asked_to_leave_repeats_nothing(fleet, upstream):
+    source = upstream(delay_s=0.05)
+    server = fleet.serve("--workers", "0")
+    leaving = fleet.work("--upstream", source.url, "--concurrency", "8")
+    made = begin(server.client(), LINES)
+    until(lambda: len(source.requests()) > 10)
+    staying = fleet.work("--upstream", source.url, "--concurrency", "8")
+    assert leaving.end() == 0, leaving.said
+    assert fleet.sql("SELECT count(*) FROM segment WHERE state = 'leased'") != ""
+    batch = ended(server.client(), made.id)
+    each_once(server.client(), batch, LINES)
+    assert max(source.requests().values()) == 1
+    assert staying.end() == 0
+
+
+def test_roles_can_be_named(fleet, upstream):
+    source = upstream()
+    server = fleet.serve("--workers", "0")
+    made = begin(server.client(), 5)
+    fleet.work("--roles", "intake,finalizer,warden")
+    until(lambda: server.client().batches.retrieve(made.id).status == "in_progress")
+    fleet.work("--roles", "worker", "--upstream", source.url)
+    assert ended(server.client(), made.id).status == "completed"
+
+
+@pytest.mark.parametrize(
+    ("words", "environment", "told"),
+    [
+        (("work", "--emulate"), {"NIGHTMILL_STORE": "sqlite:////tmp/x.sqlite"}, "other machines reach"),
+        (("work", "--roles", "wroker"), {}, "no role 'wroker'"),
+        (("work",), {}, "no upstream"),
+        (("serve", "--workers", "0"), {"NIGHTMILL_STORE": "sqlite:////tmp/x.sqlite"}, "somebody else must"),
+        (("serve", "--emulate"), {"NIGHTMILL_STORE": "mysql://nobody@127.0.0.1/x"}, "can't live in 'mysql'"),
+        (("serve", "--emulate"), {"NIGHTMILL_STORE": "postgresql://a:b@127.0.0.1:1/x"}, "can't be reached"),
+    ],
+)
+def test_what_can_not_start_says_so_in_one_line(fleet, words, environment, told):
+    refused = fleet.start(*words, environment=environment)
+    assert refused.process.wait(timeout=30) in (75, 78)
+    lines = [line for line in refused.said.splitlines() if not line.startswith("EMULATED")]
+    assert lines[0].startswith("nightmill: ")
+    assert told in lines[0]
+    assert "a:b" not in refused.said
+    assert "Traceback" not in refused.said
+
+
+def test_a_database_that_does_not_exist_is_refused_in_one_line(fleet):
+    refused = fleet.start("serve", "--workers", "0", environment={"NIGHTMILL_STORE": f"{fleet.store}_not"})
+    assert refused.process.wait(timeout=30) == 78
+    assert refused.said.startswith("nightmill: the store's Postgres refuses the login")
+    assert len(refused.said.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("version", "told"), [("0000", "run 'nightmill migrate'"), ("9999", "newer than this nightmill knows")]
+)
+@pytest.mark.parametrize("words", [("serve", "--workers", "0"), ("work", "--emulate")])
+def test_another_schema_is_refused_and_left_alone(migrated, version, told, words):
+    migrated.sql(f"UPDATE alembic_version SET version_num = '{version}'")
+    refused = migrated.start(*words)
+    assert refused.process.wait(timeout=30) == 78
+    assert told in refused.said.splitlines()[-1]
+    assert migrated.sql("SELECT version_num FROM alembic_version") == version
+
+
+def test_a_clock_far_from_the_stores_is_refused(migrated):
+    name = migrated.store.rsplit("/", 1)[1]
+    migrated.sql(f"ALTER DATABASE {name} SET search_path = public, pg_catalog")
+    migrated.sql(
+        "CREATE FUNCTION public.now() RETURNS timestamptz LANGUAGE sql STABLE"
+        " AS $$ SELECT clock_timestamp() - interval '1 hour' $$"
+    )
+    refused = migrated.start("serve", "--workers", "0")
+    assert refused.process.wait(timeout=30) == 78
+    assert "clock and the store's are 3600 s apart" in refused.said
+
+
+def test_migrate_makes_the_schema_and_says_so(fleet):
+    for _ in range(2):
+        migrating = fleet.start("migrate")
+        assert migrating.process.wait(timeout=30) == 0, migrating.said
+        assert "schema is" in migrating.said
+    assert fleet.serve("--workers", "0").end() == 0
+
+
+def test_a_crew_killed_with_its_whole_machine_leaves_its_work_to_others(fleet, upstream):
+    source = upstream(delay_s=0.05)
+    server = fleet.serve("--workers", "0")
+    dying = fleet.work("--upstream", source.url, "--concurrency", "8")
+    made = begin(server.client(), LINES)
+    until(lambda: len(source.requests()) > 10)
+    fleet.work("--upstream", source.url, "--concurrency", "8")
+    dying.kill()
+    batch = ended(server.client(), made.id)
+    each_once(server.client(), batch, LINES)
+    assert sum(source.requests().values()) <= LINES + 8 + 8
+
+
+def test_a_frozen_crew_wakes_too_late_to_do_harm(fleet, upstream):
+    source = upstream(delay_s=0.05)
+    server = fleet.serve("--workers", "0")
+    frozen = fleet.work("--upstream", source.url, "--concurrency", "8")
+    made = begin(server.client(), LINES)
+    until(lambda: len(source.requests()) > 10)
+    fleet.work("--upstream", source.url, "--concurrency", "8")
+    frozen.send(signal.SIGSTOP)
+    batch = ended(server.client(), made.id)
+    frozen.send(signal.SIGCONT)
+    each_once(server.client(), batch, LINES)
+    assert frozen.end() == 0
+    each_once(server.client(), server.client().batches.retrieve(made.id), LINES)
