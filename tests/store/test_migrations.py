@@ -66,3 +66,29 @@ async def test_a_percent_sign_in_the_path_is_no_placeholder(tmp_path):
     folder = tmp_path / "100%"
     folder.mkdir()
     await migrate(f"sqlite:///{folder / 'nightmill.sqlite'}")
+
+
+_RULES = text("""
+    SELECT conrelid::regclass || ' ' || conname || ' ' || pg_get_constraintdef(oid) FROM pg_constraint
+     WHERE connamespace = current_schema()::regnamespace AND conrelid::regclass::text NOT LIKE 'alembic%'
+    UNION SELECT indexdef FROM pg_indexes
+     WHERE schemaname = current_schema() AND tablename NOT LIKE 'alembic%'
+""")
+
+
+@pytest.mark.parametrize("kind", ["postgres"])
+async def test_the_migrations_make_exactly_the_schema_in_postgres(kind, world, store):
+    def migrated(connection) -> set[str]:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+        return set(connection.execute(_RULES).scalars())
+
+    def declared(connection) -> set[str]:
+        connection.execute(text("CREATE SCHEMA declared"))
+        connection.execute(text("SET LOCAL search_path = declared, pg_catalog"))
+        metadata.create_all(connection)
+        found = set(connection.execute(_RULES).scalars())
+        connection.execute(text("DROP SCHEMA declared CASCADE"))
+        return {rule.replace("declared.", "public.") for rule in found}
+
+    assert await store._write(migrated) == await store._write(declared)
+    await asyncio.gather(*(migrate(world.url) for _ in range(3)))

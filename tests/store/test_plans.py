@@ -7,7 +7,7 @@ from sqlalchemy.dialects import sqlite
 
 from nightmill.store import batches, duties, files, segments
 from nightmill.store.clock import CLOCK_FUNCTION
-from nightmill.store.connection import sqlite_library
+from nightmill.store.sqlite import sqlite_library
 
 _PARAMETERS = {"segment_limit": 1, "page_rows": 21, "blob_limit": 10, "statuses": ["validating"]}
 

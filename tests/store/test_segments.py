@@ -267,3 +267,27 @@ async def test_the_leases_of_a_dead_worker_are_free_and_those_of_others_are_not(
     assert await store.complete_segment(others, world.report(others, world.tally(5)), [world.part(others)])
     (again,) = await world.lease(store, worker=world.other_worker)
     assert (again.segment, again.token) == (held.segment, 2)
+
+
+async def test_workers_at_once_answer_every_line_of_a_batch_once(world, store, other_store):
+    batch = await world.start(store, total=90, lines_per_segment=3)
+    completed = []
+
+    async def work(name: str, one) -> None:
+        while leases := await one.lease_segments(name, limit=2, ttl_s=30):
+            reports = [world.report(lease, world.tally(1)) for lease in leases]
+            assert not (await one.beat(name, reports, ttl_s=30)).lost
+            gives_back = leases[0].token == 1 and leases[0].segment.number % 5 == 0
+            if gives_back:
+                assert await one.release_segment(leases[0], reports[0], [world.part(leases[0])])
+            mine = leases[1:] if gives_back else leases
+            await world.complete(one, mine)
+            completed.extend(lease.segment.number for lease in mine)
+
+    async with asyncio.TaskGroup() as group:
+        for number in range(6):
+            group.create_task(work(f"worker-{number}", (store, other_store)[number % 2]))
+    assert sorted(completed) == list(range(30))
+    (settled,) = await store.settled_batches()
+    assert settled.id == batch.id
+    assert settled.tally == world.tally(90)

@@ -1,69 +1,30 @@
-"""How transactions reach the database: one body, run whole or not at all.
+"""Which database a URL means."""
 
-A verb of the store is a plain function of a SQLAlchemy `Connection`. For SQLite it runs in a thread that
-owns its connection, so a transaction costs one switch of threads and a cancelled caller can't leave it half
-open; for Postgres it runs on an `AsyncEngine`. The choices that differ between the two databases are here
-and in `clock`. Promise: whatever keeps a transaction from committing is an `UnavailableError` and left
-nothing behind. Not its duty: what the statements say.
-
-A SQLite store must not be carried over a fork; each process opens its own. Nor may a process open the file
-with any other SQLite library (the standard one beside this one): the locks of one are nothing to the other,
-and closing either's file drops them all. Ask `sqlite_library()`.
-"""
-
-import asyncio
-import sqlite3
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from time import monotonic, sleep
-from types import ModuleType
-from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
 
-from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError
-from sqlalchemy.pool import StaticPool
+from sqlalchemy.exc import ArgumentError
 
-from nightmill.errors import SetupError, StorageFullError, UnavailableError
-from nightmill.store.clock import CLOCK_FUNCTION, Clock
+from nightmill.errors import SetupError
+from nightmill.store.clock import Clock
+from nightmill.store.database import Database
+from nightmill.store.sqlite import SqliteDatabase
 
-try:
-    import pysqlite3.dbapi2 as _newest_sqlite  # pyright: ignore[reportMissingTypeStubs] - the wheel has none
-except ImportError:  # the wheel exists for Linux only
-    _newest_sqlite = sqlite3
-
-P = ParamSpec("P")
-T = TypeVar("T")
-Body = Callable[Concatenate[Connection, P], T]
-
-BUSY_TIMEOUT_S: Final = 10.0
-_WAL_RESET_FIXED: Final = (3, 51, 3)
-_JOURNAL_RETRY_S: Final = 0.01
+FORMS = "sqlite:///folder/file.sqlite or postgresql://user@host/database"
 
 
-class Database(Protocol):
-    """Runs transactions. A body may be run more than once, so all it does is speak to its connection."""
-
-    async def read(self, body: Body[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Runs `body` on one snapshot."""
-        ...
-
-    async def write(self, body: Body[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Runs `body` in one transaction that is durable on return."""
-        ...
-
-    async def close(self) -> None: ...
-
-
-def open_database(url: str, *, clock: Clock, busy_timeout_s: float = BUSY_TIMEOUT_S) -> Database:
+def open_database(url: str, *, clock: Clock, busy_timeout_s: float) -> Database:
     """Opens nothing yet: the first transaction connects.
 
     Raises:
-        SetupError: the URL is of no kind the store knows.
+        SetupError: the URL is of no kind the store knows, or its driver is not installed.
     """
     parsed = parse_url(url)
+    if is_postgres(parsed):
+        # Not everybody installs the driver.
+        from nightmill.store.postgres import PostgresDatabase  # noqa: PLC0415
+
+        return PostgresDatabase(parsed, busy_timeout_s=busy_timeout_s)
     return SqliteDatabase(sqlite_path(parsed), clock=clock, busy_timeout_s=busy_timeout_s)
 
 
@@ -71,152 +32,18 @@ def parse_url(url: str) -> URL:
     try:
         parsed = make_url(url)
     except (ValueError, ArgumentError):
-        raise SetupError("the store's URL can't be read; write it as sqlite:///folder/file.sqlite") from None
-    if parsed.get_backend_name() != "sqlite":
-        kind = parsed.get_backend_name()
-        raise SetupError(f"the store can't live in '{kind}'; write its URL as sqlite:///folder/file.sqlite")
+        raise SetupError(f"the store's URL can't be read; write it as {FORMS}") from None
+    kind = parsed.get_backend_name()
+    if kind not in ("sqlite", "postgresql", "postgres"):
+        raise SetupError(f"the store can't live in '{kind}'; write its URL as {FORMS}")
     return parsed
+
+
+def is_postgres(url: URL) -> bool:
+    return url.get_backend_name() != "sqlite"
 
 
 def sqlite_path(url: URL) -> Path:
     if not url.database or url.database == ":memory:":
         raise SetupError("the store needs a SQLite file that all its processes can open, not memory")
     return Path(url.database)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SqliteLibrary:
-    """The SQLite this process is linked with."""
-
-    module: ModuleType
-    version: tuple[int, int, int]
-
-    @property
-    def journal_mode(self) -> str:
-        """WAL only where the WAL-reset fix is in: older ones can corrupt it under two processes."""
-        return "WAL" if self.version >= _WAL_RESET_FIXED else "TRUNCATE"
-
-
-def sqlite_library(module: ModuleType = _newest_sqlite) -> SqliteLibrary:
-    return SqliteLibrary(module=module, version=module.sqlite_version_info)
-
-
-def sqlite_engine(
-    path: Path,
-    *,
-    begin: str,
-    clock: Clock,
-    busy_timeout_s: float = BUSY_TIMEOUT_S,
-    library: SqliteLibrary | None = None,
-) -> Engine:
-    """An engine with one connection, for one thread at a time. Each transaction starts with `begin`."""
-    library = library or sqlite_library()
-    now = 0.0
-
-    def connect() -> Any:
-        connection = library.module.connect(
-            str(path), timeout=busy_timeout_s, isolation_level=None, check_same_thread=False
-        )
-        try:
-            _set_journal_mode(connection, library.journal_mode, deadline=monotonic() + busy_timeout_s)
-            connection.execute("PRAGMA synchronous=FULL")
-            connection.execute("PRAGMA foreign_keys=ON")
-        except BaseException:
-            connection.close()
-            raise
-        # Frozen for the transaction, so SQLite may read it once for a whole statement.
-        connection.create_function(CLOCK_FUNCTION, 0, lambda: now, deterministic=True)
-        return connection
-
-    # A StaticPool keeps the one connection until the engine is disposed of.
-    engine = create_engine(
-        "sqlite://", module=library.module, creator=connect, poolclass=StaticPool, hide_parameters=True
-    )
-
-    def start(connection: Connection) -> None:
-        nonlocal now
-        connection.exec_driver_sql(begin)
-        now = clock()
-
-    event.listen(engine, "begin", start)
-    return engine
-
-
-def _set_journal_mode(connection: Any, mode: str, *, deadline: float) -> None:
-    """SQLite doesn't wait for a lock when it changes the journal, so two first starts at once would clash."""
-    while connection.execute("PRAGMA journal_mode").fetchone()[0].upper() != mode:
-        try:
-            connection.execute(f"PRAGMA journal_mode={mode}")
-        except Exception as error:
-            if getattr(error, "sqlite_errorname", "") != "SQLITE_BUSY" or monotonic() > deadline:
-                raise
-            sleep(_JOURNAL_RETRY_S)
-
-
-class _Lane:
-    """One thread with one connection; transactions pass through it one after another."""
-
-    def __init__(self, name: str, engine: Engine, *, busy_timeout_s: float) -> None:
-        self._engine = engine
-        self._busy_timeout_s = busy_timeout_s
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"nightmill-store-{name}")
-
-    async def run(self, work: Callable[[Connection], T]) -> T:
-        asked = monotonic()
-
-        def transaction() -> T:
-            # A lock held elsewhere costs everybody in the queue one timeout, not one each.
-            if monotonic() - asked > self._busy_timeout_s:
-                raise UnavailableError("the store is busy: the call waited too long for its turn; try again")
-            with self._engine.connect() as connection, connection.begin():
-                return work(connection)
-
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, transaction)
-        except DBAPIError as error:
-            raise sqlite_failure(error) from error
-
-    async def close(self) -> None:
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._engine.dispose)
-        self._thread.shutdown(wait=False)
-
-
-class SqliteDatabase:
-    """One lane for writing and one for reading: a poll never waits for a commit."""
-
-    def __init__(self, path: Path, *, clock: Clock, busy_timeout_s: float) -> None:
-        def lane(name: str, begin: str) -> _Lane:
-            engine = sqlite_engine(path, begin=begin, clock=clock, busy_timeout_s=busy_timeout_s)
-            return _Lane(name, engine, busy_timeout_s=busy_timeout_s)
-
-        self._reader = lane("reader", "BEGIN")
-        self._writer = lane("writer", "BEGIN IMMEDIATE")
-
-    async def read(self, body: Body[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        return await self._reader.run(lambda connection: body(connection, *args, **kwargs))
-
-    async def write(self, body: Body[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        return await self._writer.run(lambda connection: body(connection, *args, **kwargs))
-
-    async def close(self) -> None:
-        await self._reader.close()
-        await self._writer.close()
-
-
-def sqlite_failure(error: Exception) -> Exception:
-    """What a driver's error means to the caller. Only the code is told: a message may hold a value."""
-    cause = error.orig if isinstance(error, DBAPIError) else error
-    code: str = getattr(cause, "sqlite_errorname", "") or ""
-    match code.removeprefix("SQLITE_").split("_")[0]:
-        case "BUSY" | "LOCKED":
-            return UnavailableError("the store's database is locked by another process; try again")
-        case "FULL":
-            return StorageFullError("the disk of the store's database is full; make room and try again")
-        case "IOERR" | "CANTOPEN" | "READONLY" | "PERM" | "NOMEM" | "PROTOCOL":
-            return UnavailableError(f"the store's database can't be used now ({code}); try again")
-        case "CORRUPT" | "NOTADB":
-            return SetupError(f"the store's database is damaged ({code}); restore it from a backup")
-        case "CONSTRAINT":
-            return ValueError(f"the store refuses what breaks one of its rules ({cause})")
-        case _:
-            return error

@@ -33,7 +33,7 @@ _is_live = text(schema.IS_LIVE)
 _is_fresh = or_(file.c.expires_at.is_(None), file.c.expires_at > now())
 _PENDING = literal_column("'pending'", Text())
 
-_FILE = select(
+FILE_COLUMNS = (
     file.c.id,
     file.c.project_id,
     file.c.purpose,
@@ -43,6 +43,7 @@ _FILE = select(
     file.c.expires_at,
     file.c.blob_key,
 )
+_FILE = select(*FILE_COLUMNS)
 _ANY_FILE = _FILE.where(file.c.id == bindparam("file_id"))
 _ONE_FILE = _FILE.where(
     file.c.id == bindparam("file_id"), file.c.project_id == bindparam("of_project_id"), _is_live, _is_fresh
@@ -74,7 +75,7 @@ def file_row(it: File) -> dict[str, Any]:
     }
 
 
-def _as_file(row: Any) -> File:
+def as_file(row: Any) -> File:
     file_id, project_id, purpose, filename, size_bytes, created_at, expires_at, blob_key = row
     return File(
         id=FileId(file_id),
@@ -97,14 +98,14 @@ def add_file(connection: Connection, it: File, idempotency: Idempotency | None) 
         object_id=it.id,
     )
     if first_id != it.id:
-        return _as_file(connection.execute(_ANY_FILE, {"file_id": first_id}).one())
+        return as_file(connection.execute(_ANY_FILE, {"file_id": first_id}).one())
     connection.execute(_ADD_FILE, file_row(it))
     return it
 
 
 def find_file(connection: Connection, project_id: ProjectId, file_id: FileId) -> File | None:
     row = connection.execute(_ONE_FILE, {"file_id": file_id, "of_project_id": project_id}).one_or_none()
-    return None if row is None else _as_file(row)
+    return None if row is None else as_file(row)
 
 
 def list_files(
@@ -127,7 +128,7 @@ def list_files(
     columns: tuple[ColumnElement[Any], ...] = (file.c.created_at, file.c.sequence)
     query = query.order_by(*(columns if order == "asc" else (column.desc() for column in columns)))
     rows = connection.execute(query.limit(bindparam("page_rows")), given).all()
-    return Page(tuple(_as_file(row) for row in rows[:limit]), has_more=len(rows) > limit)
+    return Page(tuple(as_file(row) for row in rows[:limit]), has_more=len(rows) > limit)
 
 
 def delete_file(connection: Connection, project_id: ProjectId, file_id: FileId) -> bool:

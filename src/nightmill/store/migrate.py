@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Final
 
 from sqlalchemy import Connection, inspect, text
+from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 
 from nightmill.errors import SetupError
-from nightmill.store.connection import parse_url, sqlite_engine, sqlite_failure, sqlite_path
+from nightmill.store.connection import is_postgres, parse_url, sqlite_path
+from nightmill.store.sqlite import BUSY_TIMEOUT_S, sqlite_engine, sqlite_failure
 
 SCHEMA_VERSION: Final = "0001"
 """The newest step in `migrations/versions`."""
 
+_MIGRATION_LOCK: Final = 0x6E696768746D  # any number that nothing else in the database locks
 _SCRIPTS = Path(__file__).parent / "migrations"
 
 
@@ -28,7 +31,27 @@ async def migrate(url: str) -> None:
         SetupError: the database was written by a newer nightmill.
         UnavailableError: the database can't be reached or is in use.
     """
-    await asyncio.to_thread(_migrate_sqlite, sqlite_path(parse_url(url)))
+    parsed = parse_url(url)
+    if is_postgres(parsed):
+        await _migrate_postgres(parsed)
+    else:
+        await asyncio.to_thread(_migrate_sqlite, sqlite_path(parsed))
+
+
+async def _migrate_postgres(url: URL) -> None:
+    # Not everybody installs the driver.
+    from nightmill.store.postgres import PostgresDatabase  # noqa: PLC0415
+
+    database = PostgresDatabase(url, busy_timeout_s=BUSY_TIMEOUT_S)
+    try:
+        await database.write(_lock_and_migrate)
+    finally:
+        await database.close()
+
+
+def _lock_and_migrate(connection: Connection) -> None:
+    connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
+    _migrate(connection)
 
 
 def _migrate_sqlite(path: Path) -> None:
@@ -37,12 +60,16 @@ def _migrate_sqlite(path: Path) -> None:
     engine = sqlite_engine(path, begin="BEGIN IMMEDIATE", clock=time.time)
     try:
         with engine.begin() as connection:
-            if not is_current(connection):
-                upgrade(connection)
+            _migrate(connection)
     except (DBAPIError, OSError) as error:
         raise sqlite_failure(error) from error
     finally:
         engine.dispose()
+
+
+def _migrate(connection: Connection) -> None:
+    if not is_current(connection):
+        upgrade(connection)
 
 
 def is_current(connection: Connection) -> bool:

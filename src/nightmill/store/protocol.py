@@ -222,7 +222,7 @@ class Store(Protocol):
         ...
 
     async def stopping(self, batch_ids: Collection[BatchId]) -> dict[BatchId, Status]:
-        """Those that no longer want lines sent, and the status that says why. Only reads."""
+        """Those that no longer want lines sent, and the status that says why. For between beats."""
         ...
 
     async def complete_segment(self, lease: Lease, report: Report, parts: Sequence[PinnedPart]) -> bool:

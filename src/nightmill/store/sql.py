@@ -5,6 +5,7 @@ from collections.abc import Collection, Sequence
 from typing import Literal
 
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError
 
 from nightmill.batch import Batch, Status
 from nightmill.errors import UnavailableError
@@ -13,18 +14,20 @@ from nightmill.ids import BatchId, FileId, ProjectId, UploadId, WorkerId
 from nightmill.segment import BeatReply, Lease, PinnedPart, Report, Segment, SegmentResult
 from nightmill.store import batches, duties, files, keys, segments
 from nightmill.store.clock import Clock
-from nightmill.store.connection import BUSY_TIMEOUT_S, Database, open_database
+from nightmill.store.connection import open_database
+from nightmill.store.database import Database
 from nightmill.store.migrate import SCHEMA_VERSION
 from nightmill.store.protocol import ApiKey, Backlog, Duty, Idempotency, Page, Store
+from nightmill.store.sqlite import BUSY_TIMEOUT_S
 
 
 def open_store(url: str, *, clock: Clock | None = None, busy_timeout_s: float = BUSY_TIMEOUT_S) -> "SqlStore":
     """A store over the database at `url`, which `migrate` has brought up to date. Connects at the first call.
 
     Args:
-        url: `sqlite:///relative.sqlite` or `sqlite:////absolute.sqlite`.
+        url: `sqlite:///relative.sqlite`, `sqlite:////absolute.sqlite` or `postgresql://user@host/database`.
         clock: the store's clock where the database has none of its own (SQLite).
-        busy_timeout_s: a call fails after waiting so long for another process's transaction.
+        busy_timeout_s: a call fails after waiting so long for another process's transaction, or an answer.
     """
     return SqlStore(open_database(url, clock=clock or time.time, busy_timeout_s=busy_timeout_s))
 
@@ -41,7 +44,11 @@ class SqlStore(Store):
         await self._database.close()
 
     async def ping(self) -> None:
-        await self._read(_check_schema)
+        try:
+            await self._read(_check_schema)
+        except DBAPIError as error:
+            message = "the store's schema can't be read: restart nightmill, which makes it"
+            raise UnavailableError(message) from error
 
     async def add_file(self, file: File, idempotency: Idempotency | None = None) -> File:
         return await self._write(files.add_file, file, idempotency)

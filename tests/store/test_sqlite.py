@@ -14,7 +14,7 @@ from sqlalchemy import text
 from nightmill.batch import Event, Status
 from nightmill.errors import SetupError, StorageFullError, UnavailableError
 from nightmill.store import migrate, open_store
-from nightmill.store.connection import sqlite_engine, sqlite_failure, sqlite_library
+from nightmill.store.sqlite import sqlite_engine, sqlite_failure, sqlite_library
 
 
 @pytest.fixture(params=["sqlite"])

@@ -1,0 +1,110 @@
+"""Postgres through asyncpg: the same bodies, on an async engine.
+
+Promise: no session state and no named statement, so it works behind a pooler that changes the server
+connection with every transaction. A body that was undone by
+a deadlock or a lost connection runs again. Time is the database's own.
+"""
+
+from typing import Any, Final
+
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from nightmill.errors import SetupError, StorageFullError, UnavailableError
+from nightmill.store.database import Body, P, T
+
+_POOL_SIZE: Final = 4
+_TRIES: Final = 3
+_UNDONE: Final = ("40001", "40P01")  # serialization failure, deadlock
+
+
+def postgres_engine(url: URL, *, busy_timeout_s: float, pool_size: int = _POOL_SIZE) -> AsyncEngine:
+    """Connects at the first transaction.
+
+    Raises:
+        SetupError: asyncpg is not installed.
+    """
+    try:
+        return create_async_engine(
+            url.set(drivername="postgresql+asyncpg"),
+            pool_size=pool_size,
+            max_overflow=0,
+            pool_timeout=busy_timeout_s,
+            hide_parameters=True,
+            connect_args={
+                "timeout": busy_timeout_s,
+                "command_timeout": busy_timeout_s,
+                "statement_cache_size": 0,
+                "prepared_statement_cache_size": 0,
+                "prepared_statement_name_func": _unnamed,
+            },
+        )
+    except ImportError:
+        raise SetupError("a store in Postgres needs: pip install 'nightmill[postgres]'") from None
+
+
+def _unnamed() -> str:
+    return ""
+
+
+class PostgresDatabase:
+    """A few connections, each for one transaction at a time."""
+
+    def __init__(self, url: URL, *, busy_timeout_s: float) -> None:
+        self._engine = postgres_engine(url, busy_timeout_s=busy_timeout_s)
+
+    async def read(self, body: Body[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return await self.write(body, *args, **kwargs)
+
+    async def write(self, body: Body[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        tries = 0
+        while True:
+            tries += 1
+            is_committing = False
+            try:
+                async with self._engine.begin() as connection:
+                    result = await connection.run_sync(body, *args, **kwargs)
+                    is_committing = True
+                return result
+            except DBAPIError as error:
+                # A connection that broke before the commit took its transaction with it.
+                is_undone = sqlstate(error) in _UNDONE or (error.connection_invalidated and not is_committing)
+                if not is_undone or tries == _TRIES:
+                    raise postgres_failure(error) from error
+            except (OSError, TimeoutError, PoolTimeoutError) as error:
+                raise unreachable() from error
+
+    async def close(self) -> None:
+        await self._engine.dispose()
+
+
+def unreachable() -> UnavailableError:
+    return UnavailableError("the store's Postgres can't be reached or doesn't answer; try again")
+
+
+def sqlstate(error: DBAPIError) -> str:
+    return getattr(error.orig, "sqlstate", None) or ""
+
+
+def postgres_failure(error: DBAPIError) -> Exception:
+    """What a driver's error means to the caller. Only codes and names are told, never a value."""
+    code = sqlstate(error)
+    cause: Any = error.orig.__cause__ if error.orig is not None else None
+    if error.connection_invalidated:
+        return unreachable()
+    if code == "53100":
+        return StorageFullError("the disk of the store's Postgres is full; make room and try again")
+    match code[:2]:
+        case "08" | "25" | "40" | "53" | "55" | "57" | "58":
+            return UnavailableError(f"the store's Postgres can't be used now (SQLSTATE {code}); try again")
+        case "23":
+            rule = getattr(cause, "constraint_name", None)
+            return ValueError(f"the store refuses what breaks one of its rules ({rule})")
+        case "28" | "3D":
+            return SetupError(f"the store's Postgres refuses the login (SQLSTATE {code}); check its URL")
+        case "":
+            return unreachable()
+        case _:
+            return error
