@@ -59,6 +59,18 @@ class UpstreamResumed:
 
 
 @dataclass(frozen=True, slots=True)
+class WritingPaused:
+    """Answers can't be made durable, so nothing is sent. What was answered waits in memory."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class WritingResumed:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
 class RoleFailed:
     """One turn of a role ended in an error it could not name; it goes on after a pause."""
 
@@ -81,6 +93,8 @@ Event: TypeAlias = (
     | LeaseWasLost
     | UpstreamPaused
     | UpstreamResumed
+    | WritingPaused
+    | WritingResumed
     | RoleFailed
     | ProcessDied
 )
@@ -111,6 +125,10 @@ def log(event: Event) -> None:
             _logger.warning("the upstream is paused for %.1f s: %s", seconds, reason)
         case UpstreamResumed():
             _logger.info("the upstream answers again")
+        case WritingPaused(reason):
+            _logger.error("every batch waits, for answers can't be written: %s", reason)
+        case WritingResumed():
+            _logger.info("answers are written again")
         case RoleFailed(role, UnavailableError() as error):
             _logger.warning("the %s waits: %s", role, error)
         case RoleFailed(role, error):

@@ -42,7 +42,8 @@ def test_a_refused_key_is_said_in_the_log_and_at_ready_until_it_is_mended(tmp_pa
             assert "it refuses our key (401); check upstream.api_key" in line
             status, _, ready = served.send("GET", "/ready")
             assert status == 200
-            assert ready["upstream"] == "held: it refuses our key (401); check upstream.api_key"
+            assert ready["status"] == "ready"
+            assert "it refuses our key (401); check upstream.api_key" in ready["trouble"]
             assert served.see(batch_id)["request_counts"] == {"total": 50, "completed": 0, "failed": 0}
 
             rogue.always = well

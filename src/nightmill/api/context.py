@@ -20,7 +20,7 @@ class ApiContext:
 
     Args:
         ring: wakes the roles; called after a batch was created or cancelled, never instead of the store.
-        upstream_trouble: why lines aren't being answered just now, or None.
+        trouble: why lines aren't being answered just now, or None.
         upstream_models: the upstream's own answer to GET /models, or None when it gave none.
         clock: Unix seconds.
         random: so many random bytes.
@@ -33,7 +33,7 @@ class ApiContext:
     upstream_models: Callable[[], Awaitable[bytes | None]]
     clock: Callable[[], float]
     random: Callable[[int], bytes]
-    upstream_trouble: Callable[[], str | None] = lambda: None
+    trouble: Callable[[], str | None] = lambda: None
 
 
 async def context_of(request: Request) -> ApiContext:

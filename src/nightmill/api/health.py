@@ -1,7 +1,7 @@
 """Is it alive, is it ready, which version is it. Open to all, and outside the OpenAPI document.
 
 `/health` never touches the store: a slow disk is no reason to restart a live process. `/ready` names what
-keeps the upstream from answering, but stays ready: batches are taken and wait.
+keeps lines from being answered, but stays ready: batches are taken and wait.
 """
 
 import asyncio
@@ -41,8 +41,8 @@ async def ready(context: Context) -> JsonResponse:
     except TimeoutError:
         message = f"The store did not answer within {_PING_TIMEOUT_S:g} seconds."
         raise UnavailableError(message, retry_after_s=1) from None
-    trouble = context.upstream_trouble()
-    return JsonResponse({"status": "ready"} | ({"upstream": trouble} if trouble else {}))
+    trouble = context.trouble()
+    return JsonResponse({"status": "ready"} | ({"trouble": trouble} if trouble else {}))
 
 
 @router.get("/version")

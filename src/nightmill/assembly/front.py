@@ -75,7 +75,7 @@ async def _answer(
         upstream_models=_no_models if upstream is None else upstream.models,
         clock=time.time,
         random=secrets.token_bytes,
-        upstream_trouble=lambda: engine.trouble,
+        trouble=lambda: engine.trouble,
     )
     server = _Server(
         http_config(

@@ -73,10 +73,13 @@ async def work(settings: Settings, worker_id: WorkerId, names: Sequence[str], ou
     def emit(event: telemetry.Event) -> None:
         telemetry.log(event)
         match event:
-            case telemetry.UpstreamPaused(reason, is_held=is_held):
-                trouble = f"!{'held' if is_held else 'paused'}: {reason}"
-                say(" ".join(trouble.split()).encode()[:_TROUBLE_BYTES] + b"\n")
-            case telemetry.UpstreamResumed():
+            case telemetry.UpstreamPaused(reason, is_held=True):
+                say(_trouble(f"the upstream answers no line: {reason}"))
+            case telemetry.UpstreamPaused(reason):
+                say(_trouble(f"the upstream is paused: {reason}"))
+            case telemetry.WritingPaused(reason):
+                say(_trouble(f"answers can't be written: {reason}"))
+            case telemetry.UpstreamResumed() | telemetry.WritingResumed():
                 say(b"-\n")
             case _:
                 return
@@ -94,6 +97,10 @@ async def work(settings: Settings, worker_id: WorkerId, names: Sequence[str], ou
             for name in names:
                 orders.roles.append(roles.create_task(_run(rooms, name, orders)))
         listener.cancel()
+
+
+def _trouble(text: str) -> bytes:
+    return b"!" + " ".join(text.split()).encode()[:_TROUBLE_BYTES] + b"\n"
 
 
 async def _run(rooms: Rooms, name: str, orders: _Orders) -> None:

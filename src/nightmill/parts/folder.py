@@ -248,7 +248,10 @@ class FolderParts:
     def _shortage(self) -> str | None:
         if self._watermark_bytes <= 0:
             return None
-        room = os.statvfs(self._root)
+        try:
+            room = os.statvfs(self._root)
+        except OSError as error:
+            return f"the disk can't be asked for its room: {error.strerror}"
         free_bytes = room.f_bavail * room.f_frsize
         if free_bytes >= self._watermark_bytes:
             return None

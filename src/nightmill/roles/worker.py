@@ -15,7 +15,7 @@ from typing import assert_never
 from nightmill.batch import Status, Tally
 from nightmill.blobs import Blobs
 from nightmill.crash import point
-from nightmill.errors import LeaseLost
+from nightmill.errors import LeaseLost, UnavailableError
 from nightmill.ids import BatchId, WorkerId, output_line_id
 from nightmill.line import OutputLine, answered, unanswered
 from nightmill.pacing import (
@@ -38,7 +38,7 @@ from nightmill.pacing import (
 from nightmill.parts import Parts
 from nightmill.roles.loop import Bell, keep_turning
 from nightmill.roles.open_segment import OpenSegment, PendingLine, read_segment
-from nightmill.segment import Lease, Report
+from nightmill.segment import Lease, PinnedPart, Report
 from nightmill.settings import Settings
 from nightmill.store import Store
 from nightmill.telemetry import (
@@ -49,6 +49,8 @@ from nightmill.telemetry import (
     SegmentLeased,
     UpstreamPaused,
     UpstreamResumed,
+    WritingPaused,
+    WritingResumed,
 )
 from nightmill.upstream import Upstream
 
@@ -120,6 +122,8 @@ class Worker:
         self._next_beat = 0.0
         self._next_look = 0.0
         self._heard = 0
+        self._stalled: str | None = None
+        self._lease_again_at = 0.0
         self._settled_count = 0
         self._rate_since = 0.0
         self._rate_count = 0
@@ -150,7 +154,10 @@ class Worker:
         elif self._segments and self._bell.rings != self._heard:
             await self._look()
             await self._end_segments()
+        self._tell_of_disk()
         is_idle = await self._lease_more()
+        if self._unsent or self._retries:
+            self._more.set()  # what kept them waiting, a full disk or an unconfirmed lease, may be over
         until_beat_s = max(0.001, self._next_beat - self._monotonic())
         if self._segments and self._bell.rings != self._heard:
             until_beat_s = min(until_beat_s, max(0.001, self._next_look - self._monotonic()))
@@ -233,9 +240,19 @@ class Worker:
                     self._abort(segment)
         self._count_unsent()
 
+    def _tell_of_disk(self) -> None:
+        reason = self._parts.stalled
+        if reason is not None and self._stalled is None:
+            self._emit(WritingPaused(reason))
+        if reason is None and self._stalled is not None:
+            self._emit(WritingResumed())
+        self._stalled = reason
+
     async def _lease_more(self) -> bool:
         """Whether no more work was to be had."""
         if self._is_draining or self._parts.stalled is not None or len(self._retries) > self._slot_count:
+            return False
+        if self._monotonic() < self._lease_again_at:
             return False
         wanted = self._wanted_lines()
         if self._unsent >= wanted:
@@ -283,22 +300,22 @@ class Worker:
     async def _open(self, lease: Lease, confirmed_until: float) -> OpenSegment | None:
         segment = lease.segment
         self._emit(SegmentLeased(segment.batch_id, segment.number, lease.token))
-        known: set[int] = set()
-        earlier, pinned = Tally(), lease.pinned
+        try:
+            pinned, known, earlier = await self._found(lease)
+            text, offset, lines = await read_segment(self._blobs, lease, known)
+        except UnavailableError as error:
+            self._lease_again_at = self._monotonic() + error.retry_after_s
+            await self._store.release_segment(
+                lease, Report(segment.batch_id, segment.number, lease.token, lease.tally), ()
+            )
+            raise
         if lease.token > 1:
-            pinned = tuple(await self._parts.find(lease))
-            async for record in self._parts.read(pinned):
-                if record.ordinal in known:
-                    continue  # only after a restore of an older database; the first answer stands
-                known.add(record.ordinal)
-                earlier = earlier.plus(_tally_of(record.output))
             report = Report(segment.batch_id, segment.number, lease.token, earlier)
             point("worker.before_pin")
             if not await self._store.pin_parts(lease, pinned, report):
                 self._emit(LeaseWasLost(segment.batch_id, segment.number, lease.token))
                 return None
             point("worker.pinned")
-        text, offset, lines = await read_segment(self._blobs, lease, known)
         return OpenSegment(
             lease,
             writer=self._parts.open(lease),
@@ -309,6 +326,19 @@ class Worker:
             earlier=earlier,
             confirmed_until=confirmed_until,
         )
+
+    async def _found(self, lease: Lease) -> tuple[tuple[PinnedPart, ...], set[int], Tally]:
+        """The parts of earlier tokens, the ordinals they answer, and their tally."""
+        known: set[int] = set()
+        earlier, pinned = Tally(), lease.pinned
+        if lease.token > 1:
+            pinned = tuple(await self._parts.find(lease))
+            async for record in self._parts.read(pinned):
+                if record.ordinal in known:
+                    continue  # only after a restore of an older database; the first answer stands
+                known.add(record.ordinal)
+                earlier = earlier.plus(_tally_of(record.output))
+        return pinned, known, earlier
 
     def _count_unsent(self) -> None:
         self._queue = deque(segment for segment in self._queue if segment.unsent and not segment.is_lost)
@@ -345,6 +375,8 @@ class Worker:
             if remaining_s <= 0:
                 for segment in self._segments.values():
                     self._abort(segment)
+                if self._parts.stalled is not None:
+                    return  # the disk takes nothing: what is not on it is sent again, by whoever comes next
             rings = self._bell.rings
             if self._segments:
                 await self._bell.wait(since=rings, timeout_s=min(max(remaining_s, 0.01), 0.5))
@@ -382,9 +414,13 @@ class Worker:
                 await self._parts.room()
 
     def _next_line(self, now: float) -> PendingLine | None:
+        if self._parts.stalled is not None:
+            return None
         if self._retries and self._retries[0][0] <= now:
+            if self._retries[0][2].segment.confirmed_until < now:
+                return None
             return heapq.heappop(self._retries)[2]
-        if self._parts.stalled is not None or len(self._retries) > self._slot_count:
+        if len(self._retries) > self._slot_count:
             return None
         queue = self._queue
         while queue:
