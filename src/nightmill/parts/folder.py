@@ -106,7 +106,7 @@ class FolderParts:
                 # A buffered file locks: closing it waits for a read that a cancelled task left behind.
                 with file:
                     records = read_records(file, part.length_bytes)
-                    while batch := await asyncio.to_thread(_some, records):
+                    while end < part.length_bytes and (batch := await asyncio.to_thread(_some, records)):
                         for _, record in batch:
                             yield record
                         end = batch[-1][0]

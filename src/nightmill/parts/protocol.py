@@ -1,8 +1,9 @@
 """What nightmill asks of the place where answers become durable."""
 
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from nightmill.batch import Tally
 from nightmill.ids import BatchId
@@ -10,8 +11,7 @@ from nightmill.line import OutputLine
 from nightmill.segment import Lease, PinnedPart
 
 
-@dataclass(frozen=True, slots=True)
-class PartRecord:
+class PartRecord(msgspec.Struct, frozen=True, gc=False):
     """One settled line of the batch, by its ordinal."""
 
     ordinal: int

@@ -21,6 +21,7 @@ _CRC = struct.Struct("<I")
 _CONTENT = struct.Struct("<4sIQIIIIII")
 _HEADER = struct.Struct("<I4sIQIIIIII")
 _IS_ERROR, _HAS_USAGE = 1, 2
+_BLOCK_BYTES = 256 << 10
 _MOST_TOKENS = (1 << 32) - 1
 
 
@@ -58,18 +59,33 @@ def bounded(output: OutputLine) -> OutputLine:
 
 def read_records(file: BinaryIO, length_bytes: int) -> Generator[tuple[int, PartRecord]]:
     """Whole records, each with the offset behind it, up to the first torn, foreign or damaged one."""
-    end = 0
+    end = 0  # of the records that were good, in the file; `at` is the same place in the block
+    block, at = b"", 0
     while length_bytes - end >= _HEADER.size:
-        header = file.read(_HEADER.size)
-        if len(header) < _HEADER.size:
+        if len(block) - at < _HEADER.size:
+            block, at = _refilled(file, block, at, _HEADER.size), 0
+            if len(block) < _HEADER.size:
+                return
+        crc, magic, kind, ordinal, taken, cached, given, reasoning, total, text_bytes = _HEADER.unpack_from(
+            block, at
+        )
+        size_bytes = _HEADER.size + text_bytes
+        if magic != _MAGIC or size_bytes > length_bytes - end:
             return
-        crc, magic, kind, ordinal, *tokens, text_bytes = _HEADER.unpack(header)
-        if magic != _MAGIC or text_bytes > length_bytes - end - _HEADER.size:
+        if len(block) - at < size_bytes:
+            block, at = _refilled(file, block, at, size_bytes), 0
+            if len(block) < size_bytes:
+                return
+        text = block[at + _HEADER.size : at + size_bytes]
+        if crc32(text, crc32(block[at + _CRC.size : at + _HEADER.size])) != crc:
             return
-        text = file.read(text_bytes)
-        if len(text) < text_bytes or crc32(text, crc32(header[_CRC.size :])) != crc:
-            return
-        end += _HEADER.size + text_bytes
-        usage = Usage(*tokens) if kind & _HAS_USAGE else None
-        output = OutputLine(text=text, is_error=bool(kind & _IS_ERROR), usage=usage)
-        yield end, PartRecord(ordinal, output)
+        end += size_bytes
+        at += size_bytes
+        usage = Usage(taken, cached, given, reasoning, total) if kind & _HAS_USAGE else None
+        yield end, PartRecord(ordinal, OutputLine(text, bool(kind & _IS_ERROR), usage))
+
+
+def _refilled(file: BinaryIO, block: bytes, at: int, needed_bytes: int) -> bytes:
+    """What is left of the block and enough of the file behind it, unless the file ends."""
+    rest = block[at:]
+    return rest + file.read(max(_BLOCK_BYTES, needed_bytes - len(rest)))

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from hashlib import blake2b
+from operator import attrgetter
 
 from nightmill.batch import Batch, Event, Status, Tally, Usage
 from nightmill.blobs import Blobs, BlobWriter
@@ -156,11 +157,10 @@ class Finalizer:
                     raise _miscount(batch, result, len(answers))
                 for ordinal, row in await self._unanswered(batch, unsettled, code, message):
                     answers[ordinal] = row
-                for line in lines:
-                    row = answers[line.ordinal]
-                    await (error if row.is_error else output).write(row.text)
-                answered = [answers[line.ordinal] for line in lines]
-                tally = tally.plus(_tally(answered, unanswered_count=len(unsettled)))
+                rows = [answers[line.ordinal] for line in lines]
+                await output.write([row.text for row in rows if not row.is_error])
+                await error.write([row.text for row in rows if row.is_error])
+                tally = tally.plus(_tally(rows, unanswered_count=len(unsettled)))
                 missing += len(unsettled)
                 seen += len(lines)
                 if self._monotonic() - confirmed > duty.ttl_s / 4:
@@ -189,7 +189,7 @@ class Finalizer:
         records = await self._blobs.read(
             index_blob_key, segment.first * INDEX_RECORD_BYTES, segment.count * INDEX_RECORD_BYTES
         )
-        return sorted(unpack_lines(records), key=lambda line: line.ordinal)
+        return sorted(unpack_lines(records), key=attrgetter("ordinal"))
 
     async def _unanswered(
         self, batch: Batch, lines: list[IndexedLine], code: str, message: str
@@ -249,11 +249,12 @@ class _JoinedFile:
         for token in range(2, self._token):
             await self._blobs.delete(_key(self.file_id, token))
 
-    async def write(self, row: bytes) -> None:
-        self._rows.append(row)
-        self._waiting_bytes += len(row)
-        if self._waiting_bytes >= _WRITE_BYTES:
-            await self._flush()
+    async def write(self, rows: list[bytes]) -> None:
+        for row in rows:
+            self._rows.append(row)
+            self._waiting_bytes += len(row)
+            if self._waiting_bytes >= _WRITE_BYTES:
+                await self._flush()
 
     async def commit(self) -> bool:
         """Whether there is such a file at all."""
@@ -280,13 +281,16 @@ class _JoinedFile:
 
 
 def _tally(rows: list[OutputLine], *, unanswered_count: int) -> Tally:
-    usage = Usage()
-    failed = -unanswered_count
-    for row in rows:
-        failed += row.is_error
-        if row.usage is not None:
-            usage = usage.plus(row.usage)
-    return Tally(len(rows) - failed - unanswered_count, failed, usage)
+    failed = sum(row.is_error for row in rows)
+    usages = [row.usage for row in rows if row.usage is not None]
+    total = Usage(
+        sum(usage.input_tokens for usage in usages),
+        sum(usage.cached_tokens for usage in usages),
+        sum(usage.output_tokens for usage in usages),
+        sum(usage.reasoning_tokens for usage in usages),
+        sum(usage.total_tokens for usage in usages),
+    )
+    return Tally(len(rows) - failed, failed - unanswered_count, total)
 
 
 def _as_lease(batch: Batch, result: SegmentResult) -> Lease:
