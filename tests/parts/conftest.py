@@ -3,7 +3,22 @@ from pathlib import Path
 
 import pytest
 
-from nightmill.parts import FolderParts
+from nightmill.blobs.bucket import Bucket, connect
+from nightmill.parts import FolderParts, Parts
+from nightmill.parts.objects import ObjectParts
+from nightmill.settings import BlobSettings
+from tests.s3_server import S3Server
+
+
+def object_parts(bucket: Bucket, *, interval_s: float = 0.005, buffer_bytes: int = 1 << 20) -> ObjectParts:
+    return ObjectParts(
+        bucket,
+        interval_s=interval_s,
+        part_bytes=1 << 16,
+        buffer_bytes=buffer_bytes,
+        puts_at_once=4,
+        retry_s=0.01,
+    )
 
 
 @pytest.fixture
@@ -11,3 +26,27 @@ async def parts(tmp_path: Path) -> AsyncIterator[FolderParts]:
     parts = FolderParts(tmp_path / "parts", commit_interval_s=0.005, buffer_bytes=1 << 20, retry_s=0.01)
     yield parts
     await parts.close()
+
+
+@pytest.fixture
+def bucket(s3: S3Server) -> Bucket:
+    return connect(BlobSettings.model_validate({**s3.settings(s3.make_bucket()), "retry_s": 0}))
+
+
+@pytest.fixture
+async def s3_parts(bucket: Bucket) -> AsyncIterator[ObjectParts]:
+    parts = object_parts(bucket)
+    yield parts
+    await parts.close()
+
+
+@pytest.fixture
+async def memory_parts() -> AsyncIterator[ObjectParts]:
+    parts = object_parts(connect(BlobSettings(url="memory://")))
+    yield parts
+    await parts.close()
+
+
+@pytest.fixture(params=["parts", "memory_parts", "s3_parts"])
+def any_parts(request: pytest.FixtureRequest) -> Parts:
+    return request.getfixturevalue(request.param)

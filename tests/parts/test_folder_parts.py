@@ -66,23 +66,6 @@ def name_of(descriptor: int) -> str:
     return str(Path(f"/proc/self/fd/{descriptor}").readlink())
 
 
-async def test_what_was_flushed_comes_back_as_it_was(parts: FolderParts) -> None:
-    settled = [
-        PartRecord(7, line(7, usage=Usage(1, 2, 3, 4, 5))),
-        PartRecord(0, line(0, is_error=True)),
-        PartRecord(1 << 40, line(1, is_error=True, usage=Usage(10, 20, 30, 40, 50))),
-        PartRecord(3, OutputLine(text=b"", is_error=False, usage=Usage())),
-        PartRecord(4, OutputLine(text=b"x" * (3 << 20), is_error=False, usage=None)),
-    ]
-    writer = parts.open(lease_of())
-    for record in settled:
-        writer.append(record.ordinal, record.output)
-    await writer.flush()
-    assert writer.durable_tally == Tally(3, 2, Usage(11, 22, 33, 44, 55))
-    assert writer.pinned is not None
-    assert await records(parts, [writer.pinned]) == settled
-
-
 async def test_nothing_counts_and_no_file_is_made_before_the_commit(
     parts: FolderParts, tmp_path: Path
 ) -> None:
@@ -262,42 +245,6 @@ async def test_damage_is_told_after_the_records_before_it(parts: FolderParts, tm
         await records(parts, [part])
 
 
-async def test_a_length_pinned_inside_a_record_is_damage(parts: FolderParts) -> None:
-    part = await written(parts, 2)
-    with pytest.raises(DamageError):
-        await records(parts, [PinnedPart(part.key, part.length_bytes - 1)])
-
-
-async def test_a_take_over_pins_what_it_finds_and_later_bytes_are_never_read(parts: FolderParts) -> None:
-    stalled_worker = parts.open(lease_of(1))
-    stalled_worker.append(0, line(0))
-    await stalled_worker.flush()
-    found = await parts.find(lease_of(2))
-    assert found == [stalled_worker.pinned]
-
-    stalled_worker.append(1, line(1))
-    await stalled_worker.flush()
-    heir = parts.open(lease_of(2, pinned=found))
-    heir.append(1, line(100))
-    await heir.flush()
-    assert heir.pinned is not None
-
-    third = await parts.find(lease_of(3, pinned=found))
-    assert third == [*found, heir.pinned]
-    assert [record.output for record in await records(parts, third)] == [line(0), line(100)]
-
-
-async def test_parts_of_the_own_and_of_newer_tokens_and_of_other_segments_are_not_found(
-    parts: FolderParts,
-) -> None:
-    for token, number in ((2, 0), (3, 0), (1, 1), (1, 10)):
-        writer = parts.open(lease_of(token, number=number))
-        writer.append(0, line(0))
-        await writer.close()
-    assert await parts.find(lease_of(2)) == []
-    assert [part.key for part in await parts.find(lease_of(3))] == [f"{BATCH}/0.2.part"]
-
-
 async def test_what_a_take_over_pins_is_synced_first(
     parts: FolderParts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -319,26 +266,6 @@ async def test_a_file_that_lies_under_our_token_already_is_left_alone(
     assert len(await records(parts, [older])) == 3
     assert len(await records(parts, [newer])) == 2
     assert await parts.find(lease_of(2)) == [older, newer]
-
-
-async def test_one_token_has_one_writer(parts: FolderParts) -> None:
-    writer = parts.open(lease_of())
-    with pytest.raises(ValueError, match="already open"):
-        parts.open(lease_of())
-    await writer.close()
-    await parts.open(lease_of()).close()
-
-
-async def test_a_closed_writer_takes_nothing(parts: FolderParts) -> None:
-    writer = parts.open(lease_of())
-    writer.append(0, line(0))
-    closing = asyncio.create_task(writer.close())
-    await asyncio.sleep(0)
-    with pytest.raises(ValueError, match="is closed"):
-        writer.append(1, line(1))
-    await closing
-    await writer.close()
-    assert writer.durable_tally.answered == 1
 
 
 async def test_closing_in_the_middle_of_commits_drops_nothing(parts: FolderParts) -> None:

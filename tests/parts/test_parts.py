@@ -1,0 +1,236 @@
+"""What parts promise, in a folder or in a bucket."""
+
+import asyncio
+import random
+from collections.abc import Sequence
+
+import pytest
+
+from nightmill.batch import Tally, Usage
+from nightmill.errors import DamageError
+from nightmill.ids import BatchId
+from nightmill.line import OutputLine
+from nightmill.parts import PartRecord, Parts
+from nightmill.segment import Lease, PinnedPart, Segment
+
+BATCH = BatchId("batch_1")
+
+
+def lease_of(
+    token: int = 1, *, number: int = 0, pinned: Sequence[PinnedPart] = (), batch_id: BatchId = BATCH
+) -> Lease:
+    return Lease(
+        segment=Segment(batch_id, number, 0, 500),
+        token=token,
+        pinned=tuple(pinned),
+        tally=Tally(),
+        endpoint="/v1/chat/completions",
+        model=None,
+        input_blob_key="input",
+        index_blob_key="index",
+        deadline=0,
+        ttl_s=30,
+    )
+
+
+def line(number: int, *, is_error: bool = False, usage: Usage | None = None) -> OutputLine:
+    return OutputLine(text=b'{"n": %d}\n' % number, is_error=is_error, usage=usage)
+
+
+async def records(parts: Parts, pinned: Sequence[PinnedPart]) -> list[PartRecord]:
+    return [record async for record in parts.read(pinned)]
+
+
+async def written(parts: Parts, count: int, *, token: int = 1, flushes: int = 1) -> PinnedPart:
+    writer = parts.open(lease_of(token))
+    for number in range(count):
+        writer.append(number, line(number))
+        if flushes > 1 and (number + 1) % (count // flushes) == 0:
+            await writer.flush()
+    await writer.close()
+    assert writer.pinned is not None
+    return writer.pinned
+
+
+async def test_what_was_flushed_comes_back_as_it_was(any_parts: Parts) -> None:
+    settled = [
+        PartRecord(7, line(7, usage=Usage(1, 2, 3, 4, 5))),
+        PartRecord(0, line(0, is_error=True)),
+        PartRecord(1 << 40, line(1, is_error=True, usage=Usage(10, 20, 30, 40, 50))),
+        PartRecord(3, OutputLine(text=b"", is_error=False, usage=Usage())),
+        PartRecord(4, OutputLine(text=b"x" * (3 << 20), is_error=False, usage=None)),
+    ]
+    writer = any_parts.open(lease_of())
+    for record in settled:
+        writer.append(record.ordinal, record.output)
+    await writer.flush()
+    assert writer.durable_tally == Tally(3, 2, Usage(11, 22, 33, 44, 55))
+    assert writer.pinned is not None
+    assert await records(any_parts, [writer.pinned]) == settled
+
+
+async def test_nothing_counts_before_the_commit(any_parts: Parts) -> None:
+    seen: list[int] = []
+    writer = any_parts.open(lease_of(), seen.append)
+    await writer.flush()
+    assert writer.pinned is None
+    assert await any_parts.batches() == []
+    writer.append(0, line(0))
+    writer.append(1, line(1))
+    assert writer.durable_tally == Tally()
+    assert writer.pinned is None
+    assert seen == []
+    await writer.flush()
+    assert writer.durable_tally.answered == 2
+    assert seen == [2]
+    assert await any_parts.batches() == [BATCH]
+
+
+async def test_answers_count_by_themselves_after_the_interval(any_parts: Parts) -> None:
+    all_counted = asyncio.Event()
+    writer = any_parts.open(lease_of(), lambda _: all_counted.set())
+    writer.append(0, line(0))
+    async with asyncio.timeout(5):
+        await all_counted.wait()
+    assert writer.durable_tally.answered == 1
+
+
+async def test_a_take_over_pins_what_it_finds_and_later_bytes_are_never_read(any_parts: Parts) -> None:
+    stalled_worker = any_parts.open(lease_of(1))
+    stalled_worker.append(0, line(0))
+    await stalled_worker.flush()
+    found = await any_parts.find(lease_of(2))
+    assert found == [stalled_worker.pinned]
+
+    stalled_worker.append(1, line(1))
+    await stalled_worker.flush()
+    heir = any_parts.open(lease_of(2, pinned=found))
+    heir.append(1, line(100))
+    await heir.flush()
+    assert heir.pinned is not None
+
+    third = await any_parts.find(lease_of(3, pinned=found))
+    assert third == [*found, heir.pinned]
+    assert [record.output for record in await records(any_parts, third)] == [line(0), line(100)]
+
+
+async def test_parts_of_the_own_and_of_newer_tokens_and_of_other_segments_are_not_found(
+    any_parts: Parts,
+) -> None:
+    for token, number in ((2, 0), (3, 0), (1, 1), (1, 10)):
+        writer = any_parts.open(lease_of(token, number=number))
+        writer.append(0, line(0))
+        await writer.close()
+    assert await any_parts.find(lease_of(2)) == []
+    assert [part.key for part in await any_parts.find(lease_of(3))] == [f"{BATCH}/0.2.part"]
+
+
+async def test_what_lies_under_our_token_already_is_left_alone(any_parts: Parts) -> None:
+    """A store brought back from a copy gives out the same tokens again."""
+    older = await written(any_parts, 3)
+    newer = await written(any_parts, 2)
+    assert older.key != newer.key
+    assert len(await records(any_parts, [older])) == 3
+    assert len(await records(any_parts, [newer])) == 2
+    assert await any_parts.find(lease_of(2)) == [older, newer]
+
+
+async def test_a_length_pinned_inside_a_record_is_damage(any_parts: Parts) -> None:
+    part = await written(any_parts, 2)
+    with pytest.raises(DamageError):
+        await records(any_parts, [PinnedPart(part.key, part.length_bytes - 1)])
+
+
+async def test_a_length_pinned_behind_the_end_is_damage(any_parts: Parts) -> None:
+    part = await written(any_parts, 20, flushes=4)
+    with pytest.raises(DamageError, match=part.key):
+        await records(any_parts, [PinnedPart(part.key, part.length_bytes + 1)])
+
+
+async def test_a_pinned_length_may_end_at_any_flush(any_parts: Parts) -> None:
+    writer = any_parts.open(lease_of())
+    pins: list[PinnedPart] = []
+    for ordinal in range(30):
+        writer.append(ordinal, line(ordinal))
+        await writer.flush()
+        assert writer.pinned is not None
+        pins.append(writer.pinned)
+    for place, pin in enumerate(pins):
+        seen = [record.ordinal for record in await records(any_parts, [pin])]
+        assert seen == list(range(place + 1))
+    assert await any_parts.find(lease_of(2)) == [pins[-1]]
+
+
+async def test_one_token_has_one_writer(any_parts: Parts) -> None:
+    writer = any_parts.open(lease_of())
+    with pytest.raises(ValueError, match="already open"):
+        any_parts.open(lease_of())
+    await writer.close()
+    await any_parts.open(lease_of()).close()
+
+
+async def test_a_closed_writer_takes_nothing(any_parts: Parts) -> None:
+    writer = any_parts.open(lease_of())
+    writer.append(0, line(0))
+    closing = asyncio.create_task(writer.close())
+    await asyncio.sleep(0)
+    with pytest.raises(ValueError, match="is closed"):
+        writer.append(1, line(1))
+    await closing
+    await writer.close()
+    assert writer.durable_tally.answered == 1
+
+
+async def test_a_close_that_is_cancelled_still_makes_durable_what_was_appended(any_parts: Parts) -> None:
+    writer = any_parts.open(lease_of())
+    writer.append(0, line(0))
+    closing = asyncio.create_task(writer.close())
+    await asyncio.sleep(0)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    await writer.flush()
+    assert writer.durable_tally.answered == 1
+
+
+async def test_closing_in_the_middle_of_commits_drops_nothing(any_parts: Parts) -> None:
+    async def answer(number: int) -> PinnedPart:
+        writer = any_parts.open(lease_of(number=number))
+        chance = random.Random(number)
+        for ordinal in range(200):
+            writer.append(ordinal, line(ordinal))
+            if chance.random() < 0.05:
+                await asyncio.sleep(chance.random() * 0.004)
+        await writer.close()
+        assert writer.durable_tally.answered == 200
+        assert writer.pinned is not None
+        return writer.pinned
+
+    async with asyncio.TaskGroup() as tasks:
+        writers = [tasks.create_task(answer(number)) for number in range(10)]
+    for writer in writers:
+        seen = [record.ordinal for record in await records(any_parts, [writer.result()])]
+        assert seen == list(range(200))
+
+
+async def test_token_counts_that_do_not_fit_are_cut_to_the_largest_that_does(any_parts: Parts) -> None:
+    writer = any_parts.open(lease_of())
+    writer.append(0, line(0, usage=Usage(1 << 40, -1, 2, 3, 4)))
+    await writer.close()
+    assert writer.pinned is not None
+    [record] = await records(any_parts, [writer.pinned])
+    assert record.output.usage == Usage((1 << 32) - 1, 0, 2, 3, 4)
+
+
+async def test_deleting_a_batch_spares_the_others(any_parts: Parts) -> None:
+    other = BatchId("batch_12")
+    for batch_id in (BATCH, other):
+        writer = any_parts.open(lease_of(batch_id=batch_id))
+        writer.append(0, line(0))
+        await writer.close()
+    assert sorted(await any_parts.batches()) == [BATCH, other]
+    await any_parts.delete(BATCH)
+    await any_parts.delete(BATCH)
+    assert await any_parts.batches() == [other]
+    assert await any_parts.find(lease_of(2)) == []
+    assert len(await any_parts.find(lease_of(2, batch_id=other))) == 1
