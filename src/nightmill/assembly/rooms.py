@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from nightmill.assembly.start import open_stored
 from nightmill.blobs import FolderBlobs
 from nightmill.ids import WorkerId, new_worker_id
+from nightmill.keeping.hold import deleting
 from nightmill.pacing import Gate
 from nightmill.parts import FolderParts
 from nightmill.roles.finalizer import Finalizer
@@ -72,6 +73,7 @@ class Rooms:
             emit=self.emit,
             clock=time.time,
             monotonic=time.monotonic,
+            deleting=lambda: deleting(self.settings.folder),
         )
 
     def worker(self, upstream: Upstream, *, slots: int) -> Worker:

@@ -10,7 +10,20 @@ from collections.abc import Sequence
 import typer
 
 import nightmill
-from nightmill.cli import batches, files, keys, migrate, run, screen, serve, torture, validate, work
+from nightmill.cli import (
+    backup,
+    batches,
+    check,
+    files,
+    keys,
+    migrate,
+    run,
+    screen,
+    serve,
+    torture,
+    validate,
+    work,
+)
 from nightmill.cli.failures import guarded
 
 # Plain help and errors: rich takes longer to import than `--help` may take, and its boxes are not one line.
@@ -34,6 +47,8 @@ app.command()(serve.serve)
 app.command()(work.work)
 app.command()(run.run)
 app.command()(validate.validate)
+app.command()(backup.backup)
+app.command()(check.check)
 app.command()(batches.submit)
 app.command("list")(batches.list_batches)
 app.command()(batches.show)

@@ -31,11 +31,14 @@ class ExitCode(IntEnum):
 
 MEANINGS = {
     ExitCode.OK: "all went well; every line was answered with a 2xx",
-    ExitCode.SOME_FAILED: "the batch is complete, but some lines were not answered with a 2xx",
+    ExitCode.SOME_FAILED: (
+        "the batch is complete, but some lines were not answered with a 2xx; "
+        "or `check` found only what `--repair` mends"
+    ),
     ExitCode.BAD_INPUT: "the input, the request or the command line is wrong, or the batch failed validation",
     ExitCode.EXPIRED: "the batch expired; what was answered in time is kept",
     ExitCode.CANCELLED: "the batch was cancelled; what was answered before is kept",
-    ExitCode.DAMAGED: "stored bytes do not read back; waiting won't help",
+    ExitCode.DAMAGED: "stored bytes do not read back; waiting won't help, a backup does",
     ExitCode.TRY_AGAIN: "the server or the upstream is away, or the batch has not ended; try again",
     ExitCode.SETUP: "nightmill is not set up as asked: no upstream, a wrong setting, a folder in use",
     ExitCode.INTERRUPTED: "stopped with Ctrl-C; the same command goes on",

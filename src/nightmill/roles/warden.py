@@ -5,6 +5,7 @@ the next look does. Not its duty: finalizing (it only moves an overdue batch on)
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 from nightmill.batch import Event
 from nightmill.blobs import Blobs
@@ -19,6 +20,10 @@ _LOOK_S = 1.0
 
 
 class Warden:
+    """Args:
+    deleting: whether bytes may be deleted within; a backup or a check may be reading them.
+    """
+
     name = "warden"
 
     def __init__(
@@ -32,6 +37,7 @@ class Warden:
         emit: Emit,
         clock: Callable[[], float],
         monotonic: Callable[[], float],
+        deleting: Callable[[], AbstractContextManager[bool]] = lambda: nullcontext(True),
     ) -> None:
         self._store = store
         self._blobs = blobs
@@ -41,6 +47,7 @@ class Warden:
         self._emit = emit
         self._clock = clock
         self._monotonic = monotonic
+        self._deleting = deleting
         self._next_sweep = 0.0
 
     async def turn(self) -> float:
@@ -67,6 +74,11 @@ class Warden:
     async def _sweep(self) -> None:
         await self._store.expire_uploads()
         await self._store.delete_expired_files()
+        with self._deleting() as may_delete:
+            if may_delete:
+                await self._delete_unused()
+
+    async def _delete_unused(self) -> None:
         while keys := await self._store.unused_blobs():
             for key in keys:
                 await self._blobs.delete(key)

@@ -1,0 +1,78 @@
+"""Nothing is deleted while somebody copies or compares: a lock between the warden and backup or check.
+
+Promise: it ends with the process that has it, however that dies; the warden never waits for it, and a reader
+waits no longer than one sweep. Not its duty: keeping a second server away (`assembly.folder_lock`).
+"""
+
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from time import monotonic, sleep
+
+from nightmill.errors import SetupError, UnavailableError
+
+try:
+    import fcntl
+except ImportError:  # Windows has no flock; there, stop the server before a backup or a check
+    fcntl = None
+
+_NAME = "backup.lock"
+_LOOK_S = 0.05
+
+
+@contextmanager
+def deleting(folder: Path) -> Generator[bool]:
+    """Whether bytes that nobody needs may be deleted now; nobody begins to read until the end of it."""
+    if not folder.is_dir():  # a warden of its own, with database and blobs elsewhere: nobody copies a folder
+        yield True
+        return
+    descriptor = _opened(folder)
+    try:
+        yield _is_taken(descriptor, is_shared=False)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def holding(folder: Path, *, timeout_s: float = 60.0) -> Generator[None]:
+    """Nothing that the database names is deleted meanwhile.
+
+    Raises:
+        SetupError: the folder is none of nightmill's, or can't be used.
+        UnavailableError: a sweep of the warden takes longer than `timeout_s`.
+    """
+    descriptor = _opened(folder)
+    try:
+        give_up_at = monotonic() + timeout_s
+        while not _is_taken(descriptor, is_shared=True):
+            if monotonic() > give_up_at:
+                raise UnavailableError(
+                    f"the server of {folder} has been deleting for {timeout_s:.0f} s; try again"
+                )
+            sleep(_LOOK_S)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _opened(folder: Path) -> int:
+    try:
+        return os.open(folder / _NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except FileNotFoundError:
+        raise SetupError(f"there is no data folder at {folder}; name the server's with --folder") from None
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise SetupError(
+            f"the data folder {folder} can't be used: {reason}; see its owner and mode"
+        ) from None
+
+
+def _is_taken(descriptor: int, *, is_shared: bool) -> bool:
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,0 +1,211 @@
+"""What the database says there is, for those who compare it with what lies on disk (backup and check).
+
+Promise: it only reads, and every answer is of the one state that its connection sees. Not its duty: the disk.
+"""
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sqlalchemy import (
+    BindParameter,
+    Connection,
+    Select,
+    and_,
+    bindparam,
+    exists,
+    func,
+    or_,
+    select,
+    text,
+    union_all,
+)
+from sqlalchemy.exc import DBAPIError
+
+from nightmill.batch import TERMINAL, Batch, Status
+from nightmill.file import File, UploadPart, UploadStatus
+from nightmill.ids import BatchId, FileId
+from nightmill.segment import Segment, SegmentResult
+from nightmill.store import schema
+from nightmill.store.batches import BATCH_COLUMNS, as_batch
+from nightmill.store.files import FILE_COLUMNS, as_file
+from nightmill.store.schema import DONE, TALLY_COLUMNS, batch, file, idempotency, segment, upload, upload_part
+from nightmill.store.tallies import load_parts, tally_of
+
+_TOLD: Final = 20
+_TERMINAL = tuple(status.value for status in TERMINAL)
+_is_live = file.c.deleted_at.is_(None)
+
+_LIVE_FILES = select(*FILE_COLUMNS).where(_is_live).order_by(file.c.sequence)
+_ONE_FILE = select(*FILE_COLUMNS).where(_is_live, file.c.id == bindparam("file_id"))
+_ANY_FILE = select(file.c.id).where(file.c.id == bindparam("file_id"))
+_PENDING_PARTS = (
+    select(
+        upload_part.c.id,
+        upload_part.c.upload_id,
+        upload_part.c.size_bytes,
+        upload_part.c.created_at,
+        upload_part.c.blob_key,
+    )
+    .join(upload, upload.c.id == upload_part.c.upload_id)
+    .where(upload.c.status == UploadStatus.PENDING.value, upload_part.c.blob_key.is_not(None))
+    .order_by(upload_part.c.sequence)
+)
+_BATCHES = select(*BATCH_COLUMNS, batch.c.index_blob_key, batch.c.segments_left).order_by(batch.c.sequence)
+_UNFINISHED = _BATCHES.where(batch.c.status.not_in(_TERMINAL))
+_FINISHED = _BATCHES.where(batch.c.status.in_(_TERMINAL))
+_SEGMENTS = (
+    select(
+        segment.c.number,
+        segment.c.first,
+        segment.c.count.label("line_count"),
+        segment.c.token,
+        segment.c.pinned,
+        (segment.c.state == DONE).label("is_done"),
+        *(segment.c[name] for name in TALLY_COLUMNS),
+    )
+    .where(segment.c.batch_id == bindparam("of_batch_id"))
+    .order_by(segment.c.number)
+)
+_LEFT_SEGMENTS = (
+    select(segment.c.batch_id, func.count())
+    .join(batch, batch.c.id == segment.c.batch_id)
+    .where(batch.c.status.in_(_TERMINAL))
+    .group_by(segment.c.batch_id)
+)
+_DANGLING = select(idempotency).where(
+    or_(
+        and_(idempotency.c.operation == "add_file", ~exists().where(file.c.id == idempotency.c.object_id)),
+        and_(
+            idempotency.c.operation == "create_batch", ~exists().where(batch.c.id == idempotency.c.object_id)
+        ),
+    )
+)
+_KEYS: BindParameter[str] = bindparam("keys", expanding=True)
+# The conditions on a batch are those of its partial indexes, so that no key costs a look at every batch.
+_NAMED = union_all(
+    select(file.c.blob_key).where(file.c.blob_key.in_(_KEYS)),
+    select(upload_part.c.blob_key).where(
+        upload_part.c.blob_key.is_not(None), upload_part.c.blob_key.in_(_KEYS)
+    ),
+    select(batch.c.input_blob_key).where(text(schema.IS_UNFINISHED), batch.c.input_blob_key.in_(_KEYS)),
+    select(batch.c.index_blob_key).where(text(schema.IS_UNFINISHED), batch.c.index_blob_key.in_(_KEYS)),
+    select(batch.c.index_blob_key).where(
+        text(schema.IS_FINISHED_WITH_INDEX), batch.c.index_blob_key.in_(_KEYS)
+    ),
+)
+_STATUSES = select(batch.c.id, batch.c.status).where(batch.c.id.in_(bindparam("batch_ids", expanding=True)))
+_AT_ONCE: Final = 500
+
+
+@dataclass(frozen=True, slots=True)
+class StoredBatch:
+    """A batch with what only the store's roles know of it."""
+
+    batch: Batch
+    index_blob_key: str | None
+    segments_left: int
+
+
+@dataclass(frozen=True, slots=True)
+class IdempotencyRow:
+    """A row that says which object a client's key made first."""
+
+    project_id: str
+    operation: str
+    key: str
+    object_id: str
+
+
+class Inventory:
+    """See the module. Each method is one look; iterators read on as they are asked."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def version(self) -> str | None:
+        """Of the schema; None when there is none."""
+        try:
+            return self._connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+        except DBAPIError:
+            return None
+
+    def problems(self) -> Sequence[str]:
+        """What SQLite itself finds wrong with the file, at most twenty of each kind."""
+        try:
+            looked = self._connection.exec_driver_sql(f"PRAGMA integrity_check({_TOLD})").scalars().all()
+            if looked != ["ok"]:
+                return [str(problem) for problem in looked]
+            broken = self._connection.exec_driver_sql("PRAGMA foreign_key_check").fetchmany(_TOLD)
+        except DBAPIError as error:
+            return [f"it can't be read: {error.orig}"]
+        return [
+            f"row {row} of {table} names a row of {parent} that is not there"
+            for table, row, parent, _ in broken
+        ]
+
+    def live_files(self) -> Iterator[File]:
+        for row in self._connection.execute(_LIVE_FILES):
+            yield as_file(row)
+
+    def live_file(self, file_id: FileId) -> File | None:
+        row = self._connection.execute(_ONE_FILE, {"file_id": file_id}).one_or_none()
+        return None if row is None else as_file(row)
+
+    def knows_file(self, file_id: FileId) -> bool:
+        """Deleted ones are known too."""
+        return self._connection.execute(_ANY_FILE, {"file_id": file_id}).first() is not None
+
+    def pending_parts(self) -> Iterator[UploadPart]:
+        """Of uploads that can still be completed."""
+        for row in self._connection.execute(_PENDING_PARTS):
+            yield UploadPart(*row)
+
+    def unfinished_batches(self) -> Iterator[StoredBatch]:
+        return self._batches(_UNFINISHED)
+
+    def finished_batches(self) -> Iterator[StoredBatch]:
+        return self._batches(_FINISHED)
+
+    def segments(self, batch_id: BatchId) -> Iterator[SegmentResult]:
+        """In order of number, leased or not."""
+        for row in self._connection.execute(_SEGMENTS, {"of_batch_id": batch_id}):
+            yield SegmentResult(
+                segment=Segment(batch_id, row.number, row.first, row.line_count),
+                token=row.token,
+                pinned=load_parts(row.pinned),
+                tally=tally_of(row[6:]),
+                is_done=bool(row.is_done),
+            )
+
+    def left_segments(self) -> Sequence[tuple[BatchId, int]]:
+        """Finished batches that have segments, and how many."""
+        return [(BatchId(batch_id), count) for batch_id, count in self._connection.execute(_LEFT_SEGMENTS)]
+
+    def dangling_idempotency(self) -> Sequence[IdempotencyRow]:
+        """Rows whose object was never made."""
+        return [
+            IdempotencyRow(row.project_id, row.operation, row.key, row.object_id)
+            for row in self._connection.execute(_DANGLING)
+        ]
+
+    def named_among(self, keys: Collection[str]) -> set[str]:
+        return named_among(self._connection, keys)
+
+    def statuses(self, batch_ids: Collection[BatchId]) -> dict[BatchId, Status]:
+        """Unknown ids are left out."""
+        rows = self._connection.execute(_STATUSES, {"batch_ids": list(batch_ids)})
+        return {BatchId(batch_id): Status(status) for batch_id, status in rows}
+
+    def _batches(self, query: Select[Any]) -> Iterator[StoredBatch]:
+        for row in self._connection.execute(query):
+            yield StoredBatch(as_batch(row), row.index_blob_key, row.segments_left)
+
+
+def named_among(connection: Connection, keys: Collection[str]) -> set[str]:
+    """Those of `keys` that any row names, tombstones whose bytes are not gone yet included."""
+    asked = list(keys)
+    named: set[str] = set()
+    for start in range(0, len(asked), _AT_ONCE):
+        named.update(connection.execute(_NAMED, {"keys": asked[start : start + _AT_ONCE]}).scalars())
+    return named

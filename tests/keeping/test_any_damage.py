@@ -1,0 +1,50 @@
+"""Whatever happens to the bytes of answers and indexes: found, mended, and each line stands once."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+picks = st.integers(0, 10_000)
+harms = st.one_of(
+    st.tuples(st.just("cut"), picks, picks),
+    st.tuples(st.just("flip"), picks, picks),
+    st.tuples(st.just("remove"), picks, st.just(0)),
+    st.tuples(st.just("grow"), picks, picks),
+    st.tuples(st.just("zero"), picks, picks),
+)
+
+
+def harm(path: Path, kind: str, place: int) -> None:
+    text = bytearray(path.read_bytes())
+    match kind:
+        case "remove":
+            path.unlink()
+        case "cut":
+            os.truncate(path, place % (len(text) + 1))
+        case "grow":
+            path.write_bytes(bytes(text) + os.urandom(place % 200))
+        case _ if text:
+            start = place % len(text)
+            text[start : start + 16] = bytes(16) if kind == "zero" else [text[start] ^ 0x55]
+            path.write_bytes(text)
+
+
+@given(damage=st.lists(harms, min_size=1, max_size=6))
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+def test_any_damage_of_what_can_be_made_again_is_mended(data, damage):
+    before = data.path
+    with tempfile.TemporaryDirectory() as place:
+        folder = type(data)(Path(place) / "data")
+        shutil.copytree(before, folder.path)
+        targets = [*folder.parts(), *sorted((folder.blobs / "lines").glob("*/*"))]
+        for kind, pick, offset in damage:
+            target = targets[pick % len(targets)]
+            if target.exists():
+                harm(target, kind, offset)
+
+        assert folder.mend().left == ()
+        folder.ends_well()
