@@ -10,12 +10,13 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from nightmill.assembly.places import open_places
 from nightmill.assembly.start import open_stored
-from nightmill.blobs import FolderBlobs
+from nightmill.blobs import Blobs
 from nightmill.ids import WorkerId, new_worker_id
 from nightmill.keeping.hold import deleting
 from nightmill.pacing import Gate
-from nightmill.parts import FolderParts
+from nightmill.parts import Parts
 from nightmill.roles.finalizer import Finalizer
 from nightmill.roles.intake import Intake
 from nightmill.roles.loop import Bell
@@ -33,8 +34,8 @@ class Rooms:
 
     settings: Settings
     store: Store
-    blobs: FolderBlobs
-    parts: FolderParts
+    blobs: Blobs
+    parts: Parts
     bell: Bell
     emit: Emit
     worker_id: WorkerId
@@ -104,14 +105,7 @@ async def open_rooms(
     """
     store = open_stored(settings)
     try:
-        root = settings.folder.absolute() / "blobs"
-        blobs = FolderBlobs(root, watermark_bytes=settings.retention.free_bytes)
-        parts = FolderParts(
-            root / "parts",
-            commit_interval_s=settings.worker.commit_interval_s,
-            buffer_bytes=settings.worker.buffer_bytes,
-            watermark_bytes=settings.retention.free_bytes,
-        )
+        blobs, parts = open_places(settings)
         try:
             yield Rooms(
                 settings, store, blobs, parts, bell, emit, worker_id or new_worker_id(secrets.token_bytes(16))

@@ -27,7 +27,7 @@ from nightmill.errors import RequestError, SetupError
 from nightmill.ids import BatchId, FileId, ProjectId
 from nightmill.roles.loop import Bell, keep_turning
 from nightmill.roles.worker import Worker
-from nightmill.settings import Settings
+from nightmill.settings import BlobSettings, Settings
 from nightmill.store.migrate import migrate
 from nightmill.upstream.connect import open_upstream
 
@@ -131,7 +131,9 @@ def _for_a_run(settings: Settings, folder: Path) -> Settings:
             "models_per_file": _UNLIMITED,
         }
     )
-    return settings.model_copy(update={"folder": folder, "store": None, "limits": limits})
+    return settings.model_copy(
+        update={"folder": folder, "store": None, "blobs": BlobSettings(), "limits": limits}
+    )
 
 
 def _endpoint_of_first_line(path: Path) -> str:

@@ -1,0 +1,60 @@
+"""Where bytes lie: in the data folder, or in an object store.
+
+Duty: choose blobs and parts by the settings, and look at a store before anything depends on it. Not its duty:
+the store of truth (`start`).
+"""
+
+from nightmill.blobs import Blobs, FolderBlobs
+from nightmill.errors import SetupError
+from nightmill.parts import FolderParts, Parts
+from nightmill.settings import Settings
+
+
+def open_places(settings: Settings) -> tuple[Blobs, Parts]:
+    """Opens no connection yet.
+
+    Raises:
+        SetupError: the settings name no object store that we know, or its library is missing.
+    """
+    if settings.blobs.url is not None:
+        return _in_a_bucket(settings)
+    root = settings.folder.absolute() / "blobs"
+    blobs = FolderBlobs(root, watermark_bytes=settings.retention.free_bytes)
+    parts = FolderParts(
+        root / "parts",
+        commit_interval_s=settings.worker.commit_interval_s,
+        buffer_bytes=settings.worker.buffer_bytes,
+        watermark_bytes=settings.retention.free_bytes,
+    )
+    return blobs, parts
+
+
+async def check_places(settings: Settings) -> None:
+    """Raises:
+    SetupError: the bucket is missing, the keys don't open it, or it is one that processes can't share.
+    UnavailableError: the object store can't be reached.
+    """
+    if settings.blobs.url is None:
+        return
+    if settings.blobs.url.startswith("memory:"):
+        raise SetupError("blobs.url 'memory://' is for tests in one process; name a bucket, or leave it out")
+    from nightmill.blobs.bucket import connect  # noqa: PLC0415 - needs an extra
+
+    await connect(settings.blobs).check()
+
+
+def _in_a_bucket(settings: Settings) -> tuple[Blobs, Parts]:
+    from nightmill.blobs.bucket import connect  # noqa: PLC0415 - needs an extra
+    from nightmill.blobs.objects import ObjectBlobs  # noqa: PLC0415 - as above
+    from nightmill.parts.objects import ObjectParts  # noqa: PLC0415 - as above
+
+    bucket = connect(settings.blobs)
+    blobs = ObjectBlobs(bucket, part_bytes=settings.blobs.upload_part_bytes)
+    parts = ObjectParts(
+        bucket,
+        interval_s=settings.blobs.part_interval_s,
+        part_bytes=settings.blobs.part_bytes,
+        buffer_bytes=settings.worker.buffer_bytes,
+        puts_at_once=settings.blobs.puts_at_once,
+    )
+    return blobs, parts
