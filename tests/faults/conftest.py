@@ -5,9 +5,10 @@ import contextlib
 import json
 import socket
 import struct
+import threading
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,28 @@ def _reset(writer: asyncio.StreamWriter) -> None:
     connection = writer.get_extra_info("socket")
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     writer.transport.abort()
+
+
+@contextlib.contextmanager
+def rogue_in_a_thread() -> Iterator[Rogue]:
+    """For tests of a server in processes of its own. Plans may be changed from the test's thread."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+
+    async def make() -> Rogue:
+        rogue = Rogue()
+        await rogue.start()
+        return rogue
+
+    rogue = asyncio.run_coroutine_threadsafe(make(), loop).result(10)
+    try:
+        yield rogue
+    finally:
+        asyncio.run_coroutine_threadsafe(rogue.stop(), loop).result(10)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(10)
+        loop.close()
 
 
 @dataclass

@@ -1,34 +1,9 @@
 """An upstream that refuses our key, seen from outside: the batch waits, and the operator is told."""
 
-import asyncio
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from tests.faults.conftest import Rogue, answer, well
+from tests.faults.conftest import answer, rogue_in_a_thread, well
 from tests.faults.served import assert_each_line_once, request_lines, serving
-
-
-@contextmanager
-def rogue_in_a_thread() -> Iterator[Rogue]:
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-
-    async def make() -> Rogue:
-        rogue = Rogue()
-        await rogue.start()
-        return rogue
-
-    rogue = asyncio.run_coroutine_threadsafe(make(), loop).result(10)
-    try:
-        yield rogue
-    finally:
-        asyncio.run_coroutine_threadsafe(rogue.stop(), loop).result(10)
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(10)
-        loop.close()
 
 
 def test_a_refused_key_is_said_in_the_log_and_at_ready_until_it_is_mended(tmp_path: Path):

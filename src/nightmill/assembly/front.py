@@ -19,6 +19,7 @@ from nightmill import telemetry
 from nightmill.api.app import create_app
 from nightmill.api.connection import http_config
 from nightmill.api.context import ApiContext
+from nightmill.assembly.open_files import raise_open_file_limit
 from nightmill.assembly.places import check_places
 from nightmill.assembly.programs import take_back
 from nightmill.assembly.rooms import Rooms, open_rooms
@@ -49,6 +50,7 @@ async def serve_front(
     say: Callable[[str], None],
 ) -> None:
     """Serves until SIGTERM or SIGINT, and ends every child."""
+    raise_open_file_limit()
     await prepare(settings)
     await check_places(settings)
     async with open_rooms(settings, emit=telemetry.log, bell=bell) as rooms:

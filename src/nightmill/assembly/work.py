@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from nightmill import telemetry
 from nightmill.assembly.collection import spare_collections
 from nightmill.assembly.logs import start_logs
-from nightmill.assembly.rooms import Rooms, open_rooms, slots_of
+from nightmill.assembly.open_files import raise_open_file_limit
+from nightmill.assembly.rooms import Rooms, open_rooms
 from nightmill.engine.local import DRAIN
 from nightmill.ids import WorkerId
 from nightmill.roles.loop import Bell, Role, keep_turning
@@ -105,12 +106,12 @@ def _trouble(text: str) -> bytes:
 
 async def _run(rooms: Rooms, name: str, orders: _Orders) -> None:
     match name.split(":"):
-        case ["worker", number]:
+        case ["worker", _]:
             url = rooms.settings.upstream.url
             assert url is not None
             upstream = open_upstream(rooms.settings.upstream, url=url)
             try:
-                worker: Worker = rooms.worker(upstream, slots=slots_of(rooms.settings, int(number)))
+                worker: Worker = rooms.worker(upstream)
                 await worker.run(orders.stop, grace_s=orders.grace_s)
             finally:
                 await upstream.close()
@@ -128,6 +129,7 @@ def main() -> None:
     settings = from_message(message)
     worker_id, names = WorkerId(sys.argv[1]), sys.argv[2:]
     start_logs(settings.log_level)
+    raise_open_file_limit()
     outward = os.dup(sys.stdout.fileno())
     os.set_blocking(outward, False)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
