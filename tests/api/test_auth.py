@@ -1,6 +1,8 @@
 """Keys, projects, and the open door on loopback (contract 6.2)."""
 
 import base64
+import json
+import socket
 import time
 
 import openai
@@ -243,3 +245,24 @@ def test_two_keys_are_never_the_same():
 
     made = [make_api_key(secrets.token_bytes, project_id="p", name="n", created_at=5) for _ in range(100)]
     assert len({secret for secret, _ in made}) == len({key.id for _, key in made}) == 100
+
+
+# --- refusals while a body is on its way ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/v1/files", "/v1/batches", "/v1/uploads"])
+def test_a_refused_client_that_is_still_sending_gets_to_see_why(server, path):
+    answer = server.send("POST", path, b"x" * 20_000_000, {"Content-Type": "text/plain"}, key="sk-wrong")
+    assert (answer.status, answer.error["code"]) == (401, "invalid_api_key")
+
+
+def test_a_refused_client_that_sends_no_more_does_not_keep_its_connection(server):
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        connection.sendall(
+            b"POST /v1/files HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000000\r\n\r\nx"
+        )
+        answer = connection.makefile("rb").read()  # ends when the server closes
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 401 ")
+    assert b"connection: close" in head.lower()
+    assert json.loads(body)["error"]["type"] == "invalid_request_error"

@@ -19,7 +19,7 @@ from nightmill.api.envelope import JsonResponse, echo
 from nightmill.api.idempotency import idempotency_of
 from nightmill.api.multipart import Form, FormPlan, receive_form, too_large
 from nightmill.api.openapi import CONFLICT, takes_multipart
-from nightmill.api.reception import Desk, UnreadBodyRoute
+from nightmill.api.reception import Desk
 from nightmill.api.wire import (
     CreateFileRequest,
     DeleteFileResponse,
@@ -35,7 +35,7 @@ from nightmill.store.protocol import Idempotency
 
 MAX_LIMIT = 10_000
 
-router = APIRouter(tags=["Files"], route_class=UnreadBodyRoute)
+router = APIRouter(tags=["Files"])
 
 
 def blob_key_of(file_id: FileId) -> str:

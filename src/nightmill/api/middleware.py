@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from nightmill.api.auth import PROJECT_IN_SCOPE, KeyRing, RateLimit
 from nightmill.api.context import ApiContext
 from nightmill.api.envelope import error_response, from_request_error, from_unavailable_error
+from nightmill.api.reception import answering_early
 from nightmill.errors import RequestError, UnavailableError
 
 PATH_AS_SENT = "nightmill.path"
@@ -56,6 +57,7 @@ class Edge:
             PATH_AS_SENT: path,
             METHOD_AS_SENT: method,
         }
+        receive, send = answering_early(scope, receive, send)
         has_started = False
 
         async def send_on(message: Message) -> None:

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from typing import Annotated, cast
 
 from fastapi import Depends, Request
-from fastapi.routing import APIRoute
 from starlette.types import Message, Receive, Scope, Send
 
 from nightmill.api.body import SlowBodyError
@@ -112,7 +111,7 @@ async def chunks_of(request: Request, *, idle_s: float) -> AsyncIterator[bytes]:
 
 
 def answering_early(scope: Scope, receive: Receive, send: Send) -> tuple[Receive, Send]:
-    """The same two callables, for whoever may answer before the body has arrived.
+    """The same two callables, for an answer that may go out before the body has arrived.
 
     Most clients send everything before they read, and closing a connection with bytes under way destroys the
     answer in their hands. So the answer goes out at once, says that the connection will close, and what still
@@ -124,13 +123,6 @@ def answering_early(scope: Scope, receive: Receive, send: Send) -> tuple[Receive
         return receive, send
     exchange = _Exchange(receive, send, is_awaited=b"expect" in headers)
     return exchange.receive, exchange.send
-
-
-class UnreadBodyRoute(APIRoute):
-    """A route that may answer before the body has arrived."""
-
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await super().handle(scope, *answering_early(scope, receive, send))
 
 
 class _Exchange:

@@ -29,7 +29,7 @@ from nightmill.api.multipart import (
     without_controls,
 )
 from nightmill.api.openapi import CONFLICT, TOO_LARGE, takes_json, takes_multipart
-from nightmill.api.reception import Desk, UnreadBodyRoute
+from nightmill.api.reception import Desk
 from nightmill.blobs import BlobWriter
 from nightmill.crash import point
 from nightmill.errors import NotFoundError, RequestError, UnavailableError
@@ -40,7 +40,7 @@ LIFE_S = 3_600
 MOST_PARTS = 10_000
 _MIME_TYPE_LENGTH = 255
 
-router = APIRouter(tags=["Uploads"], route_class=UnreadBodyRoute)
+router = APIRouter(tags=["Uploads"])
 
 
 @router.post(
