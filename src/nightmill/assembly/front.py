@@ -10,7 +10,6 @@ import ipaddress
 import secrets
 import signal
 import socket
-import time
 from collections.abc import Callable, Generator
 
 import uvicorn
@@ -19,6 +18,7 @@ from nightmill import telemetry
 from nightmill.api.app import create_app
 from nightmill.api.connection import http_config
 from nightmill.api.context import ApiContext
+from nightmill.assembly.clock import steady_clock
 from nightmill.assembly.open_files import raise_open_file_limit
 from nightmill.assembly.places import check_places
 from nightmill.assembly.programs import take_back
@@ -77,7 +77,7 @@ async def _answer(
         settings=settings,
         ring=engine.ring,
         upstream_models=_no_models if upstream is None else upstream.models,
-        clock=time.time,
+        clock=steady_clock,
         random=secrets.token_bytes,
         trouble=lambda: engine.trouble,
     )

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from nightmill.assembly.places import open_places
+from nightmill.assembly.clock import steady_clock
 from nightmill.assembly.start import open_stored
 from nightmill.blobs import Blobs
 from nightmill.ids import WorkerId, new_worker_id
@@ -48,7 +49,7 @@ class Rooms:
             worker_id=self.worker_id,
             bell=self.bell,
             emit=self.emit,
-            clock=time.time,
+            clock=steady_clock,
         )
 
     def finalizer(self) -> Finalizer:
@@ -60,7 +61,7 @@ class Rooms:
             worker_id=self.worker_id,
             bell=self.bell,
             emit=self.emit,
-            clock=time.time,
+            clock=steady_clock,
             monotonic=time.monotonic,
         )
 
@@ -72,7 +73,7 @@ class Rooms:
             settings=self.settings,
             bell=self.bell,
             emit=self.emit,
-            clock=time.time,
+            clock=steady_clock,
             monotonic=time.monotonic,
             deleting=lambda: deleting(self.settings.folder),
         )
@@ -90,7 +91,7 @@ class Rooms:
             request_prefix=secrets.token_hex(12),
             bell=self.bell,
             emit=self.emit,
-            clock=time.time,
+            clock=steady_clock,
             monotonic=time.monotonic,
             random=random.random,
         )

@@ -6,6 +6,7 @@ what is wrong with it is one line that says what to do. Not its duty: waiting fo
 
 import time
 
+from nightmill.assembly.clock import steady_clock
 from nightmill.settings import Settings
 from nightmill.store import SqlStore, open_store
 from nightmill.store.migrate import migrate
@@ -13,7 +14,7 @@ from nightmill.store.readiness import make_ready
 
 
 def open_stored(settings: Settings) -> SqlStore:
-    return open_store(settings.store_url, busy_timeout_s=settings.store_timeout_s)
+    return open_store(settings.store_url, clock=steady_clock, busy_timeout_s=settings.store_timeout_s)
 
 
 async def prepare(settings: Settings) -> None:
