@@ -288,3 +288,33 @@ async def test_sigkill_leaves_only_whole_blobs_and_a_sweep_takes_the_rest(tmp_pa
     for key in keys:
         number = key.removeprefix("files/").encode()
         assert await everything(blobs, key) == number * 100_000
+
+
+async def test_the_last_blob_of_a_folder_takes_the_folder_along(tmp_path):
+    blobs = FolderBlobs(tmp_path, watermark_bytes=0)
+    for key in ("uploads/upload_1/part_1", "uploads/upload_1/part_2", "files/one"):
+        writer = await blobs.open_writer(key)
+        await writer.write(b"x")
+        await writer.commit()
+    await blobs.delete("uploads/upload_1/part_1")
+    assert (tmp_path / "uploads" / "upload_1").is_dir()
+    await blobs.delete("uploads/upload_1/part_2")
+    assert not (tmp_path / "uploads" / "upload_1").exists()
+    await blobs.delete("files/one")
+    assert (tmp_path / "files").is_dir()
+
+
+async def test_folders_that_come_and_go_lose_no_blob(tmp_path):
+    blobs = FolderBlobs(tmp_path, watermark_bytes=0)
+
+    async def put_and_delete(number: int) -> None:
+        for turn in range(20):
+            key = f"uploads/upload_1/{number}_{turn}"
+            writer = await blobs.open_writer(key)
+            await writer.write(b"x")
+            await writer.commit()
+            assert await blobs.size_bytes(key) == 1
+            await blobs.delete(key)
+
+    await asyncio.gather(*(put_and_delete(number) for number in range(8)))
+    assert not (tmp_path / "uploads" / "upload_1").exists()

@@ -9,7 +9,7 @@ import os
 import secrets
 import shutil
 from collections.abc import AsyncIterator, Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,7 @@ class FolderBlobs:
     async def delete(self, key: str) -> None:
         path = self.path(key)
         with reported(f"blob {key}"):
-            await asyncio.to_thread(_delete, path)
+            await asyncio.to_thread(_delete, path, self._root)
 
     async def delete_under(self, prefix: str) -> None:
         folder = self.path(prefix)
@@ -246,9 +246,9 @@ class FolderBlobWriter:
             try:
                 self._unfinished.rename(self._target)
             except FileNotFoundError:
-                if self._target.parent.exists():
+                if not self._unfinished.exists():
                     raise
-                continue  # delete_under took the folder away between the two calls
+                continue  # a delete took the folder away between the two calls
             break
         point("blob.renamed")
         sync_folder(self._target.parent)
@@ -313,15 +313,20 @@ def _read(path: Path, start: int, length_bytes: int) -> bytes:
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-def _delete(path: Path) -> None:
+def _delete(path: Path, root: Path) -> None:
     point("blob.before_delete")
     try:
         path.unlink()
     except (FileNotFoundError, NotADirectoryError):
         return
     point("blob.deleted")
-    # Whoever asked forgets the key next; without this a power cut could bring back bytes nobody knows of.
-    sync_folder(path.parent)
+    with suppress(FileNotFoundError):  # somebody else took the emptied folder away
+        # Whoever asked forgets the key next; without this a power cut could bring back bytes nobody knows of.
+        sync_folder(path.parent)
+    if path.parent.parent != root:
+        # Each upload and each batch has a folder of its own; left empty, they would add up for ever.
+        with suppress(OSError):
+            path.parent.rmdir()
 
 
 def delete_folder(folder: Path) -> None:

@@ -12,6 +12,7 @@ from nightmill.blobs import Blobs
 from nightmill.crash import point
 from nightmill.parts import Parts
 from nightmill.roles.loop import Bell
+from nightmill.roles.strays import StraySweep
 from nightmill.settings import Settings
 from nightmill.store import Store
 from nightmill.telemetry import BatchMoved, Emit
@@ -49,6 +50,7 @@ class Warden:
         self._monotonic = monotonic
         self._deleting = deleting
         self._next_sweep = 0.0
+        self._strays = StraySweep(store=store, blobs=blobs, monotonic=monotonic)
 
     async def turn(self) -> float:
         reaped = await self._store.reap_segments()
@@ -77,6 +79,8 @@ class Warden:
         with self._deleting() as may_delete:
             if may_delete:
                 await self._delete_unused()
+                if self._strays.is_due:
+                    await self._strays.look()
 
     async def _delete_unused(self) -> None:
         while keys := await self._store.unused_blobs():

@@ -13,7 +13,7 @@ Rules every implementation keeps:
 - An unreachable or locked database raises `UnavailableError`; nothing is half-written.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Sequence, Set
 from dataclasses import dataclass
 from typing import Generic, Literal, Protocol, TypeVar
 
@@ -117,6 +117,10 @@ class Store(Protocol):
 
         What a living file or an unfinished batch's input names is needed.
         """
+        ...
+
+    async def named_among(self, keys: Collection[str]) -> Set[str]:
+        """Those of `keys` that anything names, deleted things whose bytes are not gone yet included."""
         ...
 
     async def forget_blobs(self, keys: Sequence[str]) -> None:

@@ -1,7 +1,7 @@
 """`SqlStore`: every verb of the protocol, each one transaction of the file named after its noun."""
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Sequence, Set
 from typing import Literal
 
 from sqlalchemy import Connection, text
@@ -16,6 +16,7 @@ from nightmill.store import batches, duties, files, keys, segments
 from nightmill.store.clock import Clock
 from nightmill.store.connection import open_database
 from nightmill.store.database import Database
+from nightmill.store.inventory import named_among
 from nightmill.store.migrate import SCHEMA_VERSION
 from nightmill.store.protocol import ApiKey, Backlog, Duty, Idempotency, Page, Store
 from nightmill.store.sqlite import BUSY_TIMEOUT_S
@@ -75,6 +76,9 @@ class SqlStore(Store):
 
     async def unused_blobs(self, *, limit: int = 1_000) -> Sequence[str]:
         return await self._read(files.unused_blobs, limit)
+
+    async def named_among(self, keys: Collection[str]) -> Set[str]:
+        return await self._read(named_among, keys)
 
     async def forget_blobs(self, keys: Sequence[str]) -> None:
         await self._write(files.forget_blobs, keys)
