@@ -9,7 +9,13 @@ from nightmill.store import batches, duties, files, segments
 from nightmill.store.clock import CLOCK_FUNCTION
 from nightmill.store.sqlite import sqlite_library
 
-_PARAMETERS = {"segment_limit": 1, "page_rows": 21, "blob_limit": 10, "statuses": ["validating"]}
+_PARAMETERS = {
+    "segment_limit": 1,
+    "batch_limit": 9,
+    "page_rows": 21,
+    "blob_limit": 10,
+    "statuses": ["validating"],
+}
 
 
 @pytest.fixture(params=["sqlite"])
@@ -33,12 +39,17 @@ def _plan(world, statement) -> list[str]:
         ]
 
 
-def test_leasing_looks_at_batches_in_order_and_stops_at_its_limit(world):
-    plan = _plan(world, segments._NEXT.element)
-    assert plan == [
+def test_leasing_looks_at_the_first_batches_and_their_first_segments_only(world):
+    assert _plan(world, segments._BATCHES) == [
         "SCAN batch USING INDEX batch_in_progress",
+        "CORRELATED SCALAR SUBQUERY 1",
         "SEARCH segment USING COVERING INDEX segment_waiting (batch_id=?)",
     ]
+    plan = _plan(world, segments._NEXT)
+    assert plan[0] == "SEARCH segment USING COVERING INDEX segment_waiting (batch_id=?)"
+    assert "TEMP B-TREE" not in " ".join(plan)
+    plan = _plan(world, segments._LEASE)
+    assert plan[0] == "SEARCH segment USING PRIMARY KEY (batch_id=? AND number=?)"
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,8 @@ from nightmill.store.protocol import Duty
 from nightmill.store.schema import DONE, LEASED, WAITING, batch, file, segment
 from nightmill.store.tallies import set_tally, tally_parameters
 
+# A batch of ten million lines has 20,000 segments; no one command may take longer than its timeout.
+_ROWS_AT_ONCE = 1_000
 _has_live_lease = exists().where(
     segment.c.batch_id == batch.c.id, segment.c.state == LEASED, segment.c.lease_expires_at > now()
 )
@@ -138,8 +140,10 @@ def accept_batch(
         new_index_blob_key=index_blob_key,
         new_segments_left=len(segments),
     )
-    if is_accepted and segments:
-        connection.execute(_ADD_SEGMENTS, [_segment_row(it) for it in segments])
+    if is_accepted:
+        for first in range(0, len(segments), _ROWS_AT_ONCE):
+            rows = [_segment_row(it) for it in segments[first : first + _ROWS_AT_ONCE]]
+            connection.execute(_ADD_SEGMENTS, rows)
     return is_accepted
 
 

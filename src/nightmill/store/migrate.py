@@ -21,6 +21,7 @@ SCHEMA_VERSION: Final = "0001"
 """The newest step in `migrations/versions`."""
 
 _MIGRATION_LOCK: Final = 0x6E696768746D  # any number that nothing else in the database locks
+_STEP_TIMEOUT_S: Final = 3_600.0  # a step may build an index over a large table
 _SCRIPTS = Path(__file__).parent / "migrations"
 
 
@@ -42,7 +43,7 @@ async def _migrate_postgres(url: URL) -> None:
     # Not everybody installs the driver.
     from nightmill.store.postgres import PostgresDatabase  # noqa: PLC0415
 
-    database = PostgresDatabase(url, busy_timeout_s=BUSY_TIMEOUT_S)
+    database = PostgresDatabase(url, busy_timeout_s=BUSY_TIMEOUT_S, command_timeout_s=_STEP_TIMEOUT_S)
     try:
         await database.write(_lock_and_migrate)
     finally:

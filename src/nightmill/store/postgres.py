@@ -20,7 +20,7 @@ _TRIES: Final = 3
 _UNDONE: Final = ("40001", "40P01")  # serialization failure, deadlock
 
 
-def postgres_engine(url: URL, *, busy_timeout_s: float, pool_size: int = _POOL_SIZE) -> AsyncEngine:
+def postgres_engine(url: URL, *, busy_timeout_s: float, command_timeout_s: float) -> AsyncEngine:
     """Connects at the first transaction.
 
     Raises:
@@ -29,13 +29,13 @@ def postgres_engine(url: URL, *, busy_timeout_s: float, pool_size: int = _POOL_S
     try:
         return create_async_engine(
             url.set(drivername="postgresql+asyncpg"),
-            pool_size=pool_size,
+            pool_size=_POOL_SIZE,
             max_overflow=0,
             pool_timeout=busy_timeout_s,
             hide_parameters=True,
             connect_args={
                 "timeout": busy_timeout_s,
-                "command_timeout": busy_timeout_s,
+                "command_timeout": command_timeout_s,
                 "statement_cache_size": 0,
                 "prepared_statement_cache_size": 0,
                 "prepared_statement_name_func": _unnamed,
@@ -52,8 +52,10 @@ def _unnamed() -> str:
 class PostgresDatabase:
     """A few connections, each for one transaction at a time."""
 
-    def __init__(self, url: URL, *, busy_timeout_s: float) -> None:
-        self._engine = postgres_engine(url, busy_timeout_s=busy_timeout_s)
+    def __init__(self, url: URL, *, busy_timeout_s: float, command_timeout_s: float | None = None) -> None:
+        self._engine = postgres_engine(
+            url, busy_timeout_s=busy_timeout_s, command_timeout_s=command_timeout_s or busy_timeout_s
+        )
 
     async def read(self, body: Body[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return await self.write(body, *args, **kwargs)

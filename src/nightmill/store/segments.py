@@ -7,7 +7,7 @@ transaction, segment first, so that two holders never wait for each other.
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, cast
 
-from sqlalchemy import Connection, bindparam, literal_column, select, text, tuple_, update
+from sqlalchemy import Connection, bindparam, select, text, update
 
 from nightmill.batch import Status, Tally
 from nightmill.ids import BatchId, WorkerId
@@ -28,24 +28,52 @@ from nightmill.store.tallies import (
 _TALLY = tuple(segment.c[name] for name in TALLY_COLUMNS)
 _SEGMENT = (segment.c.batch_id, segment.c.number, segment.c.first, segment.c.count)
 _LINES = segment.c.count.label("line_count")  # a row has a `count` of its own
-_KEY = tuple_(segment.c.batch_id, segment.c.number)
 _NO_CHANGE = Tally()
+_SPARE_BATCHES = 8  # on Postgres others may be leasing all that waits in the first ones
 
-# Batches first: a batch may have many thousand waiting segments, and only the first few are to be looked at.
-# Joined by an expression, so that no planner can look batches up by id for each waiting segment instead.
+# Batches first, then the segments of one: no planner may sort the many thousands that wait behind the first.
+_BATCHES = (
+    select(
+        batch.c.id,
+        batch.c.endpoint,
+        batch.c.model,
+        batch.c.input_blob_key,
+        batch.c.index_blob_key,
+        batch.c.expires_at,
+    )
+    .where(
+        text("batch." + schema.IS_IN_PROGRESS),
+        batch.c.expires_at > now(),
+        select(segment.c.number)
+        .where(segment.c.batch_id == batch.c.id, segment.c.state == WAITING)
+        .limit(1)
+        .scalar_subquery()
+        .is_not(None),
+    )
+    .order_by(batch.c.sequence)
+    .limit(bindparam("batch_limit"))
+)
+# The share lock makes a cancel wait for this lease or this lease see the cancel (SQLite has one writer).
+_OWNER = (
+    select(batch.c.id)
+    .where(batch.c.id == bindparam("of_batch_id"), batch.c.status == IN_PROGRESS, batch.c.expires_at > now())
+    .with_for_update(read=True)
+    .cte("owner")
+)
 _NEXT = (
-    select(segment.c.batch_id, segment.c.number)
-    .select_from(batch)
-    .join(segment, segment.c.batch_id == batch.c.id.op("||")(literal_column("''")))
-    .where(text("batch." + schema.IS_IN_PROGRESS), batch.c.expires_at > now(), segment.c.state == WAITING)
-    .order_by(batch.c.sequence, segment.c.number)
+    select(segment.c.number)
+    .where(segment.c.batch_id == select(_OWNER.c.id).scalar_subquery(), segment.c.state == WAITING)
+    .order_by(segment.c.number)
     .limit(bindparam("segment_limit"))
     .with_for_update(skip_locked=True, of=segment)
-    .cte("next")
 )
+# By number, not by a join with what `_NEXT` finds: Postgres would then read all that waits.
 _LEASE = (
     update(segment)
-    .where(_KEY.in_(select(_NEXT.c.batch_id, _NEXT.c.number)), segment.c.state == WAITING)
+    .where(
+        segment.c.batch_id == bindparam("of_batch_id"),
+        segment.c.number.in_(bindparam("of_numbers", expanding=True)),
+    )
     .values(
         state=LEASED,
         token=segment.c.token + 1,
@@ -54,22 +82,6 @@ _LEASE = (
     )
     .returning(*_SEGMENT, segment.c.token, segment.c.pinned, *_TALLY)
 )
-# The share lock makes a cancel wait for this lease or this lease see the cancel (SQLite has one writer).
-_BATCHES = (
-    select(
-        batch.c.id,
-        batch.c.sequence,
-        batch.c.status,
-        batch.c.endpoint,
-        batch.c.model,
-        batch.c.input_blob_key,
-        batch.c.index_blob_key,
-        batch.c.expires_at,
-    )
-    .where(batch.c.id.in_(bindparam("batch_ids", expanding=True)))
-    .order_by(batch.c.sequence)
-    .with_for_update(read=True)
-)
 _OF_LEASE = (
     segment.c.batch_id == bindparam("of_batch_id"),
     segment.c.number == bindparam("of_number"),
@@ -77,7 +89,6 @@ _OF_LEASE = (
     segment.c.state == LEASED,
 )
 _WAITS = {"state": WAITING, "worker_id": None, "lease_expires_at": None}
-_GIVE_BACK = update(segment).where(*_OF_LEASE).values(**_WAITS)
 _HELD_BY_LEASE = select(_LINES, segment.c.pinned, *_TALLY).where(*_OF_LEASE).with_for_update()
 _HELD_BY_WORKER = (
     select(segment.c.batch_id, segment.c.number, segment.c.token, _LINES, *_TALLY)
@@ -108,21 +119,18 @@ _RESULTS = (
 
 
 def lease_segments(connection: Connection, worker_id: WorkerId, limit: int, ttl_s: float) -> Sequence[Lease]:
-    given = {"segment_limit": limit, "new_worker_id": worker_id, "ttl_s": ttl_s}
-    leased = connection.execute(_LEASE, given).all()
-    if not leased:
-        return []
-    batch_ids = sorted({row.batch_id for row in leased})
-    batches = {row.id: row for row in connection.execute(_BATCHES, {"batch_ids": batch_ids})}
-    leases: list[tuple[tuple[int, int], Lease]] = []
-    for row in leased:
-        owner = batches[row.batch_id]
-        if owner.status != Status.IN_PROGRESS:
-            connection.execute(_GIVE_BACK, _of(row.batch_id, row.number, row.token))
+    leases: list[Lease] = []
+    for owner in connection.execute(_BATCHES, {"batch_limit": limit + _SPARE_BATCHES}).all():
+        waiting = {"of_batch_id": owner.id, "segment_limit": limit - len(leases)}
+        numbers = connection.execute(_NEXT, waiting).scalars().all()
+        if not numbers:
             continue
-        leases.append(((owner.sequence, row.number), _as_lease(row, owner, ttl_s)))
-    leases.sort(key=lambda entry: entry[0])
-    return [lease for _, lease in leases]
+        taken = {"of_batch_id": owner.id, "of_numbers": numbers, "new_worker_id": worker_id, "ttl_s": ttl_s}
+        rows = connection.execute(_LEASE, taken).all()
+        leases += sorted((_as_lease(row, owner, ttl_s) for row in rows), key=_number)
+        if len(leases) == limit:
+            break
+    return leases
 
 
 def pin_parts(connection: Connection, lease: Lease, parts: Sequence[PinnedPart], report: Report) -> bool:
@@ -223,6 +231,10 @@ def segment_results(
         )
         for row in rows
     ]
+
+
+def _number(lease: Lease) -> int:
+    return lease.segment.number
 
 
 def _as_lease(row: Any, owner: Any, ttl_s: float) -> Lease:
