@@ -1,11 +1,11 @@
-"""Real store, blobs and parts in a folder; the upstream is a function; clocks are the machine's."""
+"""Real store, blobs and parts, in a folder and in a bucket; the upstream is a function."""
 
 import asyncio
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,13 @@ from typing import Any
 import pytest
 
 from nightmill.batch import Batch, Event, Status
-from nightmill.blobs import FolderBlobs
+from nightmill.blobs import Blobs, FolderBlobs
+from nightmill.blobs.bucket import Bucket, connect
+from nightmill.blobs.objects import ObjectBlobs
 from nightmill.ids import FileId, ProjectId, WorkerId, new_batch_id
 from nightmill.pacing import Answered, Gate, Outcome
-from nightmill.parts import FolderParts
+from nightmill.parts import FolderParts, Parts
+from nightmill.parts.objects import ObjectParts
 from nightmill.roles.finalizer import Finalizer
 from nightmill.roles.intake import Intake
 from nightmill.roles.loop import Bell, keep_turning
@@ -25,6 +28,7 @@ from nightmill.roles.worker import Worker
 from nightmill.settings import Settings, load
 from nightmill.store.migrate import migrate
 from nightmill.store.sql import SqlStore, open_store
+from tests.s3_server import S3Server
 
 PROJECT = ProjectId("default")
 ENDPOINT = "/v1/chat/completions"
@@ -56,20 +60,34 @@ class Mill:
 
     folder: Path
     store: SqlStore
-    blobs: FolderBlobs
+    blobs: Blobs
     settings: Settings
+    bucket: Bucket | None = None
     bell: Bell = field(default_factory=Bell)
     events: list[Any] = field(default_factory=list)
     stacks: list[AsyncExitStack] = field(default_factory=list)
+    opened: list[Parts] = field(default_factory=list)
 
-    def parts(self, **settings: Any) -> FolderParts:
-        return FolderParts(self.folder / "parts", commit_interval_s=0.002, buffer_bytes=1 << 20, **settings)
+    def parts(self) -> Parts:
+        if self.bucket is None:
+            parts = FolderParts(self.folder / "parts", commit_interval_s=0.002, buffer_bytes=1 << 20)
+        else:
+            parts = ObjectParts(
+                self.bucket,
+                interval_s=0.002,
+                part_bytes=1 << 16,
+                buffer_bytes=1 << 20,
+                puts_at_once=4,
+                retry_s=0.05,
+            )
+        self.opened.append(parts)
+        return parts
 
     def worker(
         self,
         send: Callable[[str, bytes], Awaitable[Outcome]],
         *,
-        parts: FolderParts | None = None,
+        parts: Parts | None = None,
         slots: int = 8,
         name: str = "worker_1",
         monotonic: Callable[[], float] = time.monotonic,
@@ -216,15 +234,39 @@ class FunctionUpstream:
         return
 
 
-@pytest.fixture
-async def mill(tmp_path: Path) -> AsyncIterator[Mill]:
-    flags = {
-        "folder": tmp_path,
+@asynccontextmanager
+async def _mill(folder: Path, **sections: Any) -> AsyncGenerator[Mill]:
+    flags: dict[str, Any] = {
+        "folder": folder,
         "worker": {"lines_per_segment": 5, "beat_s": 0.05, "lease_ttl_s": 5.0, "cancel_grace_s": 0.2},
         "retention": {"sweep_s": 0.05, "free_bytes": 0},
+        **sections,
     }
     settings = load(flags=flags, environment={})
     await migrate(settings.store_url)
     store = open_store(settings.store_url)
-    yield Mill(tmp_path, store, FolderBlobs(tmp_path, watermark_bytes=0), settings)
+    mill = Mill(folder, store, FolderBlobs(folder, watermark_bytes=0), settings)
+    if settings.blobs.url is not None:
+        mill.bucket = connect(settings.blobs)
+        mill.blobs = ObjectBlobs(mill.bucket, part_bytes=5 << 20)
+    yield mill
+    for parts in mill.opened:
+        await parts.close()
     await store.close()
+
+
+@pytest.fixture
+async def folder_mill(tmp_path: Path) -> AsyncIterator[Mill]:
+    async with _mill(tmp_path) as mill:
+        yield mill
+
+
+@pytest.fixture
+async def s3_mill(tmp_path: Path, s3: S3Server) -> AsyncIterator[Mill]:
+    async with _mill(tmp_path, blobs=s3.settings(s3.make_bucket())) as mill:
+        yield mill
+
+
+@pytest.fixture(params=["folder_mill", "s3_mill"])
+def mill(request: pytest.FixtureRequest) -> Mill:
+    return request.getfixturevalue(request.param)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from nightmill.batch import Batch, LineError, Status
-from nightmill.blobs import FolderBlobs
+from nightmill.blobs import Blobs, FolderBlobs
 from nightmill.errors import StorageFullError
 from nightmill.file import File, Purpose
 from nightmill.ids import FileId, ProjectId, WorkerId
@@ -33,18 +33,21 @@ def requests(count: int) -> bytes:
     return b"".join(request(f"line-{number}") for number in range(count))
 
 
-class SlowBlobs(FolderBlobs):
+class SlowBlobs:
     """Holds each read until the test has done something."""
 
-    def __init__(self, root: Path) -> None:
-        super().__init__(root, watermark_bytes=0)
+    def __init__(self, blobs: Blobs) -> None:
+        self._blobs = blobs
         self.reading = asyncio.Event()
         self.go_on = asyncio.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._blobs, name)
 
     async def read(self, key: str, start: int, length_bytes: int) -> bytes:
         self.reading.set()
         await self.go_on.wait()
-        return await super().read(key, start, length_bytes)
+        return await self._blobs.read(key, start, length_bytes)
 
 
 def intake(mill: Any, *, blobs: Any = None, name: str = "intake_1", **flags: Any) -> Intake:
@@ -186,9 +189,9 @@ async def test_a_file_deleted_after_creation_is_still_read(mill: Any):
     assert (await mill.now(batch)).status is Status.IN_PROGRESS
 
 
-async def test_a_batch_cancelled_while_it_is_read_is_let_go(mill: Any, tmp_path: Path):
+async def test_a_batch_cancelled_while_it_is_read_is_let_go(mill: Any):
     batch = await mill.batch_of(requests(5))
-    blobs = SlowBlobs(tmp_path)
+    blobs = SlowBlobs(mill.blobs)
     turn = asyncio.create_task(intake(mill, blobs=blobs).turn())
     await blobs.reading.wait()
     await mill.cancel(batch)
@@ -199,9 +202,9 @@ async def test_a_batch_cancelled_while_it_is_read_is_let_go(mill: Any, tmp_path:
     assert not [event for event in mill.events if isinstance(event, BatchMoved)]
 
 
-async def test_who_lost_the_duty_neither_accepts_nor_disturbs_who_took_it(mill: Any, tmp_path: Path):
+async def test_who_lost_the_duty_neither_accepts_nor_disturbs_who_took_it(mill: Any):
     batch = await mill.batch_of(requests(5))
-    blobs = SlowBlobs(tmp_path)
+    blobs = SlowBlobs(mill.blobs)
     late = asyncio.create_task(intake(mill, blobs=blobs, name="intake_late").turn())
     await blobs.reading.wait()
     await mill.store.release_all_leases()  # as if the late one's duty had lapsed
@@ -214,20 +217,18 @@ async def test_who_lost_the_duty_neither_accepts_nor_disturbs_who_took_it(mill: 
     assert len([event for event in mill.events if isinstance(event, BatchMoved)]) == 1
 
 
-async def test_a_duty_is_kept_while_a_long_file_is_read(
-    mill: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+async def test_a_duty_is_kept_while_a_long_file_is_read(mill: Any, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(intake_module, "_CHUNK_BYTES", 1_000)
     begun = asyncio.Event()
 
-    class Trickle(FolderBlobs):
+    class Trickle(SlowBlobs):
         async def read(self, key: str, start: int, length_bytes: int) -> bytes:
             begun.set()
             await asyncio.sleep(0.15)  # in all twice as long as the lease
-            return await super().read(key, start, length_bytes)
+            return await mill.blobs.read(key, start, length_bytes)
 
     batch = await mill.batch_of(requests(80))
-    blobs = Trickle(tmp_path, watermark_bytes=0)
+    blobs = Trickle(mill.blobs)
     reading = asyncio.create_task(intake(mill, blobs=blobs, worker={"lease_ttl_s": 0.8}).turn())
     await begun.wait()
     while not reading.done():
@@ -237,15 +238,15 @@ async def test_a_duty_is_kept_while_a_long_file_is_read(
     assert (await mill.now(batch)).total == 80
 
 
-async def test_an_intake_that_is_stopped_gives_the_batch_back_at_once(mill: Any, tmp_path: Path):
+async def test_an_intake_that_is_stopped_gives_the_batch_back_at_once(mill: Any):
     batch = await mill.batch_of(requests(5))
-    blobs = SlowBlobs(tmp_path)
+    blobs = SlowBlobs(mill.blobs)
     stopped = asyncio.create_task(intake(mill, blobs=blobs).turn())
     await blobs.reading.wait()
     stopped.cancel()
     with pytest.raises(asyncio.CancelledError):
         await stopped
-    assert list((tmp_path / "tmp").iterdir()) == []
+    assert await mill.blobs.sweep_unfinished() == 0
     assert await intake(mill, name="intake_2").turn() == 0
     assert (await mill.now(batch)).status is Status.IN_PROGRESS
 
@@ -263,7 +264,8 @@ async def test_what_a_dead_intake_left_is_swept_by_the_next(mill: Any):
     assert await index_keys(mill, batch) == [f"lines/{batch.id}/2"]
 
 
-async def test_without_room_for_the_index_the_batch_waits(mill: Any, tmp_path: Path):
+async def test_without_room_for_the_index_the_batch_waits(folder_mill: Any, tmp_path: Path):
+    mill = folder_mill
     batch = await mill.batch_of(requests(5))
     with pytest.raises(StorageFullError):
         await intake(mill, blobs=FolderBlobs(tmp_path, watermark_bytes=1 << 60)).turn()

@@ -217,7 +217,8 @@ async def test_what_is_in_flight_at_a_cancel_may_finish_within_the_grace(mill: M
 
     async def send(_endpoint: str, _body: bytes) -> Outcome:
         await is_cancelled.wait()
-        await asyncio.sleep(0.05)
+        while not any(segment.stopped_by for segment in worker._segments.values()):
+            await asyncio.sleep(0.01)
         return answer()
 
     batch = await mill.accepted(request_lines(9))
