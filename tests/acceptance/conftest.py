@@ -4,6 +4,7 @@ Every server that a test starts is stopped with SIGTERM, must end with 0, and mu
 """
 
 import http.client
+import itertools
 import json
 import os
 import re
@@ -28,6 +29,7 @@ TERMINAL = {"completed", "failed", "expired", "cancelled"}
 CHAT = "/v1/chat/completions"
 _LISTENS = re.compile(r"listens on http://127\.0\.0\.1:(\d+)/v1")
 _START_S = 60
+_project_numbers = itertools.count(1)
 _END_S = 60
 
 
@@ -232,6 +234,43 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture
 def client(server: Server) -> openai.OpenAI:
     return server.client()
+
+
+@pytest.fixture(scope="session")
+def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """An emulated server with keys, for tests that want projects of their own."""
+    folder = tmp_path_factory.mktemp("keyed")
+    with serving(folder, "--emulate") as running:
+        yield running
+
+
+@pytest.fixture
+def project(keyed: Server) -> openai.OpenAI:
+    """The official client in a project that nobody has used."""
+    return keyed.client(keyed.new_key(f"project{next(_project_numbers)}"))
+
+
+@pytest.fixture(scope="session")
+def _stubbed(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[tuple[Server, Stub]]":
+    impatient = {"NIGHTMILL_UPSTREAM__MAX_ATTEMPTS": "1", "NIGHTMILL_WORKER__CANCEL_GRACE_S": "0.5"}
+    flags = ("--concurrency", "2", "--upstream-key", "sk-upstream")
+    with (
+        _stub() as upstream,
+        serving(
+            tmp_path_factory.mktemp("stubbed"), "--upstream", upstream.url, *flags, environment=impatient
+        ) as running,
+    ):
+        yield running, upstream
+
+
+@pytest.fixture
+def stubbed(_stubbed: "tuple[Server, Stub]") -> "tuple[Server, Stub]":
+    """A server of two slots that makes one attempt a line, and the model server it asks, which has forgotten
+    all earlier requests."""
+    _, upstream = _stubbed
+    upstream.requests.clear()
+    upstream.answer, upstream.delay_s = Stub.answer, 0.0
+    return _stubbed
 
 
 @pytest.fixture

@@ -126,10 +126,10 @@ def test_a_hundred_bad_lines_are_listed_and_the_rest_is_counted(server):
 # --- what reaches the model server --------------------------------------------------------------------
 
 
-def test_no_line_chooses_the_host(serve, stub):
+def test_no_line_chooses_the_host(stubbed, stub):
     """A line's url is a path; its body may name any host it likes. Nothing but the upstream is ever asked."""
-    upstream, elsewhere = stub(), stub()
-    server = serve("--upstream", upstream.url)
+    server, upstream = stubbed
+    elsewhere = stub()
     urls = [
         elsewhere.url,
         f"http://{elsewhere.host}{CHAT}",
@@ -163,10 +163,9 @@ ANSWER = (
 )
 
 
-def test_bodies_travel_as_they_are(serve, stub):
-    upstream = stub()
+def test_bodies_travel_as_they_are(stubbed):
+    server, upstream = stubbed
     upstream.answer = ANSWER
-    server = serve("--upstream", upstream.url, "--upstream-key", "sk-upstream")
     content = (
         b'{"extra": 1, "body": '
         + BODY
@@ -185,9 +184,8 @@ def test_bodies_travel_as_they_are(serve, stub):
     assert written.count(b"\n") == 1
 
 
-def test_an_answer_that_is_not_json_becomes_an_error_and_never_a_broken_line(serve, stub):
-    upstream = stub()
-    server = serve("--upstream", upstream.url, environment={"NIGHTMILL_UPSTREAM__MAX_ATTEMPTS": "1"})
+def test_an_answer_that_is_not_json_becomes_an_error_and_never_a_broken_line(stubbed):
+    server, upstream = stubbed
     for answer in [b"<html>502</html>", b"", b'{"a": NaN}', b"{", b'{"a": "\xff"}', b"[" * 100_000]:
         upstream.answer = answer
         batch = server.run(line("a") + line("b"))

@@ -10,9 +10,9 @@ from tests.acceptance.conftest import CHAT, ended, until
 
 
 @pytest.fixture
-def two_projects(serve):
-    server = serve("--emulate")
-    return server, server.client(server.new_key("alpha")), server.client(server.new_key("beta"))
+def two_projects(keyed, project):
+    other = keyed.client(keyed.new_key("beta"))
+    return keyed, project, other
 
 
 def test_two_projects_see_nothing_of_each_other(two_projects, jsonl):
@@ -80,9 +80,8 @@ def test_with_a_key_made_nobody_else_comes_in(two_projects):
     assert key not in server.log.read_text()
 
 
-def test_a_revoked_key_stops_working(serve):
-    server = serve("--emulate")
-    server.new_key("kept")
+def test_a_revoked_key_stops_working(keyed, project):  # whose own key keeps the door closed
+    server = keyed
     key = server.new_key("gone")
     listed = _keys(server, "list", "--json")
     key_id = next(line.split('"')[3] for line in listed.splitlines() if '"gone"' in line)

@@ -224,8 +224,8 @@ def test_a_create_sent_again_with_its_idempotency_key_gives_the_first_batch(clie
 # --- lists --------------------------------------------------------------------------------------------
 
 
-def test_pages_of_batches_meet_without_gap_or_overlap(serve, jsonl):
-    client = serve("--emulate").client()
+def test_pages_of_batches_meet_without_gap_or_overlap(project, jsonl):
+    client = project
     assert json.loads(client.batches.with_raw_response.list().text) == {
         "object": "list",
         "data": [],
@@ -261,10 +261,9 @@ def test_a_new_batch_does_not_disturb_pages_behind_it(client, server, jsonl):
 # --- cancel -------------------------------------------------------------------------------------------
 
 
-def test_a_cancel_stops_sending_and_keeps_what_was_answered(serve, stub, jsonl):
-    upstream = stub()
+def test_a_cancel_stops_sending_and_keeps_what_was_answered(stubbed, jsonl):
+    server, upstream = stubbed
     upstream.delay_s = 0.05
-    server = serve("--upstream", upstream.url, "--concurrency", "2")
     client = server.client()
     uploaded = client.files.create(file=jsonl(2_000), purpose="batch")
     batch = client.batches.create(input_file_id=uploaded.id, endpoint=CHAT, completion_window="24h")
@@ -350,8 +349,8 @@ def test_a_file_is_made_read_listed_downloaded_and_deleted(client, jsonl):
         }
 
 
-def test_files_come_in_pages_in_both_orders(serve, jsonl):
-    client = serve("--emulate").client()
+def test_files_come_in_pages_in_both_orders(project, jsonl):
+    client = project
     made = [client.files.create(file=jsonl(1), purpose="batch").id for _ in range(5)]
     made.append(client.files.create(file=b"x", purpose="user_data").id)
     assert len(client.files.list().data) == 6
