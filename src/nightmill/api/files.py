@@ -9,6 +9,7 @@ import hashlib
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
+from starlette.responses import RedirectResponse
 
 from nightmill.api.admission import check_batch_input, expires_after_s, expires_at, limit_bytes, purpose_of
 from nightmill.api.auth import Project
@@ -136,6 +137,11 @@ async def download_file(file_id: str, context: Context, project: Project) -> Res
     file = await _file(file_id, context, project)
     if file.purpose in NOT_DOWNLOADABLE:
         raise RequestError(f"Not allowed to download files of purpose: {file.purpose}")
+    blobs = context.settings.blobs
+    if blobs.presigned_downloads:
+        url = await context.blobs.signed_url(file.blob_key, ttl_s=blobs.presigned_ttl_s)
+        if url is not None:
+            return RedirectResponse(url, 302, {"cache-control": "no-store"})
     return Download(file, context.blobs.stream(file.blob_key))
 
 
