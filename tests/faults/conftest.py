@@ -257,6 +257,5 @@ async def mill(tmp_path: Path) -> AsyncIterator[FaultyMill]:
     store = open_store(settings.store_url)
     mill = FaultyMill(tmp_path, store, FolderBlobs(tmp_path, watermark_bytes=0), settings)
     yield mill
-    for upstream in mill.upstreams:
-        await upstream.close()
-    await store.close()
+    for room in (*mill.upstreams, *mill.opened, store):
+        await room.close()

@@ -17,8 +17,8 @@ from nightmill.roles.intake import Intake
 from nightmill.roles.warden import Warden
 from nightmill.roles.worker import Worker
 from nightmill.store.sql import open_store
-from tests.roles.conftest import Mill, answer, request_lines
-from tests.roles.conftest import mill as plain_mill  # noqa: F401 - a fixture
+from tests.faults.conftest import FaultyMill
+from tests.roles.conftest import answer, request_lines
 
 HOUR_S = 3_600.0
 DAY_S = 24 * HOUR_S
@@ -36,7 +36,7 @@ class Hands:
         return time.time() + self.ahead_s
 
 
-class SteppingMill(Mill):
+class SteppingMill(FaultyMill):
     """The roles, all on one movable clock."""
 
     clock: Callable[[], float]
@@ -62,16 +62,19 @@ class SteppingMill(Mill):
         return warden
 
 
+Mills = Callable[[Callable[[], float]], SteppingMill]
+
+
 @pytest.fixture
-async def stepping(plain_mill: Mill) -> AsyncIterator[Callable[[Callable[[], float]], SteppingMill]]:  # noqa: F811 - as above
+async def stepping(mill: FaultyMill) -> AsyncIterator[Mills]:
     stores = []
 
     def with_clock(clock: Callable[[], float]) -> SteppingMill:
-        store = open_store(plain_mill.settings.store_url, clock=clock)
+        store = open_store(mill.settings.store_url, clock=clock)
         stores.append(store)
-        mill = SteppingMill(plain_mill.folder, store, plain_mill.blobs, plain_mill.settings)
-        mill.clock = clock
-        return mill
+        moved = SteppingMill(mill.folder, store, mill.blobs, mill.settings)
+        moved.clock = clock
+        return moved
 
     yield with_clock
     for store in stores:
@@ -106,9 +109,6 @@ async def run_through_a_step(
     batch = await mill.accepted(request_lines(200), window_s=1_800)
     [ended] = await mill.run_to_the_end(mill.worker(send, slots=4), batch)
     return ended, sent
-
-
-Mills = Callable[[Callable[[], float]], SteppingMill]
 
 
 @pytest.mark.parametrize("step_s", [HOUR_S, 30 * DAY_S, -HOUR_S, -30 * DAY_S])

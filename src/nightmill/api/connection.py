@@ -38,6 +38,7 @@ def http_config(app: ASGIApp, settings: ApiSettings, **others: Any) -> uvicorn.C
         ws="none",
         lifespan="off",
         log_config=None,
+        log_level="error",  # what any client can cause is no warning
         access_log=False,
         server_header=False,
         timeout_keep_alive=settings.keep_alive_s,
