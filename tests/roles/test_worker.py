@@ -217,7 +217,7 @@ async def test_what_is_in_flight_at_a_cancel_may_finish_within_the_grace(mill: M
 
     async def send(_endpoint: str, _body: bytes) -> Outcome:
         await is_cancelled.wait()
-        while not any(segment.stopped_by for segment in worker._segments.values()):
+        while not any(segment.stopped_by for segment in worker._segments.values()):  # noqa: ASYNC110 - no event for it
             await asyncio.sleep(0.01)
         return answer()
 
