@@ -102,7 +102,12 @@ class UpstreamSettings(_Section):
     models: tuple[str, ...] = ()
     """Models offered. When given, lines for any other model fail validation; else the upstream decides."""
     concurrency: Annotated[int, Field(ge=1)] = 64
-    """Attempts in flight at once, over all workers of this machine."""
+    """Attempts in flight at once, over all workers of all machines that ask this upstream."""
+    requests_per_minute: Annotated[int, Field(ge=0)] = 0
+    """Attempts started in a minute, over all workers; 0 sets no limit."""
+    tokens_per_minute: Annotated[int, Field(ge=0)] = 0
+    """Tokens used in a minute, over all workers; 0 sets no limit. What an attempt will use is guessed from
+    those before it and put right by its answer."""
     timeout_s: Annotated[float, Field(gt=0)] = 600.0
     """One attempt may take so long."""
     connect_timeout_s: Annotated[float, Field(gt=0)] = 10.0
@@ -128,8 +133,8 @@ class ModelSettings(_Section):
     slots: Annotated[int, Field(ge=1)] = 4
     """Lines answered at once."""
     threads: Annotated[int, Field(ge=0)] = 0
-    """Threads that compute; 0 takes one for each core. They wait for each other by spinning: on a machine that
-    does other work too, fewer are quicker."""
+    """Threads that compute; 0 takes one for each core. They wait for each other by spinning: on a machine
+    that does other work too, fewer are quicker."""
 
 
 class EmulatorSettings(_Section):
@@ -256,7 +261,7 @@ class Settings(_Section):
 
     @property
     def store_timeout_s(self) -> float:
-        """A call to the store that takes longer than half a lease must not keep a holder from trying again."""
+        """A call to the store that hangs must not keep the holder of a lease from trying again in time."""
         return 10.0 if self.is_embedded else max(1.0, min(10.0, self.worker.lease_ttl_s / 2))
 
 

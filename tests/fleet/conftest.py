@@ -87,7 +87,7 @@ class Postgres:
             user=self._user,
         )
         log.close()
-        until(lambda: self._is_ready(), timeout_s=30)
+        until(self._is_ready, timeout_s=30)
 
     def stop(self) -> None:
         """As a machine that loses power: every connection is cut, recovery at the next start."""
@@ -301,8 +301,10 @@ def upstream(tmp_path: Path) -> Iterator[Callable[..., Upstream]]:
         def start(*, delay_s: float = 0.0) -> Upstream:
             port, record = tmp_path / "upstream.port", tmp_path / "upstream.jsonl"
             process = subprocess.Popen(
-                [sys.executable, "-m", "nightmill.emulator.server", "--port-file", str(port)]
-                + ["--delay-s", str(delay_s), "--record", str(record)],
+                [
+                    *(sys.executable, "-m", "nightmill.emulator.server", "--port-file", str(port)),
+                    *("--delay-s", str(delay_s), "--record", str(record)),
+                ],
                 stdin=subprocess.PIPE,
                 start_new_session=True,
             )

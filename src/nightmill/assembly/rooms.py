@@ -5,14 +5,16 @@ Promise: what is opened is closed, in the opposite order. Not its duty: which pr
 
 import random
 import secrets
+import socket
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from nightmill.assembly.places import open_places
 from nightmill.assembly.clock import steady_clock
+from nightmill.assembly.places import open_places
 from nightmill.assembly.start import open_stored
+from nightmill.assembly.upstreams import shared_name
 from nightmill.blobs import Blobs
 from nightmill.ids import WorkerId, new_worker_id
 from nightmill.keeping.hold import deleting
@@ -78,7 +80,7 @@ class Rooms:
             deleting=lambda: deleting(self.settings.folder),
         )
 
-    def worker(self, upstream: Upstream, *, slots: int) -> Worker:
+    def worker(self, upstream: Upstream, *, slots: int | None = None) -> Worker:
         return Worker(
             store=self.store,
             blobs=self.blobs,
@@ -86,7 +88,8 @@ class Rooms:
             upstream=upstream,
             gate=Gate(),
             settings=self.settings,
-            slots=slots,
+            slots=slots or self.settings.upstream.concurrency,
+            upstream_name=shared_name(self.settings.upstream.url or "", host=socket.gethostname()),
             worker_id=self.worker_id,
             request_prefix=secrets.token_hex(12),
             bell=self.bell,
@@ -115,9 +118,3 @@ async def open_rooms(
             await parts.close()
     finally:
         await store.close()
-
-
-def slots_of(settings: Settings, number: int) -> int:
-    """The share of worker process `number` in the upstream's concurrency; every process gets at least one."""
-    share, rest = divmod(settings.upstream.concurrency, settings.worker.processes)
-    return max(1, share + (number < rest))

@@ -90,6 +90,14 @@ async def listens(url: str, *, within_s: float) -> bool:
         return False
 
 
+def shared_name(url: str, *, host: str) -> str:
+    """What all workers of one upstream call it, without credentials. On loopback each machine has its own."""
+    target = urlsplit(url)
+    place = f"{target.scheme}://{target.hostname}:{target.port or ''}{target.path}"
+    is_here = target.hostname in {"localhost", "::1"} or (target.hostname or "").startswith("127.")
+    return f"{place} at {host}" if is_here else place
+
+
 def _upstream(program: Program) -> Program:
     """It ends after the workers that still wait for its answers."""
     return replace(program, stage=1)

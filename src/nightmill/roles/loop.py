@@ -5,6 +5,7 @@ work. Not its duty: what a turn does.
 """
 
 import asyncio
+import math
 from collections.abc import Callable
 from typing import Protocol
 
@@ -54,12 +55,19 @@ class Bell:
 
 
 async def keep_turning(
-    role: Role, *, bell: Bell, stop: asyncio.Event, emit: Emit, random: Callable[[], float]
+    role: Role,
+    *,
+    bell: Bell,
+    stop: asyncio.Event,
+    emit: Emit,
+    random: Callable[[], float],
+    longest_pause_s: float = math.inf,
 ) -> None:
     """Runs `role` until `stop` is set (ring the bell after setting it).
 
     Args:
         random: numbers in [0, 1); waits are spread by up to a fifth so that processes don't march in step.
+        longest_pause_s: after an error; who holds leases must try again before they lapse.
     """
     while not stop.is_set():
         rings = bell.rings
@@ -67,7 +75,7 @@ async def keep_turning(
             pause_s = await role.turn()
         except Exception as error:  # noqa: BLE001 - a role outlives any error of one turn; the event tells of it
             emit(RoleFailed(role.name, error))
-            pause_s, rings = _pause_after(error), bell.rings
+            pause_s, rings = min(_pause_after(error), longest_pause_s), bell.rings
         if pause_s > 0 and not stop.is_set():
             await bell.wait(since=rings, timeout_s=pause_s * (0.9 + 0.2 * random()))
 

@@ -9,6 +9,7 @@ import asyncio
 import heapq
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from itertools import count
 from typing import assert_never
 
@@ -53,11 +54,13 @@ from nightmill.telemetry import (
     WritingResumed,
 )
 from nightmill.upstream import Upstream
+from nightmill.window import Rate, Window
 
 _AHEAD_S = 0.25
 _LOOK_S = 0.1
 _IDLE_S = 1.0
 _LONGEST_PAUSE_S = 1.0
+_ASK_BEATS = 0.75  # of a beat: each beat asks, also one that comes a little early
 _AWAY = "The model server could not be reached."
 
 
@@ -65,7 +68,8 @@ class Worker:
     """One worker process's pool.
 
     Args:
-        slots: attempts in flight at once, this worker's share of the upstream's window.
+        slots: attempts in flight at once, over all workers of the upstream; the store grants each its part.
+        upstream_name: under which all workers of the upstream meet.
         clock: Unix seconds, for deadlines; monotonic: for leases and pauses.
         random: numbers in [0, 1).
         request_prefix: hexadecimal start of the request ids made for answers that brought none.
@@ -90,6 +94,7 @@ class Worker:
         clock: Callable[[], float],
         monotonic: Callable[[], float],
         random: Callable[[], float],
+        upstream_name: str = "upstream",
     ) -> None:
         self._store = store
         self._blobs = blobs
@@ -111,7 +116,18 @@ class Worker:
         self._segments: dict[tuple[str, int], OpenSegment] = {}
         self._queue: deque[OpenSegment] = deque()
         self._unsent = 0
-        self._low_water = slots
+        self._low_water = 1
+        self._window = Window(
+            upstream_name,
+            window=slots,
+            ttl_s=self._settings.lease_ttl_s,
+            ask_every_s=_ASK_BEATS * self._settings.beat_s,
+        )
+        self._requests = Rate(settings.upstream.requests_per_minute)
+        self._tokens = Rate(settings.upstream.tokens_per_minute)
+        self._tokens_per_line = 0.0
+        self._pool: set[asyncio.Task[None]] = set()
+        self._group: asyncio.TaskGroup | None = None
         self._has_asked = False
         self._retries: list[tuple[float, int, PendingLine]] = []
         self._sequence = count()
@@ -135,12 +151,24 @@ class Worker:
     async def run(self, stop: asyncio.Event, *, grace_s: Callable[[], float]) -> None:
         """Works until `stop` is set, then drains; `grace_s` says how long attempts in flight may take."""
         async with asyncio.TaskGroup() as group:
-            slots = [group.create_task(self._slot()) for _ in range(self._slot_count)]
+            self._group = group
             try:
-                await keep_turning(self, bell=self._bell, stop=stop, emit=self._emit, random=self._random)
+                await keep_turning(
+                    self,
+                    bell=self._bell,
+                    stop=stop,
+                    emit=self._emit,
+                    random=self._random,
+                    longest_pause_s=self._settings.beat_s,
+                )
                 await self._drain(grace_s)
+                with suppress(UnavailableError):  # else it lapses by itself
+                    await self._store.grant(
+                        self._window.claim(self._worker_id, in_flight=0, wanted=0), ttl_s=_LONGEST_PAUSE_S
+                    )
             finally:
-                for slot in slots:
+                self._group = None
+                for slot in self._pool:
                     slot.cancel()
 
     # --- housekeeping ------------------------------------------------------------------------------
@@ -149,6 +177,7 @@ class Worker:
         await self._end_segments()
         if self._monotonic() >= self._next_beat:
             self._next_beat = self._monotonic() + self._settings.beat_s
+            await self._ask_for_slots()
             await self._beat()
             await self._end_segments()
         elif self._segments and self._bell.rings != self._heard:
@@ -156,11 +185,16 @@ class Worker:
             await self._end_segments()
         self._tell_of_disk()
         is_idle = await self._lease_more()
+        await self._ask_for_slots()
+        if not is_idle and self._unsent < self._wanted_lines():
+            is_idle = await self._lease_more()  # the first grant was what it waited for
         if self._unsent or self._retries:
             self._more.set()  # what kept them waiting, a full disk or an unconfirmed lease, may be over
         until_beat_s = max(0.001, self._next_beat - self._monotonic())
         if self._segments and self._bell.rings != self._heard:
             until_beat_s = min(until_beat_s, max(0.001, self._next_look - self._monotonic()))
+        if self._segments:
+            until_beat_s = min(until_beat_s, max(0.01, self._window.reshape_in_s(self._monotonic())))
         return min(until_beat_s, _IDLE_S) if self._segments or not is_idle else _IDLE_S
 
     async def _end_segments(self) -> None:
@@ -284,11 +318,23 @@ class Worker:
         now = self._monotonic()
         elapsed_s = now - self._rate_since
         if elapsed_s > _AHEAD_S:
-            self._low_water = max(
-                self._slot_count, int((self._settled_count - self._rate_count) / elapsed_s * _AHEAD_S)
-            )
+            self._low_water = int((self._settled_count - self._rate_count) / elapsed_s * _AHEAD_S)
             self._rate_since, self._rate_count = now, self._settled_count
+        self._low_water = max(1, self._window.limit(now), self._low_water)
         return 2 * self._low_water
+
+    async def _ask_for_slots(self) -> None:
+        """Keeps our part of the upstream's window, and makes the pool as large as it."""
+        now = self._monotonic()
+        wanted = self._unsent + len(self._sending) + len(self._retries)
+        if self._window.is_due(now, wanted=wanted):
+            claim = self._window.claim(self._worker_id, in_flight=len(self._sending), wanted=wanted)
+            grant = await self._store.grant(claim, ttl_s=self._settings.lease_ttl_s)
+            self._window.take(grant, asked_at=now)
+        if self._group is None:
+            return
+        for _ in range(self._window.limit(self._monotonic()) - len(self._pool)):
+            self._pool.add(self._group.create_task(self._slot()))
 
     async def _opened(self, lease: Lease, confirmed_until: float) -> OpenSegment | None:
         try:
@@ -370,7 +416,13 @@ class Worker:
             self._forget_retries(segment)
         self._count_unsent()
         while self._segments:
-            await self._end_segments()
+            try:
+                await self._end_segments()
+                await self._ask_for_slots()
+            except (UnavailableError, ExceptionGroup) as away:
+                self._emit(RoleFailed(self.name, away))
+                if self._monotonic() >= until:
+                    return  # what is durable is found by whoever comes next
             remaining_s = min(until, self._monotonic() + grace_s()) - self._monotonic()
             if remaining_s <= 0:
                 for segment in self._segments.values():
@@ -380,16 +432,23 @@ class Worker:
             rings = self._bell.rings
             if self._segments:
                 await self._bell.wait(since=rings, timeout_s=min(max(remaining_s, 0.01), 0.5))
-                await self._beat()
+                with suppress(UnavailableError):
+                    await self._beat()
 
     # --- the pool ----------------------------------------------------------------------------------
 
     async def _slot(self) -> None:
         task = asyncio.current_task()
         assert task is not None
-        while True:
-            now = self._monotonic()
-            wait_s = self._gate.wait_s(now)
+        try:
+            await self._send_lines(task)
+        finally:
+            self._pool.discard(task)
+
+    async def _send_lines(self, task: asyncio.Task[None]) -> None:
+        """One line after the other, until the pool is larger than it may be."""
+        while len(self._pool) <= self._window.limit(now := self._monotonic()):
+            wait_s = self._gate.wait_s(now) or self._pace_s(now)
             if wait_s > 0:
                 await asyncio.sleep(min(wait_s, _LONGEST_PAUSE_S))
                 continue
@@ -412,6 +471,10 @@ class Worker:
                 self._sending.pop(task, None)
             if self._parts.is_full:
                 await self._parts.room()
+
+    def _pace_s(self, now: float) -> float:
+        share = self._window.share
+        return max(self._requests.wait_s(now, share=share), self._tokens.wait_s(now, share=share))
 
     def _next_line(self, now: float) -> PendingLine | None:
         if self._parts.stalled is not None:
@@ -444,8 +507,15 @@ class Worker:
             self._give_up(line)
             return
         self._gate.sent(self._monotonic())
+        guess = self._tokens_per_line
+        self._requests.spend(1)
+        self._tokens.spend(guess)
         outcome = await self._upstream.send(lease.endpoint, line.request.body, timeout_s=timeout_s)
         row, outcome = self._row(line, outcome)
+        if row.usage is not None:
+            used = row.usage.total_tokens
+            self._tokens.spend(used - guess)
+            self._tokens_per_line = used if not guess else 0.9 * guess + 0.1 * used
         change = self._gate.note(outcome, now=self._monotonic(), random=self._random())
         if change is not None:
             self._tell(change)

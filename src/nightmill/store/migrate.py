@@ -17,7 +17,7 @@ from nightmill.errors import SetupError
 from nightmill.store.connection import is_postgres, parse_url, sqlite_path
 from nightmill.store.sqlite import BUSY_TIMEOUT_S, sqlite_engine, sqlite_failure
 
-SCHEMA_VERSION: Final = "0001"
+SCHEMA_VERSION: Final = "0002"
 """The newest step in `migrations/versions`."""
 
 _MIGRATION_LOCK: Final = 0x6E696768746D  # any number that nothing else in the database locks

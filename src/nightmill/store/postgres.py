@@ -7,6 +7,7 @@ a deadlock or a lost connection runs again. Time is the database's own.
 
 from typing import Any, Final
 
+from sqlalchemy import text
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -56,6 +57,9 @@ class PostgresDatabase:
         self._engine = postgres_engine(
             url, busy_timeout_s=busy_timeout_s, command_timeout_s=command_timeout_s or busy_timeout_s
         )
+        # Of this transaction only: a process that is frozen in the middle must not keep its locks for ever.
+        longest_ms = int(busy_timeout_s * 1_000)
+        self._give_up_frozen = text(f"SET LOCAL idle_in_transaction_session_timeout = {longest_ms}")
 
     async def read(self, body: Body[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return await self.write(body, *args, **kwargs)
@@ -67,6 +71,7 @@ class PostgresDatabase:
             is_committing = False
             try:
                 async with self._engine.begin() as connection:
+                    await connection.execute(self._give_up_frozen)
                     result = await connection.run_sync(body, *args, **kwargs)
                     is_committing = True
                 return result

@@ -21,6 +21,7 @@ from nightmill.batch import Batch, Status
 from nightmill.file import File, Upload, UploadPart
 from nightmill.ids import BatchId, FileId, ProjectId, UploadId, WorkerId
 from nightmill.segment import BeatReply, Lease, PinnedPart, Report, Segment, SegmentResult
+from nightmill.window import Claim, Grant
 
 T = TypeVar("T")
 
@@ -246,12 +247,22 @@ class Store(Protocol):
         """Segments whose lease has lapsed wait again."""
         ...
 
+    async def grant(self, claim: Claim, *, ttl_s: float) -> Grant:
+        """How many attempts the worker may have in flight to the upstream for the next `ttl_s`.
+
+        The unexpired grants of an upstream never add up to more than its window (see `window`).
+        """
+        ...
+
     async def release_all_leases(self) -> int:
-        """Every lease and duty of any worker. Only for a start that knows none lives (data lock held)."""
+        """Every lease, duty and grant of any worker.
+
+        Only for a start that knows none lives (data lock held).
+        """
         ...
 
     async def release_leases_of(self, worker_id: WorkerId) -> int:
-        """Every lease and duty of one worker. Only for whoever knows that it is dead."""
+        """Every lease, duty and grant of one worker. Only for whoever knows that it is dead."""
         ...
 
     async def segment_results(

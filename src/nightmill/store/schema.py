@@ -268,3 +268,19 @@ idempotency = Table(
     CheckConstraint("operation IN ('add_file', 'create_batch')", name="idempotency_operation"),
     Index("idempotency_by_age", "created_at"),
 )
+
+# Its row is what the claims of all workers wait for.
+upstream = Table("upstream", metadata, Column("name", Text, primary_key=True))
+
+upstream_grant = Table(
+    "upstream_grant",
+    metadata,
+    Column("upstream", Text, ForeignKey("upstream.name"), nullable=False),
+    _text("worker_id"),
+    _number("slots"),
+    _number("wanted"),
+    Column("expires_at", Double, nullable=False),
+    PrimaryKeyConstraint("upstream", "worker_id"),
+    CheckConstraint("slots >= 0 AND wanted >= 0", name="upstream_grant_size"),
+    Index("upstream_grant_by_worker", "worker_id"),
+)

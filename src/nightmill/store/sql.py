@@ -12,7 +12,7 @@ from nightmill.errors import UnavailableError
 from nightmill.file import File, Upload, UploadPart
 from nightmill.ids import BatchId, FileId, ProjectId, UploadId, WorkerId
 from nightmill.segment import BeatReply, Lease, PinnedPart, Report, Segment, SegmentResult
-from nightmill.store import batches, duties, files, keys, segments
+from nightmill.store import batches, duties, files, grants, keys, segments
 from nightmill.store.clock import Clock
 from nightmill.store.connection import open_database
 from nightmill.store.database import Database
@@ -20,6 +20,7 @@ from nightmill.store.inventory import named_among
 from nightmill.store.migrate import SCHEMA_VERSION
 from nightmill.store.protocol import ApiKey, Backlog, Duty, Idempotency, Page, Store
 from nightmill.store.sqlite import BUSY_TIMEOUT_S
+from nightmill.window import Claim, Grant
 
 
 def open_store(url: str, *, clock: Clock | None = None, busy_timeout_s: float = BUSY_TIMEOUT_S) -> "SqlStore":
@@ -176,6 +177,9 @@ class SqlStore(Store):
     async def reap_segments(self) -> int:
         return await self._write(segments.reap_segments)
 
+    async def grant(self, claim: Claim, *, ttl_s: float) -> Grant:
+        return await self._write(grants.grant, claim, ttl_s)
+
     async def release_all_leases(self) -> int:
         return await self._write(_release_all_leases)
 
@@ -204,10 +208,12 @@ class SqlStore(Store):
 
 
 def _release_all_leases(connection: Connection) -> int:
+    grants.release_all_grants(connection)
     return segments.release_all_segments(connection) + duties.release_all_duties(connection)
 
 
 def _release_leases_of(connection: Connection, worker_id: WorkerId) -> int:
+    grants.release_grants_of(connection, worker_id)
     return segments.release_segments_of(connection, worker_id) + duties.release_duties_of(
         connection, worker_id
     )

@@ -1,0 +1,68 @@
+"""Grants: who may have how many attempts in flight to an upstream, until when.
+
+All claims for one upstream go through its row, one after another; the decision itself is `window.decide`.
+"""
+
+from typing import Any, Final
+
+from sqlalchemy import BindParameter, Connection, Insert, bindparam, delete, insert, select
+from sqlalchemy.dialects import postgresql, sqlite
+
+from nightmill.ids import WorkerId
+from nightmill.store.clock import now
+from nightmill.store.schema import upstream, upstream_grant
+from nightmill.window import Claim, Grant, Granted, decide
+
+_NAME: Final[BindParameter[Any]] = bindparam("of_upstream")
+_LOCK = select(upstream.c.name, now().label("at")).where(upstream.c.name == _NAME).with_for_update()
+_ADD: dict[str, Insert] = {
+    "sqlite": sqlite.insert(upstream).values(name=_NAME).on_conflict_do_nothing(),
+    "postgresql": postgresql.insert(upstream).values(name=_NAME).on_conflict_do_nothing(),
+}
+_LAPSED = delete(upstream_grant).where(
+    upstream_grant.c.upstream == _NAME, upstream_grant.c.expires_at <= now()
+)
+_OTHERS = (
+    select(upstream_grant.c.worker_id, upstream_grant.c.slots, upstream_grant.c.wanted)
+    .where(upstream_grant.c.upstream == _NAME, upstream_grant.c.worker_id != bindparam("claimant"))
+    .order_by(upstream_grant.c.worker_id)
+)
+_OWN = delete(upstream_grant).where(
+    upstream_grant.c.upstream == _NAME, upstream_grant.c.worker_id == bindparam("claimant")
+)
+_GRANT = insert(upstream_grant).values(
+    upstream=_NAME,
+    worker_id=bindparam("claimant"),
+    slots=bindparam("new_slots"),
+    wanted=bindparam("new_wanted"),
+    expires_at=now() + bindparam("ttl_s"),
+)
+_RELEASE_OF = delete(upstream_grant).where(upstream_grant.c.worker_id == bindparam("holder"))
+_RELEASE_ALL = delete(upstream_grant)
+
+
+def grant(connection: Connection, claim: Claim, ttl_s: float) -> Grant:
+    of: dict[str, Any] = {"of_upstream": claim.upstream}
+    locked = connection.execute(_LOCK, of).first()
+    if locked is None:
+        connection.execute(_ADD[connection.dialect.name], of)
+        locked = connection.execute(_LOCK, of).one()
+    connection.execute(_LAPSED, of)
+    by: dict[str, Any] = {**of, "claimant": claim.worker_id}
+    others = [
+        Granted(WorkerId(row.worker_id), row.slots, row.wanted) for row in connection.execute(_OTHERS, by)
+    ]
+    made = decide(claim, others, turn=int(locked.at / ttl_s))
+    connection.execute(_OWN, by)
+    if made.slots or claim.wanted:
+        given = {**by, "new_slots": made.slots, "new_wanted": claim.wanted, "ttl_s": ttl_s}
+        connection.execute(_GRANT, given)
+    return made
+
+
+def release_grants_of(connection: Connection, worker_id: WorkerId) -> None:
+    connection.execute(_RELEASE_OF, {"holder": worker_id})
+
+
+def release_all_grants(connection: Connection) -> None:
+    connection.execute(_RELEASE_ALL)
