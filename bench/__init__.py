@@ -1,0 +1,1 @@
+"""Measures nightmill against wrk, against targets, and against its peers: `make bench`."""
