@@ -118,10 +118,22 @@ def prove(
             continue
         if its.status not in _ENDS[batch.variety]:
             proof.breach(WRONG_END, f"{batch.batch_id}, meant to be {batch.variety}, is {its.status}")
-        if its.status != "failed":
+        if its.status == "failed" or (its.status == "cancelled" and its.counts[0] == 0):
+            _prove_unread(proof, batch, its, markers=markers)
+        else:
             _prove_lines(proof, batch, its, markers=markers, settled=settled)
     for batch_id in found.keys() - known:
         proof.breach(MADE_TWICE, batch_id)
+
+
+def _prove_unread(proof: Proof, batch: Expected, found: Found, *, markers: Sequence[str]) -> None:
+    """A batch refused, or cancelled before its input was accepted, has no lines and asked nothing."""
+    rows = [*found.output, *found.error]
+    asked = batch.bodies.keys() & set(markers)
+    if rows or asked:
+        proof.breach(
+            WRONG_END, f"{batch.batch_id}: {len(asked)} lines asked, {len(rows)} rows, none accepted"
+        )
 
 
 def _prove_lines(

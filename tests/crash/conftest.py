@@ -1,0 +1,158 @@
+"""A real server as a process group, the emulator beside it, the official client above; all of it killable."""
+
+import asyncio
+import json
+import os
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openai import AsyncOpenAI
+
+from nightmill.blobs import FolderBlobs
+from nightmill.engine.local import free_port
+from nightmill.settings import load
+from nightmill.store.migrate import migrate
+from nightmill.store.sql import open_store
+from nightmill.torture.load import Load, until_done
+from nightmill.torture.plan import Plan
+from nightmill.torture.proof import Found, Proof, prove, repeated
+from nightmill.torture.server import Server, clean_environment, serve_command
+from nightmill.torture.upstream import Record, emulator
+from nightmill.torture.watch import Watch, as_seen
+from tests.roles.conftest import Mill
+
+LIMIT_S = 60.0
+"""A shared machine stalls now and then; nothing here should take a tenth of it."""
+SMALL = {
+    "NIGHTMILL_WORKER__LINES_PER_SEGMENT": "20",
+    "NIGHTMILL_WORKER__BEAT_S": "0.1",
+    "NIGHTMILL_RETENTION__SWEEP_S": "0.2",
+    "NIGHTMILL_API__DRAIN_S": "10",
+}
+
+
+@dataclass
+class Stand:
+    """One data folder and whoever serves it."""
+
+    folder: Path
+    port: int
+    url: str
+    server: Server
+    record: Record
+    client: AsyncOpenAI
+    watch: Watch
+    load: Load
+    proof: Proof = field(default_factory=Proof)
+
+    @property
+    def data(self) -> Path:
+        return self.folder / "data"
+
+    def serve(self, **environment: str) -> None:
+        self.server.start(**environment)
+
+    async def until_it_answers(self) -> float:
+        """Seconds from the start of the server to its first answer."""
+        async with asyncio.timeout(LIMIT_S):
+            return await self.watch.answer_after(self.server.started) - self.server.started
+
+    async def until(self, holds: Callable[[], object]) -> None:
+        async with asyncio.timeout(LIMIT_S):
+            while not holds():  # noqa: ASYNC110 - it looks at other processes
+                await asyncio.sleep(0.005)
+
+    async def found(self) -> dict[str, Found]:
+        found: dict[str, Found] = {}
+        async for batch in self.client.batches.list(limit=100):
+            seen = as_seen(batch)
+            output, error = [await self.rows(file_id) for file_id in seen.files]
+            found[seen.batch_id] = Found(status=seen.status, counts=seen.counts, output=output, error=error)
+        return found
+
+    async def rows(self, file_id: str | None) -> list[dict[str, Any]]:
+        if file_id is None:
+            return []
+        content = await until_done(lambda: self.client.files.content(file_id))
+        return [json.loads(row) for row in content.content.split(b"\n") if row]
+
+    async def prove(self, *, settled: Mapping[str, str] | None = None) -> Proof:
+        """Once every batch of the load has ended."""
+        async with asyncio.timeout(LIMIT_S):
+            for batch in self.load.expected:
+                await self.watch.end_of(batch.batch_id)
+        self.record.take()
+        prove(
+            self.proof,
+            self.load.expected,
+            await self.found(),
+            markers=self.record.markers,
+            settled=settled or {},
+        )
+        return self.proof
+
+    @property
+    def repeated(self) -> int:
+        self.record.take()
+        return repeated(self.record.markers)
+
+
+MakeStand = Callable[..., Awaitable[Stand]]
+
+
+@pytest.fixture
+async def stand_of(tmp_path: Path) -> AsyncIterator[MakeStand]:
+    """Makes a stand: nothing runs on it yet but the emulator and the poller."""
+    async with AsyncExitStack() as stack:
+
+        async def make(
+            *, workers: int = 1, concurrency: int = 8, delay_s: float = 0.02, **environment: str
+        ) -> Stand:
+            url, record = await stack.enter_async_context(emulator(tmp_path, delay_s=delay_s))
+            port = free_port()
+            command = serve_command(
+                folder=tmp_path / "data", port=port, upstream=url, workers=workers, concurrency=concurrency
+            )
+            server = Server(
+                command,
+                environment=clean_environment(os.environ) | SMALL | environment,
+                log=tmp_path / "serve.log",
+            )
+            stack.push_async_callback(server.kill_everyone)
+            client = AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", timeout=30)
+            stack.push_async_callback(client.close)
+            proof = Proof()
+            watch = Watch(client, proof)
+            plan = Plan(folder=tmp_path, seed=secrets.randbits(30))
+            load = Load(client, watch, plan)
+            group = await stack.enter_async_context(asyncio.TaskGroup())
+            background = [
+                group.create_task(record.keep_taking()),
+                group.create_task(watch.keep_polling()),
+            ]
+            stack.callback(lambda: [task.cancel() for task in background])
+            return Stand(tmp_path, port, url, server, record, client, watch, load, proof)
+
+        yield make
+
+
+@pytest.fixture
+async def mill(tmp_path: Path) -> AsyncIterator[Mill]:
+    """The roles without processes, over the folder that a stand would serve."""
+    flags = {
+        "folder": tmp_path / "data",
+        "worker": {"lines_per_segment": 20, "beat_s": 0.1, "lease_ttl_s": 1.0},
+        "retention": {"sweep_s": 0.05, "free_bytes": 0},
+    }
+    settings = load(flags=flags, environment={})
+    settings.folder.mkdir()
+    await migrate(settings.store_url)
+    store = open_store(settings.store_url)
+    root = settings.folder / "blobs"
+    yield Mill(root, store, FolderBlobs(root, watermark_bytes=0), settings)
+    await store.close()

@@ -1,0 +1,186 @@
+"""Intake and finalizer killed at every point: whoever comes next does it again, with the same bytes."""
+
+import asyncio
+import multiprocessing
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nightmill.batch import Batch, Status
+from nightmill.crash import Point
+from nightmill.errors import LeaseLost
+from nightmill.pacing import Answered
+from nightmill.settings import load
+from nightmill.store.sql import open_store
+from tests.crash.dying import die_in, turn
+from tests.roles.conftest import ENDPOINT, PROJECT, Mill, request_lines
+
+LINES = 70
+BLOB: tuple[Point, ...] = ("blob.opened", "blob.written", "blob.synced", "blob.renamed", "blob.named")
+FINALIZER: tuple[Point, ...] = (
+    "finalizer.before_settle",
+    "finalizer.settled",
+    "finalizer.leased",
+    "finalizer.before_output",
+    "finalizer.output_done",
+    "finalizer.error_done",
+    "finalizer.before_publish",
+    "finalizer.published",
+)
+INTAKE: tuple[Point, ...] = (
+    "intake.leased",
+    "intake.indexed",
+    "intake.before_accept",
+    "intake.accepted",
+)
+
+Die = Callable[[str, Path, Point, int], int]
+
+
+@pytest.fixture(scope="session")
+def die() -> Iterator[Die]:
+    """Runs `die_in` in a forked process; how that ended."""
+    context: ForkServerContext = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.crash.dying"])
+
+    def run(role: str, folder: Path, point: Point, nth: int) -> int:
+        process = context.Process(target=die_in, args=(role, folder, point, nth))
+        process.start()
+        process.join(60)
+        assert process.exitcode is not None
+        return process.exitcode
+
+    yield run
+    from multiprocessing.forkserver import _forkserver
+
+    _forkserver._stop()
+
+
+async def settled(mill: Mill) -> Batch:
+    """A batch whose every line is answered, some with an error, and that nobody has finalized."""
+    batch = await mill.accepted(request_lines(LINES))
+
+    async def send(_: str, body: bytes) -> Answered:
+        return Answered(400 if body.endswith(b'7"}]}') else 200, b'{"of":%d}' % len(body), "r")
+
+    parts = mill.parts()
+    worker = mill.worker(send, parts=parts)
+    stop = asyncio.Event()
+    running = asyncio.create_task(worker.run(stop, grace_s=lambda: 5.0))
+    async with asyncio.timeout(30):
+        while not await mill.store.settled_batches():
+            await mill.bell.wait(since=mill.bell.rings, timeout_s=0.02)
+    stop.set()
+    mill.bell.ring()
+    await running
+    await parts.close()
+    return await mill.now(batch)
+
+
+async def seen_after(folder: Path, batch: Batch) -> tuple[Batch, dict[str, bytes]]:
+    """The batch as its client sees it, without its end's stamps, and the bytes of its files by name."""
+    store = open_store(load(flags={"folder": folder}, environment={}).store_url)
+    try:
+        now = await store.batch(PROJECT, batch.id)
+        assert now is not None
+        files: dict[str, bytes] = {}
+        for file_id in (now.output_file_id, now.error_file_id):
+            if file_id is not None:
+                file = await store.file(PROJECT, file_id)
+                assert file is not None
+                content = (folder / "blobs" / file.blob_key).read_bytes()
+                assert len(content) == file.size_bytes
+                files[file.filename] = content
+        return now, files
+    finally:
+        await store.close()
+
+
+async def start_again(folder: Path) -> None:
+    store = open_store(load(flags={"folder": folder}, environment={}).store_url)
+    await store.release_all_leases()
+    await store.close()
+
+
+async def test_a_finalizer_killed_at_any_point_is_followed_by_one_that_makes_the_same_bytes(
+    mill: Mill, tmp_path: Path, die: Die
+) -> None:
+    batch = await settled(mill)
+    whole = tmp_path / "whole"
+    shutil.copytree(tmp_path / "data", whole)
+    await turn("finalizer", whole)
+    right, right_files = await seen_after(whole, batch)
+    assert right.status is Status.COMPLETED
+    assert right.tally.completed == LINES - 7
+    assert [text.count(b"\n") for text in right_files.values()] == [LINES - 7, 7]
+
+    deaths = [(point, 1) for point in FINALIZER] + [(point, nth) for point in BLOB for nth in (1, 2)]
+    for point, nth in deaths:
+        folder = tmp_path / f"{point}.{nth}"
+        shutil.copytree(tmp_path / "data", folder)
+        assert die("finalizer", folder, point, nth) == -signal.SIGKILL, point
+        at_death, files_at_death = await seen_after(folder, batch)
+        assert at_death.status.is_terminal == (point == "finalizer.published"), point
+        assert at_death.status.is_terminal or not files_at_death
+        await start_again(folder)
+        await turn("finalizer", folder)
+        found, files = await seen_after(folder, batch)
+        assert files == right_files, point
+        stamps = {"finalizing_at": right.finalizing_at, "completed_at": right.completed_at}
+        assert replace(found, **stamps) == right, point
+        assert at_death.finalizing_at in (None, found.finalizing_at), point
+        left = {path.name for path in (folder / "blobs" / "files").iterdir()}
+        assert len(left) == 3, (point, left)  # the input and the two that were published
+
+
+async def test_an_intake_killed_at_any_point_is_followed_by_one_that_accepts_every_line_once(
+    mill: Mill, tmp_path: Path, die: Die
+) -> None:
+    batch = await mill.batch_of(request_lines(LINES))
+    for point in (*INTAKE, *BLOB):
+        folder = tmp_path / point
+        shutil.copytree(tmp_path / "data", folder)
+        assert die("intake", folder, point, 1) == -signal.SIGKILL, point
+        await start_again(folder)
+        await turn("intake", folder)
+        found, _ = await seen_after(folder, batch)
+        assert (found.status, found.total, found.endpoint) == (Status.IN_PROGRESS, LINES, ENDPOINT), point
+        store = open_store(load(flags={"folder": folder}, environment={}).store_url)
+        segments = [result.segment for result in await store.segment_results(batch.id)]
+        await store.close()
+        assert [(one.first, one.count) for one in segments] == [(0, 20), (20, 20), (40, 20), (60, 10)], point
+        left = list((folder / "blobs" / "lines" / batch.id).iterdir())
+        assert len(left) == 1, point
+
+
+async def test_a_finalizer_that_wakes_late_does_not_touch_what_was_published(mill: Mill) -> None:
+    batch = await settled(mill)
+    late, quick = mill.finalizer(), mill.finalizer()
+    await late._close_settled_batches()
+    duty = await mill.store.lease_duty((Status.FINALIZING,), late._worker_id, ttl_s=60)
+    assert duty is not None
+    joined = late._join
+    published: list[Batch] = []
+
+    async def overtaken(*arguments: Any) -> Any:
+        ends = await joined(*arguments)
+        await mill.store.release_all_leases()
+        await quick.turn()
+        published.append(await mill.now(batch))
+        return ends
+
+    late._join = overtaken
+    with pytest.raises(LeaseLost):
+        await late._finalize(duty)
+    (then,) = published
+    assert then.status is Status.COMPLETED
+    assert await mill.now(batch) == then
+    assert len(await mill.rows(then.output_file_id)) == LINES - 7
+    assert len(await mill.rows(then.error_file_id)) == 7
+    assert len(list((mill.folder / "files").iterdir())) == 3

@@ -1,0 +1,80 @@
+"""The points themselves: who dies where, and that nobody dies unasked."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from nightmill import crash
+from nightmill.crash import POINTS
+from nightmill.errors import SetupError
+from nightmill.torture.plan import Plan, Target, rounds
+
+_PASSES = "from nightmill.crash import point\nfor n in range(5): print(n, flush=True); point('worker.leased')"
+
+
+def _run(code: str, **environment: str) -> tuple[int, str]:
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        check=False,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+    )
+    return ended.returncode, ended.stdout
+
+
+def test_a_process_dies_at_the_nth_pass_of_an_armed_point() -> None:
+    assert _run(_PASSES, NIGHTMILL_CRASH_AT="worker.pinned:1,worker.leased:3") == (
+        -signal.SIGKILL,
+        "0\n1\n2\n",
+    )
+
+
+def test_nobody_dies_unasked() -> None:
+    assert _run(_PASSES) == (0, "0\n1\n2\n3\n4\n")
+    assert _run(_PASSES, NIGHTMILL_CRASH_AT="worker.pinned") == (0, "0\n1\n2\n3\n4\n")
+
+
+def test_with_a_folder_only_one_process_dies_of_a_point(tmp_path: Path) -> None:
+    environment = {"NIGHTMILL_CRASH_AT": "worker.leased", "NIGHTMILL_CRASH_FOLDER": str(tmp_path)}
+    assert _run(_PASSES, **environment)[0] == -signal.SIGKILL
+    assert [path.name for path in tmp_path.iterdir()] == ["worker.leased"]
+    assert _run(_PASSES, **environment)[0] == 0
+
+
+@pytest.mark.parametrize("asked", ["worker.lunch", "worker.leased:0", "worker.leased:often"])
+def test_a_misspelt_point_is_refused_and_not_ignored(asked: str) -> None:
+    with pytest.raises(SetupError, match=r"NIGHTMILL_CRASH_AT"):
+        crash.armed({"NIGHTMILL_CRASH_AT": asked})
+
+
+def test_every_point_stands_in_the_code_once_at_least() -> None:
+    source = Path(crash.__file__).parent
+    rooms = [path for path in source.rglob("*.py") if path.parent.name != "torture" and path.stem != "crash"]
+    code = "".join(path.read_text() for path in rooms)
+    assert [name for name in POINTS if f'"{name}"' not in code] == []
+
+
+def _plan(tmp_path: Path, kills: int, seed: int) -> list:
+    return list(rounds(Plan(folder=tmp_path, kills=kills, seed=seed)))
+
+
+def test_a_seed_makes_the_same_rounds_again(tmp_path: Path) -> None:
+    seed = Random().randrange(1_000_000)
+    assert _plan(tmp_path, 100, seed) == _plan(tmp_path, 100, seed)
+    assert _plan(tmp_path, 100, seed) != _plan(tmp_path, 100, seed + 1)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_hundred_kills_play_every_point_and_random_instants_of_everyone(tmp_path: Path, seed: int) -> None:
+    played = _plan(tmp_path, 100, seed)
+    names = [name for one in played for name, _ in one.points] + [one.front for one in played if one.front]
+    assert sorted(names) == sorted(POINTS)
+    assert sum(one.kills for one in played) == 100
+    assert all(one.front is None or not (one.points or one.blows) for one in played)
+    assert {blow.target for one in played for blow in one.blows} >= {Target.ALL, Target.API}

@@ -1,0 +1,191 @@
+"""`nightmill serve` killed, drained and started again, seen from outside."""
+
+import asyncio
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+
+import pytest
+
+from nightmill.batch import Event, Status
+from nightmill.torture.plan import Target
+from nightmill.torture.proof import Variety
+from nightmill.torture.server import members
+from tests.crash.conftest import LIMIT_S, MakeStand, Stand
+from tests.roles.conftest import Mill, request_lines
+
+
+async def begun(stand: Stand, *, lines: int = 300, answered: int = 20) -> None:
+    """A server in the middle of a batch."""
+    stand.serve()
+    await stand.until_it_answers()
+    await stand.load._make(Variety.PLAIN, lines=lines)
+    (batch,) = stand.load.expected
+    await stand.until(
+        lambda: (
+            (seen := stand.watch.seen.get(batch.batch_id)) is not None and sum(seen.counts[1:]) >= answered
+        )
+    )
+
+
+async def test_batches_in_every_state_go_on_by_themselves_with_their_stamps_unchanged(
+    mill: Mill, stand_of: MakeStand
+) -> None:
+    batches = [await mill.accepted(request_lines(40)) for _ in range(3)]
+    overdue = await mill.now(batches[1])
+    moved = overdue.after(Event.LAPSED, now=time.time() - 100)
+    assert await mill.store.move_batch(moved, expected=overdue.status)
+    await mill.cancel(batches[2])
+    batches.append(await mill.batch_of(request_lines(40)))
+    before = [await mill.now(batch) for batch in batches]
+    assert [batch.status for batch in before] == ["in_progress", "finalizing", "cancelling", "validating"]
+    # All of it was held by processes that are dead now.
+    (lease,) = await mill.store.lease_segments(mill.finalizer()._worker_id, limit=1, ttl_s=600)
+    for status in (Status.FINALIZING, Status.CANCELLING, Status.VALIDATING):
+        assert await mill.store.lease_duty((status,), mill.finalizer()._worker_id, ttl_s=600)
+    stand = await stand_of(delay_s=0.0)
+    stand.serve()
+    back_s = await stand.until_it_answers()
+    async with asyncio.timeout(LIMIT_S):
+        ended = [await stand.watch.end_of(batch.id) for batch in batches]
+    gone_on_s = time.monotonic() - stand.server.started - back_s
+    assert [seen.status for seen in ended] == ["completed", "expired", "cancelled", "completed"]
+    assert gone_on_s < 10, "it waited for leases of the dead to lapse"
+    for seen, old in zip(ended, before, strict=True):
+        for name, stamp in seen.stamps.items():
+            assert getattr(old, name) in (None, stamp), (old.status, name)
+    assert lease.token == 1
+
+
+async def test_a_half_received_upload_leaves_nothing_after_the_next_start(stand_of: MakeStand) -> None:
+    stand = await stand_of()
+    stand.serve()
+    await stand.until_it_answers()
+    unfinished = stand.data / "blobs" / "tmp"
+    with socket.create_connection(("127.0.0.1", stand.port)) as client:
+        head = (
+            b"POST /v1/files HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9000000\r\n"
+            b"Content-Type: multipart/form-data; boundary=b\r\n\r\n"
+            b'--b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
+            b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.jsonl"\r\n\r\n'
+        )
+        client.sendall(head + bytes(1 << 20) * 3)
+        await stand.until(lambda: list(unfinished.iterdir()))
+        await stand.server.kill(Target.ALL)
+    assert list(unfinished.iterdir())
+    stand.serve()
+    await stand.until_it_answers()
+    assert list(unfinished.iterdir()) == []
+    assert [file async for file in stand.client.files.list()] == []
+
+
+async def test_a_second_server_on_the_same_folder_is_refused_and_told_who_has_it(stand_of: MakeStand) -> None:
+    stand = await stand_of()
+    stand.serve()
+    await stand.until_it_answers()
+    second = await asyncio.to_thread(
+        subprocess.run,
+        [
+            *(sys.executable, "-m", "nightmill", "serve", "--upstream", stand.url),
+            *("--port", "0", "--folder", str(stand.data)),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
+    assert second.returncode == 78
+    holder = next(iter(stand.server._groups))
+    (said,) = second.stderr.splitlines()
+    assert f"{stand.data} is in use by process {holder}; stop that one or choose another" in said
+    assert "Traceback" not in second.stderr
+
+
+async def test_orphans_of_a_killed_server_do_no_harm_to_one_started_at_once(stand_of: MakeStand) -> None:
+    stand = await stand_of(workers=2, delay_s=0.1)
+    await begun(stand)
+    orphans = [one for one in stand.server.processes if "assembly.work" in one.command]
+    assert len(orphans) == 3
+    await stand.server.kill(Target.API)
+    stand.serve()
+    await stand.until_it_answers()
+    orphan_ids = {one.process_id for one in orphans}
+    await stand.until(lambda: not orphan_ids & {one.process_id for one in stand.server.processes})
+    proof = await stand.prove()
+    assert proof.is_kept, proof.examples
+    assert stand.repeated <= 8 + 8, "more was sent again than was in flight"
+
+
+@pytest.mark.parametrize("target", [Target.WORKER, Target.KEEPER])
+async def test_a_dead_child_is_replaced_and_what_it_held_is_free_at_once(
+    stand_of: MakeStand, target: Target
+) -> None:
+    stand = await stand_of(NIGHTMILL_WORKER__LEASE_TTL_S="600")
+    await begun(stand)
+    assert await stand.server.kill(target)
+    proof = await stand.prove()
+    assert proof.is_kept, proof.examples
+    assert stand.repeated <= 8 + 8
+
+
+async def test_a_drain_loses_nothing_repeats_nothing_and_answers_polls_to_the_end(
+    stand_of: MakeStand,
+) -> None:
+    stand = await stand_of(workers=2, delay_s=0.5)
+    await begun(stand, lines=100)
+    polls, silence_s = stand.watch.polls, 0.0
+    stand.server.terminate()
+    asked = time.monotonic()
+    while stand.server.is_alive:
+        silence_s = max(silence_s, time.monotonic() - stand.watch.answered_at)
+        workers = [one for one in stand.server.processes if "worker:" in one.command]
+        if workers:
+            polls = stand.watch.polls
+        await asyncio.sleep(0.02)
+    assert await stand.server.has_ended(within_s=LIMIT_S) == 0
+    assert time.monotonic() - asked < 10
+    assert polls > 3
+    assert members({next(iter(stand.server._groups))}) == []
+    undone = len(set(stand.record.markers))
+    stand.serve()
+    proof = await stand.prove()
+    assert proof.is_kept, proof.examples
+    assert undone < 100
+    assert stand.repeated == 0
+
+
+async def test_a_second_signal_ends_a_drain_at_once(stand_of: MakeStand) -> None:
+    stand = await stand_of(delay_s=30.0, NIGHTMILL_API__DRAIN_S="60")
+    stand.serve()
+    await stand.until_it_answers()
+    await stand.load._make(Variety.PLAIN, lines=20)
+    await stand.until(lambda: stand.record.markers)
+    stand.server.terminate()
+    assert await stand.server.has_ended(within_s=0.5) is None
+    stand.server.terminate()
+    asked = time.monotonic()
+    assert await stand.server.has_ended(within_s=LIMIT_S) is not None
+    assert time.monotonic() - asked < 5
+
+
+async def connected(port: int) -> socket.socket:
+    async with asyncio.timeout(LIMIT_S):
+        while True:
+            with suppress(ConnectionRefusedError):
+                return socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S)
+            await asyncio.sleep(0.005)
+
+
+async def test_connections_wait_for_a_starting_server_instead_of_being_refused(stand_of: MakeStand) -> None:
+    """It listens before it loads: a client that polls over a restart is answered late, not refused."""
+    stand = await stand_of()
+    stand.serve()
+    with await connected(stand.port) as client:
+        connected_s = time.monotonic() - stand.server.started
+        client.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        answer = await asyncio.to_thread(client.recv, 1024)
+        answered_s = time.monotonic() - stand.server.started
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert connected_s < answered_s * 0.8
