@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nightmill.batch import ENDPOINTS, LineError
 from nightmill.cli import flags
 from nightmill.cli.failures import ExitCode
 from nightmill.cli.screen import Json, out, out_json, out_table, say
@@ -57,6 +56,7 @@ def validate(
 
 def _inspected(path: Path, settings: "Settings", endpoint: str) -> "Findings":
     # Late: the server's own rules come with the server's own imports.
+    from nightmill.batch import LineError
     from nightmill.check import Findings
     from nightmill.roles.intake import input_rules
 
@@ -87,6 +87,8 @@ def _looked_over(path: Path, rules: "InputRules") -> "Findings":
 
 def _endpoint(path: Path) -> str:
     """That of the first line that names a known one; a bad line before it is not a reason to stop."""
+    from nightmill.batch import ENDPOINTS
+
     with path.open("rb") as stream:
         for _ in range(_LINES_LOOKED_AT):
             try:
