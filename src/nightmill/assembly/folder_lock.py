@@ -19,13 +19,13 @@ except ImportError:  # Windows has no flock; there nightmill relies on SQLite's 
 
 @contextmanager
 def locked_folder(folder: Path) -> Generator[None]:
-    """Makes the folder, holds its lock.
+    """Makes the folder, for its owner only, and holds its lock.
 
     Raises:
         SetupError: another process holds it, or the folder can't be written.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         reason = error.strerror or type(error).__name__

@@ -39,7 +39,7 @@ def create(
     from nightmill.keys import make_api_key
 
     settings = _settings(folder, config)
-    settings.folder.mkdir(parents=True, exist_ok=True)
+    settings.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     secret, key = make_api_key(
         os.urandom, project_id=ProjectId(project), name=name, created_at=int(time.time())
     )

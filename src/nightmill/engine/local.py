@@ -16,7 +16,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from nightmill.telemetry import Emit, ProcessDied
@@ -48,6 +48,18 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def _without_settings(environment: Mapping[str, str]) -> dict[str, str]:
+    """A child gets its settings over its standard input, if it needs any: a model's program needs no key.
+
+    Crash points stay: a test arms them for whoever passes.
+    """
+    return {
+        name: value
+        for name, value in environment.items()
+        if not name.startswith("NIGHTMILL_") or name.startswith("NIGHTMILL_CRASH_")
+    }
 
 
 @dataclass(slots=True)
@@ -165,7 +177,7 @@ class LocalEngine:
             *program.arguments,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            env={**_without_settings(os.environ), "PYTHONUNBUFFERED": "1"},
         )
         assert child.stdin is not None
         assert child.stdout is not None

@@ -9,9 +9,11 @@ closing either's file drops them all. Ask `sqlite_library()`.
 """
 
 import asyncio
+import os
 import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, sleep
@@ -66,6 +68,7 @@ def sqlite_engine(
     now = 0.0
 
     def connect() -> Any:
+        _make_private(path)
         connection = library.module.connect(
             str(path), timeout=busy_timeout_s, isolation_level=None, check_same_thread=False
         )
@@ -92,6 +95,12 @@ def sqlite_engine(
 
     event.listen(engine, "begin", start)
     return engine
+
+
+def _make_private(path: Path) -> None:
+    """SQLite would make a file that everybody may read; its journals take the mode of the file."""
+    with suppress(OSError):
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
 
 
 def _set_journal_mode(connection: Any, mode: str, *, deadline: float) -> None:
