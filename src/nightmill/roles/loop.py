@@ -7,7 +7,7 @@ work. Not its duty: what a turn does.
 import asyncio
 import math
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, cast
 
 from nightmill.errors import UnavailableError
 from nightmill.telemetry import Emit, RoleFailed
@@ -74,10 +74,27 @@ async def keep_turning(
         try:
             pause_s = await role.turn()
         except Exception as error:  # noqa: BLE001 - a role outlives any error of one turn; the event tells of it
+            error = plain(error)
             emit(RoleFailed(role.name, error))
             pause_s, rings = min(_pause_after(error), longest_pause_s), bell.rings
         if pause_s > 0 and not stop.is_set():
             await bell.wait(since=rings, timeout_s=pause_s * (0.9 + 0.2 * random()))
+
+
+def plain(error: Exception) -> Exception:
+    """The error itself, or the first of a group that all say the same: something is away."""
+    leaves = _leaves(error)
+    first = leaves[0]
+    if isinstance(first, UnavailableError) and all(isinstance(leaf, UnavailableError) for leaf in leaves):
+        return first
+    return error
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    if not isinstance(error, BaseExceptionGroup):
+        return [error]
+    inside = cast("BaseExceptionGroup[BaseException]", error).exceptions
+    return [leaf for one in inside for leaf in _leaves(one)]
 
 
 def _pause_after(error: Exception) -> float:

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from nightmill.batch import Event
 from nightmill.blobs import Blobs
 from nightmill.crash import point
+from nightmill.errors import UnavailableError
 from nightmill.parts import Parts
 from nightmill.roles.loop import Bell
 from nightmill.roles.strays import StraySweep
@@ -50,17 +51,38 @@ class Warden:
         self._monotonic = monotonic
         self._deleting = deleting
         self._next_sweep = 0.0
+        self._lease_ttl_s = settings.worker.lease_ttl_s
+        self._healthy_since: float | None = None
+        self._seen_at = 0.0
         self._strays = StraySweep(store=store, blobs=blobs, monotonic=monotonic)
 
     async def turn(self) -> float:
-        reaped = await self._store.reap_segments()
-        lapsed = await self._end_overdue_batches()
+        try:
+            reaped = await self._reap()
+            lapsed = await self._end_overdue_batches()
+        except UnavailableError:
+            self._healthy_since = None
+            raise
         if reaped or lapsed:
             self._bell.ring()
         if self._monotonic() >= self._next_sweep:
             self._next_sweep = self._monotonic() + self._sweep_s
             await self._sweep()
+        self._seen_at = self._monotonic()
         return min(_LOOK_S, self._sweep_s)
+
+    async def _reap(self) -> int:
+        """After an outage every lease looks lapsed: holders get as long as one lasts to be heard again.
+
+        What this warden did not see, because it was frozen or has just begun, may have been an outage.
+        """
+        now = self._monotonic()
+        if self._healthy_since is None or now - self._seen_at > self._lease_ttl_s:
+            self._healthy_since = now
+        self._seen_at = now
+        if now - self._healthy_since < self._lease_ttl_s:
+            return 0
+        return await self._store.reap_segments()
 
     async def _end_overdue_batches(self) -> int:
         moved = 0

@@ -37,7 +37,7 @@ from nightmill.pacing import (
     verdict,
 )
 from nightmill.parts import Parts
-from nightmill.roles.loop import Bell, keep_turning
+from nightmill.roles.loop import Bell, keep_turning, plain
 from nightmill.roles.open_segment import OpenSegment, PendingLine, read_segment
 from nightmill.segment import Lease, PinnedPart, Report
 from nightmill.settings import Settings
@@ -420,7 +420,7 @@ class Worker:
                 await self._end_segments()
                 await self._ask_for_slots()
             except (UnavailableError, ExceptionGroup) as away:
-                self._emit(RoleFailed(self.name, away))
+                self._emit(RoleFailed(self.name, plain(away)))
                 if self._monotonic() >= until:
                     return  # what is durable is found by whoever comes next
             remaining_s = min(until, self._monotonic() + grace_s()) - self._monotonic()

@@ -1,0 +1,102 @@
+"""When a warden takes leases back: never before it has seen the store well for as long as a lease lasts."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nightmill.errors import UnavailableError
+from nightmill.roles.loop import Bell
+from nightmill.roles.warden import Warden
+from nightmill.settings import load
+
+TTL_S = 30.0
+
+
+class Watched:
+    """A store of which only the leases matter."""
+
+    def __init__(self) -> None:
+        self.reaped = 0
+        self.is_away = False
+
+    async def reap_segments(self) -> int:
+        self._touch()
+        self.reaped += 1
+        return 0
+
+    async def overdue_batches(self) -> list[Any]:
+        self._touch()
+        return []
+
+    async def nothing(self, *_: Any) -> list[Any]:
+        self._touch()
+        return []
+
+    expire_uploads = delete_expired_files = unused_blobs = ended_among = nothing
+
+    def _touch(self) -> None:
+        if self.is_away:
+            raise UnavailableError("away")
+
+
+class Nothing:
+    async def batches(self) -> list[Any]:
+        return []
+
+
+class World:
+    def __init__(self, folder: Path) -> None:
+        self.now = 1_000.0
+        self.store = Watched()
+        flags = {"folder": folder, "worker": {"lease_ttl_s": TTL_S}, "retention": {"sweep_s": 1e9}}
+        store: Any = self.store
+        nothing: Any = Nothing()
+        self.warden = Warden(
+            store=store,
+            blobs=nothing,
+            parts=nothing,
+            settings=load(flags=flags, environment={}),
+            bell=Bell(),
+            emit=lambda _: None,
+            clock=time.time,
+            monotonic=lambda: self.now,
+        )
+        self.warden._next_sweep = 1e12
+
+    async def look(self, *, every_s: float, for_s: float) -> int:
+        """How often it took leases back."""
+        before, until = self.store.reaped, self.now + for_s
+        while self.now < until:
+            await self.warden.turn()
+            self.now += every_s
+        return self.store.reaped - before
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+async def test_a_new_warden_waits_as_long_as_a_lease_lasts(world):
+    assert await world.look(every_s=1, for_s=TTL_S) == 0
+    assert await world.look(every_s=1, for_s=5) == 5
+
+
+async def test_after_an_outage_it_waits_again(world):
+    await world.look(every_s=1, for_s=TTL_S + 5)
+    world.store.is_away = True
+    with pytest.raises(UnavailableError):
+        await world.warden.turn()
+    world.store.is_away = False
+    world.now += 3
+    assert await world.look(every_s=1, for_s=TTL_S) == 0
+    assert await world.look(every_s=1, for_s=5) == 5
+
+
+async def test_a_warden_that_was_frozen_may_have_slept_through_an_outage(world):
+    await world.look(every_s=1, for_s=TTL_S + 5)
+    world.now += TTL_S + 1
+    assert await world.look(every_s=1, for_s=TTL_S) == 0
+    assert await world.look(every_s=1, for_s=5) == 5
