@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from nightmill import telemetry
 from nightmill.assembly.logs import start_logs
 from nightmill.assembly.places import check_places
+from nightmill.assembly.places import check_places
 from nightmill.assembly.programs import ROLES, WORKER, role_programs, take_back
 from nightmill.assembly.start import open_stored, prepare
 from nightmill.assembly.upstreams import choose_upstream
@@ -39,6 +40,7 @@ async def work(settings: Settings, *, roles: Sequence[str], say: Callable[[str],
     if WORKER in roles:
         settings, programs = await choose_upstream(settings, say=say)
     await prepare(settings)
+    await check_places(settings)
     await check_places(settings)
     engine = LocalEngine(emit=telemetry.log, ring_here=_nobody, monotonic=time.monotonic)
     store = open_stored(settings)
