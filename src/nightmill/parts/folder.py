@@ -61,6 +61,10 @@ class FolderParts:
         make_folders(self._root)
 
     @property
+    def reads_at_once(self) -> int:
+        return 1  # a disk answers at once, and more threads only get in each other's way
+
+    @property
     def stalled(self) -> str | None:
         """Why answers can't be made durable right now, or None when all is well."""
         return self._stalled

@@ -65,6 +65,10 @@ class ObjectParts:
         self._turn: asyncio.Future[None] | None = None
 
     @property
+    def reads_at_once(self) -> int:
+        return _READ_AT_ONCE
+
+    @property
     def stalled(self) -> str | None:
         return next(iter(self._failing.values()), None)
 

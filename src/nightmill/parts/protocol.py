@@ -48,6 +48,11 @@ class Parts(Protocol):
     """Parts of all leases of one worker; owns the group commit."""
 
     @property
+    def reads_at_once(self) -> int:
+        """So many segments read at once hide how long the place takes to answer."""
+        ...
+
+    @property
     def stalled(self) -> str | None:
         """Why answers can't be made durable right now, or None. Send nothing meanwhile."""
         ...

@@ -8,7 +8,7 @@ answers lines, and until when.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from hashlib import blake2b
@@ -30,6 +30,7 @@ from nightmill.telemetry import BatchMoved, Emit
 
 _DUTY_TTL_S = 60.0
 _WRITE_BYTES = 1 << 20
+_READ_BYTES = 16 << 20
 _WAIT_S = 1.0
 
 _UNANSWERED = {
@@ -141,28 +142,20 @@ class Finalizer:
     async def _join(self, duty: Duty, output: "_JoinedFile", error: "_JoinedFile") -> tuple[Tally, int]:
         """Writes both files; returns the tally of the answers in them and how many lines have none."""
         batch = duty.batch
-        code, message = _UNANSWERED[batch.status]
         tally, missing, seen = Tally(), 0, 0
         confirmed = self._monotonic()
         after = -1
         while duty.index_blob_key and (
             results := await self._store.segment_results(batch.id, after=after, limit=200)
         ):
-            for result in results:
-                after = result.segment.number
-                answers = await self._answers(batch, result)
-                lines = await self._lines(duty.index_blob_key, result)
-                unsettled = [line for line in lines if line.ordinal not in answers]
-                if result.is_done and (unsettled or len(answers) != len(lines)):
-                    raise _miscount(batch, result, len(answers))
-                for ordinal, row in await self._unanswered(batch, unsettled, code, message):
-                    answers[ordinal] = row
-                rows = [answers[line.ordinal] for line in lines]
-                await output.write([row.text for row in rows if not row.is_error])
-                await error.write([row.text for row in rows if row.is_error])
-                tally = tally.plus(_tally(rows, unanswered_count=len(unsettled)))
-                missing += len(unsettled)
-                seen += len(lines)
+            after = results[-1].segment.number
+            for some in _read_together(results, at_once=self._parts.reads_at_once):
+                for rows, unsettled_count in await self._rows_of(duty, some):
+                    await output.write([row.text for row in rows if not row.is_error])
+                    await error.write([row.text for row in rows if row.is_error])
+                    tally = tally.plus(_tally(rows, unanswered_count=unsettled_count))
+                    missing += unsettled_count
+                    seen += len(rows)
                 if self._monotonic() - confirmed > duty.ttl_s / 4:
                     confirmed = self._monotonic()
                     if not await self._store.keep_duty(duty):
@@ -173,6 +166,32 @@ class Finalizer:
             )
             raise RuntimeError(message)
         return tally, missing
+
+    async def _rows_of(
+        self, duty: Duty, results: Sequence[SegmentResult]
+    ) -> Sequence[tuple[list[OutputLine], int]]:
+        """The rows of each segment in the order of the input, and how many of them nobody answered."""
+        if len(results) == 1:
+            return [await self._rows(duty, results[0])]
+        try:
+            async with asyncio.TaskGroup() as group:
+                reading = [group.create_task(self._rows(duty, result)) for result in results]
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+        return [task.result() for task in reading]
+
+    async def _rows(self, duty: Duty, result: SegmentResult) -> tuple[list[OutputLine], int]:
+        batch = duty.batch
+        assert duty.index_blob_key is not None
+        answers = await self._answers(batch, result)
+        lines = await self._lines(duty.index_blob_key, result)
+        unsettled = [line for line in lines if line.ordinal not in answers]
+        if result.is_done and (unsettled or len(answers) != len(lines)):
+            raise _miscount(batch, result, len(answers))
+        code, message = _UNANSWERED[batch.status]
+        for ordinal, row in await self._unanswered(batch, unsettled, code, message):
+            answers[ordinal] = row
+        return [answers[line.ordinal] for line in lines], len(unsettled)
 
     async def _answers(self, batch: Batch, result: SegmentResult) -> dict[int, OutputLine]:
         pinned = result.pinned
@@ -220,6 +239,21 @@ class Finalizer:
             expires_at=created_at + ttl_s,
             blob_key=joined.key,
         )
+
+
+def _read_together(results: Sequence[SegmentResult], *, at_once: int) -> Iterator[Sequence[SegmentResult]]:
+    """Cuts the segments into runs that are read at once, within the memory that their answers may take."""
+    some: list[SegmentResult] = []
+    size_bytes = 0
+    for result in results:
+        result_bytes = sum(part.length_bytes for part in result.pinned)
+        if some and (len(some) == at_once or size_bytes + result_bytes > _READ_BYTES):
+            yield some
+            some, size_bytes = [], 0
+        some.append(result)
+        size_bytes += result_bytes
+    if some:
+        yield some
 
 
 def joined_file_id(batch_id: BatchId, suffix: str) -> FileId:
