@@ -15,10 +15,10 @@ MODEL ?=
 UPSTREAM ?=
 LINES ?=
 
-.PHONY: help setup run test lint types layers unit docs lock clean
+.PHONY: help setup run test test-fleet lint types layers unit docs lock clean
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 
 run: $(STAMP)  ## an example batch; MODEL=file.gguf or UPSTREAM=url for a real model, LINES=20 for fewer lines
 	@$(BIN)/python examples/first_batch.py $(if $(MODEL),--model '$(MODEL)') $(if $(UPSTREAM),--upstream '$(UPSTREAM)') $(if $(LINES),--lines $(LINES))
@@ -37,6 +37,9 @@ layers: $(STAMP)  ## who may import whom
 
 unit: $(STAMP)  ## the tests, docs included
 	$(BIN)/python -m pytest -q -rs
+
+test-fleet: $(STAMP)  ## the fleet's tests, over a real S3 server where Ceph is installed
+	TEST_FLEET=1 $(BIN)/python -m pytest -q -rs tests/blobs tests/parts tests/roles tests/fleet
 
 docs: $(STAMP)  ## print the generated parts of docs/ anew
 	$(BIN)/python docs/generate.py

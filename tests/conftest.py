@@ -2,11 +2,15 @@
 
 import os
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 
 from tests.s3_server import S3Server
+
+if TYPE_CHECKING:
+    from tests.fleet.rgw import RadosGateway
 
 for name in list(os.environ):
     if name.startswith(("AWS_", "NIGHTMILL_", "OPENAI_")):
@@ -23,6 +27,18 @@ def s3_server() -> Iterator[S3Server]:
     server = S3Server.start()
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def rgw() -> Iterator["RadosGateway"]:
+    """A real S3 server, for `make test-fleet`."""
+    from tests.fleet.rgw import RadosGateway, missing_programs
+
+    if missing := missing_programs():
+        pytest.skip(f"Ceph is not installed: {', '.join(missing)}")
+    gateway = RadosGateway.start()
+    yield gateway
+    gateway.stop()
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """A blob store of each kind."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,7 +39,14 @@ def _s3(request: pytest.FixtureRequest) -> Blobs:
     return request.getfixturevalue("objects")
 
 
+def _rgw(request: pytest.FixtureRequest) -> Blobs:
+    settings = BlobSettings.model_validate(request.getfixturevalue("rgw").settings())
+    return ObjectBlobs(connect(settings), part_bytes=5 * MIB)
+
+
 KINDS: dict[str, Callable[[pytest.FixtureRequest], Blobs]] = {"folder": _folder, "memory": _memory, "s3": _s3}
+if os.environ.get("TEST_FLEET"):
+    KINDS["rgw"] = _rgw
 
 
 @pytest.fixture(params=list(KINDS))

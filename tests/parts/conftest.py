@@ -1,3 +1,4 @@
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -7,7 +8,10 @@ from nightmill.blobs.bucket import Bucket, connect
 from nightmill.parts import FolderParts, Parts
 from nightmill.parts.objects import ObjectParts
 from nightmill.settings import BlobSettings
+from tests.fleet.rgw import RadosGateway
 from tests.s3_server import S3Server
+
+KINDS = ["parts", "memory_parts", "s3_parts", *(["rgw_parts"] if os.environ.get("TEST_FLEET") else [])]
 
 
 def object_parts(bucket: Bucket, *, interval_s: float = 0.005, buffer_bytes: int = 1 << 20) -> ObjectParts:
@@ -47,6 +51,13 @@ async def memory_parts() -> AsyncIterator[ObjectParts]:
     await parts.close()
 
 
-@pytest.fixture(params=["parts", "memory_parts", "s3_parts"])
+@pytest.fixture
+async def rgw_parts(rgw: RadosGateway) -> AsyncIterator[ObjectParts]:
+    parts = object_parts(connect(BlobSettings.model_validate(rgw.settings())))
+    yield parts
+    await parts.close()
+
+
+@pytest.fixture(params=KINDS)
 def any_parts(request: pytest.FixtureRequest) -> Parts:
     return request.getfixturevalue(request.param)

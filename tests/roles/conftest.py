@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
@@ -28,6 +29,7 @@ from nightmill.roles.worker import Worker
 from nightmill.settings import Settings, load
 from nightmill.store.migrate import migrate
 from nightmill.store.sql import SqlStore, open_store
+from tests.fleet.rgw import RadosGateway
 from tests.s3_server import S3Server
 
 PROJECT = ProjectId("default")
@@ -267,6 +269,12 @@ async def s3_mill(tmp_path: Path, s3: S3Server) -> AsyncIterator[Mill]:
         yield mill
 
 
-@pytest.fixture(params=["folder_mill", "s3_mill"])
+@pytest.fixture
+async def rgw_mill(tmp_path: Path, rgw: RadosGateway) -> AsyncIterator[Mill]:
+    async with _mill(tmp_path, blobs=rgw.settings()) as mill:
+        yield mill
+
+
+@pytest.fixture(params=["folder_mill", "s3_mill", *(["rgw_mill"] if os.environ.get("TEST_FLEET") else [])])
 def mill(request: pytest.FixtureRequest) -> Mill:
     return request.getfixturevalue(request.param)
