@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from nightmill import telemetry
 from nightmill.assembly.logs import start_logs
 from nightmill.assembly.places import check_places
-from nightmill.assembly.places import check_places
 from nightmill.assembly.programs import ROLES, WORKER, role_programs, take_back
 from nightmill.assembly.start import open_stored, prepare
 from nightmill.assembly.upstreams import choose_upstream
