@@ -17,6 +17,7 @@ from nightmill.cli import (
     files,
     keys,
     migrate,
+    move,
     run,
     screen,
     serve,
@@ -58,6 +59,7 @@ app.command()(batches.cancel)
 app.add_typer(files.app, name="files")
 app.add_typer(keys.app, name="keys")
 app.command()(migrate.migrate)
+app.command()(move.move)
 app.command()(torture.torture)
 app.command()(version)
 

@@ -1,0 +1,90 @@
+"""A half-done batch moves from a data folder to Postgres and S3, and is completed there, every line once."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance.conftest import serving
+from tests.fleet.conftest import begin, each_once, ended, until
+
+LINES = 200
+
+
+def _move(fleet, source: Path) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "nightmill", "move", "--from", str(source)],
+        env=os.environ | fleet.environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("kind", ["s3", "folder"])
+def test_a_half_done_batch_is_completed_on_the_other_side(fleet, upstream, s3, tmp_path, kind):
+    source = upstream(delay_s=0.1)
+    flags = ("--upstream", source.url, "--concurrency", "8")
+    folder = tmp_path / "old"
+    embedded = {"NIGHTMILL_STORE": f"sqlite:///{folder}/nightmill.sqlite", "NIGHTMILL_FOLDER": str(folder)}
+    old = fleet.serve(*flags, environment=embedded)
+    finished = ended(old.client(), begin(old.client(), 5, name="first").id)
+    made = begin(old.client(), LINES)
+    until(lambda: old.client().batches.retrieve(made.id).request_counts.completed > 40)
+    old.kill()
+    asked = sum(source.requests().values())
+    if kind == "s3":
+        for name, value in s3.settings(s3.make_bucket()).items():
+            fleet.environment[f"NIGHTMILL_BLOBS__{name.upper()}"] = str(value)
+    moving = _move(fleet, folder)
+    assert moving.returncode == 0, moving.stderr
+    assert "answers" in moving.stdout
+    assert not (folder / "nightmill.sqlite").exists()
+
+    server = fleet.serve("--workers", "0")
+    fleet.work(*flags)
+    client = server.client()
+    batch = ended(client, made.id)
+    assert batch.status == "completed"
+    each_once(client, batch, LINES)
+    assert batch.created_at == made.created_at
+    each_once(client, client.batches.retrieve(finished.id), 5, name="first")
+    # Sent twice: at most what was in flight at the kill, and what was answered in its last moment.
+    assert sum(source.requests().values()) <= LINES + 5 + 8 + 8
+    assert sum(source.requests().values()) > asked
+    later = begin(client, 3, name="later")  # insertion goes on behind what was moved
+    assert ended(client, later.id).status == "completed"
+    assert [one.id for one in client.batches.list()] == [later.id, made.id, finished.id]
+
+
+def test_a_store_that_is_not_empty_is_refused_and_the_folder_stays_as_it_was(migrated, tmp_path):
+    with serving(tmp_path / "old", "--emulate") as old:
+        ended(old.client(), begin(old.client(), 2).id)
+    migrated.sql(
+        "INSERT INTO api_key (id, project_id, name, digest, hint, created_at)"
+        " VALUES ('k', 'p', 'n', 'd', 'h', 1)"
+    )
+    refused = _move(migrated, old.folder)
+    assert refused.returncode == 78
+    assert (
+        refused.stderr.splitlines()[-1]
+        == "nightmill: the store to move to is not empty: it has rows of api_key"
+    )
+    assert (old.folder / "nightmill.sqlite").exists()
+    assert migrated.sql("SELECT count(*) FROM batch") == "0"
+    migrated.sql("DELETE FROM api_key")
+    assert _move(migrated, old.folder).returncode == 0  # the same command goes on
+    assert migrated.sql("SELECT count(*) FROM batch") == "1"
+
+
+def test_a_folder_in_use_or_without_a_database_is_refused(migrated, tmp_path):
+    with serving(tmp_path / "old", "--emulate") as old:
+        refused = _move(migrated, old.folder)
+        assert refused.returncode == 78
+        assert "in use" in refused.stderr
+    refused = _move(migrated, tmp_path / "nowhere")
+    assert refused.returncode == 78
+    assert "no nightmill database" in refused.stderr
