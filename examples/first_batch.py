@@ -20,8 +20,9 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from urllib.parse import urljoin
 
-from openai import OpenAI
+from openai import APIStatusError, OpenAI
 from openai.types import Batch
 
 HERE = Path(__file__).resolve().parent
@@ -30,6 +31,7 @@ FINAL = {"completed", "failed", "expired", "cancelled"}
 READY_S = 300.0  # a large model takes its time to load
 STOP_S = 40.0
 POLL_S = 0.25
+PATIENCE_S = 3.0
 SHOWN = 3
 EMULATED_DELAY_S = 0.5  # a model would take longer; without it there is no progress to see
 LINES_FOR_A_MODEL = 20  # enough to see it work, on a laptop too
@@ -83,7 +85,11 @@ def input_lines(client: OpenAI, *, limit: int | None) -> str:
     """chat.jsonl, its model replaced by one the server offers when it does not offer that one."""
     with HERE.joinpath("chat.jsonl").open(encoding="utf-8") as file:
         lines = [json.loads(line) for line in islice(file, limit)]
-    offered = [model.id for model in client.models.list()]
+    try:
+        offered = [model.id for model in client.models.list()]
+    except APIStatusError as error:
+        print(error.message)
+        offered = []
     if offered and lines[0]["body"]["model"] not in offered:
         for line in lines:
             line["body"]["model"] = offered[0]
@@ -99,18 +105,31 @@ def run_and_show(client: OpenAI, *, limit: int | None) -> Batch:
         input_file_id=uploaded.id, endpoint="/v1/chat/completions", completion_window="24h"
     )
     print(f"{uploaded.id} uploaded, {batch.id} created")
-    shown = ""
+    shown, told = "", ""
+    moved = time.monotonic()
     while True:
         counts = batch.request_counts
         done = f"{counts.completed} completed, {counts.failed} failed of {counts.total}" if counts else ""
         if (progress := f"{batch.status:<12} {done}") != shown:
             print(f"{time.monotonic() - started:6.1f} s  {progress}", flush=True)
-            shown = progress
+            shown, moved = progress, time.monotonic()
+        elif time.monotonic() - moved > PATIENCE_S and (why := trouble(client)) not in {"", told}:
+            print(f"{time.monotonic() - started:6.1f} s  still waiting: {why}", flush=True)
+            told = why
         if batch.status in FINAL:
             show(client, batch)
             return batch
         time.sleep(POLL_S)
         batch = client.batches.retrieve(batch.id)
+
+
+def trouble(client: OpenAI) -> str:
+    """What keeps lines from being answered, as the server's /ready tells it; empty if nothing does."""
+    try:
+        with urllib.request.urlopen(urljoin(str(client.base_url), "../ready"), timeout=2) as answer:  # noqa: S310 - http
+            return str(json.load(answer).get("trouble", ""))
+    except (urllib.error.URLError, OSError, ValueError):
+        return ""
 
 
 def show(client: OpenAI, batch: Batch) -> None:
@@ -157,4 +176,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -52,6 +53,27 @@ def test_the_first_batch_shows_progress_and_the_first_answers(root: Path):
     assert "40 completed, 0 failed of 40" in done.stdout
     assert "ticket-001: " in done.stdout
     assert "The emulator made these up." in done.stdout
+
+
+def test_the_first_batch_says_what_it_waits_for(root: Path):
+    command = [
+        sys.executable,
+        str(root / "examples" / "first_batch.py"),
+        "--upstream",
+        "http://127.0.0.1:9/v1",
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as waiting:
+        assert waiting.stdout is not None
+        told = ""
+        for line in waiting.stdout:
+            told += line
+            if "still waiting: " in line:
+                waiting.send_signal(signal.SIGINT)
+                break
+        told += waiting.stdout.read()
+        assert waiting.wait(timeout=60) == 130, told
+    assert "connection refused" in told
+    assert "Traceback" not in told
 
 
 @pytest.mark.parametrize("name", INPUTS)
