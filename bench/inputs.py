@@ -10,6 +10,7 @@ _BODY_TAIL = b'"}], "max_tokens": 64}'
 _TEXT = (
     b"The mill stands by the river and grinds what the day has left; nobody watches, and it never hurries. "
 )
+TEXT_BYTES = len(_TEXT)
 
 
 def line(number: int, size_bytes: int = LINE_BYTES) -> bytes:
@@ -24,6 +25,11 @@ def body(number: int, size_bytes: int = LINE_BYTES) -> bytes:
     """The body of that line, as the upstream receives it."""
     whole = line(number, size_bytes)
     return whole[whole.index(b'"body": ') + len(b'"body": ') : -2]
+
+
+def text(size_bytes: int) -> str:
+    """So many letters that say little."""
+    return (_TEXT * (1 + size_bytes // TEXT_BYTES)).decode()[:size_bytes]
 
 
 def input_file(folder: Path, lines: int, *, line_bytes: int = LINE_BYTES) -> Path:
@@ -62,6 +68,5 @@ def answer(size_bytes: int = ANSWER_BYTES) -> bytes:
         "system_fingerprint": "fp_bench",
     }
     empty = json.dumps(shell, separators=(",", ":")).encode()
-    text = (_TEXT * (1 + size_bytes // len(_TEXT))).decode()[: size_bytes - len(empty)]
-    shell["choices"][0]["message"]["content"] = text
+    shell["choices"][0]["message"]["content"] = text(size_bytes - len(empty))
     return json.dumps(shell, separators=(",", ":")).encode()

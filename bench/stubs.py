@@ -31,10 +31,14 @@ http {{
   tcp_nodelay on; server_tokens off;
   server {{
     listen 127.0.0.1:{port} backlog=4096;
-    location / {{ default_type application/json; return 200 '{answer}'; }}
+    default_type application/json;
+    location = /v1/models {{ return 200 '{models}'; }}
+    set $text '{text}';
+    location / {{ return 200 '{answer}'; }}
   }}
 }}
 """
+_MODELS = '{"object":"list","data":[{"id":"bench","object":"model","created":1,"owned_by":"bench"}]}'
 _WRK_SCRIPT = """
 local bodies, at = {{}}, 0
 for row in io.lines("{bodies}") do bodies[#bodies + 1] = row end
@@ -51,6 +55,7 @@ function done(summary, latency, requests)
     e.connect + e.read + e.write + e.status + e.timeout))
 end
 """
+_NGINX_WORD_BYTES = 30 * inputs.TEXT_BYTES
 _DIFFERENT_BODIES = 2_000
 
 
@@ -77,7 +82,9 @@ def instant(folder: Path, *, answer_bytes: int = inputs.ANSWER_BYTES) -> Iterato
     folder.mkdir(parents=True, exist_ok=True)
     port = free_port()
     config = folder / f"nginx-{port}.conf"
-    config.write_text(_NGINX.format(folder=folder, port=port, answer=inputs.answer(answer_bytes).decode()))
+    text = inputs.text(_NGINX_WORD_BYTES)  # nginx takes no longer words: a long answer repeats one
+    answer = inputs.answer(answer_bytes).decode().replace(text, "${text}")
+    config.write_text(_NGINX.format(folder=folder, port=port, text=text, answer=answer, models=_MODELS))
     name = program("nginx")
     assert name is not None
     with _started([name, "-c", str(config), "-p", str(folder), "-e", f"{folder}/nginx.log"], port) as pid:

@@ -1,0 +1,40 @@
+"""What a benchmark needs and nightmill does not: packages, in venvs of their own, made on demand."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+_VENVS = Path(".run/bench")
+_INSTALL_S = 900
+
+
+class CannotInstallError(RuntimeError):
+    """A package can't be had here: whoever needs it is skipped, and says so."""
+
+
+def venv(name: str, *packages: str, python: str = sys.executable) -> Path:
+    """The folder of programs of a venv with these packages.
+
+    Raises:
+        CannotInstallError: pip or the interpreter failed; the message is the last of what it said.
+    """
+    folder = _VENVS / name
+    programs = folder.absolute() / "bin"
+    stamp = folder / "installed"
+    wanted = "\n".join(packages)
+    if stamp.exists() and stamp.read_text() == wanted:
+        return programs
+    try:
+        _run([python, "-m", "venv", "--clear", str(folder)])
+        pip = [str(programs / "python"), "-m", "pip", "--disable-pip-version-check", "-q"]
+        _run([*pip, "install", *packages])
+    except (OSError, subprocess.SubprocessError) as error:
+        told = getattr(error, "stderr", None) or str(error)
+        rows = [row for row in told.splitlines() if "error" in row.lower()] or told.splitlines()[-1:]
+        raise CannotInstallError(f"{name}: {rows[0][:200]}") from None
+    stamp.write_text(wanted)
+    return programs
+
+
+def _run(arguments: list[str]) -> None:
+    subprocess.run(arguments, check=True, capture_output=True, text=True, timeout=_INSTALL_S)
