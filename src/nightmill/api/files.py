@@ -131,7 +131,14 @@ async def delete_file(file_id: str, context: Context, project: Project) -> Respo
     operation_id="downloadFile",
     summary="Download a file.",
     response_class=Response,
-    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+    responses={
+        200: {
+            "content": {
+                "text/plain": {"schema": {"type": "string"}},
+                "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+            }
+        }
+    },
 )
 async def download_file(file_id: str, context: Context, project: Project) -> Response:
     file = await _file(file_id, context, project)

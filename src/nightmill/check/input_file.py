@@ -22,6 +22,7 @@ _NOT_TEXT = (
     (b"\xff\xfe", "UTF-16 text"),
     (b"\xfe\xff", "UTF-16 text"),
 )
+_BEGINNING_BYTES = max(len(beginning) for beginning, _ in _NOT_TEXT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,26 +47,26 @@ class Inspection:
         self._lines = _LineReader(rules.line_bytes)
         self._custom_ids = CustomIds()
         self._total = 0
-        self._started = False
+        self._beginning: bytes | None = b""
         self._file_errors: list[LineError] = []
         self._line_errors: list[LineError] = []
         self._bad_lines = 0
 
     def take(self, chunk: bytes) -> bytes:
         """The index records of the lines that ended in `chunk`."""
-        if not self._started:
-            self._started = True
-            for beginning, name in _NOT_TEXT:
-                if chunk.startswith(beginning):
-                    self._refuse_file(
-                        "invalid_file", f"The input file is {name}. It must be JSON Lines in UTF-8."
-                    )
-                    return b""
+        if self._beginning is not None:
+            chunk = self._beginning + chunk
+            if len(chunk) < _BEGINNING_BYTES:
+                self._beginning = chunk
+                return b""
+            return self._begin(chunk)
         return self._index(self._lines.feed(chunk))
 
     def finish(self) -> bytes:
-        """The index record of a last line that has no line break."""
-        records = b"" if self.is_over else self._index(self._lines.rest())
+        """The index records of the last lines: one has no line break, or the file is a few bytes long."""
+        records = self._begin(self._beginning) if self._beginning else b""
+        if not self.is_over:
+            records += self._index(self._lines.rest())
         if not self._total and not self._file_errors and not self._bad_lines:
             message = "The input file is empty. Please ensure that the batch contains at least one request."
             self._refuse_file("empty_file", message)
@@ -91,6 +92,16 @@ class Inspection:
             errors.append(LineError("too_many_errors", more))
         models = self._checker.models
         return Findings(self._total, models[0] if len(models) == 1 else None, tuple(errors))
+
+    def _begin(self, text: bytes) -> bytes:
+        self._beginning = None
+        for beginning, name in _NOT_TEXT:
+            if text.startswith(beginning):
+                self._refuse_file(
+                    "invalid_file", f"The input file is {name}. It must be JSON Lines in UTF-8."
+                )
+                return b""
+        return self._index(self._lines.feed(text))
 
     def _index(self, lines: "Iterator[tuple[int, int, bytes | None]]") -> bytes:
         check, add, listed = self._checker.check, self._custom_ids.add, self._rules.listed_errors
