@@ -62,6 +62,15 @@ def _without_settings(environment: Mapping[str, str]) -> dict[str, str]:
     }
 
 
+@dataclass(frozen=True, slots=True)
+class _Death:
+    """A program's latest end. `in_a_row` counts those of which none was healthy between."""
+
+    exit_code: int
+    at: float
+    in_a_row: int
+
+
 @dataclass(slots=True)
 class LocalEngine:
     """Keeps programs running until `drain`.
@@ -81,6 +90,7 @@ class LocalEngine:
     _is_draining: bool = False
     _may_begin: asyncio.Event = field(default_factory=asyncio.Event)
     _troubles: dict[str, str] = field(default_factory=dict)
+    _deaths: dict[str, "_Death"] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._may_begin.set()
@@ -104,6 +114,7 @@ class LocalEngine:
             if self.bury is not None:
                 await self.bury(program)
             is_healthy = self.monotonic() - started > _HEALTHY_S
+            self._note_death(program.name, exit_code, is_first=is_healthy)
             pause_s = _FIRST_PAUSE_S if is_healthy else min(pause_s * 2, _LONGEST_PAUSE_S)
             await asyncio.sleep(pause_s)
 
@@ -148,8 +159,17 @@ class LocalEngine:
 
     @property
     def trouble(self) -> str | None:
-        """What a child says keeps it from its work, in one line."""
+        """What keeps a child from its work, in one line: that it ends again and again, or what it says."""
+        since = self.monotonic() - _HEALTHY_S
+        for name, death in self._deaths.items():
+            if death.in_a_row > 1 and death.at > since:
+                return f"the {name} process keeps ending, with {death.exit_code}; see the log"
         return min(self._troubles.values(), default=None)
+
+    def _note_death(self, name: str, exit_code: int, *, is_first: bool) -> None:
+        earlier = self._deaths.get(name)
+        in_a_row = 1 if is_first or earlier is None else earlier.in_a_row + 1
+        self._deaths[name] = _Death(exit_code, self.monotonic(), in_a_row)
 
     def _first_stage(self) -> int:
         return min((program.stage for program, _ in self._children.values()), default=0)
