@@ -46,7 +46,11 @@ def test_lists_are_split_at_commas():
 
 def test_a_child_gets_the_same_tree_with_its_secrets():
     blobs = {"url": "s3://b/p", "access_key_id": "key", "secret_access_key": "sk-2", "options": {"a": "b"}}
-    flags = {"upstream": {"api_key": "sk-1", "url": "http://x/v1"}, "blobs": blobs, "model": {"path": "m.gguf"}}
+    flags = {
+        "upstream": {"api_key": "sk-1", "url": "http://x/v1"},
+        "blobs": blobs,
+        "model": {"path": "m.gguf"},
+    }
     settings = load(flags=flags, environment={})
     again = from_message(as_message(settings))
     assert again == settings
