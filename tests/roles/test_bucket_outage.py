@@ -1,0 +1,60 @@
+"""A bucket that goes away while a batch runs, and comes back."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from nightmill.batch import Status
+from nightmill.pacing import Answered, Outcome
+from tests.s3_server import Order, S3Server
+
+ANSWER = b'{"choices": [{"message": {"content": "hello"}}]}'
+
+
+def lines(count: int) -> bytes:
+    return b"".join(
+        b'{"custom_id": "line-%d", "method": "POST", "url": "/v1/chat/completions",'
+        b' "body": {"model": "m", "messages": [{"role": "user", "content": "%d"}]}}\n' % (number, number)
+        for number in range(count)
+    )
+
+
+@pytest.mark.parametrize("deed", ["slow down", "lose the answer"])
+async def test_a_bucket_that_is_away_for_a_while_costs_no_answer(
+    s3_mill: Any, s3: S3Server, deed: Any
+) -> None:
+    mill, slots, total = s3_mill, 4, 60
+    sent: list[bytes] = []
+    half_way = asyncio.Event()
+
+    async def send(_endpoint: str, body: bytes) -> Outcome:
+        sent.append(body)
+        if len(sent) == total // 2:
+            s3.order(Order(deed, "PUT|POST|GET|HEAD"))
+            half_way.set()
+        await asyncio.sleep(0.005)
+        return Answered(200, ANSWER)
+
+    batch = await mill.accepted(lines(total))
+    parts = mill.parts()
+    worker = mill.worker(send, parts=parts, slots=slots)
+
+    async def come_back() -> None:
+        await half_way.wait()
+        while parts.stalled is None:
+            await parts.next_turn()
+        while worker.in_flight:  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0.01)
+        seen = len(sent)
+        await asyncio.sleep(0.3)
+        assert len(sent) == seen < total  # nothing is sent that can't be kept
+        s3.order()
+
+    coming_back = asyncio.create_task(come_back())
+    [ended] = await mill.run_to_the_end(worker, batch, timeout_s=40)
+    await coming_back
+    assert ended.status is Status.COMPLETED
+    rows = await mill.rows(ended.output_file_id)
+    assert sorted(row["custom_id"] for row in rows) == sorted(f"line-{number}" for number in range(total))
+    assert len(sent) == len(set(sent)) == total
