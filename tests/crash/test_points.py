@@ -76,5 +76,6 @@ def test_a_hundred_kills_play_every_point_and_random_instants_of_everyone(tmp_pa
     names = [name for one in played for name, _ in one.points] + [one.front for one in played if one.front]
     assert sorted(names) == sorted(POINTS)
     assert sum(one.kills for one in played) == 100
+    assert not any(blow.is_early for one in played if one.points for blow in one.blows)
     assert all(one.front is None or not (one.points or one.blows) for one in played)
     assert {blow.target for one in played for blow in one.blows} >= {Target.ALL, Target.API}

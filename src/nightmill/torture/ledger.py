@@ -28,7 +28,7 @@ _MOST = 100_000
 class Death:
     """What a server that was killed whole left undone."""
 
-    undone: int
+    undone: frozenset[str]
     """Lines that were sent and have no answer on disk: they will be sent again."""
     unsettled: int
     """Lines of batches in progress without an answer on disk."""
@@ -52,7 +52,7 @@ class Ledger:
         """To be called while every process of the server is dead."""
         settings = Settings(folder=self._folder)
         if not (self._folder / "nightmill.sqlite").exists():
-            return Death(0, 0)
+            return Death(frozenset(), 0)
         store = open_store(settings.store_url)
         parts = FolderParts(self._folder / "blobs" / "parts", commit_interval_s=0.0, buffer_bytes=1)
         try:
@@ -71,7 +71,7 @@ class Ledger:
             (batch.metadata or {}).get(TAG) for batch in page.items if batch.status.is_terminal
         }  # their lines are not sent again, and their parts may be gone
         undone = {marker for marker in markers if marker not in self.settled and _tag(marker) not in over}
-        return Death(len(undone), unsettled)
+        return Death(frozenset(undone), unsettled)
 
     async def _settled(self, batch: Batch, store: SqlStore, parts: FolderParts) -> int:
         count = 0

@@ -1,8 +1,8 @@
 """What is killed when. Pure: the same seed gives the same rounds.
 
 A round is one start of the server. Points of the children are armed together, for their processes die and are
-started again by themselves; a point of the API ends the round, for the API is the parent. A round without one
-ends with a kill of everything or of the API alone.
+started again by themselves; a point that the API passes stands alone, for the API is the parent and its death
+ends the round. A round without one ends with a kill of everything or of the API alone.
 """
 
 from collections.abc import Iterator, Sequence
@@ -54,8 +54,8 @@ class Blow:
 class Round:
     """One start of the server.
 
-    `points` are armed for their n-th pass; `front` is one of the API's and ends the round; `blows` come
-    after all points were struck, the last of them ends the round.
+    `points` of children are armed for their n-th pass; `front` is one that the API passes; `blows` come after
+    all points were struck, the last of them ends the round.
     """
 
     points: tuple[tuple[Point, int], ...] = ()
@@ -73,14 +73,14 @@ class Round:
 
 
 def is_of_the_front(name: Point) -> bool:
-    """Whether the API process passes it (blob points are passed by everybody who writes)."""
-    return name.startswith(("api.", "serve."))
+    """Whether the API process passes it. So does everybody else who writes or deletes a blob."""
+    return name.startswith(("api.", "serve.", "blob."))
 
 
 def rounds(plan: Plan, points: Sequence[Point] = POINTS) -> Iterator[Round]:
     """Rounds with at least `plan.kills` kills in all, named points first among them as far as they fit."""
     random = Random(plan.seed)  # noqa: S311 - a run that can be repeated is the very aim
-    played = list(_with_points(random, points))
+    played = list(rounds_of(points, random))
     random.shuffle(played)
     left = plan.kills
     for one in played:
@@ -93,7 +93,8 @@ def rounds(plan: Plan, points: Sequence[Point] = POINTS) -> Iterator[Round]:
         yield one
 
 
-def _with_points(random: Random, points: Sequence[Point]) -> Iterator[Round]:
+def rounds_of(points: Sequence[Point], random: Random) -> Iterator[Round]:
+    """Rounds that play each of the points once."""
     front: list[Point] = [name for name in points if is_of_the_front(name)]
     worker: list[Point] = [name for name in points if name.startswith(("worker.", "part."))]
     keeper: list[Point] = [name for name in points if name not in front and name not in worker]
@@ -102,9 +103,9 @@ def _with_points(random: Random, points: Sequence[Point]) -> Iterator[Round]:
     for name in front:
         yield Round(front=name)
     while worker or keeper:
-        together: list[Point] = [names.pop() for names in (worker, keeper, keeper) if names]
+        together: list[Point] = [names.pop() for names in (worker, worker, keeper, keeper) if names]
         armed: list[tuple[Point, int]] = [(name, _pass_number(random, name)) for name in together]
-        yield Round(points=tuple(armed), blows=_blows(random, children=0))
+        yield Round(points=tuple(armed), blows=(_last_blow(random),))
 
 
 def _pass_number(random: Random, name: Point) -> int:
@@ -112,10 +113,15 @@ def _pass_number(random: Random, name: Point) -> int:
 
 
 def _blows(random: Random, *, children: int) -> tuple[Blow, ...]:
-    def blow(*targets: Target) -> Blow:
-        return Blow(target=random.choice(targets), after_s=random.uniform(0.0, 0.8))
-
-    child_blows = [blow(Target.WORKER, Target.KEEPER) for _ in range(children)]
+    child_blows = [_blow(random, Target.WORKER, Target.KEEPER) for _ in range(children)]
     if not child_blows and random.random() < _EARLY:
         return (Blow(target=Target.ALL, after_s=random.uniform(0.0, _START_S), is_early=True),)
-    return (*child_blows, blow(Target.ALL, Target.ALL, Target.API))
+    return (*child_blows, _last_blow(random))
+
+
+def _last_blow(random: Random) -> Blow:
+    return _blow(random, Target.ALL, Target.ALL, Target.API)
+
+
+def _blow(random: Random, *targets: Target) -> Blow:
+    return Blow(target=random.choice(targets), after_s=random.uniform(0.0, 0.8))

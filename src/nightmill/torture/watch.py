@@ -5,7 +5,8 @@ Promise: what a client could see is seen a few times a second. Not its duty: wha
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic
 
@@ -102,8 +103,16 @@ class Watch:
             self.polls += 1
             for batch in page.data or ():
                 self.note(as_seen(batch))
+            with suppress(OpenAIError):
+                await self._look_after({batch.id for batch in page.data or ()})
             self._tell()
             await asyncio.sleep(_PAUSE_S)
+
+    async def _look_after(self, listed: Collection[str]) -> None:
+        """Batches that have not ended, but are no longer among the newest."""
+        for batch_id, seen in list(self.seen.items()):
+            if not seen.is_terminal and batch_id not in listed:
+                self.note(as_seen(await self._client.batches.retrieve(batch_id)))
 
     async def answer_after(self, moment: float) -> float:
         """Waits for the answer to a poll that was asked after `moment`; monotonic time of the answer."""
