@@ -14,8 +14,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 MODEL ?=
 UPSTREAM ?=
 LINES ?=
+# make fuzz: how long for each reader
+FUZZ_S ?= 60
 
-.PHONY: help setup run test test-fleet lint types layers unit docs lock clean
+.PHONY: help setup run test test-fleet lint types layers unit audit fuzz docs lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -40,6 +42,14 @@ unit: $(STAMP)  ## the tests, docs included
 
 test-fleet: $(STAMP)  ## the fleet's tests, over a real S3 server where Ceph is installed
 	TEST_FLEET=1 $(BIN)/python -m pytest -q -rs tests/blobs tests/parts tests/roles tests/fleet
+
+audit: $(STAMP)  ## known vulnerabilities of the locked dependencies; needs api.osv.dev
+	@$(BIN)/python .ci/audit.py
+
+fuzz: $(STAMP)  ## atheris on every reader of bytes from outside, FUZZ_S=60 seconds each
+	@test -d $(VENV)/atheris || $(PIP) install --target $(VENV)/atheris atheris
+	for target in input_file answer part form; do \
+		PYTHONPATH=$(VENV)/atheris $(BIN)/python -m tests.fuzz.atheris_targets $$target -max_total_time=$(FUZZ_S) || exit 1; done
 
 docs: $(STAMP)  ## print the generated parts of docs/ anew
 	$(BIN)/python docs/generate.py
