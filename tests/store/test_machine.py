@@ -8,6 +8,7 @@ import asyncio
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -22,12 +23,27 @@ from hypothesis.stateful import (
 from nightmill.batch import Batch, Event, Status, Tally, Usage
 from nightmill.file import File, Purpose
 from nightmill.segment import PinnedPart, Report, cut_segments
-from nightmill.store import open_store
+from nightmill.store import batches, duties, open_store, segments
 
 TTL_S = 30.0
 CANCELLABLE = (Status.VALIDATING, Status.IN_PROGRESS)
 stores = st.integers(0, 1)
 picks = st.integers(0, 1_000)
+
+
+class Died(Exception):  # noqa: N818 - it is an event, not an error
+    """The process is gone."""
+
+
+def half_of_everything(connection) -> None:
+    """Moves all there is to move, and dies before it could commit."""
+    segments.lease_segments(connection, "ghost", 100, TTL_S)
+    segments.reap_segments(connection)
+    duties.lease_duty(connection, list(Status), "ghost", TTL_S)
+    duties.release_all_duties(connection)
+    for batch in batches.settled_batches(connection):
+        batches.move_batch(connection, batch.after(Event.SETTLED, now=0), batch.status)
+    raise Died
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -37,7 +53,8 @@ class StoreMachine(RuleBasedStateMachine):
     def open(self) -> None:
         url, self.clock = self.databases.fresh()
         self.runner = asyncio.Runner()
-        self.stores = [open_store(url, clock=self.clock) for _ in range(2)]
+        self.url = url
+        self.stores = [open_store(self.url, clock=self.clock) for _ in range(2)]
         self.statuses: dict[str, Status] = {}
         self.leases = []
         self.holders: dict[tuple[str, int], tuple[int, float]] = {}
@@ -245,6 +262,16 @@ class StoreMachine(RuleBasedStateMachine):
         freed = self.drop_holders() + len(self.duty_holders)
         self.duty_holders.clear()
         assert self.runner.run(self.stores[store].release_all_leases()) == freed
+
+    @rule(store=stores, in_a_transaction=st.booleans())
+    def crash(self, store: int, in_a_transaction: bool) -> None:
+        """A process dies, between two transactions or within one, and another opens the database."""
+        dying = self.stores[store]
+        if in_a_transaction:
+            with pytest.raises(Died):
+                self.runner.run(dying._database.write(half_of_everything))
+        self.runner.run(dying.close())
+        self.stores[store] = open_store(self.url, clock=self.clock)
 
     # --- what always holds ---
 
