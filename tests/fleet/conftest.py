@@ -133,6 +133,7 @@ class Process:
     process: "subprocess.Popen[bytes]"
     log: Path
     port: int | None = None
+    clients: ExitStack = field(default_factory=ExitStack)
 
     @property
     def said(self) -> str:
@@ -144,7 +145,8 @@ class Process:
 
     def client(self, **options: Any) -> openai.OpenAI:
         options = {"max_retries": 0, "timeout": 60} | options
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="sk-none", **options)
+        made = openai.OpenAI(base_url=f"{self.url}/v1", api_key="sk-none", **options)
+        return self.clients.enter_context(made)
 
     def group(self) -> list[int]:
         """It and all its children."""
@@ -336,6 +338,7 @@ def fleet(postgres: Postgres, tmp_path: Path) -> Iterator[Fleet]:
         yield made
     finally:
         for process in made.processes:
+            process.clients.close()
             process.send(signal.SIGCONT)
             process.send(signal.SIGKILL)
             process.process.wait(timeout=30)

@@ -75,6 +75,11 @@ def test_roles_can_be_named(fleet, upstream):
         (("serve", "--workers", "0"), {"NIGHTMILL_STORE": "sqlite:////tmp/x.sqlite"}, "somebody else must"),
         (("serve", "--emulate"), {"NIGHTMILL_STORE": "mysql://nobody@127.0.0.1/x"}, "can't live in 'mysql'"),
         (("serve", "--emulate"), {"NIGHTMILL_STORE": "postgresql://a:b@127.0.0.1:1/x"}, "can't be reached"),
+        (
+            ("serve", "--emulate"),
+            {"NIGHTMILL_STORE": "postgresql://a:b@127.0.0.1:1/x?sslmode=sometimes"},
+            "what it does not take",
+        ),
     ],
 )
 def test_what_can_not_start_says_so_in_one_line(fleet, words, environment, told):
@@ -85,6 +90,17 @@ def test_what_can_not_start_says_so_in_one_line(fleet, words, environment, told)
     assert told in lines[0]
     assert "a:b" not in refused.said
     assert "Traceback" not in refused.said
+
+
+def test_the_url_may_say_what_libpq_takes(fleet):
+    url = f"{fleet.store}?sslmode=prefer&application_name=nightmill"
+    server = fleet.serve("--workers", "0", environment={"NIGHTMILL_STORE": url})
+    assert list(server.client().batches.list()) == []
+    assert "nightmill" in fleet.sql("SELECT DISTINCT application_name FROM pg_stat_activity")
+    refused = fleet.start("serve", "--workers", "0", environment={"NIGHTMILL_STORE": url + "&sslmod=x"})
+    assert refused.process.wait(timeout=30) == 78
+    assert "what it does not take" in refused.said
+    assert server.end() == 0
 
 
 def test_a_database_that_does_not_exist_is_refused_in_one_line(fleet):

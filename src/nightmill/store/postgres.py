@@ -5,6 +5,8 @@ connection with every transaction. A body that was undone by
 a deadlock or a lost connection runs again. Time is the database's own.
 """
 
+from collections.abc import Awaitable, Callable
+from importlib import import_module
 from typing import Any, Final
 
 from sqlalchemy import text
@@ -35,6 +37,7 @@ def postgres_engine(url: URL, *, busy_timeout_s: float, command_timeout_s: float
             pool_timeout=busy_timeout_s,
             hide_parameters=True,
             connect_args={
+                "async_creator_fn": _connecting(url),
                 "timeout": busy_timeout_s,
                 "command_timeout": command_timeout_s,
                 "statement_cache_size": 0,
@@ -44,6 +47,29 @@ def postgres_engine(url: URL, *, busy_timeout_s: float, command_timeout_s: float
         )
     except ImportError:
         raise SetupError("a store in Postgres needs: pip install 'nightmill[postgres]'") from None
+
+
+def _connecting(url: URL) -> Callable[..., Awaitable[Any]]:
+    """The driver reads the URL itself: it knows what libpq knows, `sslmode` and `sslrootcert` among it."""
+    written = url.set(drivername="postgresql").render_as_string(hide_password=False)
+
+    async def connect(
+        *, timeout: float, command_timeout: float, statement_cache_size: int, **_: object
+    ) -> object:
+        asyncpg: Any = import_module("asyncpg")  # an extra, and without types
+        try:
+            return await asyncpg.connect(
+                written,
+                timeout=timeout,
+                command_timeout=command_timeout,
+                statement_cache_size=statement_cache_size,
+            )
+        except (ValueError, asyncpg.InterfaceError, asyncpg.UndefinedObjectError) as error:
+            # Told by its kind alone: the message may hold a piece of the URL.
+            name = type(error).__name__
+            raise SetupError(f"the store's URL asks Postgres for what it does not take ({name})") from None
+
+    return connect
 
 
 def _unnamed() -> str:
