@@ -235,7 +235,9 @@ class Worker:
         self._emit(
             SegmentDone(lease.segment.batch_id, lease.segment.number, lease.token, report.tally.answered)
         )
-        self._bell.ring()
+        # For every segment of a long batch it would wake every role of every process for nothing.
+        if not is_done or all(other.batch_id != segment.batch_id for other in self._segments.values()):
+            self._bell.ring()
 
     async def _beat(self) -> None:
         if not self._segments:
