@@ -204,3 +204,20 @@ def test_the_command_says_what_is_missing(data, tmp_path, capsys):
 
     assert cli.invoke(["backup", str(tmp_path / "copy"), "--folder", str(data.path)]) == 74
     assert "is not whole in the data folder itself" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["backup", "copy"], ["check"], ["check", "--repair"]])
+@pytest.mark.parametrize(
+    ("setting", "value", "why"),
+    [
+        ("NIGHTMILL_BLOBS__URL", "s3://bucket/prefix", "the blobs lie in s3://bucket/prefix"),
+        ("NIGHTMILL_STORE", "postgresql://user@localhost/x", "Postgres's own tools"),
+    ],
+)
+def test_what_lies_elsewhere_is_kept_by_other_tools(
+    data, tmp_path, monkeypatch, capsys, words, setting, value, why
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(setting, value)
+    assert cli.invoke([*words, "--folder", str(data.path)]) == 78
+    assert why in capsys.readouterr().err

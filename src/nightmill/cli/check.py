@@ -41,18 +41,21 @@ def check(
 def _checked(settings: "Settings", *, deep: bool) -> "Checked":
     # Late: the database's libraries take longer to import than `--help` may take.
     from nightmill.keeping.check import Depth, check
+    from nightmill.keeping.disk import kept_folder
 
-    return check(settings.folder, settings.store_url, depth=Depth.DEEP if deep else Depth.USUAL)
+    return check(kept_folder(settings), settings.store_url, depth=Depth.DEEP if deep else Depth.USUAL)
 
 
 def _mended(settings: "Settings", *, deep: bool) -> "Checked":
     from nightmill.assembly.folder_lock import locked_folder
     from nightmill.keeping.check import Depth, check_and_mend
+    from nightmill.keeping.disk import kept_folder
     from nightmill.store.snapshot import database_file
 
+    folder = kept_folder(settings)
     database_file(settings.store_url)  # locking makes the folder, and a slip of the pen must not
-    with locked_folder(settings.folder):
-        return check_and_mend(settings.folder, settings.store_url, depth=Depth.DEEP if deep else Depth.USUAL)
+    with locked_folder(folder):
+        return check_and_mend(folder, settings.store_url, depth=Depth.DEEP if deep else Depth.USUAL)
 
 
 def _exit_code(checked: "Checked", *, repair: bool) -> ExitCode:

@@ -7,14 +7,31 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nightmill.batch import Tally, Usage
+from nightmill.errors import SetupError
 from nightmill.ids import BatchId
 from nightmill.parts.record import read_records
 from nightmill.segment import PinnedPart, SegmentResult
+from nightmill.settings import Settings
 
 PARTS = "parts"
 UNFINISHED = "tmp"
 _PART = re.compile(r"([0-9]+)\.([0-9]+)(?:-([0-9]+))?\.part", re.ASCII)
 _READ_BYTES = 1 << 20
+
+
+def kept_folder(settings: Settings) -> Path:
+    """The data folder that has everything.
+
+    Raises:
+        SetupError: the bytes lie elsewhere.
+    """
+    if settings.blobs.url is not None:
+        message = (
+            f"the blobs lie in {settings.blobs.url}, not in the data folder; "
+            "keep them with the object store's own versions and copies, see docs/operations.md"
+        )
+        raise SetupError(message)
+    return settings.folder
 
 
 def blob_root(folder: Path) -> Path:

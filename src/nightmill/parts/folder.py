@@ -311,5 +311,5 @@ def _durable_length(path: Path) -> int | None:
 def _damage(part: PinnedPart, end: int) -> DamageError:
     return DamageError(
         f"part {part.key} is damaged behind byte {end} of {part.length_bytes} that were on disk;"
-        " bring the data folder back from a copy, or cancel the batch"
+        " stop the server and run 'nightmill check --repair', which sends the lines without an answer again"
     )
