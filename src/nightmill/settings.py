@@ -176,8 +176,9 @@ class BlobSettings(_Section):
 
     url: str | None = None
     """`s3://bucket/prefix` (or whatever speaks S3), `gs://bucket/prefix`, `az://account/container/prefix`,
-    `memory://` for tests in one process. Not given: the data folder. Have the bucket's lifecycle rules abort
-    unfinished multipart uploads after a day: a killed process leaves them, and the store bills them."""
+    `memory://` for tests in one process. Not given: the data folder. The prefix must be one nightmill's
+    alone: what its database does not name is swept away. Have the bucket's lifecycle rules abort unfinished
+    multipart uploads after a day: a killed process leaves them, and the store bills them."""
     endpoint: str | None = None
     """URL of a store other than the provider's own, `https://s3.example.com` for instance."""
     region: str = "us-east-1"

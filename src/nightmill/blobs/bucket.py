@@ -39,7 +39,8 @@ _CODE = re.compile(r"<Code>(\w{1,64})</Code>")
 _KIND = re.compile(r"kind: (Connect|Timeout|Interrupted|Decode|Request)\b")
 _NO_BUCKET = frozenset({"NoSuchBucket", "ContainerNotFound", "AllAccessDisabled"})
 _NO_ROOM = frozenset({"QuotaExceeded", "XMinioStorageFull", "507"})
-_NO_RANGE = re.compile(r"status code: 416\b|<Code>InvalidRange|StartTooLarge")
+# The last one is how Azure's emulator answers for an empty object.
+_NO_RANGE = re.compile(r"status code: 416\b|<Code>InvalidRange|StartTooLarge|bytes 0--1/0")
 _KINDS = {
     "Connect": "no connection",
     "Timeout": "no answer in time",
