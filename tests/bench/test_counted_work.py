@@ -1,0 +1,257 @@
+"""What a thousand lines may cost in work that can be counted: no time is measured, so a slow machine passes.
+
+Commits are made to wait for the end of a segment, and beats are put off, so that the counts don't depend on
+how fast the machine is. A limit is a little above what was found; more means that somebody added work for
+each line or each segment, which wants a reason.
+"""
+
+import asyncio
+import gc
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import pytest
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
+
+from bench import inputs, stubs
+from nightmill.assembly.rooms import Rooms, open_rooms
+from nightmill.batch import Batch, Status
+from nightmill.ids import BatchId, FileId, ProjectId
+from nightmill.pacing import Answered, Outcome
+from nightmill.roles.loop import Bell
+from nightmill.settings import load
+from nightmill.store.migrate import migrate
+
+LINES = 4_000
+PER_SEGMENT = 500
+SEGMENTS = LINES // PER_SEGMENT
+PROJECT = ProjectId("default")
+BATCH = BatchId("batch_" + "0" * 32)
+ANSWER = inputs.answer()
+
+
+class InstantUpstream:
+    """Answers at the next turn of the event loop, with an object of its own for each answer."""
+
+    async def send(self, endpoint: str, body: bytes, *, timeout_s: float) -> Outcome:  # noqa: ARG002 - the port's
+        await asyncio.sleep(0)
+        return Answered(200, bytes(bytearray(ANSWER)))
+
+    async def models(self) -> bytes | None:
+        return None
+
+    async def close(self) -> None:
+        return
+
+
+@contextmanager
+def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
+    """Counts until its end what is done meanwhile, in all threads."""
+    counts: Counter[str] = Counter()
+    with monkeypatch.context() as patched:
+
+        def count(owner: object, name: str, what: str) -> None:
+            real = getattr(owner, name)
+
+            def counting(*args: object, **kwargs: object) -> object:
+                counts[what] += 1
+                return real(*args, **kwargs)
+
+            patched.setattr(owner, name, counting)
+
+        for name in ("fsync", "fdatasync"):
+            count(os, name, "syncs")
+        for name in ("write", "pwrite"):
+            count(os, name, "writes")
+        loop = asyncio.get_running_loop()
+        for name, what in (
+            ("run_in_executor", "trips to a thread"),
+            ("create_task", "tasks"),
+            ("call_at", "timers"),
+        ):
+            count(type(loop), name, what)
+
+        def statement(*_: object) -> None:
+            counts["statements"] += 1
+
+        def committed(*_: object) -> None:
+            counts["transactions"] += 1
+
+        event.listen(Engine, "before_cursor_execute", statement)
+        event.listen(Engine, "commit", committed)
+        try:
+            yield counts
+        finally:
+            event.remove(Engine, "before_cursor_execute", statement)
+            event.remove(Engine, "commit", committed)
+
+
+@asynccontextmanager
+async def rooms_with_a_batch(
+    folder: Path, *, lines: int
+) -> AsyncGenerator[tuple[Rooms, asyncio.Event, list[object]]]:
+    """Real store, blobs and parts in one process; the batch is in `validating`. Also the bell others hear,
+    and all events.
+    """
+    path = inputs.input_file(folder, lines)
+    waits = {"commit_interval_s": 600.0, "beat_s": 600.0, "lease_ttl_s": 3_600.0}
+    flags = {
+        "folder": str(folder / "data"),
+        "worker": {"lines_per_segment": PER_SEGMENT, **waits},
+        "upstream": {"url": "http://127.0.0.1:9/v1"},
+        "retention": {"free_bytes": 0},
+    }
+    settings = load(flags=flags, environment={})
+    settings.folder.mkdir(parents=True)
+    await migrate(settings.store_url)
+    events: list[object] = []
+    rung = asyncio.Event()
+    async with open_rooms(settings, emit=events.append, bell=Bell(rung.set)) as rooms:
+        writer = await rooms.blobs.open_writer("files/input")
+        await writer.write(path.read_bytes())
+        await writer.commit()
+        now = int(time.time())
+        batch = Batch(
+            id=BATCH,
+            project_id=PROJECT,
+            endpoint="/v1/chat/completions",
+            input_file_id=FileId("file-input"),
+            input_blob_key="files/input",
+            completion_window="24h",
+            created_at=now,
+            expires_at=now + 86_400,
+        )
+        await rooms.store.create_batch(batch)
+        yield rooms, rung, events
+
+
+async def answer_all(rooms: Rooms, rung: asyncio.Event) -> None:
+    worker = rooms.worker(InstantUpstream(), slots=64)
+    stop = asyncio.Event()
+    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+        group.create_task(worker.run(stop, grace_s=lambda: 0.0))
+        while not await rooms.store.settled_batches():
+            async with asyncio.timeout(10):
+                await rung.wait()
+            rung.clear()
+        stop.set()
+        rooms.bell.ring_here()
+
+
+async def join(rooms: Rooms) -> None:
+    finalizer = rooms.finalizer()
+    while await status(rooms) is not Status.COMPLETED:
+        await finalizer.turn()
+
+
+async def status(rooms: Rooms) -> Status:
+    batch = await rooms.store.batch(PROJECT, BATCH)
+    assert batch is not None
+    return batch.status
+
+
+def assert_at_most(found: Counter[str], limits: dict[str, int]) -> None:
+    over = {
+        name: f"{count}, at most {limits.get(name, 0)}"
+        for name, count in found.items()
+        if count > limits.get(name, 0)
+    }
+    assert not over, f"more work than before: {over}; all: {dict(found)}"
+
+
+async def test_intake_does_nothing_for_each_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    async with rooms_with_a_batch(tmp_path, lines=LINES) as (rooms, _rung, _):
+        with counted(monkeypatch) as found:
+            await rooms.intake().turn()
+        assert await status(rooms) is Status.IN_PROGRESS
+    assert_at_most(
+        found, {"statements": 12, "transactions": 4, "syncs": 6, "writes": 3, "trips to a thread": 20}
+    )
+
+
+async def test_a_worker_works_by_the_segment_not_by_the_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    async with rooms_with_a_batch(tmp_path, lines=LINES) as (rooms, rung, events):
+        await rooms.intake().turn()
+        with counted(monkeypatch) as found:
+            await answer_all(rooms, rung)
+    assert_at_most(
+        found,
+        {
+            "statements": 16 * SEGMENTS,
+            "transactions": 5 * SEGMENTS,
+            "syncs": 2 * SEGMENTS + 4,
+            "writes": 2 * SEGMENTS,
+            "trips to a thread": 9 * SEGMENTS,
+            "tasks": 64 + 4 * SEGMENTS,
+            "timers": 6 * SEGMENTS,
+        },
+    )
+    assert len(events) <= 3 * SEGMENTS, "events are for segments and batches, not for lines"
+
+
+async def test_a_finalizer_reads_each_segment_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    async with rooms_with_a_batch(tmp_path, lines=LINES) as (rooms, rung, _):
+        await rooms.intake().turn()
+        await answer_all(rooms, rung)
+        with counted(monkeypatch) as found:
+            await join(rooms)
+    assert_at_most(
+        found,
+        {
+            "statements": 30,
+            "transactions": 12,
+            "syncs": 4,
+            "writes": 6,
+            "trips to a thread": 6 * SEGMENTS,
+        },
+    )
+
+
+async def test_nothing_that_lives_on_is_made_for_a_line(tmp_path: Path):
+    """Blocks of memory still in use once all is done: as many after 500 lines as after 4,000."""
+    kept: list[int] = []
+    for lines in (PER_SEGMENT, PER_SEGMENT, LINES):
+        folder = tmp_path / str(len(kept))
+        folder.mkdir()
+        async with rooms_with_a_batch(folder, lines=lines) as (rooms, rung, _):
+            await rooms.intake().turn()
+            gc.collect()
+            before = sys.getallocatedblocks()
+            await answer_all(rooms, rung)
+            await join(rooms)
+            gc.collect()
+            kept.append(sys.getallocatedblocks() - before)
+    assert kept[2] - kept[1] < LINES / 4, f"blocks that stayed: {kept}"
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+def test_a_line_costs_one_write_and_one_read_of_the_upstream(tmp_path: Path):
+    """System calls of a whole `nightmill run`: roles and client in one process."""
+    lines, report = 2_000, tmp_path / "strace"
+    path = inputs.input_file(tmp_path, lines)
+    run = [sys.executable, "-m", "nightmill", "run", str(path), "--upstream"]
+    with stubs.slow(mean_s=0.0) as stub:
+        ended = subprocess.run(
+            ["strace", "-f", "-c", "-o", str(report), *run, stub.url],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
+    if "ptrace" in ended.stderr:
+        pytest.skip("this machine does not let strace look")
+    assert ended.returncode == 0, ended.stderr
+    rows = [row.split() for row in report.read_text().splitlines() if row.strip()[:1].isdigit()]
+    calls = {row[-1]: int(row[3]) for row in rows}
+    sent = sum(calls.get(name, 0) for name in ("writev", "sendto", "sendmsg"))
+    assert lines <= sent <= 1.2 * lines, calls
+    assert calls["read"] <= 1.2 * lines + 4_000, calls
+    assert calls["epoll_ctl"] <= 1_000, calls
