@@ -17,7 +17,7 @@ LINES ?=
 # make fuzz: how long for each reader
 FUZZ_S ?= 60
 
-.PHONY: help setup run test test-fleet lint types layers unit audit fuzz docs lock clean
+.PHONY: help setup run test test-fleet lint types layers unit audit fuzz bench docs lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -50,6 +50,9 @@ fuzz: $(STAMP)  ## atheris on every reader of bytes from outside, FUZZ_S=60 seco
 	@test -d $(VENV)/atheris || $(PIP) install --target $(VENV)/atheris atheris
 	for target in input_file answer part form; do \
 		PYTHONPATH=$(VENV)/atheris $(BIN)/python -m tests.fuzz.atheris_targets $$target -max_total_time=$(FUZZ_S) || exit 1; done
+
+bench: $(STAMP)  ## measure against targets and wrk; ARGS="--quick", "--peers", "--profile FILE.svg", "--help"
+	@$(BIN)/python -m bench $(ARGS)
 
 docs: $(STAMP)  ## print the generated parts of docs/ anew
 	$(BIN)/python docs/generate.py

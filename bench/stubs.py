@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import inputs
+from bench import inputs, tools
 
 STUB_CORE = 1
 """The upstream has a core of its own, and so have wrk and the worker it is compared with."""
@@ -67,7 +67,9 @@ class Stub:
 
 
 def missing() -> str | None:
-    """Which of the system's programs is not there."""
+    """Which of the system's programs is not there and could not be installed."""
+    if not all(program(name) for name in ("nginx", "wrk")):
+        tools.install_system("wrk", "nginx-light")
     absent = [name for name in ("nginx", "wrk") if program(name) is None]
     return f"{' and '.join(absent)} not installed (apt-get install wrk nginx-light)" if absent else None
 

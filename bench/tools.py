@@ -1,5 +1,7 @@
 """What a benchmark needs and nightmill does not: packages, in venvs of their own, made on demand."""
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +36,14 @@ def venv(name: str, *packages: str, python: str = sys.executable) -> Path:
         raise CannotInstallError(f"{name}: {rows[0][:200]}") from None
     stamp.write_text(wanted)
     return programs
+
+
+def install_system(*packages: str) -> None:
+    """Tries Debian's packages, as root only; whether it worked is for the caller to see."""
+    if os.geteuid() == 0 and shutil.which("apt-get"):
+        command = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages]
+        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        subprocess.run(command, check=False, capture_output=True, timeout=_INSTALL_S, env=environment)
 
 
 def _run(arguments: list[str]) -> None:
