@@ -271,12 +271,12 @@ class _Torture:
     async def _measure_start(self) -> None:
         started, is_clean = self._server.started, self._unsettled > 0 and not self._has_orphans
         async with asyncio.TaskGroup() as group:
-            answer = group.create_task(self._watch.answer_after(started))
             request = group.create_task(self._record.next_request())
-        self._report.answers_after_s.append(answer.result() - started)
+            answered = await self._watch.answer_after(started)
+            self._report.answers_after_s.append(answered - started)
         if is_clean:
             self._report.requests_after_s.append(request.result() - started)
-            self._report.delays_s.append(max(0.0, request.result() - answer.result()))
+            self._report.delays_s.append(max(0.0, request.result() - answered))
 
     def _tell(self) -> None:
         done = sum(self._report.kills.values())
