@@ -18,6 +18,7 @@ from bench import machine
 from bench.stubs import CLIENT_CORE, free_port
 
 _BOUNDARY = "nightmill-bench-5b1f"
+_IDLE_S = 1.0
 _DONE = frozenset({"completed", "failed", "expired", "cancelled"})
 
 
@@ -28,14 +29,18 @@ class Server:
         self.port = port
         self.pid = pid
         self.pids: dict[str, int] = {}
+        self._used = 0.0
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
+        if time.monotonic() - self._used > _IDLE_S:
+            self._connection.close()  # the server may be about to do so
         text = None if body is None else json.dumps(body)
         headers = {} if body is None else {"content-type": "application/json"}
         self._connection.request(method, path, text, headers)
         response = self._connection.getresponse()
         received = response.read()
+        self._used = time.monotonic()
         if response.status >= 300:
             raise RuntimeError(f"{method} {path}: {response.status} {received[:300]!r}")
         return json.loads(received) if received else None
