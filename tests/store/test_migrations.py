@@ -10,24 +10,23 @@ from sqlalchemy import create_engine, text
 
 from nightmill.errors import SetupError
 from nightmill.store import migrate
-from nightmill.store.migrate import SCHEMA_VERSION
+from nightmill.store.migrate import SCHEMA_VERSION, upgrade
 from nightmill.store.schema import metadata
 
 
 def _schema(engine) -> set[str]:
     """Every table and index as SQLite keeps it, without the order of constraints and white space."""
     with engine.connect() as connection:
-        rows = connection.execute(
-            text("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL AND name NOT LIKE 'alembic%'")
-        ).scalars()
+        rows = connection.execute(text("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL")).scalars()
         return {" ".join(sorted(re.split(r",\s*\n|\n\)?", re.sub("[\t ]+", " ", row)))) for row in rows}
 
 
 async def test_the_migrations_make_exactly_the_schema(tmp_path):
-    await migrate(f"sqlite:///{tmp_path / 'migrated.sqlite'}")
     migrated = create_engine(f"sqlite:///{tmp_path / 'migrated.sqlite'}")
+    with migrated.begin() as connection:
+        upgrade(connection)
+    await migrate(f"sqlite:///{tmp_path / 'declared.sqlite'}")
     declared = create_engine(f"sqlite:///{tmp_path / 'declared.sqlite'}")
-    metadata.create_all(declared)
     assert _schema(migrated) == _schema(declared)
     with migrated.connect() as connection:
         context = MigrationContext.configure(connection)
@@ -79,6 +78,9 @@ _RULES = text("""
 @pytest.mark.parametrize("kind", ["postgres"])
 async def test_the_migrations_make_exactly_the_schema_in_postgres(kind, world, store):
     def migrated(connection) -> set[str]:
+        connection.execute(text("DROP SCHEMA public CASCADE"))
+        connection.execute(text("CREATE SCHEMA public"))
+        upgrade(connection)
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
         return set(connection.execute(_RULES).scalars())
 
