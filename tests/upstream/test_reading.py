@@ -22,8 +22,10 @@ class Wire:
     def __init__(self):
         self.closed = False
 
-    def writelines(self, parts):
+    def write(self, data):
         pass
+
+    writelines = write
 
     def close(self):
         self.closed = True

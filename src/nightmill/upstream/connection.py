@@ -22,6 +22,8 @@ RECEIVE_BYTES = 64 << 10
 MAX_OVERHEAD_BYTES = 64 << 10
 """Bytes that may arrive without any of them being body: headers, 1xx answers, chunk extensions, trailers."""
 
+_ONE_PIECE_BYTES = 16 << 10
+"""Below it, a copy is cheaper than two pieces."""
 _FIRST_FINAL_STATUS = 200
 _READ_BY_STATUS = frozenset({429, 503})
 _CONTENT_LENGTH_BYTES = len(b"content-length")
@@ -130,7 +132,10 @@ class Connection(asyncio.BufferedProtocol):
         self.deadline = deadline
         self._timeout_s = timeout_s
         try:
-            self._transport.writelines((head, body))
+            if len(body) < _ONE_PIECE_BYTES:
+                self._transport.write(head + body)
+            else:
+                self._transport.writelines((head, body))
         except RuntimeError:  # uvloop: the socket failed and the loop has not said so yet
             self._end(self._cut_short())
         return reply
