@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-Deed = Literal["slow down", "deny", "cut", "lose the answer", "half", "hide", "ignore conditions"]
+Deed = Literal["slow down", "deny", "cut", "lose the answer", "half", "hide", "ignore conditions", "gone"]
 _EMPTY = (
     b'<?xml version="1.0"?><ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
     b"<Name>x</Name><Prefix></Prefix><KeyCount>0</KeyCount><MaxKeys>1000</MaxKeys>"
@@ -61,6 +61,9 @@ class Gate:
             case "deny":
                 environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
                 return _error(start, "403 Forbidden", "AccessDenied")
+            case "gone":
+                environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+                return _error(start, "404 Not Found", "NoSuchUpload")
             case "cut":
                 _cut(environ)
                 return []

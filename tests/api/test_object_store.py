@@ -8,7 +8,7 @@ import httpx2
 import pytest
 
 from nightmill.api.context import ApiContext
-from nightmill.blobs.bucket import connect
+from nightmill.blobs.connect import connect
 from nightmill.blobs.objects import ObjectBlobs
 from nightmill.settings import BlobSettings
 from tests.s3_server import Order, S3Server

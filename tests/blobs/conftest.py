@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nightmill.blobs import Blobs, FolderBlobs
-from nightmill.blobs.bucket import connect
+from nightmill.blobs.connect import connect
 from nightmill.blobs.objects import ObjectBlobs
 from nightmill.settings import BlobSettings
 from tests.s3_server import S3Server

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from nightmill.blobs.bucket import RefusedError, connect
+from nightmill.blobs.bucket import RefusedError
+from nightmill.blobs.connect import connect
 from nightmill.blobs.objects import ObjectBlobs
 from nightmill.errors import SetupError, StorageFullError, UnavailableError
 from nightmill.settings import BlobSettings
@@ -74,6 +75,24 @@ async def test_a_write_whose_answer_is_lost_is_there_all_the_same(
     await put(objects, "one", content)
     assert await everything(objects, "one") == content
     assert s3.unfinished_uploads(bucket_name) == 0
+
+
+async def test_an_upload_that_was_completed_though_the_store_knows_no_more_of_it_is_there(
+    objects: ObjectBlobs, s3: S3Server
+) -> None:
+    s3.order(Order("lose the answer", "POST", "uploadId=", times=1), Order("gone", "POST", "uploadId="))
+    content = os.urandom(MIB) * 12
+    await put(objects, "one", content)
+    assert await everything(objects, "one") == content
+
+
+async def test_an_upload_that_vanished_is_not_there_even_where_an_older_blob_is(
+    objects: ObjectBlobs, s3: S3Server
+) -> None:
+    await put(objects, "one", b"older")
+    s3.order(Order("gone", "POST", "uploadId="))
+    with pytest.raises(UnavailableError, match="HTTP 404 NoSuchUpload"):
+        await put(objects, "one", b"x" * LARGE)
 
 
 async def test_when_the_store_goes_away_in_the_middle_the_writer_says_so_and_nothing_is_visible(
@@ -313,7 +332,7 @@ async def test_a_quota_is_told_as_a_lack_of_room(
 
 ENDING = """
 import asyncio, json, sys
-from nightmill.blobs.bucket import connect
+from nightmill.blobs.connect import connect
 from nightmill.blobs.objects import ObjectBlobs
 from nightmill.settings import BlobSettings
 
@@ -328,6 +347,7 @@ async def main() -> None:
         task.cancel()
     await asyncio.wait(reading)
     await writer.abort()
+    await blobs.close()
 
 asyncio.run(main())
 """

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from nightmill.blobs.bucket import Bucket, connect
+from nightmill.blobs.bucket import Bucket
+from nightmill.blobs.connect import connect
 from nightmill.parts import FolderParts, Parts
 from nightmill.parts.objects import ObjectParts
 from nightmill.settings import BlobSettings

@@ -161,6 +161,13 @@ async def test_a_pinned_length_may_end_at_any_flush(any_parts: Parts) -> None:
     assert await any_parts.find(lease_of(2)) == [pins[-1]]
 
 
+async def test_what_lies_behind_a_pin_is_not_read_even_from_the_same_flush(any_parts: Parts) -> None:
+    part = await written(any_parts, 2)
+    assert await records(any_parts, [PinnedPart(part.key, part.length_bytes // 2)]) == [
+        PartRecord(0, line(0))
+    ]
+
+
 async def test_one_token_has_one_writer(any_parts: Parts) -> None:
     writer = any_parts.open(lease_of())
     with pytest.raises(ValueError, match="already open"):

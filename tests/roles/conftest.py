@@ -15,7 +15,8 @@ import pytest
 
 from nightmill.batch import Batch, Event, Status
 from nightmill.blobs import Blobs, FolderBlobs
-from nightmill.blobs.bucket import Bucket, connect
+from nightmill.blobs.bucket import Bucket
+from nightmill.blobs.connect import connect
 from nightmill.blobs.objects import ObjectBlobs
 from nightmill.ids import FileId, ProjectId, WorkerId, new_batch_id
 from nightmill.pacing import Answered, Gate, Outcome

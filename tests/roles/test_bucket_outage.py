@@ -26,14 +26,16 @@ async def test_a_bucket_that_is_away_for_a_while_costs_no_answer(
 ) -> None:
     mill, slots, total = s3_mill, 4, 60
     sent: list[bytes] = []
-    half_way = asyncio.Event()
+    half_way, stall_seen = asyncio.Event(), asyncio.Event()
 
     async def send(_endpoint: str, body: bytes) -> Outcome:
         sent.append(body)
         if len(sent) == total // 2:
             s3.order(Order(deed, "PUT|POST|GET|HEAD"))
             half_way.set()
-        await asyncio.sleep(0.005)
+            return Answered(200, ANSWER)
+        if half_way.is_set():
+            await stall_seen.wait()
         return Answered(200, ANSWER)
 
     batch = await mill.accepted(lines(total))
@@ -44,6 +46,7 @@ async def test_a_bucket_that_is_away_for_a_while_costs_no_answer(
         await half_way.wait()
         while parts.stalled is None:
             await parts.next_turn()
+        stall_seen.set()
         while worker.in_flight:  # noqa: ASYNC110 - nothing tells of it
             await asyncio.sleep(0.01)
         seen = len(sent)

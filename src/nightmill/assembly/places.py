@@ -4,10 +4,15 @@ Duty: choose blobs and parts by the settings, and look at a store before anythin
 the store of truth (`start`).
 """
 
+from typing import TYPE_CHECKING
+
 from nightmill.blobs import Blobs, FolderBlobs
 from nightmill.errors import SetupError
 from nightmill.parts import FolderParts, Parts
 from nightmill.settings import Settings
+
+if TYPE_CHECKING:
+    from nightmill.blobs.bucket import Bucket
 
 
 def open_places(settings: Settings) -> tuple[Blobs, Parts]:
@@ -38,17 +43,18 @@ async def check_places(settings: Settings) -> None:
         return
     if settings.blobs.url.startswith("memory:"):
         raise SetupError("blobs.url 'memory://' is for tests in one process; name a bucket, or leave it out")
-    from nightmill.blobs.bucket import connect  # noqa: PLC0415 - needs an extra
-
-    await connect(settings.blobs).check()
+    bucket = _bucket(settings)
+    try:
+        await bucket.check()
+    finally:
+        await bucket.close()
 
 
 def _in_a_bucket(settings: Settings) -> tuple[Blobs, Parts]:
-    from nightmill.blobs.bucket import connect  # noqa: PLC0415 - needs an extra
-    from nightmill.blobs.objects import ObjectBlobs  # noqa: PLC0415 - as above
+    bucket = _bucket(settings)
+    from nightmill.blobs.objects import ObjectBlobs  # noqa: PLC0415 - needs an extra
     from nightmill.parts.objects import ObjectParts  # noqa: PLC0415 - as above
 
-    bucket = connect(settings.blobs)
     blobs = ObjectBlobs(bucket, part_bytes=settings.blobs.upload_part_bytes)
     parts = ObjectParts(
         bucket,
@@ -58,3 +64,11 @@ def _in_a_bucket(settings: Settings) -> tuple[Blobs, Parts]:
         puts_at_once=settings.blobs.puts_at_once,
     )
     return blobs, parts
+
+
+def _bucket(settings: Settings) -> "Bucket":
+    try:
+        from nightmill.blobs.connect import connect  # noqa: PLC0415 - needs an extra
+    except ImportError:
+        raise SetupError("blobs.url names an object store; run: pip install 'nightmill[objects]'") from None
+    return connect(settings.blobs)

@@ -115,6 +115,9 @@ async def open_rooms(
                 settings, store, blobs, parts, bell, emit, worker_id or new_worker_id(secrets.token_bytes(16))
             )
         finally:
-            await parts.close()
+            try:
+                await parts.close()
+            finally:
+                await blobs.close()
     finally:
         await store.close()

@@ -1,38 +1,29 @@
 """One bucket of an object store: the few verbs we ask of it, and its failures in our words.
 
-Duty: make the connection from the settings, repeat what a store refuses for a while, name what went wrong.
-Promise: a missing object is a FileNotFoundError, everything else an UnavailableError (a missing bucket too,
-so that no blob looks deleted when the whole bucket is away); no message holds a secret or a body. Not its
-duty: what the objects mean (`objects`, `parts.objects`).
+Duty: speak to the store, and name what went wrong. Promise: a missing object is a FileNotFoundError,
+everything else an UnavailableError (a missing bucket too, so that no blob looks deleted when the whole bucket
+is away); no message holds a secret or a body. Not its duty: what the objects mean (`objects`,
+`parts.objects`).
 """
 
+import asyncio
+import atexit
 import re
 import secrets
-from collections.abc import AsyncIterator, Generator, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Awaitable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import TYPE_CHECKING, cast
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import obstore
+from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError, UnauthenticatedError
+from obstore.store import MemoryStore
 
 from nightmill.errors import SetupError, StorageFullError, UnavailableError
-from nightmill.settings import BlobSettings
-
-try:
-    import obstore
-    from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError, UnauthenticatedError
-    from obstore.store import AzureStore, GCSStore, MemoryStore, S3Store
-except ImportError:
-    raise SetupError("object stores need an extra: pip install 'nightmill[objects]'") from None
 
 if TYPE_CHECKING:
-    from obstore.store import (
-        AzureConfig,
-        ClientConfig,
-        GCSConfig,
-        ObjectStore,
-        RetryConfig,
-        S3Config,
-    )
+    from obstore.store import AzureStore, GCSStore, ObjectStore, S3Store
 
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>(\w{1,64})</Code>")
@@ -48,8 +39,15 @@ _KINDS = {
     "Decode": "the connection broke",
     "Request": "the connection broke",
 }
+_END_S = 2.0
+_SETTLE_S = 0.05
 _LISTED_AT_ONCE = 1_000
 _DELETED_AT_ONCE = 1_000
+_T = TypeVar("_T")
+
+# The library's threads are done with a request a moment after it has answered. One that still needs the
+# interpreter while it ends aborts the process.
+atexit.register(time.sleep, _SETTLE_S)
 
 
 class RefusedError(UnavailableError):
@@ -71,6 +69,7 @@ class Bucket:
     def __init__(self, store: "ObjectStore", *, name: str) -> None:
         self._store = store
         self.name = name
+        self._under_way: set[asyncio.Future[Any]] = set()
 
     async def check(self) -> None:
         """Writes, reads, lists and deletes a probe.
@@ -96,12 +95,14 @@ class Bucket:
     ) -> None:
         """Whole or not at all. Safe to repeat with the same bytes."""
         with self._reported(key), _written():
-            await obstore.put_async(
-                self._store,
-                key,
-                content,
-                attributes=dict(attributes) if attributes else None,
-                use_multipart=False,
+            await self._whole(
+                obstore.put_async(
+                    self._store,
+                    key,
+                    content,
+                    attributes=dict(attributes) if attributes else None,
+                    use_multipart=False,
+                )
             )
 
     async def put_new(self, key: str, content: bytes) -> None:
@@ -109,7 +110,9 @@ class Bucket:
         of ours whose answer was lost. Stores that don't heed it overwrite."""
         with self._reported(key), _written():
             try:
-                await obstore.put_async(self._store, key, content, mode="create", use_multipart=False)
+                await self._whole(
+                    obstore.put_async(self._store, key, content, mode="create", use_multipart=False)
+                )
             except AlreadyExistsError:
                 raise FileExistsError(key) from None
 
@@ -124,38 +127,40 @@ class Bucket:
     ) -> None:
         """A multipart upload of what `pieces` brings. When `pieces` raises, the upload is aborted."""
         with self._reported(key), _written():
-            await obstore.put_async(
-                self._store,
-                key,
-                pieces,
-                attributes=dict(attributes),
-                chunk_size=part_bytes,
-                max_concurrency=at_once,
+            await self._whole(
+                obstore.put_async(
+                    self._store,
+                    key,
+                    pieces,
+                    attributes=dict(attributes),
+                    chunk_size=part_bytes,
+                    max_concurrency=at_once,
+                )
             )
 
     async def get(self, key: str) -> bytes:
         with self._reported(key):
-            result = await obstore.get_async(self._store, key)
-            return bytes(await result.bytes_async())
+            result = await self._whole(obstore.get_async(self._store, key))
+            return bytes(await self._whole(result.bytes_async()))
 
     async def get_range(self, key: str, start: int, length_bytes: int) -> tuple[bytes, int]:
         """Up to so many bytes, and the size of the whole. Raises PastTheEndError."""
         with self._reported(key):
             options: obstore.GetOptions = {"range": (start, start + length_bytes)}
-            result = await obstore.get_async(self._store, key, options=options)
-            return bytes(await result.bytes_async()), result.meta["size"]
+            result = await self._whole(obstore.get_async(self._store, key, options=options))
+            return bytes(await self._whole(result.bytes_async())), result.meta["size"]
 
     async def stream_from(self, key: str, start: int, *, chunk_bytes: int) -> AsyncIterator[bytes]:
         """The bytes from `start` to the end, in one request."""
         with self._reported(key):
             options: obstore.GetOptions = {"range": {"offset": start}} if start else {}
-            result = await obstore.get_async(self._store, key, options=options)
-            async for chunk in result.stream(min_chunk_size=chunk_bytes):
+            result = await self._whole(obstore.get_async(self._store, key, options=options))
+            async for chunk in self._steps(result.stream(min_chunk_size=chunk_bytes)):
                 yield bytes(chunk)
 
     async def attributes(self, key: str) -> Mapping[str, str]:
         with self._reported(key):
-            result = await obstore.get_async(self._store, key, options={"head": True})
+            result = await self._whole(obstore.get_async(self._store, key, options={"head": True}))
             return cast("Mapping[str, str]", result.attributes)
 
     async def delete(self, keys: Sequence[str]) -> None:
@@ -163,7 +168,7 @@ class Bucket:
             some = keys[first : first + _DELETED_AT_ONCE]
             with self._reported(some[0]):
                 try:
-                    await obstore.delete_async(self._store, some)
+                    await self._whole(obstore.delete_async(self._store, some))
                 except FileNotFoundError as error:
                     # Some stores report what is gone already, and may have stopped there.
                     if _code(error) in _NO_BUCKET:
@@ -173,7 +178,7 @@ class Bucket:
 
     async def _delete_one(self, key: str) -> None:
         try:
-            await obstore.delete_async(self._store, key)
+            await self._whole(obstore.delete_async(self._store, key))
         except FileNotFoundError:
             return
 
@@ -183,16 +188,17 @@ class Bucket:
             listing = obstore.list(  # pyright: ignore[reportUnknownMemberType] - the Arrow overload is untyped
                 self._store, prefix, chunk_size=_LISTED_AT_ONCE
             )
-            async for some in listing:
+            async for some in self._steps(listing):
                 for listed in some:
                     yield listed["path"]
 
     async def folders_under(self, prefix: str) -> Sequence[str]:
         """The next steps of the keys that start with `prefix + '/'`."""
         with self._reported(prefix):
-            listed = await obstore.list_with_delimiter_async(  # pyright: ignore[reportUnknownMemberType] - as above
+            listing = obstore.list_with_delimiter_async(  # pyright: ignore[reportUnknownMemberType] - as above
                 self._store, prefix
             )
+            listed = await self._whole(listing)
         return [folder.rstrip("/").rpartition("/")[2] for folder in listed["common_prefixes"]]
 
     async def signed_url(self, key: str, *, ttl_s: float) -> str | None:
@@ -200,9 +206,36 @@ class Bucket:
         if isinstance(self._store, MemoryStore):
             return None
         with self._reported(key):
-            return await obstore.sign_async(
-                cast("S3Store | GCSStore | AzureStore", self._store), "GET", key, timedelta(seconds=ttl_s)
-            )
+            store = cast("S3Store | GCSStore | AzureStore", self._store)
+            return await self._whole(obstore.sign_async(store, "GET", key, timedelta(seconds=ttl_s)))
+
+    async def close(self) -> None:
+        """Waits a moment for what was begun and given up."""
+        if self._under_way:
+            await asyncio.wait(self._under_way, timeout=_END_S)
+
+    async def _whole(self, request: Awaitable[_T]) -> _T:
+        """A request that goes on to its end whoever stops waiting for it.
+
+        A cancelled one may end while the interpreter does, and then obstore aborts the process.
+        """
+        future = asyncio.ensure_future(request)
+        self._under_way.add(future)
+        future.add_done_callback(self._over)
+        return await asyncio.shield(future)
+
+    def _over(self, future: "asyncio.Future[Any]") -> None:
+        self._under_way.discard(future)
+        if not future.cancelled():
+            future.exception()  # told to whoever still waits
+
+    async def _steps(self, stream: AsyncIterator[_T]) -> AsyncIterator[_T]:
+        while True:
+            try:
+                step = await self._whole(anext(stream))
+            except StopAsyncIteration:
+                return
+            yield step
 
     @contextmanager
     def _reported(self, key: str) -> Generator[None]:
@@ -242,114 +275,6 @@ def _written() -> Generator[None]:
         yield
     except FileNotFoundError as error:
         raise BaseError(str(error)) from None
-
-
-def connect(settings: BlobSettings) -> Bucket:
-    """Makes no request yet.
-
-    Raises:
-        SetupError: the settings name no store that we know, or an option that it does not.
-    """
-    assert settings.url is not None
-    url = urlsplit(settings.url)
-    name = f"{url.scheme}://{url.netloc}{url.path}".rstrip("/")
-    prefix = url.path.strip("/") or None
-    client: ClientConfig = {
-        "allow_http": settings.allow_http,
-        "connect_timeout": timedelta(seconds=min(settings.timeout_s, 10)),
-        "read_timeout": timedelta(seconds=settings.timeout_s),
-        # Bounds the whole of a request, and so the length of a download.
-        "timeout": timedelta(days=1),
-    }
-    retry: RetryConfig = {
-        "max_retries": 100 if settings.retry_s else 0,
-        "retry_timeout": timedelta(seconds=settings.retry_s),
-        "backoff": {
-            "init_backoff": timedelta(seconds=0.1),
-            "max_backoff": timedelta(seconds=5),
-            "base": 2,
-        },
-    }
-    try:
-        match url.scheme:
-            case "s3" if url.netloc:
-                store = S3Store(
-                    url.netloc,
-                    prefix=prefix,
-                    config=_s3_config(settings),
-                    client_options=client,
-                    retry_config=retry,
-                )
-            case "gs" if url.netloc:
-                store = GCSStore(
-                    url.netloc,
-                    prefix=prefix,
-                    config=_gcs_config(settings),
-                    client_options=client,
-                    retry_config=retry,
-                )
-            case "az" if url.netloc and prefix:
-                container, _, below = prefix.partition("/")
-                store = AzureStore(
-                    container,
-                    prefix=below or None,
-                    config=_azure_config(settings, account=url.netloc),
-                    client_options=client,
-                    retry_config=retry,
-                )
-            case "memory":
-                store = MemoryStore()
-            case _:
-                raise SetupError(
-                    f"blobs.url '{name}' is none of s3://bucket/prefix, gs://bucket/prefix and"
-                    " az://account/container/prefix"
-                )
-    except (BaseError, ValueError) as error:
-        reason = str(error).splitlines()[0][:200]
-        raise SetupError(f"blobs.url '{name}' can't be used: {reason}; see docs/settings.md") from None
-    return Bucket(store, name=name)
-
-
-def _s3_config(settings: BlobSettings) -> "S3Config":
-    config: dict[str, str | bool] = {
-        "region": settings.region,
-        "virtual_hosted_style_request": settings.virtual_hosting,
-    }
-    if settings.endpoint is not None:
-        config["endpoint"] = settings.endpoint
-    for name, secret in (
-        ("access_key_id", settings.access_key_id),
-        ("secret_access_key", settings.secret_access_key),
-        ("session_token", settings.session_token),
-    ):
-        if secret is not None:
-            config[name] = secret.get_secret_value()
-    if settings.encryption is not None:
-        config["server_side_encryption"] = settings.encryption
-    if settings.encryption_key is not None:
-        is_ours = settings.encryption == "sse-c"
-        config["sse_customer_key_base64" if is_ours else "sse_kms_key_id"] = (
-            settings.encryption_key.get_secret_value()
-        )
-    return cast("S3Config", {**config, **settings.options})
-
-
-def _gcs_config(settings: BlobSettings) -> "GCSConfig":
-    config: dict[str, str] = {}
-    if settings.endpoint is not None:
-        config["base_url"] = settings.endpoint
-    if settings.secret_access_key is not None:
-        config["service_account_key"] = settings.secret_access_key.get_secret_value()
-    return cast("GCSConfig", {**config, **settings.options})
-
-
-def _azure_config(settings: BlobSettings, *, account: str) -> "AzureConfig":
-    config: dict[str, str] = {"account_name": account}
-    if settings.endpoint is not None:
-        config["endpoint"] = settings.endpoint
-    if settings.secret_access_key is not None:
-        config["account_key"] = settings.secret_access_key.get_secret_value()
-    return cast("AzureConfig", {**config, **settings.options})
 
 
 def _status(error: Exception) -> str | None:

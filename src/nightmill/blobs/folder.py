@@ -123,6 +123,9 @@ class FolderBlobs:
         with reported("the blob folder"):
             return await asyncio.to_thread(self._sweep)
 
+    async def close(self) -> None:
+        return
+
     async def signed_url(self, key: str, *, ttl_s: float) -> str | None:  # noqa: ARG002 - the protocol asks for it
         self.path(key)
         return None

@@ -105,6 +105,9 @@ class ObjectBlobs:
         """Unfinished multipart uploads may be another server's: the bucket's lifecycle rule ends them."""
         return 0
 
+    async def close(self) -> None:
+        await self.bucket.close()
+
     async def signed_url(self, key: str, *, ttl_s: float) -> str | None:
         return await self.bucket.signed_url(check_key(key), ttl_s=ttl_s)
 

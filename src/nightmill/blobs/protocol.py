@@ -62,6 +62,10 @@ class Blobs(Protocol):
         """A link that gives the bytes to whoever has it, or None where there is no such thing."""
         ...
 
+    async def close(self) -> None:
+        """After the last use. What was begun and given up gets a moment to end."""
+        ...
+
 
 def check_key(key: str) -> str:
     """The key itself. Raises ValueError for what is not one."""
