@@ -254,7 +254,9 @@ class FolderBlobWriter:
                 continue  # a delete took the folder away between the two calls
             break
         point("blob.renamed")
-        sync_folder(self._target.parent)
+        # No folder means that a delete took it, and with it the blob: no name is left to keep.
+        with suppress(FileNotFoundError):
+            sync_folder(self._target.parent)
         point("blob.named")
 
 
