@@ -229,9 +229,21 @@ class Gate:
     - Any real answer opens it, except that a throttled upstream gets the pause it asked for.
     """
 
-    __slots__ = ("_announced", "_cause", "_credit", "_pauses", "_probe_at", "_reason", "_troubles", "_until")
+    __slots__ = (
+        "_announced",
+        "_cause",
+        "_credit",
+        "_pauses",
+        "_probe_at",
+        "_reason",
+        "_troubles",
+        "_until",
+        "is_open",
+    )
 
     def __init__(self) -> None:
+        self.is_open = True
+        """For those in a hurry: while it is, `wait_s` says 0 and `sent` need not be told."""
         self._cause: _Cause = _Cause.NONE
         self._until = 0.0
         self._reason = ""
@@ -306,6 +318,7 @@ class Gate:
             return None
         announced = self._announced is not _Cause.NONE
         self._cause = self._announced = _Cause.NONE
+        self.is_open = True
         self._until = 0.0
         self._reason = ""
         self._pauses = 0
@@ -358,6 +371,7 @@ class Gate:
             longest_s = min(cap_s, base_s * 2.0 ** min(self._pauses, 16))
             pause_s = _PAUSE_FLOOR_S + random * (longest_s - _PAUSE_FLOOR_S)
         self._cause = cause
+        self.is_open = False
         self._reason = reason
         self._pauses += 1
         self._until = max(self._until, now + pause_s)

@@ -6,13 +6,13 @@ Little-endian. `kind` says whether the line goes to the error file and whether i
 """
 
 import struct
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from typing import BinaryIO
 from zlib import crc32
 
 from msgspec.structs import astuple
 
-from nightmill.batch import Usage
+from nightmill.batch import Tally, Usage
 from nightmill.line import OutputLine
 from nightmill.parts.protocol import PartRecord
 
@@ -20,6 +20,7 @@ _MAGIC = b"NMP1"
 _CRC = struct.Struct("<I")
 _CONTENT = struct.Struct("<4sIQIIIIII")
 _HEADER = struct.Struct("<I4sIQIIIIII")
+HEADER_BYTES = _HEADER.size
 _IS_ERROR, _HAS_USAGE = 1, 2
 _BLOCK_BYTES = 256 << 10
 _MOST_TOKENS = (1 << 32) - 1
@@ -47,6 +48,32 @@ def pack_record(ordinal: int, output: OutputLine) -> tuple[bytes, bytes]:
         )
     record = content + text
     return _CRC.pack(crc32(record)), record
+
+
+def pack_records(rows: Iterable[tuple[int, OutputLine]]) -> tuple[list[bytes], Tally]:
+    """The pieces of many records in a row, and what their lines add to the tally.
+
+    In one go: a loop over what is at hand costs half of what the same work costs between two lines.
+    """
+    pieces: list[bytes] = []
+    answered = failed = 0
+    taken = cached = given = reasoning = total = 0
+    for ordinal, output in rows:
+        try:
+            pieces += pack_record(ordinal, output)
+        except struct.error:
+            output = bounded(output)  # noqa: PLW2901 - from here on it is the line
+            pieces += pack_record(ordinal, output)
+        answered += 1
+        failed += output.is_error
+        usage = output.usage
+        if usage is not None:
+            taken += usage.input_tokens
+            cached += usage.cached_tokens
+            given += usage.output_tokens
+            reasoning += usage.reasoning_tokens
+            total += usage.total_tokens
+    return pieces, Tally(answered - failed, failed, Usage(taken, cached, given, reasoning, total))
 
 
 def bounded(output: OutputLine) -> OutputLine:

@@ -1,17 +1,16 @@
 """One part as a file, written by one writer only."""
 
 import os
-import struct
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Protocol
 
-from nightmill.batch import Tally, Usage
+from nightmill.batch import Tally
 from nightmill.crash import point
 from nightmill.line import OutputLine
-from nightmill.parts.record import bounded, pack_record
+from nightmill.parts.record import HEADER_BYTES, pack_records
 from nightmill.segment import Lease, PinnedPart
 
 
@@ -53,12 +52,9 @@ class FolderPartWriter:
         self._on_commit = on_commit
         self._descriptor: int | None = None
         self._refusal: Exception | None = None
-        self._queue: list[bytes] = []
+        self._queue: list[tuple[int, OutputLine]] = []
         self._taken: list[bytes] = []
         self._counted = self._taken_counted = self._durable_counted = 0
-        self._failed = 0
-        self._input_tokens = self._cached_tokens = self._output_tokens = 0
-        self._reasoning_tokens = self._total_tokens = 0
         self._taken_tally = self._durable_tally = Tally()
         self._durable_bytes = 0
 
@@ -82,25 +78,11 @@ class FolderPartWriter:
     def append(self, ordinal: int, output: OutputLine) -> None:
         if self._refusal is not None:
             raise self._refusal
-        try:
-            crc, record = pack_record(ordinal, output)
-        except struct.error:
-            output = bounded(output)
-            crc, record = pack_record(ordinal, output)
         if self._counted == self._durable_counted:
             self._group.queued(self)
-        self._queue += (crc, record)
+        self._queue.append((ordinal, output))
         self._counted += 1
-        self._group.queued_bytes += len(record) + len(crc)
-        if output.is_error:
-            self._failed += 1
-        usage = output.usage
-        if usage is not None:
-            self._input_tokens += usage.input_tokens
-            self._cached_tokens += usage.cached_tokens
-            self._output_tokens += usage.output_tokens
-            self._reasoning_tokens += usage.reasoning_tokens
-            self._total_tokens += usage.total_tokens
+        self._group.queued_bytes += HEADER_BYTES + len(output.text)
 
     async def flush(self) -> None:
         target = self._counted
@@ -120,17 +102,11 @@ class FolderPartWriter:
 
     def take(self) -> Sequence[bytes]:
         """What is to be written behind the durable bytes: also what an earlier try could not write."""
-        self._taken += self._queue
+        pieces, tally = pack_records(self._queue)
         self._queue = []
+        self._taken += pieces
         self._taken_counted = self._counted
-        usage = Usage(
-            self._input_tokens,
-            self._cached_tokens,
-            self._output_tokens,
-            self._reasoning_tokens,
-            self._total_tokens,
-        )
-        self._taken_tally = Tally(self._counted - self._failed, self._failed, usage)
+        self._taken_tally = self._taken_tally.plus(tally)
         return self._taken
 
     def write_out(self, records: bytes) -> None:

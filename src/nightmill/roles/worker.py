@@ -126,6 +126,7 @@ class Worker:
         self._requests = Rate(settings.upstream.requests_per_minute)
         self._tokens = Rate(settings.upstream.tokens_per_minute)
         self._tokens_per_line = 0.0
+        self._has_rates = bool(settings.upstream.requests_per_minute or settings.upstream.tokens_per_minute)
         self._pool: set[asyncio.Task[None]] = set()
         self._group: asyncio.TaskGroup | None = None
         self._has_asked = False
@@ -450,10 +451,11 @@ class Worker:
     async def _send_lines(self, task: asyncio.Task[None]) -> None:
         """One line after the other, until the pool is larger than it may be."""
         while len(self._pool) <= self._window.limit(now := self._monotonic()):
-            wait_s = self._gate.wait_s(now) or self._pace_s(now)
-            if wait_s > 0:
-                await asyncio.sleep(min(wait_s, _LONGEST_PAUSE_S))
-                continue
+            if not self._gate.is_open or self._has_rates:
+                wait_s = self._gate.wait_s(now) or self._pace_s(now)
+                if wait_s > 0:
+                    await asyncio.sleep(min(wait_s, _LONGEST_PAUSE_S))
+                    continue
             line = self._next_line(now)
             if line is None:
                 self._more.clear()
@@ -508,13 +510,15 @@ class Worker:
         if timeout_s <= 0:
             self._give_up(line)
             return
-        self._gate.sent(self._monotonic())
+        if not self._gate.is_open:
+            self._gate.sent(self._monotonic())
         guess = self._tokens_per_line
-        self._requests.spend(1)
-        self._tokens.spend(guess)
+        if self._has_rates:
+            self._requests.spend(1)
+            self._tokens.spend(guess)
         outcome = await self._upstream.send(lease.endpoint, line.request.body, timeout_s=timeout_s)
         row, outcome = self._row(line, outcome)
-        if row.usage is not None:
+        if self._has_rates and row.usage is not None:
             used = row.usage.total_tokens
             self._tokens.spend(used - guess)
             self._tokens_per_line = used if not guess else 0.9 * guess + 0.1 * used
@@ -552,7 +556,7 @@ class Worker:
         except LeaseLost:
             segment.is_lost = True
         self._settled_count += 1
-        if segment.is_over:
+        if not segment.in_flight and segment.is_over:
             self._bell.ring_here()
 
     def _row(self, line: PendingLine, outcome: Outcome) -> tuple[OutputLine, Outcome]:
