@@ -75,7 +75,7 @@ $(STAMP): requirements.lock pyproject.toml
 lock: $(STAMP)  ## resolve pyproject.toml anew into requirements.lock
 	@command -v uv >/dev/null || test -x $(BIN)/uv || $(PIP) install uv
 	PATH="$(CURDIR)/$(BIN):$$PATH" uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-		--no-header --no-annotate --upgrade --extra llama --extra objects --extra postgres --group dev pyproject.toml -o requirements.lock
+		--no-header --no-annotate --upgrade --extra llama --extra objects --extra postgres --extra ray --group dev pyproject.toml -o requirements.lock
 
 clean:  ## remove what make made, .venv included
 	rm -rf $(VENV) dist build .pytest_cache .ruff_cache .hypothesis .import_linter_cache .run
