@@ -45,7 +45,9 @@ def test_without_a_key_nothing_else_is_looked_at(server, method, path, headers):
     assert answer.headers["x-request-id"]
 
 
-@pytest.mark.parametrize("path", ["/health", "/ready", "/version", "/openapi.json", "/docs", "/health/"])
+@pytest.mark.parametrize(
+    "path", ["/health", "/ready", "/version", "/metrics", "/openapi.json", "/docs", "/health/"]
+)
 def test_what_says_nothing_of_a_project_is_open(server, path):
     assert server.send("GET", path).status == 200
 

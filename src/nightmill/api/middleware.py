@@ -25,7 +25,7 @@ METHOD_AS_SENT = "nightmill.method"
 BUSY = "nightmill.busy"
 """In the scope of a request whose connection is one too many (`connection`)."""
 OPENAI_VERSION = b"2020-10-01"
-PUBLIC_PATHS = frozenset({"/health", "/ready", "/version", "/openapi.json", "/docs"})
+PUBLIC_PATHS = frozenset({"/health", "/ready", "/version", "/metrics", "/openapi.json", "/docs"})
 
 _SLASHES = re.compile("/{2,}")
 _logger = logging.getLogger("nightmill.api")

@@ -1,0 +1,108 @@
+"""/metrics: true figures, no names, and a store that is asked seldom."""
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from nightmill.api import metrics
+from nightmill.api.context import ApiContext
+from nightmill.api.health import VERSION
+from nightmill.batch import Status
+from nightmill.errors import UnavailableError
+from nightmill.store import Backlog
+from tests.api.conftest import Answer
+
+
+def figures_of(answer: Answer) -> dict[tuple[str, ...], float]:
+    assert answer.status == 200
+    assert answer.headers["content-type"].startswith("text/plain; version=")
+    families = text_string_to_metric_families(answer.body.decode())
+    return {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+@dataclass
+class Counting:
+    """A store of which only the backlog is there, and the number of looks at it."""
+
+    backlog_now: Backlog = field(default_factory=lambda: Backlog({Status.IN_PROGRESS: 3}, 41, 7))
+    looks: int = 0
+
+    async def backlog(self) -> Backlog:
+        self.looks += 1
+        return self.backlog_now
+
+
+def over(store: Any, **changes: Any) -> Callable[[ApiContext], ApiContext]:
+    return lambda context: replace(context, store=store, **changes)
+
+
+def test_the_figures_are_those_of_the_store_and_of_this_process(serve):
+    found = figures_of(serve(change=over(Counting())).send("GET", "/metrics"))
+    assert found["nightmill_build", VERSION] == 1
+    assert found["nightmill_segments", "waiting"] == 41
+    assert found["nightmill_segments", "leased"] == 7
+    batches = {key[1]: value for key, value in found.items() if key[0] == "nightmill_batches"}
+    assert batches == {"validating": 0, "in_progress": 3, "finalizing": 0, "cancelling": 0}
+    assert found["process_resident_memory_bytes",] > 1 << 20
+
+
+def test_a_new_batch_is_counted_and_not_named(serve):
+    server = serve()
+    client = server.client()
+    line = (
+        b'{"custom_id": "secret-name", "method": "POST", "url": "/v1/embeddings", "body": {"model": "m"}}\n'
+    )
+    file = client.files.create(file=("in.jsonl", line), purpose="batch")
+    client.batches.create(
+        input_file_id=file.id, endpoint="/v1/embeddings", completion_window="24h", metadata={"who": "acme"}
+    )
+    answer = server.send("GET", "/metrics")
+    assert figures_of(answer)["nightmill_batches", "validating"] == 1
+    for name in ("secret-name", "acme", file.id, "in.jsonl", "default"):
+        assert name.encode() not in answer.body
+
+
+def test_a_crowd_of_scrapers_costs_one_look_at_the_store(serve):
+    store, now = Counting(), [1_000.0]
+    server = serve(change=over(store, clock=lambda: now[0]))
+    for _ in range(5):
+        assert server.send("GET", "/metrics").status == 200
+    assert store.looks == 1
+    now[0] += metrics.KEPT_S
+    store.backlog_now = Backlog({}, 0, 0)
+    assert figures_of(server.send("GET", "/metrics"))["nightmill_segments", "waiting"] == 0
+    assert store.looks == 2
+
+
+class Away:
+    async def backlog(self) -> Backlog:
+        raise UnavailableError("The store is away.", retry_after_s=2)
+
+
+class Stuck:
+    async def backlog(self) -> Backlog:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
+@pytest.mark.parametrize("store", [Away(), Stuck()], ids=["away", "stuck"])
+def test_without_its_store_it_says_so_instead_of_showing_old_figures(serve, monkeypatch, store):
+    monkeypatch.setattr(metrics, "_STORE_TIMEOUT_S", 0.05)
+    answer = serve(change=over(store)).send("GET", "/metrics")
+    assert answer.status == 503
+    assert int(answer.headers["retry-after"]) >= 1
+
+
+def test_a_start_does_not_load_the_library():
+    program = "import sys, nightmill.api.app; sys.exit('prometheus_client' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
