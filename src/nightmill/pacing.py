@@ -57,6 +57,8 @@ class Broken(msgspec.Struct, frozen=True, gc=False):
 
     code: ClassVar[str] = "upstream_broken"
     reason: str
+    sends: int = 1
+    """How often the line went out: twice when its reused connection had broken without a byte."""
 
     @property
     def message(self) -> str:
@@ -69,6 +71,8 @@ class TimedOut(msgspec.Struct, frozen=True, gc=False):
 
     code: ClassVar[str] = "request_timeout"
     timeout_s: float
+    sends: int = 1
+    """As in `Broken`."""
 
     @property
     def message(self) -> str:
@@ -97,10 +101,10 @@ class Settle:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """Send the line again after so long. `burns` says whether this attempt counts."""
+    """Send the line again after so long. `burns` says as how many attempts this one counts."""
 
     after_s: float
-    burns: bool
+    burns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,21 +141,29 @@ def verdict(
         case Answered(status):
             if not is_worth_another(status):
                 return _SETTLE
-            burns, after_s = True, backoff_s(attempts, random=random)
-        case Broken() | TimedOut():
-            burns, after_s = True, backoff_s(attempts, random=random)
+            burns, after_s = 1, backoff_s(attempts, random=random)
+        case Broken(sends=sends) | TimedOut(sends=sends):
+            # Each of them may have killed the upstream, so each counts.
+            burns, after_s = sends, backoff_s(attempts, random=random)
         case Throttled(retry_after_s=asked_s) if asked_s is not None:
             # A little jitter on top, or all lines told the same number would come back in one instant.
-            burns, after_s = False, _bounded(asked_s) * (1 + random / 10)
+            burns, after_s = 0, _bounded(asked_s) * (1 + random / 10)
         case Throttled() | Unreachable() | Refused():
-            burns, after_s = False, backoff_s(attempts, random=random)
+            burns, after_s = 0, backoff_s(attempts, random=random)
         case _:
             assert_never(outcome)
-    if burns and attempts >= max_attempts:
+    if burns and attempts - 1 + burns >= max_attempts:
         return _SETTLE
     if now + after_s >= deadline:
         return _EXPIRE
     return Retry(after_s, burns)
+
+
+def sent_twice(outcome: Outcome) -> Outcome:
+    """The outcome of a line that was sent again at once, as it counts. An answer clears it."""
+    if isinstance(outcome, Broken | TimedOut):
+        return msgspec.structs.replace(outcome, sends=2)
+    return outcome
 
 
 def is_success(outcome: Outcome) -> bool:

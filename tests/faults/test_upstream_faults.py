@@ -130,7 +130,7 @@ async def test_faults_that_stay_settle_their_line_and_no_other(mill: FaultyMill,
     assert {name: rogue.asked[name] for name in FINAL} == dict.fromkeys(FINAL, 1)
     tries = {name: rogue.asked[name] for name in BREAKS | LATE | FAULTS if rogue.asked[name] != 3}
     assert tries.keys() <= {"reset before an answer"}
-    assert all(3 <= times <= 6 for times in tries.values())
+    assert all(3 <= times <= 4 for times in tries.values())
     assert all(rogue.asked[name] == 1 for name in plain)
 
 
@@ -273,5 +273,21 @@ async def test_a_poison_line_that_kills_the_upstream_is_settled_and_harms_nobody
     rows = await mill.results(ended)
     assert (ended.tally.completed, ended.tally.failed) == (100, 1)
     assert rows["poison"]["error"]["code"] == "upstream_broken"
-    # Eight attempts; one over a reused connection is sent once more when that breaks without a byte.
-    assert 8 <= rogue.asked["poison"] <= 16
+    # Eight attempts, and the last of them may have gone out twice. It need not have been read each time.
+    assert 4 <= rogue.asked["poison"] <= 9
+
+
+async def test_a_poison_line_that_breaks_connections_in_use_is_sent_at_most_once_more_than_its_attempts(
+    mill: FaultyMill, rogue: Rogue
+):
+    """Others keep connections warm, so that each of its attempts goes out over a reused one first."""
+    rogue.plays("poison", lambda _: (0.005, Step.CLOSE))
+    names = [f"line {number}" for number in range(4)]
+    batch = await mill.batch_of_lines(*names, "poison", *[f"late {number}" for number in range(100)])
+    rogue.always = lambda it: (0.005, *well(it))
+    worker = mill.sender(rogue, slots=4, max_attempts=5)
+    [ended] = await mill.run_to_the_end(worker, batch)
+    rows = await mill.results(ended)
+    assert (ended.tally.completed, ended.tally.failed) == (104, 1)
+    assert rows["poison"]["error"]["code"] == "upstream_broken"
+    assert 5 <= rogue.asked["poison"] <= 6

@@ -23,6 +23,7 @@ from nightmill.pacing import (
     TimedOut,
     Unreachable,
     backoff_s,
+    sent_twice,
     verdict,
 )
 
@@ -51,14 +52,22 @@ def test_what_can_never_fare_better_settles_at_once(status):
 
 @pytest.mark.parametrize("outcome", BURNING)
 def test_what_may_fare_better_is_tried_again_and_burns_an_attempt(outcome):
-    assert judged(outcome, attempts=3) == Retry(after_s=1.0, burns=True)
+    assert judged(outcome, attempts=3) == Retry(after_s=1.0, burns=1)
 
 
 @pytest.mark.parametrize("outcome", BURNING)
 def test_after_the_last_attempt_a_line_settles_with_what_it_got(outcome):
-    assert judged(outcome, attempts=7) == Retry(after_s=16.0, burns=True)
+    assert judged(outcome, attempts=7) == Retry(after_s=16.0, burns=1)
     assert judged(outcome, attempts=8) == Settle()
     assert judged(outcome, attempts=8, deadline=0.0) == Settle()
+
+
+@pytest.mark.parametrize("outcome", [Broken("reset"), TimedOut(600.0)])
+def test_a_line_that_went_out_twice_and_broke_both_times_burns_two_attempts(outcome):
+    twice = sent_twice(outcome)
+    assert judged(twice, attempts=6) == Retry(after_s=8.0, burns=2)
+    assert judged(twice, attempts=7) == Settle()
+    assert sent_twice(OK) is OK
 
 
 @pytest.mark.parametrize("outcome", BLAMELESS)
@@ -69,13 +78,13 @@ def test_an_upstream_that_is_away_or_busy_burns_no_attempt(outcome):
 
 
 def test_retry_after_is_obeyed_with_a_little_jitter_on_top():
-    assert judged(Throttled(429, b"", 20.0), random=0.0) == Retry(after_s=20.0, burns=False)
-    assert judged(Throttled(429, b"", 20.0), random=0.5) == Retry(after_s=21.0, burns=False)
+    assert judged(Throttled(429, b"", 20.0), random=0.0) == Retry(after_s=20.0, burns=0)
+    assert judged(Throttled(429, b"", 20.0), random=0.5) == Retry(after_s=21.0, burns=0)
 
 
 def test_retry_after_stays_within_sane_bounds():
-    assert judged(Throttled(429, b"", -3.0), random=0.0) == Retry(after_s=0.0, burns=False)
-    assert judged(Throttled(429, b"", 86_400.0), random=0.0) == Retry(after_s=RETRY_AFTER_CAP_S, burns=False)
+    assert judged(Throttled(429, b"", -3.0), random=0.0) == Retry(after_s=0.0, burns=0)
+    assert judged(Throttled(429, b"", 86_400.0), random=0.0) == Retry(after_s=RETRY_AFTER_CAP_S, burns=0)
 
 
 @pytest.mark.parametrize("outcome", [*BLAMELESS, *BURNING])

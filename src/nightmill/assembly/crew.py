@@ -40,7 +40,6 @@ async def work(settings: Settings, *, roles: Sequence[str], say: Callable[[str],
         settings, programs = await choose_upstream(settings, say=say)
     await prepare(settings)
     await check_places(settings)
-    await check_places(settings)
     engine = LocalEngine(emit=telemetry.log, ring_here=_nobody, monotonic=time.monotonic)
     store = open_stored(settings)
     try:

@@ -12,6 +12,7 @@ from nightmill.pacing import Answered, Broken, Outcome, Throttled
 KEPT_HEADERS = frozenset({b"retry-after", b"x-request-id", b"content-encoding"})
 """Lower-case names of the headers `outcome_of` reads."""
 
+GONE = Broken("the connection was closed before an answer came")
 TOO_LONG = Broken("the answer is longer than upstream.max_answer_bytes")
 _UNREADABLE = Broken("the answer is in a content encoding nobody asked for and that can't be read")
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")

@@ -16,7 +16,7 @@ from typing import cast
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from nightmill.pacing import Answered, Broken, Outcome, TimedOut
-from nightmill.upstream.answer import KEPT_HEADERS, TOO_LONG, outcome_of
+from nightmill.upstream.answer import GONE, KEPT_HEADERS, TOO_LONG, outcome_of
 
 RECEIVE_BYTES = 64 << 10
 MAX_OVERHEAD_BYTES = 64 << 10
@@ -197,7 +197,7 @@ class Connection(asyncio.BufferedProtocol):
     def _cut_short(self) -> Broken | None:
         if not self._silent:
             return Broken("the connection was closed in the middle of the answer")
-        return None if self._reused else Broken("the connection was closed before an answer came")
+        return None if self._reused else GONE
 
     # What the event loop calls.
 

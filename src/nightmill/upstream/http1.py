@@ -2,7 +2,7 @@
 
 Duty: find or open a connection for each attempt, keep time for all of them, close what is idle or late.
 Promise: no task and no timer per request; a request whose reused connection was closed under it before a
-byte came back is sent once more, at once, on a new connection, and that counts as the same attempt; a
+byte came back is sent once more, at once, on a new connection, and an outcome that is no answer says so; a
 redirect is an answer and is not followed; a cancelled attempt closes its connection. Not its duty: proxies,
 HTTP/2, cookies (`over_aiohttp`).
 
@@ -17,7 +17,8 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from nightmill.pacing import Answered, Broken, Outcome, Unreachable
+from nightmill.pacing import Answered, Outcome, Unreachable, sent_twice
+from nightmill.upstream.answer import GONE
 from nightmill.upstream.connection import RECEIVE_BYTES, Connection
 from nightmill.upstream.target import Target
 
@@ -130,6 +131,21 @@ class LeanUpstream:
             if outcome is not None:
                 return outcome
             break
+        else:
+            return await self._exchange_anew(loop, head, body, deadline=deadline, timeout_s=timeout_s)
+        outcome = await self._exchange_anew(loop, head, body, deadline=deadline, timeout_s=timeout_s)
+        return GONE if isinstance(outcome, Unreachable) else sent_twice(outcome)
+
+    async def _exchange_anew(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        head: bytes,
+        body: bytes,
+        *,
+        deadline: float,
+        timeout_s: float,
+    ) -> Outcome:
+        """Over a connection of its own."""
         opened = await self._open(loop, deadline=deadline)
         if isinstance(opened, Unreachable):
             return opened
@@ -139,7 +155,7 @@ class LeanUpstream:
         except asyncio.CancelledError:
             opened.forget(reply)
             raise
-        return outcome if outcome is not None else Broken("the connection was closed before an answer came")
+        return outcome if outcome is not None else GONE
 
     async def _open(self, loop: asyncio.AbstractEventLoop, *, deadline: float) -> Connection | Unreachable:
         began = loop.time()

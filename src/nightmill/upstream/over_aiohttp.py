@@ -17,8 +17,8 @@ from urllib.request import getproxies, proxy_bypass
 import aiohttp
 from yarl import URL
 
-from nightmill.pacing import Answered, Broken, Outcome, TimedOut, Unreachable
-from nightmill.upstream.answer import KEPT_HEADERS, TOO_LONG, outcome_of
+from nightmill.pacing import Answered, Broken, Outcome, TimedOut, Unreachable, sent_twice
+from nightmill.upstream.answer import GONE, KEPT_HEADERS, TOO_LONG, outcome_of
 from nightmill.upstream.http1 import IDLE_S, MODELS_TIMEOUT_S, reason_of
 from nightmill.upstream.target import Target
 
@@ -77,16 +77,21 @@ class AiohttpUpstream:
             return Unreachable("the upstream was closed by us")
         pooled, single_use = self._sessions or self._open_sessions()
         trace = _Trace()
+        outcome: Outcome | None = None
+        is_again = False
         try:
             async with asyncio.timeout(timeout_s):
                 outcome = await self._attempt(pooled, method, url, body, trace)
                 if outcome is None and not self._closed:
+                    is_again = True
                     outcome = await self._attempt(single_use, method, url, body, _Trace(connected=True))
         except TimeoutError:
             if not trace.connected:
                 return Unreachable("no connection within the attempt's time")
-            return TimedOut(timeout_s)
-        return outcome or Broken("the connection was closed before an answer came")
+            outcome = TimedOut(timeout_s)
+        if not is_again:
+            return outcome or GONE
+        return GONE if isinstance(outcome, Unreachable) else sent_twice(outcome or GONE)
 
     async def _attempt(
         self, session: aiohttp.ClientSession, method: str, url: URL, body: bytes | None, trace: _Trace
