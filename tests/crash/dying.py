@@ -1,35 +1,66 @@
 """What a forked process runs until it dies at a point; in a module of its own, so that it finds it."""
 
 import asyncio
+import multiprocessing
 import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 from nightmill import crash
-from nightmill.blobs import FolderBlobs
+from nightmill.assembly.places import open_places
 from nightmill.ids import WorkerId
-from nightmill.parts import FolderParts
 from nightmill.roles.finalizer import Finalizer
 from nightmill.roles.intake import Intake
 from nightmill.roles.loop import Bell
-from nightmill.settings import load
+from nightmill.settings import Settings, as_message, from_message, load
 from nightmill.store.sql import open_store
 
+Die = Callable[[str, Settings, crash.Point, int], int]
 
-def die_in(role: str, folder: Path, point: crash.Point, nth: int) -> None:
-    """One turn of the role over the folder, with the point armed for its n-th pass."""
+
+def settings_of(folder: Path) -> Settings:
+    """Of a data folder in which everything lies."""
+    flags = {
+        "folder": folder,
+        "worker": {"lines_per_segment": 20, "commit_interval_s": 0.0},
+        "retention": {"free_bytes": 0},
+    }
+    return load(flags=flags, environment={})
+
+
+@contextmanager
+def deaths() -> Generator[Die]:
+    """Runs one turn of a role in a forked process with a point armed for its n-th pass; how that ended."""
+    context: ForkServerContext = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.crash.dying"])
+
+    def run(role: str, settings: Settings, point: crash.Point, nth: int) -> int:
+        process = context.Process(target=die_in, args=(role, as_message(settings), point, nth))
+        process.start()
+        process.join(60)
+        assert process.exitcode is not None
+        return process.exitcode
+
+    yield run
+    from multiprocessing.forkserver import _forkserver
+
+    _forkserver._stop()
+
+
+def die_in(role: str, message: str, point: crash.Point, nth: int) -> None:
     crash._passes_left[point] = nth
-    asyncio.run(turn(role, folder))
+    asyncio.run(turn(role, from_message(message)))
 
 
-async def turn(role: str, folder: Path) -> None:
-    flags = {"folder": folder, "worker": {"lines_per_segment": 20}}
-    settings = load(flags=flags, environment={})
-    root = folder / "blobs"
+async def turn(role: str, settings: Settings) -> None:
+    """One turn of the role over the places that the settings name."""
     store = open_store(settings.store_url)
-    parts = FolderParts(root / "parts", commit_interval_s=0.0, buffer_bytes=1)
+    blobs, parts = open_places(settings)
     shared = {
         "store": store,
-        "blobs": FolderBlobs(root, watermark_bytes=0),
+        "blobs": blobs,
         "settings": settings,
         "worker_id": WorkerId(role),
         "bell": Bell(),
@@ -43,4 +74,5 @@ async def turn(role: str, folder: Path) -> None:
             await Finalizer(**shared, parts=parts, monotonic=time.monotonic).turn()
     finally:
         await parts.close()
+        await blobs.close()
         await store.close()

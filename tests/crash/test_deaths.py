@@ -1,12 +1,10 @@
 """Intake and finalizer killed at every point: whoever comes next does it again, with the same bytes."""
 
 import asyncio
-import multiprocessing
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +14,8 @@ from nightmill.batch import Batch, Status
 from nightmill.crash import Point
 from nightmill.errors import LeaseLost
 from nightmill.pacing import Answered
-from nightmill.settings import load
 from nightmill.store.sql import open_store
-from tests.crash.dying import die_in, turn
+from tests.crash.dying import Die, deaths, settings_of, turn
 from tests.roles.conftest import ENDPOINT, PROJECT, Mill, request_lines
 
 LINES = 70
@@ -40,26 +37,11 @@ INTAKE: tuple[Point, ...] = (
     "intake.accepted",
 )
 
-Die = Callable[[str, Path, Point, int], int]
-
 
 @pytest.fixture(scope="session")
 def die() -> Iterator[Die]:
-    """Runs `die_in` in a forked process; how that ended."""
-    context: ForkServerContext = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.crash.dying"])
-
-    def run(role: str, folder: Path, point: Point, nth: int) -> int:
-        process = context.Process(target=die_in, args=(role, folder, point, nth))
-        process.start()
-        process.join(60)
-        assert process.exitcode is not None
-        return process.exitcode
-
-    yield run
-    from multiprocessing.forkserver import _forkserver
-
-    _forkserver._stop()
+    with deaths() as die:
+        yield die
 
 
 async def settled(mill: Mill) -> Batch:
@@ -85,7 +67,7 @@ async def settled(mill: Mill) -> Batch:
 
 async def seen_after(folder: Path, batch: Batch) -> tuple[Batch, dict[str, bytes]]:
     """The batch as its client sees it, without its end's stamps, and the bytes of its files by name."""
-    store = open_store(load(flags={"folder": folder}, environment={}).store_url)
+    store = open_store(settings_of(folder).store_url)
     try:
         now = await store.batch(PROJECT, batch.id)
         assert now is not None
@@ -103,7 +85,7 @@ async def seen_after(folder: Path, batch: Batch) -> tuple[Batch, dict[str, bytes
 
 
 async def start_again(folder: Path) -> None:
-    store = open_store(load(flags={"folder": folder}, environment={}).store_url)
+    store = open_store(settings_of(folder).store_url)
     await store.release_all_leases()
     await store.close()
 
@@ -114,7 +96,7 @@ async def test_a_finalizer_killed_at_any_point_is_followed_by_one_that_makes_the
     batch = await settled(mill)
     whole = tmp_path / "whole"
     shutil.copytree(tmp_path / "data", whole)
-    await turn("finalizer", whole)
+    await turn("finalizer", settings_of(whole))
     right, right_files = await seen_after(whole, batch)
     assert right.status is Status.COMPLETED
     assert right.tally.completed == LINES - 7
@@ -124,12 +106,12 @@ async def test_a_finalizer_killed_at_any_point_is_followed_by_one_that_makes_the
     for point, nth in deaths:
         folder = tmp_path / f"{point}.{nth}"
         shutil.copytree(tmp_path / "data", folder)
-        assert die("finalizer", folder, point, nth) == -signal.SIGKILL, point
+        assert die("finalizer", settings_of(folder), point, nth) == -signal.SIGKILL, point
         at_death, files_at_death = await seen_after(folder, batch)
         assert at_death.status.is_terminal == (point == "finalizer.published"), point
         assert at_death.status.is_terminal or not files_at_death
         await start_again(folder)
-        await turn("finalizer", folder)
+        await turn("finalizer", settings_of(folder))
         found, files = await seen_after(folder, batch)
         assert files == right_files, point
         stamps = {"finalizing_at": right.finalizing_at, "completed_at": right.completed_at}
@@ -146,12 +128,12 @@ async def test_an_intake_killed_at_any_point_is_followed_by_one_that_accepts_eve
     for point in (*INTAKE, *BLOB):
         folder = tmp_path / point
         shutil.copytree(tmp_path / "data", folder)
-        assert die("intake", folder, point, 1) == -signal.SIGKILL, point
+        assert die("intake", settings_of(folder), point, 1) == -signal.SIGKILL, point
         await start_again(folder)
-        await turn("intake", folder)
+        await turn("intake", settings_of(folder))
         found, _ = await seen_after(folder, batch)
         assert (found.status, found.total, found.endpoint) == (Status.IN_PROGRESS, LINES, ENDPOINT), point
-        store = open_store(load(flags={"folder": folder}, environment={}).store_url)
+        store = open_store(settings_of(folder).store_url)
         segments = [result.segment for result in await store.segment_results(batch.id)]
         await store.close()
         assert [(one.first, one.count) for one in segments] == [(0, 20), (20, 20), (40, 20), (60, 10)], point

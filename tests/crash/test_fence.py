@@ -24,7 +24,7 @@ from nightmill.errors import UnavailableError
 from nightmill.ids import WorkerId
 from nightmill.line import OutputLine
 from nightmill.pacing import Answered
-from nightmill.parts import FolderParts, PartRecord
+from nightmill.parts import FolderParts, PartRecord, Parts
 from nightmill.segment import Lease, PinnedPart, Report, Segment
 from nightmill.settings import as_message
 from nightmill.store.sql import SqlStore, open_store
@@ -279,7 +279,7 @@ class Answers:
         return OutputLine(text=json.dumps(row).encode() + b"\n", is_error=False, usage=None)
 
 
-async def a_zombie_writes_on(mill: Mill, *, store: SqlStore, reader: FolderParts) -> Proof:
+async def a_zombie_writes_on(mill: Mill, *, store: SqlStore, reader: Parts) -> Proof:
     """Worker A answers two lines of five, is taken over by B, and then answers the others once more."""
     bodies = bodies_of(5)
     answers = Answers(bodies, [])
