@@ -111,7 +111,8 @@ def test_a_database_that_does_not_exist_is_refused_in_one_line(fleet):
 
 
 @pytest.mark.parametrize(
-    ("version", "told"), [("0000", "run 'nightmill migrate'"), ("9999", "newer than this nightmill knows")]
+    ("version", "told"),
+    [("0000", "run 'nightmill migrate --before'"), ("9999", "newer than this nightmill knows")],
 )
 @pytest.mark.parametrize("words", [("serve", "--workers", "0"), ("work", "--emulate")])
 def test_another_schema_is_refused_and_left_alone(migrated, version, told, words):

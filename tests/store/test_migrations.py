@@ -2,16 +2,23 @@
 
 import asyncio
 import re
+import time
+from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine, text
 
-from nightmill.errors import SetupError
-from nightmill.store import migrate
-from nightmill.store.migrate import SCHEMA_VERSION, upgrade
+from nightmill.errors import SetupError, UnavailableError
+from nightmill.store import migrate, migrations, open_store
+from nightmill.store.compatibility import COMPATIBILITY_TABLE
+from nightmill.store.migrate import upgrade
+from nightmill.store.readiness import make_ready
 from nightmill.store.schema import metadata
+from nightmill.store.steps import SCHEMA_VERSION, STEPS, process_name
 
 
 def _schema(engine) -> set[str]:
@@ -54,6 +61,71 @@ async def test_a_newer_database_is_refused_in_one_line_and_left_alone(tmp_path):
     with engine.connect() as connection:
         assert connection.execute(text("SELECT version_num FROM alembic_version")).scalar() == "9999"
     engine.dispose()
+
+
+def _say_newer(connection, oldest: str) -> None:
+    connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    connection.execute(text(f"DROP TABLE IF EXISTS {COMPATIBILITY_TABLE}"))
+    connection.execute(text(f"CREATE TABLE {COMPATIBILITY_TABLE} (oldest TEXT)"))
+    connection.execute(text(f"INSERT INTO {COMPATIBILITY_TABLE} VALUES ('{oldest}')"))
+
+
+async def test_a_newer_database_that_says_we_may_stay_is_worked_on_and_left_alone(tmp_path):
+    url = f"sqlite:///{tmp_path / 'nightmill.sqlite'}"
+    await migrate(url)
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        _say_newer(connection, SCHEMA_VERSION)
+    engine.dispose()
+    assert await migrate(url) == "9999"
+    await make_ready(url, clock=time.time, busy_timeout_s=1)
+    async with opened(url) as store:
+        await store.ping()
+    with engine.begin() as connection:
+        _say_newer(connection, "9998")
+    engine.dispose()
+    with pytest.raises(SetupError, match="9999 is newer"):
+        await migrate(url)
+    with pytest.raises(SetupError, match="9999 is newer"):
+        await make_ready(url, clock=time.time, busy_timeout_s=1)
+    async with opened(url) as store:
+        with pytest.raises(UnavailableError, match="9999 is newer"):
+            await store.ping()
+
+
+@asynccontextmanager
+async def opened(url: str):
+    store = open_store(url)
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+async def test_an_older_database_is_refused_with_the_command_to_run(tmp_path):
+    url = f"sqlite:///{tmp_path / 'nightmill.sqlite'}"
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        upgrade(connection, to="0001")
+    with pytest.raises(SetupError, match="run 'nightmill migrate --before'") as caught:
+        await make_ready(url, clock=time.time, busy_timeout_s=1)
+    assert "\n" not in str(caught.value)
+    engine.dispose()
+
+
+def test_the_steps_are_those_of_the_scripts_in_their_order():
+    scripts = ScriptDirectory(str(Path(migrations.__path__[0])))
+    assert [step.version for step in STEPS] == [it.revision for it in reversed([*scripts.walk_revisions()])]
+
+
+@pytest.mark.parametrize("kind", ["postgres"])
+async def test_postgres_knows_which_nightmills_are_connected(kind, world, store):
+    await store.ping()
+
+    def seen(connection) -> list[str]:
+        return connection.execute(text("SELECT application_name FROM pg_stat_activity")).scalars().all()
+
+    assert process_name() in await store._read(seen)
 
 
 async def test_a_missing_folder_is_named(tmp_path):

@@ -7,28 +7,41 @@ import typer
 
 from nightmill.cli import flags
 from nightmill.cli.screen import out, out_json
+from nightmill.errors import RequestError
 
 
 def migrate(
+    before: Annotated[
+        bool, typer.Option("--before", help="What may run while the old version is at work.")
+    ] = False,
+    after: Annotated[
+        bool, typer.Option("--after", help="What may run once every process is of this version.")
+    ] = False,
     folder: flags.Folder = None,
     config: flags.Config = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
 ) -> None:
     """Bring the store's schema to this version of nightmill.
 
-    Only a store in Postgres needs it, once per upgrade and before the new version starts; a store in the data
-    folder is migrated by the server itself. Doing it twice, or on two machines at once, does no harm.
+    Only a store in Postgres needs it, once per upgrade; a store in the data folder is migrated by the server
+    itself. A fleet at work is upgraded in three moves: `migrate --before` with the new version, replace the
+    processes one after another, `migrate --after`. Without either, both: for a fleet that is stopped. What
+    would break an older nightmill is refused while connections of one are open; those behind a pooler, and
+    those that call themselves otherwise (`application_name`), can't be seen. Doing it twice, or on two
+    machines at once, does no harm.
     """
-    tree = {"folder": None if folder is None else str(folder)}
-    settings = flags.settings_of(tree, config)
+    if before and after:
+        raise RequestError("--before and --after exclude each other; without either, both run")
+    settings = flags.settings_of({"folder": None if folder is None else str(folder)}, config)
     from nightmill.assembly.folder_lock import locked_folder
     from nightmill.client.local import finished
-    from nightmill.store.migrate import SCHEMA_VERSION
     from nightmill.store.migrate import migrate as migrated
+    from nightmill.store.steps import Stage
 
+    stage = Stage.BEFORE if before else Stage.AFTER if after else None
     with locked_folder(settings.folder) if settings.is_embedded else contextlib.nullcontext():
-        finished(migrated(settings.store_url))
+        version = finished(migrated(settings.store_url, stage=stage))
     if as_json:
-        out_json({"schema": SCHEMA_VERSION})
+        out_json({"schema": version})
     else:
-        out(f"the store's schema is {SCHEMA_VERSION}")
+        out(f"the store's schema is {version}")

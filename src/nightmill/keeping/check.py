@@ -20,7 +20,6 @@ from nightmill.keeping.hold import holding
 from nightmill.keeping.repair import mend
 from nightmill.store.inventory import Inventory
 from nightmill.store.mending import mending
-from nightmill.store.migrate import SCHEMA_VERSION
 from nightmill.store.snapshot import copy_database, database_file, reading
 
 _STRAY_AFTER_S = 3_600.0
@@ -99,10 +98,6 @@ def _database_findings(inventory: Inventory, store_url: str) -> list[Finding]:
         Finding(Kind.DATABASE, subject, f"{problem}; bring it back from a backup")
         for problem in inventory.problems()
     ]
-    version = inventory.version()
-    if not found and version != SCHEMA_VERSION:
-        detail = (
-            f"its schema is {version}, this nightmill speaks {SCHEMA_VERSION}; start the server that fits"
-        )
-        found.append(Finding(Kind.SCHEMA, subject, detail))
+    if not found and (reason := inventory.misfit()) is not None:
+        found.append(Finding(Kind.SCHEMA, subject, reason))
     return found

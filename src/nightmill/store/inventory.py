@@ -28,6 +28,7 @@ from nightmill.ids import BatchId, FileId
 from nightmill.segment import Segment, SegmentResult
 from nightmill.store import schema
 from nightmill.store.batches import BATCH_COLUMNS, as_batch
+from nightmill.store.compatibility import misfit
 from nightmill.store.files import FILE_COLUMNS, as_file
 from nightmill.store.schema import DONE, TALLY_COLUMNS, batch, file, idempotency, segment, upload, upload_part
 from nightmill.store.tallies import load_parts, tally_of
@@ -123,12 +124,12 @@ class Inventory:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    def version(self) -> str | None:
-        """Of the schema; None when there is none."""
+    def misfit(self) -> str | None:
+        """Why this nightmill can't work with the database; None when it can."""
         try:
-            return self._connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+            return misfit(self._connection)
         except DBAPIError:
-            return None
+            return "it has no schema"
 
     def problems(self) -> Sequence[str]:
         """What SQLite itself finds wrong with the file, at most twenty of each kind."""

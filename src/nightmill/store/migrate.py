@@ -9,21 +9,24 @@ import time
 from pathlib import Path
 from typing import Final
 
-from sqlalchemy import Connection, inspect, text
+from sqlalchemy import Connection, text
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from nightmill.errors import SetupError
+from nightmill.store.compatibility import misfit, version_of
 from nightmill.store.connection import is_postgres, parse_url, sqlite_path
 from nightmill.store.schema import metadata
 from nightmill.store.sqlite import BUSY_TIMEOUT_S, sqlite_engine, sqlite_failure
-
-SCHEMA_VERSION: Final = "0002"
-"""The newest step in `migrations/versions`."""
+from nightmill.store.steps import SCHEMA_VERSION, Stage, next_stop, oldest_on, process_name
 
 _MIGRATION_LOCK: Final = 0x6E696768746D  # any number that nothing else in the database locks
 _STEP_TIMEOUT_S: Final = 3_600.0  # a step may build an index over a large table
+_AT_WORK: Final = text(
+    "SELECT application_name FROM pg_stat_activity"
+    " WHERE datname = current_database() AND application_name LIKE :names"
+)
 _VERSION_TABLE: Final = """
 CREATE TABLE alembic_version (
     version_num VARCHAR(32) NOT NULL,
@@ -32,60 +35,87 @@ CREATE TABLE alembic_version (
 _SCRIPTS = Path(__file__).parent / "migrations"
 
 
-async def migrate(url: str) -> None:
-    """Creates or upgrades the schema of the database at `url`; its folder must exist.
+async def migrate(url: str, *, stage: Stage | None = None) -> str:
+    """Creates or upgrades the schema of the database at `url`; its folder must exist. Says what it is now.
+
+    An empty database gets the whole schema whatever the stage: nobody older can be at work on it.
+
+    Args:
+        stage: run only the steps that may run before, or after, the processes are replaced.
 
     Raises:
-        SetupError: the database was written by a newer nightmill.
+        SetupError: the database is of a nightmill that this one can't work with, the stage's turn has not
+            come, or nightmills are at work that an after step would break.
         UnavailableError: the database can't be reached or is in use.
     """
     parsed = parse_url(url)
     if is_postgres(parsed):
-        await _migrate_postgres(parsed)
-    else:
-        await asyncio.to_thread(_migrate_sqlite, sqlite_path(parsed))
+        return await _migrate_postgres(parsed, stage)
+    return await asyncio.to_thread(_migrate_sqlite, sqlite_path(parsed), stage)
 
 
-async def _migrate_postgres(url: URL) -> None:
+async def _migrate_postgres(url: URL, stage: Stage | None) -> str:
     # Not everybody installs the driver.
     from nightmill.store.postgres import PostgresDatabase  # noqa: PLC0415
 
     database = PostgresDatabase(url, busy_timeout_s=BUSY_TIMEOUT_S, command_timeout_s=_STEP_TIMEOUT_S)
     try:
-        await database.write(_lock_and_migrate)
+        return await database.write(_lock_and_migrate, stage)
     finally:
         await database.close()
 
 
-def _lock_and_migrate(connection: Connection) -> None:
+def _lock_and_migrate(connection: Connection, stage: Stage | None) -> str:
     connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
-    _migrate(connection)
+    return _migrate(connection, stage)
 
 
-def _migrate_sqlite(path: Path) -> None:
+def _migrate_sqlite(path: Path, stage: Stage | None) -> str:
     if not path.parent.is_dir():
         raise SetupError(f"the folder {path.parent} for the store's database does not exist; create it")
     engine = sqlite_engine(path, begin="BEGIN IMMEDIATE", clock=time.time)
     try:
         with engine.begin() as connection:
-            _migrate(connection)
+            return _migrate(connection, stage)
     except (DBAPIError, OSError) as error:
         raise sqlite_failure(error) from error
     finally:
         engine.dispose()
 
 
-def _migrate(connection: Connection) -> None:
+def _migrate(connection: Connection, stage: Stage | None) -> str:
     """Neither a first start nor a restart must wait for Alembic to be loaded: half a second of CPU."""
-    if not inspect(connection).has_table("alembic_version"):
+    found = version_of(connection)
+    if found is None:
         create(connection)
-    elif not is_current(connection):
-        upgrade(connection)
+        return SCHEMA_VERSION
+    if found > SCHEMA_VERSION:
+        if (reason := misfit(connection)) is not None:
+            raise SetupError(reason)
+        return found
+    try:
+        wanted = next_stop(found, stage)
+    except ValueError as error:
+        raise SetupError(str(error)) from None
+    if wanted != found:
+        oldest = oldest_on(wanted)
+        if oldest > oldest_on(found):
+            _refuse_while_older_ones_live(connection, oldest)
+        upgrade(connection, to=wanted)
+    return wanted
 
 
-def is_current(connection: Connection) -> bool:
-    found = connection.execute(text("SELECT version_num FROM alembic_version")).scalars().all()
-    return found == [SCHEMA_VERSION]
+def _refuse_while_older_ones_live(connection: Connection, oldest: str) -> None:
+    """Only Postgres can tell; over SQLite the folder lock proves that nobody is there."""
+    if connection.dialect.name != "postgresql":
+        return
+    seen = connection.execute(_AT_WORK, {"names": process_name("%")}).scalars().all()
+    older = sorted(name for name in seen if name < process_name(oldest))
+    if older:
+        raise SetupError(
+            f"{len(older)} connections of older nightmills are open (the oldest: '{older[0]}'), which this"
+            " step would break; end those processes, then run this again"
+        )
 
 
 def create(connection: Connection) -> None:
@@ -102,23 +132,14 @@ def create(connection: Connection) -> None:
     )
 
 
-def upgrade(connection: Connection) -> None:
-    """Runs the missing steps inside the connection's transaction."""
+def upgrade(connection: Connection, *, to: str = SCHEMA_VERSION) -> None:
+    """Runs the missing steps, up to and with `to`, inside the connection's transaction."""
     # Only a process that migrates needs it.
     from alembic import command  # noqa: PLC0415
     from alembic.config import Config  # noqa: PLC0415
-    from alembic.runtime.migration import MigrationContext  # noqa: PLC0415
-    from alembic.script import ScriptDirectory  # noqa: PLC0415
 
     config = Config()
     config.set_main_option("script_location", str(_SCRIPTS).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
     config.attributes["connection"] = connection
-    found = MigrationContext.configure(connection).get_current_revision()
-    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
-    if found is not None and found not in known:
-        raise SetupError(
-            f"the store's schema {found} is newer than this nightmill knows ({max(known)});"
-            " install the nightmill that wrote it, or restore a backup"
-        )
-    command.upgrade(config, "head")
+    command.upgrade(config, to)

@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from nightmill.errors import SetupError, StorageFullError, UnavailableError
 from nightmill.store.database import Body, P, T
+from nightmill.store.steps import process_name
 
 _POOL_SIZE: Final = 4
 _TRIES: Final = 3
@@ -52,6 +53,8 @@ def postgres_engine(url: URL, *, busy_timeout_s: float, command_timeout_s: float
 def _connecting(url: URL) -> Callable[..., Awaitable[Any]]:
     """The driver reads the URL itself: it knows what libpq knows, `sslmode` and `sslrootcert` among it."""
     written = url.set(drivername="postgresql").render_as_string(hide_password=False)
+    # By it a migration sees which nightmills are still at work.
+    named = {} if "application_name" in url.query else {"application_name": process_name()}
 
     async def connect(
         *, timeout: float, command_timeout: float, statement_cache_size: int, **_: object
@@ -63,6 +66,7 @@ def _connecting(url: URL) -> Callable[..., Awaitable[Any]]:
                 timeout=timeout,
                 command_timeout=command_timeout,
                 statement_cache_size=statement_cache_size,
+                server_settings=named,
             )
         except (ValueError, asyncpg.InterfaceError, asyncpg.UndefinedObjectError) as error:
             # Told by its kind alone: the message may hold a piece of the URL.

@@ -1,21 +1,22 @@
 """Whether a database that many processes share is fit to start on.
 
 Promise: nothing a start looks at here is changed, but for a database without any schema, which gets one. A
-schema that others may be using is left alone: `nightmill migrate` is a step of its own. Not its duty:
-waiting.
+schema that others may be using is left alone: `nightmill migrate` is a step of its own. A newer one that says
+this nightmill may stay is fine. Not its duty: waiting.
 """
 
 from collections.abc import Callable
 from typing import Final
 
-from sqlalchemy import Connection, inspect, select, text
+from sqlalchemy import Connection, select
 from sqlalchemy.exc import DBAPIError
 
 from nightmill.errors import SetupError
 from nightmill.store.clock import now
+from nightmill.store.compatibility import misfit, version_of
 from nightmill.store.connection import open_database
 from nightmill.store.database import Database
-from nightmill.store.migrate import SCHEMA_VERSION, migrate
+from nightmill.store.migrate import migrate
 
 CLOCK_TOLERANCE_S: Final = 30.0
 """Deadlines are made by the API's clock and ended by the database's; so much apart is a fault of set-up."""
@@ -30,11 +31,10 @@ async def make_ready(url: str, *, clock: Callable[[], float], busy_timeout_s: fl
     """
     database = open_database(url, clock=clock, busy_timeout_s=busy_timeout_s)
     try:
-        found = await _of(database, _schema)
-        if found is None:
+        if await _of(database, version_of) is None:
             await migrate(url)
-        elif found != SCHEMA_VERSION:
-            raise SetupError(_other_schema(found))
+        elif (reason := await _of(database, misfit)) is not None:
+            raise SetupError(str(reason))
         before = clock()
         at_the_store = await _of(database, _now)
         _check_clock(before, at_the_store, clock())
@@ -51,26 +51,8 @@ async def _of(database: Database, body: Callable[[Connection], object]) -> objec
         raise SetupError(message) from error
 
 
-def _schema(connection: Connection) -> str | None:
-    if not inspect(connection).has_table("alembic_version"):
-        return None
-    return connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one_or_none()
-
-
 def _now(connection: Connection) -> float:
     return float(connection.execute(select(now())).scalar_one())
-
-
-def _other_schema(found: object) -> str:
-    if str(found) < SCHEMA_VERSION:
-        return (
-            f"the store's schema is {found} and this nightmill needs {SCHEMA_VERSION};"
-            " run 'nightmill migrate' once, with this nightmill"
-        )
-    return (
-        f"the store's schema {found} is newer than this nightmill knows ({SCHEMA_VERSION});"
-        " start the nightmill that migrated it"
-    )
 
 
 def _check_clock(before: float, at_the_store: object, after: float) -> None:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Collection, Sequence, Set
 from typing import Literal
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from nightmill.batch import Batch, Status
@@ -14,10 +14,10 @@ from nightmill.ids import BatchId, FileId, ProjectId, UploadId, WorkerId
 from nightmill.segment import BeatReply, Lease, PinnedPart, Report, Segment, SegmentResult
 from nightmill.store import batches, duties, files, grants, keys, segments
 from nightmill.store.clock import Clock
+from nightmill.store.compatibility import misfit
 from nightmill.store.connection import open_database
 from nightmill.store.database import Database
 from nightmill.store.inventory import named_among
-from nightmill.store.migrate import SCHEMA_VERSION
 from nightmill.store.protocol import ApiKey, Backlog, Duty, Idempotency, Page, Store
 from nightmill.store.sqlite import BUSY_TIMEOUT_S
 from nightmill.window import Claim, Grant
@@ -220,7 +220,5 @@ def _release_leases_of(connection: Connection, worker_id: WorkerId) -> int:
 
 
 def _check_schema(connection: Connection) -> None:
-    found = connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one_or_none()
-    if found != SCHEMA_VERSION:
-        message = f"the store's schema is {found}, this nightmill speaks {SCHEMA_VERSION}: restart nightmill"
-        raise UnavailableError(message)
+    if (reason := misfit(connection)) is not None:
+        raise UnavailableError(reason)
