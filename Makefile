@@ -43,7 +43,7 @@ unit: $(STAMP)  ## the tests, docs included
 	$(BIN)/python -m pytest -q -rs || $(BIN)/python -m pytest -q -rs --last-failed --last-failed-no-failures none
 
 test-fleet: $(STAMP)  ## the fleet's tests, over a real S3 server where Ceph is installed
-	TEST_FLEET=1 $(BIN)/python -m pytest -q -rs tests/blobs tests/parts tests/roles tests/fleet
+	TEST_FLEET=1 $(BIN)/python -m pytest -q -rs tests/blobs tests/parts tests/roles tests/fleet tests/deploy
 
 audit: $(STAMP)  ## known vulnerabilities of the locked dependencies; needs api.osv.dev
 	@$(BIN)/python .ci/audit.py
@@ -73,8 +73,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@touch $@
 
 lock: $(STAMP)  ## resolve pyproject.toml anew into requirements.lock
-	@command -v uv >/dev/null || test -x $(BIN)/uv || $(PIP) install uv
-	PATH="$(CURDIR)/$(BIN):$$PATH" uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 		--no-header --no-annotate --upgrade --extra llama --extra objects --extra postgres --extra ray --group dev pyproject.toml -o requirements.lock
 
 clean:  ## remove what make made, .venv included
