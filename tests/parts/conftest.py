@@ -9,10 +9,14 @@ from nightmill.blobs.connect import connect
 from nightmill.parts import FolderParts, Parts
 from nightmill.parts.objects import ObjectParts
 from nightmill.settings import BlobSettings
+from tests.fleet.azurite import Azurite
 from tests.fleet.rgw import RadosGateway
+from tests.gcs_server import GcsServer
 from tests.s3_server import S3Server
 
-KINDS = ["parts", "memory_parts", "s3_parts", *(["rgw_parts"] if os.environ.get("TEST_FLEET") else [])]
+KINDS = ["parts", "memory_parts", "s3_parts", "gcs_parts"]
+if os.environ.get("TEST_FLEET"):
+    KINDS += ["rgw_parts", "azure_parts"]
 
 
 def object_parts(bucket: Bucket, *, interval_s: float = 0.005, buffer_bytes: int = 1 << 20) -> ObjectParts:
@@ -53,8 +57,22 @@ async def memory_parts() -> AsyncIterator[ObjectParts]:
 
 
 @pytest.fixture
+async def gcs_parts(gcs: GcsServer) -> AsyncIterator[ObjectParts]:
+    parts = object_parts(connect(BlobSettings.model_validate(gcs.settings(gcs.make_bucket()))))
+    yield parts
+    await parts.close()
+
+
+@pytest.fixture
 async def rgw_parts(rgw: RadosGateway) -> AsyncIterator[ObjectParts]:
     parts = object_parts(connect(BlobSettings.model_validate(rgw.settings())))
+    yield parts
+    await parts.close()
+
+
+@pytest.fixture
+async def azure_parts(azure: Azurite) -> AsyncIterator[ObjectParts]:
+    parts = object_parts(connect(BlobSettings.model_validate(azure.settings(azure.make_container()))))
     yield parts
     await parts.close()
 
