@@ -1,6 +1,7 @@
 """ObjectBlobs against an S3 server that misbehaves on order."""
 
 import asyncio
+import base64
 import os
 import subprocess
 import sys
@@ -299,6 +300,20 @@ async def test_encryption_is_asked_for(s3: S3Server, bucket_name: str) -> None:
     blobs = blobs_of(s3, bucket_name, encryption="aws:kms", encryption_key="alias/ours")
     await put(blobs, "one", b"x")
     assert s3.seen() == [f"PUT /{bucket_name}/some/prefix/one aws:kms alias/ours"]
+
+
+async def test_a_key_of_ones_own_goes_with_every_put_part_and_get(s3: S3Server, bucket_name: str) -> None:
+    key = base64.b64encode(bytes(range(32))).decode()
+    blobs = blobs_of(s3, bucket_name, encryption="sse-c", encryption_key=key)
+    s3.order()
+    await put(blobs, "small", b"x")
+    await put(blobs, "large", b"x" * LARGE)
+    assert await everything(blobs, "small") == b"x"
+    assert await blobs.read("large", 3, 2) == b"xx"
+    seen = s3.seen()
+    assert len(seen) >= 8
+    ending = [request for request in seen if request.startswith("POST") and "uploadId=" in request]
+    assert all(f"AES256 {key}" in request for request in seen if request not in ending)
 
 
 async def test_a_large_upload_and_download_are_flat_in_memory(objects: ObjectBlobs) -> None:
