@@ -117,6 +117,7 @@ def test_a_database_that_does_not_exist_is_refused_in_one_line(fleet):
 @pytest.mark.parametrize("words", [("serve", "--workers", "0"), ("work", "--emulate")])
 def test_another_schema_is_refused_and_left_alone(migrated, version, told, words):
     migrated.sql(f"UPDATE alembic_version SET version_num = '{version}'")
+    migrated.sql(f"UPDATE schema_compatibility SET oldest = '{version}'")
     refused = migrated.start(*words)
     assert refused.process.wait(timeout=30) == 78
     assert told in refused.said.splitlines()[-1]

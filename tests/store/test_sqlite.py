@@ -200,5 +200,6 @@ async def test_ping_says_when_the_schema_is_another(world, store, path):
     await store.ping()
     with closing(_connect(path)) as connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
+        connection.execute("UPDATE schema_compatibility SET oldest = '9999'")
     with pytest.raises(UnavailableError, match="9999"):
         await store.ping()

@@ -8,10 +8,7 @@ from typing import Final
 
 from sqlalchemy import Connection, Text, column, inspect, select, table, text
 
-from nightmill.store.steps import SCHEMA_VERSION, refusal
-
-COMPATIBILITY_TABLE: Final = "schema_compatibility"
-"""One row: `oldest`, the schema version of the oldest nightmill that may work here. A later step makes it."""
+from nightmill.store.steps import COMPATIBILITY_TABLE, SCHEMA_VERSION, refusal
 
 _OLDEST: Final = select(column("oldest", Text())).select_from(table(COMPATIBILITY_TABLE))
 

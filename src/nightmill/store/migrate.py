@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, delete, insert, text
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import CreateIndex, CreateTable
@@ -17,7 +17,7 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 from nightmill.errors import SetupError
 from nightmill.store.compatibility import misfit, version_of
 from nightmill.store.connection import is_postgres, parse_url, sqlite_path
-from nightmill.store.schema import metadata
+from nightmill.store.schema import metadata, schema_compatibility
 from nightmill.store.sqlite import BUSY_TIMEOUT_S, sqlite_engine, sqlite_failure
 from nightmill.store.steps import SCHEMA_VERSION, Stage, next_stop, oldest_on, process_name
 
@@ -102,7 +102,13 @@ def _migrate(connection: Connection, stage: Stage | None) -> str:
         if oldest > oldest_on(found):
             _refuse_while_older_ones_live(connection, oldest)
         upgrade(connection, to=wanted)
+        _record(connection, oldest)
     return wanted
+
+
+def _record(connection: Connection, oldest: str) -> None:
+    connection.execute(delete(schema_compatibility))
+    connection.execute(insert(schema_compatibility).values(oldest=oldest))
 
 
 def _refuse_while_older_ones_live(connection: Connection, oldest: str) -> None:
@@ -130,6 +136,7 @@ def create(connection: Connection) -> None:
     connection.execute(
         text("INSERT INTO alembic_version (version_num) VALUES (:version)"), {"version": SCHEMA_VERSION}
     )
+    _record(connection, oldest_on(SCHEMA_VERSION))
 
 
 def upgrade(connection: Connection, *, to: str = SCHEMA_VERSION) -> None:

@@ -28,6 +28,8 @@ from sqlalchemy import (
 
 from nightmill.batch import Status
 from nightmill.file import Purpose, UploadStatus
+from nightmill.store.steps import COMPATIBILITY_TABLE
+from nightmill.tenant import HoldKind, Scope
 
 WAITING = literal_column("'waiting'", Text())
 LEASED = literal_column("'leased'", Text())
@@ -79,6 +81,17 @@ def _optional_number(name: str) -> Column[int]:
     return Column(name, BigInteger, nullable=True)
 
 
+def _later_counter(name: str, *, rule: str) -> Column[int]:
+    """A counter that a later step adds: SQLite takes a new column's rule only together with the column."""
+    return Column(
+        name, BigInteger, CheckConstraint(f"{name} >= 0", name=rule), nullable=False, server_default=text("0")
+    )
+
+
+def _optional_limit(name: str) -> Column[int]:
+    return Column(name, BigInteger, CheckConstraint(f"{name} >= 0", name=f"project_{name}"), nullable=True)
+
+
 def _lease_end(name: str) -> Column[float]:
     return Column(name, Double, nullable=True)
 
@@ -95,6 +108,14 @@ TALLY_COLUMNS = (
     "output_tokens",
     "reasoning_tokens",
     "total_tokens",
+)
+USAGE_COLUMNS = ("batches", "requests", *TALLY_COLUMNS)
+LIMIT_COLUMNS = (
+    "open_batches_limit",
+    "open_lines_limit",
+    "open_bytes_limit",
+    "stored_bytes_limit",
+    "enqueued_tokens_limit",
 )
 _TALLY_IS_POSITIVE = " AND ".join(f"{name} >= 0" for name in TALLY_COLUMNS)
 
@@ -193,6 +214,9 @@ batch = Table(
     _counter("duty_token"),
     _optional_text("duty_worker"),
     _lease_end("duty_expires_at"),
+    _later_counter("input_bytes", rule="batch_input_bytes"),
+    _later_counter("enqueued_tokens", rule="batch_enqueued_tokens"),
+    _optional_number("usage_day"),
     CheckConstraint(_one_of("status", Status), name="batch_status"),
     CheckConstraint(_TALLY_IS_POSITIVE, name="batch_tally"),
     CheckConstraint("total >= 0 AND completed + failed <= total", name="batch_total"),
@@ -202,6 +226,7 @@ batch = Table(
     CheckConstraint("(duty_worker IS NULL) = (duty_expires_at IS NULL)", name="batch_duty"),
     Index("batch_by_age", "project_id", "created_at", "sequence"),
     _partial_index("batch_unfinished", "status", where=IS_UNFINISHED),
+    _partial_index("batch_open", "project_id", where=IS_UNFINISHED),
     _partial_index("batch_in_progress", "sequence", where=IS_IN_PROGRESS),
     _partial_index("batch_by_deadline", "expires_at", where=IS_IN_PROGRESS),
     _partial_index("batch_settled", "sequence", where=IS_SETTLED),
@@ -236,9 +261,11 @@ segment = Table(
         name="segment_lease",
     ),
     _partial_index("segment_waiting", "batch_id", "number", where=IS_WAITING),
-    _partial_index("segment_leased", "batch_id", "lease_expires_at", where=IS_LEASED),
+    _partial_index("segment_leased", "batch_id", where=IS_LEASED),
     _partial_index("segment_held", "worker_id", where=IS_LEASED),
     sqlite_with_rowid=False,
+    # A beat changes no indexed column, so with room on its page a row is renewed in place.
+    postgresql_with={"fillfactor": 70, "autovacuum_vacuum_scale_factor": 0.01},
 )
 
 api_key = Table(
@@ -252,6 +279,13 @@ api_key = Table(
     _text("hint"),
     _number("created_at"),
     _optional_number("revoked_at"),
+    Column(
+        "scope",
+        Text,
+        CheckConstraint(_one_of("scope", Scope), name="api_key_scope"),
+        nullable=False,
+        server_default=text("'project'"),
+    ),
     sqlite_autoincrement=True,
 )
 
@@ -268,6 +302,62 @@ idempotency = Table(
     CheckConstraint("operation IN ('add_file', 'create_batch')", name="idempotency_operation"),
     Index("idempotency_by_age", "created_at"),
 )
+
+# What the operator has set for a project (NULL: as the settings say), and what it keeps. Its row is also what
+# two decisions about the project wait for.
+project = Table(
+    "project",
+    metadata,
+    Column("id", Text, primary_key=True),
+    *(_optional_limit(name) for name in LIMIT_COLUMNS),
+    _optional_limit("input_ttl_s"),
+    _optional_limit("output_ttl_s"),
+    _counter("stored_bytes"),
+    CheckConstraint("stored_bytes >= 0", name="project_stored_bytes"),
+)
+
+hold = Table(
+    "hold",
+    metadata,
+    _text("kind"),
+    _text("subject_id"),
+    _optional_text("reason"),
+    _number("created_at"),
+    PrimaryKeyConstraint("kind", "subject_id"),
+    CheckConstraint(_one_of("kind", HoldKind), name="hold_kind"),
+)
+
+usage = Table(
+    "usage",
+    metadata,
+    _text("project_id"),
+    _text("model"),
+    _number("day"),
+    *(_counter(name) for name in USAGE_COLUMNS),
+    PrimaryKeyConstraint("project_id", "model", "day"),
+    CheckConstraint(" AND ".join(f"{name} >= 0" for name in USAGE_COLUMNS), name="usage_positive"),
+    Index("usage_by_day", "day"),
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    _sequence(),
+    Column("at", Double, nullable=False),
+    _text("actor"),
+    _optional_text("hint"),
+    _text("action"),
+    _optional_text("project_id"),
+    _text("subject_id"),
+    _optional_text("address"),
+    _optional_text("request_id"),
+    _optional_text("detail"),
+    Index("audit_by_project", "project_id", "sequence"),
+    Index("audit_by_age", "at"),
+    sqlite_autoincrement=True,
+)
+
+schema_compatibility = Table(COMPATIBILITY_TABLE, metadata, Column("oldest", Text, primary_key=True))
 
 # Its row is what the claims of all workers wait for.
 upstream = Table("upstream", metadata, Column("name", Text, primary_key=True))

@@ -26,11 +26,14 @@ class Step:
     stage: Stage
 
 
-STEPS: Final = (Step("0001", Stage.BEFORE), Step("0002", Stage.BEFORE))
+STEPS: Final = (Step("0001", Stage.BEFORE), Step("0002", Stage.BEFORE), Step("0003", Stage.BEFORE))
 SCHEMA_VERSION: Final = STEPS[-1].version
 """The newest step this nightmill knows; by it a database says which nightmills it still suits."""
 NEEDED_VERSION: Final = max(step.version for step in STEPS if step.stage is Stage.BEFORE)
 """The least this nightmill can work on."""
+
+COMPATIBILITY_TABLE: Final = "schema_compatibility"
+"""One row: `oldest`, the schema version of the oldest nightmill that may work here. Step 0003 makes it."""
 
 
 def process_name(version: str = SCHEMA_VERSION) -> str:
