@@ -207,6 +207,10 @@ class BlobSettings(_Section):
     upload_part_bytes: Annotated[int, Field(ge=5 << 20, le=1 << 30)] = 8 << 20
     """Part of a multipart upload. S3 takes 10,000 of them, so 8 MiB allow blobs of 78 GiB. Every upload being
     received, and every file being joined, holds up to six in memory."""
+    piece_bytes: Annotated[int, Field(ge=1)] = 1 << 20
+    """An upload whose parts have so many bytes on average is completed at once: its parts stay where they are
+    as the pieces of the file, in a data folder too. Smaller parts are copied into one blob, because each
+    piece that is read costs a request. A file of pieces is never redirected to the store."""
     part_interval_s: Annotated[float, Field(ge=0)] = 1.0
     """Answers of a segment are gathered for so long before one put makes them durable and they count. A crash
     repeats at most the answers of one interval and those in flight. Each open segment puts once per interval:

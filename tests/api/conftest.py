@@ -23,7 +23,7 @@ import uvloop
 from nightmill.api.app import create_app
 from nightmill.api.connection import http_config
 from nightmill.api.context import ApiContext
-from nightmill.blobs import FolderBlobs
+from nightmill.blobs import FolderBlobs, PiecedBlobs
 from nightmill.ids import ProjectId
 from nightmill.keys import make_api_key
 from nightmill.settings import Settings
@@ -144,7 +144,7 @@ def serving(
             context = change(
                 ApiContext(
                     store=store,
-                    blobs=FolderBlobs(folder / "blobs", watermark_bytes=0),
+                    blobs=PiecedBlobs(FolderBlobs(folder / "blobs", watermark_bytes=0)),
                     settings=Settings.model_validate(settings or {}),
                     ring=lambda: rings.append(time.monotonic()),
                     upstream_models=upstream_models,

@@ -503,12 +503,11 @@ def test_more_uploads_than_allowed_are_told_to_wait(serve):
 def test_a_full_disk_is_a_507(serve):
     from dataclasses import replace
 
-    from nightmill.blobs import FolderBlobs
+    from nightmill.blobs import FolderBlobs, PiecedBlobs
 
     def full(context):
-        return replace(
-            context, blobs=FolderBlobs(Path(context.blobs.path("x")).parent, watermark_bytes=1 << 60)
-        )
+        folder = Path(context.blobs.plain.path("x")).parent
+        return replace(context, blobs=PiecedBlobs(FolderBlobs(folder, watermark_bytes=1 << 60)))
 
     server = serve(change=full)
     answer = post(server, None, form())

@@ -8,6 +8,7 @@ import httpx2
 import pytest
 
 from nightmill.api.context import ApiContext
+from nightmill.blobs import PiecedBlobs
 from nightmill.blobs.connect import connect
 from nightmill.blobs.objects import ObjectBlobs
 from nightmill.settings import BlobSettings
@@ -23,7 +24,7 @@ def serve_bucket(serve: Callable[..., Any], s3: S3Server) -> Callable[..., Any]:
 
         def over_bucket(context: ApiContext) -> ApiContext:
             bucket = connect(BlobSettings.model_validate(section))
-            return replace(context, blobs=ObjectBlobs(bucket, part_bytes=5 << 20))
+            return replace(context, blobs=PiecedBlobs(ObjectBlobs(bucket, part_bytes=5 << 20)))
 
         return serve(settings={"blobs": section}, change=over_bucket)
 
@@ -42,8 +43,28 @@ def test_files_and_uploads_live_in_the_bucket(serve_bucket: Any) -> None:
     assert completed.file is not None
     assert client.files.content(completed.file.id).content == LINE * 2
     large = LINE * (13 * (1 << 20) // len(LINE))
+    upload = client.uploads.create(
+        bytes=2 * len(large), filename="four.jsonl", mime_type="application/jsonl", purpose="batch"
+    )
+    parts = [client.uploads.parts.create(upload.id, data=large) for _ in range(2)]
+    completed = client.uploads.complete(upload.id, part_ids=[part.id for part in parts])
+    assert completed.file is not None
+    assert client.files.content(completed.file.id).content == large * 2
     file = client.files.create(file=("large.jsonl", large), purpose="batch")
     assert client.files.content(file.id).content == large
+
+
+def test_a_file_of_pieces_is_streamed_where_others_are_redirected(serve_bucket: Any) -> None:
+    server = serve_bucket(presigned_downloads=True)
+    client = server.client()
+    half = LINE * (1 + (1 << 20) // len(LINE))
+    upload = client.uploads.create(
+        bytes=2 * len(half), filename="two.jsonl", mime_type="application/jsonl", purpose="batch"
+    )
+    parts = [client.uploads.parts.create(upload.id, data=half) for _ in range(2)]
+    completed = client.uploads.complete(upload.id, part_ids=[part.id for part in parts])
+    answer = server.send("GET", f"/v1/files/{completed.file.id}/content")
+    assert (answer.status, answer.body) == (200, half * 2)
 
 
 def test_a_download_is_redirected_only_when_the_operator_says_so(serve_bucket: Any) -> None:

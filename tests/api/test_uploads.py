@@ -32,6 +32,11 @@ def blobs_of(server):
     return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
 
 
+def unused_of(server, upload):
+    keys = server.do(server.context.store.unused_blobs())
+    return [key for key in keys if key.startswith(f"uploads/{upload.id}/")]
+
+
 def test_a_new_upload_has_the_published_keys_and_no_file(server, key):
     answer = server.send_json("/v1/uploads", ASKED, key=key)
     assert answer.status == 200
@@ -101,6 +106,31 @@ def test_parts_may_arrive_at_once(client):
         ids = list(pool.map(lambda piece: client.uploads.parts.create(upload.id, data=piece).id, pieces))
     done = client.uploads.complete(upload.id, part_ids=ids)
     assert client.files.content(done.file.id).content == CONTENT
+
+
+def test_large_parts_become_the_file_without_a_copy(server, client):
+    content = CONTENT * 40
+    upload = opened(client, bytes=len(content))
+    left = client.uploads.parts.create(upload.id, data=b"sent twice by a retry").id
+    ids = halves(client, upload, content)
+    before = blobs_of(server)
+    file = client.uploads.complete(upload.id, part_ids=ids, md5=hashlib.md5(content).hexdigest()).file
+    assert blobs_of(server) - before == {f"files/{file.id}.pieces"}
+    assert client.files.content(file.id).content == content
+    assert file.bytes == len(content)
+    assert unused_of(server, upload) == [f"uploads/{upload.id}/{left}"], "only what nobody named may go"
+
+
+def test_one_part_is_the_file_itself(server, client):
+    upload = opened(client)
+    ids = sent(client, upload, [CONTENT])
+    before = blobs_of(server)
+    file = client.uploads.complete(upload.id, part_ids=ids).file
+    assert blobs_of(server) == before
+    assert client.files.content(file.id).content == CONTENT
+    assert unused_of(server, upload) == []
+    client.files.delete(file.id)
+    assert unused_of(server, upload) == [f"uploads/{upload.id}/{ids[0]}"]
 
 
 def test_a_part_that_is_not_named_is_left_out(client):
@@ -289,8 +319,9 @@ def test_an_upload_that_ends_while_a_part_arrives_does_not_keep_it(serve):
     assert not blobs_of(server)
 
 
+@pytest.mark.parametrize("size", ["copied", "pieces", "one part"])
 @pytest.mark.parametrize("processes", ["one process", "several"])
-def test_of_completes_that_race_one_wins(serve, monkeypatch, processes):
+def test_of_completes_that_race_one_wins(serve, monkeypatch, processes, size):
     if processes == "several":
         from contextlib import nullcontext
 
@@ -299,8 +330,9 @@ def test_of_completes_that_race_one_wins(serve, monkeypatch, processes):
         monkeypatch.setattr(Reception, "alone_with", lambda *_: nullcontext())
     server = serve()
     client = server.client()
-    upload = opened(client)
-    ids = halves(client, upload)
+    content = CONTENT * 40 if size == "pieces" else CONTENT
+    upload = opened(client, bytes=len(content))
+    ids = sent(client, upload, [content]) if size == "one part" else halves(client, upload, content)
     start = threading.Barrier(4)
 
     def complete(_):
@@ -316,7 +348,13 @@ def test_of_completes_that_race_one_wins(serve, monkeypatch, processes):
     assert len(won) == 1
     assert {result.status_code for result in results if isinstance(result, Exception)} <= {400, 409}
     assert [file.id for file in client.files.list()] == [won[0].file.id]
-    assert {blob for blob in blobs_of(server) if blob.startswith("files/")} == {f"files/{won[0].file.id}"}
+    made = {
+        "copied": {f"files/{won[0].file.id}"},
+        "pieces": {f"files/{won[0].file.id}.pieces"},
+        "one part": set(),
+    }
+    assert {blob for blob in blobs_of(server) if blob.startswith("files/")} == made[size]
+    assert client.files.content(won[0].file.id).content == content
 
 
 def test_other_requests_are_answered_while_parts_are_joined(serve):

@@ -69,3 +69,9 @@ if os.environ.get("TEST_FLEET"):
 @pytest.fixture(params=list(KINDS))
 def any_blobs(request: pytest.FixtureRequest) -> Blobs:
     return KINDS[request.param](request)
+
+
+@pytest.fixture(params=["folder", "memory"])
+def any_plain_blobs(request: pytest.FixtureRequest) -> Callable[[], Blobs]:
+    """Opens an own store each time it is asked; for properties that write many times over the same keys."""
+    return lambda: KINDS[request.param](request)

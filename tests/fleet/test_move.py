@@ -24,6 +24,19 @@ def _move(fleet, source: Path) -> "subprocess.CompletedProcess[str]":
     )
 
 
+def in_pieces(client) -> tuple[str, bytes]:
+    """The id and the bytes of a file whose parts are too large to be copied."""
+    content = os.urandom(3 << 20)
+    upload = client.uploads.create(
+        bytes=len(content), filename="pieces", mime_type="text/plain", purpose="evals"
+    )
+    parts = [
+        client.uploads.parts.create(upload.id, data=content[start:][: 2 << 20]) for start in (0, 2 << 20)
+    ]
+    done = client.uploads.complete(upload.id, part_ids=[part.id for part in parts])
+    return done.file.id, content
+
+
 @pytest.mark.parametrize("kind", ["s3", "folder"])
 def test_a_half_done_batch_is_completed_on_the_other_side(fleet, upstream, s3, tmp_path, kind):
     source = upstream(delay_s=0.1)
@@ -32,6 +45,7 @@ def test_a_half_done_batch_is_completed_on_the_other_side(fleet, upstream, s3, t
     embedded = {"NIGHTMILL_STORE": f"sqlite:///{folder}/nightmill.sqlite", "NIGHTMILL_FOLDER": str(folder)}
     old = fleet.serve(*flags, environment=embedded)
     finished = ended(old.client(), begin(old.client(), 5, name="first").id)
+    pieced, content = in_pieces(old.client())
     made = begin(old.client(), LINES)
     until(lambda: old.client().batches.retrieve(made.id).request_counts.completed > 40)
     old.kill()
@@ -52,6 +66,7 @@ def test_a_half_done_batch_is_completed_on_the_other_side(fleet, upstream, s3, t
     each_once(client, batch, LINES)
     assert batch.created_at == made.created_at
     each_once(client, client.batches.retrieve(finished.id), 5, name="first")
+    assert client.files.content(pieced).content == content
     # Sent twice: at most what was in flight at the kill, and what was answered in its last moment.
     assert sum(source.requests().values()) <= LINES + 5 + 8 + 8
     assert sum(source.requests().values()) > asked

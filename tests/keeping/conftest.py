@@ -18,6 +18,8 @@ import pytest
 
 from nightmill.assembly.rooms import Rooms, open_rooms
 from nightmill.batch import Batch
+from nightmill.blobs import Piece
+from nightmill.blobs.pieces import dump_pieces
 from nightmill.file import File, Purpose, Upload, UploadPart
 from nightmill.ids import FileId, PartId, ProjectId, UploadId, new_batch_id, new_file_id
 from nightmill.keeping.check import Checked, Depth, check, check_and_mend
@@ -277,6 +279,26 @@ async def _is_pinned(rooms: Rooms) -> bool:
 def data(stopped_half_way: Path, tmp_path: Path) -> DataFolder:
     shutil.copytree(stopped_half_way, tmp_path / "data")
     return DataFolder(tmp_path / "data")
+
+
+def cut_into_pieces(data: DataFolder, key: str, count: int = 3) -> list[str]:
+    """Has the blob lie in pieces, as a completed upload leaves it; the keys of the pieces."""
+    text = (data.blobs / key).read_bytes()
+    length = -(-len(text) // count)
+    keys = [f"uploads/of_{Path(key).name}/part_{number}" for number in range(count)]
+    pieces = [
+        Piece(piece, len(text[number * length : (number + 1) * length])) for number, piece in enumerate(keys)
+    ]
+    for number, piece in enumerate(keys):
+        (data.blobs / piece).parent.mkdir(parents=True, exist_ok=True)
+        (data.blobs / piece).write_bytes(text[number * length : (number + 1) * length])
+    (data.blobs / f"{key}.pieces").write_bytes(dump_pieces(pieces))
+    (data.blobs / key).unlink()
+    with data.rows() as rows:
+        rows.execute("UPDATE file SET blob_key = ? WHERE blob_key = ?", [f"{key}.pieces", key])
+        rows.execute("UPDATE batch SET input_blob_key = ? WHERE input_blob_key = ?", [f"{key}.pieces", key])
+        rows.executemany("INSERT INTO piece VALUES (?, ?)", [(piece, f"{key}.pieces") for piece in keys])
+    return keys
 
 
 @pytest.fixture

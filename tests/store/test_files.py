@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from nightmill.batch import Event
+from nightmill.batch import Event, Status
 from nightmill.errors import ConflictError, NotFoundError
 from nightmill.file import Purpose, UploadStatus
 from nightmill.ids import FileId, UploadId
@@ -241,6 +241,58 @@ async def test_a_part_that_became_the_file_itself_is_kept(world, store):
     await store.complete_upload(upload, made)
     assert await store.unused_blobs() == []
     await store.delete_file(world.project, made.id)
+    assert await store.unused_blobs() == [part.blob_key]
+
+
+async def test_parts_that_became_pieces_of_a_file_are_named_until_its_list_is_gone(world, store):
+    upload = world.upload()
+    await store.add_upload(upload)
+    parts = [world.upload_part(upload) for _ in range(3)]
+    for part in parts:
+        await store.add_upload_part(part)
+    keys = [part.blob_key for part in parts]
+    made = world.file(blob_key="files/one.pieces")
+    await store.complete_upload(upload, made, part_keys=keys[:2])
+    assert await store.unused_blobs() == [keys[2]], "nobody asked for the third"
+    await store.forget_blobs([keys[2]])
+    assert await store.named_among([*keys, "files/one.pieces"]) == {*keys[:2], "files/one.pieces"}
+    batch = await store.create_batch(world.batch(input_blob_key="files/one.pieces"))
+    await store.delete_file(world.project, made.id)
+    assert await store.unused_blobs() == [], "an unfinished batch reads it"
+    await store.move_batch(batch.after(Event.CANCEL_REQUESTED, now=1), expected=batch.status)
+    duty = await store.lease_duty((Status.CANCELLING,), world.worker, ttl_s=30)
+    await store.publish_batch(duty, duty.batch.after(Event.CANCELLED, now=1), files=[])
+    assert await store.unused_blobs() == ["files/one.pieces"]
+    await store.forget_blobs(["files/one.pieces"])
+    assert sorted(await store.unused_blobs()) == sorted(keys[:2])
+    assert await store.named_among(keys) == set(keys[:2])
+    await store.forget_blobs(keys[:2])
+    assert await store.unused_blobs() == []
+    assert await store.named_among(keys) == set()
+
+
+async def test_a_part_that_became_the_file_is_looked_at_no_more(world, store):
+    upload = world.upload()
+    await store.add_upload(upload)
+    part = world.upload_part(upload)
+    await store.add_upload_part(part)
+    made = world.file(blob_key=part.blob_key)
+    await store.complete_upload(upload, made, part_keys=[part.blob_key])
+    assert [it.blob_key for it in await store.upload_parts(upload.id)] == [""]
+    assert await store.unused_blobs() == []
+    assert await store.named_among([part.blob_key]) == {part.blob_key}
+    await store.delete_file(world.project, made.id)
+    assert await store.unused_blobs() == [part.blob_key]
+
+
+async def test_an_upload_that_ended_otherwise_hands_no_part_over(world, store):
+    upload = world.upload()
+    await store.add_upload(upload)
+    part = world.upload_part(upload)
+    await store.add_upload_part(part)
+    await store.cancel_upload(upload)
+    made = world.file(blob_key="files/one.pieces")
+    assert not await store.complete_upload(upload, made, part_keys=[part.blob_key])
     assert await store.unused_blobs() == [part.blob_key]
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Request
 
-from nightmill.blobs import Blobs
+from nightmill.blobs import PiecedBlobs
 from nightmill.settings import Settings
 from nightmill.store import Store
 
@@ -27,7 +27,7 @@ class ApiContext:
     """
 
     store: Store
-    blobs: Blobs
+    blobs: PiecedBlobs
     settings: Settings
     ring: Callable[[], None]
     upstream_models: Callable[[], Awaitable[bytes | None]]

@@ -1,8 +1,9 @@
 """Files that arrive in parts (contract 1.3).
 
-Duty: create, take parts, join them, cancel. Promise: an upload becomes a file once, whoever asks how often; a
-complete that is refused leaves it pending, so that the client can try again; parts are joined at flat memory.
-Not its duty: taking the parts of ended uploads off the disk, and ending overdue ones (the warden).
+Duty: create, take parts, make a file of them, cancel. Promise: an upload becomes a file once, whoever asks
+how often; a complete that is refused leaves it pending, so that the client can try again; large parts become
+the file's pieces where they lie, small ones are joined at flat memory. Not its duty: taking the parts of
+ended uploads off the disk, and ending overdue ones (the warden).
 """
 
 import asyncio
@@ -30,7 +31,8 @@ from nightmill.api.multipart import (
 )
 from nightmill.api.openapi import CONFLICT, TOO_LARGE, takes_json, takes_multipart
 from nightmill.api.reception import Desk
-from nightmill.blobs import BlobWriter
+from nightmill.blobs import Piece
+from nightmill.blobs.pieces import SUFFIX
 from nightmill.crash import point
 from nightmill.errors import NotFoundError, RequestError, UnavailableError
 from nightmill.file import File, Purpose, Upload, UploadPart, UploadStatus
@@ -140,20 +142,23 @@ async def complete_upload(
             if upload.purpose is Purpose.BATCH:
                 beginning = await _beginning(context, parts)
                 check_batch_input(beginning, size_bytes=upload.size_bytes)
-            file = await _join(upload, parts, context, md5=asked.md5)
+            if asked.md5 is not None:
+                await _require_md5(parts, context, asked.md5)
+            file = await _made_of(upload, parts, context)
         except FileNotFoundError:
             # Parts are taken away once an upload has ended; so somebody ended this one.
             await _pending_upload(upload_id, context, project)
             raise
         point("api.before_complete")
+        kept_keys = [part.blob_key for part in parts] if file.blob_key != blob_key_of(file.id) else []
         try:
-            is_completed = await context.store.complete_upload(upload, file)
+            is_completed = await context.store.complete_upload(upload, file, part_keys=kept_keys)
         except (RequestError, UnavailableError):
-            await context.blobs.delete(file.blob_key)
+            await _give_up(file, kept_keys, context)
             raise
         point("api.upload_completed")
         if not is_completed:
-            await context.blobs.delete(file.blob_key)
+            await _give_up(file, kept_keys, context)
             await _pending_upload(upload_id, context, project)
             raise _ended(upload)
     completed = replace(upload, status=UploadStatus.COMPLETED, file_id=file.id)
@@ -242,18 +247,22 @@ async def _beginning(context: ApiContext, parts: Sequence[UploadPart]) -> bytes:
     return beginning
 
 
-async def _join(upload: Upload, parts: Sequence[UploadPart], context: ApiContext, *, md5: str | None) -> File:
+async def _require_md5(parts: Sequence[UploadPart], context: ApiContext, md5: str) -> None:
+    digest = hashlib.md5(usedforsecurity=False)
+    for part in parts:
+        async for chunk in context.blobs.stream(part.blob_key):
+            await asyncio.to_thread(digest.update, chunk)
+    if digest.hexdigest() != md5.strip().lower():
+        message = (
+            f"The parts' MD5 is {digest.hexdigest()}, not the one that was given. "
+            "Send or order the parts anew."
+        )
+        raise RequestError(message, param="md5", code="invalid_value")
+
+
+async def _made_of(upload: Upload, parts: Sequence[UploadPart], context: ApiContext) -> File:
     file_id = new_file_id(context.random(16))
-    writer = await context.blobs.open_writer(blob_key_of(file_id))
-    try:
-        digest = await _copy(parts, writer, context, is_hashed=md5 is not None)
-        if md5 is not None and digest != md5.strip().lower():
-            message = f"The parts' MD5 is {digest}, not the one that was given. Send or order the parts anew."
-            raise RequestError(message, param="md5", code="invalid_value")
-    except BaseException:
-        await writer.abort()
-        raise
-    await writer.commit()
+    blob_key = await _joined(blob_key_of(file_id), parts, context)
     created_at = int(context.clock())
     return File(
         id=file_id,
@@ -268,17 +277,32 @@ async def _join(upload: Upload, parts: Sequence[UploadPart], context: ApiContext
             expires_after_s=upload.file_expires_after_s,
             limits=context.settings.limits,
         ),
-        blob_key=blob_key_of(file_id),
+        blob_key=blob_key,
     )
 
 
-async def _copy(
-    parts: Sequence[UploadPart], writer: BlobWriter, context: ApiContext, *, is_hashed: bool
-) -> str:
-    digest = hashlib.md5(usedforsecurity=False)
-    for part in parts:
-        async for chunk in context.blobs.stream(part.blob_key):
-            await writer.write(chunk)
-            if is_hashed:
-                await asyncio.to_thread(digest.update, chunk)
-    return digest.hexdigest()
+async def _joined(blob_key: str, parts: Sequence[UploadPart], context: ApiContext) -> str:
+    """Where the bytes of all parts lie in order: in the only part, in pieces, or under `blob_key`."""
+    if len(parts) == 1:
+        return parts[0].blob_key
+    least_bytes = context.settings.blobs.piece_bytes * len(parts)
+    if sum(part.size_bytes for part in parts) >= least_bytes > 0:
+        pieces = [Piece(part.blob_key, part.size_bytes) for part in parts]
+        await context.blobs.join(blob_key + SUFFIX, pieces)
+        return blob_key + SUFFIX
+    writer = await context.blobs.open_writer(blob_key)
+    try:
+        for part in parts:
+            async for chunk in context.blobs.stream(part.blob_key):
+                await writer.write(chunk)
+    except BaseException:
+        await writer.abort()
+        raise
+    await writer.commit()
+    return blob_key
+
+
+async def _give_up(file: File, part_keys: Sequence[str], context: ApiContext) -> None:
+    """Deletes what was made of the parts, and none of them: the upload may be completed again."""
+    if file.blob_key not in part_keys:
+        await context.blobs.delete(file.blob_key)

@@ -67,7 +67,7 @@ async def _move(source: Settings, target: Settings, say: Callable[[str], None]) 
         keys = needed_blobs(source.store_url)
         blob_bytes = 0
         for number, key in enumerate(keys, 1):
-            blob_bytes += await _copy_blob(old_blobs, new_blobs, key)
+            blob_bytes += await _copy_blob(old_blobs.plain, new_blobs.plain, key)
             if number % 1_000 == 0:
                 say(f"{number} of {len(keys)} blobs are there")
         for batch in unfinished_batches(source.store_url):

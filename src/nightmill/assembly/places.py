@@ -6,7 +6,7 @@ the store of truth (`start`).
 
 from typing import TYPE_CHECKING
 
-from nightmill.blobs import Blobs, FolderBlobs
+from nightmill.blobs import FolderBlobs, PiecedBlobs
 from nightmill.errors import SetupError
 from nightmill.parts import FolderParts, Parts
 from nightmill.settings import Settings
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from nightmill.blobs.bucket import Bucket
 
 
-def open_places(settings: Settings) -> tuple[Blobs, Parts]:
+def open_places(settings: Settings) -> tuple[PiecedBlobs, Parts]:
     """Opens no connection yet.
 
     Raises:
@@ -31,7 +31,7 @@ def open_places(settings: Settings) -> tuple[Blobs, Parts]:
         buffer_bytes=settings.worker.buffer_bytes,
         watermark_bytes=settings.retention.free_bytes,
     )
-    return blobs, parts
+    return PiecedBlobs(blobs), parts
 
 
 async def check_places(settings: Settings) -> None:
@@ -50,7 +50,7 @@ async def check_places(settings: Settings) -> None:
         await bucket.close()
 
 
-def _in_a_bucket(settings: Settings) -> tuple[Blobs, Parts]:
+def _in_a_bucket(settings: Settings) -> tuple[PiecedBlobs, Parts]:
     bucket = _bucket(settings)
     from nightmill.blobs.objects import ObjectBlobs  # noqa: PLC0415 - needs an extra
     from nightmill.parts.objects import ObjectParts  # noqa: PLC0415 - as above
@@ -63,7 +63,7 @@ def _in_a_bucket(settings: Settings) -> tuple[Blobs, Parts]:
         buffer_bytes=settings.worker.buffer_bytes,
         puts_at_once=settings.blobs.puts_at_once,
     )
-    return blobs, parts
+    return PiecedBlobs(blobs), parts
 
 
 def _bucket(settings: Settings) -> "Bucket":

@@ -15,7 +15,7 @@ from nightmill.assembly.clock import steady_clock
 from nightmill.assembly.places import open_places
 from nightmill.assembly.start import open_stored
 from nightmill.assembly.upstreams import shared_name
-from nightmill.blobs import Blobs
+from nightmill.blobs import PiecedBlobs
 from nightmill.ids import WorkerId, new_worker_id
 from nightmill.keeping.hold import deleting
 from nightmill.pacing import Gate
@@ -37,7 +37,7 @@ class Rooms:
 
     settings: Settings
     store: Store
-    blobs: Blobs
+    blobs: PiecedBlobs
     parts: Parts
     bell: Bell
     emit: Emit

@@ -4,13 +4,18 @@
 """
 
 from nightmill.blobs.folder import FolderBlobs, delete_folder, make_folders, reported, sync_folder
+from nightmill.blobs.pieces import Piece, PiecedBlobs, is_pieced, load_pieces
 from nightmill.blobs.protocol import Blobs, BlobWriter
 
 __all__ = [
     "BlobWriter",
     "Blobs",
     "FolderBlobs",
+    "Piece",
+    "PiecedBlobs",
     "delete_folder",
+    "is_pieced",
+    "load_pieces",
     "make_folders",
     "reported",
     "sync_folder",

@@ -1,17 +1,15 @@
 """Compares batches with their input, line index, segments, parts and outputs."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from nightmill.batch import Batch, Status, Tally
-from nightmill.keeping.disk import Answers, PartName, answers_in, parts_of, size_of
+from nightmill.keeping.blob import blob_chunks, blob_size
+from nightmill.keeping.disk import Answers, PartName, answers_in, parts_of
 from nightmill.keeping.findings import CountAgain, DropSegments, Finding, Kind, Pin, WriteIndex
 from nightmill.keeping.line_index import fault_of, indexed_again, names_same_lines
 from nightmill.segment import INDEX_RECORD_BYTES, SegmentResult, unpack_lines
 from nightmill.store.inventory import Inventory, StoredBatch
-
-_CHUNK_BYTES = 1 << 20
 
 
 def audit_batches(inventory: Inventory, root: Path) -> Iterator[Finding]:
@@ -35,9 +33,9 @@ def audit_lines(inventory: Inventory, root: Path) -> Iterator[Finding]:
             yield finding
     for stored in inventory.unfinished_batches():
         batch = stored.batch
-        if stored.index_blob_key is None or size_of(root / batch.input_blob_key) is None:
+        if stored.index_blob_key is None or blob_size(root, batch.input_blob_key) is None:
             continue
-        if indexed_again(batch, root / batch.input_blob_key) is None:
+        if indexed_again(batch, root) is None:
             detail = f"its input {batch.input_blob_key} does not have its {batch.total} lines any more"
             yield Finding(Kind.INPUT_MISSING, batch.id, f"{detail}; bring it back from a backup")
 
@@ -64,7 +62,7 @@ class _UnfinishedBatch:
 
     def _input_findings(self, index_blob_key: str) -> Iterator[Finding]:
         batch = self._batch
-        input_bytes = size_of(self._root / batch.input_blob_key)
+        input_bytes = blob_size(self._root, batch.input_blob_key)
         again = None
         if input_bytes is None:
             detail = (
@@ -72,7 +70,7 @@ class _UnfinishedBatch:
             )
             yield Finding(Kind.INPUT_MISSING, batch.id, detail)
         else:
-            again = indexed_again(batch, self._root / batch.input_blob_key)
+            again = indexed_again(batch, self._root)
         index = _read(self._root / index_blob_key)
         fault = "it is gone"
         if index is not None:
@@ -155,21 +153,13 @@ def _count_outputs(inventory: Inventory, root: Path, batch: Batch) -> Finding | 
         if file_id is None:
             continue
         file = inventory.live_file(file_id)
-        if file is None or size_of(root / file.blob_key) is None:
+        if file is None or blob_size(root, file.blob_key) is None:
             return None  # deleted, or told of as a file already
-        lines += _count_lines(root / file.blob_key)
+        lines += sum(chunk.count(b"\n") for chunk in blob_chunks(root, file.blob_key))
     if lines == batch.total:
         return None
     detail = f"its files hold {lines} lines, not {batch.total}; bring them back from a backup"
     return Finding(Kind.OUTPUT_LINES, batch.id, detail)
-
-
-def _count_lines(path: Path) -> int:
-    lines = 0
-    with path.open("rb", buffering=0) as file:
-        while chunk := os.read(file.fileno(), _CHUNK_BYTES):
-            lines += chunk.count(b"\n")
-    return lines
 
 
 def _read(path: Path) -> bytes | None:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from nightmill.ids import BatchId
+from nightmill.keeping.blob import blob_size
 from nightmill.keeping.disk import PARTS, UNFINISHED, PartName, is_older, keys_in, size_of
 from nightmill.keeping.findings import DeleteFile, Finding, ForgetKey, ForgetPart, Kind, Remove
 from nightmill.store.inventory import Inventory
@@ -15,7 +16,7 @@ def audit_files(inventory: Inventory, root: Path) -> Iterator[Finding]:
     """Every file and every part of an open upload has its bytes."""
     inputs = {stored.batch.input_blob_key for stored in inventory.unfinished_batches()}
     for file in inventory.live_files():
-        size_bytes = size_of(root / file.blob_key)
+        size_bytes = blob_size(root, file.blob_key)
         if size_bytes is None:
             detail = f"its {file.size_bytes} bytes are not at {file.blob_key}"
             if file.blob_key in inputs:

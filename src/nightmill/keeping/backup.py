@@ -15,8 +15,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nightmill.blobs import reported, sync_folder
+from nightmill.blobs import is_pieced, reported, sync_folder
 from nightmill.errors import SetupError
+from nightmill.keeping.blob import pieces_of
 from nightmill.keeping.disk import PARTS, blob_root, parts_of
 from nightmill.keeping.hold import holding
 from nightmill.store.inventory import Inventory
@@ -60,7 +61,7 @@ def back_up(folder: Path, store_url: str, destination: Path) -> BackedUp:
         with reading(database) as inventory:
             copier = _Copier(blob_root(folder), blob_root(unfinished), told)
             for key, size_bytes in _named(inventory):
-                copier.copy(key, least_bytes=size_bytes)
+                copier.copy_blob(key, least_bytes=size_bytes)
             for key, size_bytes in _parts(inventory, blob_root(folder)):
                 copier.copy(f"{PARTS}/{key}", least_bytes=size_bytes)
         told.size_bytes += database.stat().st_size
@@ -106,6 +107,14 @@ class _Copier:
         self._target = target
         self._told = told
         target.mkdir()
+
+    def copy_blob(self, key: str, *, least_bytes: int | None) -> None:
+        if not is_pieced(key):
+            self.copy(key, least_bytes=least_bytes)
+            return
+        self.copy(key, least_bytes=None)
+        for piece in pieces_of(self._target, key) or ():
+            self.copy(piece.key, least_bytes=piece.size_bytes)
 
     def copy(self, key: str, *, least_bytes: int | None) -> None:
         """An input file may be named by itself and by a batch; it is copied once."""

@@ -5,10 +5,9 @@ from pathlib import Path
 
 from nightmill.batch import Batch
 from nightmill.check import InputRules, Inspection
-from nightmill.keeping.disk import size_of
+from nightmill.keeping.blob import blob_chunks, blob_size
 from nightmill.segment import INDEX_RECORD_BYTES, unpack_lines
 
-_CHUNK_BYTES = 1 << 20
 _UNLIMITED = 1 << 40
 _DEEPEST = 900
 
@@ -36,29 +35,28 @@ def _places(index: bytes) -> list[tuple[int, int, int]]:
     return sorted((line.ordinal, line.offset, line.length_bytes) for line in unpack_lines(index))
 
 
-def indexed_again(batch: Batch, input_path: Path) -> bytes | None:
+def indexed_again(batch: Batch, root: Path) -> bytes | None:
     """The index as intake would write it; None when the input does not have the batch's lines any more."""
     rules = InputRules(
         endpoint=batch.endpoint,
         models_per_file=_UNLIMITED,
         lines_per_file=_UNLIMITED,
         # A limit may be lower today than when the batch was accepted.
-        line_bytes=size_of(input_path) or 1,
+        line_bytes=blob_size(root, batch.input_blob_key) or 1,
         nesting=_DEEPEST,
         embedding_inputs=_UNLIMITED,
         listed_errors=1,
     )
     inspection = Inspection(rules)
-    index = b"".join(_records(inspection, input_path))
+    index = b"".join(_records(inspection, blob_chunks(root, batch.input_blob_key)))
     found = inspection.findings()
     return index if not found.errors and found.total == batch.total else None
 
 
-def _records(inspection: Inspection, input_path: Path) -> Iterator[bytes]:
+def _records(inspection: Inspection, chunks: Iterator[bytes]) -> Iterator[bytes]:
     try:
-        with input_path.open("rb") as file:
-            while not inspection.is_over and (chunk := file.read(_CHUNK_BYTES)):
-                yield inspection.take(chunk)
+        while not inspection.is_over and (chunk := next(chunks, b"")):
+            yield inspection.take(chunk)
     except OSError:
         return  # what is missing is seen by the number of lines
     yield inspection.finish()

@@ -72,7 +72,7 @@ def _counted_again(mends: Sequence[Mend]) -> list[BatchId]:
 
 
 def _write_index(root: Path, one: WriteIndex) -> None:
-    index = indexed_again(one.batch, root / one.batch.input_blob_key)
+    index = indexed_again(one.batch, root)
     if index is None:
         return  # the input changed since the check; the next check tells
     target = root / one.index_blob_key

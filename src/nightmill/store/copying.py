@@ -20,7 +20,7 @@ from nightmill.segment import PinnedPart
 from nightmill.store.batches import BATCH_COLUMNS, as_batch
 from nightmill.store.connection import parse_url, sqlite_path
 from nightmill.store.postgres import PostgresDatabase
-from nightmill.store.schema import batch, file, metadata, segment, upload, upload_part
+from nightmill.store.schema import batch, file, metadata, piece, segment, upload, upload_part
 from nightmill.store.sqlite import sqlite_engine, sqlite_failure
 from nightmill.store.tallies import dump_parts, tally_values
 
@@ -58,6 +58,7 @@ def needed_blobs(source_url: str) -> Sequence[str]:
         select(upload_part.c.blob_key)
         .join(upload, upload.c.id == upload_part.c.upload_id)
         .where(upload.c.status == UploadStatus.PENDING.value),
+        select(piece.c.blob_key).where(piece.c.of_blob_key.is_not(None)),
         select(batch.c.input_blob_key).where(is_open),
         select(batch.c.index_blob_key).where(is_open),
     )

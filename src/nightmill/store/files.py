@@ -10,6 +10,7 @@ from sqlalchemy import (
     and_,
     bindparam,
     case,
+    delete,
     exists,
     insert,
     literal_column,
@@ -27,7 +28,7 @@ from nightmill.store.clock import now, stamp
 from nightmill.store.idempotent import first_object
 from nightmill.store.paging import named_place, place, place_of
 from nightmill.store.protocol import Idempotency, Page
-from nightmill.store.schema import batch, file, upload, upload_part
+from nightmill.store.schema import batch, file, piece, upload, upload_part
 
 _is_live = text(schema.IS_LIVE)
 _is_fresh = or_(file.c.expires_at.is_(None), file.c.expires_at > now())
@@ -158,6 +159,7 @@ _UNUSED_BLOBS = union_all(
         upload_part.c.blob_key.is_not(None), upload.c.status != _PENDING, ~_is_needed(upload_part.c.blob_key)
     ),
     select(batch.c.index_blob_key).where(text(schema.IS_FINISHED_WITH_INDEX)),
+    select(piece.c.blob_key).where(piece.c.of_blob_key.is_(None)),
 ).limit(bindparam("blob_limit"))
 
 _FORGET_BLOBS = (
@@ -168,6 +170,9 @@ _FORGET_BLOBS = (
     update(batch)
     .where(batch.c.index_blob_key == bindparam("gone"), text(schema.IS_FINISHED_WITH_INDEX))
     .values(index_blob_key=None),
+    # With the list of its pieces a blob of pieces is gone.
+    update(piece).where(piece.c.of_blob_key == bindparam("gone")).values(of_blob_key=None),
+    delete(piece).where(piece.c.blob_key == bindparam("gone")),
 )
 
 
@@ -218,6 +223,16 @@ _EXPIRE_UPLOADS = (
     .values(status=UploadStatus.EXPIRED.value)
 )
 _ADD_PART = insert(upload_part)
+_ADD_PIECES = insert(piece)
+_HAND_OVER_PARTS = (
+    update(upload_part)
+    .where(
+        upload_part.c.upload_id == bindparam("of_upload_id"),
+        upload_part.c.blob_key.in_(bindparam("keys", expanding=True)),
+    )
+    .values(blob_key=None)
+)
+_ROWS_AT_ONCE = 500
 _PARTS = (
     select(
         upload_part.c.id,
@@ -291,10 +306,16 @@ def upload_parts(connection: Connection, upload_id: UploadId) -> Sequence[Upload
     ]
 
 
-def complete_upload(connection: Connection, it: Upload, made: File) -> bool:
+def complete_upload(connection: Connection, it: Upload, made: File, part_keys: Sequence[str]) -> bool:
     if not _end_upload(connection, it.id, UploadStatus.COMPLETED, made.id):
         return False
     connection.execute(_ADD_FILE, file_row(made))
+    for first in range(0, len(part_keys), _ROWS_AT_ONCE):
+        some = part_keys[first : first + _ROWS_AT_ONCE]
+        connection.execute(_HAND_OVER_PARTS, {"of_upload_id": it.id, "keys": some})
+        pieces = [{"blob_key": key, "of_blob_key": made.blob_key} for key in some if key != made.blob_key]
+        if pieces:
+            connection.execute(_ADD_PIECES, pieces)
     return True
 
 

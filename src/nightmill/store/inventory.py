@@ -30,7 +30,17 @@ from nightmill.store import schema
 from nightmill.store.batches import BATCH_COLUMNS, as_batch
 from nightmill.store.compatibility import misfit
 from nightmill.store.files import FILE_COLUMNS, as_file
-from nightmill.store.schema import DONE, TALLY_COLUMNS, batch, file, idempotency, segment, upload, upload_part
+from nightmill.store.schema import (
+    DONE,
+    TALLY_COLUMNS,
+    batch,
+    file,
+    idempotency,
+    piece,
+    segment,
+    upload,
+    upload_part,
+)
 from nightmill.store.tallies import load_parts, tally_of
 
 _TOLD: Final = 20
@@ -89,6 +99,7 @@ _NAMED = union_all(
     select(upload_part.c.blob_key).where(
         upload_part.c.blob_key.is_not(None), upload_part.c.blob_key.in_(_KEYS)
     ),
+    select(piece.c.blob_key).where(piece.c.blob_key.in_(_KEYS)),
     select(batch.c.input_blob_key).where(text(schema.IS_UNFINISHED), batch.c.input_blob_key.in_(_KEYS)),
     select(batch.c.index_blob_key).where(text(schema.IS_UNFINISHED), batch.c.index_blob_key.in_(_KEYS)),
     select(batch.c.index_blob_key).where(

@@ -25,6 +25,7 @@ from nightmill.store.schema import (
     batch,
     file,
     idempotency,
+    piece,
     segment,
     upload_part,
 )
@@ -36,6 +37,13 @@ _DELETE_FILE = (
     update(file)
     .where(file.c.id == bindparam("of_file_id"), file.c.deleted_at.is_(None))
     .values(deleted_at=stamp(), blob_key=None)
+)
+_LEAVE_PIECES = (
+    update(piece)
+    .where(
+        piece.c.of_blob_key.in_(select(file.c.blob_key).where(file.c.id == bindparam("of_file_id"))),
+    )
+    .values(of_blob_key=None)
 )
 _FORGET_PART = delete(upload_part).where(upload_part.c.id == bindparam("of_part_id"))
 _FORGET_KEY = delete(idempotency).where(
@@ -98,7 +106,8 @@ class Mender:
         duties.release_all_duties(self._connection)
 
     def delete_file(self, file_id: FileId) -> None:
-        """A file whose bytes are gone; cursors that name it stay good."""
+        """A file whose bytes are gone; cursors that name it stay good. What is left of its pieces may go."""
+        self._connection.execute(_LEAVE_PIECES, {"of_file_id": file_id})
         self._connection.execute(_DELETE_FILE, {"of_file_id": file_id})
 
     def forget_part(self, part_id: PartId) -> None:

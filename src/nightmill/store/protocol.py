@@ -116,7 +116,8 @@ class Store(Protocol):
     async def unused_blobs(self, *, limit: int = 1_000) -> Sequence[str]:
         """Keys of deleted files, ended uploads' parts and finished batches' indexes that nothing needs.
 
-        What a living file or an unfinished batch's input names is needed.
+        What a living file or an unfinished batch's input names is needed. The pieces of a blob are unused
+        once the blob itself has been forgotten.
         """
         ...
 
@@ -139,8 +140,11 @@ class Store(Protocol):
         ...
 
     async def upload_parts(self, upload_id: UploadId) -> Sequence[UploadPart]: ...
-    async def complete_upload(self, upload: Upload, file: File) -> bool:
-        """pending -> completed together with its file. False when it was no longer pending."""
+    async def complete_upload(self, upload: Upload, file: File, *, part_keys: Sequence[str] = ()) -> bool:
+        """pending -> completed together with its file. False when it was no longer pending.
+
+        The parts whose blobs `part_keys` names are the file's from then on: its pieces, or its only blob.
+        """
         ...
 
     async def cancel_upload(self, upload: Upload) -> bool: ...

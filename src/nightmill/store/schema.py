@@ -181,6 +181,15 @@ upload_part = Table(
     sqlite_autoincrement=True,
 )
 
+# A file's `blob_key` may name a list of other blobs, its pieces. Those of a list that is gone are nobody's.
+piece = Table(
+    "piece",
+    metadata,
+    Column("blob_key", Text, primary_key=True),
+    _optional_text("of_blob_key"),
+    Index("piece_by_whole", "of_blob_key"),
+)
+
 batch = Table(
     "batch",
     metadata,

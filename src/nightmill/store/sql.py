@@ -96,8 +96,8 @@ class SqlStore(Store):
     async def upload_parts(self, upload_id: UploadId) -> Sequence[UploadPart]:
         return await self._read(files.upload_parts, upload_id)
 
-    async def complete_upload(self, upload: Upload, file: File) -> bool:
-        return await self._write(files.complete_upload, upload, file)
+    async def complete_upload(self, upload: Upload, file: File, *, part_keys: Sequence[str] = ()) -> bool:
+        return await self._write(files.complete_upload, upload, file, part_keys)
 
     async def cancel_upload(self, upload: Upload) -> bool:
         return await self._write(files.cancel_upload, upload)

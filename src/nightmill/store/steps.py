@@ -26,7 +26,12 @@ class Step:
     stage: Stage
 
 
-STEPS: Final = (Step("0001", Stage.BEFORE), Step("0002", Stage.BEFORE), Step("0003", Stage.BEFORE))
+STEPS: Final = (
+    Step("0001", Stage.BEFORE),
+    Step("0002", Stage.BEFORE),
+    Step("0003", Stage.BEFORE),
+    Step("0004", Stage.BEFORE),
+)
 SCHEMA_VERSION: Final = STEPS[-1].version
 """The newest step this nightmill knows; by it a database says which nightmills it still suits."""
 NEEDED_VERSION: Final = max(step.version for step in STEPS if step.stage is Stage.BEFORE)

@@ -46,6 +46,7 @@ _ENVIRONMENT = {
     "NIGHTMILL_WORKER__LINES_PER_SEGMENT": "50",
     "NIGHTMILL_WORKER__BEAT_S": "0.2",
     "NIGHTMILL_WORKER__CANCEL_GRACE_S": "0.3",
+    "NIGHTMILL_BLOBS__PIECE_BYTES": "4096",  # large uploads in parts become pieces, small ones are copied
     "NIGHTMILL_RETENTION__SWEEP_S": "0.5",
     "NIGHTMILL_LIMITS__BATCHES_PER_HOUR": "0",
 }
