@@ -226,6 +226,73 @@ class BlobSettings(_Section):
     """Whoever has such a link can read the file for so long."""
 
 
+class RayModelSettings(_Section):
+    """A model that Ray Serve runs on the cluster while batches need it (docs/ray.md)."""
+
+    name: str | None = None
+    """What lines call it in `body.model`. Not given: no model is run, and `upstream.url` answers."""
+    source: str | None = None
+    """Its weights. For `vllm` a name at Hugging Face, a folder on every node, or an `s3://` or `gs://` URL;
+    for `llama.cpp` a GGUF file on every node."""
+    engine: str = "vllm"
+    """`vllm` (extra `nightmill[ray-llm]` on the nodes), `llama.cpp` (extra `nightmill[llama]`), or
+    `module:name` of a function on the nodes that takes these settings and returns a Serve application of your
+    own."""
+    replicas: Annotated[int, Field(ge=1)] = 1
+    """Copies of the model; Serve spreads the lines over them."""
+    gpus: Annotated[int, Field(ge=0)] = 1
+    """GPUs of each copy, over which vLLM splits the model. Not read for `llama.cpp`."""
+    cpus: Annotated[float, Field(gt=0)] = 1.0
+    """Cores of each copy for `llama.cpp`."""
+    accelerator_type: str | None = None
+    """Only nodes with this kind of GPU, by Ray's name for it: `H100` or `L4` for instance."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Further options of the engine: for `vllm` its engine arguments (`max_model_len` for instance), for
+    `llama.cpp` `slots` and `context_tokens`."""
+    port: Annotated[int, Field(ge=1, le=65_535)] = 8_000
+    """Port of Ray Serve's proxies. Where Serve runs already it must be that one's."""
+    host: str | None = None
+    """Address Serve's proxies listen on if nightmill starts Serve. Not given: loopback on a cluster nightmill
+    started itself, else every address of the node: workers of other nodes must reach it."""
+    idle_s: Annotated[float, Field(ge=0)] = 300.0
+    """The model is released when no batch has needed it for so long."""
+
+
+class RaySettings(_Section):
+    """Where and how workers run as Ray actors with `engine = "ray"` (extra `nightmill[ray]`, docs/ray.md)."""
+
+    address: str | None = None
+    """`ray://host:10001` from outside the cluster; `host:6379` or `auto` on one of its nodes. Not given: a
+    cluster on this machine, on loopback, that lives as long as nightmill."""
+    namespace: str = "nightmill"
+    """Namespace of the actors. Those of other settings or versions in it are left alone."""
+    min_workers: Annotated[int, Field(ge=0)] = 0
+    """Workers kept while there is nothing to do."""
+    max_workers: Annotated[int, Field(ge=1)] = 4
+    """Most workers at once."""
+    segments_per_worker: Annotated[int, Field(ge=1)] = 10
+    """One worker more for each so many unfinished segments (`worker.lines_per_segment` lines each)."""
+    idle_s: Annotated[float, Field(ge=0)] = 60.0
+    """Fewer workers have been enough for so long before any is sent away."""
+    unattended_s: Annotated[float, Field(gt=0)] = 600.0
+    """Workers and models that no nightmill has asked after for so long leave the cluster by themselves."""
+    cpus_per_worker: Annotated[float, Field(ge=0)] = 1.0
+    """Cores of each worker, by which Ray places it."""
+    resources: dict[str, float] = Field(default_factory=dict)
+    """Further resources of each worker, such as one that only some nodes offer."""
+    runtime_env: dict[str, Any] = Field(default_factory=dict)
+    """Ray's runtime environment of the actors. Nodes need this nightmill, from their image or from here:
+    `{pip = ["nightmill[postgres,objects,ray]==0.1.0"]}`."""
+    secrets: Literal["sent", "on_nodes"] = "sent"
+    """`sent`: actors get store URL and keys through Ray, and whoever may use the cluster can read them.
+    `on_nodes`: they are not sent; each node's environment has its own `NIGHTMILL_STORE_FILE` and the like."""
+    tell_autoscaler: bool = True
+    """Ask the autoscaler for all workers' resources at once. Ray keeps one such request for a whole cluster:
+    say false where other programs make one. Workers that wait for a place are seen by the autoscaler
+    anyway."""
+    model: RayModelSettings = RayModelSettings()
+
+
 class RetentionSettings(_Section):
     """How often the warden looks, and how much room it leaves on disk."""
 
@@ -242,6 +309,8 @@ class Settings(_Section):
     """The data folder: database, blobs and lock."""
     store: str | None = None
     """Database URL. Not given: SQLite in the data folder."""
+    engine: Literal["local", "ray"] = "local"
+    """What keeps workers running: child processes of this machine, or Ray on a cluster."""
     keyless_on_loopback: bool = True
     """On loopback, answer without a key while no key exists."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -254,6 +323,7 @@ class Settings(_Section):
     worker: WorkerSettings = WorkerSettings()
     blobs: BlobSettings = BlobSettings()
     retention: RetentionSettings = RetentionSettings()
+    ray: RaySettings = RaySettings()
 
     @property
     def store_url(self) -> str:
@@ -309,8 +379,34 @@ def as_message(settings: Settings) -> str:
     return json.dumps(_revealed(settings.model_dump()))
 
 
+def without_secrets(settings: Settings) -> str:
+    """As `as_message`, but without the store's URL and whatever is secret: the reader's environment has
+    them."""
+    tree = {name: value for name, value in settings.model_dump().items() if name != "store"}
+    return json.dumps(_revealed(_without_secrets(tree)))
+
+
+def with_own_secrets(message: str) -> Settings:
+    """What `without_secrets` wrote, completed from this process's environment.
+
+    Raises:
+        SetupError: a value or name in the environment is wrong.
+    """
+    return load(flags=json.loads(message))
+
+
 def from_message(message: str) -> Settings:
     return Settings.model_validate_json(message)
+
+
+def _without_secrets(tree: Tree) -> Tree:
+    kept: Tree = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            kept[name] = _without_secrets(cast("Tree", value))
+        elif not isinstance(value, SecretStr):
+            kept[name] = value
+    return kept
 
 
 def _revealed(value: object) -> object:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 from nightmill import telemetry
 from nightmill.assembly.logs import start_logs
+from nightmill.assembly.on_ray import check_engine
 from nightmill.assembly.places import check_places
 from nightmill.assembly.programs import ROLES, WORKER, role_programs, take_back
 from nightmill.assembly.start import open_stored, prepare
@@ -34,6 +35,7 @@ async def work(settings: Settings, *, roles: Sequence[str], say: Callable[[str],
         SetupError: the store is this machine's own or not fit to start on, or there is no upstream.
     """
     start_logs(settings.log_level)
+    settings = check_engine(settings)
     _check(settings, roles)
     programs: list[Program] = []
     if WORKER in roles:

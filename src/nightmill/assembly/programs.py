@@ -1,5 +1,7 @@
 """The child processes that hold the roles: one for each worker, one that keeps the others.
 
+With engine `ray` the workers are elsewhere, and one child launches them.
+
 Promise: ids are made fresh at each start, so no process needs a name or a disk that outlives it.
 """
 
@@ -16,24 +18,30 @@ from nightmill.store import Store
 WORKER: Final = "worker"
 KEEPERS: Final = ("intake", "finalizer", "warden")
 ROLES: Final = (WORKER, *KEEPERS)
-_MODULE: Final = "nightmill.assembly.work"
+WORKER_MODULE: Final = "nightmill.assembly.work"
+_LAUNCHER_MODULE: Final = "nightmill.assembly.launch"
 
 
 def role_programs(settings: Settings, roles: Sequence[str] = ROLES) -> list[Program]:
     """No worker process means no roles at all: others hold them."""
     if settings.worker.processes == 0:
         return []
-    numbers = range(settings.worker.processes) if WORKER in roles else range(0)
+    has_workers = WORKER in roles and settings.engine == "local"
+    numbers = range(settings.worker.processes) if has_workers else range(0)
     groups: list[tuple[str, tuple[str, ...]]] = [
         (f"worker {number}", (f"worker:{number}",)) for number in numbers
     ]
     keepers = tuple(role for role in KEEPERS if role in roles)
     if keepers:
         groups.append(("keeper", keepers))
-    return [
-        Program(name, _MODULE, (new_worker_id(secrets.token_bytes(16)), *names), as_message(settings))
+    message = as_message(settings)
+    programs = [
+        Program(name, WORKER_MODULE, (new_worker_id(secrets.token_bytes(16)), *names), message)
         for name, names in groups
     ]
+    if WORKER in roles and settings.engine == "ray":
+        programs.append(Program("launcher", _LAUNCHER_MODULE, (secrets.token_hex(8),), message))
+    return programs
 
 
 def take_back(store: Store, engine: LocalEngine) -> Callable[[Program], Awaitable[None]]:
@@ -41,7 +49,7 @@ def take_back(store: Store, engine: LocalEngine) -> Callable[[Program], Awaitabl
 
     async def bury(program: Program) -> None:
         """What a dead child held goes to others at once, not when its leases lapse."""
-        if program.module != _MODULE:
+        if program.module != WORKER_MODULE:
             return
         try:
             await store.release_leases_of(WorkerId(program.arguments[0]))

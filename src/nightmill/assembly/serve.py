@@ -15,6 +15,7 @@ from importlib import import_module
 from nightmill import telemetry
 from nightmill.assembly.folder_lock import locked_folder
 from nightmill.assembly.logs import start_logs
+from nightmill.assembly.on_ray import check_engine
 from nightmill.assembly.programs import role_programs
 from nightmill.assembly.upstreams import choose_upstream
 from nightmill.engine.local import LocalEngine
@@ -37,6 +38,7 @@ async def serve(settings: Settings, *, say: Say) -> int:
         SetupError: there is no upstream, the folder is in use, the address is taken or not allowed.
     """
     start_logs(settings.log_level)
+    settings = check_engine(settings)
     if settings.worker.processes == 0 and settings.is_embedded:
         raise SetupError(_NOBODY_WORKS)
     has_roles = settings.worker.processes > 0

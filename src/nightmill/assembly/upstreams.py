@@ -19,6 +19,10 @@ NO_UPSTREAM = """there is no upstream to answer the lines; give one:
   --model model.gguf                    run a model file here (pip install 'nightmill[llama]')
   --emulate                             made-up answers, for trying out and for tests"""
 
+_NOT_ON_RAY = (
+    "workers on a Ray cluster need an upstream that every node reaches: --upstream URL, or a model on the"
+    " cluster (ray.model); --model and --emulate are of this machine"
+)
 _PROBE_TIMEOUT_S = 2.0
 _LISTEN_POLL_S = 0.02
 
@@ -32,6 +36,12 @@ async def choose_upstream(
         SetupError: none was named, more than one was, or `auto` found nothing.
     """
     asked = [settings.upstream.url is not None, settings.model.path is not None, settings.emulator.enabled]
+    if settings.engine == "ray":
+        if settings.ray.model.name is not None and not any(asked):
+            return settings, []  # the launcher has Ray run it
+        if settings.ray.address is not None and not asked[0]:
+            raise SetupError(_NOT_ON_RAY)
+        asked.append(settings.ray.model.name is not None)
     if sum(asked) == 0:
         raise SetupError(NO_UPSTREAM)
     if sum(asked) > 1:

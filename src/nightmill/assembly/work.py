@@ -18,7 +18,7 @@ from nightmill.assembly.collection import spare_collections
 from nightmill.assembly.logs import start_logs
 from nightmill.assembly.open_files import raise_open_file_limit
 from nightmill.assembly.rooms import Rooms, open_rooms
-from nightmill.engine.local import DRAIN
+from nightmill.engine.local import DRAIN, first_line
 from nightmill.ids import WorkerId
 from nightmill.roles.loop import Bell, Role, keep_turning
 from nightmill.roles.worker import Worker
@@ -123,7 +123,7 @@ async def _run(rooms: Rooms, name: str, orders: _Orders) -> None:
 
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    message = _first_line(sys.stdin.fileno())
+    message = first_line(sys.stdin.fileno())
     if not message:
         return  # the parent ended before there was anything to do
     settings = from_message(message)
@@ -141,14 +141,6 @@ def main() -> None:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(work(settings, worker_id, names, outward))
     logging.shutdown()
-
-
-def _first_line(descriptor: int) -> str:
-    """Byte by byte: what follows the line belongs to the event loop."""
-    line = bytearray()
-    while (byte := os.read(descriptor, 1)) not in (b"", b"\n"):
-        line += byte
-    return line.decode()
 
 
 if __name__ == "__main__":

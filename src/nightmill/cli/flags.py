@@ -41,6 +41,20 @@ Concurrency = Annotated[
     int | None,
     typer.Option("--concurrency", metavar="N", help="Lines in flight to the upstream at once [64]."),
 ]
+Engine = Annotated[
+    str | None,
+    typer.Option(
+        "--engine", metavar="local|ray", help="Run workers here, or as actors of a Ray cluster (docs/ray.md)."
+    ),
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--ray-address",
+        metavar="ADDRESS",
+        help="The cluster: ray://host:10001, host:6379 or auto; without, one is started on this machine.",
+    ),
+]
 LogLevel = Annotated[
     str | None,
     typer.Option("--log-level", metavar="LEVEL", help="debug, info, warning or error."),

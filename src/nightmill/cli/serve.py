@@ -37,6 +37,8 @@ def serve(
             help="An accepted completion window such as 24h or 7d [24h]; again for another.",
         ),
     ] = None,
+    engine: flags.Engine = None,
+    ray_address: flags.RayAddress = None,
     log_level: flags.LogLevel = None,
     config: flags.Config = None,
 ) -> None:
@@ -50,6 +52,8 @@ def serve(
     )
     tree |= {
         "folder": _text(folder),
+        "engine": engine,
+        "ray": {"address": ray_address},
         "log_level": log_level,
         "api": {"host": host, "port": port},
         "worker": {"processes": workers},

@@ -24,6 +24,8 @@ def work(
         int | None, typer.Option("--workers", metavar="N", help="Worker processes on this machine [1].")
     ] = None,
     concurrency: flags.Concurrency = None,
+    engine: flags.Engine = None,
+    ray_address: flags.RayAddress = None,
     log_level: flags.LogLevel = None,
     config: flags.Config = None,
 ) -> None:
@@ -37,6 +39,8 @@ def work(
     )
     tree |= {
         "folder": None if folder is None else str(folder),
+        "engine": engine,
+        "ray": {"address": ray_address},
         "log_level": log_level,
         "worker": {"processes": workers},
     }

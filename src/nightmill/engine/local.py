@@ -228,6 +228,14 @@ class LocalEngine:
             self._tell(RING, [name for name in self._children if name != program.name])
 
 
+def first_line(descriptor: int) -> str:
+    """The child's side: its first message, read byte by byte, for what follows belongs to the event loop."""
+    line = bytearray()
+    while (byte := os.read(descriptor, 1)) not in (b"", b"\n"):
+        line += byte
+    return line.decode()
+
+
 async def _line_of(pipe: asyncio.StreamReader) -> bytes:
     """The next line, b"" at the end. One longer than the reader's limit is nothing a child of ours says."""
     while True:
