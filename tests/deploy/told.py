@@ -37,7 +37,7 @@ def loaded(
         for number, (name, value) in enumerate(environment.items()):
             if not name.startswith(settings.PREFIX):
                 continue
-            if name.endswith("_FILE"):
+            if name.endswith(("_FILE", "NIGHTMILL_CONFIG")):
                 path = Path(folder, str(number))
                 path.write_text(content(value))
                 told[name] = str(path)

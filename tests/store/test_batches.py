@@ -1,10 +1,13 @@
 """Batches and duties: pages, the grid of expected statuses, and who may move a batch on."""
 
 import asyncio
+import re
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 
 from nightmill.batch import TRANSITIONS, Event, LineError, Status
 from nightmill.errors import ConflictError, NotFoundError
@@ -153,6 +156,19 @@ async def test_the_backlog_counts_what_waits_and_what_is_leased(world, store):
     backlog = await store.backlog()
     assert backlog.batches == {Status.IN_PROGRESS: 1, Status.CANCELLING: 1}
     assert (backlog.waiting_segments, backlog.leased_segments) == (2, 1)
+
+
+async def test_the_chart_scales_workers_by_that_backlog(world, store):
+    template = Path(__file__).parents[2] / "deploy/helm/nightmill/templates/scaling.yaml"
+    found = re.search(r"query: >-\n(.*?)\n +targetQueryValue", template.read_text(), re.DOTALL)
+    query = text(" ".join(found[1].split()))
+    await store.create_batch(world.batch())
+    assert await store._read(lambda connection: connection.execute(query).scalar_one()) == 0
+    assert await world.accept(store, await world.duty(store), total=15)
+    await world.lease(store, limit=1)
+    backlog = await store.backlog()
+    pending = await store._read(lambda connection: connection.execute(query).scalar_one())
+    assert pending == backlog.waiting_segments + backlog.leased_segments == 3
 
 
 # --- duties ---
