@@ -43,7 +43,7 @@ async def check_places(settings: Settings) -> None:
         return
     if settings.blobs.url.startswith("memory:"):
         raise SetupError("blobs.url 'memory://' is for tests in one process; name a bucket, or leave it out")
-    bucket = _bucket(settings)
+    bucket = open_bucket(settings)
     try:
         await bucket.check()
     finally:
@@ -51,7 +51,7 @@ async def check_places(settings: Settings) -> None:
 
 
 def _in_a_bucket(settings: Settings) -> tuple[PiecedBlobs, Parts]:
-    bucket = _bucket(settings)
+    bucket = open_bucket(settings)
     from nightmill.blobs.objects import ObjectBlobs  # noqa: PLC0415 - needs an extra
     from nightmill.parts.objects import ObjectParts  # noqa: PLC0415 - as above
 
@@ -66,7 +66,8 @@ def _in_a_bucket(settings: Settings) -> tuple[PiecedBlobs, Parts]:
     return PiecedBlobs(blobs), parts
 
 
-def _bucket(settings: Settings) -> "Bucket":
+def open_bucket(settings: Settings) -> "Bucket":
+    """The bucket itself, for those who look after it. `blobs.url` must name one."""
     try:
         from nightmill.blobs.connect import connect  # noqa: PLC0415 - needs an extra
     except ImportError:

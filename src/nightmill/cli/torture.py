@@ -2,13 +2,19 @@
 
 import shutil
 import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from nightmill.cli.failures import ExitCode
 from nightmill.cli.screen import Json, out_fields, out_json, say
+from nightmill.errors import SetupError
+
+if TYPE_CHECKING:
+    from nightmill.torture import Proof
 
 
 def torture(
@@ -16,11 +22,34 @@ def torture(
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="The same seed, the same choices.")] = 0,
     lines: Annotated[int, typer.Option("--lines", metavar="N", min=1, help="Lines of a batch.")] = 400,
     batches: Annotated[int, typer.Option("--batches", metavar="N", min=1, help="Batches open at once.")] = 4,
-    workers: Annotated[int, typer.Option("--workers", metavar="N", min=1, help="Worker processes.")] = 2,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", metavar="N", min=1, help="Worker processes [2; of a fleet 4]."),
+    ] = None,
     folder: Annotated[
         Path | None,
         typer.Option(
             "--folder", metavar="FOLDER", help="Make the data folder in here, on the disk to be tried [.]."
+        ),
+    ] = None,
+    store: Annotated[
+        str | None,
+        typer.Option("--store", metavar="URL", help="Torture a fleet over this Postgres: an empty database."),
+    ] = None,
+    blobs: Annotated[
+        str | None,
+        typer.Option(
+            "--blobs",
+            metavar="URL",
+            help="The fleet's bucket; endpoint and keys come from NIGHTMILL_BLOBS__... [a folder].",
+        ),
+    ] = None,
+    restart_store: Annotated[
+        str | None,
+        typer.Option(
+            "--restart-store",
+            metavar="COMMAND",
+            help="Restarts that Postgres; without it all connections are cut instead.",
         ),
     ] = None,
     as_json: Json = False,
@@ -30,30 +59,67 @@ def torture(
     It starts a server and the emulator, runs batches through the official client, kills with SIGKILL at
     every named crash point and at random instants, starts again, and in the end compares every file with
     the upstream's own record. Any breach makes the exit code 1 and keeps the folder.
-    """
-    from nightmill.client.local import finished
-    from nightmill.torture import Plan
-    from nightmill.torture import torture as tortured
-    from nightmill.torture.table import as_json as document
-    from nightmill.torture.table import rows
 
+    With --store it is a fleet: API servers and crews of workers, which it kills, freezes, and cuts off from
+    Postgres and the bucket.
+    """
+    if store is None and (blobs is not None or restart_store is not None):
+        raise SetupError("--blobs and --restart-store are of a fleet: name its Postgres with --store")
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     place = Path(tempfile.mkdtemp(prefix="nightmill-torture-", dir=folder or Path.cwd()))
-    plan = Plan(folder=place, kills=kills, seed=seed, lines=lines, batches=batches, workers=workers)
+    sizes = {"kills": kills, "seed": seed, "lines": lines, "batches": batches}
+    if workers is not None:
+        sizes["workers"] = workers
     try:
-        report = finished(tortured(plan, show=say))
+        if store is None:
+            told = _of_a_server(place, sizes)
+        else:
+            told = _of_a_fleet(place, sizes, store=store, blobs=blobs, restart_store=restart_store)
     except BaseException:
-        say(f"nightmill: everything is kept in {place}")
+        if any(place.iterdir()):
+            say(f"nightmill: everything is kept in {place}")
+        else:
+            place.rmdir()
         raise
     if as_json:
-        out_json(document(report))
+        out_json(told.document)
     else:
-        out_fields(rows(report))
-    if report.is_kept:
+        out_fields(told.rows)
+    if told.proof.is_kept:
         shutil.rmtree(place)
         return
-    for example in report.proof.examples:
+    for example in told.proof.examples:
         say(f"nightmill: {example}")
-    say(f"nightmill: the promise is broken; everything is kept in {place}")
+    say(f"nightmill: the promise is broken; everything is kept in {place}{told.also_kept}")
     raise typer.Exit(ExitCode.SOME_FAILED)
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    proof: "Proof"
+    rows: Iterable[tuple[str, str]]
+    document: dict[str, Any]
+    also_kept: str = ""
+
+
+def _of_a_server(place: Path, sizes: dict[str, Any]) -> _Told:
+    from nightmill.client.local import finished
+    from nightmill.torture import Plan, table
+    from nightmill.torture import torture as tortured
+
+    report = finished(tortured(Plan(folder=place, **sizes), show=say))
+    return _Told(report.proof, table.rows(report), table.as_json(report))
+
+
+def _of_a_fleet(place: Path, sizes: dict[str, Any], **asked: Any) -> _Told:
+    from nightmill.client.local import finished
+    from nightmill.torture.fleet import FleetPlan, table, torture_fleet
+
+    report = finished(torture_fleet(FleetPlan(folder=place, **sizes, **asked), show=say))
+    return _Told(
+        report.proof,
+        table.rows(report),
+        table.as_json(report),
+        also_kept=", in the database and in the bucket",
+    )

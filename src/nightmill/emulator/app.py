@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from hashlib import blake2b
 from itertools import count
 from pathlib import Path
+from time import monotonic
 from typing import Any, TypeAlias
 
 from nightmill.batch import ENDPOINTS
@@ -23,6 +24,7 @@ App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 TRANSPORT = "nightmill.transport"
 
 _MARKER = re.compile(rb"marker:([A-Za-z0-9._-]+)")
+SENDER = b"x-emulator-sender"
 _HEADERS = ((b"content-type", b"application/json"), (b"x-nightmill-emulator", FINGERPRINT.encode()))
 
 
@@ -32,8 +34,9 @@ def emulator_app(*, delay_s: float = 0.0, record: Path | None = None, faults: Se
     Args:
         delay_s: waits before each answer of an endpoint.
         record: gets one line for each request as soon as its body is read: the marker found in the body
-            (`marker:` and letters, digits, '.', '_', '-') or else a hash of it. A whole answer names its line
-            by number, from 1, as `x-request-id: emulated-<number>`: so it is known which attempt it answers.
+            (`marker:` and letters, digits, '.', '_', '-') or else a hash of it. A request with the header
+            `x-emulator-sender` has that and the monotonic time behind it. A whole answer names its line by
+            number, from 1, as `x-request-id: emulated-<number>`: so it is known which attempt it answers.
         faults: how to misbehave, in order.
     """
     orders = Orders(faults)
@@ -54,7 +57,7 @@ def emulator_app(*, delay_s: float = 0.0, record: Path | None = None, faults: Se
             return
         own: Headers = ()
         if log is not None:
-            os.write(log, _line(body))
+            os.write(log, _line(body, scope))
             own = ((b"x-request-id", b"emulated-%d" % next(numbers)),)
         right = answer(path, body)
         fault = orders.next_for(body)
@@ -77,9 +80,13 @@ def emulator_app(*, delay_s: float = 0.0, record: Path | None = None, faults: Se
     return app
 
 
-def _line(body: bytes) -> bytes:
+def _line(body: bytes, scope: Scope) -> bytes:
     found = _MARKER.search(body)
-    return (blake2b(body, digest_size=8).hexdigest().encode() if found is None else found[1]) + b"\n"
+    marker = blake2b(body, digest_size=8).hexdigest().encode() if found is None else found[1]
+    for name, value in scope["headers"]:
+        if name == SENDER:
+            return b"%s %s %.6f\n" % (marker, value, monotonic())
+    return marker + b"\n"
 
 
 def _other(method: str, path: str, body: bytes) -> Answer:

@@ -297,7 +297,7 @@ class _Torture:
                 await busy
         except TimeoutError:
             self._show("some batches do not end")
-        found = await self._all_found()
+        found = await all_found(self._client, self._watch)
         self._server.terminate()
         proof.check(NO_END)
         if await self._server.has_ended(within_s=_STOP_S) != 0:
@@ -319,22 +319,23 @@ class _Torture:
         if report.repeated > report.bound:
             proof.breach(TOO_OFTEN, f"{report.repeated} requests, not {report.bound}")
 
-    async def _all_found(self) -> dict[str, Found]:
-        found: dict[str, Found] = {}
-        async for batch in self._client.batches.list(limit=100):
-            seen = as_seen(batch)
-            self._watch.note(seen)
-            rows = [await self._rows(file_id) for file_id in seen.files]
-            found[seen.batch_id] = Found(
-                status=seen.status, counts=seen.counts, output=rows[0], error=rows[1]
-            )
-        return found
 
-    async def _rows(self, file_id: str | None) -> list[dict[str, object]]:
-        if file_id is None:
-            return []
-        content = await until_done(lambda: self._client.files.content(file_id))
-        return [json.loads(row) for row in content.content.split(b"\n") if row]
+async def all_found(client: AsyncOpenAI, watch: Watch) -> dict[str, Found]:
+    """Every batch there is, with the rows of its files."""
+    found: dict[str, Found] = {}
+    async for batch in client.batches.list(limit=100):
+        seen = as_seen(batch)
+        watch.note(seen)
+        rows = [await _rows(client, file_id) for file_id in seen.files]
+        found[seen.batch_id] = Found(status=seen.status, counts=seen.counts, output=rows[0], error=rows[1])
+    return found
+
+
+async def _rows(client: AsyncOpenAI, file_id: str | None) -> list[dict[str, object]]:
+    if file_id is None:
+        return []
+    content = await until_done(lambda: client.files.content(file_id))
+    return [json.loads(row) for row in content.content.split(b"\n") if row]
 
 
 def _points_of(one: Round) -> tuple[Point, ...]:

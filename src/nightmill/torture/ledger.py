@@ -20,8 +20,8 @@ from nightmill.torture.proof import SETTLED_CHANGED, Proof
 TAG = "tag"
 """The metadata key under which a batch carries the first half of its lines' custom_ids."""
 
-_PROJECT = ProjectId("default")
-_MOST = 100_000
+PROJECT = ProjectId("default")
+MOST = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Ledger:
         store = open_store(settings.store_url)
         parts = FolderParts(self._folder / "blobs" / "parts", commit_interval_s=0.0, buffer_bytes=1)
         try:
-            page = await store.list_batches(_PROJECT, limit=_MOST)
+            page = await store.list_batches(PROJECT, limit=MOST)
             unsettled = 0
             for batch in page.items:
                 if batch.status == "in_progress":
@@ -75,7 +75,7 @@ class Ledger:
 
     async def _settled(self, batch: Batch, store: SqlStore, parts: FolderParts) -> int:
         count = 0
-        results = await store.segment_results(batch.id, limit=_MOST)
+        results = await store.segment_results(batch.id, limit=MOST)
         for result in results:
             key = (batch.id, result.segment.number)
             if key in self._read:
@@ -85,13 +85,14 @@ class Ledger:
             ordinals: set[int] = set()
             async for record in parts.read(found):
                 ordinals.add(record.ordinal)
-                self._note(record.output.text)
+                self.note(record.output.text)
             count += len(ordinals)
             if result.is_done:
                 self._read.add(key)
         return count
 
-    def _note(self, text: bytes) -> None:
+    def note(self, text: bytes) -> None:
+        """An output line that is settled now."""
         row = json.loads(text)
         if row["response"] is None:
             return

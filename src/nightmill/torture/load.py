@@ -73,6 +73,8 @@ class Load:
         self._is_ending = False
         self._making: set[asyncio.Task[Expected]] = set()
         self.expected: list[Expected] = []
+        self.slow_lines: set[str] = set()
+        """The markers of lines that the upstream takes `SLOW_S` for."""
 
     def end(self) -> None:
         """No new batches; the open ones go on."""
@@ -122,7 +124,10 @@ class Load:
         rows: list[bytes] = []
         for number in range(lines):
             custom_id = f"{tag}-{number}"
-            words = SLOW if has_slow_lines and number < _SLOW_LINES else ""
+            is_slow = has_slow_lines and number < _SLOW_LINES
+            if is_slow:
+                self.slow_lines.add(custom_id)
+            words = SLOW if is_slow else ""
             message = {"role": "user", "content": f"marker:{custom_id} {words}"}
             body = json.dumps({"model": "torture", "messages": [message]}).encode()
             bodies[custom_id] = body

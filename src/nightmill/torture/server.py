@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +49,10 @@ class Server:
     def is_alive(self) -> bool:
         return self._child is not None and self._child.poll() is None
 
+    @property
+    def exit_code(self) -> int | None:
+        return None if self._child is None else self._child.poll()
+
     def start(self, **environment: str) -> None:
         with self._log.open("ab") as log:
             self.started = monotonic()
@@ -82,6 +86,24 @@ class Server:
                             os.kill(process.process_id, signal.SIGKILL)
                         return True
                 return False
+
+    def freeze(self, target: Target) -> list[int]:
+        """Stops ALL of its processes, or one WORKER; the ids of those it stopped."""
+        frozen: list[int] = []
+        for process in self.processes:
+            if target is Target.ALL or _MARKS[target] in process.command:
+                with suppress(ProcessLookupError):
+                    os.kill(process.process_id, signal.SIGSTOP)
+                    frozen.append(process.process_id)
+                if target is not Target.ALL:
+                    break
+        return frozen
+
+    @staticmethod
+    def thaw(process_ids: Iterable[int]) -> None:
+        for process_id in process_ids:
+            with suppress(ProcessLookupError):
+                os.kill(process_id, signal.SIGCONT)
 
     async def kill_everyone(self) -> None:
         """Orphans of earlier starts too."""

@@ -12,6 +12,7 @@ import sys
 from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 
@@ -26,12 +27,23 @@ _LOOK_S = 0.01
 _RATE_WINDOW_S = 0.25
 
 
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One request: for which line, by whom, and at what monotonic time."""
+
+    marker: str
+    sender: str
+    moment: float
+
+
 class Record:
     """What the emulator was asked, as it is asked."""
 
     def __init__(self, path: Path) -> None:
         self.markers: list[str] = []
         """One for each request, in order."""
+        self.asks: list[Ask] = []
+        """The same, of those that said who they are."""
         self.peak_per_second = 0.0
         """The most requests in a quarter of a second, times four."""
         self._path = path
@@ -45,13 +57,29 @@ class Record:
             text = file.read()
         whole = text[: text.rfind(b"\n") + 1]
         self._offset += len(whole)
-        new = whole.decode().split()
-        self.markers += new
-        return len(new)
+        lines = whole.decode().splitlines()
+        for line in lines:
+            marker, *sent = line.split()
+            self.markers.append(marker)
+            if sent:
+                sender, moment = sent
+                self.asks.append(Ask(marker, sender, float(moment)))
+        return len(lines)
 
     async def keep_taking(self) -> None:
         while True:
             self._note(self.take(), monotonic())
+            await asyncio.sleep(_LOOK_S)
+
+    async def request_of(self, sender: str) -> float:
+        """Monotonic time of a request that the sender makes from now on, as the emulator saw it."""
+        since = monotonic()
+        while True:
+            for ask in reversed(self.asks):
+                if ask.moment < since:
+                    break
+                if ask.sender == sender:
+                    return ask.moment
             await asyncio.sleep(_LOOK_S)
 
     async def next_request(self) -> float:

@@ -1,0 +1,45 @@
+"""A Postgres of one's own: nothing in it before, nothing of ours after.
+
+Duty: say what tables a database holds, and take ours out of it again. Promise: a table that is not ours is
+never touched.
+"""
+
+from sqlalchemy import Connection, inspect, text
+
+from nightmill.store.connection import is_postgres, parse_url
+from nightmill.store.postgres import PostgresDatabase
+from nightmill.store.schema import metadata
+
+_TIMEOUT_S = 60.0
+_VERSION = "alembic_version"
+
+
+def is_shared(url: str) -> bool:
+    """Whether the URL names a database that many processes share. Raises SetupError if it names none."""
+    return is_postgres(parse_url(url))
+
+
+async def tables_in(url: str) -> list[str]:
+    """Raises SetupError and UnavailableError as every call to the store does."""
+    database = PostgresDatabase(parse_url(url), busy_timeout_s=_TIMEOUT_S)
+    try:
+        return await database.read(_tables)
+    finally:
+        await database.close()
+
+
+async def drop_tables(url: str) -> None:
+    database = PostgresDatabase(parse_url(url), busy_timeout_s=_TIMEOUT_S)
+    try:
+        await database.write(_drop)
+    finally:
+        await database.close()
+
+
+def _tables(connection: Connection) -> list[str]:
+    return sorted(inspect(connection).get_table_names())
+
+
+def _drop(connection: Connection) -> None:
+    metadata.drop_all(connection)
+    connection.execute(text(f"DROP TABLE IF EXISTS {_VERSION}"))

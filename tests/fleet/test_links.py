@@ -1,0 +1,150 @@
+"""A link carries what it is given, unless it is told not to."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+
+import pytest
+
+from nightmill.torture.fleet.link import Link
+from nightmill.torture.fleet.plan import Manner
+
+LIMIT_S = 10
+
+
+class Place:
+    """Answers each line with itself, and counts them."""
+
+    def __init__(self) -> None:
+        self.lines: list[bytes] = []
+        self.port = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while line := await reader.readline():
+                self.lines.append(line)
+                writer.write(line)
+        except ConnectionError:
+            pass  # a link that broke
+        finally:
+            writer.close()
+
+    async def reach(self, _: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_connection("127.0.0.1", self.port)
+
+
+@pytest.fixture
+async def place() -> AsyncIterator[Place]:
+    made = Place()
+    server = await asyncio.start_server(made.serve, "127.0.0.1", 0)
+    made.port = server.sockets[0].getsockname()[1]
+    yield made
+    server.close()
+
+
+@pytest.fixture
+async def link(place: Place) -> AsyncIterator[Link]:
+    async with Link(place.reach) as made:
+        yield made
+
+
+@pytest.fixture
+async def connected(link: Link) -> AsyncIterator[Callable[..., object]]:
+    async with AsyncExitStack() as stack:
+
+        async def connect(port: int = link.port):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            stack.callback(writer.close)
+            return reader, writer
+
+        yield connect
+
+
+async def answer_to(ends, line: bytes) -> bytes:
+    reader, writer = ends
+    writer.write(line)
+    async with asyncio.timeout(LIMIT_S):
+        return await reader.readline()
+
+
+async def has_broken(reader: asyncio.StreamReader) -> bool:
+    async with asyncio.timeout(LIMIT_S):
+        try:
+            return await reader.read() == b""
+        except ConnectionResetError:
+            return True
+
+
+async def test_an_open_link_carries_both_ways_and_passes_the_end_on(connected, place):
+    reader, writer = await connected()
+    assert await answer_to((reader, writer), b"one\n") == b"one\n"
+    writer.write_eof()
+    assert await reader.read() == b""
+    assert place.lines == [b"one\n"]
+
+
+async def test_a_refusing_link_breaks_what_is_open_and_takes_nothing_new(connected, link, place):
+    reader, _ = old = await connected()
+    assert await answer_to(old, b"one\n") == b"one\n"
+    link.cut(Manner.REFUSED)
+    assert await has_broken(reader)
+    assert await has_broken((await connected())[0])
+    link.heal()
+    assert await answer_to(await connected(), b"two\n") == b"two\n"
+    assert place.lines == [b"one\n", b"two\n"]
+
+
+async def test_a_silent_link_keeps_everything_until_it_is_over(connected, link, place):
+    old = await connected()
+    assert await answer_to(old, b"one\n") == b"one\n"
+    link.cut(Manner.SILENT)
+    new = await connected()
+    answers = [asyncio.create_task(answer_to(ends, b"two\n")) for ends in (old, new)]
+    done, _ = await asyncio.wait(answers, timeout=0.2)
+    assert not done
+    assert place.lines == [b"one\n"]
+    link.heal()
+    assert await asyncio.gather(*answers) == [b"two\n", b"two\n"]
+
+
+async def test_through_a_deaf_link_things_happen_and_nobody_hears_of_it(connected, link, place):
+    reader, writer = ends = await connected()
+    assert await answer_to(ends, b"one\n") == b"one\n"
+    link.cut(Manner.DEAF)
+    writer.write(b"two\n")
+    async with asyncio.timeout(LIMIT_S):
+        while place.lines != [b"one\n", b"two\n"]:  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0.01)
+    link.heal()
+    assert await has_broken(reader)
+
+
+async def test_a_slow_link_makes_every_piece_wait(connected, link):
+    ends = await connected()
+    link.delay_s = 0.1
+    began = asyncio.get_running_loop().time()
+    assert await answer_to(ends, b"one\n") == b"one\n"
+    assert asyncio.get_running_loop().time() - began >= 0.2
+
+
+async def test_a_tunnel_goes_where_connect_says(connected, place):
+    asked: list[str] = []
+
+    async def reach(name: str):
+        asked.append(name)
+        return await place.reach(name)
+
+    async with Link(reach, is_tunnel=True) as tunnel:
+        reader, writer = await connected(tunnel.port)
+        writer.write(b"CONNECT bucket.example:443 HTTP/1.1\r\nHost: bucket.example:443\r\n\r\n")
+        assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
+        assert await answer_to((reader, writer), b"one\n") == b"one\n"
+    assert asked == ["bucket.example:443"]
+
+
+async def test_a_link_to_nobody_breaks(connected):
+    async def nobody(_: str):
+        raise ConnectionRefusedError
+
+    async with Link(nobody) as link:
+        assert await has_broken((await connected(link.port))[0])
