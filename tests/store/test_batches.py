@@ -152,10 +152,18 @@ async def test_the_backlog_counts_what_waits_and_what_is_leased(world, store):
     empty = await store.backlog()
     assert empty.batches == {Status.VALIDATING: 1, Status.CANCELLING: 1}
     assert await world.accept(store, await world.duty(store), total=15)
-    await world.lease(store, limit=1)
+    [lease] = await world.lease(store, limit=1)
     backlog = await store.backlog()
     assert backlog.batches == {Status.IN_PROGRESS: 1, Status.CANCELLING: 1}
     assert (backlog.waiting_segments, backlog.leased_segments) == (2, 1)
+    await world.complete(store, [lease])
+    await world.lease(store, limit=1)
+    backlog = await store.backlog()
+    assert (backlog.waiting_segments, backlog.leased_segments) == (1, 1)
+    batch = await store.batch(world.project, lease.segment.batch_id)
+    await world.happen(store, batch, Event.CANCEL_REQUESTED)
+    backlog = await store.backlog()
+    assert (backlog.waiting_segments, backlog.leased_segments) == (0, 1)
 
 
 async def test_the_chart_scales_workers_by_that_backlog(world, store):

@@ -72,3 +72,14 @@ def test_a_frequent_statement_goes_by_its_index(world, statement, index):
     plan = _plan(world, statement)
     assert plan[0].endswith(index)
     assert "TEMP B-TREE" not in " ".join(plan)
+
+
+def test_the_backlog_is_counted_without_a_look_at_what_waits(world):
+    seen = [step for step in _plan(world, batches._SEGMENTS) if "SUBQUERY" not in step]
+    assert seen == [
+        "SCAN CONSTANT ROW",
+        "SCAN batch USING INDEX batch_in_progress",
+        "SCAN segment USING COVERING INDEX segment_leased",
+        "SEARCH batch USING INDEX sqlite_autoindex_batch_1 (id=?)",
+        "SCAN segment USING COVERING INDEX segment_leased",
+    ]

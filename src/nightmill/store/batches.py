@@ -13,7 +13,7 @@ from nightmill.store.clock import now
 from nightmill.store.idempotent import first_object
 from nightmill.store.paging import named_place, place, place_of
 from nightmill.store.protocol import Backlog, Idempotency, Page
-from nightmill.store.schema import LEASED, TALLY_COLUMNS, WAITING, batch, segment
+from nightmill.store.schema import TALLY_COLUMNS, batch, segment
 from nightmill.store.tallies import TALLY_WIDTH, tally_of, tally_values
 
 _STAMPS = tuple(f"{status}_at" for status in Status if status is not Status.VALIDATING)
@@ -59,13 +59,19 @@ _ENDED = select(batch.c.id).where(
 )
 _SETTLED = _BATCH.where(text(schema.IS_SETTLED)).order_by(batch.c.sequence)
 _BY_STATUS = select(batch.c.status, func.count()).where(text(schema.IS_UNFINISHED)).group_by(batch.c.status)
-_WAITING = (
-    select(func.count())
-    .select_from(batch)
-    .join(segment, segment.c.batch_id == batch.c.id)
-    .where(text("batch." + schema.IS_IN_PROGRESS), segment.c.state == WAITING)
+# Counted without a look at what waits, which may be a million: what is left, less what is leased of it.
+_LEFT = (
+    select(func.coalesce(func.sum(batch.c.segments_left), 0))
+    .where(text("batch." + schema.IS_IN_PROGRESS))
+    .scalar_subquery()
 )
-_LEASED = select(func.count()).select_from(segment).where(segment.c.state == LEASED)
+_LEASED = select(func.count()).select_from(segment).where(text("segment." + schema.IS_LEASED))
+_LEASED_OF_THEM = _LEASED.join(batch, batch.c.id == segment.c.batch_id).where(
+    text("batch." + schema.IS_IN_PROGRESS)
+)
+_SEGMENTS = select(
+    (_LEFT - _LEASED_OF_THEM.scalar_subquery()).label("waiting"), _LEASED.scalar_subquery().label("leased")
+)
 
 
 def as_batch(row: Sequence[Any]) -> Batch:
@@ -192,10 +198,11 @@ def ended_among(connection: Connection, batch_ids: Sequence[BatchId]) -> Sequenc
 
 
 def backlog(connection: Connection) -> Backlog:
+    segments = connection.execute(_SEGMENTS).one()
     return Backlog(
         batches={Status(status): count for status, count in connection.execute(_BY_STATUS)},
-        waiting_segments=connection.execute(_WAITING).scalar_one(),
-        leased_segments=connection.execute(_LEASED).scalar_one(),
+        waiting_segments=int(segments.waiting),
+        leased_segments=int(segments.leased),
     )
 
 
