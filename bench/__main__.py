@@ -19,7 +19,19 @@ from bench import stubs
 from bench.figures import FULL, LONG, QUICK, Bench, Figure
 from bench.report import machine_and_versions, print_figures
 
-ROWS = ("dispatch", "busy", "small", "intake", "transfer", "memory", "polls", "lists", "start")
+ROWS = (
+    "dispatch",
+    "busy",
+    "small",
+    "intake",
+    "transfer",
+    "memory",
+    "polls",
+    "lists",
+    "start",
+    "leases",
+    "fleet",
+)
 _RESULTS = Path(".run/bench/results.json")
 
 

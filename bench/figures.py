@@ -62,6 +62,11 @@ class Sizes:
     polls: int
     starts: int
     peer_lines: int
+    fleet_rounds: int
+    fleet_lines: int
+    fleet_many_lines: tuple[int, ...]
+    waiting_segments: int
+    hammered_s: float
 
 
 FULL = Sizes(
@@ -77,6 +82,11 @@ FULL = Sizes(
     polls=3_000,
     starts=7,
     peer_lines=2_000,
+    fleet_rounds=3,
+    fleet_lines=50_000,
+    fleet_many_lines=(50_000, 1_000_000),
+    waiting_segments=1_000_000,
+    hammered_s=4.0,
 )
 QUICK = Sizes(
     rounds=2,
@@ -91,6 +101,11 @@ QUICK = Sizes(
     polls=500,
     starts=3,
     peer_lines=500,
+    fleet_rounds=1,
+    fleet_lines=20_000,
+    fleet_many_lines=(20_000, 100_000),
+    waiting_segments=50_000,
+    hammered_s=2.0,
 )
 LONG = Sizes(
     **{name: getattr(FULL, name) for name in FULL.__slots__} | {"many_lines": (50_000, 1_000_000, 10_000_000)}

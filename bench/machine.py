@@ -18,6 +18,16 @@ def cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
 
 
+def tree_cpu_s(pid: int) -> float:
+    """Of a process, its living descendants, and those that have ended and were waited for."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        below = children(pid)
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+    return sum(map(int, fields[11:15])) / _TICKS_PER_S + sum(map(tree_cpu_s, below))
+
+
 def memory_mib(pid: int, name: str = "VmHWM") -> float:
     """Peak resident memory, or another line of the process's status."""
     for row in Path(f"/proc/{pid}/status").read_text().splitlines():
@@ -38,6 +48,10 @@ def children(pid: int) -> list[int]:
 
 def command(pid: int) -> list[str]:
     return Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")[:-1]
+
+
+def cores() -> int:
+    return os.cpu_count() or 1
 
 
 def busy_s() -> float:
@@ -69,7 +83,7 @@ def watched(pids: Mapping[str, int]) -> Iterator[Used]:
     busy = busy_s() - busy_before
     used.cpu_s = {name: cpu_s(pid) - before[name] for name, pid in everyone.items()}
     foreign_s = max(0.0, busy - sum(used.cpu_s.values()))
-    used.foreign_share = foreign_s / (used.wall_s * (os.cpu_count() or 1)) if used.wall_s else 0.0
+    used.foreign_share = foreign_s / (used.wall_s * cores()) if used.wall_s else 0.0
 
 
 def wait_for_quiet(*, share: float = 0.1, timeout_s: float = 8.0) -> bool:
@@ -78,7 +92,7 @@ def wait_for_quiet(*, share: float = 0.1, timeout_s: float = 8.0) -> bool:
     while True:
         busy, began = busy_s(), time.perf_counter()
         time.sleep(0.2)
-        elapsed_s = (time.perf_counter() - began) * (os.cpu_count() or 1)
+        elapsed_s = (time.perf_counter() - began) * cores()
         if (busy_s() - busy) / elapsed_s < share:
             return True
         if time.monotonic() > until:

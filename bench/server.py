@@ -138,7 +138,7 @@ def serving(
     child = subprocess.Popen(arguments, env=variables, stdout=subprocess.DEVNULL)
     try:
         server = Server(port, child.pid)
-        _wait_until_ready(server, child)
+        wait_until_ready(server, child)
         server.pids = _parts_of(child.pid, workers)
         if pinned and (os.cpu_count() or 1) > 1:
             for name, pid in server.pids.items():
@@ -159,7 +159,7 @@ def _pin(pid: int, core: int) -> None:
         os.sched_setaffinity(int(task.name), {core})
 
 
-def _wait_until_ready(server: Server, child: subprocess.Popen[bytes]) -> None:
+def wait_until_ready(server: Server, child: subprocess.Popen[bytes]) -> None:
     until = time.monotonic() + 60
     while True:
         if child.poll() is not None:

@@ -58,14 +58,14 @@ def _fixed(bench: Bench, window: int) -> dict[str, Any]:
             bench.folder, stub, connections=window, seconds=seconds, line_bytes=inputs.LINE_BYTES
         )
         file_id = server.upload(inputs.input_file(bench.folder, lines))
-        _history(stub)
+        history(stub)
         with machine.watched({**server.pids, "stub": stub.pid}) as used:
             run_batch(server, file_id, lines=lines)
-        history = _history(stub)
+        seen = history(stub)
         after = stubs.wrk(
             bench.folder, stub, connections=window, seconds=seconds, line_bytes=inputs.LINE_BYTES
         )
-    (began, first), (ended, last) = _steady(history, lines)
+    (began, first), (ended, last) = steady(seen, lines)
     return {
         "window": window,
         "rate": (last - first) / (ended - began),
@@ -85,12 +85,12 @@ def _tail(bench: Bench, seed: int) -> dict[str, Any]:
     ):
         machine.wait_for_quiet()
         file_id = server.upload(inputs.input_file(bench.folder, lines))
-        _history(stub)
+        history(stub)
         with machine.watched({**server.pids, "stub": stub.pid}) as used:
             run_batch(server, file_id, lines=lines)
-        history = _history(stub)
-    (began, _), (ended, _) = _steady(history, lines)
-    owed = [row[2] for row in history if began <= row[0] <= ended]
+        seen = history(stub)
+    (began, _), (ended, _) = steady(seen, lines)
+    owed = [row[2] for row in seen if began <= row[0] <= ended]
     return {
         "busy": sum(owed) / len(owed) / _TAIL_WINDOW,
         "whole": lines * _TAIL_MEAN_S / _TAIL_WINDOW / used.wall_s,
@@ -102,15 +102,15 @@ def _lines(bench: Bench, window: int, latency_s: float) -> int:
     return round(bench.sizes.busy_s * window / latency_s / 1_000) * 1_000
 
 
-def _history(stub: stubs.Stub) -> list[tuple[float, int, int]]:
+def history(stub: stubs.Stub) -> list[tuple[float, int, int]]:
     """(moment, answers so far, answers owed), every few milliseconds since the last time it was asked."""
     with urllib.request.urlopen(f"http://127.0.0.1:{stub.port}/history", timeout=30) as response:
         return [tuple(row) for row in json.load(response)]
 
 
-def _steady(history: list[tuple[float, int, int]], lines: int) -> tuple[tuple[float, int], tuple[float, int]]:
+def steady(seen: list[tuple[float, int, int]], lines: int) -> tuple[tuple[float, int], tuple[float, int]]:
     """The moments at which a tenth and nine tenths had been answered."""
-    base = history[0][1]
-    begin = next(row for row in history if row[1] - base >= lines * 0.1)
-    end = next(row for row in history if row[1] - base >= lines * 0.9)
+    base = seen[0][1]
+    begin = next(row for row in seen if row[1] - base >= lines * 0.1)
+    end = next(row for row in seen if row[1] - base >= lines * 0.9)
     return (begin[0], begin[1]), (end[0], end[1])
