@@ -216,7 +216,8 @@ def _counts(samples: list[dict[str, Any]]) -> list[Figure]:
 
 
 def _busy(bench: Bench, server: Postgres, place: Place) -> list[Figure]:
-    lines = round(bench.sizes.busy_s * WINDOW / _SLOW_S / 1_000) * 1_000
+    lines = round(2 * bench.sizes.busy_s * WINDOW / _SLOW_S / 1_000) * 1_000
+    warm_up = 4 * WINDOW  # workers are still loading when they are found
     figures: list[Figure] = []
     wholes: list[float] = []
     for workers in WORKERS:
@@ -226,7 +227,9 @@ def _busy(bench: Bench, server: Postgres, place: Place) -> list[Figure]:
                 server, place, upstream=stub.url, workers=workers, concurrency=WINDOW, source=bench.source
             ) as fleet,
         ):
-            file_id = fleet.server.upload(inputs.input_file(bench.folder, lines))
+            upload = fleet.server.upload
+            run_batch(fleet.server, upload(inputs.input_file(bench.folder, warm_up)), lines=warm_up)
+            file_id = upload(inputs.input_file(bench.folder, lines))
             machine.wait_for_quiet()
             history(stub)
             before = fleet.cpu_s()
