@@ -46,8 +46,9 @@ def children(pid: int) -> list[int]:
     return [int(child) for file in listed for child in file.read_text().split()]
 
 
-def command(pid: int) -> list[str]:
-    return Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")[:-1]
+def name(pid: int) -> str:
+    """What `ps` shows: of a child of nightmill's its first role."""
+    return Path(f"/proc/{pid}/comm").read_text().strip()
 
 
 def cores() -> int:

@@ -179,11 +179,10 @@ def _parts_of(pid: int, workers: int) -> dict[str, int]:
     while True:
         found = {"api": pid}
         for child in machine.children(pid):
-            names = machine.command(child)
-            match = next(filter(None, (re.fullmatch(r"worker:(\d+)", name) for name in names)), None)
-            if match:
+            name = machine.name(child)
+            if match := re.fullmatch(r"worker:(\d+)", name):
                 found[f"worker {match[1]}"] = child
-            elif "intake" in names:
+            elif name == "intake":
                 found["keeper"] = child
         if len(found) == workers + 2:
             return found

@@ -6,7 +6,6 @@ duty: the roles themselves (`work`).
 """
 
 import asyncio
-import signal
 import time
 from collections.abc import Callable, Sequence
 
@@ -15,9 +14,11 @@ from nightmill.assembly.logs import start_logs
 from nightmill.assembly.on_ray import check_engine
 from nightmill.assembly.places import check_places
 from nightmill.assembly.programs import ROLES, WORKER, role_programs, take_back
+from nightmill.assembly.signals import heed_signals
 from nightmill.assembly.start import open_stored, prepare
 from nightmill.assembly.upstreams import choose_upstream
 from nightmill.engine.local import LocalEngine, Program
+from nightmill.engine.spare import Spare
 from nightmill.errors import SetupError
 from nightmill.settings import Settings
 
@@ -28,8 +29,10 @@ _EMBEDDED = (
 _EXTRA_S = 1.0
 
 
-async def work(settings: Settings, *, roles: Sequence[str], say: Callable[[str], None]) -> int:
-    """Holds the roles until SIGTERM or SIGINT; returns the exit code.
+async def work(
+    settings: Settings, *, roles: Sequence[str], say: Callable[[str], None], spares: Sequence[Spare] = ()
+) -> int:
+    """Holds the roles until SIGTERM or SIGINT; returns the exit code. `spares` as for `serve`.
 
     Raises:
         SetupError: the store is this machine's own or not fit to start on, or there is no upstream.
@@ -42,7 +45,7 @@ async def work(settings: Settings, *, roles: Sequence[str], say: Callable[[str],
         settings, programs = await choose_upstream(settings, say=say)
     await prepare(settings)
     await check_places(settings)
-    engine = LocalEngine(emit=telemetry.log, ring_here=_nobody, monotonic=time.monotonic)
+    engine = LocalEngine(emit=telemetry.log, ring_here=_nobody, monotonic=time.monotonic, spares=spares)
     store = open_stored(settings)
     try:
         engine.bury = take_back(store, engine)
@@ -50,7 +53,7 @@ async def work(settings: Settings, *, roles: Sequence[str], say: Callable[[str],
             for program in [*programs, *role_programs(settings, roles)]:
                 group.create_task(engine.keep(program))
             say(f"nightmill works: {', '.join(roles)}")
-            await _until_asked_to_stop(engine)
+            await heed_signals(engine).to_stop.wait()
             await engine.drain(grace_s=settings.api.drain_s + _EXTRA_S)
     finally:
         await store.close()
@@ -65,20 +68,6 @@ def _check(settings: Settings, roles: Sequence[str]) -> None:
         raise SetupError(f"there is no role '{', '.join(unknown)}'; choose from {', '.join(ROLES)}")
     if settings.worker.processes == 0:
         raise SetupError("nightmill work with 0 worker processes does nothing; leave out --workers")
-
-
-async def _until_asked_to_stop(engine: LocalEngine) -> None:
-    stopping = asyncio.Event()
-
-    def stop() -> None:
-        if stopping.is_set():
-            engine.kill()
-        stopping.set()
-
-    loop = asyncio.get_running_loop()
-    for name in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(name, stop)
-    await stopping.wait()
 
 
 def _nobody() -> None:

@@ -17,7 +17,8 @@ from nightmill import telemetry
 from nightmill.assembly.logs import start_logs
 from nightmill.assembly.programs import WORKER_MODULE
 from nightmill.assembly.start import open_stored
-from nightmill.engine.local import DRAIN, first_line
+from nightmill.engine.child import first_line
+from nightmill.engine.local import DRAIN
 from nightmill.engine.ray.cluster import Cluster, ClusterLost
 from nightmill.engine.ray.launcher import Launcher, RayThread
 from nightmill.errors import NightmillError, SetupError, UnavailableError

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from nightmill.engine.local import LocalEngine, Program
+from nightmill.engine.spare import Spare, fork_spares
 from nightmill.errors import UnavailableError
 from nightmill.ids import WorkerId, new_worker_id
 from nightmill.settings import Settings, as_message
@@ -42,6 +43,14 @@ def role_programs(settings: Settings, roles: Sequence[str] = ROLES) -> list[Prog
     if WORKER in roles and settings.engine == "ray":
         programs.append(Program("launcher", _LAUNCHER_MODULE, (secrets.token_hex(8),), message))
     return programs
+
+
+def role_spares(settings: Settings, roles: Sequence[str] = ROLES) -> list[Spare]:
+    """For each of `role_programs` a process that has loaded all it needs. Call it before there is a loop."""
+    from nightmill.assembly import work  # noqa: PLC0415 - only those who fork need it
+
+    programs = [one for one in role_programs(settings, roles) if one.module == WORKER_MODULE]
+    return fork_spares(len(programs), module=WORKER_MODULE, main=work.main)
 
 
 def take_back(store: Store, engine: LocalEngine) -> Callable[[Program], Awaitable[None]]:

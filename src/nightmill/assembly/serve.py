@@ -1,15 +1,15 @@
 """`nightmill serve`: the API in this process, the roles and any upstream of our own in children.
 
-Order of a start: lock, listen (who connects from now on waits a moment instead of being refused), start the
-children, and while they load, load the API (`front`), recover, let the children begin. Order of an end: drain
-the roles while the API still answers, then close it.
+Order of a start: fork the roles' processes (`spares`), lock, listen (who connects from now on waits a moment
+instead of being refused), recover, let the children begin, and meanwhile load the API (`front`). Order of an
+end: drain the roles while the API still answers, then close it.
 """
 
 import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from nightmill import telemetry
@@ -17,8 +17,11 @@ from nightmill.assembly.folder_lock import locked_folder
 from nightmill.assembly.logs import start_logs
 from nightmill.assembly.on_ray import check_engine
 from nightmill.assembly.programs import role_programs
+from nightmill.assembly.recovery import recovered
+from nightmill.assembly.signals import heed_signals
 from nightmill.assembly.upstreams import choose_upstream
 from nightmill.engine.local import LocalEngine
+from nightmill.engine.spare import Spare
 from nightmill.errors import SetupError
 from nightmill.roles.loop import Bell
 from nightmill.settings import Settings
@@ -31,8 +34,11 @@ _NOBODY_WORKS = (
 )
 
 
-async def serve(settings: Settings, *, say: Say) -> int:
+async def serve(settings: Settings, *, say: Say, spares: Sequence[Spare] = ()) -> int:
     """Serves until SIGTERM or SIGINT; returns the exit code.
+
+    Args:
+        spares: see `spares.role_spares`; without them each child is started anew.
 
     Raises:
         SetupError: there is no upstream, the folder is in use, the address is taken or not allowed.
@@ -46,16 +52,21 @@ async def serve(settings: Settings, *, say: Say) -> int:
     lock = locked_folder(settings.folder) if settings.is_embedded else contextlib.nullcontext()
     with lock, contextlib.closing(_listen(settings)) as listener:
         bell = Bell()
-        engine = LocalEngine(emit=telemetry.log, ring_here=bell.ring_here, monotonic=time.monotonic)
+        engine = LocalEngine(
+            emit=telemetry.log, ring_here=bell.ring_here, monotonic=time.monotonic, spares=spares
+        )
         engine.hold()
         async with asyncio.TaskGroup() as group:
             for program in [*programs, *role_programs(settings)]:
                 group.create_task(engine.keep(program))
-            # In a thread, so that the children are started meanwhile and load theirs at the same time.
-            await asyncio.to_thread(import_module, "nightmill.assembly.front")
-            from nightmill.assembly.front import serve_front  # noqa: PLC0415 - see above
+            async with recovered(settings, engine=engine, bell=bell) as rooms:
+                asked = heed_signals(engine)
+                engine.let_go()
+                # In a thread, so that the children's bells are passed on meanwhile.
+                await asyncio.to_thread(import_module, "nightmill.assembly.front")
+                from nightmill.assembly.front import serve_front  # noqa: PLC0415 - see above
 
-            await serve_front(settings, engine=engine, bell=bell, listener=listener, say=say)
+                await serve_front(rooms, engine=engine, listener=listener, asked=asked, say=say)
     return 0
 
 

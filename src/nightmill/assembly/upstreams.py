@@ -68,7 +68,11 @@ async def choose_upstream(
 
 
 async def _found(settings: Settings, *, say: Callable[[str], None]) -> Settings:
-    found = await find_local_servers(timeout_s=_PROBE_TIMEOUT_S)
+    everyone = await find_local_servers(timeout_s=_PROBE_TIMEOUT_S)
+    found = [server for server in everyone if not server.is_nightmill]
+    for server in everyone:
+        if server.is_nightmill:
+            say(f"left out {server.url}: that is a nightmill, which answers nothing by itself")
     if not found:
         message = (
             "found no model server on this machine (looked for vLLM on port 8000, Ollama 11434, "

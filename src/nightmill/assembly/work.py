@@ -1,8 +1,8 @@
 """A child process of the local engine: runs the roles it is named, rung and drained over its standard input.
 
-`python -m nightmill.assembly.work WORKER_ID worker:0` or `... intake finalizer warden`; the first line of its
-input is its settings as JSON. It must not outlive its parent by more than a moment: whoever comes next has
-taken its leases back.
+`python -m nightmill.assembly.work WORKER_ID worker:0` or `... intake finalizer warden`, or a spare told
+so; the first line of its input is its settings as JSON. It must not outlive its parent by more than a
+moment: whoever comes next has taken its leases back.
 """
 
 import asyncio
@@ -12,13 +12,16 @@ import random
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 
 from nightmill import telemetry
 from nightmill.assembly.collection import spare_collections
 from nightmill.assembly.logs import start_logs
 from nightmill.assembly.open_files import raise_open_file_limit
 from nightmill.assembly.rooms import Rooms, open_rooms
-from nightmill.engine.local import DRAIN, first_line
+from nightmill.engine.child import first_line
+from nightmill.engine.local import DRAIN
 from nightmill.ids import WorkerId
 from nightmill.roles.loop import Bell, Role, keep_turning
 from nightmill.roles.worker import Worker
@@ -121,13 +124,18 @@ async def _run(rooms: Rooms, name: str, orders: _Orders) -> None:
             await keep_turning(role, bell=rooms.bell, stop=orders.stop, emit=rooms.emit, random=random.random)
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
+    """Args:
+    arguments: the worker's id and the names of its roles.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    worker_id, names = WorkerId(arguments[0]), arguments[1:]
+    with suppress(OSError):  # a spare has its parent's command line; this is what `ps` and `top` show as well
+        Path("/proc/self/comm").write_text(names[0])
     message = first_line(sys.stdin.fileno())
     if not message:
         return  # the parent ended before there was anything to do
     settings = from_message(message)
-    worker_id, names = WorkerId(sys.argv[1]), sys.argv[2:]
     start_logs(settings.log_level)
     raise_open_file_limit()
     outward = os.dup(sys.stdout.fileno())
@@ -144,4 +152,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

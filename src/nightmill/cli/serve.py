@@ -60,10 +60,11 @@ def serve(
         "limits": {"completion_windows": window or None},
     }
     settings = flags.settings_of(tree, config)
+    from nightmill.assembly.programs import role_spares
     from nightmill.assembly.serve import serve as served
     from nightmill.client.local import finished
 
-    raise typer.Exit(finished(served(settings, say=say)))
+    raise typer.Exit(finished(served(settings, say=say, spares=role_spares(settings))))
 
 
 def _text(path: Path | None) -> str | None:

@@ -46,7 +46,9 @@ def work(
     }
     settings = flags.settings_of(tree, config)
     from nightmill.assembly.crew import work as worked
+    from nightmill.assembly.programs import role_spares
     from nightmill.client.local import finished
 
     named = [role.strip() for role in roles.split(",") if role.strip()]
-    raise typer.Exit(finished(worked(settings, roles=named, say=say)))
+    spares = role_spares(settings, named)
+    raise typer.Exit(finished(worked(settings, roles=named, say=say, spares=spares)))

@@ -16,9 +16,11 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from nightmill.engine.child import Child, is_hidden
+from nightmill.engine.spare import Spare
 from nightmill.telemetry import Emit, ProcessDied
 
 RING = b"r"
@@ -50,18 +52,6 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _without_settings(environment: Mapping[str, str]) -> dict[str, str]:
-    """A child gets its settings over its standard input, if it needs any: a model's program needs no key.
-
-    Crash points stay: a test arms them for whoever passes.
-    """
-    return {
-        name: value
-        for name, value in environment.items()
-        if not name.startswith("NIGHTMILL_") or name.startswith("NIGHTMILL_CRASH_")
-    }
-
-
 @dataclass(frozen=True, slots=True)
 class _Death:
     """A program's latest end. `in_a_row` counts those of which none was healthy between."""
@@ -79,14 +69,18 @@ class LocalEngine:
         ring_here: wakes the roles of this process.
         monotonic: seconds, for restart pauses.
 
+        spares: taken for the first programs of their module; a dead one's successor is started anew.
+
     `bury` is told of each program that has surely died, before it is started again.
     """
 
     emit: Emit
     ring_here: Callable[[], None]
     monotonic: Callable[[], float]
+    spares: Sequence[Spare] = ()
     bury: Callable[[Program], Awaitable[None]] | None = None
-    _children: dict[str, tuple[Program, asyncio.subprocess.Process]] = field(default_factory=dict)
+    _unused: list[Spare] = field(default_factory=list)
+    _children: dict[str, tuple[Program, Child]] = field(default_factory=dict)
     _is_draining: bool = False
     _may_begin: asyncio.Event = field(default_factory=asyncio.Event)
     _troubles: dict[str, str] = field(default_factory=dict)
@@ -94,6 +88,7 @@ class LocalEngine:
 
     def __post_init__(self) -> None:
         self._may_begin.set()
+        self._unused = list(self.spares)
 
     def hold(self) -> None:
         """From now on programs are started, but get their first message only after `let_go`."""
@@ -190,15 +185,7 @@ class LocalEngine:
             return -(error.errno or 1)
 
     async def _live(self, program: Program) -> int:
-        child = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            program.module,
-            *program.arguments,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            env={**_without_settings(os.environ), "PYTHONUNBUFFERED": "1"},
-        )
+        child = await self._start(program)
         assert child.stdin is not None
         assert child.stdout is not None
         self._children[program.name] = (program, child)
@@ -218,6 +205,21 @@ class LocalEngine:
             self._children.pop(program.name, None)
             self._troubles.pop(program.name, None)
 
+    async def _start(self, program: Program) -> Child:
+        for number, spare in enumerate(self._unused):
+            if spare.module == program.module:
+                return await self._unused.pop(number).begin(*program.arguments)
+        environment = {name: value for name, value in os.environ.items() if not is_hidden(name)}
+        return await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            program.module,
+            *program.arguments,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            env={**environment, "PYTHONUNBUFFERED": "1"},
+        )
+
     def _hear(self, program: Program, said: bytes) -> None:
         if said.startswith(b"!"):
             self._troubles[program.name] = said[1:].decode("utf-8", "replace")
@@ -226,14 +228,6 @@ class LocalEngine:
         else:
             self.ring_here()
             self._tell(RING, [name for name in self._children if name != program.name])
-
-
-def first_line(descriptor: int) -> str:
-    """The child's side: its first message, read byte by byte, for what follows belongs to the event loop."""
-    line = bytearray()
-    while (byte := os.read(descriptor, 1)) not in (b"", b"\n"):
-        line += byte
-    return line.decode()
 
 
 async def _line_of(pipe: asyncio.StreamReader) -> bytes:

@@ -160,7 +160,10 @@ def _from_proc(entry: Path, groups: set[int]) -> Process | None:
         state, _, group = (entry / "stat").read_text().rpartition(")")[2].split()[:3]
         if int(group) not in groups or state == "Z":
             return None
-        return Process(int(entry.name), (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+        # A child that was forked has its parent's command line; its roles stand in its name.
+        name = (entry / "comm").read_text().strip()
+        command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        return Process(int(entry.name), f"{name}: {command}")
     except (FileNotFoundError, ProcessLookupError):
         return None  # it ended while we looked
 

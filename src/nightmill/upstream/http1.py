@@ -81,7 +81,11 @@ class LeanUpstream:
         return self._exchange(b"%b%d\r\n\r\n" % (head, len(body)), body, timeout_s)
 
     async def models(self) -> bytes | None:
-        head = self._head("GET", self._target.path_of("/v1/models")) + b"\r\n"
+        return await self.get(self._target.path_of("/v1/models"))
+
+    async def get(self, path: str) -> bytes | None:
+        """What stands at a path of the host's, or None when it gave no 200."""
+        head = self._head("GET", path) + b"\r\n"
         outcome = await self._exchange(head, b"", MODELS_TIMEOUT_S)
         return outcome.body if isinstance(outcome, Answered) and outcome.status == _OK else None
 

@@ -1,4 +1,7 @@
-"""The usual local servers, for `--upstream auto`. Asks this machine's loopback only, and sends no key."""
+"""The usual local servers, for `--upstream auto`. Asks this machine's loopback only, and sends no key.
+
+Promise: a nightmill, which offers its upstream's models as its own, is told apart; it must not ask itself.
+"""
 
 import asyncio
 from dataclasses import dataclass
@@ -20,11 +23,12 @@ _MAX_ANSWER_BYTES = 4 << 20
 
 @dataclass(frozen=True, slots=True)
 class FoundServer:
-    """A server that answered GET /v1/models. `url` is its base URL."""
+    """A server that answered GET /v1/models, or a nightmill. `url` is its base URL."""
 
     name: str
     url: str
     models: tuple[str, ...]
+    is_nightmill: bool = False
 
 
 class _Model(msgspec.Struct):
@@ -35,12 +39,16 @@ class _Models(msgspec.Struct):
     data: list[_Model]
 
 
+class _Version(msgspec.Struct):
+    name: str = ""
+
+
 async def find_local_servers(
     timeout_s: float, *, servers: tuple[tuple[str, int], ...] = LOCAL_SERVERS
 ) -> list[FoundServer]:
     """Who answers on the usual ports, in the order of `servers`, all asked at once.
 
-    The name is a guess from the port.
+    The name is a guess from the port, but for a nightmill, which says who it is.
     """
     found = await asyncio.gather(*(_ask(name, port, timeout_s) for name, port in servers))
     return [server for server in found if server is not None]
@@ -54,13 +62,17 @@ async def _ask(name: str, port: int, timeout_s: float) -> FoundServer | None:
         connect_timeout_s=timeout_s,
         max_answer_bytes=_MAX_ANSWER_BYTES,
     )
+    answer = version = None
     try:
         async with asyncio.timeout(timeout_s):
             answer = await upstream.models()
+            version = await upstream.get("/version")
     except TimeoutError:
-        return None
+        pass  # a server that knows no /version may leave it without an answer
     finally:
         await upstream.close()
+    if version is not None and _name_in(version) == "nightmill":
+        return FoundServer("nightmill", url, (), is_nightmill=True)
     if answer is None:
         return None
     try:
@@ -68,3 +80,10 @@ async def _ask(name: str, port: int, timeout_s: float) -> FoundServer | None:
     except msgspec.DecodeError:
         return None
     return FoundServer(name, url, tuple(model.id for model in models.data))
+
+
+def _name_in(version: bytes) -> str:
+    try:
+        return msgspec.json.decode(version, type=_Version).name
+    except msgspec.DecodeError:
+        return ""
