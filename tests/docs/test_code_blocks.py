@@ -5,7 +5,7 @@ The language of a block says what is done with it:
 - `bash` runs, in one shell session per page; `bash server` stays running until the page's next `bash server`
   or its end, and what follows talks to it. A page without one talks to an emulated server.
 - `console` runs the lines after `$ ` and compares what is printed; `...` stands for anything.
-- `python` runs as a program. `toml` is loaded as settings, `json` and `jsonl` are parsed.
+- `python` runs as a program. `toml` is loaded as settings, `json`, `jsonl` and `yaml` are parsed.
 - `text` and `mermaid` are only looked at.
 
 A block marked `not-run: reason` needs what CI can't have. Only its syntax is checked, and pytest lists it
@@ -32,11 +32,14 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+import yaml
 
 from nightmill.settings import load
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")])
+PAGES = sorted(
+    [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md"), *ROOT.glob("docs/deploy/*.md")]
+)
 FENCE = re.compile(r"^```(?P<info>[^\n]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 NIGHTMILL_PORT = 8080
 MODEL_SERVER_PORTS = (11434, 8000)
@@ -256,6 +259,8 @@ def run(block: Block, session: Session) -> None:
         case "jsonl", "":
             for line in block.code.splitlines():
                 json.loads(line)
+        case "yaml", "":
+            yaml.safe_load(block.code)
         case (("text" | "mermaid"), ""):
             pass
         case language, marks:
