@@ -134,7 +134,8 @@ class Batch:
 
     Times are Unix seconds. `expires_at` is the deadline. `input_blob_key` names the bytes of the input
     file and stays readable when the file itself is deleted. `output_expires_after_s` counts from the
-    creation of the output file, or is None for the server's default.
+    creation of the output file, or is None for the server's default. `input_bytes` and `enqueued_tokens` (an
+    estimate, 0 before `in_progress`) count against the project's limits until the batch has ended.
     """
 
     id: BatchId
@@ -153,6 +154,8 @@ class Batch:
     output_file_id: FileId | None = None
     error_file_id: FileId | None = None
     total: int = 0
+    input_bytes: int = 0
+    enqueued_tokens: int = 0
     tally: Tally = field(default_factory=Tally)
     in_progress_at: int | None = None
     finalizing_at: int | None = None

@@ -6,7 +6,8 @@
     │   ├── NotFoundError       unknown, or of another project   HTTP 404
     │   ├── ConflictError       the object's state forbids it    HTTP 409
     │   ├── TooLargeError       over a size limit                HTTP 413
-    │   └── TooManyError        over a rate                      HTTP 429
+    │   ├── TooManyError        over a rate                      HTTP 429
+    │   └── QuotaError          over what a project may have     HTTP 429
     ├── UnavailableError        wait and try again               HTTP 503   exit 75
     │   └── StorageFullError    no room for what was sent        HTTP 507
     ├── DamageError             durable bytes don't read back    never on the wire, exit 74
@@ -91,6 +92,17 @@ class TooManyError(RequestError):
 
     def __init__(self, message: str, *, retry_after_s: int, code: str = "rate_limit_exceeded") -> None:
         super().__init__(message, code=code, headers={"retry-after": str(retry_after_s)})
+
+
+class QuotaError(RequestError):
+    """A project has all that it may have. Clients are told not to repeat the call: batches must end first."""
+
+    status = 429
+    error_type = "requests"
+
+    def __init__(self, message: str) -> None:
+        headers = {"retry-after": "60", "x-should-retry": "false"}
+        super().__init__(message, code="rate_limit_exceeded", headers=headers)
 
 
 class UnavailableError(NightmillError):

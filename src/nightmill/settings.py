@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from nightmill.batch import ENDPOINTS
 from nightmill.errors import SetupError
+from nightmill.tenant import Limits
 
 PREFIX = "NIGHTMILL_"
 DAY_S = 86_400
@@ -302,6 +303,37 @@ class RetentionSettings(_Section):
     """Uploads are refused and batches pause when less room than this is left."""
 
 
+class QuotaSettings(_Section):
+    """How much one project may have; 0 sets no limit. `nightmill projects set` changes it for one project."""
+
+    open_batches: Annotated[int, Field(ge=0)] = 0
+    """Batches that have not ended. One more gets 429."""
+    open_lines: Annotated[int, Field(ge=0)] = 0
+    """Request lines in batches that have not ended. A batch that would bring more fails its check with
+    `request_limit_exceeded`; with none left a create gets 429."""
+    open_bytes: Annotated[int, Field(ge=0)] = 0
+    """Bytes of the input files of batches that have not ended. More get 429."""
+    stored_bytes: Annotated[int, Field(ge=0)] = 0
+    """Bytes of all files that are not deleted. More get 400 `storage_limit_exceeded`. Output files count, and
+    are never refused."""
+    enqueued_tokens: Annotated[int, Field(ge=0)] = 0
+    """Prompt tokens, for each model, in batches that have not ended; estimated as a quarter of the input
+    file's bytes. A batch that would bring more fails its check with `token_limit_exceeded`, as at OpenAI."""
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(**self.model_dump())
+
+
+class AuditSettings(_Section):
+    """The log of who did what (`nightmill audit`)."""
+
+    ttl_s: Annotated[int, Field(ge=0)] = 365 * DAY_S
+    """An entry is removed when it is so old; 0 keeps all. Those of a project under legal hold stay."""
+    downloads: bool = False
+    """Log each download of a file too. A download then needs a store that can be written to."""
+
+
 class Settings(_Section):
     """Everything nightmill can be told."""
 
@@ -324,6 +356,8 @@ class Settings(_Section):
     blobs: BlobSettings = BlobSettings()
     retention: RetentionSettings = RetentionSettings()
     ray: RaySettings = RaySettings()
+    quota: QuotaSettings = QuotaSettings()
+    audit: AuditSettings = AuditSettings()
 
     @property
     def store_url(self) -> str:

@@ -355,7 +355,7 @@ def test_a_cancel_that_lost_a_race_decides_again(serve):
         def __getattr__(self, name):
             return getattr(self._store, name)
 
-        async def move_batch(self, after, *, expected):
+        async def move_batch(self, after, *, expected, **_):
             if not self.lost:
                 self.lost += 1
                 assert await accept(self._store, after.id)

@@ -525,7 +525,7 @@ def test_a_store_that_is_away_leaves_no_bytes_behind(serve):
             def __getattr__(self, name):
                 return getattr(context.store, name)
 
-            async def add_file(self, *_):
+            async def add_file(self, *_, **__):
                 raise UnavailableError("the database is locked")
 
         return replace(context, store=Broken())

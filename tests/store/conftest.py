@@ -186,7 +186,7 @@ class World:
 
     async def accept(
         self, store: SqlStore, duty: Duty, *, total: int = 10, lines_per_segment: int = 5
-    ) -> bool:
+    ) -> Batch | None:
         after = replace(duty.batch.after(Event.ACCEPTED, now=self.clock()), model="tiny", total=total)
         segments = list(cut_segments(duty.batch.id, total=total, lines_per_segment=lines_per_segment))
         key = f"indexes/{duty.batch.id}"

@@ -146,9 +146,8 @@ class StoreMachine(RuleBasedStateMachine):
             case Status.VALIDATING:
                 after = replace(batch.after(Event.ACCEPTED, now=self.clock.now), total=total)
                 segments = list(cut_segments(batch.id, total=total, lines_per_segment=3))
-                done = self.runner.run(
-                    one.accept_batch(duty, after, index_blob_key="index", segments=segments)
-                )
+                accepting = one.accept_batch(duty, after, index_blob_key="index", segments=segments)
+                done = self.runner.run(accepting) == after
             case _:
                 is_cancelled = batch.status is Status.CANCELLING
                 after = batch.after(Event.CANCELLED if is_cancelled else Event.EXPIRED, now=self.clock.now)
@@ -274,6 +273,16 @@ class StoreMachine(RuleBasedStateMachine):
         self.stores[store] = open_store(self.url, clock=self.clock)
 
     # --- what always holds ---
+
+    @invariant()
+    def a_project_counts_what_it_has(self) -> None:
+        if not hasattr(self, "runner"):
+            return
+        used = self.runner.run(self.stores[0].consumption("p"))
+        assert used.open.batches == sum(not status.is_terminal for status in self.statuses.values())
+        assert used.stored_bytes == len(self.published)
+        rows = self.runner.run(self.stores[1].usage(["project"]))
+        assert sum(row.batches for row in rows) == len(self.published)
 
     @invariant()
     def a_batch_counts_what_its_segments_count(self) -> None:

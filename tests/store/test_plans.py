@@ -5,7 +5,7 @@ from contextlib import closing
 import pytest
 from sqlalchemy.dialects import sqlite
 
-from nightmill.store import batches, duties, files, segments
+from nightmill.store import audit, batches, duties, files, projects, segments
 from nightmill.store.clock import CLOCK_FUNCTION
 from nightmill.store.sqlite import sqlite_library
 
@@ -66,6 +66,9 @@ def test_leasing_looks_at_the_first_batches_and_their_first_segments_only(world)
         (segments._HELD_BY_LEASE, "PRIMARY KEY (batch_id=? AND number=?)"),
         (files._ONE_FILE, "sqlite_autoindex_file_1 (id=?)"),
         (files._DELETE_EXPIRED, "file_by_expiry (expires_at<?)"),
+        (files._DELETE_FILE, "sqlite_autoindex_file_1 (id=?)"),
+        (projects._OPEN, "batch_open (project_id=?)"),
+        (audit._FORGET, "audit_by_age (at<?)"),
     ],
 )
 def test_a_frequent_statement_goes_by_its_index(world, statement, index):

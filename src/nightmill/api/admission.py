@@ -13,11 +13,13 @@ from collections.abc import Mapping
 import msgspec
 from pydantic import ValidationError
 
+from nightmill.api.context import ApiContext
 from nightmill.api.envelope import echo
 from nightmill.api.violations import to_request_error
 from nightmill.api.wire import FileExpirationAfter, WireModel
 from nightmill.errors import RequestError
 from nightmill.file import UPLOAD_PURPOSES, Purpose
+from nightmill.ids import ProjectId
 from nightmill.settings import LimitSettings
 
 NOT_JSONL = "Invalid file format for Batch API. Must be .jsonl"
@@ -53,6 +55,15 @@ def expires_at(
     if expires_after_s is not None:
         return created_at + expires_after_s
     return created_at + limits.input_ttl_s if purpose is Purpose.BATCH else None
+
+
+async def limits_of(context: ApiContext, project: ProjectId) -> LimitSettings:
+    """Those of the settings, with what was set for the project."""
+    limits = context.settings.limits
+    rules = await context.store.project_rules(project)
+    if rules.input_ttl_s is None:
+        return limits
+    return limits.model_copy(update={"input_ttl_s": rules.input_ttl_s})
 
 
 # --- the beginning of a batch's input ------------------------------------------------------------------

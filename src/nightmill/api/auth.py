@@ -19,30 +19,71 @@ from nightmill.errors import AuthenticationError, TooManyError
 from nightmill.ids import ProjectId
 from nightmill.keys import digest_of
 from nightmill.store import ApiKey
+from nightmill.tenant import Actor, Scope
 
 DEFAULT_PROJECT = ProjectId("default")
-PROJECT_IN_SCOPE = "nightmill.project"
+KEYLESS = "keyless"
+ASKER_IN_SCOPE = "nightmill.asker"
+REQUEST_ID_IN_SCOPE = "nightmill.request_id"
 
 _REMEMBERED_S = 2.0
 _REMEMBERED_KEYS = 1_024
 _CHALLENGE = {"www-authenticate": 'Bearer realm="nightmill"'}
 
 
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """Whose request it is. `name` is the key's id; empty without a key. `hint` is the key's last letters."""
+
+    project_id: ProjectId
+    name: str
+    hint: str | None = None
+    scope: Scope = Scope.PROJECT
+
+
+async def asker_of(request: Request) -> Asker:
+    """Whom `middleware` found for this request, before anything else looked at it."""
+    return cast("Asker", request.scope[ASKER_IN_SCOPE])
+
+
 async def project_of(request: Request) -> ProjectId:
-    """The project that `middleware` found for this request, before anything else looked at it."""
-    return cast("ProjectId", request.scope[PROJECT_IN_SCOPE])
+    return (await asker_of(request)).project_id
+
+
+async def actor_of(request: Request) -> Actor:
+    asker = await asker_of(request)
+    return Actor(
+        asker.name or KEYLESS,
+        asker.hint,
+        request.client.host if request.client else None,
+        request.scope.get(REQUEST_ID_IN_SCOPE),
+    )
 
 
 Project = Annotated[ProjectId, Depends(project_of)]
 """Routes ask for `project: Project`."""
+By = Annotated[Actor, Depends(actor_of)]
+"""Routes that change something ask for `by: By`, for the audit log. The address is that of the connection."""
 
 
-@dataclass(frozen=True, slots=True)
-class Asker:
-    """Whose request it is. `name` tells askers apart for the rate limit."""
+def require_project(asker: Asker, project_id: str | None) -> ProjectId | None:
+    """The project that may be asked about; None is all of them.
 
-    project_id: ProjectId
-    name: str
+    Raises:
+        AuthenticationError: it is not the asker's own, and the key is no admin's.
+    """
+    if asker.scope is Scope.ADMIN:
+        return None if project_id is None else ProjectId(project_id)
+    if project_id not in (None, asker.project_id):
+        raise no_admin()
+    return asker.project_id
+
+
+def no_admin() -> AuthenticationError:
+    return AuthenticationError(
+        "You have insufficient permissions for this operation. It needs an admin key: "
+        "make one with `nightmill keys create NAME --admin` on the server."
+    )
 
 
 class KeyRing:
@@ -62,9 +103,9 @@ class KeyRing:
         secret = _secret_in(headers)
         key = await self._key(secret) if secret else None
         if key is not None:
-            return Asker(key.project_id, key.id)
+            return Asker(key.project_id, key.id, key.hint, key.scope)
         if self._may_be_keyless(headers) and not await self._keys_exist():
-            return Asker(DEFAULT_PROJECT, "")
+            return Asker(DEFAULT_PROJECT, "", scope=Scope.ADMIN)
         if not secret:
             raise AuthenticationError("Missing bearer or basic authentication in header", headers=_CHALLENGE)
         message = (

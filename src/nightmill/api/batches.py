@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 
 from nightmill.api import checks, wire
-from nightmill.api.auth import Project
+from nightmill.api.auth import By, Project
 from nightmill.api.body import read_json
 from nightmill.api.context import ApiContext, Context
 from nightmill.api.envelope import JsonResponse, echo
@@ -23,7 +23,7 @@ from nightmill.api.violations import wrong_prefix
 from nightmill.batch import Batch, Event, Status
 from nightmill.crash import point
 from nightmill.errors import NotFoundError, SetupError, TooManyError
-from nightmill.file import Purpose
+from nightmill.file import File, Purpose
 from nightmill.ids import BatchId, FileId, ProjectId, new_batch_id
 from nightmill.settings import LimitSettings
 
@@ -63,7 +63,7 @@ def windows_s(limits: LimitSettings) -> Mapping[str, int]:
     openapi_extra=takes_json(wire.CreateBatchRequest),
     responses={**CONFLICT, **TOO_LARGE},
 )
-async def create_batch(request: Request, context: Context, project: Project) -> JsonResponse:
+async def create_batch(request: Request, context: Context, project: Project, by: By) -> JsonResponse:
     limits = context.settings.limits
     windows = windows_s(limits)
     asked = await read_json(
@@ -77,12 +77,15 @@ async def create_batch(request: Request, context: Context, project: Project) -> 
     now = int(context.clock())
     await _check_rate(context, project, now)
     expires_after = asked.output_expires_after
+    input_file = await _input_file(context, project, FileId(asked.input_file_id))
     batch = Batch(
         id=new_batch_id(context.random(16)),
         project_id=project,
         endpoint=asked.endpoint,
         input_file_id=FileId(asked.input_file_id),
-        input_blob_key=await _input_blob_key(context, project, FileId(asked.input_file_id)),
+        # Empty when there is no such file for batches: intake finds that out and says so in `errors`.
+        input_blob_key=input_file.blob_key if input_file else "",
+        input_bytes=input_file.size_bytes if input_file else 0,
         completion_window=asked.completion_window,
         created_at=now,
         expires_at=now + windows[asked.completion_window],
@@ -90,16 +93,15 @@ async def create_batch(request: Request, context: Context, project: Project) -> 
         output_expires_after_s=None if expires_after is None else expires_after.seconds,
     )
     point("api.before_batch")
-    stored = await context.store.create_batch(batch, idempotency)
+    stored = await context.store.create_batch(batch, idempotency, limits=context.settings.quota.limits, by=by)
     point("api.batch_created")
     context.ring()
     return _shown(stored)
 
 
-async def _input_blob_key(context: ApiContext, project: ProjectId, file_id: FileId) -> str:
-    """Empty when there is no such file for batches: intake finds that out and says so in `errors`."""
+async def _input_file(context: ApiContext, project: ProjectId, file_id: FileId) -> File | None:
     file = await context.store.file(project, file_id)
-    return file.blob_key if file is not None and file.purpose is Purpose.BATCH else ""
+    return file if file is not None and file.purpose is Purpose.BATCH else None
 
 
 async def _check_rate(context: ApiContext, project: ProjectId, now: int) -> None:
@@ -155,7 +157,7 @@ async def retrieve_batch(batch_id: str, context: Context, project: Project) -> J
     summary="Stop a batch. Lines answered until then stay in its files.",
     responses=CONFLICT,
 )
-async def cancel_batch(batch_id: str, context: Context, project: Project) -> JsonResponse:
+async def cancel_batch(batch_id: str, context: Context, project: Project, by: By) -> JsonResponse:
     """The body is not read: clients send none, an empty one, or `{}`."""
     while True:
         batch = await _known(context, project, batch_id)
@@ -163,7 +165,7 @@ async def cancel_batch(batch_id: str, context: Context, project: Project) -> Jso
             return _shown(batch)
         after = batch.after(Event.CANCEL_REQUESTED, now=context.clock())
         point("api.before_cancel")
-        if await context.store.move_batch(after, expected=batch.status):
+        if await context.store.move_batch(after, expected=batch.status, by=by):
             point("api.batch_cancelling")
             context.ring()
             return _shown(after)

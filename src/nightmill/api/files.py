@@ -11,8 +11,15 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Query, Request, Response
 from starlette.responses import RedirectResponse
 
-from nightmill.api.admission import check_batch_input, expires_after_s, expires_at, limit_bytes, purpose_of
-from nightmill.api.auth import Project
+from nightmill.api.admission import (
+    check_batch_input,
+    expires_after_s,
+    expires_at,
+    limit_bytes,
+    limits_of,
+    purpose_of,
+)
+from nightmill.api.auth import By, Project
 from nightmill.api.checks import is_id_shaped
 from nightmill.api.context import ApiContext, Context
 from nightmill.api.download import Download
@@ -32,7 +39,9 @@ from nightmill.crash import point
 from nightmill.errors import NotFoundError, RequestError, UnavailableError
 from nightmill.file import NOT_DOWNLOADABLE, File, Purpose
 from nightmill.ids import FileId, ProjectId, new_file_id
+from nightmill.settings import LimitSettings
 from nightmill.store.protocol import Idempotency
+from nightmill.tenant import Act, Actor
 
 MAX_LIMIT = 10_000
 
@@ -51,9 +60,9 @@ def blob_key_of(file_id: FileId) -> str:
     openapi_extra=takes_multipart(CreateFileRequest),
     responses=CONFLICT,
 )
-async def create_file(request: Request, context: Context, project: Project, desk: Desk) -> Response:
+async def create_file(request: Request, context: Context, project: Project, by: By, desk: Desk) -> Response:
     file_id = new_file_id(context.random(16))
-    limits = context.settings.limits
+    limits = await limits_of(context, project)
     plan = FormPlan(
         file_field="file",
         open_writer=lambda: context.blobs.open_writer(blob_key_of(file_id)),
@@ -63,10 +72,10 @@ async def create_file(request: Request, context: Context, project: Project, desk
     )
     with desk.another():
         async with receive_form(request, plan) as form:
-            file = _file_from(form, file_id, project, context)
+            file = _file_from(form, file_id, project, limits, created_at=int(context.clock()))
             idempotency = idempotency_of(request, fingerprint=_fingerprint(form))
             await form.commit()
-    return JsonResponse(file_on_wire(await _add(context, file, idempotency)))
+    return JsonResponse(file_on_wire(await _add(context, file, idempotency, by)))
 
 
 @router.get(
@@ -119,9 +128,10 @@ async def retrieve_file(file_id: str, context: Context, project: Project) -> Res
     operation_id="deleteFile",
     summary="Delete a file.",
     response_model=DeleteFileResponse,
+    responses=CONFLICT,
 )
-async def delete_file(file_id: str, context: Context, project: Project) -> Response:
-    if not is_id_shaped(file_id) or not await context.store.delete_file(project, FileId(file_id)):
+async def delete_file(file_id: str, context: Context, project: Project, by: By) -> Response:
+    if not is_id_shaped(file_id) or not await context.store.delete_file(project, FileId(file_id), by=by):
         raise _unknown(file_id)
     return JsonResponse({"object": "file", "deleted": True, "id": file_id})
 
@@ -140,10 +150,12 @@ async def delete_file(file_id: str, context: Context, project: Project) -> Respo
         }
     },
 )
-async def download_file(file_id: str, context: Context, project: Project) -> Response:
+async def download_file(file_id: str, context: Context, project: Project, by: By) -> Response:
     file = await _file(file_id, context, project)
     if file.purpose in NOT_DOWNLOADABLE:
         raise RequestError(f"Not allowed to download files of purpose: {file.purpose}")
+    if context.settings.audit.downloads:
+        await context.store.record(by, Act.FILE_DOWNLOADED, file.id, project_id=project)
     blobs = context.settings.blobs
     if blobs.presigned_downloads:
         url = await context.blobs.signed_url(file.blob_key, ttl_s=blobs.presigned_ttl_s)
@@ -163,8 +175,9 @@ def _unknown(file_id: str) -> NotFoundError:
     return NotFoundError(f"No such File object: {echo(file_id)}", param="id")
 
 
-def _file_from(form: Form, file_id: FileId, project: ProjectId, context: ApiContext) -> File:
-    limits = context.settings.limits
+def _file_from(
+    form: Form, file_id: FileId, project: ProjectId, limits: LimitSettings, *, created_at: int
+) -> File:
     for name in ("file", "purpose"):
         if not (form.has_file if name == "file" else name in form.texts):
             message = f"Missing required parameter: '{name}'."
@@ -175,7 +188,6 @@ def _file_from(form: Form, file_id: FileId, project: ProjectId, context: ApiCont
         raise too_large()
     if purpose is Purpose.BATCH:
         check_batch_input(form.beginning, size_bytes=form.size_bytes)
-    created_at = int(context.clock())
     return File(
         id=file_id,
         project_id=project,
@@ -188,11 +200,11 @@ def _file_from(form: Form, file_id: FileId, project: ProjectId, context: ApiCont
     )
 
 
-async def _add(context: ApiContext, file: File, idempotency: Idempotency | None) -> File:
+async def _add(context: ApiContext, file: File, idempotency: Idempotency | None, by: Actor) -> File:
     """Dying between the commit of the bytes and here leaves a blob that no file names and nobody heard of."""
     point("api.before_file")
     try:
-        stored = await context.store.add_file(file, idempotency)
+        stored = await context.store.add_file(file, idempotency, limits=context.settings.quota.limits, by=by)
     except (RequestError, UnavailableError):
         await context.blobs.delete(file.blob_key)
         raise

@@ -14,7 +14,7 @@ from time import perf_counter
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from nightmill.api.auth import PROJECT_IN_SCOPE, KeyRing, RateLimit
+from nightmill.api.auth import ASKER_IN_SCOPE, REQUEST_ID_IN_SCOPE, KeyRing, RateLimit
 from nightmill.api.context import ApiContext
 from nightmill.api.envelope import error_response, from_request_error, from_unavailable_error
 from nightmill.api.reception import answering_early
@@ -56,6 +56,7 @@ class Edge:
             "path": evened(path),
             PATH_AS_SENT: path,
             METHOD_AS_SENT: method,
+            REQUEST_ID_IN_SCOPE: request_id,
         }
         receive, send = answering_early(scope, receive, send)
         has_started = False
@@ -141,7 +142,7 @@ class Gate:
         except UnavailableError as error:
             await from_unavailable_error(error)(scope, receive, send)
         else:
-            scope[PROJECT_IN_SCOPE] = asker.project_id
+            scope[ASKER_IN_SCOPE] = asker
             await self._app(scope, receive, send)
 
 

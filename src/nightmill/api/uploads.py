@@ -14,8 +14,8 @@ from dataclasses import replace
 from fastapi import APIRouter, Request, Response
 
 from nightmill.api import wire
-from nightmill.api.admission import check_batch_input, expires_at
-from nightmill.api.auth import Project
+from nightmill.api.admission import check_batch_input, expires_at, limits_of
+from nightmill.api.auth import By, Project
 from nightmill.api.body import read_json
 from nightmill.api.checks import is_id_shaped
 from nightmill.api.context import ApiContext, Context
@@ -53,7 +53,7 @@ router = APIRouter(tags=["Uploads"])
     openapi_extra=takes_json(wire.CreateUploadRequest),
     responses=TOO_LARGE,
 )
-async def create_upload(request: Request, context: Context, project: Project) -> Response:
+async def create_upload(request: Request, context: Context, project: Project, by: By) -> Response:
     asked = await read_json(request, wire.CreateUploadRequest, settings=context.settings.api)
     most = context.settings.limits.upload_bytes
     if asked.bytes > most:
@@ -74,7 +74,7 @@ async def create_upload(request: Request, context: Context, project: Project) ->
         expires_at=created_at + LIFE_S,
         file_expires_after_s=asked.expires_after.seconds if asked.expires_after else None,
     )
-    await context.store.add_upload(upload)
+    await context.store.add_upload(upload, by=by)
     return JsonResponse(wire.upload_on_wire(upload))
 
 
@@ -131,7 +131,7 @@ async def add_upload_part(
     responses={**CONFLICT, **TOO_LARGE},
 )
 async def complete_upload(
-    upload_id: str, request: Request, context: Context, project: Project, desk: Desk
+    upload_id: str, request: Request, context: Context, project: Project, by: By, desk: Desk
 ) -> Response:
     asked = await read_json(request, wire.CompleteUploadRequest, settings=context.settings.api)
     with desk.alone_with(upload_id):
@@ -152,7 +152,9 @@ async def complete_upload(
         point("api.before_complete")
         kept_keys = [part.blob_key for part in parts] if file.blob_key != blob_key_of(file.id) else []
         try:
-            is_completed = await context.store.complete_upload(upload, file, part_keys=kept_keys)
+            is_completed = await context.store.complete_upload(
+                upload, file, part_keys=kept_keys, limits=context.settings.quota.limits, by=by
+            )
         except (RequestError, UnavailableError):
             await _give_up(file, kept_keys, context)
             raise
@@ -171,11 +173,11 @@ async def complete_upload(
     summary="Give an upload up.",
     response_model=wire.Upload,
 )
-async def cancel_upload(upload_id: str, context: Context, project: Project) -> Response:
+async def cancel_upload(upload_id: str, context: Context, project: Project, by: By) -> Response:
     upload = await _upload(upload_id, context, project)
     if upload.status is not UploadStatus.CANCELLED:
         point("api.before_upload_cancel")
-        if not await context.store.cancel_upload(upload):
+        if not await context.store.cancel_upload(upload, by=by):
             raise _ended(await _upload(upload_id, context, project))
         point("api.upload_cancelled")
         upload = replace(upload, status=UploadStatus.CANCELLED)
@@ -275,7 +277,7 @@ async def _made_of(upload: Upload, parts: Sequence[UploadPart], context: ApiCont
             upload.purpose,
             created_at=created_at,
             expires_after_s=upload.file_expires_after_s,
-            limits=context.settings.limits,
+            limits=await limits_of(context, upload.project_id),
         ),
         blob_key=blob_key,
     )

@@ -115,8 +115,10 @@ class Finalizer:
             await output.abort()
             await error.abort()
             raise
+        rules = await self._store.project_rules(batch.project_id)
+        ttl_s = batch.output_expires_after_s or rules.output_ttl_s or self._output_ttl_s
         files = [
-            self._file(batch, joined, suffix)
+            self._file(batch, joined, suffix, ttl_s)
             for joined, suffix, is_there in ((output, "output", has_output), (error, "error", has_error))
             if is_there
         ]
@@ -226,9 +228,8 @@ class Finalizer:
             rows.append((line.ordinal, row))
         return rows
 
-    def _file(self, batch: Batch, joined: "_JoinedFile", suffix: str) -> File:
+    def _file(self, batch: Batch, joined: "_JoinedFile", suffix: str, ttl_s: int) -> File:
         created_at = int(self._clock())
-        ttl_s = batch.output_expires_after_s or self._output_ttl_s
         return File(
             id=joined.file_id,
             project_id=batch.project_id,

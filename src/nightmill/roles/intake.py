@@ -22,6 +22,7 @@ from nightmill.segment import cut_segments
 from nightmill.settings import Settings
 from nightmill.store import Duty, Store
 from nightmill.telemetry import BatchMoved, Emit
+from nightmill.tenant import estimated_tokens
 
 _WAIT_S = 1.0
 # Larger chunks are slower: the allocator gives their pages back to the system and faults them in again.
@@ -149,16 +150,27 @@ class Intake:
 
     async def _accept(self, duty: Duty, findings: Findings, index_blob_key: str) -> None:
         after = replace(
-            duty.batch.after(Event.ACCEPTED, now=self._clock()), model=findings.model, total=findings.total
+            duty.batch.after(Event.ACCEPTED, now=self._clock()),
+            model=findings.model,
+            total=findings.total,
+            enqueued_tokens=estimated_tokens(duty.batch.input_bytes),
         )
         lines_per_segment = self._settings.worker.lines_per_segment
         segments = list(cut_segments(after.id, total=findings.total, lines_per_segment=lines_per_segment))
         point("intake.before_accept")
-        if not await self._store.accept_batch(duty, after, index_blob_key=index_blob_key, segments=segments):
+        moved = await self._store.accept_batch(
+            duty,
+            after,
+            index_blob_key=index_blob_key,
+            segments=segments,
+            limits=self._settings.quota.limits,
+        )
+        if moved is None or moved.status is Status.FAILED:
             await self._blobs.delete(index_blob_key)
+        if moved is None:
             raise LeaseLost
         point("intake.accepted")
-        self._emit(BatchMoved(after))
+        self._emit(BatchMoved(moved))
         self._bell.ring()
 
     async def _reject(self, duty: Duty, findings: Findings) -> None:

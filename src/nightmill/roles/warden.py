@@ -45,6 +45,7 @@ class Warden:
         self._blobs = blobs
         self._parts = parts
         self._sweep_s = settings.retention.sweep_s
+        self._audit_ttl_s = settings.audit.ttl_s
         self._bell = bell
         self._emit = emit
         self._clock = clock
@@ -98,6 +99,8 @@ class Warden:
     async def _sweep(self) -> None:
         await self._store.expire_uploads()
         await self._store.delete_expired_files()
+        if self._audit_ttl_s:
+            await self._store.forget_audit(kept_s=self._audit_ttl_s)
         with self._deleting() as may_delete:
             if may_delete:
                 await self._delete_unused()

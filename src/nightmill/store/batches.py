@@ -8,13 +8,14 @@ from sqlalchemy import ColumnElement, Connection, Update, bindparam, func, inser
 
 from nightmill.batch import TERMINAL, Batch, LineError, Status
 from nightmill.ids import BatchId, ProjectId
-from nightmill.store import schema
+from nightmill.store import audit, projects, schema
 from nightmill.store.clock import now
 from nightmill.store.idempotent import first_object
 from nightmill.store.paging import named_place, place, place_of
 from nightmill.store.protocol import Backlog, Idempotency, Page
 from nightmill.store.schema import TALLY_COLUMNS, batch, segment
 from nightmill.store.tallies import TALLY_WIDTH, tally_of, tally_values
+from nightmill.tenant import Act, Actor, Limits, refusal_to_create
 
 _STAMPS = tuple(f"{status}_at" for status in Status if status is not Status.VALIDATING)
 _BEFORE_TALLY = (
@@ -34,6 +35,8 @@ _BEFORE_TALLY = (
     "output_file_id",
     "error_file_id",
     "total",
+    "input_bytes",
+    "enqueued_tokens",
 )
 BATCH_COLUMNS = tuple(batch.c[name] for name in (*_BEFORE_TALLY, *TALLY_COLUMNS, *_STAMPS))
 BATCH_WIDTH = len(BATCH_COLUMNS)
@@ -93,6 +96,8 @@ def as_batch(row: Sequence[Any]) -> Batch:
         output_file_id,
         error_file_id,
         total,
+        input_bytes,
+        enqueued_tokens,
     ) = row[: len(_BEFORE_TALLY)]
     return Batch(
         id=batch_id,
@@ -111,6 +116,8 @@ def as_batch(row: Sequence[Any]) -> Batch:
         output_file_id=output_file_id,
         error_file_id=error_file_id,
         total=total,
+        input_bytes=input_bytes,
+        enqueued_tokens=enqueued_tokens,
         tally=tally_of(row[len(_BEFORE_TALLY) : _TALLY_ENDS]),
         **dict(zip(_STAMPS, row[_TALLY_ENDS:BATCH_WIDTH], strict=True)),
     )
@@ -144,12 +151,16 @@ def _batch_row(it: Batch) -> dict[str, Any]:
         "output_file_id": it.output_file_id,
         "error_file_id": it.error_file_id,
         "total": it.total,
+        "input_bytes": it.input_bytes,
+        "enqueued_tokens": it.enqueued_tokens,
         **tally_values(it.tally),
         **{stamp: getattr(it, stamp) for stamp in _STAMPS},
     }
 
 
-def create_batch(connection: Connection, it: Batch, idempotency: Idempotency | None) -> Batch:
+def create_batch(
+    connection: Connection, it: Batch, idempotency: Idempotency | None, limits: Limits, by: Actor | None
+) -> Batch:
     first_id = first_object(
         connection,
         project_id=it.project_id,
@@ -159,7 +170,15 @@ def create_batch(connection: Connection, it: Batch, idempotency: Idempotency | N
     )
     if first_id != it.id:
         return as_batch(connection.execute(_ANY_BATCH, {"batch_id": first_id}).one())
+    limits = projects.limits_of(connection, it.project_id, limits)
+    if limits.open_batches or limits.open_bytes or limits.open_lines:
+        projects.locked_bytes(connection, it.project_id)
+        opened = projects.open_of(connection, it.project_id)
+        refusal = refusal_to_create(limits, opened, project_id=it.project_id, size_bytes=it.input_bytes)
+        if refusal is not None:
+            raise refusal
     connection.execute(_ADD, _batch_row(it))
+    audit.record(connection, by, Act.BATCH_CREATED, it.id, project_id=it.project_id)
     return it
 
 
@@ -247,5 +266,9 @@ def move(
     return connection.execute(statement, given).rowcount == 1
 
 
-def move_batch(connection: Connection, after: Batch, expected: Status) -> bool:
-    return move(connection, _PLAIN_MOVE, after, expected=expected)
+def move_batch(connection: Connection, after: Batch, expected: Status, by: Actor | None = None) -> bool:
+    if not move(connection, _PLAIN_MOVE, after, expected=expected):
+        return False
+    if after.status is Status.CANCELLING:
+        audit.record(connection, by, Act.BATCH_CANCELLED, after.id, project_id=after.project_id)
+    return True

@@ -5,20 +5,22 @@ moves, so intake that works on a batch somebody cancelled meanwhile can neither 
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from sqlalchemy import Connection, bindparam, delete, exists, insert, or_, select, text, update
 
-from nightmill.batch import Batch, Status
+from nightmill.batch import Batch, Event, LineError, Status
 from nightmill.file import File
 from nightmill.ids import WorkerId
 from nightmill.segment import Segment
-from nightmill.store import schema
+from nightmill.store import projects, schema, usage
 from nightmill.store.batches import BATCH_COLUMNS, HOLDS_DUTY, as_batch, dump_errors, move, moving
 from nightmill.store.clock import now
 from nightmill.store.files import file_row
 from nightmill.store.protocol import Duty
 from nightmill.store.schema import DONE, LEASED, WAITING, batch, file, segment
 from nightmill.store.tallies import set_tally, tally_parameters
+from nightmill.tenant import Limits, refusal_to_accept
 
 # A batch of ten million lines has 20,000 segments; no one command may take longer than its timeout.
 _ROWS_AT_ONCE = 1_000
@@ -81,6 +83,7 @@ _ACCEPT = moving(
     total=bindparam("new_total"),
     index_blob_key=bindparam("new_index_blob_key"),
     segments_left=bindparam("new_segments_left"),
+    enqueued_tokens=bindparam("new_enqueued_tokens"),
 )
 _REJECT = moving(fenced_by=HOLDS_DUTY, errors=bindparam("new_errors"), model=bindparam("new_model"))
 _PUBLISH = moving(
@@ -88,6 +91,7 @@ _PUBLISH = moving(
     output_file_id=bindparam("new_output_file_id"),
     error_file_id=bindparam("new_error_file_id"),
     segments_left=0,
+    usage_day=usage.TODAY,
     **set_tally(),
 )
 _ADD_SEGMENTS = insert(segment)
@@ -127,8 +131,18 @@ def release_duties_of(connection: Connection, worker_id: WorkerId) -> int:
 
 
 def accept_batch(
-    connection: Connection, duty: Duty, after: Batch, index_blob_key: str, segments: Sequence[Segment]
-) -> bool:
+    connection: Connection,
+    duty: Duty,
+    after: Batch,
+    index_blob_key: str,
+    segments: Sequence[Segment],
+    limits: Limits,
+) -> Batch | None:
+    if (refusal := _refusal(connection, after, limits)) is not None:
+        refused = replace(
+            duty.batch.after(Event.REJECTED, now=after.newest_stamp), model=after.model, errors=(refusal,)
+        )
+        return refused if reject_batch(connection, duty, refused) else None
     is_accepted = move(
         connection,
         _ACCEPT,
@@ -139,12 +153,29 @@ def accept_batch(
         new_total=after.total,
         new_index_blob_key=index_blob_key,
         new_segments_left=len(segments),
+        new_enqueued_tokens=after.enqueued_tokens,
     )
     if is_accepted:
         for first in range(0, len(segments), _ROWS_AT_ONCE):
             rows = [_segment_row(it) for it in segments[first : first + _ROWS_AT_ONCE]]
             connection.execute(_ADD_SEGMENTS, rows)
-    return is_accepted
+    return after if is_accepted else None
+
+
+def _refusal(connection: Connection, after: Batch, limits: Limits) -> LineError | None:
+    limits = projects.limits_of(connection, after.project_id, limits)
+    if not limits.open_lines and not limits.enqueued_tokens:
+        return None
+    projects.locked_bytes(connection, after.project_id)
+    return refusal_to_accept(
+        limits,
+        projects.open_of(connection, after.project_id),
+        project_id=after.project_id,
+        total=after.total,
+        model=after.model,
+        tokens=after.enqueued_tokens,
+        enqueued=projects.enqueued_tokens(connection, after.project_id).get(after.model, 0),
+    )
 
 
 def reject_batch(connection: Connection, duty: Duty, after: Batch) -> bool:
@@ -174,6 +205,8 @@ def publish_batch(connection: Connection, duty: Duty, after: Batch, files: Seque
         return False
     if files:
         connection.execute(_ADD_FILES, [file_row(it) for it in files])
+        projects.keep_bytes(connection, after.project_id, sum(it.size_bytes for it in files))
+    usage.count(connection, after)
     connection.execute(_DROP_SEGMENTS, {"of_batch_id": after.id})
     return True
 

@@ -21,17 +21,20 @@ from sqlalchemy import (
     update,
 )
 
+from nightmill.errors import ConflictError
 from nightmill.file import File, Purpose, Upload, UploadPart, UploadStatus
 from nightmill.ids import FileId, PartId, ProjectId, UploadId
-from nightmill.store import schema
+from nightmill.store import audit, projects, schema
 from nightmill.store.clock import now, stamp
+from nightmill.store.holds import is_held_file, subjects
 from nightmill.store.idempotent import first_object
 from nightmill.store.paging import named_place, place, place_of
 from nightmill.store.protocol import Idempotency, Page
 from nightmill.store.schema import batch, file, piece, upload, upload_part
+from nightmill.tenant import NIGHTMILL, Act, Actor, HoldKind, Limits, refusal_to_store
 
 _is_live = text(schema.IS_LIVE)
-_is_fresh = or_(file.c.expires_at.is_(None), file.c.expires_at > now())
+_is_fresh = or_(file.c.expires_at.is_(None), file.c.expires_at > now(), is_held_file)
 _PENDING = literal_column("'pending'", Text())
 
 FILE_COLUMNS = (
@@ -57,10 +60,18 @@ _DELETE_FILE = (
         file.c.project_id == bindparam("of_project_id"),
         _is_live,
         _is_fresh,
+        ~is_held_file,
     )
     .values(deleted_at=stamp())
+    .returning(file.c.size_bytes)
 )
-_DELETE_EXPIRED = update(file).where(_is_live, file.c.expires_at <= now()).values(deleted_at=stamp())
+_EXPIRED_PROJECTS = select(file.c.project_id).where(_is_live, file.c.expires_at <= now()).distinct()
+_DELETE_EXPIRED = (
+    update(file)
+    .where(_is_live, file.c.expires_at <= now(), ~is_held_file)
+    .values(deleted_at=stamp())
+    .returning(file.c.id, file.c.project_id, file.c.size_bytes)
+)
 
 
 def file_row(it: File) -> dict[str, Any]:
@@ -90,7 +101,9 @@ def as_file(row: Any) -> File:
     )
 
 
-def add_file(connection: Connection, it: File, idempotency: Idempotency | None) -> File:
+def add_file(
+    connection: Connection, it: File, idempotency: Idempotency | None, limits: Limits, by: Actor | None
+) -> File:
     first_id = first_object(
         connection,
         project_id=it.project_id,
@@ -100,8 +113,25 @@ def add_file(connection: Connection, it: File, idempotency: Idempotency | None) 
     )
     if first_id != it.id:
         return as_file(connection.execute(_ANY_FILE, {"file_id": first_id}).one())
-    connection.execute(_ADD_FILE, file_row(it))
+    keep_file(connection, it, limits)
+    audit.record(connection, by, Act.FILE_CREATED, it.id, project_id=it.project_id)
     return it
+
+
+def keep_file(connection: Connection, it: File, limits: Limits) -> None:
+    """Raises:
+    RequestError: the project keeps as much as it may.
+    """
+    limits = projects.limits_of(connection, it.project_id, limits)
+    if limits.stored_bytes:
+        stored_bytes = projects.locked_bytes(connection, it.project_id)
+        refusal = refusal_to_store(
+            limits, project_id=it.project_id, stored_bytes=stored_bytes, size_bytes=it.size_bytes
+        )
+        if refusal is not None:
+            raise refusal
+    connection.execute(_ADD_FILE, file_row(it))
+    projects.keep_bytes(connection, it.project_id, it.size_bytes)
 
 
 def find_file(connection: Connection, project_id: ProjectId, file_id: FileId) -> File | None:
@@ -132,12 +162,35 @@ def list_files(
     return Page(tuple(as_file(row) for row in rows[:limit]), has_more=len(rows) > limit)
 
 
-def delete_file(connection: Connection, project_id: ProjectId, file_id: FileId) -> bool:
-    return connection.execute(_DELETE_FILE, {"file_id": file_id, "of_project_id": project_id}).rowcount == 1
+def delete_file(connection: Connection, project_id: ProjectId, file_id: FileId, by: Actor | None) -> bool:
+    projects.lock(connection, [project_id])
+    given = {"file_id": file_id, "of_project_id": project_id}
+    size_bytes = connection.execute(_DELETE_FILE, given).scalar_one_or_none()
+    if size_bytes is None:
+        if find_file(connection, project_id, file_id) is not None:
+            raise ConflictError(
+                f"The file '{file_id}' is under legal hold and can't be deleted.",
+                param="id",
+                code="legal_hold",
+            )
+        return False
+    projects.free_bytes(connection, project_id, size_bytes)
+    audit.record(connection, by, Act.FILE_DELETED, file_id, project_id=project_id)
+    return True
 
 
 def delete_expired_files(connection: Connection) -> int:
-    return connection.execute(_DELETE_EXPIRED).rowcount
+    expired = connection.execute(_EXPIRED_PROJECTS).scalars().all()
+    if not expired:
+        return 0
+    projects.lock(connection, expired)
+    deleted = connection.execute(_DELETE_EXPIRED).all()
+    for project_id in sorted({row.project_id for row in deleted}):
+        freed_bytes = sum(row.size_bytes for row in deleted if row.project_id == project_id)
+        projects.free_bytes(connection, project_id, freed_bytes)
+    subjects = [(row.id, row.project_id) for row in deleted]
+    audit.record_all(connection, NIGHTMILL, Act.FILE_EXPIRED, subjects)
+    return len(deleted)
 
 
 # --- bytes that nobody needs ---------------------------------------------------------------------------
@@ -148,11 +201,18 @@ _other = file.alias("other")
 def _is_needed(blob_key: ColumnElement[str]) -> ColumnElement[bool]:
     by_a_file = exists().where(_other.c.blob_key == blob_key, _other.c.deleted_at.is_(None))
     by_a_batch = exists().where(batch.c.input_blob_key == blob_key, text("batch." + schema.IS_UNFINISHED))
-    return or_(by_a_file, by_a_batch)
+    by_a_held_batch = exists().where(
+        batch.c.id.in_(subjects(HoldKind.BATCH)), batch.c.input_blob_key == blob_key
+    )
+    return or_(by_a_file, by_a_batch, by_a_held_batch)
 
 
 _UNUSED_BLOBS = union_all(
-    select(file.c.blob_key).where(text(schema.IS_TOMBSTONE_WITH_BLOB), ~_is_needed(file.c.blob_key)),
+    select(file.c.blob_key).where(
+        text(schema.IS_TOMBSTONE_WITH_BLOB),
+        file.c.project_id.not_in(subjects(HoldKind.PROJECT)),
+        ~_is_needed(file.c.blob_key),
+    ),
     select(upload_part.c.blob_key)
     .join(upload, upload.c.id == upload_part.c.upload_id)
     .where(
@@ -246,7 +306,7 @@ _PARTS = (
 )
 
 
-def add_upload(connection: Connection, it: Upload) -> None:
+def add_upload(connection: Connection, it: Upload, by: Actor | None) -> None:
     row = {
         "id": it.id,
         "project_id": it.project_id,
@@ -261,6 +321,7 @@ def add_upload(connection: Connection, it: Upload) -> None:
         "file_id": it.file_id,
     }
     connection.execute(_ADD_UPLOAD, row)
+    audit.record(connection, by, Act.UPLOAD_CREATED, it.id, project_id=it.project_id)
 
 
 def find_upload(connection: Connection, project_id: ProjectId, upload_id: UploadId) -> Upload | None:
@@ -306,21 +367,34 @@ def upload_parts(connection: Connection, upload_id: UploadId) -> Sequence[Upload
     ]
 
 
-def complete_upload(connection: Connection, it: Upload, made: File, part_keys: Sequence[str]) -> bool:
+def complete_upload(
+    connection: Connection,
+    it: Upload,
+    made: File,
+    part_keys: Sequence[str],
+    limits: Limits,
+    by: Actor | None,
+) -> bool:
     if not _end_upload(connection, it.id, UploadStatus.COMPLETED, made.id):
         return False
-    connection.execute(_ADD_FILE, file_row(made))
+    keep_file(connection, made, limits)
     for first in range(0, len(part_keys), _ROWS_AT_ONCE):
         some = part_keys[first : first + _ROWS_AT_ONCE]
         connection.execute(_HAND_OVER_PARTS, {"of_upload_id": it.id, "keys": some})
         pieces = [{"blob_key": key, "of_blob_key": made.blob_key} for key in some if key != made.blob_key]
         if pieces:
             connection.execute(_ADD_PIECES, pieces)
+    audit.record(
+        connection, by, Act.UPLOAD_COMPLETED, it.id, project_id=it.project_id, detail=f"made {made.id}"
+    )
     return True
 
 
-def cancel_upload(connection: Connection, it: Upload) -> bool:
-    return _end_upload(connection, it.id, UploadStatus.CANCELLED, None)
+def cancel_upload(connection: Connection, it: Upload, by: Actor | None) -> bool:
+    if not _end_upload(connection, it.id, UploadStatus.CANCELLED, None):
+        return False
+    audit.record(connection, by, Act.UPLOAD_CANCELLED, it.id, project_id=it.project_id)
+    return True
 
 
 def expire_uploads(connection: Connection) -> int:

@@ -1,12 +1,15 @@
 """API keys, by the digest of their secret."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from sqlalchemy import Connection, bindparam, exists, insert, literal, select, update
 
+from nightmill.store import audit
 from nightmill.store.clock import stamp
 from nightmill.store.protocol import ApiKey
 from nightmill.store.schema import api_key
+from nightmill.tenant import Act, Actor, Scope
 
 _COLUMNS = select(
     api_key.c.id,
@@ -16,6 +19,7 @@ _COLUMNS = select(
     api_key.c.hint,
     api_key.c.created_at,
     api_key.c.revoked_at,
+    api_key.c.scope,
 )
 _ADD = insert(api_key)
 _FIND = _COLUMNS.where(api_key.c.digest == bindparam("digest"), api_key.c.revoked_at.is_(None))
@@ -24,12 +28,13 @@ _REVOKE = (
     update(api_key)
     .where(api_key.c.id == bindparam("key_id"), api_key.c.revoked_at.is_(None))
     .values(revoked_at=stamp())
+    .returning(api_key.c.project_id)
 )
 # Revoked keys count: taking back the last key must not open the server to everybody.
 _ANY = select(literal(1)).where(exists().select_from(api_key))
 
 
-def add_api_key(connection: Connection, key: ApiKey) -> None:
+def add_api_key(connection: Connection, key: ApiKey, by: Actor | None) -> None:
     row = {
         "id": key.id,
         "project_id": key.project_id,
@@ -38,22 +43,35 @@ def add_api_key(connection: Connection, key: ApiKey) -> None:
         "hint": key.hint,
         "created_at": key.created_at,
         "revoked_at": key.revoked_at,
+        "scope": key.scope.value,
     }
     connection.execute(_ADD, row)
+    audit.record(
+        connection, by, Act.KEY_CREATED, key.id, project_id=key.project_id, detail=f"scope {key.scope}"
+    )
 
 
 def find_api_key(connection: Connection, digest: str) -> ApiKey | None:
     row = connection.execute(_FIND, {"digest": digest}).one_or_none()
-    return None if row is None else ApiKey(*row)
+    return None if row is None else _as_key(row)
 
 
 def list_api_keys(connection: Connection) -> Sequence[ApiKey]:
-    return [ApiKey(*row) for row in connection.execute(_LIST)]
+    return [_as_key(row) for row in connection.execute(_LIST)]
 
 
-def revoke_api_key(connection: Connection, key_id: str) -> bool:
-    return connection.execute(_REVOKE, {"key_id": key_id}).rowcount == 1
+def revoke_api_key(connection: Connection, key_id: str, by: Actor | None) -> bool:
+    project_id = connection.execute(_REVOKE, {"key_id": key_id}).scalar_one_or_none()
+    if project_id is None:
+        return False
+    audit.record(connection, by, Act.KEY_REVOKED, key_id, project_id=project_id)
+    return True
 
 
 def has_api_keys(connection: Connection) -> bool:
     return connection.execute(_ANY).one_or_none() is not None
+
+
+def _as_key(row: Sequence[Any]) -> ApiKey:
+    *columns, scope = row
+    return ApiKey(*columns, scope=Scope(scope))

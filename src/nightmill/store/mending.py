@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from nightmill.batch import Status, Tally
 from nightmill.ids import BatchId, FileId, PartId
 from nightmill.segment import PinnedPart, Segment
-from nightmill.store import duties, segments
+from nightmill.store import duties, projects, segments
 from nightmill.store.clock import now, stamp
 from nightmill.store.inventory import IdempotencyRow, named_among
 from nightmill.store.schema import (
@@ -109,6 +109,7 @@ class Mender:
         """A file whose bytes are gone; cursors that name it stay good. What is left of its pieces may go."""
         self._connection.execute(_LEAVE_PIECES, {"of_file_id": file_id})
         self._connection.execute(_DELETE_FILE, {"of_file_id": file_id})
+        projects.count_bytes_again(self._connection)
 
     def forget_part(self, part_id: PartId) -> None:
         """A part of an open upload whose bytes are gone: its client is told that there is no such part."""

@@ -15,11 +15,13 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from nightmill.errors import SetupError
+from nightmill.store import audit
 from nightmill.store.compatibility import misfit, version_of
 from nightmill.store.connection import is_postgres, parse_url, sqlite_path
 from nightmill.store.schema import metadata, schema_compatibility
 from nightmill.store.sqlite import BUSY_TIMEOUT_S, sqlite_engine, sqlite_failure
-from nightmill.store.steps import SCHEMA_VERSION, Stage, next_stop, oldest_on, process_name
+from nightmill.store.steps import AUDITED_SINCE, SCHEMA_VERSION, Stage, next_stop, oldest_on, process_name
+from nightmill.tenant import NIGHTMILL, Act, Actor
 
 _MIGRATION_LOCK: Final = 0x6E696768746D  # any number that nothing else in the database locks
 _STEP_TIMEOUT_S: Final = 3_600.0  # a step may build an index over a large table
@@ -35,13 +37,14 @@ CREATE TABLE alembic_version (
 _SCRIPTS = Path(__file__).parent / "migrations"
 
 
-async def migrate(url: str, *, stage: Stage | None = None) -> str:
+async def migrate(url: str, *, stage: Stage | None = None, by: Actor = NIGHTMILL) -> str:
     """Creates or upgrades the schema of the database at `url`; its folder must exist. Says what it is now.
 
     An empty database gets the whole schema whatever the stage: nobody older can be at work on it.
 
     Args:
         stage: run only the steps that may run before, or after, the processes are replaced.
+        by: for the audit log, which an upgrade stands in.
 
     Raises:
         SetupError: the database is of a nightmill that this one can't work with, the stage's turn has not
@@ -50,40 +53,40 @@ async def migrate(url: str, *, stage: Stage | None = None) -> str:
     """
     parsed = parse_url(url)
     if is_postgres(parsed):
-        return await _migrate_postgres(parsed, stage)
-    return await asyncio.to_thread(_migrate_sqlite, sqlite_path(parsed), stage)
+        return await _migrate_postgres(parsed, stage, by)
+    return await asyncio.to_thread(_migrate_sqlite, sqlite_path(parsed), stage, by)
 
 
-async def _migrate_postgres(url: URL, stage: Stage | None) -> str:
+async def _migrate_postgres(url: URL, stage: Stage | None, by: Actor) -> str:
     # Not everybody installs the driver.
     from nightmill.store.postgres import PostgresDatabase  # noqa: PLC0415
 
     database = PostgresDatabase(url, busy_timeout_s=BUSY_TIMEOUT_S, command_timeout_s=_STEP_TIMEOUT_S)
     try:
-        return await database.write(_lock_and_migrate, stage)
+        return await database.write(_lock_and_migrate, stage, by)
     finally:
         await database.close()
 
 
-def _lock_and_migrate(connection: Connection, stage: Stage | None) -> str:
+def _lock_and_migrate(connection: Connection, stage: Stage | None, by: Actor) -> str:
     connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
-    return _migrate(connection, stage)
+    return _migrate(connection, stage, by)
 
 
-def _migrate_sqlite(path: Path, stage: Stage | None) -> str:
+def _migrate_sqlite(path: Path, stage: Stage | None, by: Actor) -> str:
     if not path.parent.is_dir():
         raise SetupError(f"the folder {path.parent} for the store's database does not exist; create it")
     engine = sqlite_engine(path, begin="BEGIN IMMEDIATE", clock=time.time)
     try:
         with engine.begin() as connection:
-            return _migrate(connection, stage)
+            return _migrate(connection, stage, by)
     except (DBAPIError, OSError) as error:
         raise sqlite_failure(error) from error
     finally:
         engine.dispose()
 
 
-def _migrate(connection: Connection, stage: Stage | None) -> str:
+def _migrate(connection: Connection, stage: Stage | None, by: Actor) -> str:
     """Neither a first start nor a restart must wait for Alembic to be loaded: half a second of CPU."""
     found = version_of(connection)
     if found is None:
@@ -103,6 +106,8 @@ def _migrate(connection: Connection, stage: Stage | None) -> str:
             _refuse_while_older_ones_live(connection, oldest)
         upgrade(connection, to=wanted)
         _record(connection, oldest)
+        if wanted >= AUDITED_SINCE:
+            audit.record(connection, by, Act.SCHEMA_MIGRATED, wanted, project_id=None, detail=f"from {found}")
     return wanted
 
 

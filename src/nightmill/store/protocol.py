@@ -1,6 +1,6 @@
 """The verbs of durable truth. One code serves SQLite and Postgres; one conformance suite runs over both.
 
-Duty: files, uploads, batches, segments, leases, keys. Not its duty: bytes (see `blobs`) and policy
+Duty: files, uploads, batches, segments, leases, projects, keys. Not its duty: bytes (see `blobs`) and policy
 (see `batch`, `pacing`).
 
 Rules every implementation keeps:
@@ -10,6 +10,8 @@ Rules every implementation keeps:
 - A lease's `ttl_s` is added to the store's own clock; callers never compare clocks.
 - A write under a lease names its token; a token that is not the newest changes nothing.
 - `tally` of a batch is the sum over its segments, and is moved in the same transaction.
+- `by` is who does it: what changes something for somebody is recorded in the audit log with the change. None
+  is a role at its duty, which is not recorded.
 - An unreachable or locked database raises `UnavailableError`; nothing is half-written.
 """
 
@@ -21,6 +23,20 @@ from nightmill.batch import Batch, Status
 from nightmill.file import File, Upload, UploadPart
 from nightmill.ids import BatchId, FileId, ProjectId, UploadId, WorkerId
 from nightmill.segment import BeatReply, Lease, PinnedPart, Report, Segment, SegmentResult
+from nightmill.tenant import (
+    NO_LIMITS,
+    Act,
+    Actor,
+    AuditEntry,
+    Consumption,
+    Group,
+    Hold,
+    HoldKind,
+    Limits,
+    ProjectRules,
+    Scope,
+    UsageRow,
+)
 from nightmill.window import Claim, Grant
 
 T = TypeVar("T")
@@ -53,6 +69,7 @@ class ApiKey:
     hint: str
     created_at: int
     revoked_at: int | None = None
+    scope: Scope = Scope.PROJECT
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +101,22 @@ class Store(Protocol):
         ...
 
     # --- files -----------------------------------------------------------------------------------
-    async def add_file(self, file: File, idempotency: Idempotency | None = None) -> File:
-        """The stored file; with a known idempotency key the first one, and the new one is not stored."""
+    async def add_file(
+        self,
+        file: File,
+        idempotency: Idempotency | None = None,
+        *,
+        limits: Limits = NO_LIMITS,
+        by: Actor | None = None,
+    ) -> File:
+        """The stored file; with a known idempotency key the first one, and the new one is not stored.
+
+        RequestError when the project keeps as much as it may.
+        """
         ...
 
     async def file(self, project_id: ProjectId, file_id: FileId) -> File | None:
-        """None when unknown, deleted, expired by the store's clock, or of another project."""
+        """None when unknown, deleted, expired by the store's clock (unless held), or of another project."""
         ...
 
     async def list_files(
@@ -107,17 +134,22 @@ class Store(Protocol):
         """
         ...
 
-    async def delete_file(self, project_id: ProjectId, file_id: FileId) -> bool:
-        """Leaves a tombstone so that cursors stay good. False when there was nothing to delete."""
+    async def delete_file(self, project_id: ProjectId, file_id: FileId, *, by: Actor | None = None) -> bool:
+        """Leaves a tombstone so that cursors stay good. False when there was nothing to delete.
+
+        ConflictError when the file is under legal hold.
+        """
         ...
 
-    async def delete_expired_files(self) -> int: ...
+    async def delete_expired_files(self) -> int:
+        """Held ones stay."""
+        ...
 
     async def unused_blobs(self, *, limit: int = 1_000) -> Sequence[str]:
         """Keys of deleted files, ended uploads' parts and finished batches' indexes that nothing needs.
 
-        What a living file or an unfinished batch's input names is needed. The pieces of a blob are unused
-        once the blob itself has been forgotten.
+        What a living file, an unfinished batch's input or anything under legal hold names is needed. The
+        pieces of a blob are unused once the blob itself has been forgotten.
         """
         ...
 
@@ -130,7 +162,7 @@ class Store(Protocol):
         ...
 
     # --- uploads ---------------------------------------------------------------------------------
-    async def add_upload(self, upload: Upload) -> None: ...
+    async def add_upload(self, upload: Upload, *, by: Actor | None = None) -> None: ...
     async def upload(self, project_id: ProjectId, upload_id: UploadId) -> Upload | None:
         """With its status as of now: `expired` once its hour is over."""
         ...
@@ -140,19 +172,38 @@ class Store(Protocol):
         ...
 
     async def upload_parts(self, upload_id: UploadId) -> Sequence[UploadPart]: ...
-    async def complete_upload(self, upload: Upload, file: File, *, part_keys: Sequence[str] = ()) -> bool:
+    async def complete_upload(
+        self,
+        upload: Upload,
+        file: File,
+        *,
+        part_keys: Sequence[str] = (),
+        limits: Limits = NO_LIMITS,
+        by: Actor | None = None,
+    ) -> bool:
         """pending -> completed together with its file. False when it was no longer pending.
 
         The parts whose blobs `part_keys` names are the file's from then on: its pieces, or its only blob.
+        RequestError when the project keeps as much as it may; the upload then stays pending.
         """
         ...
 
-    async def cancel_upload(self, upload: Upload) -> bool: ...
+    async def cancel_upload(self, upload: Upload, *, by: Actor | None = None) -> bool: ...
     async def expire_uploads(self) -> int: ...
 
     # --- batches ---------------------------------------------------------------------------------
-    async def create_batch(self, batch: Batch, idempotency: Idempotency | None = None) -> Batch:
-        """The stored batch; with a known key the first one. Same key, other fingerprint: ConflictError."""
+    async def create_batch(
+        self,
+        batch: Batch,
+        idempotency: Idempotency | None = None,
+        *,
+        limits: Limits = NO_LIMITS,
+        by: Actor | None = None,
+    ) -> Batch:
+        """The stored batch; with a known key the first one. Same key, other fingerprint: ConflictError.
+
+        QuotaError when the project has as much open as it may.
+        """
         ...
 
     async def batch(self, project_id: ProjectId, batch_id: BatchId) -> Batch | None: ...
@@ -164,7 +215,7 @@ class Store(Protocol):
 
     async def batches_created_since(self, project_id: ProjectId, since: int) -> int: ...
 
-    async def move_batch(self, after: Batch, *, expected: Status) -> bool:
+    async def move_batch(self, after: Batch, *, expected: Status, by: Actor | None = None) -> bool:
         """Writes status and stamps of `after` where the status is still `expected`."""
         ...
 
@@ -197,9 +248,19 @@ class Store(Protocol):
     async def keep_duty(self, duty: Duty) -> bool: ...
     async def release_duty(self, duty: Duty) -> None: ...
     async def accept_batch(
-        self, duty: Duty, after: Batch, *, index_blob_key: str, segments: Sequence[Segment]
-    ) -> bool:
-        """validating -> in_progress with model, total and segments, fenced by the duty's token."""
+        self,
+        duty: Duty,
+        after: Batch,
+        *,
+        index_blob_key: str,
+        segments: Sequence[Segment],
+        limits: Limits = NO_LIMITS,
+    ) -> Batch | None:
+        """validating -> in_progress with model, total and segments, fenced by the duty's token.
+
+        Where that would be more than the project may have open: validating -> failed, and the batch returned
+        says so. None when the duty was lost.
+        """
         ...
 
     async def reject_batch(self, duty: Duty, after: Batch) -> bool:
@@ -207,7 +268,7 @@ class Store(Protocol):
         ...
 
     async def publish_batch(self, duty: Duty, after: Batch, *, files: Sequence[File]) -> bool:
-        """The final status, stamps, tally, file ids and the files themselves, in one transaction."""
+        """The final status, stamps, tally, file ids, files and the project's usage, in one transaction."""
         ...
 
     # --- segments --------------------------------------------------------------------------------
@@ -275,14 +336,70 @@ class Store(Protocol):
         """Segments in order of number, from `after + 1` on."""
         ...
 
-    # --- projects and keys -----------------------------------------------------------------------
-    async def add_api_key(self, key: ApiKey) -> None: ...
+    # --- projects, holds, usage, audit -------------------------------------------------------------
+    async def project_rules(self, project_id: ProjectId) -> ProjectRules:
+        """What was set for the project; nothing for one never heard of."""
+        ...
+
+    async def set_project_rules(
+        self, project_id: ProjectId, rules: ProjectRules, *, by: Actor | None = None
+    ) -> None: ...
+    async def consumption(self, project_id: ProjectId) -> Consumption:
+        """What of its limits the project uses now."""
+        ...
+
+    async def set_hold(
+        self, kind: HoldKind, subject_id: str, *, reason: str | None = None, by: Actor | None = None
+    ) -> bool:
+        """From its return on nobody deletes what is held. False when it was held already.
+
+        NotFoundError when there is no such file or batch.
+        """
+        ...
+
+    async def clear_hold(self, kind: HoldKind, subject_id: str, *, by: Actor | None = None) -> bool: ...
+    async def list_holds(self) -> Sequence[Hold]: ...
+    async def usage(
+        self,
+        groups: Sequence[Group],
+        *,
+        project_id: ProjectId | None = None,
+        model: str | None = None,
+        first_day: int | None = None,
+        last_day: int | None = None,
+    ) -> Sequence[UsageRow]:
+        """Sums over ended batches; days count from 1970, both ends included."""
+        ...
+
+    async def record(
+        self, by: Actor, act: Act, subject_id: str, *, project_id: ProjectId | None = None
+    ) -> None:
+        """For what changes nothing else in the store."""
+        ...
+
+    async def audit(
+        self,
+        *,
+        project_id: ProjectId | None = None,
+        since: float | None = None,
+        before: int | None = None,
+        limit: int = 100,
+    ) -> Page[AuditEntry]:
+        """Newest first, behind the entry whose sequence is `before`."""
+        ...
+
+    async def forget_audit(self, *, kept_s: float) -> int:
+        """Removes older entries but for those of held projects."""
+        ...
+
+    # --- keys --------------------------------------------------------------------------------------
+    async def add_api_key(self, key: ApiKey, *, by: Actor | None = None) -> None: ...
     async def api_key(self, digest: str) -> ApiKey | None:
         """The key with that digest, unless revoked."""
         ...
 
     async def list_api_keys(self) -> Sequence[ApiKey]: ...
-    async def revoke_api_key(self, key_id: str) -> bool: ...
+    async def revoke_api_key(self, key_id: str, *, by: Actor | None = None) -> bool: ...
     async def has_api_keys(self) -> bool:
         """Revoked ones count: taking back the last key must not open the server to everybody."""
         ...

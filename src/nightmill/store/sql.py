@@ -12,7 +12,7 @@ from nightmill.errors import UnavailableError
 from nightmill.file import File, Upload, UploadPart
 from nightmill.ids import BatchId, FileId, ProjectId, UploadId, WorkerId
 from nightmill.segment import BeatReply, Lease, PinnedPart, Report, Segment, SegmentResult
-from nightmill.store import batches, duties, files, grants, keys, segments
+from nightmill.store import audit, batches, duties, files, grants, holds, keys, projects, segments, usage
 from nightmill.store.clock import Clock
 from nightmill.store.compatibility import misfit
 from nightmill.store.connection import open_database
@@ -20,6 +20,19 @@ from nightmill.store.database import Database
 from nightmill.store.inventory import named_among
 from nightmill.store.protocol import ApiKey, Backlog, Duty, Idempotency, Page, Store
 from nightmill.store.sqlite import BUSY_TIMEOUT_S
+from nightmill.tenant import (
+    NO_LIMITS,
+    Act,
+    Actor,
+    AuditEntry,
+    Consumption,
+    Group,
+    Hold,
+    HoldKind,
+    Limits,
+    ProjectRules,
+    UsageRow,
+)
 from nightmill.window import Claim, Grant
 
 
@@ -52,8 +65,15 @@ class SqlStore(Store):
             message = "the store's schema can't be read: restart nightmill, which makes it"
             raise UnavailableError(message) from error
 
-    async def add_file(self, file: File, idempotency: Idempotency | None = None) -> File:
-        return await self._write(files.add_file, file, idempotency)
+    async def add_file(
+        self,
+        file: File,
+        idempotency: Idempotency | None = None,
+        *,
+        limits: Limits = NO_LIMITS,
+        by: Actor | None = None,
+    ) -> File:
+        return await self._write(files.add_file, file, idempotency, limits, by)
 
     async def file(self, project_id: ProjectId, file_id: FileId) -> File | None:
         return await self._read(files.find_file, project_id, file_id)
@@ -69,8 +89,8 @@ class SqlStore(Store):
     ) -> Page[File]:
         return await self._read(files.list_files, project_id, purpose, after, limit, order)
 
-    async def delete_file(self, project_id: ProjectId, file_id: FileId) -> bool:
-        return await self._write(files.delete_file, project_id, file_id)
+    async def delete_file(self, project_id: ProjectId, file_id: FileId, *, by: Actor | None = None) -> bool:
+        return await self._write(files.delete_file, project_id, file_id, by)
 
     async def delete_expired_files(self) -> int:
         return await self._write(files.delete_expired_files)
@@ -84,8 +104,8 @@ class SqlStore(Store):
     async def forget_blobs(self, keys: Sequence[str]) -> None:
         await self._write(files.forget_blobs, keys)
 
-    async def add_upload(self, upload: Upload) -> None:
-        await self._write(files.add_upload, upload)
+    async def add_upload(self, upload: Upload, *, by: Actor | None = None) -> None:
+        await self._write(files.add_upload, upload, by)
 
     async def upload(self, project_id: ProjectId, upload_id: UploadId) -> Upload | None:
         return await self._read(files.find_upload, project_id, upload_id)
@@ -96,17 +116,32 @@ class SqlStore(Store):
     async def upload_parts(self, upload_id: UploadId) -> Sequence[UploadPart]:
         return await self._read(files.upload_parts, upload_id)
 
-    async def complete_upload(self, upload: Upload, file: File, *, part_keys: Sequence[str] = ()) -> bool:
-        return await self._write(files.complete_upload, upload, file, part_keys)
+    async def complete_upload(
+        self,
+        upload: Upload,
+        file: File,
+        *,
+        part_keys: Sequence[str] = (),
+        limits: Limits = NO_LIMITS,
+        by: Actor | None = None,
+    ) -> bool:
+        return await self._write(files.complete_upload, upload, file, part_keys, limits, by)
 
-    async def cancel_upload(self, upload: Upload) -> bool:
-        return await self._write(files.cancel_upload, upload)
+    async def cancel_upload(self, upload: Upload, *, by: Actor | None = None) -> bool:
+        return await self._write(files.cancel_upload, upload, by)
 
     async def expire_uploads(self) -> int:
         return await self._write(files.expire_uploads)
 
-    async def create_batch(self, batch: Batch, idempotency: Idempotency | None = None) -> Batch:
-        return await self._write(batches.create_batch, batch, idempotency)
+    async def create_batch(
+        self,
+        batch: Batch,
+        idempotency: Idempotency | None = None,
+        *,
+        limits: Limits = NO_LIMITS,
+        by: Actor | None = None,
+    ) -> Batch:
+        return await self._write(batches.create_batch, batch, idempotency, limits, by)
 
     async def batch(self, project_id: ProjectId, batch_id: BatchId) -> Batch | None:
         return await self._read(batches.find_batch, project_id, batch_id)
@@ -119,8 +154,8 @@ class SqlStore(Store):
     async def batches_created_since(self, project_id: ProjectId, since: int) -> int:
         return await self._read(batches.batches_created_since, project_id, since)
 
-    async def move_batch(self, after: Batch, *, expected: Status) -> bool:
-        return await self._write(batches.move_batch, after, expected)
+    async def move_batch(self, after: Batch, *, expected: Status, by: Actor | None = None) -> bool:
+        return await self._write(batches.move_batch, after, expected, by)
 
     async def overdue_batches(self) -> Sequence[Batch]:
         return await self._read(batches.overdue_batches)
@@ -146,9 +181,15 @@ class SqlStore(Store):
         await self._write(duties.release_duty, duty)
 
     async def accept_batch(
-        self, duty: Duty, after: Batch, *, index_blob_key: str, segments: Sequence[Segment]
-    ) -> bool:
-        return await self._write(duties.accept_batch, duty, after, index_blob_key, segments)
+        self,
+        duty: Duty,
+        after: Batch,
+        *,
+        index_blob_key: str,
+        segments: Sequence[Segment],
+        limits: Limits = NO_LIMITS,
+    ) -> Batch | None:
+        return await self._write(duties.accept_batch, duty, after, index_blob_key, segments, limits)
 
     async def reject_batch(self, duty: Duty, after: Batch) -> bool:
         return await self._write(duties.reject_batch, duty, after)
@@ -191,8 +232,59 @@ class SqlStore(Store):
     ) -> Sequence[SegmentResult]:
         return await self._read(segments.segment_results, batch_id, after, limit)
 
-    async def add_api_key(self, key: ApiKey) -> None:
-        await self._write(keys.add_api_key, key)
+    async def project_rules(self, project_id: ProjectId) -> ProjectRules:
+        return await self._read(projects.rules_of, project_id)
+
+    async def set_project_rules(
+        self, project_id: ProjectId, rules: ProjectRules, *, by: Actor | None = None
+    ) -> None:
+        await self._write(projects.change_rules, project_id, rules, by)
+
+    async def consumption(self, project_id: ProjectId) -> Consumption:
+        return await self._read(projects.consumption, project_id)
+
+    async def set_hold(
+        self, kind: HoldKind, subject_id: str, *, reason: str | None = None, by: Actor | None = None
+    ) -> bool:
+        return await self._write(holds.set_hold, kind, subject_id, reason, by)
+
+    async def clear_hold(self, kind: HoldKind, subject_id: str, *, by: Actor | None = None) -> bool:
+        return await self._write(holds.clear_hold, kind, subject_id, by)
+
+    async def list_holds(self) -> Sequence[Hold]:
+        return await self._read(holds.list_holds)
+
+    async def usage(
+        self,
+        groups: Sequence[Group],
+        *,
+        project_id: ProjectId | None = None,
+        model: str | None = None,
+        first_day: int | None = None,
+        last_day: int | None = None,
+    ) -> Sequence[UsageRow]:
+        return await self._read(usage.report, groups, project_id, model, first_day, last_day)
+
+    async def record(
+        self, by: Actor, act: Act, subject_id: str, *, project_id: ProjectId | None = None
+    ) -> None:
+        await self._write(audit.record, by, act, subject_id, project_id=project_id)
+
+    async def audit(
+        self,
+        *,
+        project_id: ProjectId | None = None,
+        since: float | None = None,
+        before: int | None = None,
+        limit: int = 100,
+    ) -> Page[AuditEntry]:
+        return await self._read(audit.entries, project_id, since, before, limit)
+
+    async def forget_audit(self, *, kept_s: float) -> int:
+        return await self._write(audit.forget_older_than, kept_s)
+
+    async def add_api_key(self, key: ApiKey, *, by: Actor | None = None) -> None:
+        await self._write(keys.add_api_key, key, by)
 
     async def api_key(self, digest: str) -> ApiKey | None:
         return await self._read(keys.find_api_key, digest)
@@ -200,8 +292,8 @@ class SqlStore(Store):
     async def list_api_keys(self) -> Sequence[ApiKey]:
         return await self._read(keys.list_api_keys)
 
-    async def revoke_api_key(self, key_id: str) -> bool:
-        return await self._write(keys.revoke_api_key, key_id)
+    async def revoke_api_key(self, key_id: str, *, by: Actor | None = None) -> bool:
+        return await self._write(keys.revoke_api_key, key_id, by)
 
     async def has_api_keys(self) -> bool:
         return await self._read(keys.has_api_keys)

@@ -31,12 +31,17 @@ STEPS: Final = (
     Step("0002", Stage.BEFORE),
     Step("0003", Stage.BEFORE),
     Step("0004", Stage.BEFORE),
+    Step("0005", Stage.AFTER),
 )
 SCHEMA_VERSION: Final = STEPS[-1].version
 """The newest step this nightmill knows; by it a database says which nightmills it still suits."""
 NEEDED_VERSION: Final = max(step.version for step in STEPS if step.stage is Stage.BEFORE)
 """The least this nightmill can work on."""
 
+AUDITED_SINCE: Final = "0003"
+"""The step that makes the audit log."""
+HOLDS_SINCE: Final = "0003"
+"""Nightmills that know an older schema only delete what is held."""
 COMPATIBILITY_TABLE: Final = "schema_compatibility"
 """One row: `oldest`, the schema version of the oldest nightmill that may work here. Step 0003 makes it."""
 

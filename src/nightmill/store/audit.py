@@ -1,0 +1,117 @@
+"""The audit log: who did what on which id, one row for a change, in the transaction of the change.
+
+Rows are only added, and removed when they are older than the operator wants them. Those of a project under
+legal hold stay.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, Insert, bindparam, delete, insert, or_, select
+
+from nightmill.store.clock import now
+from nightmill.store.protocol import Page
+from nightmill.store.schema import audit, hold
+from nightmill.tenant import Act, Actor, AuditEntry, HoldKind
+
+_ADD: Insert = insert(audit).values(
+    at=now(),
+    actor=bindparam("by_name"),
+    hint=bindparam("by_hint"),
+    action=bindparam("what"),
+    project_id=bindparam("in_project_id"),
+    subject_id=bindparam("on_id"),
+    address=bindparam("from_address"),
+    request_id=bindparam("by_request_id"),
+    detail=bindparam("more"),
+)
+_ENTRIES = select(
+    audit.c.sequence,
+    audit.c.at,
+    audit.c.actor,
+    audit.c.hint,
+    audit.c.address,
+    audit.c.request_id,
+    audit.c.action,
+    audit.c.project_id,
+    audit.c.subject_id,
+    audit.c.detail,
+)
+_IN_HELD_PROJECT = audit.c.project_id.in_(
+    select(hold.c.subject_id).where(hold.c.kind == HoldKind.PROJECT.value)
+)
+_FORGET = delete(audit).where(
+    audit.c.at <= now() - bindparam("kept_s"), or_(audit.c.project_id.is_(None), ~_IN_HELD_PROJECT)
+)
+
+
+def record(
+    connection: Connection,
+    by: Actor | None,
+    act: Act,
+    subject_id: str,
+    *,
+    project_id: str | None,
+    detail: str | None = None,
+) -> None:
+    """Nothing is recorded of an actor who is None: a role that does its duty."""
+    if by is not None:
+        record_all(connection, by, act, [(subject_id, project_id)], detail=detail)
+
+
+def record_all(
+    connection: Connection,
+    by: Actor,
+    act: Act,
+    subjects: Iterable[tuple[str, str | None]],
+    *,
+    detail: str | None = None,
+) -> None:
+    """Args:
+    subjects: ids, each with the project it belongs to.
+    """
+    rows = [
+        {
+            "by_name": by.name,
+            "by_hint": by.hint,
+            "what": act.value,
+            "in_project_id": project_id,
+            "on_id": subject_id,
+            "from_address": by.address,
+            "by_request_id": by.request_id,
+            "more": detail,
+        }
+        for subject_id, project_id in subjects
+    ]
+    if rows:
+        connection.execute(_ADD, rows)
+
+
+def entries(
+    connection: Connection, project_id: str | None, since: float | None, before: int | None, limit: int
+) -> Page[AuditEntry]:
+    """Newest first; `before` is the sequence of the last entry of the page before."""
+    query = _ENTRIES.order_by(audit.c.sequence.desc()).limit(bindparam("page_rows"))
+    given: dict[str, Any] = {"page_rows": limit + 1}
+    if project_id is not None:
+        query = query.where(audit.c.project_id == bindparam("of_project_id"))
+        given["of_project_id"] = project_id
+    if since is not None:
+        query = query.where(audit.c.at >= bindparam("since_at"))
+        given["since_at"] = since
+    if before is not None:
+        query = query.where(audit.c.sequence < bindparam("before_sequence"))
+        given["before_sequence"] = before
+    rows = connection.execute(query, given).all()
+    return Page(tuple(_as_entry(row) for row in rows[:limit]), has_more=len(rows) > limit)
+
+
+def forget_older_than(connection: Connection, kept_s: float) -> int:
+    return connection.execute(_FORGET, {"kept_s": kept_s}).rowcount
+
+
+def _as_entry(row: Sequence[Any]) -> AuditEntry:
+    sequence, at, name, hint, address, request_id, act, project_id, subject_id, detail = row
+    return AuditEntry(
+        sequence, at, Actor(name, hint, address, request_id), act, project_id, subject_id, detail
+    )

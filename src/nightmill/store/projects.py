@@ -1,0 +1,144 @@
+"""Projects: what the operator has set for each, what each keeps, and the lock decisions about one wait for.
+
+A limit is decided under the lock of the project's row, from sums over its unfinished batches and its counter
+of stored bytes; where no limit is set no lock is taken. On SQLite the one writer is the lock.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import fields
+from typing import Any, Final
+
+from sqlalchemy import Connection, Insert, bindparam, case, func, select, text, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from nightmill.store import audit, schema
+from nightmill.store.schema import batch, file, project
+from nightmill.tenant import Act, Actor, Consumption, Limits, Open, ProjectRules
+
+_RULES: Final = {
+    it.name: it.name if it.name.endswith("_ttl_s") else f"{it.name}_limit" for it in fields(ProjectRules)
+}
+_SELECT = select(*(project.c[column] for column in _RULES.values())).where(
+    project.c.id == bindparam("of_project_id")
+)
+_STORED = select(project.c.stored_bytes).where(project.c.id == bindparam("of_project_id"))
+_LOCK = (
+    select(project.c.id, project.c.stored_bytes)
+    .where(project.c.id.in_(bindparam("of_project_ids", expanding=True)))
+    .order_by(project.c.id)
+    .with_for_update()
+)
+_ROW: Mapping[str, Any] = {"id": bindparam("new_project_id")}
+_ADD: dict[str, Insert] = {
+    "sqlite": sqlite.insert(project).values(_ROW).on_conflict_do_nothing(),
+    "postgresql": postgresql.insert(project).values(_ROW).on_conflict_do_nothing(),
+}
+_CHANGE = (
+    update(project)
+    .where(project.c.id == bindparam("of_project_id"))
+    .values({column: bindparam(f"new_{name}") for name, column in _RULES.items()})
+)
+_KEEP = (
+    update(project)
+    .where(project.c.id == bindparam("of_project_id"))
+    .values(stored_bytes=project.c.stored_bytes + bindparam("more_bytes"))
+)
+# While an upgrade is under way older processes add and delete files uncounted.
+_FREE = (
+    update(project)
+    .where(project.c.id == bindparam("of_project_id"))
+    .values(
+        stored_bytes=case(
+            (
+                project.c.stored_bytes > bindparam("fewer_bytes"),
+                project.c.stored_bytes - bindparam("fewer_bytes"),
+            ),
+            else_=0,
+        )
+    )
+)
+_COUNT_AGAIN = update(project).values(
+    stored_bytes=select(func.coalesce(func.sum(file.c.size_bytes), 0))
+    .where(file.c.project_id == project.c.id, file.c.deleted_at.is_(None))
+    .scalar_subquery()
+)
+_is_open = (batch.c.project_id == bindparam("of_project_id"), text("batch." + schema.IS_UNFINISHED))
+_OPEN = select(
+    func.count(), func.coalesce(func.sum(batch.c.total), 0), func.coalesce(func.sum(batch.c.input_bytes), 0)
+).where(*_is_open)
+_ENQUEUED = (
+    select(batch.c.model, func.sum(batch.c.enqueued_tokens))
+    .where(*_is_open, batch.c.enqueued_tokens > 0)
+    .group_by(batch.c.model)
+)
+
+
+def rules_of(connection: Connection, project_id: str) -> ProjectRules:
+    row = connection.execute(_SELECT, {"of_project_id": project_id}).one_or_none()
+    return ProjectRules() if row is None else ProjectRules(*row)
+
+
+def change_rules(connection: Connection, project_id: str, rules: ProjectRules, by: Actor | None) -> None:
+    locked_bytes(connection, project_id)
+    given = {f"new_{name}": getattr(rules, name) for name in _RULES}
+    connection.execute(_CHANGE, {"of_project_id": project_id, **given})
+    told = ", ".join(f"{name}={given[f'new_{name}']}" for name in _RULES if given[f"new_{name}"] is not None)
+    audit.record(
+        connection,
+        by,
+        Act.PROJECT_CHANGED,
+        project_id,
+        project_id=project_id,
+        detail=told or "as the settings say",
+    )
+
+
+def limits_of(connection: Connection, project_id: str, defaults: Limits) -> Limits:
+    return rules_of(connection, project_id).limits(defaults)
+
+
+def locked_bytes(connection: Connection, project_id: str) -> int:
+    """What the project keeps. Until the transaction ends nobody else decides about the project."""
+    given = {"of_project_ids": [project_id]}
+    row = connection.execute(_LOCK, given).one_or_none()
+    if row is None:
+        connection.execute(_ADD[connection.dialect.name], {"new_project_id": project_id})
+        row = connection.execute(_LOCK, given).one()
+    return row.stored_bytes
+
+
+def lock(connection: Connection, project_ids: Collection[str]) -> None:
+    """In one order, so that two who lock several never wait for each other."""
+    connection.execute(_LOCK, {"of_project_ids": sorted(project_ids)}).all()
+
+
+def keep_bytes(connection: Connection, project_id: str, size_bytes: int) -> None:
+    given = {"of_project_id": project_id, "more_bytes": size_bytes}
+    if connection.execute(_KEEP, given).rowcount == 0:
+        connection.execute(_ADD[connection.dialect.name], {"new_project_id": project_id})
+        connection.execute(_KEEP, given)
+
+
+def free_bytes(connection: Connection, project_id: str, size_bytes: int) -> None:
+    connection.execute(_FREE, {"of_project_id": project_id, "fewer_bytes": size_bytes})
+
+
+def consumption(connection: Connection, project_id: str) -> Consumption:
+    stored_bytes = connection.execute(_STORED, {"of_project_id": project_id}).scalar_one_or_none()
+    opened = open_of(connection, project_id)
+    return Consumption(opened, stored_bytes or 0, enqueued_tokens(connection, project_id))
+
+
+def count_bytes_again(connection: Connection) -> None:
+    connection.execute(_COUNT_AGAIN)
+
+
+def open_of(connection: Connection, project_id: str) -> Open:
+    batches, lines, size_bytes = connection.execute(_OPEN, {"of_project_id": project_id}).one()
+    return Open(batches, int(lines), int(size_bytes))
+
+
+def enqueued_tokens(connection: Connection, project_id: str) -> dict[str | None, int]:
+    """Of unfinished batches, by model; None is the batches whose lines name several."""
+    rows = connection.execute(_ENQUEUED, {"of_project_id": project_id})
+    return {model: int(tokens) for model, tokens in rows}

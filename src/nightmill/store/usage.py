@@ -1,0 +1,78 @@
+"""Usage by project, model and day: what ended batches used, counted when each is published.
+
+Promise: a batch is counted once, in the transaction that ends it, under the day it ended (UTC, by the store's
+clock); `usage_day` on the batch says which. A batch that failed its check sent nothing and is not counted.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from sqlalchemy import ColumnElement, Connection, Insert, bindparam, func, select
+from sqlalchemy.dialects import postgresql, sqlite
+
+from nightmill.batch import Batch
+from nightmill.store.clock import stamp
+from nightmill.store.schema import TALLY_COLUMNS, USAGE_COLUMNS, usage
+from nightmill.store.tallies import tally_of, tally_values
+from nightmill.tenant import DAY_S, GROUPS, Group, UsageRow
+
+TODAY: Final[ColumnElement[int]] = stamp() // DAY_S
+
+_KEY = ("project_id", "model", "day")
+_GROUP_COLUMNS = {"project": usage.c.project_id, "model": usage.c.model, "day": usage.c.day}
+_VALUES: dict[str, Any] = {
+    "project_id": bindparam("of_project_id"),
+    "model": bindparam("of_model"),
+    "day": TODAY,
+    "batches": 1,
+    **{name: bindparam(f"more_{name}") for name in ("requests", *TALLY_COLUMNS)},
+}
+
+
+def _adding(make: Any) -> Insert:
+    made = make(usage).values(_VALUES)
+    return made.on_conflict_do_update(
+        index_elements=list(_KEY), set_={name: usage.c[name] + made.excluded[name] for name in USAGE_COLUMNS}
+    )
+
+
+_COUNT: dict[str, Insert] = {"sqlite": _adding(sqlite.insert), "postgresql": _adding(postgresql.insert)}
+
+
+def count(connection: Connection, after: Batch) -> None:
+    given = {
+        "of_project_id": after.project_id,
+        "of_model": after.model or "",
+        "more_requests": after.total,
+        **{f"more_{name}": value for name, value in tally_values(after.tally).items()},
+    }
+    connection.execute(_COUNT[connection.dialect.name], given)
+
+
+def report(
+    connection: Connection,
+    groups: Sequence[Group],
+    project_id: str | None,
+    model: str | None,
+    first_day: int | None,
+    last_day: int | None,
+) -> Sequence[UsageRow]:
+    chosen = [_GROUP_COLUMNS[group] for group in GROUPS if group in groups]
+    query = select(*chosen, *(func.sum(usage.c[name]) for name in USAGE_COLUMNS))
+    for given, condition in (
+        (project_id, usage.c.project_id == project_id),
+        (model, usage.c.model == model),
+        (first_day, usage.c.day >= (first_day or 0)),
+        (last_day, usage.c.day <= (last_day or 0)),
+    ):
+        if given is not None:
+            query = query.where(condition)
+    # Without a group a sum over nothing is a row of NULLs.
+    query = query.group_by(*chosen).order_by(*chosen).having(func.count() > 0)
+    return [_as_row(row, [group for group in GROUPS if group in groups]) for row in connection.execute(query)]
+
+
+def _as_row(row: Sequence[Any], groups: Sequence[Group]) -> UsageRow:
+    key = dict(zip(groups, row, strict=False))
+    batches, requests, *tally = (int(value) for value in row[len(groups) :])
+    return UsageRow(key.get("project"), key.get("model"), key.get("day"), batches, requests, tally_of(tally))

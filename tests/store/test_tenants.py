@@ -1,0 +1,401 @@
+"""Limits, holds, usage and the audit log: each verb, over both databases."""
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+from sqlalchemy import text
+
+from nightmill.batch import Event, Status
+from nightmill.errors import ConflictError, NotFoundError, QuotaError, RequestError
+from nightmill.store.protocol import ApiKey
+from nightmill.tenant import Act, Actor, HoldKind, Limits, ProjectRules, Scope
+
+BY = Actor("key_1", "wxyz", "192.0.2.7", "req_1")
+
+
+async def stored_bytes(world, store) -> int:
+    return (await store.consumption(world.project)).stored_bytes
+
+
+async def acts(store, **asked) -> list[tuple[str, str]]:
+    return [(entry.act, entry.subject_id) for entry in (await store.audit(**asked)).items]
+
+
+async def publish(world, store, made, event=Event.COMPLETED, *, tally=None, files=()):
+    duty = await world.last_duty(store)
+    after = duty.batch.after(event, now=world.clock())
+    if tally is not None:
+        after = replace(after, tally=tally)
+    assert await store.publish_batch(duty, after, files=files)
+    return after
+
+
+# --- limits -----------------------------------------------------------------------------------------------
+
+
+async def test_a_project_opens_no_more_batches_than_it_may(world, store):
+    limits = Limits(open_batches=2)
+    first, _ = [await store.create_batch(world.batch(), limits=limits) for _ in range(2)]
+    with pytest.raises(QuotaError, match="2 enqueued batches") as caught:
+        await store.create_batch(world.batch(), limits=limits)
+    assert caught.value.headers["x-should-retry"] == "false"
+    await store.create_batch(world.batch(project_id=world.other_project), limits=limits)
+    assert await store.move_batch(
+        first.after(Event.CANCEL_REQUESTED, now=world.clock()), expected=Status.VALIDATING
+    )
+    with pytest.raises(QuotaError):  # it has not ended yet
+        await store.create_batch(world.batch(), limits=limits)
+    await publish(world, store, first, Event.CANCELLED)
+    await store.create_batch(world.batch(), limits=limits)
+
+
+async def test_of_many_creates_at_once_exactly_as_many_succeed_as_there_is_room(world, store, other_store):
+    limits = Limits(open_bytes=50)
+
+    async def create(one) -> bool:
+        try:
+            await one.create_batch(world.batch(input_bytes=10), limits=limits)
+        except QuotaError:
+            return False
+        return True
+
+    made = await asyncio.gather(*(create((store, other_store)[number % 2]) for number in range(12)))
+    assert sum(made) == 5
+    assert (await store.consumption(world.project)).open.bytes == 50
+
+
+async def test_of_many_files_at_once_exactly_as_many_are_kept_as_there_is_room(world, store, other_store):
+    limits = Limits(stored_bytes=35)
+
+    async def add(one) -> bool:
+        try:
+            await one.add_file(world.file(), limits=limits)
+        except RequestError as error:
+            assert error.code == "storage_limit_exceeded"
+            return False
+        return True
+
+    kept = await asyncio.gather(*(add((store, other_store)[number % 2]) for number in range(8)))
+    assert sum(kept) == 3
+    assert await stored_bytes(world, store) == 30
+
+
+async def test_a_refused_create_leaves_its_idempotency_key_free(world, store):
+    from nightmill.store import Idempotency
+
+    once = Idempotency("key", "print")
+    with pytest.raises(QuotaError):
+        await store.create_batch(world.batch(input_bytes=2), once, limits=Limits(open_bytes=1))
+    made = await store.create_batch(world.batch(input_bytes=2), once, limits=Limits(open_bytes=2))
+    assert await store.create_batch(world.batch(input_bytes=2), once, limits=Limits(open_bytes=2)) == made
+
+
+async def test_tokens_beyond_the_models_limit_fail_the_batch_as_at_openai(world, store):
+    limits = Limits(enqueued_tokens=1_500)
+
+    async def accept(tokens: int, model: str = "tiny"):
+        await store.create_batch(world.batch())
+        duty = await world.duty(store)
+        after = duty.batch.after(Event.ACCEPTED, now=world.clock())
+        after = replace(after, model=model, total=1, enqueued_tokens=tokens)
+        return await store.accept_batch(duty, after, index_blob_key="i", segments=[], limits=limits)
+
+    assert (await accept(1_000)).status is Status.IN_PROGRESS
+    refused = await accept(501)
+    assert refused.status is Status.FAILED
+    (error,) = refused.errors
+    assert error.code == "token_limit_exceeded"
+    assert error.message == (
+        "Enqueued token limit reached for tiny in project proj_a. Limit: 1,500 enqueued tokens. "
+        "Please try again once some in_progress batches have been completed."
+    )
+    assert await world.again(store, refused) == refused
+    assert (await accept(1_500, "other")).status is Status.IN_PROGRESS
+    assert (await accept(500)).status is Status.IN_PROGRESS
+    assert (await store.consumption(world.project)).enqueued_tokens == {"tiny": 1_500, "other": 1_500}
+
+
+async def test_lines_beyond_the_limit_fail_the_batch_and_none_left_refuses_it(world, store):
+    limits = Limits(open_lines=10)
+
+    async def accept(total: int):
+        await store.create_batch(world.batch(), limits=limits)
+        duty = await world.duty(store)
+        after = replace(duty.batch.after(Event.ACCEPTED, now=world.clock()), total=total)
+        return await store.accept_batch(duty, after, index_blob_key="i", segments=[], limits=limits)
+
+    assert (await accept(8)).status is Status.IN_PROGRESS
+    (error,) = (await accept(3)).errors
+    assert error.code == "request_limit_exceeded"
+    assert (await accept(2)).status is Status.IN_PROGRESS
+    with pytest.raises(QuotaError, match="10 enqueued requests"):
+        await store.create_batch(world.batch(), limits=limits)
+
+
+async def test_what_is_set_for_a_project_goes_before_the_settings(world, store):
+    assert await store.project_rules(world.project) == ProjectRules()
+    rules = ProjectRules(open_batches=1, stored_bytes=0, output_ttl_s=3_600)
+    await store.set_project_rules(world.project, rules, by=BY)
+    assert await store.project_rules(world.project) == rules
+    await store.create_batch(world.batch())
+    with pytest.raises(QuotaError):
+        await store.create_batch(world.batch(), limits=Limits(open_batches=5))
+    await store.add_file(world.file(), limits=Limits(stored_bytes=1))
+    await store.set_project_rules(world.project, ProjectRules())
+    await store.create_batch(world.batch(), limits=Limits(open_batches=5))
+    assert await stored_bytes(world, store) == 10
+
+
+async def test_a_project_keeps_the_bytes_of_its_files_that_are_not_deleted(world, store):
+    upload = world.upload()
+    await store.add_upload(upload)
+    await store.complete_upload(upload, world.file(size_bytes=100))
+    short = await store.add_file(world.file(expires_at=int(world.clock()) + 10))
+    gone = await store.add_file(world.file())
+    assert await stored_bytes(world, store) == 120
+    assert await store.delete_file(world.project, gone.id)
+    assert not await store.delete_file(world.project, gone.id)
+    world.clock.step(11)
+    assert await store.delete_expired_files() == 1
+    assert await stored_bytes(world, store) == 100
+    assert await store.file(world.project, short.id) is None
+    made = await world.start(store)
+    await world.happen(store, made, Event.CANCEL_REQUESTED)
+    await publish(world, store, made, Event.CANCELLED, files=[world.file(size_bytes=7)])
+    assert await stored_bytes(world, store) == 107
+
+
+# --- holds ------------------------------------------------------------------------------------------------
+
+
+async def test_a_held_file_is_deleted_by_nobody_and_stays_to_be_read(world, store):
+    held = await store.add_file(world.file(expires_at=int(world.clock()) + 10))
+    assert await store.set_hold(HoldKind.FILE, held.id, reason="case 7")
+    assert not await store.set_hold(HoldKind.FILE, held.id)
+    world.clock.step(11)
+    assert await store.delete_expired_files() == 0
+    with pytest.raises(ConflictError, match="legal hold") as caught:
+        await store.delete_file(world.project, held.id)
+    assert caught.value.code == "legal_hold"
+    assert await store.file(world.project, held.id) == held
+    assert (await store.list_files(world.project)).items == (held,)
+    assert await store.unused_blobs() == []
+    (hold,) = await store.list_holds()
+    assert (hold.subject_id, hold.reason) == (held.id, "case 7")
+    assert await store.clear_hold(HoldKind.FILE, held.id)
+    assert not await store.clear_hold(HoldKind.FILE, held.id)
+    assert await store.file(world.project, held.id) is None
+    assert await store.delete_expired_files() == 1
+
+
+async def test_a_held_project_loses_nothing_and_others_go_on(world, store):
+    held, other = world.file(), world.file(project_id=world.other_project)
+    gone = world.file()
+    for file in (held, other, gone):
+        await store.add_file(file)
+    await store.delete_file(world.project, gone.id)
+    await store.set_hold(HoldKind.PROJECT, world.project)
+    with pytest.raises(ConflictError):
+        await store.delete_file(world.project, held.id)
+    assert await store.delete_file(world.other_project, other.id)
+    assert await store.unused_blobs() == [other.blob_key]  # nor are bytes whose file was deleted before
+    await store.clear_hold(HoldKind.PROJECT, world.project)
+    assert set(await store.unused_blobs()) == {other.blob_key, gone.blob_key}
+
+
+async def test_a_held_batch_keeps_its_input_output_and_error_file(world, store):
+    files = [await store.add_file(world.file()) for _ in range(3)]
+    source, output, error = files
+    made = await world.start(store, input_file_id=source.id, input_blob_key=source.blob_key)
+    await store.set_hold(HoldKind.BATCH, made.id)
+    await world.happen(store, made, Event.CANCEL_REQUESTED)
+    duty = await world.last_duty(store)
+    after = duty.batch.after(Event.CANCELLED, now=world.clock())
+    after = replace(after, output_file_id=output.id, error_file_id=error.id)
+    assert await store.publish_batch(duty, after, files=[])
+    for file in files:
+        with pytest.raises(ConflictError):
+            await store.delete_file(world.project, file.id)
+    await store.clear_hold(HoldKind.BATCH, made.id)
+    for file in files:
+        assert await store.delete_file(world.project, file.id)
+
+
+async def test_a_held_batch_keeps_the_input_of_which_the_file_was_deleted(world, store):
+    source = await store.add_file(world.file())
+    made = await world.start(store, input_file_id=source.id, input_blob_key=source.blob_key)
+    await store.delete_file(world.project, source.id)
+    await store.set_hold(HoldKind.BATCH, made.id)
+    await world.happen(store, made, Event.CANCEL_REQUESTED)
+    await publish(world, store, made, Event.CANCELLED)
+    assert source.blob_key not in await store.unused_blobs()
+    await store.clear_hold(HoldKind.BATCH, made.id)
+    assert source.blob_key in await store.unused_blobs()
+
+
+async def test_a_hold_on_what_is_not_there_is_an_error(world, store):
+    gone = await store.add_file(world.file())
+    await store.delete_file(world.project, gone.id)
+    for kind, subject_id in [(HoldKind.FILE, gone.id), (HoldKind.BATCH, "batch_unknown")]:
+        with pytest.raises(NotFoundError, match=subject_id):
+            await store.set_hold(kind, subject_id)
+    assert await store.list_holds() == []
+
+
+@pytest.mark.parametrize("kind", ["postgres"])
+async def test_a_deletion_under_way_is_over_before_the_hold_is_set(kind, world, store, other_store):
+    """Else a file could be gone after somebody was told that it is held."""
+    file = await store.add_file(world.file())
+    is_in, go_on = asyncio.Event(), asyncio.Event()
+
+    async def delete_slowly() -> None:
+        async with store._database._engine.begin() as connection:
+            await connection.execute(text("SELECT 1 FROM project FOR UPDATE"))
+            is_in.set()
+            await go_on.wait()
+            await connection.execute(text("UPDATE file SET deleted_at = 1"))
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(delete_slowly())
+        await is_in.wait()
+        holding = group.create_task(held_or_gone(other_store, file.id))
+        await asyncio.sleep(0.2)
+        assert not holding.done()
+        go_on.set()
+    assert holding.result() == "gone"
+
+
+async def held_or_gone(store, file_id) -> str:
+    try:
+        await store.set_hold(HoldKind.FILE, file_id)
+    except NotFoundError:
+        return "gone"
+    return "held"
+
+
+# --- usage ------------------------------------------------------------------------------------------------
+
+
+async def test_usage_counts_each_ended_batch_once_by_project_model_and_day(world, store):
+    day = int(world.clock()) // 86_400
+    for project, event in [
+        (world.project, Event.CANCELLED),
+        (world.project, Event.CANCELLED),
+        (world.other_project, Event.CANCELLED),
+    ]:
+        made = await world.start(store, project_id=project)
+        await world.happen(store, made, Event.CANCEL_REQUESTED)
+        duty = await world.last_duty(store)
+        after = replace(duty.batch.after(event, now=world.clock()), tally=world.tally(4, 1))
+        assert await store.publish_batch(duty, after, files=[])
+        assert not await store.publish_batch(duty, after, files=[])
+    world.clock.step(86_400)
+    late = await world.start(store)
+    world.clock.step(86_400)
+    await world.happen(store, late, Event.LAPSED)
+    await publish(world, store, late, Event.EXPIRED, tally=world.tally(2))
+
+    rows = await store.usage(["project", "model", "day"])
+    assert [(row.project_id, row.model, row.day - day, row.batches, row.requests) for row in rows] == [
+        (world.project, "tiny", 0, 2, 20),
+        (world.project, "tiny", 2, 1, 10),
+        (world.other_project, "tiny", 0, 1, 10),
+    ]
+    assert rows[0].tally == world.tally(4, 1).plus(world.tally(4, 1))
+    (total,) = await store.usage([], project_id=world.project)
+    assert (total.batches, total.tally) == (3, world.tally(8, 2).plus(world.tally(2)))
+    assert [row.batches for row in await store.usage(["day"], first_day=day + 1)] == [1]
+    assert [row.batches for row in await store.usage(["project"], last_day=day + 1, model="tiny")] == [2, 1]
+    assert await store.usage([], model="other") == []
+
+
+async def test_a_batch_that_failed_its_check_used_nothing(world, store):
+    await store.create_batch(world.batch())
+    duty = await world.duty(store)
+    assert await store.reject_batch(duty, duty.batch.after(Event.REJECTED, now=world.clock()))
+    assert await store.usage(["project"]) == []
+
+
+# --- the audit log ----------------------------------------------------------------------------------------
+
+
+async def test_every_change_is_recorded_with_who_did_it_and_nothing_else_is(world, store):
+    file = await store.add_file(world.file(), by=BY)
+    upload = world.upload()
+    await store.add_upload(upload, by=BY)
+    await store.cancel_upload(upload, by=BY)
+    made = await store.create_batch(world.batch(), by=BY)
+    after = made.after(Event.CANCEL_REQUESTED, now=world.clock())
+    assert await store.move_batch(after, expected=made.status, by=BY)
+    key = ApiKey("key_2", world.project, "name", "digest", "wxyz", 1, scope=Scope.ADMIN)
+    await store.add_api_key(key, by=BY)
+    await store.revoke_api_key(key.id, by=BY)
+    await store.set_hold(HoldKind.FILE, file.id, by=BY)
+    await store.clear_hold(HoldKind.FILE, file.id, by=BY)
+    await store.set_project_rules(world.project, ProjectRules(open_lines=5), by=BY)
+    await store.record(BY, Act.FILE_DOWNLOADED, file.id, project_id=world.project)
+    await store.delete_file(world.project, file.id, by=BY)
+
+    page = await store.audit()
+    assert [(entry.act, entry.subject_id) for entry in reversed(page.items)] == [
+        ("file.created", file.id),
+        ("upload.created", upload.id),
+        ("upload.cancelled", upload.id),
+        ("batch.created", made.id),
+        ("batch.cancelled", made.id),
+        ("key.created", key.id),
+        ("key.revoked", key.id),
+        ("hold.set", file.id),
+        ("hold.cleared", file.id),
+        ("project.changed", world.project),
+        ("file.downloaded", file.id),
+        ("file.deleted", file.id),
+    ]
+    assert {entry.by for entry in page.items} == {BY}
+    assert {entry.at for entry in page.items} == {world.clock()}
+    assert {entry.project_id for entry in page.items} == {world.project}
+
+
+async def test_what_changed_nothing_is_not_recorded(world, store):
+    assert not await store.delete_file(world.project, "file-unknown", by=BY)
+    assert not await store.revoke_api_key("key_unknown", by=BY)
+    with pytest.raises(QuotaError):
+        await store.create_batch(world.batch(input_bytes=2), limits=Limits(open_bytes=1), by=BY)
+    assert (await store.audit()).items == ()
+
+
+async def test_what_expires_is_recorded_as_the_mills_own_doing(world, store):
+    files = [await store.add_file(world.file(expires_at=int(world.clock()) + 10)) for _ in range(2)]
+    world.clock.step(10)
+    await store.delete_expired_files()
+    page = await store.audit()
+    assert {(entry.act, entry.subject_id, entry.by.name) for entry in page.items} == {
+        ("file.expired", file.id, "nightmill") for file in files
+    }
+
+
+async def test_the_log_is_read_in_pages_by_project_and_time(world, store):
+    for _ in range(5):
+        await store.add_file(world.file(), by=BY)
+        world.clock.step(1)
+    await store.add_file(world.file(project_id=world.other_project), by=BY)
+    page = await store.audit(project_id=world.project, limit=3)
+    assert page.has_more
+    rest = await store.audit(project_id=world.project, before=page.items[-1].sequence, limit=3)
+    assert not rest.has_more
+    sequences = [entry.sequence for entry in (*page.items, *rest.items)]
+    assert len(sequences) == 5
+    assert sequences == sorted(sequences, reverse=True)
+    assert len((await store.audit(since=world.clock() - 2)).items) == 3
+
+
+async def test_old_entries_go_but_for_those_of_held_projects(world, store):
+    await store.add_file(world.file(), by=BY)
+    await store.add_file(world.file(project_id=world.other_project), by=BY)
+    await store.record(BY, Act.SCHEMA_MIGRATED, "0003")
+    await store.set_hold(HoldKind.PROJECT, world.project)
+    world.clock.step(100)
+    assert await store.forget_audit(kept_s=101) == 0
+    assert await store.forget_audit(kept_s=100) == 2
+    assert [entry.project_id for entry in (await store.audit()).items] == [world.project]
