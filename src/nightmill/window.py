@@ -11,13 +11,17 @@ No I/O: the store runs `decide` in a transaction, the worker asks when `Window.i
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from nightmill.ids import WorkerId
 
 _MINUTE_S = 60.0
 _BURST_S = 1.0
 _ROUNDING = 1e-6
+_CLAIM_S = 0.01
+"""So much of the upstream's row each sharer may take, on the average: a claim among a thousand holds it for
+some milliseconds. Many sharers therefore ask more seldom (see docs/scale.md)."""
+_LONGEST_ASK = 1 / 3  # of a lease
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,10 +44,14 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What a worker may have in flight (`slots`), and what it is to come to (`target`) as others move."""
+    """What a worker may have in flight (`slots`), and what it is to come to (`target`) as others move.
+
+    `sharers` is how many want a part, the worker itself included.
+    """
 
     slots: int
     target: int
+    sharers: int = field(default=1, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +80,7 @@ def decide(claim: Claim, others: Sequence[Granted], *, turn: int) -> Grant:
         claim.worker_id, 0
     )
     room = max(0, claim.window - sum(other.slots for other in others))
-    return Grant(min(room, max(target, claim.held)), target)
+    return Grant(min(room, max(target, claim.held)), target, len(order))
 
 
 def fair_shares(window: int, wanted: Mapping[WorkerId, int]) -> dict[WorkerId, int]:
@@ -106,7 +114,8 @@ class Window:
         window: see `Claim`.
         ttl_s: a grant lapses so long after it was asked for.
         ask_every_s: a worker that uses its grant asks as often, at least.
-        reshape_s: and so often while it has more or less than its share.
+        reshape_s: and so often while it has more or less than its share. Both hold for few sharers; many take
+            turns.
     """
 
     __slots__ = (
@@ -172,7 +181,10 @@ class Window:
             self._ask_at = asked_at  # it asks again as soon as there is work
             return
         is_settled = grant.slots == grant.target and grant.slots > 0
-        self._ask_at = asked_at + (self._ask_every_s if is_settled else self._reshape_s)
+        turn_s = min(grant.sharers * _CLAIM_S, self._ttl_s * _LONGEST_ASK)
+        if grant.slots != grant.target:
+            turn_s /= 2  # what one is to give up another waits for
+        self._ask_at = asked_at + max(self._ask_every_s if is_settled else self._reshape_s, turn_s)
 
 
 class Rate:

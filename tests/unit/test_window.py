@@ -50,6 +50,23 @@ def test_who_is_to_shrink_keeps_what_is_in_flight_and_the_other_waits_for_it():
     assert decide(grown, [Granted(first, 8, 10)], turn=0) == Grant(2, 5)
 
 
+@pytest.mark.parametrize(("sharers", "every_s"), [(1, 0.75), (75, 0.75), (400, 4.0), (5_000, 10.0)])
+def test_many_sharers_ask_so_seldom_that_their_row_keeps_up_and_never_let_a_grant_lapse(sharers, every_s):
+    window = Window("u", window=10_000, ttl_s=30.0, ask_every_s=0.75)
+    window.take(Grant(2, 2, sharers), asked_at=100.0)
+    assert not window.is_due(100.0 + every_s - 0.001, wanted=5)
+    assert window.is_due(100.0 + every_s, wanted=5)
+    assert window.limit(100.0 + every_s) == 2
+    window.take(Grant(0, 2, sharers), asked_at=100.0)  # it lacks what it is to have
+    assert window.reshape_in_s(100.0) == pytest.approx(max(0.25, min(0.01 * sharers, 10.0) / 2))
+
+
+def test_a_grant_says_how_many_share():
+    claim = Claim(upstream="u", worker_id=WorkerId("w"), window=64, held=0, wanted=1)
+    others = [Granted(WorkerId("busy"), 10, 500), Granted(WorkerId("idle"), 0, 0)]
+    assert decide(claim, others, turn=0).sharers == 2
+
+
 @dataclass
 class Mill:
     """Workers as `roles.worker` uses their windows, and a store that keeps grants as `store.grants` does."""

@@ -5,7 +5,7 @@ All claims for one upstream go through its row, one after another; the decision 
 
 from typing import Any, Final
 
-from sqlalchemy import BindParameter, Connection, Insert, bindparam, delete, insert, select
+from sqlalchemy import BindParameter, Connection, Insert, bindparam, delete, insert, or_, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from nightmill.ids import WorkerId
@@ -19,16 +19,15 @@ _ADD: dict[str, Insert] = {
     "sqlite": sqlite.insert(upstream).values(name=_NAME).on_conflict_do_nothing(),
     "postgresql": postgresql.insert(upstream).values(name=_NAME).on_conflict_do_nothing(),
 }
-_LAPSED = delete(upstream_grant).where(
-    upstream_grant.c.upstream == _NAME, upstream_grant.c.expires_at <= now()
+# The claimant's own goes too: the answer takes its place.
+_OVER = delete(upstream_grant).where(
+    upstream_grant.c.upstream == _NAME,
+    or_(upstream_grant.c.expires_at <= now(), upstream_grant.c.worker_id == bindparam("claimant")),
 )
 _OTHERS = (
     select(upstream_grant.c.worker_id, upstream_grant.c.slots, upstream_grant.c.wanted)
-    .where(upstream_grant.c.upstream == _NAME, upstream_grant.c.worker_id != bindparam("claimant"))
+    .where(upstream_grant.c.upstream == _NAME)
     .order_by(upstream_grant.c.worker_id)
-)
-_OWN = delete(upstream_grant).where(
-    upstream_grant.c.upstream == _NAME, upstream_grant.c.worker_id == bindparam("claimant")
 )
 _GRANT = insert(upstream_grant).values(
     upstream=_NAME,
@@ -47,13 +46,12 @@ def grant(connection: Connection, claim: Claim, ttl_s: float) -> Grant:
     if locked is None:
         connection.execute(_ADD[connection.dialect.name], of)
         locked = connection.execute(_LOCK, of).one()
-    connection.execute(_LAPSED, of)
     by: dict[str, Any] = {**of, "claimant": claim.worker_id}
+    connection.execute(_OVER, by)
     others = [
-        Granted(WorkerId(row.worker_id), row.slots, row.wanted) for row in connection.execute(_OTHERS, by)
+        Granted(WorkerId(row.worker_id), row.slots, row.wanted) for row in connection.execute(_OTHERS, of)
     ]
     made = decide(claim, others, turn=int(locked.at / ttl_s))
-    connection.execute(_OWN, by)
     if made.slots or claim.wanted:
         given = {**by, "new_slots": made.slots, "new_wanted": claim.wanted, "ttl_s": ttl_s}
         connection.execute(_GRANT, given)
