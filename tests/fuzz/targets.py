@@ -52,7 +52,7 @@ def input_file(data: bytes) -> None:
         assert request.body in text
         assert row["custom_id"] not in custom_ids
         custom_ids.add(row["custom_id"])
-        _is_row(unanswered("batch_req_1", request, code="batch_expired", message="late").text)
+        _is_row(unanswered(b"batch_req_1", request, code="batch_expired", message="late").text)
     between = b"".join(
         data[line.offset + line.length_bytes : after]
         for line, after in zip(lines, [*starts[1:], len(data)], strict=True)
@@ -82,7 +82,9 @@ def answer(data: bytes) -> None:
     """Whatever an upstream says, the row is one line of ASCII JSON and holds what was said."""
     status = 200 + data[0] if data else 200
     line = RequestLine(b'"a\\u00e9"', b"{}")
-    row = answered("batch_req_1", line, status=status, request_id=data[:8].hex(), body=data[1:])
+    row = answered(
+        b"batch_req_1", line, status=status, request_id=b'"%b"' % data[:8].hex().encode(), body=data[1:]
+    )
     parsed = _is_row(row.text)
     assert parsed["custom_id"] == "a\u00e9"
     if parsed["error"] is None:
@@ -211,7 +213,7 @@ def seeds() -> dict[str, list[bytes]]:
     """A few good inputs of each target, for a fuzzer to begin with."""
     line = RequestLine(b'"a"', b"{}")
     rows = [
-        answered("batch_req_1", line, status=status, request_id="req", body=ANSWER[1:])
+        answered(b"batch_req_1", line, status=status, request_id=b'"req"', body=ANSWER[1:])
         for status in (200, 500)
     ]
     records = b"".join(b"".join(pack_record(number, row)) for number, row in enumerate(rows))

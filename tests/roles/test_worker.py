@@ -320,7 +320,7 @@ async def test_whoever_takes_over_sends_only_what_has_no_durable_answer(mill: Mi
 
     for ordinal in (0, 3):
         line = RequestLine(f'"line-{ordinal}"'.encode(), b"{}")
-        writer.append(ordinal, answered("x", line, status=200, request_id="r", body=b'{"by": "dead"}'))
+        writer.append(ordinal, answered(b"x", line, status=200, request_id=b'"r"', body=b'{"by": "dead"}'))
     await writer.close()
     await parts.close()
 

@@ -11,7 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nightmill.batch import Usage
-from nightmill.line import OutputLine, RequestLine, answered, is_json, json_text, slice_line, unanswered
+from nightmill.line import (
+    OutputLine,
+    RequestLine,
+    answered,
+    ascii_string,
+    is_json,
+    json_text,
+    slice_line,
+    unanswered,
+)
 
 LINE = RequestLine(b'"a"', b"{}")
 BOM = b"\xef\xbb\xbf"
@@ -54,7 +63,7 @@ def row_of(output: OutputLine) -> dict[str, Any]:
 
 
 def answer_to(body: bytes, *, status: int = 200, line: RequestLine = LINE) -> OutputLine:
-    return answered("batch_req_1", line, status=status, request_id="r-1", body=body)
+    return answered(b"batch_req_1", line, status=status, request_id=b'"r-1"', body=body)
 
 
 @given(
@@ -229,12 +238,12 @@ def test_the_usage_of_an_error_does_not_count():
 
 
 def test_a_request_id_can_hold_anything():
-    output = answered("i", LINE, status=200, request_id='"}\n\u2028é', body=b"{}")
+    output = answered(b"i", LINE, status=200, request_id=ascii_string('"}\n\u2028é'), body=b"{}")
     assert row_of(output)["response"]["request_id"] == '"}\n\u2028é'
 
 
 def test_a_line_without_an_answer_has_a_null_response():
-    output = unanswered("batch_req_1", LINE, code="batch_expired", message='too "late" – é')
+    output = unanswered(b"batch_req_1", LINE, code="batch_expired", message='too "late" – é')
     assert output.is_error
     assert output.usage is None
     assert output.text == (

@@ -121,6 +121,39 @@ async def test_an_attempt_needs_no_timer_and_no_task_of_its_own(rogue, lean, ask
     assert len(counted) <= 2  # the sweep, at most
 
 
+async def test_an_attempt_that_is_given_up_is_never_told_and_closes_only_its_own_connection(
+    rogue, lean, words
+):
+    upstream, told = lean(rogue.url), asyncio.Queue()
+
+    def start(tag):
+        upstream.start(
+            tag,
+            "/v1/chat/completions",
+            b"{}",
+            timeout_s=5.0,
+            told=lambda *outcome: told.put_nowait(outcome),
+        )
+
+    start("earlier")
+    assert await told.get() == ("earlier", OK)
+    rogue.plays(words.Pause(0.05), words.answer())
+    start("later")
+    upstream.give_up("earlier")  # its connection has moved on
+    assert await told.get() == ("later", OK)
+    rogue.plays(words.HANG)
+    start("unwanted")
+    await rogue.until_requests(3)
+    upstream.give_up("unwanted")
+    await rogue.until_nobody_is_connected()
+    start("unwanted before it has a connection")
+    upstream.give_up("unwanted before it has a connection")
+    start("last")
+    assert await told.get() == ("last", OK)
+    assert told.empty()
+    assert len(rogue.requests) == 4
+
+
 async def test_a_closed_upstream_leaves_no_timer_and_no_connection(rogue, lean, ask):
     upstream = lean(rogue.url)
     await asyncio.gather(*(ask(upstream) for _ in range(10)))

@@ -12,7 +12,11 @@ from nightmill.batch import Usage
 from nightmill.line import json_text
 
 _WHITESPACE = b" \t\n\r"
-_OK = b"200"
+_ANSWERED = (
+    b'{"id": "%b", "custom_id": %b, "response": {"status_code": %d, "request_id": %b, "body": %b}, '
+    b'"error": null}\n'
+)
+_UNANSWERED = b'{"id": "%b", "custom_id": %b, "response": null, "error": {"code": %b, "message": %b}}\n'
 
 
 class OutputLine(msgspec.Struct, frozen=True, gc=False):
@@ -73,13 +77,12 @@ _answer = msgspec.json.Decoder(_Answer)
 _odd_answer = msgspec.json.Decoder(_OddAnswer)
 
 
-def slice_line(raw: bytes) -> RequestLine:
+def slice_line(raw: bytes | memoryview) -> RequestLine:
     """Cuts a line that intake has accepted. Raises ValueError when it is not one."""
-    raw = raw.removeprefix(json_text.BOM)
     try:
         slices = _slices.decode(raw)
     except (msgspec.DecodeError, RecursionError):
-        return _slice_oddity(raw)
+        return _slice_oddity(bytes(raw).removeprefix(json_text.BOM))
     return RequestLine(bytes(slices.custom_id), bytes(slices.body))
 
 
@@ -92,8 +95,12 @@ def is_json(body: bytes) -> bool:
     return True
 
 
-def answered(line_id: str, line: RequestLine, *, status: int, request_id: str, body: bytes) -> OutputLine:
-    """The row of a line the upstream answered. A body that isn't JSON becomes an error object."""
+def answered(line_id: bytes, line: RequestLine, *, status: int, request_id: bytes, body: bytes) -> OutputLine:
+    """The row of a line the upstream answered. A body that isn't JSON becomes an error object.
+
+    Args:
+        request_id: a JSON string.
+    """
     body = body.removeprefix(json_text.BOM)
     is_error = not 200 <= status < 300
     usage = None
@@ -107,40 +114,18 @@ def answered(line_id: str, line: RequestLine, *, status: int, request_id: str, b
         body = json_text.one_ascii_line(body)
         if not is_error and shell is not None:
             usage = _usage(shell)
-    text = b"".join(
-        (
-            b'{"id": "',
-            line_id.encode("ascii"),
-            b'", "custom_id": ',
-            json_text.one_ascii_line(line.custom_id_json),
-            b', "response": {"status_code": ',
-            b"%d" % status if is_error else _OK,
-            b', "request_id": ',
-            json_text.ascii_string(request_id),
-            b', "body": ',
-            body,
-            b'}, "error": null}\n',
-        )
-    )
-    return OutputLine(text, is_error, usage)
+    custom_id = line.custom_id_json
+    if not custom_id.isascii():
+        custom_id = json_text.one_ascii_line(custom_id)
+    written = status if is_error else 200
+    return OutputLine(_ANSWERED % (line_id, custom_id, written, request_id, body), is_error, usage)
 
 
-def unanswered(line_id: str, line: RequestLine, *, code: str, message: str) -> OutputLine:
+def unanswered(line_id: bytes, line: RequestLine, *, code: str, message: str) -> OutputLine:
     """The row of a line that never got an HTTP answer: `response` is null (contract 5.1)."""
-    text = b"".join(
-        (
-            b'{"id": "',
-            line_id.encode("ascii"),
-            b'", "custom_id": ',
-            json_text.one_ascii_line(line.custom_id_json),
-            b', "response": null, "error": {"code": ',
-            json_text.ascii_string(code),
-            b', "message": ',
-            json_text.ascii_string(message),
-            b"}}\n",
-        )
-    )
-    return OutputLine(text, is_error=True, usage=None)
+    custom_id = json_text.one_ascii_line(line.custom_id_json)
+    told = json_text.ascii_string(code), json_text.ascii_string(message)
+    return OutputLine(_UNANSWERED % (line_id, custom_id, *told), is_error=True, usage=None)
 
 
 def _slice_oddity(raw: bytes) -> RequestLine:

@@ -224,7 +224,9 @@ class Finalizer:
         for line in lines:
             offset = line.offset - start
             request = slice_line(text[offset : offset + line.length_bytes])
-            row = unanswered(output_line_id(batch.id, line.ordinal), request, code=code, message=message)
+            row = unanswered(
+                output_line_id(batch.id, line.ordinal).encode(), request, code=code, message=message
+            )
             rows.append((line.ordinal, row))
         return rows
 

@@ -5,24 +5,27 @@ place, unsent, in flight (waiting for a retry counts), settled, or given up. Not
 what to write.
 """
 
-from collections.abc import Iterator, Set
+from collections.abc import Sequence, Set
 
 import msgspec
 
 from nightmill.batch import Status, Tally
 from nightmill.blobs import Blobs
+from nightmill.ids import output_line_id
 from nightmill.line import RequestLine, slice_line
 from nightmill.parts import PartWriter
 from nightmill.segment import INDEX_RECORD_BYTES, IndexedLine, Lease, PinnedPart, Report, unpack_lines
 
 
-class PendingLine(msgspec.Struct, gc=False):
-    """A line that was taken to be sent. `attempts` counts those that may be the line's own fault."""
+class PendingLine(msgspec.Struct, eq=False, gc=False):
+    """A line that was taken to be sent. `attempts` counts those that may be the line's own fault, `guess` is
+    how many tokens its attempt was taken to need."""
 
     segment: "OpenSegment"
     ordinal: int
     request: RequestLine
     attempts: int = 0
+    guess: float = 0.0
 
 
 class OpenSegment:
@@ -35,6 +38,7 @@ class OpenSegment:
 
     __slots__ = (
         "_earlier",
+        "_line_id_start",
         "_lines",
         "_offset",
         "_text",
@@ -58,7 +62,7 @@ class OpenSegment:
         writer: PartWriter,
         text: bytes,
         offset: int,
-        lines: list[IndexedLine],
+        lines: Sequence[IndexedLine],
         pinned: tuple[PinnedPart, ...],
         earlier: Tally,
         confirmed_until: float,
@@ -75,9 +79,10 @@ class OpenSegment:
         self.stop_at = 0.0
         self._earlier = earlier
         self.writer = writer
-        self._text = text
+        self._text = memoryview(text)
         self._offset = offset
-        self._lines: Iterator[IndexedLine] = iter(lines)
+        self._lines = iter(lines)
+        self._line_id_start = output_line_id(self.batch_id, 0)[:-8].encode("ascii")
 
     @property
     def key(self) -> tuple[str, int]:
@@ -111,6 +116,10 @@ class OpenSegment:
         self.in_flight += 1
         start = line.offset - self._offset
         return PendingLine(self, line.ordinal, slice_line(self._text[start : start + line.length_bytes]))
+
+    def line_id(self, ordinal: int) -> bytes:
+        """`output_line_id` of a line of this segment."""
+        return b"%b%08x" % (self._line_id_start, ordinal)
 
     def stop(self, status: Status, *, at: float) -> None:
         """Sends nothing more; what is in flight may finish until monotonic time `at`."""

@@ -1,18 +1,19 @@
-"""One HTTP/1.1 connection of the lean transport: one request at a time, one future for its outcome.
+"""One HTTP/1.1 connection of the lean transport: one request at a time, and who is told its outcome.
 
 Duty: write a request in one go, read its answer, notice everything that is not an answer. Promise: bytes of
 one answer never reach another request; a connection whose state is in doubt is closed. Not its duty: where
 connections come from and when an attempt is late (`http1`).
 
-No task, no timer, no queue: the event loop calls in, a future calls out. All connections of a pool receive
-into one buffer, since the loop fills and hands it over in one step.
+No task, no future, no timer, no queue: the event loop calls in, `told` calls out. All connections of a pool
+receive into one buffer, since the loop fills and hands it over in one step.
 """
 
 import asyncio
 from collections.abc import Callable
 from io import BytesIO
-from typing import cast
+from typing import Any, cast
 
+import msgspec
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from nightmill.pacing import Answered, Broken, Outcome, TimedOut
@@ -22,16 +23,27 @@ RECEIVE_BYTES = 64 << 10
 MAX_OVERHEAD_BYTES = 64 << 10
 """Bytes that may arrive without any of them being body: headers, 1xx answers, chunk extensions, trailers."""
 
-_ONE_PIECE_BYTES = 16 << 10
-"""Below it, a copy is cheaper than two pieces."""
 _FIRST_FINAL_STATUS = 200
 _READ_BY_STATUS = frozenset({429, 503})
 _CONTENT_LENGTH_BYTES = len(b"content-length")
 _TRANSFER_ENCODING = b"transfer-encoding"
 _LENGTHS = frozenset(len(name) for name in (*KEPT_HEADERS, _TRANSFER_ENCODING))
 
-Reply = asyncio.Future[Outcome | None]
-"""None: a reused connection was closed under us before a byte came back; send again on a new one."""
+
+class Attempt(msgspec.Struct, eq=False, gc=False):
+    """A request, until its outcome is told.
+
+    Args:
+        head: all of a short request, or what goes before `body`.
+        deadline: of the loop's clock.
+    """
+
+    tag: Any
+    told: Callable[[Any, Outcome], None]
+    head: bytes
+    body: bytes
+    deadline: float
+    timeout_s: float
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -43,6 +55,7 @@ class Connection(asyncio.BufferedProtocol):
         max_answer_bytes: a longer body is broken off.
         wall_clock: for a Retry-After that is a date.
         freed: told when the connection can take the next request.
+        unsent: told when a reused connection was closed under an attempt before a byte came back.
         lost: told when it is gone.
     """
 
@@ -61,15 +74,14 @@ class Connection(asyncio.BufferedProtocol):
         "_max_answer_bytes",
         "_overhead_bytes",
         "_parser",
-        "_reply",
         "_reused",
         "_silent",
         "_size_bytes",
         "_status",
-        "_timeout_s",
         "_transport",
+        "_unsent",
         "_wall_clock",
-        "deadline",
+        "attempt",
         "idle_since",
         "is_open",
     )
@@ -82,6 +94,7 @@ class Connection(asyncio.BufferedProtocol):
         max_answer_bytes: int,
         wall_clock: Callable[[], float],
         freed: "Callable[[Connection], None]",
+        unsent: Callable[[Attempt], None],
         lost: "Callable[[Connection], None]",
     ) -> None:
         self._loop = loop
@@ -89,12 +102,12 @@ class Connection(asyncio.BufferedProtocol):
         self._max_answer_bytes = max_answer_bytes
         self._wall_clock = wall_clock
         self._freed = freed
+        self._unsent = unsent
         self._lost = lost
         self._transport: asyncio.Transport  # from connection_made on
         self._parser = HttpResponseParser(self)
-        self._reply: Reply | None = None
-        self._timeout_s = 0.0
-        self.deadline = 0.0
+        self.attempt: Attempt | None = None
+        """What it is busy with."""
         self.idle_since = 0.0
         self.is_open = False
         self._reused = False
@@ -121,33 +134,26 @@ class Connection(asyncio.BufferedProtocol):
         self._body = b""
         self._longer_body = None
 
-    @property
-    def is_busy(self) -> bool:
-        return self._reply is not None
-
-    def ask(self, head: bytes, body: bytes, *, deadline: float, timeout_s: float) -> Reply:
+    def ask(self, attempt: Attempt) -> None:
         """Sends a request. The connection must be open and idle."""
-        reply: Reply = self._loop.create_future()
-        self._reply = reply
-        self.deadline = deadline
-        self._timeout_s = timeout_s
+        self.attempt = attempt
         try:
-            if len(body) < _ONE_PIECE_BYTES:
-                self._transport.write(head + body)
+            if attempt.body:
+                self._transport.writelines((attempt.head, attempt.body))
             else:
-                self._transport.writelines((head, body))
+                self._transport.write(attempt.head)
         except RuntimeError:  # uvloop: the socket failed and the loop has not said so yet
             self._end(self._cut_short())
-        return reply
 
     def expire(self) -> None:
         """The attempt's time is over."""
-        self._end(TimedOut(self._timeout_s))
+        if self.attempt is not None:
+            self._end(TimedOut(self.attempt.timeout_s))
 
-    def forget(self, reply: Reply) -> None:
-        """Nobody waits for `reply` any more. A connection that has moved on stays."""
-        if self._reply is reply:
-            self.abort()
+    def forget(self) -> None:
+        """Nobody waits for the answer any more."""
+        self.attempt = None
+        self.abort()
 
     def abort(self) -> None:
         """Closes now; a waiting request ends as broken."""
@@ -166,8 +172,8 @@ class Connection(asyncio.BufferedProtocol):
             self._headers = {}
         else:
             outcome = Answered(status, body)
-        reply = self._reply
-        self._reply = None
+        attempt = self.attempt
+        self.attempt = None
         if self._keeps and self.is_open:
             self._expect_answer()
             self._reused = True
@@ -175,8 +181,8 @@ class Connection(asyncio.BufferedProtocol):
             self._freed(self)
         else:
             self.close()
-        if reply is not None and not reply.done():  # done: cancelled, and its task not yet woken
-            reply.set_result(outcome)
+        if attempt is not None:
+            attempt.told(attempt.tag, outcome)
 
     def _outcome(self, status: int, body: bytes) -> Outcome:
         if _TRANSFER_ENCODING in self._headers:
@@ -188,13 +194,18 @@ class Connection(asyncio.BufferedProtocol):
 
     def _end(self, outcome: Outcome | None) -> None:
         self.is_open = False
-        reply = self._reply
-        self._reply = None
-        if reply is not None and not reply.done():
-            reply.set_result(outcome)
+        attempt = self.attempt
+        self.attempt = None
         self._transport.abort()
+        if attempt is None:
+            return
+        if outcome is None:
+            self._unsent(attempt)
+        else:
+            attempt.told(attempt.tag, outcome)
 
     def _cut_short(self) -> Broken | None:
+        """None: a reused connection was closed under us before a byte came back; another may do."""
         if not self._silent:
             return Broken("the connection was closed in the middle of the answer")
         return None if self._reused else GONE
@@ -209,7 +220,7 @@ class Connection(asyncio.BufferedProtocol):
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        if self._reply is None:
+        if self.attempt is None:
             self.abort()  # bytes nobody asked for would be taken for the next answer
             return
         self._silent = False
@@ -237,7 +248,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.is_open = False
-        if self._reply is not None:
+        if self.attempt is not None:
             if exc is None and self._in_body and not self._framed:
                 self._keeps = False
                 self._settle()

@@ -14,12 +14,12 @@ import asyncio
 import socket
 import ssl
 import time
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Callable
 
 from nightmill.pacing import Answered, Outcome, Unreachable, sent_twice
 from nightmill.upstream.answer import GONE
-from nightmill.upstream.connection import RECEIVE_BYTES, Connection
+from nightmill.upstream.connection import RECEIVE_BYTES, Attempt, Connection
+from nightmill.upstream.port import Tag
 from nightmill.upstream.target import Target
 
 IDLE_S = 4.0
@@ -30,6 +30,9 @@ MODELS_TIMEOUT_S = 10.0
 _SWEEP_S = 0.1
 _CLOSING_S = 1.0
 _OK = 200
+_ONE_PIECE_BYTES = 16 << 10
+"""Below it, a copy is cheaper than two pieces."""
+_CLOSED = "the upstream was closed by us"
 
 
 class LeanUpstream:
@@ -63,6 +66,7 @@ class LeanUpstream:
         self._heads: dict[str, bytes] = {}
         self._idle: list[Connection] = []
         self._connections: set[Connection] = set()
+        self._openers: dict[asyncio.Task[None], Attempt] = {}
         self._buffer = memoryview(bytearray(RECEIVE_BYTES))
         self._opening = asyncio.Semaphore(OPENING_AT_ONCE)
         self._failed: tuple[float, Unreachable] | None = None
@@ -71,14 +75,38 @@ class LeanUpstream:
         self._all_gone = asyncio.Event()
         self._closed = False
 
-    def send(self, endpoint: str, body: bytes, *, timeout_s: float) -> Coroutine[Any, Any, Outcome]:
+    def start(
+        self, tag: Tag, endpoint: str, body: bytes, *, timeout_s: float, told: Callable[[Tag, Outcome], None]
+    ) -> None:
+        """See `Attempts`."""
         head = self._heads.get(endpoint)
         if head is None:
             path = self._target.path_of(endpoint)
             head = self._heads[endpoint] = self._head("POST", path) + (
                 b"content-type: application/json\r\ncontent-length: "
             )
-        return self._exchange(b"%b%d\r\n\r\n" % (head, len(body)), body, timeout_s)
+        if len(body) < _ONE_PIECE_BYTES:
+            head, body = b"%b%d\r\n\r\n%b" % (head, len(body), body), b""
+        else:
+            head = b"%b%d\r\n\r\n" % (head, len(body))
+        now = self._now()
+        self._begin(Attempt(tag, told, head, body, now + timeout_s, timeout_s), now)
+
+    def give_up(self, tag: object) -> None:
+        for connection in self._connections:
+            if connection.attempt is not None and connection.attempt.tag is tag:
+                connection.forget()
+                return
+        for task, attempt in self._openers.items():
+            if attempt.tag is tag:
+                del self._openers[task]
+                task.cancel()
+                return
+
+    async def send(self, endpoint: str, body: bytes, *, timeout_s: float) -> Outcome:
+        reply: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self.start(reply, endpoint, body, timeout_s=timeout_s, told=_answer)
+        return await self._awaited(reply)
 
     async def models(self) -> bytes | None:
         return await self.get(self._target.path_of("/v1/models"))
@@ -86,16 +114,22 @@ class LeanUpstream:
     async def get(self, path: str) -> bytes | None:
         """What stands at a path of the host's, or None when it gave no 200."""
         head = self._head("GET", path) + b"\r\n"
-        outcome = await self._exchange(head, b"", MODELS_TIMEOUT_S)
+        reply: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        now = self._now()
+        self._begin(Attempt(reply, _answer, head, b"", now + MODELS_TIMEOUT_S, MODELS_TIMEOUT_S), now)
+        outcome = await self._awaited(reply)
         return outcome.body if isinstance(outcome, Answered) and outcome.status == _OK else None
 
     async def close(self) -> None:
         self._closed = True
         for connection in tuple(self._connections):
-            if connection.is_busy:
+            if connection.attempt is not None:
                 connection.abort()
             else:
                 connection.close()
+        for task in tuple(self._openers):
+            self._opened(task, Unreachable(_CLOSED))
+            task.cancel()
         if self._connections:
             try:
                 async with asyncio.timeout(_CLOSING_S):
@@ -112,12 +146,12 @@ class LeanUpstream:
         lines += [f"{name}: {value}" for name, value in self._target.headers]
         return "".join(f"{line}\r\n" for line in lines).encode("ascii")
 
-    async def _exchange(self, head: bytes, body: bytes, timeout_s: float) -> Outcome:
-        loop = self._loop
-        if loop is None:
-            loop = self._loop = asyncio.get_running_loop()
-        now = loop.time()
-        deadline = now + timeout_s
+    def _now(self) -> float:
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        return self._loop.time()
+
+    def _begin(self, attempt: Attempt, now: float) -> None:
         idle = self._idle
         while idle:
             connection = idle.pop()
@@ -126,47 +160,59 @@ class LeanUpstream:
             if now - connection.idle_since > self._idle_s:
                 connection.close()
                 continue
-            reply = connection.ask(head, body, deadline=deadline, timeout_s=timeout_s)
-            try:
-                outcome = await reply
-            except asyncio.CancelledError:
-                connection.forget(reply)
-                raise
-            if outcome is not None:
-                return outcome
-            break
-        else:
-            return await self._exchange_anew(loop, head, body, deadline=deadline, timeout_s=timeout_s)
-        outcome = await self._exchange_anew(loop, head, body, deadline=deadline, timeout_s=timeout_s)
-        return GONE if isinstance(outcome, Unreachable) else sent_twice(outcome)
+            connection.ask(attempt)
+            return
+        self._begin_anew(attempt)
 
-    async def _exchange_anew(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        head: bytes,
-        body: bytes,
-        *,
-        deadline: float,
-        timeout_s: float,
-    ) -> Outcome:
-        """Over a connection of its own."""
-        opened = await self._open(loop, deadline=deadline)
-        if isinstance(opened, Unreachable):
-            return opened
-        reply = opened.ask(head, body, deadline=deadline, timeout_s=timeout_s)
+    def _begin_anew(self, attempt: Attempt) -> None:
+        """On a new connection."""
+        assert self._loop is not None
+        task = self._loop.create_task(self._open_for(attempt), name="open a connection")
+        self._openers[task] = attempt
+
+    def _send_again(self, attempt: Attempt) -> None:
+        """Its reused connection was closed before a byte came back; the line may have been read."""
+        told = attempt.told
+
+        def told_of_both(tag: object, outcome: Outcome) -> None:
+            told(tag, GONE if isinstance(outcome, Unreachable) else sent_twice(outcome))
+
+        attempt.told = told_of_both
+        self._begin_anew(attempt)
+
+    async def _open_for(self, attempt: Attempt) -> None:
+        assert self._loop is not None
+        task = asyncio.current_task()
+        assert task is not None
         try:
-            outcome = await reply
+            opened = await self._open(self._loop, deadline=attempt.deadline)
+        except Exception as error:  # noqa: BLE001 - whatever keeps us from connecting is an outcome
+            opened = Unreachable(f"no connection: {type(error).__name__}")
+        self._opened(task, opened)
+
+    def _opened(self, task: asyncio.Task[None], opened: Connection | Unreachable) -> None:
+        attempt = self._openers.pop(task, None)
+        if isinstance(opened, Unreachable):
+            if attempt is not None:
+                attempt.told(attempt.tag, opened)
+        elif attempt is None:
+            opened.close()
+        else:
+            opened.ask(attempt)
+
+    async def _awaited(self, reply: asyncio.Future[Outcome]) -> Outcome:
+        try:
+            return await reply
         except asyncio.CancelledError:
-            opened.forget(reply)
+            self.give_up(reply)
             raise
-        return outcome if outcome is not None else GONE
 
     async def _open(self, loop: asyncio.AbstractEventLoop, *, deadline: float) -> Connection | Unreachable:
         began = loop.time()
         try:
             async with asyncio.timeout_at(deadline), self._opening:
                 if self._closed:
-                    return Unreachable("the upstream was closed by us")
+                    return Unreachable(_CLOSED)
                 if self._failed is not None and self._failed[0] > began:
                     return self._failed[1]  # those who waited for their turn need not try the same again
                 outcome = await self._connect(loop)
@@ -204,6 +250,7 @@ class LeanUpstream:
             max_answer_bytes=self._max_answer_bytes,
             wall_clock=self._wall_clock,
             freed=self._idle.append,
+            unsent=self._send_again,
             lost=self._lost,
         )
 
@@ -215,14 +262,19 @@ class LeanUpstream:
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
         now = loop.time()
         for connection in tuple(self._connections):
-            if connection.is_busy:
-                if now >= connection.deadline:
+            if connection.attempt is not None:
+                if now >= connection.attempt.deadline:
                     connection.expire()
             elif connection.is_open and now - connection.idle_since > self._idle_s:
                 connection.close()
         self._idle[:] = [connection for connection in self._idle if connection.is_open]
         more = bool(self._connections)
         self._sweeping = loop.call_later(_SWEEP_S, self._sweep, loop) if more else None
+
+
+def _answer(reply: asyncio.Future[Outcome], outcome: Outcome) -> None:
+    if not reply.done():  # it may be cancelled, and its task not yet woken
+        reply.set_result(outcome)
 
 
 def reason_of(error: OSError) -> str:

@@ -1,0 +1,34 @@
+"""Any upstream as one whose attempts tell their outcome: by a task for each, where it has no better way."""
+
+import asyncio
+from collections.abc import Callable
+
+from nightmill.pacing import Outcome
+from nightmill.upstream.port import Attempts, Tag, Upstream
+
+
+def attempts_of(upstream: Upstream, *, group: asyncio.TaskGroup) -> Attempts:
+    """The upstream itself when it tells, or tasks of `group` that wait for it."""
+    return upstream if isinstance(upstream, Attempts) else TaskAttempts(upstream, group)
+
+
+class TaskAttempts:
+    def __init__(self, upstream: Upstream, group: asyncio.TaskGroup) -> None:
+        self._upstream = upstream
+        self._group = group
+        self._tasks: dict[object, asyncio.Task[None]] = {}
+
+    def start(
+        self, tag: Tag, endpoint: str, body: bytes, *, timeout_s: float, told: Callable[[Tag, Outcome], None]
+    ) -> None:
+        async def attempt() -> None:
+            outcome = await self._upstream.send(endpoint, body, timeout_s=timeout_s)
+            del self._tasks[tag]
+            told(tag, outcome)
+
+        self._tasks[tag] = self._group.create_task(attempt())
+
+    def give_up(self, tag: object) -> None:
+        task = self._tasks.pop(tag, None)
+        if task is not None:
+            task.cancel()
