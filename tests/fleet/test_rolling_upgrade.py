@@ -1,0 +1,184 @@
+"""From the previous release to this one while the fleet works: nothing lost or doubled, and no error.
+
+The previous release comes from git, its schema is 0002. Its processes run its own sources.
+"""
+
+import asyncio
+import io
+import os
+import subprocess
+import tarfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import openai
+import pytest
+
+from nightmill.errors import SetupError
+from nightmill.store import migrate
+from nightmill.store.steps import Stage
+from tests.fleet.conftest import Fleet, Process, begin, each_once, ended, until
+
+ROOT = Path(__file__).resolve().parents[2]
+PREVIOUS = "7cdbff991397d834c05f7a9eed7ecd85f9119780"
+LINES = 60
+
+
+@pytest.fixture(scope="session")
+def previous(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment that runs the previous release."""
+    try:
+        packed = subprocess.run(
+            ["git", "-C", ROOT, "archive", PREVIOUS, "src"], capture_output=True, check=True, timeout=60
+        ).stdout
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        pytest.skip(f"the previous release ({PREVIOUS[:7]}) is not in this clone: fetch the whole history")
+    folder = tmp_path_factory.mktemp("previous")
+    with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
+        archive.extractall(folder, filter="data")
+    return {"PYTHONPATH": str(folder / "src")}
+
+
+def run_migration(fleet: Fleet, *flags: str) -> tuple[int, str]:
+    migrating = fleet.start("migrate", *flags)
+    return migrating.process.wait(timeout=60), migrating.said
+
+
+def both(fleet: Fleet, words: tuple[str, ...], environment: dict[str, str] | None) -> tuple[Process, Process]:
+    """A server and a crew that start at the same time."""
+    crew = fleet.start("work", *words, environment=environment)
+    server = fleet.serve("--workers", "0", environment=environment)
+    until(lambda: "nightmill works" in crew.said)
+    return server, crew
+
+
+def version(fleet: Fleet) -> str:
+    return fleet.sql("SELECT version_num FROM alembic_version")
+
+
+def test_a_fleet_is_upgraded_while_it_works(fleet, upstream, previous):
+    source = upstream(delay_s=0.1)
+    words = ("--upstream", source.url, "--concurrency", "4")
+    old_server, old_crew = both(fleet, words, previous)
+    assert version(fleet) == "0002"
+    made = begin(old_server.client(), LINES)
+    until(lambda: len(source.requests()) > 5)
+
+    asyncio.run(migrate(fleet.store, stage=Stage.BEFORE))
+    server, crew = both(fleet, words, None)
+    with pytest.raises(SetupError, match="connections of older nightmills are open"):
+        asyncio.run(migrate(fleet.store, stage=Stage.AFTER))
+    late = begin(old_server.client(), 5, name="late")
+    for old in (old_crew, old_server):
+        assert old.end() == 0, old.said
+    asyncio.run(migrate(fleet.store, stage=Stage.AFTER))
+
+    each_once(server.client(), ended(server.client(), made.id), LINES)
+    each_once(server.client(), ended(server.client(), late.id), 5, name="late")
+    assert max(source.requests().values()) == 1
+    assert fleet.sql("SELECT sum(batches), sum(requests), sum(completed) FROM usage") == "2|65|65"
+    for process in (old_server, old_crew, server, crew):
+        assert "Traceback" not in process.said
+
+
+class Traffic:
+    """A client that opens one batch after another, and asks for each, at whatever servers are in rotation."""
+
+    def __init__(self, first: Process) -> None:
+        self.rotation = [first]
+        self.batches: list[str] = []
+        self.asked = 0
+        self.errors: list[Exception] = []
+        self._stop = threading.Event()
+        self._pause = threading.Lock()
+
+    @contextmanager
+    def flowing(self) -> Iterator[None]:
+        thread = threading.Thread(target=self._flow)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._stop.set()
+            thread.join(timeout=60)
+            assert not thread.is_alive()
+
+    def rotate(self, change: Callable[[list[Process]], None]) -> None:
+        """As a load balancer takes a server in or out: no request is under way meanwhile."""
+        with self._pause:
+            change(self.rotation)
+
+    def _flow(self) -> None:
+        try:
+            while not self._stop.is_set():
+                with self._pause:
+                    client = self.rotation[self.asked % len(self.rotation)].client()
+                    self.asked += 1
+                    if self.asked % 5 == 1:
+                        name = f"b{len(self.batches)}"
+                        self.batches.append(begin(client, LINES, name=name).id)
+                    for batch_id in self.batches[-3:]:
+                        assert client.batches.retrieve(batch_id).status != "failed"
+                self._stop.wait(0.2)
+        except (openai.APIError, AssertionError) as error:
+            self.errors.append(error)
+
+
+@pytest.mark.skipif(not os.environ.get("TEST_FLEET"), reason="a minute of rolling: make test-fleet")
+@pytest.mark.timeout(400)
+def test_a_fleet_rolls_forward_back_and_forward_again_under_traffic(fleet, upstream, previous):
+    source = upstream(delay_s=0.05)
+    words = ("--upstream", source.url, "--concurrency", "8")
+
+    def server(environment: dict[str, str] | None) -> Process:
+        return fleet.serve("--workers", "0", environment=environment)
+
+    def crew(environment: dict[str, str] | None) -> Process:
+        return fleet.work(*words, environment=environment)
+
+    servers = [server(previous), server(previous)]
+    crews = [crew(previous), crew(previous)]
+    everyone = [*servers, *crews]
+    traffic = Traffic(servers[0])
+    traffic.rotation.append(servers[1])
+
+    def roll(environment: dict[str, str] | None) -> None:
+        for place in range(2):
+            new_crew, old_crew = crew(environment), crews[place]
+            assert old_crew.end() == 0, old_crew.said
+            new_server, old_server = server(environment), servers[place]
+            traffic.rotate(lambda rotation, new=new_server: rotation.append(new))
+            traffic.rotate(lambda rotation, old=old_server: rotation.remove(old))
+            assert old_server.end() == 0, old_server.said
+            crews[place], servers[place] = new_crew, new_server
+            everyone.extend((new_crew, new_server))
+            before = len(traffic.batches)
+            until(lambda before=before: traffic.errors or len(traffic.batches) > before + 1)
+
+    with traffic.flowing():
+        until(lambda: traffic.errors or len(traffic.batches) > 2)
+        assert run_migration(fleet, "--before")[0] == 0
+        roll(None)
+        roll(previous)
+        assert run_migration(fleet, "--after")[0] == 78
+        roll(None)
+        assert run_migration(fleet, "--after")[0] == 0
+        before = len(traffic.batches)
+        until(lambda: traffic.errors or len(traffic.batches) > before + 2)
+    assert not traffic.errors, traffic.errors
+    client = servers[0].client()
+    for number, batch_id in enumerate(traffic.batches):
+        each_once(client, ended(client, batch_id), LINES, name=f"b{number}")
+    assert max(source.requests().values()) == 1
+    count = len(traffic.batches)
+    counted = fleet.sql("SELECT sum(batches), sum(requests), sum(completed) FROM usage")
+    assert counted == f"{count}|{count * LINES}|{count * LINES}"
+    kept = "SELECT sum(size_bytes) FROM file WHERE deleted_at IS NULL"
+    assert fleet.sql("SELECT sum(stored_bytes) FROM project") == fleet.sql(kept)
+    refused = fleet.start("serve", "--workers", "0", environment=previous)
+    assert refused.process.wait(timeout=30) == 78
+    assert "newer than this nightmill knows" in refused.said
+    for process in everyone:
+        assert "Traceback" not in process.said
