@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from nightmill.ids import ProjectId
 from nightmill.store.protocol import ApiKey
+from nightmill.tenant import Scope
 
 PREFIX = "sk-nightmill-"
 _SECRET_BYTES = 32
@@ -21,7 +22,12 @@ def digest_of(secret: str) -> str:
 
 
 def make_api_key(
-    random: Callable[[int], bytes], *, project_id: ProjectId, name: str, created_at: int
+    random: Callable[[int], bytes],
+    *,
+    project_id: ProjectId,
+    name: str,
+    created_at: int,
+    scope: Scope = Scope.PROJECT,
 ) -> tuple[str, ApiKey]:
     """The secret, which is to be shown once and forgotten, and the key to store."""
     secret = PREFIX + urlsafe_b64encode(random(_SECRET_BYTES)).rstrip(b"=").decode("ascii")
@@ -32,5 +38,6 @@ def make_api_key(
         digest=digest_of(secret),
         hint=secret[-4:],
         created_at=created_at,
+        scope=scope,
     )
     return secret, key

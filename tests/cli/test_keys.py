@@ -28,7 +28,7 @@ def test_a_key_is_made_listed_and_revoked(nightmill, tmp_path):
 
 def test_json_gives_the_secret_once(nightmill, tmp_path):
     made = nightmill("keys", "create", "ci", "--folder", tmp_path, "--json")
-    assert set(made.json) == {"id", "name", "project", "hint", "created_at", "revoked_at", "secret"}
+    assert set(made.json) == {"id", "name", "project", "scope", "hint", "created_at", "revoked_at", "secret"}
     assert made.err == ""
     assert "secret" not in nightmill("keys", "list", "--folder", tmp_path, "--json").json
 

@@ -15,9 +15,12 @@ from nightmill.cli import (
     batches,
     check,
     files,
+    holds,
     keys,
     migrate,
     move,
+    projects,
+    reports,
     run,
     screen,
     serve,
@@ -58,6 +61,10 @@ app.command()(batches.results)
 app.command()(batches.cancel)
 app.add_typer(files.app, name="files")
 app.add_typer(keys.app, name="keys")
+app.add_typer(projects.app, name="projects")
+app.add_typer(holds.app, name="hold")
+app.command()(reports.usage)
+app.command()(reports.audit)
 app.command()(migrate.migrate)
 app.command()(move.move)
 app.command()(torture.torture)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from nightmill.cli import flags
+from nightmill.cli import flags, stored
 from nightmill.cli.screen import out, out_json
 from nightmill.errors import RequestError
 
@@ -40,7 +40,7 @@ def migrate(
 
     stage = Stage.BEFORE if before else Stage.AFTER if after else None
     with locked_folder(settings.folder) if settings.is_embedded else contextlib.nullcontext():
-        version = finished(migrated(settings.store_url, stage=stage))
+        version = finished(migrated(settings.store_url, stage=stage, by=stored.operator()))
     if as_json:
         out_json({"schema": version})
     else:

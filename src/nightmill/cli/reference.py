@@ -20,8 +20,9 @@ Printed from the commands by `python -m nightmill.cli.reference > docs/cli.md`; 
 Results go to stdout, everything else to stderr; `--json` prints JSON for machines, one document, or one a
 line for lists. `nightmill --install-completion` installs completion for your shell.
 
-`serve`, `run`, `validate`, `backup`, `check` and `keys` work on this machine and take their
-[settings](settings.md) from flags, then the environment (`NIGHTMILL_...`), then a file. `submit`, `list`,
+`serve`, `run`, `validate`, `backup`, `check`, `keys`, `projects`, `hold`, `usage` and `audit` work on this
+machine and take their [settings](settings.md) from flags, then the environment (`NIGHTMILL_...`), then a
+file. `submit`, `list`,
 `show`, `watch`, `results`, `cancel` and `files` are a client of any OpenAI-compatible batch server:
 `OPENAI_BASE_URL` names it (by default
 `http://127.0.0.1:8080/v1`) and `OPENAI_API_KEY` is sent to it.

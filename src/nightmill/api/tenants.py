@@ -1,0 +1,73 @@
+"""What projects used, may have and did, under `/nightmill/v1` (nothing of it is in the published API).
+
+Duty: usage, quotas and the audit log, read-only. Promise: a key sees its own project; an admin's key, and
+whoever may ask without a key, sees all. Not its duty: changing any of it (the command line does).
+"""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query
+
+from nightmill.api.auth import Asker, asker_of, no_admin, require_project
+from nightmill.api.context import Context
+from nightmill.api.envelope import JsonResponse
+from nightmill.api.tenant_wire import day_of, entry_on_wire, groups_of, project_on_wire, usage_on_wire
+from nightmill.ids import ProjectId
+from nightmill.tenant import Scope
+
+_MOST_ENTRIES = 1_000
+_AskedBy = Annotated[Asker, Depends(asker_of)]
+_ProjectId = Annotated[str | None, Query()]
+
+router = APIRouter(prefix="/nightmill/v1", include_in_schema=False)
+
+
+@router.get("/usage")
+async def usage(
+    context: Context,
+    asker: _AskedBy,
+    project_id: _ProjectId = None,
+    model: Annotated[str | None, Query()] = None,
+    first: Annotated[str | None, Query(alias="from")] = None,
+    last: Annotated[str | None, Query(alias="to")] = None,
+    group_by: Annotated[str, Query()] = "project,model",
+) -> JsonResponse:
+    rows = await context.store.usage(
+        groups_of(group_by),
+        project_id=require_project(asker, project_id),
+        model=model,
+        first_day=day_of(first, param="from"),
+        last_day=day_of(last, param="to"),
+    )
+    return JsonResponse({"object": "list", "data": [usage_on_wire(row) for row in rows]})
+
+
+@router.get("/quotas")
+async def quotas(context: Context, asker: _AskedBy, project_id: _ProjectId = None) -> JsonResponse:
+    project = require_project(asker, project_id) or asker.project_id
+    rules = await context.store.project_rules(project)
+    consumption = await context.store.consumption(project)
+    defaults = context.settings.quota.limits
+    return JsonResponse(project_on_wire(project, rules, rules.limits(defaults), consumption))
+
+
+@router.get("/audit")
+async def audit(
+    context: Context,
+    asker: _AskedBy,
+    project_id: _ProjectId = None,
+    since: Annotated[float | None, Query(description="Unix seconds.")] = None,
+    after: Annotated[int | None, Query(description="The id of the last entry of the page before.")] = None,
+    limit: Annotated[int, Query(ge=1, le=_MOST_ENTRIES)] = 100,
+) -> JsonResponse:
+    """Newest first."""
+    if asker.scope is not Scope.ADMIN:
+        raise no_admin()
+    page = await context.store.audit(
+        project_id=None if project_id is None else ProjectId(project_id),
+        since=since,
+        before=after,
+        limit=limit,
+    )
+    data = [entry_on_wire(entry) for entry in page.items]
+    return JsonResponse({"object": "list", "data": data, "has_more": page.has_more})

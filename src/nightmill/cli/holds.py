@@ -1,0 +1,90 @@
+"""`nightmill hold`: what nobody may delete."""
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from nightmill.cli import flags, stored
+from nightmill.cli.screen import Json, local_time, out, out_json, out_table
+from nightmill.errors import NotFoundError
+
+app = typer.Typer(rich_markup_mode=None, help="Keep projects, files and batches from being deleted.")
+
+
+class Kind(StrEnum):
+    PROJECT = "project"
+    FILE = "file"
+    BATCH = "batch"
+
+
+_Kind = Annotated[Kind, typer.Argument(metavar="KIND", help="project, file or batch.")]
+_SubjectId = Annotated[str, typer.Argument(metavar="ID", help="Which one.")]
+
+
+@app.command("set")
+def set_hold(
+    kind: _Kind,
+    subject_id: _SubjectId,
+    reason: Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="For the list.")] = None,
+    folder: flags.Folder = None,
+    config: flags.Config = None,
+    as_json: Json = False,
+) -> None:
+    """Hold it: from now on neither a client nor its expiry deletes it. Twice does no harm."""
+    from nightmill.tenant import HoldKind
+
+    stored.with_store(
+        folder,
+        config,
+        lambda store: store.set_hold(HoldKind(kind), subject_id, reason=reason, by=stored.operator()),
+    )
+    if as_json:
+        out_json({"kind": kind.value, "id": subject_id, "held": True})
+    else:
+        out(f"{kind} {subject_id} is held")
+
+
+@app.command("clear")
+def clear_hold(
+    kind: _Kind,
+    subject_id: _SubjectId,
+    folder: flags.Folder = None,
+    config: flags.Config = None,
+    as_json: Json = False,
+) -> None:
+    """Clear it. What has expired meanwhile is deleted at the server's next look."""
+    from nightmill.tenant import HoldKind
+
+    if not stored.with_store(
+        folder, config, lambda store: store.clear_hold(HoldKind(kind), subject_id, by=stored.operator())
+    ):
+        raise NotFoundError(f"{kind} {subject_id} is not held; see what is with: nightmill hold list")
+    if as_json:
+        out_json({"kind": kind.value, "id": subject_id, "held": False})
+    else:
+        out(f"{kind} {subject_id} is no longer held")
+
+
+@app.command("list")
+def list_holds(folder: flags.Folder = None, config: flags.Config = None, as_json: Json = False) -> None:
+    """List what is held, and since when."""
+    holds = stored.with_store(folder, config, lambda store: store.list_holds())
+    if as_json:
+        for hold in holds:
+            out_json(
+                {
+                    "kind": hold.kind.value,
+                    "id": hold.subject_id,
+                    "reason": hold.reason,
+                    "created_at": hold.created_at,
+                }
+            )
+        return
+    out_table(
+        ("KIND", "ID", "SINCE", "REASON"),
+        (
+            (hold.kind.value, hold.subject_id, local_time(hold.created_at), hold.reason or "")
+            for hold in holds
+        ),
+    )

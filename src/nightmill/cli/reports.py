@@ -1,0 +1,112 @@
+"""`nightmill usage` and `nightmill audit`: what was used, and who did what."""
+
+import csv
+import sys
+from datetime import datetime
+from typing import Annotated, Any
+
+import typer
+
+from nightmill.cli import flags, stored
+from nightmill.cli.screen import Json, local_time, out_json, out_table
+from nightmill.errors import RequestError
+from nightmill.ids import ProjectId
+
+_Project = Annotated[str | None, typer.Option("--project", metavar="PROJECT", help="Of this project only.")]
+_COUNTS = (
+    *("batches", "requests", "completed", "failed"),
+    *("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens"),
+)
+
+
+def usage(
+    project: _Project = None,
+    model: Annotated[str | None, typer.Option("--model", metavar="MODEL", help="Of this model only.")] = None,
+    first: Annotated[str | None, typer.Option("--from", metavar="DAY", help="YYYY-MM-DD, in UTC.")] = None,
+    last: Annotated[str | None, typer.Option("--to", metavar="DAY", help="The day itself counts.")] = None,
+    by: Annotated[
+        str, typer.Option("--by", metavar="NAMES", help="A row for each project, model, day.")
+    ] = "project,model",
+    folder: flags.Folder = None,
+    config: flags.Config = None,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV for spreadsheets.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Report what ended batches used: requests and tokens, by project, model and day."""
+    from nightmill.api.tenant_wire import day_of, groups_of, usage_on_wire
+
+    groups = groups_of(by)
+    rows = stored.with_store(
+        folder,
+        config,
+        lambda store: store.usage(
+            groups,
+            project_id=None if project is None else ProjectId(project),
+            model=model,
+            first_day=day_of(first, param="from"),
+            last_day=day_of(last, param="to"),
+        ),
+    )
+    told = [usage_on_wire(row) for row in rows]
+    if as_json:
+        for row in told:
+            out_json(row)
+        return
+    names = [
+        *(name for name in ("project_id", "model", "day") if name.removesuffix("_id") in groups),
+        *_COUNTS,
+    ]
+    cells = [[str(row[name]) for name in names] for row in told]
+    if as_csv:
+        csv.writer(sys.stdout, lineterminator="\n").writerows([names, *cells])
+        return
+    out_table([name.removesuffix("_id").replace("_", " ").upper() for name in names], cells)
+
+
+def audit(
+    since: Annotated[
+        str | None,
+        typer.Option("--since", metavar="TIME", help="2026-01-31, or 2026-01-31T22:00, local time."),
+    ] = None,
+    project: _Project = None,
+    limit: Annotated[int, typer.Option("--limit", metavar="N", min=1, help="At most so many.")] = 100,
+    folder: flags.Folder = None,
+    config: flags.Config = None,
+    as_json: Json = False,
+) -> None:
+    """Show who did what, newest first."""
+    from nightmill.api.tenant_wire import entry_on_wire
+
+    project_id = None if project is None else ProjectId(project)
+    page = stored.with_store(
+        folder, config, lambda store: store.audit(project_id=project_id, since=_moment(since), limit=limit)
+    )
+    told: list[dict[str, Any]] = [entry_on_wire(entry) for entry in page.items]
+    if as_json:
+        for entry in told:
+            out_json(entry)
+        return
+    out_table(
+        ("WHEN", "WHO", "WHAT", "ON", "PROJECT", "FROM", "MORE"),
+        (
+            (
+                local_time(int(entry["at"])),
+                f"{entry['actor']} {entry['hint'] or ''}".strip(),
+                entry["action"],
+                entry["subject_id"],
+                entry["project_id"] or "",
+                entry["address"] or "",
+                entry["detail"] or "",
+            )
+            for entry in told
+        ),
+    )
+
+
+def _moment(text: str | None) -> float | None:
+    if text is None:
+        return None
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        raise RequestError(f"--since takes a day or a time like 2026-01-31T22:00, not '{text}'") from None

@@ -1,0 +1,66 @@
+"""Commands that work on the store itself, beside a server or without one.
+
+Promise: what they change stands in the audit log as the operator's doing. Not its duty: the commands.
+"""
+
+import getpass
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from nightmill.cli import flags
+from nightmill.errors import SetupError
+
+if TYPE_CHECKING:
+    from nightmill.settings import Settings
+    from nightmill.store.protocol import Store
+    from nightmill.tenant import Actor
+
+T = TypeVar("T")
+
+
+def settings_in(folder: Path | None, config: Path | None) -> "Settings":
+    return flags.settings_of({"folder": str(folder) if folder else None}, config)
+
+
+def require_store(settings: "Settings") -> None:
+    if settings.store is None and not settings.folder.is_dir():
+        message = f"there is no data folder at {settings.folder}; name the server's with --folder or --config"
+        raise SetupError(message)
+
+
+@asynccontextmanager
+async def store_of(settings: "Settings") -> "AsyncGenerator[Store]":
+    from nightmill.assembly.start import open_stored, prepare
+
+    await prepare(settings)
+    store = open_stored(settings)
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+def with_store(folder: Path | None, config: Path | None, work: "Callable[[Store], Awaitable[T]]") -> T:
+    """What `work` says of the store there is; one that is not there is not made."""
+    from nightmill.client.local import finished
+
+    settings = settings_in(folder, config)
+    require_store(settings)
+
+    async def run() -> T:
+        async with store_of(settings) as store:
+            return await work(store)
+
+    return finished(run())
+
+
+def operator() -> "Actor":
+    """Whoever runs the command, by login name."""
+    from nightmill.tenant import Actor
+
+    try:
+        return Actor("operator", getpass.getuser())
+    except (OSError, KeyError):  # a container's user may have no name
+        return Actor("operator")

@@ -1,0 +1,99 @@
+"""Projects, holds, usage and the audit log, from the command line."""
+
+import asyncio
+import getpass
+import json
+from dataclasses import replace
+
+import pytest
+
+from nightmill.batch import Batch, Event, Status, Tally, Usage
+from nightmill.store import migrate, open_store
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A data folder in which two batches have ended, one in each of two projects."""
+
+    async def fill(url: str) -> None:
+        await migrate(url)
+        store = open_store(url, clock=lambda: 86_400.0 * 20_000)
+        for number, project in enumerate(("day", "night")):
+            made = Batch(f"batch_{number}", project, "/v1/embeddings", "file-1", "k", "24h", 1, 2, model="m")
+            await store.create_batch(made)
+            await store.move_batch(made.after(Event.CANCEL_REQUESTED, now=3), expected=made.status)
+            duty = await store.lease_duty((Status.CANCELLING,), "w", ttl_s=9)
+            after = duty.batch.after(Event.CANCELLED, now=4)
+            tally = Tally(0, 0, Usage(7, 1, 5, 2, 12))
+            assert await store.publish_batch(duty, replace(after, tally=tally), files=[])
+        await store.close()
+
+    made = tmp_path / "data"
+    made.mkdir()
+    asyncio.run(fill(f"sqlite:///{made / 'nightmill.sqlite'}"))
+    return made
+
+
+def test_usage_as_a_table_as_csv_and_as_json(nightmill, folder):
+    table = nightmill("usage", "--folder", folder).out.splitlines()
+    assert table[0].split()[:3] == ["PROJECT", "MODEL", "BATCHES"]
+    assert [row.split()[:3] for row in table[1:]] == [["day", "m", "1"], ["night", "m", "1"]]
+    csv = nightmill("usage", "--by", "day", "--csv", "--folder", folder).out.splitlines()
+    assert csv == [
+        "day,batches,requests,completed,failed,input_tokens,cached_tokens,output_tokens,reasoning_tokens",
+        "2024-10-04,2,0,0,0,14,2,10,4",
+    ]
+    row = nightmill("usage", "--project", "night", "--by", "", "--json", "--folder", folder).json
+    assert (row["batches"], row["total_tokens"]) == (1, 12)
+    assert nightmill("usage", "--from", "2024-10-05", "--json", "--folder", folder).out == ""
+    odd = nightmill("usage", "--from", "yesterday", "--folder", folder)
+    assert (odd.code, len(odd.err.splitlines())) == (2, 1)
+
+
+def test_what_is_set_for_a_project_is_shown_and_what_is_not_named_stays(nightmill, folder):
+    words = ("projects", "set", "night", "--folder", folder, "--json")
+    nightmill(*words, "--open-batches", "3", "--enqueued-tokens", "1000")
+    told = nightmill(*words, "--open-batches", "default", "--output-ttl-s", "7200").json
+    assert (told["open_batches"], told["enqueued_tokens"], told["output_ttl_s"]) == (None, 1_000, 7_200)
+    shown = nightmill("projects", "show", "night", "--folder", folder)
+    assert "enqueued_tokens -  0     1000" in shown.out
+    assert nightmill("projects", "show", "night", "--folder", folder, "--json").json["own"] == {
+        "enqueued_tokens": 1_000,
+        "output_ttl_s": 7_200,
+    }
+    for odd in ("-1", "many"):
+        refused = nightmill("projects", "set", "night", f"--open-batches={odd}", "--folder", folder)
+        assert (refused.code, len(refused.err.splitlines())) == (2, 1)
+
+
+def test_a_hold_is_set_listed_and_cleared_and_all_of_it_logged(nightmill, folder):
+    assert nightmill("hold", "set", "batch", "batch_1", "--reason", "case 7", "--folder", folder).code == 0
+    assert "case 7" in nightmill("hold", "list", "--folder", folder).out
+    assert nightmill("hold", "clear", "batch", "batch_1", "--folder", folder).code == 0
+    again = nightmill("hold", "clear", "batch", "batch_1", "--folder", folder)
+    assert (again.code, len(again.err.splitlines())) == (2, 1)
+    unknown = nightmill("hold", "set", "file", "file-unknown", "--folder", folder)
+    assert (unknown.code, "no file 'file-unknown'" in unknown.err) == (2, True)
+
+    logged = nightmill("audit", "--json", "--folder", folder).out.splitlines()
+    entries = [json.loads(line) for line in logged]
+    assert [entry["action"] for entry in entries] == ["hold.cleared", "hold.set"]
+    assert {(entry["actor"], entry["hint"]) for entry in entries} == {("operator", getpass.getuser())}
+    assert {entry["project_id"] for entry in entries} == {"night"}
+    table = nightmill("audit", "--project", "night", "--since", "2024-01-01", "--folder", folder).out
+    assert len(table.splitlines()) == 3
+    assert nightmill("audit", "--since", "2999-01-01", "--json", "--folder", folder).out == ""
+    assert nightmill("audit", "--since", "yesterday", "--folder", folder).code == 2
+
+
+def test_an_admins_key_says_so(nightmill, folder):
+    made = nightmill("keys", "create", "ops", "--admin", "--json", "--folder", folder).json
+    assert made["scope"] == "admin"
+    assert "admin" in nightmill("keys", "list", "--folder", folder).out
+
+
+@pytest.mark.parametrize("words", [["usage"], ["audit"], ["hold", "list"], ["projects", "show"]])
+def test_a_folder_that_is_not_there_is_not_made(nightmill, tmp_path, words):
+    ran = nightmill(*words, "--folder", tmp_path / "nowhere")
+    assert ran.code == 78
+    assert not (tmp_path / "nowhere").exists()
