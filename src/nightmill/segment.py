@@ -3,7 +3,8 @@
 A batch's **line index** has one fixed-size record per request line, in the order the lines will be
 sent; a line's *ordinal* is its place in the input, counted from 0 over request lines (blank lines don't
 count). A **segment** is a run of the index and the unit of lease. A **lease** carries a token that grows
-by one each time the segment is leased. Only the holder of the newest token may write for the segment;
+by one each time the segment is leased. A **slice** is a run of segments that one finalizer joins; only a
+huge batch is cut into slices. Only the holder of the newest token may write for the segment;
 whoever takes over first *pins* the parts it finds (key and length), and bytes written past a pin are
 never read. No I/O.
 """
@@ -112,3 +113,41 @@ class SegmentResult:
     pinned: tuple[PinnedPart, ...]
     tally: Tally
     is_done: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """Segments `first` to `first + count` of a batch; `number` counts slices from 0."""
+
+    batch_id: BatchId
+    number: int
+    first: int
+    count: int
+
+
+def cut_slices(batch_id: BatchId, *, segments: int, segments_per_slice: int) -> Iterator[Slice]:
+    for number, first in enumerate(range(0, segments, segments_per_slice)):
+        yield Slice(batch_id, number, first, min(segments_per_slice, segments - first))
+
+
+@dataclass(frozen=True, slots=True)
+class JoinedPiece:
+    """A slice's run of the output or error file, and the blob it lies in."""
+
+    key: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class JoinedSlice:
+    """What became of a slice. A file in which none of its lines stands has no piece of it.
+
+    `missing` of its `lines` were answered by nobody and stand in the error file; `tally` counts the others.
+    """
+
+    slice: Slice
+    output: JoinedPiece | None
+    error: JoinedPiece | None
+    lines: int
+    missing: int
+    tally: Tally

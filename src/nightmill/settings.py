@@ -294,6 +294,16 @@ class RaySettings(_Section):
     model: RayModelSettings = RayModelSettings()
 
 
+class FinalizerSettings(_Section):
+    """How the files of a batch that has ended are made."""
+
+    slice_bytes: Annotated[int, Field(ge=1)] = 1 << 30
+    """A batch with answers for two of these or more is joined in slices of about so many bytes, by all the
+    finalizers there are at once; a smaller one by one of them. A finalizer that dies loses at most a slice,
+    some 15 s of work at 1 GiB. Each slice is a piece of the output file: smaller ones make a longer list. A
+    file of pieces is never redirected to the object store."""
+
+
 class RetentionSettings(_Section):
     """How often the warden looks, and how much room it leaves on disk."""
 
@@ -354,6 +364,7 @@ class Settings(_Section):
     emulator: EmulatorSettings = EmulatorSettings()
     worker: WorkerSettings = WorkerSettings()
     blobs: BlobSettings = BlobSettings()
+    finalizer: FinalizerSettings = FinalizerSettings()
     retention: RetentionSettings = RetentionSettings()
     ray: RaySettings = RaySettings()
     quota: QuotaSettings = QuotaSettings()

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from openai import AsyncOpenAI
 
-from nightmill.blobs import FolderBlobs
+from nightmill.blobs import FolderBlobs, PiecedBlobs
 from nightmill.engine.local import free_port
 from nightmill.settings import load
 from nightmill.store.migrate import migrate
@@ -154,5 +154,5 @@ async def mill(tmp_path: Path) -> AsyncIterator[Mill]:
     await migrate(settings.store_url)
     store = open_store(settings.store_url)
     root = settings.folder / "blobs"
-    yield Mill(root, store, FolderBlobs(root, watermark_bytes=0), settings)
+    yield Mill(root, store, PiecedBlobs(FolderBlobs(root, watermark_bytes=0)), settings)
     await store.close()

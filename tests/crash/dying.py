@@ -20,10 +20,11 @@ from nightmill.store.sql import open_store
 Die = Callable[[str, Settings, crash.Point, int], int]
 
 
-def settings_of(folder: Path) -> Settings:
+def settings_of(folder: Path, *, slice_bytes: int = 1 << 30) -> Settings:
     """Of a data folder in which everything lies."""
     flags = {
         "folder": folder,
+        "finalizer": {"slice_bytes": slice_bytes},
         "worker": {"lines_per_segment": 20, "commit_interval_s": 0.0},
         "retention": {"free_bytes": 0},
     }
@@ -55,7 +56,7 @@ def die_in(role: str, message: str, point: crash.Point, nth: int) -> None:
 
 
 async def turn(role: str, settings: Settings) -> None:
-    """One turn of the role over the places that the settings name."""
+    """What the role finds to do over the places that the settings name."""
     store = open_store(settings.store_url)
     blobs, parts = open_places(settings)
     shared = {
@@ -71,7 +72,9 @@ async def turn(role: str, settings: Settings) -> None:
         if role == "intake":
             await Intake(**shared).turn()
         else:
-            await Finalizer(**shared, parts=parts, monotonic=time.monotonic).turn()
+            finalizer = Finalizer(**shared, parts=parts, monotonic=time.monotonic)
+            while await finalizer.turn() == 0:
+                pass
     finally:
         await parts.close()
         await blobs.close()

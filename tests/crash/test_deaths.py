@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
-from nightmill.batch import Batch, Status
+from nightmill.batch import Batch, Event, Status
 from nightmill.crash import Point
 from nightmill.errors import LeaseLost
+from nightmill.keeping.blob import blob_chunks, pieces_of
 from nightmill.pacing import Answered
+from nightmill.roles.finalizer import joined_file_id
 from nightmill.store.sql import open_store
 from tests.crash.dying import Die, deaths, settings_of, turn
 from tests.roles.conftest import ENDPOINT, PROJECT, Mill, request_lines
@@ -29,6 +31,13 @@ FINALIZER: tuple[Point, ...] = (
     "finalizer.error_done",
     "finalizer.before_publish",
     "finalizer.published",
+)
+SLICES: tuple[Point, ...] = (
+    "finalizer.before_cut",
+    "finalizer.cut",
+    "finalizer.slice_leased",
+    "finalizer.before_slice",
+    "finalizer.slice_joined",
 )
 INTAKE: tuple[Point, ...] = (
     "intake.leased",
@@ -76,7 +85,7 @@ async def seen_after(folder: Path, batch: Batch) -> tuple[Batch, dict[str, bytes
             if file_id is not None:
                 file = await store.file(PROJECT, file_id)
                 assert file is not None
-                content = (folder / "blobs" / file.blob_key).read_bytes()
+                content = b"".join(blob_chunks(folder / "blobs", file.blob_key))
                 assert len(content) == file.size_bytes
                 files[file.filename] = content
         return now, files
@@ -121,6 +130,95 @@ async def test_a_finalizer_killed_at_any_point_is_followed_by_one_that_makes_the
         assert len(left) == 3, (point, left)  # the input and the two that were published
 
 
+async def test_a_finalizer_of_slices_killed_at_any_point_costs_others_one_slice_and_not_a_byte(
+    mill: Mill, tmp_path: Path, die: Die
+) -> None:
+    batch = await settled(mill)
+    whole = tmp_path / "whole"
+    shutil.copytree(tmp_path / "data", whole)
+    await turn("finalizer", settings_of(whole))
+    right, right_files = await seen_after(whole, batch)
+
+    deaths = [(point, 1) for point in (*FINALIZER, *SLICES)]
+    deaths += [(point, 4) for point in SLICES[2:]]
+    deaths += [(point, nth) for point in ("blob.written", "blob.named") for nth in (1, 2, 9, 10)]
+    for point, nth in deaths:
+        folder = tmp_path / f"{point}.{nth}"
+        shutil.copytree(tmp_path / "data", folder)
+        settings = settings_of(folder, slice_bytes=1)  # a slice for each segment
+        assert die("finalizer", settings, point, nth) == -signal.SIGKILL, point
+        at_death, files_at_death = await seen_after(folder, batch)
+        assert at_death.status.is_terminal == (point == "finalizer.published"), point
+        assert at_death.status.is_terminal or not files_at_death
+        store = open_store(settings.store_url)
+        joined = [it.output.key for it in await store.joined_slices(batch.id) if it.output]
+        await store.release_all_leases()
+        await store.close()
+        await turn("finalizer", settings)
+        found, files = await seen_after(folder, batch)
+        assert files == right_files, point
+        stamps = {"finalizing_at": right.finalizing_at, "completed_at": right.completed_at}
+        assert replace(found, **stamps) == right, point
+        pieces = output_pieces(folder, batch)
+        assert len(pieces) == 4, point
+        assert set(joined) <= set(pieces), "what was joined before the death is not joined again"
+        left = {path.name for path in (folder / "blobs" / "files").iterdir()}
+        assert len(left) == 1 + 2 * (1 + 4), (point, left)  # the input, two lists, and their pieces
+
+
+def output_pieces(folder: Path, batch: Batch) -> list[str]:
+    (path,) = (folder / "blobs" / "files").glob(f"{joined_file_id(batch.id, 'output')}.*.pieces")
+    return [piece.key for piece in pieces_of(folder / "blobs", f"files/{path.name}") or ()]
+
+
+@pytest.mark.parametrize("event", [Event.CANCEL_REQUESTED, Event.LAPSED])
+async def test_several_finalizers_make_the_bytes_that_one_makes_of_a_batch_that_was_stopped(
+    mill: Mill, tmp_path: Path, event: Event
+) -> None:
+    batch = await half_answered(mill)
+    now = await mill.now(batch)
+    assert await mill.store.move_batch(now.after(event, now=1_800_000_000), expected=now.status)
+    ends: list[tuple[Batch, dict[str, bytes]]] = []
+    for name, finalizers, slice_bytes in (("one", 1, 1 << 30), ("three", 3, 1)):
+        folder = tmp_path / name
+        shutil.copytree(tmp_path / "data", folder)
+        settings = settings_of(folder, slice_bytes=slice_bytes)
+        await asyncio.gather(*(turn("finalizer", settings) for _ in range(finalizers)))
+        ends.append(await seen_after(folder, batch))
+    (one, one_files), (several, several_files) = ends
+    assert one.status is (Status.CANCELLED if event is Event.CANCEL_REQUESTED else Status.EXPIRED)
+    assert sum(text.count(b"\n") for text in one_files.values()) == LINES
+    assert several_files == one_files
+    stamps = {"cancelled_at": one.cancelled_at, "expired_at": one.expired_at}
+    assert replace(several, **stamps) == one
+    assert len(output_pieces(tmp_path / "three", batch)) > 1
+
+
+async def half_answered(mill: Mill) -> Batch:
+    """A batch some of whose lines are answered, in segments that are done and in others that aren't."""
+    batch = await mill.accepted(request_lines(LINES))
+    asked = 0
+
+    async def send(_: str, body: bytes) -> Answered:
+        nonlocal asked
+        asked += 1
+        if asked > LINES // 2:
+            await asyncio.Event().wait()
+        return Answered(400 if body.endswith(b'7"}]}') else 200, b'{"of":%d}' % len(body), "r")
+
+    parts = mill.parts()
+    stop = asyncio.Event()
+    running = asyncio.create_task(mill.worker(send, parts=parts).run(stop, grace_s=lambda: 0.0))
+    async with asyncio.timeout(30):
+        while (await mill.now(batch)).tally.answered < LINES // 2:
+            await mill.bell.wait(since=mill.bell.rings, timeout_s=0.02)
+    stop.set()
+    mill.bell.ring()
+    await running
+    await parts.close()
+    return batch
+
+
 async def test_an_intake_killed_at_any_point_is_followed_by_one_that_accepts_every_line_once(
     mill: Mill, tmp_path: Path, die: Die
 ) -> None:
@@ -147,17 +245,17 @@ async def test_a_finalizer_that_wakes_late_does_not_touch_what_was_published(mil
     await late._close_settled_batches()
     duty = await mill.store.lease_duty((Status.FINALIZING,), late._worker_id, ttl_s=60)
     assert duty is not None
-    joined = late._join
+    joined = late._joiner.join
     published: list[Batch] = []
 
-    async def overtaken(*arguments: Any) -> Any:
-        ends = await joined(*arguments)
+    async def overtaken(*arguments: Any, **more: Any) -> Any:
+        ends = await joined(*arguments, **more)
         await mill.store.release_all_leases()
         await quick.turn()
         published.append(await mill.now(batch))
         return ends
 
-    late._join = overtaken
+    late._joiner.join = overtaken
     with pytest.raises(LeaseLost):
         await late._finalize(duty)
     (then,) = published

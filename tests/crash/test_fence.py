@@ -315,8 +315,9 @@ async def a_zombie_writes_on(mill: Mill, *, store: SqlStore, reader: Parts) -> P
     await settle(of_b, 4, counts=True)
     await store.complete_segment(of_b, Report(batch.id, 0, of_b.token, whole), (*pinned, by_b.pinned))
     finalizer = mill.finalizer()
-    finalizer._parts = reader
     finalizer._store = store
+    finalizer._joiner._parts = reader
+    finalizer._joiner._store = store
     with contextlib.suppress(RuntimeError):
         for _ in range(3):
             await finalizer.turn()

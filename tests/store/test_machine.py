@@ -22,8 +22,8 @@ from hypothesis.stateful import (
 
 from nightmill.batch import Batch, Event, Status, Tally, Usage
 from nightmill.file import File, Purpose
-from nightmill.segment import PinnedPart, Report, cut_segments
-from nightmill.store import batches, duties, open_store, segments
+from nightmill.segment import JoinedPiece, JoinedSlice, PinnedPart, Report, cut_segments, cut_slices
+from nightmill.store import batches, duties, open_store, segments, slices
 
 TTL_S = 30.0
 CANCELLABLE = (Status.VALIDATING, Status.IN_PROGRESS)
@@ -41,6 +41,7 @@ def half_of_everything(connection) -> None:
     segments.reap_segments(connection)
     duties.lease_duty(connection, list(Status), "ghost", TTL_S)
     duties.release_all_duties(connection)
+    slices.lease_slice(connection, "ghost", TTL_S)
     for batch in batches.settled_batches(connection):
         batches.move_batch(connection, batch.after(Event.SETTLED, now=0), batch.status)
     raise Died
@@ -62,6 +63,8 @@ class StoreMachine(RuleBasedStateMachine):
         self.duties = []
         self.duty_holders: dict[str, tuple[int, float]] = {}
         self.published: set[str] = set()
+        self.cut: dict[str, dict[int, tuple[int, float] | None]] = {}  # who holds what is not joined
+        self.slice_duties = []
 
     def teardown(self) -> None:
         if hasattr(self, "runner"):
@@ -78,6 +81,10 @@ class StoreMachine(RuleBasedStateMachine):
     def holds_duty(self, duty) -> bool:
         token, _ = self.duty_holders.get(duty.batch.id, (0, 0.0))
         return token == duty.token and self.statuses[duty.batch.id] is duty.batch.status
+
+    def holds_slice(self, duty) -> bool:
+        token, _ = self.cut.get(duty.slice.batch_id, {}).get(duty.slice.number) or (0, 0.0)
+        return token == duty.token
 
     def moved(self, batch_id: str, status: Status) -> None:
         self.statuses[batch_id] = status
@@ -122,6 +129,7 @@ class StoreMachine(RuleBasedStateMachine):
             batch_id
             for batch_id, status in self.statuses.items()
             if status in statuses
+            and not self.cut.get(batch_id)
             and self.duty_holders.get(batch_id, (0, 0.0))[1] <= self.clock.now
             and not any(
                 key[0] == batch_id and ends > self.clock.now for key, (_, ends) in self.holders.items()
@@ -131,6 +139,7 @@ class StoreMachine(RuleBasedStateMachine):
         if duty is not None:
             earlier = [it.token for it in self.duties if it.batch.id == duty.batch.id]
             assert duty.token > max(earlier, default=0)
+            assert duty.is_sliced == (duty.batch.id in self.cut)
             self.drop_holders(duty.batch.id)
             self.duties.append(duty)
             self.duty_holders[duty.batch.id] = (duty.token, self.clock.now + TTL_S)
@@ -163,6 +172,7 @@ class StoreMachine(RuleBasedStateMachine):
                 )
                 done = self.runner.run(one.publish_batch(duty, after, files=[output]))
                 if done:
+                    self.cut.pop(batch.id, None)
                     assert batch.id not in self.published
                     self.published.add(batch.id)
         assert done == is_right
@@ -182,6 +192,62 @@ class StoreMachine(RuleBasedStateMachine):
         self.runner.run(self.stores[store].release_duty(duty))
         if is_right:
             del self.duty_holders[duty.batch.id]
+
+    @precondition(lambda self: self.duties)
+    @rule(store=stores, pick=picks, count=st.integers(1, 3))
+    def cut_into_slices(self, store: int, pick: int, count: int) -> None:
+        duty = self.duties[-1 - pick % len(self.duties)]
+        batch_id = duty.batch.id
+        if duty.batch.status is Status.VALIDATING or duty.is_sliced:
+            return
+        is_right = self.holds_duty(duty)
+        pieces = list(cut_slices(batch_id, segments=count, segments_per_slice=1))
+        assert self.runner.run(self.stores[store].cut_slices(duty, pieces)) == is_right
+        if is_right:
+            del self.duty_holders[batch_id]
+            self.cut[batch_id] = dict.fromkeys(range(count))
+
+    @rule(store=stores)
+    def lease_slice(self, store: int) -> None:
+        free = {
+            (batch_id, number)
+            for batch_id, numbers in self.cut.items()
+            for number, holder in numbers.items()
+            if holder is None or holder[1] <= self.clock.now
+        }
+        duty = self.runner.run(self.stores[store].lease_slice("finalizer", ttl_s=TTL_S))
+        assert (duty is None) == (not free)
+        if duty is not None:
+            key = (duty.slice.batch_id, duty.slice.number)
+            assert key in free
+            assert duty.batch.status is self.statuses[key[0]]
+            earlier = [it.token for it in self.slice_duties if it.slice == duty.slice]
+            assert duty.token == max(earlier, default=0) + 1
+            self.cut[key[0]][key[1]] = (duty.token, self.clock.now + TTL_S)
+            self.slice_duties.append(duty)
+
+    @precondition(lambda self: self.slice_duties)
+    @rule(store=stores, pick=picks, verb=st.sampled_from(["keep", "release", "complete", "complete"]))
+    def speak_of_a_slice(self, store: int, pick: int, verb: str) -> None:
+        """Whoever joins a slice, in time or long after it lost it."""
+        duty = self.slice_duties[-1 - pick % len(self.slice_duties)]
+        one, it, is_right = self.stores[store], duty.slice, self.holds_slice(duty)
+        match verb:
+            case "keep":
+                assert self.runner.run(one.keep_slice(duty)) == is_right
+                if is_right:
+                    self.cut[it.batch_id][it.number] = (duty.token, self.clock.now + TTL_S)
+            case "release":
+                self.runner.run(one.release_slice(duty))
+                if is_right:
+                    self.cut[it.batch_id][it.number] = None
+            case _:
+                piece = JoinedPiece(f"{it.batch_id}.{it.number}.{duty.token}", 5)
+                joined = JoinedSlice(it, piece, None, 3, 0, Tally(3))
+                assert self.runner.run(one.complete_slice(duty, joined)) == is_right
+                if is_right:
+                    assert joined in self.runner.run(one.joined_slices(it.batch_id))
+                    del self.cut[it.batch_id][it.number]
 
     @rule(store=stores, limit=st.integers(1, 3))
     def lease(self, store: int, limit: int) -> None:
@@ -260,6 +326,9 @@ class StoreMachine(RuleBasedStateMachine):
     def start_again(self, store: int) -> None:
         freed = self.drop_holders() + len(self.duty_holders)
         self.duty_holders.clear()
+        for numbers in self.cut.values():
+            freed += sum(holder is not None for holder in numbers.values())
+            numbers.update(dict.fromkeys(numbers))
         assert self.runner.run(self.stores[store].release_all_leases()) == freed
 
     @rule(store=stores, in_a_transaction=st.booleans())

@@ -6,7 +6,7 @@ from pathlib import Path
 from nightmill.ids import BatchId
 from nightmill.keeping.blob import blob_size
 from nightmill.keeping.disk import PARTS, UNFINISHED, PartName, is_older, keys_in, size_of
-from nightmill.keeping.findings import DeleteFile, Finding, ForgetKey, ForgetPart, Kind, Remove
+from nightmill.keeping.findings import DeleteFile, Finding, ForgetKey, ForgetPart, JoinAnew, Kind, Remove
 from nightmill.store.inventory import Inventory
 
 _AT_ONCE = 1_000
@@ -35,6 +35,12 @@ def audit_files(inventory: Inventory, root: Path) -> Iterator[Finding]:
             found = "gone" if size_bytes is None else f"{size_bytes} bytes long"
             detail = f"the part {part.id} of {part.size_bytes} bytes is {found}"
             yield Finding(Kind.UPLOAD_PART, part.upload_id, detail, ForgetPart(part))
+    for joined in inventory.joined_slices():
+        for piece in filter(None, (joined.output, joined.error)):
+            if size_of(root / piece.key) != piece.size_bytes:
+                subject = f"{joined.slice.batch_id} slice {joined.slice.number}"
+                detail = f"{piece.key} does not have its {piece.size_bytes} bytes"
+                yield Finding(Kind.SLICE, subject, detail, JoinAnew(joined.slice.batch_id))
     for row in inventory.dangling_idempotency():
         detail = f"an Idempotency-Key of project {row.project_id} names it, and it was never made"
         yield Finding(Kind.IDEMPOTENCY, row.object_id, detail, ForgetKey(row))

@@ -77,6 +77,9 @@ def _named(inventory: Inventory) -> Iterator[tuple[str, int | None]]:
         yield file.blob_key, file.size_bytes
     for part in inventory.pending_parts():
         yield part.blob_key, part.size_bytes
+    for joined in inventory.joined_slices():
+        for piece in filter(None, (joined.output, joined.error)):
+            yield piece.key, piece.size_bytes
     for stored in inventory.unfinished_batches():
         yield stored.batch.input_blob_key, None
         if stored.index_blob_key is not None:

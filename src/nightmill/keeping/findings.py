@@ -33,6 +33,7 @@ class Kind(StrEnum):
     OUTPUT_LINES = "output_lines"
     LEFT_SEGMENTS = "left_segments"
     IDEMPOTENCY = "idempotency"
+    SLICE = "slice"
     STRAY = "stray"
 
 
@@ -53,6 +54,13 @@ class ForgetKey:
 
 @dataclass(frozen=True, slots=True)
 class DropSegments:
+    batch_id: BatchId
+
+
+@dataclass(frozen=True, slots=True)
+class JoinAnew:
+    """Forgets what was joined of a batch in slices."""
+
     batch_id: BatchId
 
 
@@ -85,7 +93,9 @@ class Remove:
     path: str
 
 
-Mend: TypeAlias = DeleteFile | ForgetPart | ForgetKey | DropSegments | Pin | CountAgain | WriteIndex | Remove
+Mend: TypeAlias = (
+    DeleteFile | ForgetPart | ForgetKey | DropSegments | JoinAnew | Pin | CountAgain | WriteIndex | Remove
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +119,8 @@ def in_words(mend: Mend) -> str:
             return "forget the key"
         case DropSegments():
             return "remove them"
+        case JoinAnew():
+            return "join its batch anew"
         case Pin(segment, _, tally):
             left = segment.count - tally.answered
             return f"keep {tally.answered} answers and send {left} lines again" if left else "count again"

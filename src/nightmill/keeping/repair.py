@@ -21,6 +21,7 @@ from nightmill.keeping.findings import (
     Finding,
     ForgetKey,
     ForgetPart,
+    JoinAnew,
     Mend,
     Pin,
     Remove,
@@ -56,6 +57,8 @@ def _mend_row(mender: Mender, one: Mend) -> None:
             mender.forget_key(row)
         case DropSegments(batch_id):
             mender.drop_segments(batch_id)
+        case JoinAnew(batch_id):
+            mender.drop_slices(batch_id)
         case Pin(segment, pinned, tally):
             mender.pin(segment, pinned, tally)
         case CountAgain() | WriteIndex() | Remove():

@@ -1,48 +1,37 @@
-"""Joins the pinned parts, in the order of the input, into the output file and the error file.
+"""Makes the output and the error file of a batch that has ended, and publishes them with its last status.
 
 Promise: every request line of the batch stands exactly once in one of the two files, and whoever reads the
-final status can download both at once (contract 2.3, 9.6). It may die at any instruction: the next one
-makes the files again, and only a publish under the newest token counts. Each token has blob keys of its own,
-so that one who wakes late can't put its bytes in the place of those that were published. Not its duty: who
-answers lines, and until when.
+final status can download both at once (contract 2.3, 9.6). It may die at any instruction: the next one goes
+on, and only a write under the newest token counts. A huge batch is cut into slices, which any number of
+finalizers join at once; the one that finds all of them joined publishes. Whoever dies in between costs
+others at most a slice. Not its duty: who answers lines, and until when; the joining itself (`joining`).
 """
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from hashlib import blake2b
-from operator import attrgetter
 
-from nightmill.batch import Batch, Event, Status, Tally, Usage
-from nightmill.blobs import Blobs, BlobWriter
+from nightmill.batch import Batch, Event, Status, Tally
+from nightmill.blobs import Piece, PiecedBlobs
+from nightmill.blobs.pieces import SUFFIX
 from nightmill.crash import point
 from nightmill.errors import LeaseLost, UnavailableError
 from nightmill.file import File, Purpose
-from nightmill.ids import BatchId, FileId, WorkerId, new_file_id, output_line_id
-from nightmill.line import OutputLine, slice_line, unanswered
+from nightmill.ids import BatchId, FileId, WorkerId, new_file_id
 from nightmill.parts import Parts
+from nightmill.roles.joining import Joined, JoinedFile, Joiner, Pages
 from nightmill.roles.loop import Bell
-from nightmill.segment import INDEX_RECORD_BYTES, IndexedLine, Lease, SegmentResult, unpack_lines
+from nightmill.segment import JoinedPiece, JoinedSlice, SegmentResult, Slice, cut_slices
 from nightmill.settings import Settings
-from nightmill.store import Duty, Store
+from nightmill.store import Duty, SliceDuty, Store
 from nightmill.telemetry import BatchMoved, Emit
 
 _DUTY_TTL_S = 60.0
-_WRITE_BYTES = 1 << 20
-_READ_BYTES = 16 << 20
 _WAIT_S = 1.0
-
-_UNANSWERED = {
-    Status.CANCELLING: (
-        "batch_cancelled",
-        "This request was not executed because the batch was cancelled.",
-    ),
-    Status.FINALIZING: (
-        "batch_expired",
-        "This request could not be executed before the completion window expired.",
-    ),
-}
+_FIRST_DUTY_TOKEN = 2  # the one before was intake's
+_LEAST_SLICES = 2
 
 
 class Finalizer:
@@ -52,7 +41,7 @@ class Finalizer:
         self,
         *,
         store: Store,
-        blobs: Blobs,
+        blobs: PiecedBlobs,
         parts: Parts,
         settings: Settings,
         worker_id: WorkerId,
@@ -63,31 +52,54 @@ class Finalizer:
     ) -> None:
         self._store = store
         self._blobs = blobs
-        self._parts = parts
+        self._joiner = Joiner(store=store, blobs=blobs, parts=parts, monotonic=monotonic)
         self._output_ttl_s = settings.limits.output_ttl_s
+        self._slice_bytes = settings.finalizer.slice_bytes
         self._worker_id = worker_id
         self._bell = bell
         self._emit = emit
         self._clock = clock
-        self._monotonic = monotonic
+        self._knows_of_slices = False
+        self._owes_a_slice = False
 
     async def turn(self) -> float:
         await self._close_settled_batches()
+        # In turns, where both wait: neither many small batches nor a huge one holds up the others.
+        takes = (self._take_duty, self._take_slice)
+        for take in reversed(takes) if self._owes_a_slice else takes:
+            if await take():
+                return 0
+        return _WAIT_S
+
+    async def _take_duty(self) -> bool:
         duty = await self._store.lease_duty(
             (Status.FINALIZING, Status.CANCELLING), self._worker_id, ttl_s=_DUTY_TTL_S
         )
         if duty is None:
-            return _WAIT_S
+            return False
+        await self._under(self._finalize(duty), lambda: self._store.release_duty(duty))
+        self._owes_a_slice = self._knows_of_slices
+        return True
+
+    async def _take_slice(self) -> bool:
+        self._owes_a_slice = False
+        duty = await self._store.lease_slice(self._worker_id, ttl_s=_DUTY_TTL_S)
+        self._knows_of_slices = duty is not None
+        if duty is None:
+            return False
+        await self._under(self._join_slice(duty), lambda: self._store.release_slice(duty))
+        return True
+
+    async def _under(self, work: Awaitable[None], release: Callable[[], Awaitable[None]]) -> None:
         try:
-            await self._finalize(duty)
+            await work
         except LeaseLost:
-            return 0
+            return
         except (UnavailableError, asyncio.CancelledError):
-            # Anything else keeps the duty until it lapses, so that one odd batch can't hold up the others.
+            # Anything else keeps what it leased until that lapses: one odd batch can't hold up the others.
             with suppress(UnavailableError):
-                await self._store.release_duty(duty)
+                await release()
             raise
-        return 0
 
     async def _close_settled_batches(self) -> None:
         for batch in await self._store.settled_batches():
@@ -99,164 +111,185 @@ class Finalizer:
 
     async def _finalize(self, duty: Duty) -> None:
         point("finalizer.leased")
+        if duty.is_sliced:
+            await self._publish_slices(duty)
+            return
+        pages = Pages(self._store, duty.batch)
+        slices = self._slices(duty.batch, await pages.look()) if duty.index_blob_key else []
+        if slices:
+            await self._cut(duty, slices)
+        else:
+            await self._join_whole(duty, pages)
+
+    # --- in one go -----------------------------------------------------------------------------------
+
+    async def _join_whole(self, duty: Duty, pages: Pages) -> None:
         batch = duty.batch
-        output = _JoinedFile(self._blobs, joined_file_id(batch.id, "output"), duty.token)
-        error = _JoinedFile(self._blobs, joined_file_id(batch.id, "error"), duty.token)
-        await output.sweep()
-        await error.sweep()
-        try:
-            tally, missing = await self._join(duty, output, error)
-            point("finalizer.before_output")
-            has_output = await output.commit()
-            point("finalizer.output_done")
-            has_error = await error.commit()
-            point("finalizer.error_done")
-        except BaseException:
-            await output.abort()
-            await error.abort()
-            raise
-        rules = await self._store.project_rules(batch.project_id)
-        ttl_s = batch.output_expires_after_s or rules.output_ttl_s or self._output_ttl_s
-        files = [
-            self._file(batch, joined, suffix, ttl_s)
-            for joined, suffix, is_there in ((output, "output", has_output), (error, "error", has_error))
-            if is_there
-        ]
+        output, error = (
+            JoinedFile(
+                self._blobs,
+                f"files/{joined_file_id(batch.id, suffix)}",
+                token=duty.token,
+                first_token=_FIRST_DUTY_TOKEN,
+            )
+            for suffix in ("output", "error")
+        )
+        joined = Joined(Tally(), 0, 0)
+        if duty.index_blob_key:
+            joined = await self._joiner.join(
+                batch,
+                duty.index_blob_key,
+                pages,
+                output=output,
+                error=error,
+                keep=lambda: self._store.keep_duty(duty),
+                keep_s=duty.ttl_s / 4,
+            )
+        _check_count(batch, joined.lines)
+        ttl_s = await self._ttl_s(batch)
+        files = {
+            suffix: self._file(batch, suffix, it.key, it.size_bytes, ttl_s)
+            for suffix, it in (("output", output), ("error", error))
+            if it.size_bytes
+        }
+        after = self._after(batch, joined.tally, joined.missing, files)
+        point("finalizer.before_publish")
+        if not await self._store.publish_batch(duty, after, files=list(files.values())):
+            for file in files.values():
+                await self._blobs.delete(file.blob_key)
+            raise LeaseLost
+        self._published(after)
+
+    # --- in slices -----------------------------------------------------------------------------------
+
+    def _slices(self, batch: Batch, page: Sequence[SegmentResult]) -> list[Slice]:
+        """How the batch is cut if it is huge, judged by its first segments; else empty."""
+        lines = sum(result.segment.count for result in page)
+        part_bytes = sum(part.length_bytes for result in page for part in result.pinned)
+        if part_bytes * batch.total < _LEAST_SLICES * self._slice_bytes * lines or len(page) < _LEAST_SLICES:
+            return []
+        segments = -(-batch.total * len(page) // lines)
+        per_slice = max(1, self._slice_bytes * len(page) // part_bytes)
+        return list(cut_slices(batch.id, segments=segments, segments_per_slice=per_slice))
+
+    async def _cut(self, duty: Duty, slices: Sequence[Slice]) -> None:
+        point("finalizer.before_cut")
+        if not await self._store.cut_slices(duty, slices):
+            raise LeaseLost
+        point("finalizer.cut")
+        self._knows_of_slices = True
+        self._bell.ring()
+
+    async def _join_slice(self, duty: SliceDuty) -> None:
+        point("finalizer.slice_leased")
+        batch, it = duty.batch, duty.slice
+        output, error = (
+            JoinedFile(
+                self._blobs,
+                f"files/{joined_file_id(batch.id, suffix)}.slice-{it.number}",
+                token=duty.token,
+                first_token=1,
+            )
+            for suffix in ("output", "error")
+        )
+        joined = await self._joiner.join(
+            batch,
+            duty.index_blob_key,
+            Pages(self._store, batch, first=it.first, count=it.count),
+            output=output,
+            error=error,
+            keep=lambda: self._store.keep_slice(duty),
+            keep_s=duty.ttl_s / 4,
+        )
+        done = JoinedSlice(
+            slice=it,
+            output=JoinedPiece(output.key, output.size_bytes) if output.size_bytes else None,
+            error=JoinedPiece(error.key, error.size_bytes) if error.size_bytes else None,
+            lines=joined.lines,
+            missing=joined.missing,
+            tally=joined.tally,
+        )
+        point("finalizer.before_slice")
+        if not await self._store.complete_slice(duty, done):
+            await self._blobs.delete(output.key)
+            await self._blobs.delete(error.key)
+            raise LeaseLost
+        point("finalizer.slice_joined")
+
+    async def _publish_slices(self, duty: Duty) -> None:
+        batch = duty.batch
+        slices = await self._store.joined_slices(batch.id)
+        _check_count(batch, sum(it.lines for it in slices))
+        tally = Tally()
+        for it in slices:
+            tally = tally.plus(it.tally)
+        ttl_s = await self._ttl_s(batch)
+        files: dict[str, File] = {}
+        pieces: dict[str, Sequence[str]] = {}
+        for suffix, joined in (
+            ("output", [it.output for it in slices if it.output]),
+            ("error", [it.error for it in slices if it.error]),
+        ):
+            if not joined:
+                continue
+            key = await self._whole(duty, suffix, joined)
+            files[suffix] = self._file(batch, suffix, key, sum(it.size_bytes for it in joined), ttl_s)
+            if len(joined) > 1:
+                pieces[key] = [it.key for it in joined]
+        after = self._after(batch, tally, sum(it.missing for it in slices), files)
+        point("finalizer.before_publish")
+        if not await self._store.publish_batch(duty, after, files=list(files.values()), pieces=pieces):
+            for key in pieces:
+                await self._blobs.delete(key)
+            raise LeaseLost
+        self._published(after)
+
+    async def _whole(self, duty: Duty, suffix: str, joined: Sequence[JoinedPiece]) -> str:
+        """Where the pieces lie as one."""
+        if len(joined) == 1:
+            return joined[0].key
+        stem = f"files/{joined_file_id(duty.batch.id, suffix)}"
+        for token in range(_FIRST_DUTY_TOKEN, duty.token):
+            await self._blobs.delete(f"{stem}.{token}{SUFFIX}")
+        key = f"{stem}.{duty.token}{SUFFIX}"
+        await self._blobs.join(key, [Piece(it.key, it.size_bytes) for it in joined])
+        return key
+
+    # --- either way ----------------------------------------------------------------------------------
+
+    def _after(self, batch: Batch, tally: Tally, missing: int, files: dict[str, File]) -> Batch:
         if batch.status is Status.CANCELLING:
             event = Event.CANCELLED
         else:
             event = Event.EXPIRED if missing else Event.COMPLETED
-        after = replace(
+        return replace(
             batch.after(event, now=self._clock()),
             tally=tally,
-            output_file_id=output.file_id if output.size_bytes else None,
-            error_file_id=error.file_id if error.size_bytes else None,
+            output_file_id=files["output"].id if "output" in files else None,
+            error_file_id=files["error"].id if "error" in files else None,
         )
-        point("finalizer.before_publish")
-        if not await self._store.publish_batch(duty, after, files=files):
-            for file in files:
-                await self._blobs.delete(file.blob_key)
-            raise LeaseLost
-        point("finalizer.published")
-        self._emit(BatchMoved(after))
-        self._bell.ring()
 
-    async def _join(self, duty: Duty, output: "_JoinedFile", error: "_JoinedFile") -> tuple[Tally, int]:
-        """Writes both files; returns the tally of the answers in them and how many lines have none."""
-        batch = duty.batch
-        tally, missing, seen = Tally(), 0, 0
-        confirmed = self._monotonic()
-        after = -1
-        while duty.index_blob_key and (
-            results := await self._store.segment_results(batch.id, after=after, limit=200)
-        ):
-            after = results[-1].segment.number
-            for some in _read_together(results, at_once=self._parts.reads_at_once):
-                for rows, unsettled_count in await self._rows_of(duty, some):
-                    await output.write([row.text for row in rows if not row.is_error])
-                    await error.write([row.text for row in rows if row.is_error])
-                    tally = tally.plus(_tally(rows, unanswered_count=unsettled_count))
-                    missing += unsettled_count
-                    seen += len(rows)
-                if self._monotonic() - confirmed > duty.ttl_s / 4:
-                    confirmed = self._monotonic()
-                    if not await self._store.keep_duty(duty):
-                        raise LeaseLost
-        if seen != batch.total:
-            message = (
-                f"{batch.id} has {batch.total} lines, but its segments hold {seen}; run 'nightmill check'"
-            )
-            raise RuntimeError(message)
-        return tally, missing
+    async def _ttl_s(self, batch: Batch) -> int:
+        rules = await self._store.project_rules(batch.project_id)
+        return batch.output_expires_after_s or rules.output_ttl_s or self._output_ttl_s
 
-    async def _rows_of(
-        self, duty: Duty, results: Sequence[SegmentResult]
-    ) -> Sequence[tuple[list[OutputLine], int]]:
-        """The rows of each segment in the order of the input, and how many of them nobody answered."""
-        if len(results) == 1:
-            return [await self._rows(duty, results[0])]
-        try:
-            async with asyncio.TaskGroup() as group:
-                reading = [group.create_task(self._rows(duty, result)) for result in results]
-        except ExceptionGroup as failures:
-            raise failures.exceptions[0] from None
-        return [task.result() for task in reading]
-
-    async def _rows(self, duty: Duty, result: SegmentResult) -> tuple[list[OutputLine], int]:
-        batch = duty.batch
-        assert duty.index_blob_key is not None
-        answers = await self._answers(batch, result)
-        lines = await self._lines(duty.index_blob_key, result)
-        unsettled = [line for line in lines if line.ordinal not in answers]
-        if result.is_done and (unsettled or len(answers) != len(lines)):
-            raise _miscount(batch, result, len(answers))
-        code, message = _UNANSWERED[batch.status]
-        for ordinal, row in await self._unanswered(batch, unsettled, code, message):
-            answers[ordinal] = row
-        return [answers[line.ordinal] for line in lines], len(unsettled)
-
-    async def _answers(self, batch: Batch, result: SegmentResult) -> dict[int, OutputLine]:
-        pinned = result.pinned
-        if not result.is_done:
-            # Its holder may have died before it could report; the duty's lease made its token void.
-            pinned = tuple(await self._parts.find(_as_lease(batch, result)))
-        answers: dict[int, OutputLine] = {}
-        async for record in self._parts.read(pinned):
-            answers.setdefault(record.ordinal, record.output)
-        return answers
-
-    async def _lines(self, index_blob_key: str, result: SegmentResult) -> list[IndexedLine]:
-        segment = result.segment
-        records = await self._blobs.read(
-            index_blob_key, segment.first * INDEX_RECORD_BYTES, segment.count * INDEX_RECORD_BYTES
-        )
-        return sorted(unpack_lines(records), key=attrgetter("ordinal"))
-
-    async def _unanswered(
-        self, batch: Batch, lines: list[IndexedLine], code: str, message: str
-    ) -> list[tuple[int, OutputLine]]:
-        if not lines:
-            return []
-        start = min(line.offset for line in lines)
-        end = max(line.offset + line.length_bytes for line in lines)
-        text = await self._blobs.read(batch.input_blob_key, start, end - start)
-        rows: list[tuple[int, OutputLine]] = []
-        for line in lines:
-            offset = line.offset - start
-            request = slice_line(text[offset : offset + line.length_bytes])
-            row = unanswered(
-                output_line_id(batch.id, line.ordinal).encode(), request, code=code, message=message
-            )
-            rows.append((line.ordinal, row))
-        return rows
-
-    def _file(self, batch: Batch, joined: "_JoinedFile", suffix: str, ttl_s: int) -> File:
+    def _file(self, batch: Batch, suffix: str, blob_key: str, size_bytes: int, ttl_s: int) -> File:
         created_at = int(self._clock())
         return File(
-            id=joined.file_id,
+            id=joined_file_id(batch.id, suffix),
             project_id=batch.project_id,
             purpose=Purpose.BATCH_OUTPUT,
             filename=f"{batch.id}_{suffix}.jsonl",
-            size_bytes=joined.size_bytes,
+            size_bytes=size_bytes,
             created_at=created_at,
             expires_at=created_at + ttl_s,
-            blob_key=joined.key,
+            blob_key=blob_key,
         )
 
-
-def _read_together(results: Sequence[SegmentResult], *, at_once: int) -> Iterator[Sequence[SegmentResult]]:
-    """Cuts the segments into runs that are read at once, within the memory that their answers may take."""
-    some: list[SegmentResult] = []
-    size_bytes = 0
-    for result in results:
-        result_bytes = sum(part.length_bytes for part in result.pinned)
-        if some and (len(some) == at_once or size_bytes + result_bytes > _READ_BYTES):
-            yield some
-            some, size_bytes = [], 0
-        some.append(result)
-        size_bytes += result_bytes
-    if some:
-        yield some
+    def _published(self, after: Batch) -> None:
+        point("finalizer.published")
+        self._emit(BatchMoved(after))
+        self._bell.ring()
 
 
 def joined_file_id(batch_id: BatchId, suffix: str) -> FileId:
@@ -264,90 +297,7 @@ def joined_file_id(batch_id: BatchId, suffix: str) -> FileId:
     return new_file_id(blake2b(f"{batch_id} {suffix}".encode(), digest_size=16).digest())
 
 
-def _key(file_id: FileId, token: int) -> str:
-    return f"files/{file_id}.{token}"
-
-
-class _JoinedFile:
-    """The output or error file in the making. No blob is opened before the first line."""
-
-    def __init__(self, blobs: Blobs, file_id: FileId, token: int) -> None:
-        self.file_id = file_id
-        self.key = _key(file_id, token)
-        self.size_bytes = 0
-        self._blobs = blobs
-        self._token = token
-        self._writer: BlobWriter | None = None
-        self._rows: list[bytes] = []
-        self._waiting_bytes = 0
-
-    async def sweep(self) -> None:
-        """Removes what dead finalizers of the batch may have left. The first token was intake's."""
-        for token in range(2, self._token):
-            await self._blobs.delete(_key(self.file_id, token))
-
-    async def write(self, rows: list[bytes]) -> None:
-        for row in rows:
-            self._rows.append(row)
-            self._waiting_bytes += len(row)
-            if self._waiting_bytes >= _WRITE_BYTES:
-                await self._flush()
-
-    async def commit(self) -> bool:
-        """Whether there is such a file at all."""
-        if self._rows:
-            await self._flush()
-        if self._writer is None:
-            return False
-        await self._writer.commit()
-        self._writer = None
-        return True
-
-    async def abort(self) -> None:
-        if self._writer is not None:
-            await self._writer.abort()
-
-    async def _flush(self) -> None:
-        if self._writer is None:
-            self._writer = await self._blobs.open_writer(self.key)
-        text = b"".join(self._rows)
-        self._rows.clear()
-        self._waiting_bytes = 0
-        await self._writer.write(text)
-        self.size_bytes += len(text)
-
-
-def _tally(rows: list[OutputLine], *, unanswered_count: int) -> Tally:
-    failed = sum(row.is_error for row in rows)
-    usages = [row.usage for row in rows if row.usage is not None]
-    total = Usage(
-        sum(usage.input_tokens for usage in usages),
-        sum(usage.cached_tokens for usage in usages),
-        sum(usage.output_tokens for usage in usages),
-        sum(usage.reasoning_tokens for usage in usages),
-        sum(usage.total_tokens for usage in usages),
-    )
-    return Tally(len(rows) - failed, failed - unanswered_count, total)
-
-
-def _as_lease(batch: Batch, result: SegmentResult) -> Lease:
-    return Lease(
-        segment=result.segment,
-        token=result.token,
-        pinned=result.pinned,
-        tally=result.tally,
-        endpoint=batch.endpoint,
-        model=batch.model,
-        input_blob_key=batch.input_blob_key,
-        index_blob_key="",
-        deadline=batch.expires_at,
-        ttl_s=0.0,
-    )
-
-
-def _miscount(batch: Batch, result: SegmentResult, answered: int) -> RuntimeError:
-    number, count = result.segment.number, result.segment.count
-    return RuntimeError(
-        f"{batch.id} segment {number} is done with {count} lines, but its parts answer {answered}; "
-        "run 'nightmill check'"
-    )
+def _check_count(batch: Batch, lines: int) -> None:
+    if lines != batch.total:
+        message = f"{batch.id} has {batch.total} lines, but its segments hold {lines}; run 'nightmill check'"
+        raise RuntimeError(message)

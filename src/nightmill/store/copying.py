@@ -29,7 +29,7 @@ T = TypeVar("T")
 _ROWS_AT_ONCE: Final = 500
 _TIMEOUT_S: Final = 120.0
 # Grants last as long as a lease, and what the new schema says of itself stays.
-_NOT_MOVED: Final = frozenset({"upstream", "upstream_grant", "schema_compatibility"})
+_NOT_MOVED: Final = frozenset({"slice", "upstream", "upstream_grant", "schema_compatibility"})
 _ENDED: Final = tuple(status.value for status in TERMINAL)
 
 

@@ -4,7 +4,7 @@ A duty is leased like a segment, with a token that grows by one each time. It en
 moves, so intake that works on a batch somebody cancelled meanwhile can neither accept nor keep it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from sqlalchemy import Connection, bindparam, delete, exists, insert, or_, select, text, update
@@ -18,7 +18,7 @@ from nightmill.store.batches import BATCH_COLUMNS, HOLDS_DUTY, as_batch, dump_er
 from nightmill.store.clock import now
 from nightmill.store.files import file_row
 from nightmill.store.protocol import Duty
-from nightmill.store.schema import DONE, LEASED, WAITING, batch, file, segment
+from nightmill.store.schema import DONE, LEASED, WAITING, batch, file, piece, segment, slice_
 from nightmill.store.tallies import set_tally, tally_parameters
 from nightmill.tenant import Limits, refusal_to_accept
 
@@ -27,6 +27,7 @@ _ROWS_AT_ONCE = 1_000
 _has_live_lease = exists().where(
     segment.c.batch_id == batch.c.id, segment.c.state == LEASED, segment.c.lease_expires_at > now()
 )
+_has_open_slice = exists().where(slice_.c.batch_id == batch.c.id, text("slice." + schema.IS_OPEN_SLICE))
 _CANDIDATE = (
     select(batch.c.id)
     .where(
@@ -34,6 +35,7 @@ _CANDIDATE = (
         batch.c.status.in_(bindparam("statuses", expanding=True)),
         or_(batch.c.duty_worker.is_(None), batch.c.duty_expires_at <= now()),
         ~_has_live_lease,
+        ~_has_open_slice,
     )
     .order_by(batch.c.sequence)
     .limit(1)
@@ -61,7 +63,12 @@ _GRANT = (
         duty_worker=bindparam("worker_id"),
         duty_expires_at=now() + bindparam("ttl_s"),
     )
-    .returning(*BATCH_COLUMNS, batch.c.index_blob_key, batch.c.duty_token)
+    .returning(
+        *BATCH_COLUMNS,
+        batch.c.index_blob_key,
+        batch.c.duty_token,
+        exists().where(slice_.c.batch_id == batch.c.id).label("is_sliced"),
+    )
 )
 _HELD = (
     batch.c.id == bindparam("of_batch_id"),
@@ -96,6 +103,8 @@ _PUBLISH = moving(
 )
 _ADD_SEGMENTS = insert(segment)
 _ADD_FILES = insert(file)
+_ADD_PIECES = insert(piece)
+_DROP_SLICES = delete(slice_).where(slice_.c.batch_id == bindparam("of_batch_id"))
 _DROP_SEGMENTS = delete(segment).where(segment.c.batch_id == bindparam("of_batch_id"))
 
 
@@ -111,15 +120,15 @@ def lease_duty(
     if connection.execute(_LIVE_LEASE, {"of_batch_id": candidate}).first() is not None:
         return None  # on Postgres a holder may have beaten since the candidate was read
     row = connection.execute(_GRANT, {"of_batch_id": candidate, "worker_id": worker_id, "ttl_s": ttl_s}).one()
-    return Duty(as_batch(row), row.index_blob_key, row.duty_token, ttl_s)
+    return Duty(as_batch(row), row.index_blob_key, row.duty_token, ttl_s, bool(row.is_sliced))
 
 
 def keep_duty(connection: Connection, duty: Duty) -> bool:
     return connection.execute(_KEEP, {**_fence(duty), "ttl_s": duty.ttl_s}).rowcount == 1
 
 
-def release_duty(connection: Connection, duty: Duty) -> None:
-    connection.execute(_RELEASE, _fence(duty))
+def release_duty(connection: Connection, duty: Duty) -> bool:
+    return connection.execute(_RELEASE, _fence(duty)).rowcount == 1
 
 
 def release_all_duties(connection: Connection) -> int:
@@ -190,7 +199,13 @@ def reject_batch(connection: Connection, duty: Duty, after: Batch) -> bool:
     )
 
 
-def publish_batch(connection: Connection, duty: Duty, after: Batch, files: Sequence[File]) -> bool:
+def publish_batch(
+    connection: Connection,
+    duty: Duty,
+    after: Batch,
+    files: Sequence[File],
+    pieces: Mapping[str, Sequence[str]] | None,
+) -> bool:
     is_published = move(
         connection,
         _PUBLISH,
@@ -208,6 +223,12 @@ def publish_batch(connection: Connection, duty: Duty, after: Batch, files: Seque
         projects.keep_bytes(connection, after.project_id, sum(it.size_bytes for it in files))
     usage.count(connection, after)
     connection.execute(_DROP_SEGMENTS, {"of_batch_id": after.id})
+    if duty.is_sliced:
+        connection.execute(_DROP_SLICES, {"of_batch_id": after.id})
+    for whole, keys in (pieces or {}).items():
+        for first in range(0, len(keys), _ROWS_AT_ONCE):
+            rows = [{"blob_key": key, "of_blob_key": whole} for key in keys[first : first + _ROWS_AT_ONCE]]
+            connection.execute(_ADD_PIECES, rows)
     return True
 
 

@@ -25,8 +25,8 @@ from sqlalchemy.exc import DBAPIError
 from nightmill.batch import TERMINAL, Batch, Status
 from nightmill.file import File, UploadPart, UploadStatus
 from nightmill.ids import BatchId, FileId
-from nightmill.segment import Segment, SegmentResult
-from nightmill.store import schema
+from nightmill.segment import JoinedSlice, Segment, SegmentResult
+from nightmill.store import schema, slices
 from nightmill.store.batches import BATCH_COLUMNS, as_batch
 from nightmill.store.compatibility import misfit
 from nightmill.store.files import FILE_COLUMNS, as_file
@@ -38,6 +38,7 @@ from nightmill.store.schema import (
     idempotency,
     piece,
     segment,
+    slice_,
     upload,
     upload_part,
 )
@@ -100,6 +101,10 @@ _NAMED = union_all(
         upload_part.c.blob_key.is_not(None), upload_part.c.blob_key.in_(_KEYS)
     ),
     select(piece.c.blob_key).where(piece.c.blob_key.in_(_KEYS)),
+    *(
+        select(column).where(column.is_not(None), column.in_(_KEYS))
+        for column in (slice_.c.output_blob_key, slice_.c.error_blob_key)
+    ),
     select(batch.c.input_blob_key).where(text(schema.IS_UNFINISHED), batch.c.input_blob_key.in_(_KEYS)),
     select(batch.c.index_blob_key).where(text(schema.IS_UNFINISHED), batch.c.index_blob_key.in_(_KEYS)),
     select(batch.c.index_blob_key).where(
@@ -189,6 +194,11 @@ class Inventory:
                 tally=tally_of(row[6:]),
                 is_done=bool(row.is_done),
             )
+
+    def joined_slices(self) -> Iterator[JoinedSlice]:
+        """Of batches that aren't published yet."""
+        for row in self._connection.execute(slices.JOINED):
+            yield slices.as_joined(row)
 
     def left_segments(self) -> Sequence[tuple[BatchId, int]]:
         """Finished batches that have segments, and how many."""

@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from nightmill.batch import Status, Tally
 from nightmill.ids import BatchId, FileId, PartId
 from nightmill.segment import PinnedPart, Segment
-from nightmill.store import duties, projects, segments
+from nightmill.store import duties, projects, segments, slices
 from nightmill.store.clock import now, stamp
 from nightmill.store.inventory import IdempotencyRow, named_among
 from nightmill.store.schema import (
@@ -104,6 +104,7 @@ class Mender:
         """Whoever held a segment or a duty, however late it wakes, can report and publish nothing more."""
         segments.release_all_segments(self._connection)
         duties.release_all_duties(self._connection)
+        slices.release_all_slices(self._connection)
 
     def delete_file(self, file_id: FileId) -> None:
         """A file whose bytes are gone; cursors that name it stay good. What is left of its pieces may go."""
@@ -127,9 +128,14 @@ class Mender:
         given = {"of_batch_id": it.batch_id, "of_number": it.number, "answered": tally.answered}
         self._connection.execute(_PIN, {**given, "new_pinned": dump_parts(pinned), **tally_parameters(tally)})
 
+    def drop_slices(self, batch_id: BatchId) -> None:
+        """The batch is joined anew; what was joined of it is nobody's."""
+        slices.drop_slices(self._connection, batch_id)
+
     def count_again(self, batch_id: BatchId) -> None:
         """The batch counts what its segments count. A batch that was to be finalized with every line answered
         and now lacks some goes back to work while its window lasts; else they would count as expired."""
+        self.drop_slices(batch_id)  # they hold the answers that were counted before
         self._connection.execute(_COUNT_AGAIN, {"of_batch_id": batch_id})
         self._connection.execute(_SEND_AGAIN, {"of_batch_id": batch_id})
 

@@ -15,14 +15,23 @@ Rules every implementation keeps:
 - An unreachable or locked database raises `UnavailableError`; nothing is half-written.
 """
 
-from collections.abc import Collection, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Generic, Literal, Protocol, TypeVar
 
 from nightmill.batch import Batch, Status
 from nightmill.file import File, Upload, UploadPart
 from nightmill.ids import BatchId, FileId, ProjectId, UploadId, WorkerId
-from nightmill.segment import BeatReply, Lease, PinnedPart, Report, Segment, SegmentResult
+from nightmill.segment import (
+    BeatReply,
+    JoinedSlice,
+    Lease,
+    PinnedPart,
+    Report,
+    Segment,
+    SegmentResult,
+    Slice,
+)
 from nightmill.tenant import (
     NO_LIMITS,
     Act,
@@ -81,6 +90,19 @@ class Duty:
 
     batch: Batch
     index_blob_key: str | None
+    token: int
+    ttl_s: float
+    is_sliced: bool = False
+    """It was cut into slices, and all of them are joined."""
+
+
+@dataclass(frozen=True, slots=True)
+class SliceDuty:
+    """The right to join one slice of a batch in `finalizing` or `cancelling`."""
+
+    batch: Batch
+    index_blob_key: str
+    slice: Slice
     token: int
     ttl_s: float
 
@@ -241,7 +263,8 @@ class Store(Protocol):
 
         A batch in `finalizing` or `cancelling` may be moved on when none of its segments is leased (a lapsed
         lease is none). With the duty every segment that is not done waits under a token of its own, one
-        higher than its last holder's: what that holder still says changes nothing.
+        higher than its last holder's: what that holder still says changes nothing. A batch that was cut into
+        slices may be moved on once all of them are joined.
         """
         ...
 
@@ -267,8 +290,40 @@ class Store(Protocol):
         """validating -> failed with `after.errors`."""
         ...
 
-    async def publish_batch(self, duty: Duty, after: Batch, *, files: Sequence[File]) -> bool:
-        """The final status, stamps, tally, file ids, files and the project's usage, in one transaction."""
+    async def publish_batch(
+        self,
+        duty: Duty,
+        after: Batch,
+        *,
+        files: Sequence[File],
+        pieces: Mapping[str, Sequence[str]] | None = None,
+    ) -> bool:
+        """The final status, stamps, tally, file ids, files and the project's usage, in one transaction.
+
+        `pieces` says of each file's blob that is made of others what they are.
+        """
+        ...
+
+    # --- slices: several finalizers join one huge batch ----------------------------------------------
+    async def cut_slices(self, duty: Duty, slices: Sequence[Slice]) -> bool:
+        """The duty becomes slices that any finalizer may lease. False when the duty is no longer held."""
+        ...
+
+    async def lease_slice(self, worker_id: WorkerId, *, ttl_s: float) -> SliceDuty | None:
+        """One that waits or whose lease has lapsed, under a token one higher than its last holder's."""
+        ...
+
+    async def keep_slice(self, duty: SliceDuty) -> bool: ...
+    async def release_slice(self, duty: SliceDuty) -> None: ...
+    async def complete_slice(self, duty: SliceDuty, joined: JoinedSlice) -> bool:
+        """Done. From here on it names its pieces. False when the token is no longer the newest.
+
+        ValueError when the lines don't add up.
+        """
+        ...
+
+    async def joined_slices(self, batch_id: BatchId) -> Sequence[JoinedSlice]:
+        """Those that are done, in order of number."""
         ...
 
     # --- segments --------------------------------------------------------------------------------

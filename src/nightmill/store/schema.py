@@ -42,6 +42,7 @@ IS_IN_PROGRESS = "status = 'in_progress'"
 IS_SETTLED = "status = 'in_progress' AND segments_left = 0"
 HAS_DUTY = "status IN ('validating', 'finalizing', 'cancelling')"
 IS_UNFINISHED = "status IN ('validating', 'in_progress', 'finalizing', 'cancelling')"
+IS_OPEN_SLICE = "state <> 'done'"
 IS_LIVE = "deleted_at IS NULL"
 IS_TOMBSTONE_WITH_BLOB = "deleted_at IS NOT NULL AND blob_key IS NOT NULL"
 IS_FINISHED_WITH_INDEX = (
@@ -275,6 +276,46 @@ segment = Table(
     sqlite_with_rowid=False,
     # A beat changes no indexed column, so with room on its page a row is renewed in place.
     postgresql_with={"fillfactor": 70, "autovacuum_vacuum_scale_factor": 0.01},
+)
+
+# Only a huge batch has any, from when it is cut until it is published. They name what was joined meanwhile.
+slice_ = Table(
+    "slice",
+    metadata,
+    Column("batch_id", Text, ForeignKey("batch.id"), nullable=False),
+    _number("number"),
+    _number("first"),
+    _number("count"),
+    _text("state"),
+    _counter("token"),
+    _optional_text("worker_id"),
+    _lease_end("lease_expires_at"),
+    _optional_text("output_blob_key"),
+    _counter("output_bytes"),
+    _optional_text("error_blob_key"),
+    _counter("error_bytes"),
+    _counter("lines"),
+    _counter("missing"),
+    *(_counter(name) for name in TALLY_COLUMNS),
+    PrimaryKeyConstraint("batch_id", "number"),
+    CheckConstraint("state IN ('waiting', 'leased', 'done')", name="slice_state"),
+    CheckConstraint("number >= 0 AND first >= 0 AND count > 0 AND token >= 0", name="slice_range"),
+    CheckConstraint(_TALLY_IS_POSITIVE, name="slice_tally"),
+    CheckConstraint("completed + failed + missing = lines AND missing >= 0", name="slice_lines"),
+    CheckConstraint("(state = 'done') = (lines > 0)", name="slice_done"),
+    CheckConstraint(
+        "(output_bytes > 0) = (output_blob_key IS NOT NULL)"
+        " AND (error_bytes > 0) = (error_blob_key IS NOT NULL)",
+        name="slice_pieces",
+    ),
+    CheckConstraint(
+        "(state = 'leased') = (worker_id IS NOT NULL)"
+        " AND (state = 'leased') = (lease_expires_at IS NOT NULL)",
+        name="slice_lease",
+    ),
+    _partial_index("slice_open", "batch_id", "number", where=IS_OPEN_SLICE),
+    _partial_index("slice_output", "output_blob_key", where="output_blob_key IS NOT NULL"),
+    _partial_index("slice_error", "error_blob_key", where="error_blob_key IS NOT NULL"),
 )
 
 api_key = Table(

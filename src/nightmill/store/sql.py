@@ -1,7 +1,7 @@
 """`SqlStore`: every verb of the protocol, each one transaction of the file named after its noun."""
 
 import time
-from collections.abc import Collection, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 from typing import Literal
 
 from sqlalchemy import Connection
@@ -11,14 +11,24 @@ from nightmill.batch import Batch, Status
 from nightmill.errors import UnavailableError
 from nightmill.file import File, Upload, UploadPart
 from nightmill.ids import BatchId, FileId, ProjectId, UploadId, WorkerId
-from nightmill.segment import BeatReply, Lease, PinnedPart, Report, Segment, SegmentResult
+from nightmill.segment import (
+    BeatReply,
+    JoinedSlice,
+    Lease,
+    PinnedPart,
+    Report,
+    Segment,
+    SegmentResult,
+    Slice,
+)
 from nightmill.store import audit, batches, duties, files, grants, holds, keys, projects, segments, usage
+from nightmill.store import slices as _slices
 from nightmill.store.clock import Clock
 from nightmill.store.compatibility import misfit
 from nightmill.store.connection import open_database
 from nightmill.store.database import Database
 from nightmill.store.inventory import named_among
-from nightmill.store.protocol import ApiKey, Backlog, Duty, Idempotency, Page, Store
+from nightmill.store.protocol import ApiKey, Backlog, Duty, Idempotency, Page, SliceDuty, Store
 from nightmill.store.sqlite import BUSY_TIMEOUT_S
 from nightmill.tenant import (
     NO_LIMITS,
@@ -194,8 +204,33 @@ class SqlStore(Store):
     async def reject_batch(self, duty: Duty, after: Batch) -> bool:
         return await self._write(duties.reject_batch, duty, after)
 
-    async def publish_batch(self, duty: Duty, after: Batch, *, files: Sequence[File]) -> bool:
-        return await self._write(duties.publish_batch, duty, after, files)
+    async def publish_batch(
+        self,
+        duty: Duty,
+        after: Batch,
+        *,
+        files: Sequence[File],
+        pieces: Mapping[str, Sequence[str]] | None = None,
+    ) -> bool:
+        return await self._write(duties.publish_batch, duty, after, files, pieces)
+
+    async def cut_slices(self, duty: Duty, slices: Sequence[Slice]) -> bool:
+        return await self._write(_slices.cut_slices, duty, slices)
+
+    async def lease_slice(self, worker_id: WorkerId, *, ttl_s: float) -> SliceDuty | None:
+        return await self._write(_slices.lease_slice, worker_id, ttl_s)
+
+    async def keep_slice(self, duty: SliceDuty) -> bool:
+        return await self._write(_slices.keep_slice, duty)
+
+    async def release_slice(self, duty: SliceDuty) -> None:
+        await self._write(_slices.release_slice, duty)
+
+    async def complete_slice(self, duty: SliceDuty, joined: JoinedSlice) -> bool:
+        return await self._write(_slices.complete_slice, duty, joined)
+
+    async def joined_slices(self, batch_id: BatchId) -> Sequence[JoinedSlice]:
+        return await self._read(_slices.joined_slices, batch_id)
 
     async def lease_segments(self, worker_id: WorkerId, *, limit: int, ttl_s: float) -> Sequence[Lease]:
         return await self._write(segments.lease_segments, worker_id, limit, ttl_s)
@@ -301,13 +336,19 @@ class SqlStore(Store):
 
 def _release_all_leases(connection: Connection) -> int:
     grants.release_all_grants(connection)
-    return segments.release_all_segments(connection) + duties.release_all_duties(connection)
+    return (
+        segments.release_all_segments(connection)
+        + duties.release_all_duties(connection)
+        + _slices.release_all_slices(connection)
+    )
 
 
 def _release_leases_of(connection: Connection, worker_id: WorkerId) -> int:
     grants.release_grants_of(connection, worker_id)
-    return segments.release_segments_of(connection, worker_id) + duties.release_duties_of(
-        connection, worker_id
+    return (
+        segments.release_segments_of(connection, worker_id)
+        + duties.release_duties_of(connection, worker_id)
+        + _slices.release_slices_of(connection, worker_id)
     )
 
 

@@ -31,7 +31,8 @@ STEPS: Final = (
     Step("0002", Stage.BEFORE),
     Step("0003", Stage.BEFORE),
     Step("0004", Stage.BEFORE),
-    Step("0005", Stage.AFTER),
+    Step("0005", Stage.BEFORE),
+    Step("0006", Stage.AFTER),
 )
 SCHEMA_VERSION: Final = STEPS[-1].version
 """The newest step this nightmill knows; by it a database says which nightmills it still suits."""

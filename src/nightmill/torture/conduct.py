@@ -47,6 +47,7 @@ _ENVIRONMENT = {
     "NIGHTMILL_WORKER__BEAT_S": "0.2",
     "NIGHTMILL_WORKER__CANCEL_GRACE_S": "0.3",
     "NIGHTMILL_BLOBS__PIECE_BYTES": "4096",  # large uploads in parts become pieces, small ones are copied
+    "NIGHTMILL_FINALIZER__SLICE_BYTES": "16384",  # large batches are joined in slices, small ones in one go
     "NIGHTMILL_RETENTION__SWEEP_S": "0.5",
     "NIGHTMILL_LIMITS__BATCHES_PER_HOUR": "0",
 }

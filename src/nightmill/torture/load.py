@@ -22,7 +22,7 @@ from openai import (
     InternalServerError,
 )
 
-from nightmill.crash import Point
+from nightmill.crash import POINTS, Point
 from nightmill.torture.ledger import TAG, tag_of
 from nightmill.torture.plan import Plan
 from nightmill.torture.proof import Expected, Variety
@@ -57,6 +57,7 @@ _PROVOKED_BY: Mapping[Point, Variety] = {
     "warden.before_lapse": Variety.EXPIRING,
     "warden.lapsed": Variety.EXPIRING,
 }
+_TAKES_MANY_LINES = frozenset(name for name in POINTS if "slice" in name or name.endswith("cut"))
 _GIVES_AN_UPLOAD_UP = frozenset({"api.before_upload_cancel", "api.upload_cancelled"})
 _FILE_OF_UPLOAD = re.compile(r"file-\w+")
 
@@ -99,7 +100,8 @@ class Load:
                         group.create_task(self._give_an_upload_up())
                     else:
                         variety = _PROVOKED_BY.get(name, Variety.PLAIN)
-                        group.create_task(self._run(variety, lines=_FEW_LINES))
+                        lines = self._plan.lines if name in _TAKES_MANY_LINES else _FEW_LINES
+                        group.create_task(self._run(variety, lines=lines))
 
     async def _one_after_another(self, random: Random) -> None:
         while not self._is_ending:

@@ -6,8 +6,8 @@ batches without saying how large they are.
 
 from alembic import op
 
-revision = "0005"
-down_revision = "0004"
+revision = "0006"
+down_revision = "0005"
 
 _TALLY = "completed, failed, input_tokens, cached_tokens, output_tokens, reasoning_tokens, total_tokens"
 _COLUMNS = ("batches", "requests", *_TALLY.split(", "))
