@@ -8,12 +8,15 @@ from typing import Any
 import pytest
 
 from nightmill.assembly.places import check_places, open_places
+from nightmill.assembly.rooms import open_rooms
 from nightmill.blobs import FolderBlobs
 from nightmill.blobs.objects import ObjectBlobs
 from nightmill.errors import SetupError, UnavailableError
 from nightmill.parts import FolderParts
 from nightmill.parts.objects import ObjectParts
+from nightmill.roles.loop import Bell
 from nightmill.settings import Settings, load
+from nightmill.store.migrate import migrate
 from tests.s3_server import Order, S3Server
 
 
@@ -80,3 +83,20 @@ def test_the_library_is_loaded_only_when_a_bucket_is_asked_for() -> None:
         "import sys, nightmill.assembly.work, nightmill.assembly.front; sys.exit('obstore' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], timeout=60, check=True)
+
+
+async def test_over_a_bucket_a_sweep_leaves_nothing_in_the_data_folder(tmp_path: Path, s3: S3Server) -> None:
+    (image := tmp_path / "data").mkdir()
+    (database := tmp_path / "database").mkdir()
+    settings = load(
+        flags={
+            "folder": image,
+            "store": f"sqlite:///{database / 'nightmill.sqlite'}",
+            "blobs": s3.settings(s3.make_bucket()),
+        },
+        environment={},
+    )
+    await migrate(settings.store_url)
+    async with open_rooms(settings, emit=lambda _: None, bell=Bell()) as rooms:
+        await rooms.warden().turn()
+    assert list(image.iterdir()) == []

@@ -125,3 +125,4 @@ def test_the_services_answer_a_batch_and_end_when_asked(tmp_path: Path, stack: E
     for process in (*others, api):
         process.send_signal(signal.SIGTERM)
     assert [process.wait(60) for process in (*others, api)] == [0, 0, 0, 0]
+    assert list((tmp_path / "data").iterdir()) == [], "with a bucket no container needs a disk"

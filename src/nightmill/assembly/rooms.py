@@ -8,7 +8,7 @@ import secrets
 import socket
 import time
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 
 from nightmill.assembly.clock import steady_clock
@@ -68,6 +68,8 @@ class Rooms:
         )
 
     def warden(self) -> Warden:
+        # Only bytes in the folder can be backed up or checked there; with a bucket it may not be writable.
+        keeps_folder = self.settings.blobs.url is None
         return Warden(
             store=self.store,
             blobs=self.blobs,
@@ -77,7 +79,7 @@ class Rooms:
             emit=self.emit,
             clock=steady_clock,
             monotonic=time.monotonic,
-            deleting=lambda: deleting(self.settings.folder),
+            deleting=lambda: deleting(self.settings.folder) if keeps_folder else nullcontext(True),
         )
 
     def worker(self, upstream: Upstream, *, slots: int | None = None) -> Worker:
