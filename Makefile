@@ -37,10 +37,11 @@ types: $(STAMP)  ## strict types
 layers: $(STAMP)  ## who may import whom
 	$(BIN)/lint-imports --no-logo --no-cache
 
-# What fails is run once more, alone: tests of real processes share two cores with whatever else the machine does.
-# What fails twice is broken; both runs stand in the output.
+# Two at once: most tests wait for processes of their own. What fails is run once more, alone: those processes share
+# two cores with whatever else the machine does. What fails twice is broken; both runs stand in the output.
 unit: $(STAMP)  ## the tests, docs included
-	$(BIN)/python -m pytest -q -rs || $(BIN)/python -m pytest -q -rs --last-failed --last-failed-no-failures none
+	$(BIN)/python -m pytest -q -rs -n 2 --dist worksteal \
+		|| $(BIN)/python -m pytest -q -rs --last-failed --last-failed-no-failures none
 
 test-fleet: $(STAMP)  ## the fleet's tests, over a real S3 server where Ceph is installed
 	TEST_FLEET=1 $(BIN)/python -m pytest -q -rs tests/blobs tests/parts tests/roles tests/fleet tests/deploy
