@@ -3,10 +3,10 @@
 import asyncio
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 
 from nightmill.errors import SetupError, UnavailableError
-from nightmill.store import open_store
+from nightmill.store import open_store, segments
 
 pytestmark = pytest.mark.parametrize("kind", ["postgres"])
 
@@ -109,3 +109,68 @@ async def test_the_clock_is_the_databases_own(world):
     world.clock.step(world.ttl_s)
     assert await store.reap_segments() == 2
     await store.close()
+
+
+async def test_two_connections_lease_at_once_and_neither_waits_for_the_other(world, store, other_store):
+    await world.start(store, total=20, lines_per_segment=5)
+    is_in, go_on = asyncio.Event(), asyncio.Event()
+
+    async def lease_and_wait() -> list[int]:
+        async with store._database._engine.begin() as connection:
+            taken = await connection.run_sync(segments.lease_segments, world.worker, 2, world.ttl_s)
+            is_in.set()
+            await go_on.wait()
+        return [lease.segment.number for lease in taken]
+
+    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+        holding = group.create_task(lease_and_wait())
+        await is_in.wait()
+        others = await other_store.lease_segments(world.other_worker, limit=4, ttl_s=world.ttl_s)
+        assert not holding.done()
+        go_on.set()
+    assert holding.result() == [0, 1]
+    assert [lease.segment.number for lease in others] == [2, 3]
+
+
+async def test_a_beat_of_many_leases_is_one_statement_that_renews_rows_in_place(world, store):
+    await world.start(store, total=500, lines_per_segment=5)
+    leases = await store.lease_segments(world.worker, limit=100, ttl_s=world.ttl_s)
+    written: list[str] = []
+
+    def note(_connection, _cursor, statement: str, _parameters, _context, is_many: bool) -> None:
+        if statement.startswith("UPDATE segment"):
+            written.append("many" if is_many else "one")
+
+    event.listen(store._database._engine.sync_engine, "before_cursor_execute", note)
+    changed = text(
+        "SELECT pg_stat_get_xact_tuples_updated('segment'::regclass),"
+        " pg_stat_get_xact_tuples_hot_updated('segment'::regclass)"
+    )
+
+    def beat(connection, answered: int) -> tuple[int, int]:
+        before = connection.execute(changed).one()
+        reports = [world.report(lease, world.tally(answered)) for lease in leases]
+        assert not segments.beat(connection, world.worker, reports, world.ttl_s).lost
+        after = connection.execute(changed).one()
+        return after[0] - before[0], after[1] - before[1]
+
+    in_place = 0
+    for answered in range(1, 5):
+        updated, here = await store._write(beat, answered)
+        assert updated == 100
+        in_place += here
+    assert written == ["one"] * 4
+    assert in_place > 200, in_place
+    world.clock.step(world.ttl_s - 1)
+    await store._write(beat, 5)
+    world.clock.step(2)
+    assert await store.reap_segments() == 0
+
+
+async def test_the_table_of_leases_leaves_room_on_its_pages(world, store):
+    def options(connection) -> list[str]:
+        return connection.execute(
+            text("SELECT reloptions FROM pg_class WHERE relname = 'segment'")
+        ).scalar_one()
+
+    assert await store._read(options) == ["fillfactor=70", "autovacuum_vacuum_scale_factor=0.01"]

@@ -7,7 +7,7 @@ transaction, segment first, so that two holders never wait for each other.
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, cast
 
-from sqlalchemy import Connection, bindparam, select, text, update
+from sqlalchemy import ARRAY, BigInteger, Connection, Text, bindparam, func, select, text, update
 
 from nightmill.batch import Status, Tally
 from nightmill.ids import BatchId, WorkerId
@@ -99,6 +99,24 @@ _HELD_BY_WORKER = (
 _PROLONG = (
     update(segment).where(*_OF_LEASE).values(lease_expires_at=now() + bindparam("ttl_s"), **set_tally())
 )
+_TOLD = ("batch_id", "number", "token", *TALLY_COLUMNS)
+_told = func.unnest(
+    *(bindparam(f"told_{name}", type_=ARRAY(Text if name == "batch_id" else BigInteger)) for name in _TOLD)
+).table_valued(*_TOLD)
+_told_rows = _told.render_derived(name="told")
+# Postgres takes the whole beat as one statement; SQLite, which has no arrays, is a call away anyhow.
+_PROLONG_ALL = (
+    update(segment)
+    .where(
+        segment.c.batch_id == _told_rows.c.batch_id,
+        segment.c.number == _told_rows.c.number,
+        segment.c.token == _told_rows.c.token,
+        segment.c.state == LEASED,
+    )
+    .values(
+        lease_expires_at=now() + bindparam("ttl_s"), **{name: _told_rows.c[name] for name in TALLY_COLUMNS}
+    )
+)
 _PIN = update(segment).where(*_OF_LEASE).values(pinned=bindparam("new_pinned"), **set_tally())
 _COMPLETE = _PIN.values(state=DONE, worker_id=None, lease_expires_at=None)
 _RELEASE = _PIN.values(**_WAITS)
@@ -150,7 +168,7 @@ def beat(connection: Connection, worker_id: WorkerId, reports: Sequence[Report],
         for row in connection.execute(_HELD_BY_WORKER, {"holder": worker_id})
     }
     lost: set[tuple[BatchId, int]] = set()
-    prolonged: list[dict[str, Any]] = []
+    prolonged: list[tuple[Report, Tally]] = []
     changes: dict[BatchId, Tally] = {}
     for report in sorted(reports, key=lambda report: (report.batch_id, report.number)):
         row = held.get((report.batch_id, report.number, report.token))
@@ -161,15 +179,28 @@ def beat(connection: Connection, worker_id: WorkerId, reports: Sequence[Report],
         before = tally_of(row[4:])
         # Beats may overtake each other; the one that counts less is the older one.
         tally = report.tally if report.tally.answered > before.answered else before
-        where = _of(report.batch_id, report.number, report.token)
-        prolonged.append({**where, **tally_parameters(tally), "ttl_s": ttl_s})
+        prolonged.append((report, tally))
         change = changes.get(report.batch_id, _NO_CHANGE).plus(minus(tally, before))
         changes[report.batch_id] = change
     if prolonged:
-        connection.execute(_PROLONG, prolonged)
+        _prolong(connection, prolonged, ttl_s)
     for batch_id, change in changes.items():
         _count(connection, batch_id, change)
     return BeatReply(frozenset(lost), stopping(connection, {report.batch_id for report in reports}))
+
+
+def _prolong(connection: Connection, reports: Sequence[tuple[Report, Tally]], ttl_s: float) -> None:
+    rows = [
+        {**_of(report.batch_id, report.number, report.token), **tally_parameters(tally)}
+        for report, tally in reports
+    ]
+    if connection.dialect.name != "postgresql":
+        connection.execute(_PROLONG, [{**row, "ttl_s": ttl_s} for row in rows])
+        return
+    columns = zip(_TOLD, zip(*(row.values() for row in rows), strict=True), strict=True)
+    connection.execute(
+        _PROLONG_ALL, {f"told_{name}": list(column) for name, column in columns} | {"ttl_s": ttl_s}
+    )
 
 
 def stopping(connection: Connection, batch_ids: Collection[BatchId]) -> dict[BatchId, Status]:
