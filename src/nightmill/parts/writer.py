@@ -10,7 +10,7 @@ from typing import Protocol
 from nightmill.batch import Tally
 from nightmill.crash import point
 from nightmill.line import OutputLine
-from nightmill.parts.record import HEADER_BYTES, pack_records
+from nightmill.parts.queue import RecordQueue
 from nightmill.segment import Lease, PinnedPart
 
 
@@ -49,44 +49,37 @@ class FolderPartWriter:
         self._group = group
         self._root = root
         self._lease = lease
-        self._on_commit = on_commit
         self._descriptor: int | None = None
-        self._refusal: Exception | None = None
-        self._queue: list[tuple[int, OutputLine]] = []
+        self._queue = RecordQueue(on_commit)
         self._taken: list[bytes] = []
-        self._counted = self._taken_counted = self._durable_counted = 0
-        self._taken_tally = self._durable_tally = Tally()
-        self._durable_bytes = 0
 
     @property
     def durable_tally(self) -> Tally:
-        return self._durable_tally
+        return self._queue.durable_tally
 
     @property
     def pinned(self) -> PinnedPart | None:
-        return PinnedPart(self.key, self._durable_bytes) if self._durable_bytes else None
+        durable_bytes = self._queue.durable_bytes
+        return PinnedPart(self.key, durable_bytes) if durable_bytes else None
 
     @property
     def pending_count(self) -> int:
         """Records that are not durable yet."""
-        return self._counted - self._durable_counted
+        return self._queue.pending_count
 
     @property
     def has_file(self) -> bool:
         return self._descriptor is not None
 
     def append(self, ordinal: int, output: OutputLine) -> None:
-        if self._refusal is not None:
-            raise self._refusal
-        if self._counted == self._durable_counted:
+        is_clean = not (self._queue.queued_bytes or self._queue.taken_bytes)
+        self._group.queued_bytes += self._queue.append(ordinal, output)
+        if is_clean:
             self._group.queued(self)
-        self._queue.append((ordinal, output))
-        self._counted += 1
-        self._group.queued_bytes += HEADER_BYTES + len(output.text)
 
     async def flush(self) -> None:
-        target = self._counted
-        while self._durable_counted < target:
+        target = self._queue.counted
+        while not self._queue.is_durable(target):
             await self._group.committed()
 
     async def close(self) -> None:
@@ -98,15 +91,11 @@ class FolderPartWriter:
 
     def refuse(self, refusal: Exception) -> None:
         """From now on `append` raises `refusal`; the first one stays."""
-        self._refusal = self._refusal or refusal
+        self._queue.refuse(refusal)
 
     def take(self) -> Sequence[bytes]:
         """What is to be written behind the durable bytes: also what an earlier try could not write."""
-        pieces, tally = pack_records(self._queue)
-        self._queue = []
-        self._taken += pieces
-        self._taken_counted = self._counted
-        self._taken_tally = self._taken_tally.plus(tally)
+        self._taken += self._queue.take()
         return self._taken
 
     def write_out(self, records: bytes) -> None:
@@ -117,7 +106,7 @@ class FolderPartWriter:
         point("part.before_write")
         with memoryview(records) as view:
             while written < len(view):
-                written += os.pwrite(self._descriptor, view[written:], self._durable_bytes + written)
+                written += os.pwrite(self._descriptor, view[written:], self._queue.durable_bytes + written)
         point("part.written")
         os.fdatasync(self._descriptor)
         point("part.synced")
@@ -136,15 +125,8 @@ class FolderPartWriter:
 
     def settle(self) -> int:
         """What was taken is durable and counts. Returns its size in bytes."""
-        size_bytes = sum(map(len, self._taken))
-        newly_counted = self._taken_counted - self._durable_counted
         self._taken = []
-        self._durable_bytes += size_bytes
-        self._durable_counted = self._taken_counted
-        self._durable_tally = self._taken_tally
-        if self._on_commit is not None:
-            self._on_commit(newly_counted)
-        return size_bytes
+        return self._queue.settle()
 
     def let_go(self) -> None:
         descriptor, self._descriptor = self._descriptor, None

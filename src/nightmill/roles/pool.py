@@ -43,7 +43,7 @@ from nightmill.upstream import Attempts, Upstream, attempts_of
 from nightmill.window import Rate, Window
 
 _LONGEST_PAUSE_S = 1.0
-_AHEAD_S = 0.25
+_AHEAD_S = 0.1
 _AWAY = "The model server could not be reached."
 
 
@@ -168,7 +168,7 @@ class Pool:
         self.nudge()
 
     def wanted_lines(self) -> int:
-        """Enough for a full pool and for what was settled in the last quarter of a second."""
+        """Twice a full pool, or twice what is settled in `_AHEAD_S`: their text is held in memory."""
         now = self._monotonic()
         elapsed_s = now - self._rate_since
         if elapsed_s > _AHEAD_S:
