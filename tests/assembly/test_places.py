@@ -28,7 +28,7 @@ async def test_without_a_url_bytes_lie_in_the_data_folder(tmp_path: Path) -> Non
     settings = settings_of(tmp_path)
     await check_places(settings)
     blobs, parts = open_places(settings)
-    assert isinstance(blobs, FolderBlobs)
+    assert isinstance(blobs.plain, FolderBlobs)
     assert isinstance(parts, FolderParts)
     await parts.close()
 
@@ -37,7 +37,7 @@ async def test_a_url_puts_them_into_the_bucket(tmp_path: Path, s3: S3Server) -> 
     settings = settings_of(tmp_path, **s3.settings(s3.make_bucket()))
     await check_places(settings)
     blobs, parts = open_places(settings)
-    assert isinstance(blobs, ObjectBlobs)
+    assert isinstance(blobs.plain, ObjectBlobs)
     assert isinstance(parts, ObjectParts)
     writer = await blobs.open_writer("files/one")
     await writer.write(b"x")
