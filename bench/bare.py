@@ -1,9 +1,11 @@
 """The bounds of moving a file: a socket read straight into a file, and a file sent straight from the cache.
 
-`python bare.py PORT take PATH` answers each POST once its body is in PATH; `python bare.py PORT give PATH`
-answers each GET with PATH by `sendfile`. One connection at a time, no checks: nothing in Python does less.
+`python bare.py PORT take FOLDER` answers each POST once its body is in a new file there (new pages cost more
+than all else, and a file that is written over has them already); `python bare.py PORT give PATH` answers each
+GET with PATH by `sendfile`. One connection at a time, no checks: nothing in Python does less.
 """
 
+import itertools
 import os
 import socket
 import sys
@@ -26,7 +28,7 @@ def _take(connection: socket.socket, path: str, buffer: memoryview) -> None:
         for row in head.split(b"\r\n")
         if row.lower().startswith(b"content-length:")
     )
-    target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     left = length - os.write(target, rest) if rest else length
     while left:
         size = connection.recv_into(buffer)
@@ -50,12 +52,13 @@ def _give(connection: socket.socket, path: str) -> None:
 def _main() -> None:
     port, what, path = sys.argv[1:4]
     buffer = memoryview(bytearray(_BUFFER_BYTES))
+    names = map(str, itertools.count())
     with socket.create_server(("127.0.0.1", int(port))) as listener:
         while True:
             connection, _ = listener.accept()
             with connection:
                 if what == "take":
-                    _take(connection, path, buffer)
+                    _take(connection, os.path.join(path, next(names)), buffer)  # noqa: PTH118 - as bare as can be
                 else:
                     _give(connection, path)
 

@@ -1,6 +1,7 @@
 """Upload and download of one big file, against servers that do nothing else (`bare`), in turns."""
 
 import http.client
+import shutil
 import subprocess
 import sys
 import time
@@ -26,6 +27,7 @@ def measure(bench: Bench) -> list[Figure]:
     path = inputs.input_file(bench.folder, lines, line_bytes=size_bytes // lines)
     size_bytes = path.stat().st_size
     taken = bench.folder / "taken"
+    taken.mkdir()
     with (
         stubs.slow(mean_s=3600) as stub,
         _bare("take", taken) as take,
@@ -37,7 +39,7 @@ def measure(bench: Bench) -> list[Figure]:
         machine.forget_peak(api)
         samples = [_round(bench, server, path, take=take, give=give) for _ in range(bench.sizes.rounds)]
         memory = machine.memory_mib(api)
-    taken.unlink(missing_ok=True)
+    shutil.rmtree(taken)
     return [
         *_compared("upload", samples, 0.6),
         *_compared("download", samples, 0.9),
@@ -48,7 +50,7 @@ def measure(bench: Bench) -> list[Figure]:
             max(sample["disk_bytes"] for sample in samples) / size_bytes,
             "x",
             1.1,
-            note="one copy; a file deleted a moment ago may still lie there",
+            note="one copy; files deleted a moment ago still lie there",
             samples=samples,
         ),
     ]
@@ -67,6 +69,8 @@ def _round(
     sample["download"], _ = _timed(api, partial(_drain, server.port, content), size_bytes)
     sample["disk_bytes"] = _bytes_under(bench.folder / "data" / "blobs")
     server.call("DELETE", f"/v1/files/{file_id}")
+    for file in (bench.folder / "taken").iterdir():
+        file.unlink()
     return sample
 
 

@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import secrets
 import socket
 import time
 from pathlib import Path
@@ -570,3 +571,30 @@ def test_the_streamed_bodies_are_described(server):
     assert described["/uploads", "post"] == "createUpload"
     assert described["/uploads/{upload_id}/complete", "post"] == "completeUpload"
     assert described["/uploads/{upload_id}/cancel", "post"] == "cancelUpload"
+
+
+@pytest.mark.parametrize("cut", [1, 100_003, 1 << 20])
+def test_a_large_body_is_kept_byte_for_byte_and_a_request_right_behind_it_is_answered(
+    server, key, project, cut
+):
+    content = secrets.token_bytes(1 << 20) + b"\r\n--boun" + secrets.token_bytes(2 << 20)
+    body = form(content=content, purpose="user_data")
+    named = f"HTTP/1.1\r\nHost: here\r\nAuthorization: Bearer {key}\r\n"
+    head = f"POST /v1/files {named}Content-Type: multipart/form-data; boundary=bound\r\n"
+    behind = f"GET /v1/files?limit=1 {named}"
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+        connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body[:cut])
+        time.sleep(0.05)  # so that what follows comes by itself
+        connection.sendall(body[cut:-3])
+        time.sleep(0.05)
+        connection.sendall(body[-3:] + f"{behind}\r\n{behind}Connection: close\r\n\r\n".encode())
+        answers = b""
+        while received := connection.recv(1 << 16):
+            answers += received
+    first, *others = answers.split(b"HTTP/1.1 ")[1:]
+    file_id = json.loads(first.partition(b"\r\n\r\n")[2])["id"]
+    assert len(others) == 2
+    for other in others:
+        assert json.loads(other.partition(b"\r\n\r\n")[2])["data"][0]["id"] == file_id
+    stored = server.do(server.context.store.file(project, file_id))
+    assert server.do(server.context.blobs.read(stored.blob_key, 0, len(content) + 1)) == content

@@ -1,9 +1,9 @@
 """One client's connection: how long it may take, how much it may say, what it hears when it is no HTTP.
 
-Duty: the limits that lie below a request. Promise: a connection that sends no whole head in time, an endless
-one, or takes nothing of its answer, ends; whatever is refused here hears an envelope, and an answer that is
-under way is never cut or mixed up by what the client sends behind its request. Not its duty: bodies
-(`reception`, `body`), keys and rates (`middleware`).
+Duty: the limits that lie below a request, and the short way of a large body. Promise: a connection that sends
+no whole head in time, an endless one, or takes nothing of its answer, ends; whatever is refused here hears an
+envelope, and an answer that is under way is never cut or mixed up by what the client sends behind its
+request. Not its duty: bodies (`reception`, `body`), keys and rates (`middleware`).
 """
 
 import asyncio
@@ -13,6 +13,7 @@ from typing import Any, ClassVar, cast
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
@@ -24,6 +25,8 @@ _LINGER_S = 2.0
 _LINGER_BYTES = 16 << 20
 _LOOSE_BYTES = 64 << 10
 """Framing around a body (chunk sizes, their extensions, trailers) between two pieces of it."""
+_LARGE_BYTES = 1 << 20
+"""A body of at least so many bytes goes past the parser."""
 
 
 def http_config(app: ASGIApp, settings: ApiSettings, **others: Any) -> uvicorn.Config:
@@ -52,6 +55,7 @@ class Connection(HttpToolsProtocol):
     (refused, and only waiting for the client to leave)."""
 
     limits: ClassVar[ApiSettings]
+    parser: Any
 
     def __init__(
         self,
@@ -65,6 +69,8 @@ class Connection(HttpToolsProtocol):
         self._is_deaf = False
         self._reads_head = True
         self._loose_bytes = 0
+        self._left_bytes = 0
+        """Of a large body whose length was announced: what is still to come."""
         self.idle_since: float | None = None
         """Since when it is without a whole head; None while a request is at work."""
         self._head_timer: asyncio.TimerHandle | None = None
@@ -92,6 +98,10 @@ class Connection(HttpToolsProtocol):
             if self._loose_bytes > _LINGER_BYTES:
                 self.transport.abort()
             return
+        if self._left_bytes:
+            data = self._take_body(data)
+            if not data:
+                return
         super().data_received(data)
         if self._is_deaf or self.transport.is_closing():
             return
@@ -133,9 +143,12 @@ class Connection(HttpToolsProtocol):
         super().on_headers_complete()
         if self._is_busy:
             self.cycle.keep_alive = False
+        self._left_bytes = self._announced_bytes()
 
     def on_body(self, body: bytes) -> None:
         self._loose_bytes = 0
+        if self._left_bytes:
+            self._left_bytes -= len(body)
         super().on_body(body)
 
     def on_response_complete(self) -> None:
@@ -159,6 +172,42 @@ class Connection(HttpToolsProtocol):
             self._refuse(400, f"We could not parse the body of your request: {msg}")
             self.cycle.disconnected = True
             self.cycle.message_event.set()
+
+    # --- large bodies ------------------------------------------------------------------------------------
+
+    def _announced_bytes(self) -> int:
+        """How long the body is that now begins, if it is a large one. The parser has refused whatever would
+        make its length doubtful."""
+        if self.pipeline or self.parser.should_upgrade():
+            return 0
+        named = dict(self.headers)
+        if b"transfer-encoding" in named:
+            return 0
+        size_bytes = int(named.get(b"content-length", b"0"))
+        return size_bytes if size_bytes >= _LARGE_BYTES else 0
+
+    def _take_body(self, data: bytes) -> bytes:
+        """Takes what belongs to the body, without the three copies that the parser and uvicorn's buffer would
+        make; what is left over belongs to the next request."""
+        self._loose_bytes = 0
+        body = data if len(data) <= self._left_bytes else data[: self._left_bytes]
+        self._left_bytes -= len(body)
+        cycle = self.cycle
+        if not cycle.response_complete:
+            # uvicorn asks this for its length and its bytes, and puts an empty buffer in its place.
+            cycle.body = cast("bytearray", bytes(cycle.body) + body if cycle.body else body)
+            if len(cycle.body) > HIGH_WATER_LIMIT:
+                self.flow.pause_reading()
+            cycle.message_event.set()
+        if not self._left_bytes:
+            self._begin_parsing_anew()
+            self.on_message_complete()
+        return data[len(body) :]
+
+    def _begin_parsing_anew(self) -> None:
+        """The parser still waits for a body that went past it."""
+        self.parser = type(self.parser)(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
 
     # --- how it ends -------------------------------------------------------------------------------------
 
