@@ -9,6 +9,7 @@ import pytest
 
 from nightmill.batch import Batch, Event, Status, Tally, Usage
 from nightmill.store import migrate, open_store
+from nightmill.store.steps import SCHEMA_VERSION
 
 
 @pytest.fixture
@@ -84,6 +85,13 @@ def test_a_hold_is_set_listed_and_cleared_and_all_of_it_logged(nightmill, folder
     assert len(table.splitlines()) == 3
     assert nightmill("audit", "--since", "2999-01-01", "--json", "--folder", folder).out == ""
     assert nightmill("audit", "--since", "yesterday", "--folder", folder).code == 2
+
+
+def test_a_migration_is_before_or_after_a_deploy_not_both(nightmill, folder):
+    ran = nightmill("migrate", "--before", "--after", "--folder", folder)
+    assert (ran.code, len(ran.err.splitlines())) == (2, 1)
+    for stage in ("--before", "--after"):
+        assert nightmill("migrate", stage, "--json", "--folder", folder).json == {"schema": SCHEMA_VERSION}
 
 
 def test_an_admins_key_says_so(nightmill, folder):

@@ -132,6 +132,17 @@ async def test_limits_and_models_come_from_the_settings(mill: Any):
     assert error.code == "too_many_tasks"
 
 
+@pytest.mark.parametrize(
+    ("quota", "code"),
+    [({"enqueued_tokens": 10}, "token_limit_exceeded"), ({"open_lines": 6}, "request_limit_exceeded")],
+)
+async def test_a_batch_beyond_what_its_project_may_have_fails_and_leaves_no_index(
+    mill: Any, quota: dict[str, int], code: str
+):
+    [error] = await failed(mill, requests(7), quota=quota)
+    assert error.code == code
+
+
 async def test_a_file_over_the_limit_is_not_read(mill: Any):
     [error] = await failed(mill, requests(9), limits={"input_file_bytes": 100})
     assert (

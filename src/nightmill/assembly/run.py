@@ -27,7 +27,7 @@ from nightmill.errors import RequestError, SetupError
 from nightmill.ids import BatchId, FileId, ProjectId
 from nightmill.roles.loop import Bell, keep_turning
 from nightmill.roles.worker import Worker
-from nightmill.settings import BlobSettings, Settings
+from nightmill.settings import BlobSettings, QuotaSettings, Settings
 from nightmill.store.migrate import migrate
 from nightmill.upstream.connect import open_upstream
 
@@ -132,7 +132,13 @@ def _for_a_run(settings: Settings, folder: Path) -> Settings:
         }
     )
     return settings.model_copy(
-        update={"folder": folder, "store": None, "blobs": BlobSettings(), "limits": limits}
+        update={
+            "folder": folder,
+            "store": None,
+            "blobs": BlobSettings(),
+            "limits": limits,
+            "quota": QuotaSettings(),
+        }
     )
 
 
