@@ -64,7 +64,7 @@ def test_the_charts_values_of_the_guide_are_ones_it_takes():
 
 
 def test_each_way_to_deploy_has_its_guide():
-    assert [guide.stem for guide in GUIDES] == ["kubernetes", "many-workers", "one-machine"]
+    assert [guide.stem for guide in GUIDES] == ["kubernetes", "many-workers", "one-machine", "ray"]
     linked = (ROOT / "docs/fleet.md").read_text() + (ROOT / "README.md").read_text()
     for guide in GUIDES:
         assert f"deploy/{guide.name}" in linked
