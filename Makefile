@@ -17,7 +17,7 @@ LINES ?=
 # make fuzz: how long for each reader
 FUZZ_S ?= 60
 
-.PHONY: help setup run test test-fleet lint types layers unit audit fuzz bench docs lock clean
+.PHONY: help setup run test test-fleet torture-fleet lint types layers unit audit fuzz bench docs lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -45,6 +45,10 @@ unit: $(STAMP)  ## the tests, docs included
 
 test-fleet: $(STAMP)  ## the fleet's tests, over a real S3 server where Ceph is installed
 	TEST_FLEET=1 $(BIN)/python -m pytest -q -rs tests/blobs tests/parts tests/roles tests/fleet tests/deploy
+	TEST_FLEET=1 $(BIN)/python -m pytest -q -rs tests/store -k pooled
+
+torture-fleet: $(STAMP)  ## the fleet's torture alone, with real Postgres, S3 and a Ray cluster of several nodes
+	TEST_FLEET=1 $(BIN)/python -m pytest -v -rs -p no:randomly tests/fleet/test_torture.py
 
 audit: $(STAMP)  ## known vulnerabilities of the locked dependencies; needs api.osv.dev
 	@$(BIN)/python .ci/audit.py

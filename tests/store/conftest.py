@@ -1,6 +1,7 @@
 """A store of each kind over a fresh database, a clock that a test moves, and makers of rows."""
 
 import asyncio
+import os
 import shutil
 import tempfile
 import warnings
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy.engine import make_url
 
 from nightmill.batch import Batch, Event, Status, Tally, Usage
 from nightmill.file import File, Purpose, Upload, UploadPart
@@ -19,8 +21,10 @@ from nightmill.ids import BatchId, FileId, PartId, ProjectId, UploadId, WorkerId
 from nightmill.segment import Lease, PinnedPart, Report, cut_segments
 from nightmill.store import Duty, SqlStore, migrate, open_store
 from nightmill.store.schema import metadata
+from tests.fleet.pooler import Pooler
 
-KINDS = ("sqlite", "postgres")
+# `make test-fleet` takes the same tests through a pooler too.
+KINDS = ("sqlite", "postgres", *(["pooled"] if os.environ.get("TEST_FLEET") else []))
 _PROJECT, _OTHER_PROJECT = ProjectId("proj_a"), ProjectId("proj_b")
 _WORKER, _OTHER_WORKER = WorkerId("worker-1"), WorkerId("worker-2")
 
@@ -249,18 +253,39 @@ def postgres_databases() -> Iterator[PostgresDatabases]:
         shutil.rmtree(folder)
 
 
+class PooledDatabases:
+    """The same database, reached through a pooler that changes the connection with every transaction."""
+
+    def __init__(self, direct: PostgresDatabases, pooler: Pooler) -> None:
+        self._direct = direct
+        self._url = pooler.url("nightmill")
+
+    def fresh(self) -> tuple[str, Clock]:
+        return self._url, self._direct.fresh()[1]
+
+
+@pytest.fixture(scope="session")
+def pooled_databases(postgres_databases: PostgresDatabases) -> Iterator[PooledDatabases]:
+    url = make_url(postgres_databases.url)
+    pooler = Pooler(str(url.query["host"]), url.port or 5432)
+    yield PooledDatabases(postgres_databases, pooler)
+    pooler.end()
+
+
 @pytest.fixture(params=KINDS)
 def kind(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
 @pytest.fixture
-def databases(request: pytest.FixtureRequest, kind: str) -> SqliteDatabases | PostgresDatabases:
+def databases(
+    request: pytest.FixtureRequest, kind: str
+) -> SqliteDatabases | PostgresDatabases | PooledDatabases:
     return request.getfixturevalue(f"{kind}_databases")
 
 
 @pytest.fixture
-async def world(databases: SqliteDatabases | PostgresDatabases) -> AsyncIterator[World]:
+async def world(databases: SqliteDatabases | PostgresDatabases | PooledDatabases) -> AsyncIterator[World]:
     url, clock = databases.fresh()
     async with AsyncExitStack() as stack:
         yield World(url, stack, clock)

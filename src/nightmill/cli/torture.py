@@ -1,6 +1,7 @@
 """`nightmill torture`."""
 
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -52,6 +53,14 @@ def torture(
             help="Restarts that Postgres; without it all connections are cut instead.",
         ),
     ] = None,
+    engine: Annotated[
+        str,
+        typer.Option(
+            "--engine",
+            metavar="local|ray",
+            help="Where the fleet's workers live; ray starts a cluster of several nodes.",
+        ),
+    ] = "local",
     as_json: Json = False,
 ) -> None:
     """Kill a server again and again on this disk, and prove that nothing was lost.
@@ -65,9 +74,14 @@ def torture(
     """
     if store is None and (blobs is not None or restart_store is not None):
         raise SetupError("--blobs and --restart-store are of a fleet: name its Postgres with --store")
+    if engine not in ("local", "ray"):
+        raise SetupError(f"there is no engine '{engine}'; choose local or ray")
+    if store is None and engine != "local":
+        raise SetupError("--engine is of a fleet: name its Postgres with --store")
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     place = Path(tempfile.mkdtemp(prefix="nightmill-torture-", dir=folder or Path.cwd()))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: nobody is left behind
     sizes = {"kills": kills, "seed": seed, "lines": lines, "batches": batches}
     if workers is not None:
         sizes["workers"] = workers
@@ -75,7 +89,9 @@ def torture(
         if store is None:
             told = _of_a_server(place, sizes)
         else:
-            told = _of_a_fleet(place, sizes, store=store, blobs=blobs, restart_store=restart_store)
+            told = _of_a_fleet(
+                place, sizes, store=store, blobs=blobs, restart_store=restart_store, engine=engine
+            )
     except BaseException:
         if any(place.iterdir()):
             say(f"nightmill: everything is kept in {place}")

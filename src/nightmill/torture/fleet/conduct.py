@@ -6,6 +6,7 @@ which blows (`plan`), and what counts as a breach (`torture.proof`).
 
 import asyncio
 import os
+import signal
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -22,10 +23,11 @@ from nightmill.torture.fleet.bound import Bound, unexplained
 from nightmill.torture.fleet.link import Ends, Link
 from nightmill.torture.fleet.member import ENDED_BY_ITSELF, Member, serve_command, work_command
 from nightmill.torture.fleet.places import SMALL, Places
-from nightmill.torture.fleet.plan import COSTS_ANSWERS, LEASE_TTL_S, Blow, FleetPlan, Strike, strikes
+from nightmill.torture.fleet.plan import LEASE_TTL_S, Blow, FleetPlan, Strike, strikes
+from nightmill.torture.fleet.ray_cluster import RayCluster, ray_cluster
 from nightmill.torture.fleet.settled import Settled
 from nightmill.torture.ledger import Ledger
-from nightmill.torture.load import Load
+from nightmill.torture.load import Load, seeded
 from nightmill.torture.plan import Target
 from nightmill.torture.proof import Proof, prove, repeated
 from nightmill.torture.server import Server, clean_environment
@@ -107,6 +109,7 @@ async def torture_fleet(
 class _Fleet:
     servers: list[Member]
     crews: list[Member]
+    ray: RayCluster | None
 
     @property
     def members(self) -> list[Member]:
@@ -118,17 +121,25 @@ async def _fleet(
     plan: FleetPlan, places: Places, *, upstream: str, environment: Mapping[str, str]
 ) -> AsyncGenerator[_Fleet]:
     """Nobody is started yet."""
-    outside = clean_environment(environment) | SMALL
+    outside = clean_environment(environment)
 
     async def member(name: str, command: list[str], *, port: int = 0) -> Member:
         links = await places.links(stack)
         log = plan.folder / f"{name}.log"
         said = {"NIGHTMILL_UPSTREAM__HEADERS__X-EMULATOR-SENDER": name}
-        process = Server(command, environment={**outside, **said, **links.environment}, log=log)
+        process = Server(
+            command, environment={**outside, **SMALL, **on_ray, **said, **links.environment}, log=log
+        )
         stack.push_async_callback(process.kill_everyone)
         return Member(name, process, links, log=log, port=port)
 
     async with AsyncExitStack() as stack:
+        ray, on_ray = None, dict[str, str]()
+        if plan.engine == "ray":
+            ray = await stack.enter_async_context(
+                ray_cluster(plan.folder, nodes=plan.nodes, cpus=plan.workers_per_crew, environment=outside)
+            )
+            on_ray = _on_ray(plan, ray)
         ports = [free_port() for _ in range(plan.servers)]
         servers = [
             await member(f"server-{number}", serve_command(port), port=port)
@@ -136,7 +147,18 @@ async def _fleet(
         ]
         command = work_command(plan, upstream=upstream)
         crews = [await member(f"crew-{number}", command) for number in range(1, plan.crews + 1)]
-        yield _Fleet(servers, crews)
+        yield _Fleet(servers, crews, ray)
+
+
+def _on_ray(plan: FleetPlan, ray: RayCluster) -> dict[str, str]:
+    """A crew is then a launcher with workers of its own on the cluster, and the other roles beside it."""
+    return {
+        "NIGHTMILL_ENGINE": "ray",
+        "NIGHTMILL_RAY__ADDRESS": ray.address,
+        "NIGHTMILL_RAY__MIN_WORKERS": str(plan.workers_per_crew),
+        "NIGHTMILL_RAY__MAX_WORKERS": str(plan.workers_per_crew),
+        "NIGHTMILL_RAY__TELL_AUTOSCALER": "false",
+    }
 
 
 def _any_of(ports: list[int]) -> Callable[[str], Awaitable[Ends]]:
@@ -176,6 +198,7 @@ class _FleetTorture:
         self._load = Load(client, self._watch, plan)
         self._ledger = Ledger(plan.folder / "data", report.proof)
         self._bound = Bound()
+        self._random = seeded(plan, "victims")
         self._busy: set[str] = set()
         self._is_free = asyncio.Condition()
 
@@ -239,57 +262,71 @@ class _FleetTorture:
 
     async def _strike(self, strike: Strike) -> bool:
         """Returns when its target may be struck again."""
-        blow = strike.blow
-        member = self._member_of(strike)
-        if blow in COSTS_ANSWERS:  # a blow to somebody idle proves little
+        blow, is_costly = strike.blow, strike.blow in self._plan.costly
+        victims = self._victims_of(strike)
+        if is_costly:  # a blow to somebody idle proves little
             with suppress(TimeoutError):
                 async with asyncio.timeout(_AT_WORK_S):
-                    await self._record.request_of(member.name)
+                    await self._record.request_of(victims[0].name)
         began = monotonic()
-        match blow:
-            case Blow.SERVER_KILLED | Blow.CREW_KILLED:
-                struck = await self._kill(member, Target.ALL, down_s=strike.for_s)
-            case Blow.CREW_ORPHANED:
-                struck = await self._kill(member, Target.API, down_s=strike.for_s)
-            case Blow.WORKER_KILLED:
-                struck = await self._kill(member, Target.WORKER, down_s=strike.for_s)
-            case Blow.KEEPER_KILLED:
-                struck = await self._kill(member, Target.KEEPER, down_s=strike.for_s)
-            case Blow.SERVER_FROZEN | Blow.CREW_FROZEN:
-                struck = await self._freeze(member, Target.ALL, for_s=strike.for_s)
-            case Blow.WORKER_FROZEN:
-                struck = await self._freeze(member, Target.WORKER, for_s=strike.for_s)
-            case Blow.SERVER_CUT_FROM_STORE | Blow.CREW_CUT_FROM_STORE:
-                struck = await self._cut([member.links.store], strike)
-            case Blow.SERVER_CUT_FROM_BLOBS | Blow.CREW_CUT_FROM_BLOBS:
-                self._bound.stalled(member.name, began, began + strike.for_s)
-                struck = await self._cut(_blob_links([member]), strike)
-            case Blow.STORE_RESTARTED:
-                struck = await self._restart_store(strike)
-            case Blow.BLOBS_AWAY:
-                self._stall_all(strike.for_s)
-                struck = await self._cut(_blob_links(self._fleet.members), strike)
-            case Blow.BLOBS_SLOW:
-                self._stall_all(strike.for_s)
-                struck = await self._slow_down(_blob_links(self._fleet.members), for_s=strike.for_s)
-        if blow in COSTS_ANSWERS:
-            self._note_cost(blow, member, began)
+        struck = await self._play_one(strike, victims)
+        if is_costly:
+            for victim in victims:
+                self._note_cost(blow, victim, began)
         return struck
+
+    async def _play_one(self, strike: Strike, victims: list[Member]) -> bool:
+        member, for_s = victims[0], strike.for_s
+        match strike.blow:
+            case Blow.SERVER_KILLED | Blow.CREW_KILLED:
+                return await self._kill(member, Target.ALL, down_s=for_s)
+            case Blow.CREW_ORPHANED:
+                return await self._kill(member, Target.API, down_s=for_s)
+            case Blow.WORKER_KILLED:
+                if self._fleet.ray is not None:
+                    return bool(await self._strike_worker_on(self._fleet.ray, signal.SIGKILL))
+                return await self._kill(member, Target.WORKER, down_s=for_s)
+            case Blow.KEEPER_KILLED:
+                return await self._kill(member, Target.KEEPER, down_s=for_s)
+            case Blow.SERVER_FROZEN | Blow.CREW_FROZEN:
+                return await self._freeze(member, Target.ALL, for_s=for_s)
+            case Blow.WORKER_FROZEN:
+                return await self._freeze(member, Target.WORKER, for_s=for_s)
+            case Blow.NODE_KILLED | Blow.NODE_FROZEN | Blow.HEAD_KILLED:
+                return await self._strike_ray(strike)
+            case Blow.SERVER_CUT_FROM_STORE | Blow.CREW_CUT_FROM_STORE:
+                return await self._cut([member.links.store], strike)
+            case Blow.STORE_RESTARTED:
+                return await self._restart_store(strike)
+            case Blow.SERVER_CUT_FROM_BLOBS | Blow.CREW_CUT_FROM_BLOBS | Blow.BLOBS_AWAY:
+                self._stall(victims, for_s)
+                return await self._cut(_blob_links(victims), strike)
+            case Blow.BLOBS_SLOW:
+                self._stall(victims, for_s)
+                return await self._slow_down(_blob_links(victims), for_s=for_s)
+
+    def _victims_of(self, strike: Strike) -> list[Member]:
+        """Whose requests may suffer."""
+        if strike.target in ("store", "blobs"):
+            return self._fleet.members
+        if strike.target == "ray":
+            return self._fleet.crews
+        if strike.target.startswith("server"):
+            return [self._fleet.servers[strike.place]]
+        if self._fleet.ray is not None and strike.blow in (Blow.WORKER_KILLED, Blow.WORKER_FROZEN):
+            return self._fleet.crews  # nobody knows whose worker it is
+        return [self._fleet.crews[strike.place]]
 
     def _note_cost(self, blow: Blow, member: Member, began: float) -> None:
         now = monotonic()
         match blow:
             case Blow.CREW_CUT_FROM_STORE:  # it asks on, and may lose its leases a little later, or never
                 self._bound.struck(member.name, began, now + LEASE_TTL_S)
-            case Blow.CREW_FROZEN | Blow.WORKER_FROZEN:
+            case Blow.CREW_FROZEN | Blow.WORKER_FROZEN | Blow.NODE_FROZEN:
                 self._bound.struck(member.name, began, began)
                 self._bound.struck(member.name, now, now)  # it wakes, and sends what it was about to send
             case _:
                 self._bound.struck(member.name, began, now)
-
-    def _member_of(self, strike: Strike) -> Member:
-        of_servers = strike.target.startswith("server")
-        return (self._fleet.servers if of_servers else self._fleet.crews)[strike.place]
 
     async def _kill(self, member: Member, target: Target, *, down_s: float) -> bool:
         give_up_at = monotonic() + _FIND_S
@@ -300,15 +337,49 @@ class _FleetTorture:
         return True
 
     async def _freeze(self, member: Member, target: Target, *, for_s: float) -> bool:
-        give_up_at = monotonic() + _FIND_S
-        while not (frozen := member.freeze(target)):
+        give_up_at, ray = monotonic() + _FIND_S, self._fleet.ray
+        frozen: list[int] = []
+        while not frozen:
             if monotonic() > give_up_at:
                 return False
-            await asyncio.sleep(_LOOK_S)
+            if target is Target.WORKER and ray is not None:
+                frozen = await self._strike_worker_on(ray, signal.SIGSTOP)
+            else:
+                frozen = member.freeze(target)
+            await asyncio.sleep(0 if frozen else _LOOK_S)
         try:
             await asyncio.sleep(for_s)
         finally:
             member.process.thaw(frozen)
+        return True
+
+    async def _strike_worker_on(self, ray: RayCluster, number: signal.Signals) -> list[int]:
+        give_up_at = monotonic() + _FIND_S
+        while monotonic() < give_up_at:
+            if victim := await ray.strike_worker(number, random=self._random):
+                return victim
+            await asyncio.sleep(_LOOK_S)
+        return []
+
+    async def _strike_ray(self, strike: Strike) -> bool:
+        ray = self._fleet.ray
+        assert ray is not None
+        node = self._random.choice(ray.nodes)
+        match strike.blow:
+            case Blow.NODE_KILLED:
+                await ray.tell(f"kill {node}")
+                await asyncio.sleep(strike.for_s)
+                await ray.tell(f"add {node}")
+            case Blow.NODE_FROZEN:
+                await ray.tell(f"freeze {node}")
+                try:
+                    await asyncio.sleep(strike.for_s)
+                finally:
+                    await ray.tell(f"thaw {node}")
+            case _:
+                await ray.tell("kill-head")
+                await asyncio.sleep(strike.for_s)
+                await ray.start()
         return True
 
     async def _cut(self, links: list[Link], strike: Strike) -> bool:
@@ -321,9 +392,9 @@ class _FleetTorture:
                 link.heal()
         return True
 
-    def _stall_all(self, for_s: float) -> None:
-        for crew in self._fleet.crews:
-            self._bound.stalled(crew.name, monotonic(), monotonic() + for_s)
+    def _stall(self, members: list[Member], for_s: float) -> None:
+        for member in members:
+            self._bound.stalled(member.name, monotonic(), monotonic() + for_s)
 
     async def _slow_down(self, links: list[Link], *, for_s: float) -> bool:
         for link in links:
@@ -351,7 +422,7 @@ class _FleetTorture:
         return True
 
     def _told(self, number: int, strike: Strike) -> str:
-        whom = "" if strike.target in ("store", "blobs") else f" ({strike.target})"
+        whom = "" if strike.target in ("store", "blobs", "ray") else f" ({strike.target})"
         return (
             f"{number} of {self._plan.kills}: {strike.blow}{whom}; "
             f"{len(self._load.expected)} batches, {len(self._record.markers):,} requests"
@@ -394,7 +465,7 @@ class _FleetTorture:
         asks = self._record.asks
         repeatable = self._bound.repeatable(asks, durable_after_s=durable_after_s)
         report.bound = len(repeatable)
-        report.costly_blows = sum(report.blows[blow] for blow in COSTS_ANSWERS)
+        report.costly_blows = sum(report.blows[blow] for blow in self._plan.costly)
         report.proof.check(TOO_OFTEN)
         for ask in unexplained(asks, repeatable):
             report.proof.breach(TOO_OFTEN, f"{ask.marker} by {ask.sender}")

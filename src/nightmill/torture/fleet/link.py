@@ -24,11 +24,15 @@ class Link:
         reach: opens a connection to the place.
         is_tunnel: the place is named by each connection's CONNECT, as with a proxy for HTTPS; then `reach` is
             given that name.
+        host: the address to listen on.
     """
 
-    def __init__(self, reach: Callable[[str], Awaitable[Ends]], *, is_tunnel: bool = False) -> None:
+    def __init__(
+        self, reach: Callable[[str], Awaitable[Ends]], *, is_tunnel: bool = False, host: str = "127.0.0.1"
+    ) -> None:
         self._reach = reach
         self._is_tunnel = is_tunnel
+        self._host = host
         self._cut: Manner | None = None
         self._healed = asyncio.Event()
         self._healed.set()
@@ -39,7 +43,7 @@ class Link:
         """Every piece of every answer and request waits so long."""
 
     async def __aenter__(self) -> "Link":
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, backlog=1_024)
+        self._server = await asyncio.start_server(self._accept, self._host, 0, backlog=1_024)
         return self
 
     async def __aexit__(self, *_: object) -> None:

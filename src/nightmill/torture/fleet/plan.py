@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from random import Random
-from typing import Final
+from typing import Final, Literal, TypeAlias
 
 from nightmill.torture.load import seeded
 from nightmill.torture.plan import Plan
+
+Engine: TypeAlias = Literal["local", "ray"]
 
 LEASE_TTL_S: Final = 3.0
 _PAUSE_S = (0.1, 0.8)
@@ -33,6 +35,9 @@ class Blow(StrEnum):
     CREW_FROZEN = "crew frozen"
     CREW_CUT_FROM_STORE = "crew cut from Postgres"
     CREW_CUT_FROM_BLOBS = "crew cut from the bucket"
+    NODE_KILLED = "Ray node killed"
+    NODE_FROZEN = "Ray node frozen"
+    HEAD_KILLED = "Ray head killed"
     STORE_RESTARTED = "Postgres restarted"
     BLOBS_AWAY = "bucket away for all"
     BLOBS_SLOW = "bucket slow for all"
@@ -44,22 +49,26 @@ _OF_BLOBS: Final = frozenset(
 _OF_SERVERS: Final = frozenset(
     {Blow.SERVER_KILLED, Blow.SERVER_FROZEN, Blow.SERVER_CUT_FROM_STORE, Blow.SERVER_CUT_FROM_BLOBS}
 )
-_FOR_ALL: Final = frozenset({Blow.STORE_RESTARTED, Blow.BLOBS_AWAY, Blow.BLOBS_SLOW})
+_OF_RAY: Final = frozenset({Blow.NODE_KILLED, Blow.NODE_FROZEN, Blow.HEAD_KILLED})
+_FOR_ALL: Final = {
+    Blow.STORE_RESTARTED: "store",
+    Blow.BLOBS_AWAY: "blobs",
+    Blow.BLOBS_SLOW: "blobs",
+}
 _KILLS: Final = frozenset(
-    {Blow.SERVER_KILLED, Blow.WORKER_KILLED, Blow.KEEPER_KILLED, Blow.CREW_KILLED, Blow.CREW_ORPHANED}
-)
-_FREEZES: Final = frozenset({Blow.SERVER_FROZEN, Blow.WORKER_FROZEN, Blow.CREW_FROZEN})
-COSTS_ANSWERS: Final = frozenset(
     {
+        Blow.SERVER_KILLED,
         Blow.WORKER_KILLED,
-        Blow.WORKER_FROZEN,
+        Blow.KEEPER_KILLED,
         Blow.CREW_KILLED,
         Blow.CREW_ORPHANED,
-        Blow.CREW_FROZEN,
-        Blow.CREW_CUT_FROM_STORE,
+        Blow.NODE_KILLED,
+        Blow.HEAD_KILLED,
     }
 )
-"""After these a line may be asked again. All others must cost nothing."""
+_FREEZES: Final = frozenset({Blow.SERVER_FROZEN, Blow.WORKER_FROZEN, Blow.CREW_FROZEN, Blow.NODE_FROZEN})
+_COST_ANSWERS: Final = frozenset({Blow.WORKER_KILLED, Blow.WORKER_FROZEN, Blow.CREW_CUT_FROM_STORE})
+_COST_ANSWERS_LOCALLY: Final = frozenset({Blow.CREW_KILLED, Blow.CREW_ORPHANED, Blow.CREW_FROZEN})
 
 
 class Manner(StrEnum):
@@ -81,11 +90,13 @@ class FleetPlan(Plan):
         store: URL of an empty database.
         blobs: URL of a bucket and a prefix in it; None is a folder.
         restart_store: a command that restarts Postgres; None plays the restart as a cut of all connections.
+        engine: `ray` starts a cluster of several nodes here, and workers live on those.
     """
 
     store: str
     blobs: str | None = None
     restart_store: str | None = None
+    engine: Engine = "local"
     servers: int = 2
     workers: int = 4
     delay_s: float = 0.1
@@ -98,6 +109,28 @@ class FleetPlan(Plan):
     @property
     def workers_per_crew(self) -> int:
         return -(-self.workers // self.crews)
+
+    @property
+    def nodes(self) -> int:
+        """Of the Ray cluster, besides its head. With one of them down there still is a place for all."""
+        return max(2, self.crews + 1)
+
+    @property
+    def costly(self) -> frozenset[Blow]:
+        """After these a line may be asked again; all others must cost nothing.
+
+        On Ray a crew's parent, whose death nobody there notices, has no workers of its own.
+        """
+        if self.engine == "ray":
+            return _COST_ANSWERS | _OF_RAY
+        return _COST_ANSWERS | _COST_ANSWERS_LOCALLY
+
+    @property
+    def kinds(self) -> list[Blow]:
+        """The blows that can be struck at such a fleet."""
+        without = frozenset[Blow]() if self.blobs is not None else _OF_BLOBS
+        without |= frozenset[Blow]() if self.engine == "ray" else _OF_RAY
+        return [blow for blow in Blow if blow not in without]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,18 +150,19 @@ class Strike:
     def target(self) -> str:
         """Two blows to one target don't overlap."""
         if self.blow in _FOR_ALL:
-            return "store" if self.blow is Blow.STORE_RESTARTED else "blobs"
+            return _FOR_ALL[self.blow]
+        if self.blow in _OF_RAY:
+            return "ray"
         return f"{'server' if self.blow in _OF_SERVERS else 'crew'}-{self.place + 1}"
 
 
 def strikes(plan: FleetPlan) -> Iterator[Strike]:
     """So many as the plan has kills, every kind of blow as often as any other, give or take one."""
     random = seeded(plan, "strikes")
-    kinds = [blow for blow in Blow if plan.blobs is not None or blow not in _OF_BLOBS]
     deck: list[Blow] = []
     for _ in range(plan.kills):
         if not deck:
-            deck = random.sample(kinds, len(kinds))
+            deck = random.sample(plan.kinds, len(plan.kinds))
         yield _strike(deck.pop(), plan, random)
 
 

@@ -13,7 +13,9 @@ def rows(report: FleetReport) -> Iterator[tuple[str, str]]:
     for blow in Blow:
         if count := report.blows[blow]:
             yield blow, f"{count}{_played_as(report, blow)}"
-    yield "fleet", f"{plan.servers} API servers, {plan.crews} crews of {plan.workers_per_crew} workers"
+    on_ray = f" on {plan.nodes} Ray nodes" if plan.engine == "ray" else ""
+    crews = f"{plan.crews} crews of {plan.workers_per_crew} workers"
+    yield "fleet", f"{plan.servers} API servers, {crews}{on_ray}"
     yield "batches, lines", f"{report.batches}, {report.lines:,}"
     yield "requests at the upstream", f"{report.requests:,}"
     yield "answers repeated", f"{report.repeated:,} (bound {report.bound:,}: {_bound_of(report)})"
@@ -29,6 +31,7 @@ def as_json(report: FleetReport) -> dict[str, Any]:
         "kept": report.is_kept,
         "seed": report.plan.seed,
         "blows": {blow.value: report.blows[blow] for blow in Blow if report.blows[blow]},
+        "engine": report.plan.engine,
         "restart_was_real": report.plan.restart_store is not None,
         "batches": report.batches,
         "lines": report.lines,

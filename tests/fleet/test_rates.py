@@ -1,0 +1,101 @@
+"""Requests and tokens per minute hold over the whole fleet, and are used."""
+
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from tests.fleet.conftest import begin, each_once, ended
+
+pytestmark = pytest.mark.skipif(not os.environ.get("TEST_FLEET"), reason="a minute: make test-fleet")
+WORKERS = 4
+MINUTE_S = 60.0
+
+
+class Counting:
+    """A model server that notes when it was asked, by its own clock. Each answer uses `TOKENS`."""
+
+    TOKENS = 50
+
+    def __init__(self) -> None:
+        self.asked: list[float] = []
+        counting = self
+        usage = {"prompt_tokens": self.TOKENS - 10, "completion_tokens": 10, "total_tokens": self.TOKENS}
+        answer = json.dumps({"id": "x", "choices": [], "usage": usage}).encode()
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                counting.asked.append(time.monotonic())
+                self.rfile.read(int(self.headers.get("content-length", 0)))
+                self.send_response(200)
+                self.send_header("content-type", "application/json")
+                self.send_header("content-length", str(len(answer)))
+                self.end_headers()
+                self.wfile.write(answer)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        class Server(ThreadingHTTPServer):
+            daemon_threads = True
+            request_queue_size = 256
+
+        self.listening = Server(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.listening.server_port}/v1"
+
+    def most_within(self, seconds: float) -> int:
+        """The most requests in any so long a time."""
+        asked, most, first = sorted(self.asked), 0, 0
+        for last, moment in enumerate(asked):
+            while asked[first] <= moment - seconds:
+                first += 1
+            most = max(most, last - first + 1)
+        return most
+
+
+@pytest.fixture
+def counting() -> Iterator[Counting]:
+    made = Counting()
+    thread = threading.Thread(target=made.listening.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    yield made
+    made.listening.shutdown()
+    made.listening.server_close()
+    thread.join()
+
+
+def run(fleet, counting: Counting, lines: int) -> None:
+    server = fleet.serve("--workers", "0")
+    flags = ("--upstream", counting.url, "--concurrency", "16", "--workers", str(WORKERS // 2))
+    crews = [fleet.work(*flags) for _ in range(2)]
+    batch = ended(server.client(), begin(server.client(), lines).id, timeout_s=150)
+    each_once(server.client(), batch, lines)
+    assert [process.end() for process in (server, *crews)] == [0, 0, 0]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_requests_per_minute_hold_over_four_workers_and_are_used(fleet, counting):
+    limit = 600
+    fleet.environment["NIGHTMILL_UPSTREAM__REQUESTS_PER_MINUTE"] = str(limit)
+    run(fleet, counting, lines=750)
+    assert counting.most_within(MINUTE_S) <= limit + WORKERS
+    assert counting.most_within(MINUTE_S) >= 0.8 * limit
+    assert counting.most_within(1.0) <= 2 * limit / MINUTE_S + WORKERS  # nor does it come in bursts
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_tokens_per_minute_hold_over_four_workers_and_are_used(fleet, counting):
+    lines_per_minute = 600
+    fleet.environment["NIGHTMILL_UPSTREAM__TOKENS_PER_MINUTE"] = str(lines_per_minute * Counting.TOKENS)
+    run(fleet, counting, lines=750)
+    # What a first attempt uses is not known before its answer: each slot may overdraw once.
+    assert counting.most_within(MINUTE_S) <= lines_per_minute + 16 + WORKERS
+    assert counting.most_within(MINUTE_S) >= 0.8 * lines_per_minute
