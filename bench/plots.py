@@ -1,4 +1,4 @@
-"""`python plots.py RESULTS.json FOLDER`: four pictures; it runs in a venv with matplotlib."""
+"""`python plots.py RESULTS.json FOLDER`: five pictures; it runs in a venv with matplotlib."""
 
 import json
 import statistics
@@ -104,6 +104,40 @@ def _peers(rows: dict, folder: Path) -> None:
     _save(figure, folder / "peers.svg")
 
 
+def _fleet(rows: dict, folder: Path) -> None:
+    """CPU per line by part, against workers, for each place."""
+    samples = [sample for figure in rows["fleet"] for sample in figure["samples"] if "lines_per_s" in sample]
+    samples = [sample for sample in samples if "us" in sample]
+    bars = list(dict.fromkeys((sample["place"], sample["workers"]) for sample in samples))
+    parts = (
+        ("worker", "workers", _OURS),
+        ("keeper", "intake, finalizer, warden", "#e0a458"),
+        ("api", "API", "#8fb8de"),
+        ("parents", "parents", "#efcb8b"),
+        ("postgres", "Postgres", "#6a994e"),
+        ("s3", "S3 server", _BOUND),
+    )
+
+    def us(place: str, workers: int, part: str) -> float:
+        of = [s["us"].get(part, 0.0) for s in samples if (s["place"], s["workers"]) == (place, workers)]
+        return statistics.median(of)
+
+    figure, axes = plt.subplots(figsize=(7, 0.42 * len(bars) + 1.4))
+    names = [f"{place}, {workers}" for place, workers in bars]
+    left = [0.0] * len(bars)
+    for part, label, color in parts:
+        widths = [us(place, workers, part) for place, workers in bars]
+        axes.barh(names, widths, left=left, color=color, label=label)
+        left = [start + width for start, width in zip(left, widths, strict=True)]
+    axes.bar_label(axes.containers[-1], [f"{whole:.0f} us" for whole in left], padding=3)
+    axes.set(xlabel="CPU microseconds a line", xlim=(0, max(left) * 1.15))
+    axes.invert_yaxis()
+    axes.set_title("What a line costs, by part, against workers", loc="left")
+    axes.legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.4, -0.16))
+    axes.grid(visible=False, axis="y")
+    _save(figure, folder / "fleet.svg")
+
+
 def _save(figure: plt.Figure, path: Path) -> None:
     figure.savefig(path, bbox_inches="tight", metadata={"Date": None})
     figure.savefig(path.with_suffix(".png"), bbox_inches="tight", dpi=110)
@@ -112,8 +146,9 @@ def _save(figure: plt.Figure, path: Path) -> None:
 
 def _main() -> None:
     rows = json.loads(Path(sys.argv[1]).read_text())["rows"]
-    for name, draw in (("busy", _window), ("memory", _memory), ("dispatch", _parts), ("peers", _peers)):
-        if name in rows:
+    pictures = {"busy": _window, "memory": _memory, "dispatch": _parts, "peers": _peers, "fleet": _fleet}
+    for name, draw in pictures.items():
+        if rows.get(name):
             draw(rows, Path(sys.argv[2]))
 
 

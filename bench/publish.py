@@ -20,7 +20,7 @@ def publish(results: dict[str, Any]) -> None:
     _RESULTS.write_text(json.dumps(_rounded(results), separators=(",", ":")) + "\n")
     page = _PAGE.read_text()
     page = _between(page, "machine", _machine(results))
-    page = _between(page, "figures", "\n\n".join(_table(rows) for rows in results["rows"].values()))
+    page = _between(page, "figures", "\n\n".join(_table(rows) for rows in results["rows"].values() if rows))
     _PAGE.write_text(page)
     try:
         programs = tools.venv("plots", "matplotlib")

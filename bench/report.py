@@ -13,6 +13,8 @@ _PACKAGES = ("nightmill", "uvloop", "httptools", "msgspec", "uvicorn", "starlett
 
 
 def print_figures(figures: Sequence[Figure], *, seconds: float) -> None:
+    if not figures:
+        return  # skipped, and said so
     print(f"\n{figures[0].row}  ({seconds:.0f} s)")
     for figure in figures:
         target = "" if figure.target is None else f"{figure.better} {figure.target:.4g} {figure.unit}"

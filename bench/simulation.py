@@ -105,6 +105,7 @@ class Worker:
         "is_dead",
         "next_beat",
         "number",
+        "pace",
         "window",
     )
 
@@ -121,6 +122,7 @@ class Worker:
         self.is_dead = False
         self.frozen_until = 0.0
         self.next_beat = 0.0
+        self.pace = 1.0  # some lines are longer than others
 
 
 @dataclass(slots=True)
@@ -147,10 +149,12 @@ class Simulation:
         self.fleet = fleet
         self.seen = Seen()
         self.now = 0.0
+        self._random = random.Random(fleet.seed)
         self.workers = [Worker(number, fleet) for number in range(fleet.workers)]
+        for worker in self.workers:
+            worker.pace = self._random.uniform(0.8, 1.2)
         self.batches: list[Batch] = []
         self.is_away = False
-        self._random = random.Random(fleet.seed)
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = count()
         self._servers = [0.0] * fleet.costs.served_at_once
@@ -304,6 +308,8 @@ class Simulation:
             return
         done = self._answer(worker)
         if self.is_away:
+            worker.held += [(held, [0.0]) for held in done]  # kept until it can be recorded
+            self._fly(worker)
             self.at(self.now + fleet.beat_s * (0.9 + 0.2 * self._random.random()), self._turning(worker))
             return
         over = self.now
@@ -345,7 +351,7 @@ class Simulation:
 
     def _answer(self, worker: Worker) -> list[Held]:
         """What came back since the last turn; the segments that are over."""
-        answered = worker.flying * (self.now - worker.at) / self.fleet.latency_s
+        answered = worker.flying * worker.pace * (self.now - worker.at) / self.fleet.latency_s
         worker.at = self.now
         done: list[Held] = []
         for held, left in worker.held:
@@ -380,7 +386,7 @@ class Simulation:
         if not worker.flying:
             return math.inf
         unsent = sum(left[0] for _, left in worker.held)
-        per_s = worker.flying / self.fleet.latency_s
+        per_s = worker.flying * worker.pace / self.fleet.latency_s
         return max(0.0, (unsent - 2 * worker.flying) / per_s)
 
     def _warden(self) -> None:

@@ -1,0 +1,144 @@
+"""What is asked of the simulation, each a function from the costs to a row of numbers."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from bench.simulation import Costs, Fleet, Simulation
+
+WORKERS = (10, 100, 300, 1_000)
+_SLOTS = 16
+_LATENCY_S = 2.0
+_LINES = 500
+_MANY = 1_000
+
+
+def _fleet(costs: Costs, workers: int, **changes: Any) -> Fleet:
+    return Fleet(workers=workers, window=_SLOTS * workers, latency_s=_LATENCY_S, costs=costs, **changes)
+
+
+def _at(values: Sequence[float], share: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(len(ordered) * share))] if ordered else 0.0
+
+
+def claims(costs: Costs, *, workers: int, spreads: bool, seconds: float = 60.0) -> dict[str, Any]:
+    """A fleet that starts at once: claims at the upstream's row, and how soon everybody has its part."""
+    simulation = Simulation(_fleet(costs, workers, spreads=spreads))
+    simulation.add("a", 1_000_000)
+    seen = simulation.run(seconds)
+    window = simulation.fleet.window
+    reached = [moment for moment, flying, _ in seen.flying if flying >= 0.9 * window]
+    steady = [flying for moment, flying, _ in seen.flying if moment >= seconds / 2]
+    below = [moment for moment, flying, _ in seen.flying if flying < 0.9 * window]
+    hold_s = costs.claim_s + costs.claim_per_sharer_s * workers
+    return {
+        "workers": workers,
+        "spreads": spreads,
+        "claims_per_s": seen.claims / seconds,
+        "row_busy": seen.claims / seconds * hold_s,
+        "claim_wait_p99_s": _at(seen.claim_waits, 0.99),
+        "transactions_per_s": seen.transactions / seconds,
+        "share_used": sum(steady) / len(steady) / window,
+        "settled_s": (max(below) + 1) if below and reached else 0.0,
+        "is_settled": bool(steady) and min(steady) >= 0.9 * window,
+        "flying": [(moment, flying / window) for moment, flying, _ in seen.flying],
+        "most_granted": seen.most_granted,
+        "window": window,
+    }
+
+
+def small_behind_huge(costs: Costs, *, fair: bool) -> dict[str, Any]:
+    """A batch of one segment comes two minutes after one that keeps the fleet busy for seven."""
+    workers = 100
+    simulation = Simulation(_fleet(costs, workers, fair=fair))
+    per_s = workers * _SLOTS / _LATENCY_S / _LINES
+    huge = simulation.add("huge", int(per_s * 420))
+    made: list[Any] = []
+    simulation.at(120.0, lambda: made.append(simulation.add("small", 1)))
+    simulation.run(600.0)
+    small = made[0]
+    return {
+        "fair": fair,
+        "first_lease_s": _since(small.first_lease, 120.0),
+        "ended_s": _since(small.ended, 120.0),
+        "huge_ended_s": _since(huge.ended, 0.0),
+    }
+
+
+def _since(moment: float | None, begin: float) -> float | None:
+    return None if moment is None else moment - begin
+
+
+def tenants(costs: Costs, *, fair: bool) -> dict[str, Any]:
+    """Five projects with batches of very different sizes: how far each is from a fifth of what is leased."""
+    workers, seconds = 100, 300.0
+    simulation = Simulation(_fleet(costs, workers, fair=fair))
+    for size in (10_000, 3_000, 3_000, 1_000, 500):
+        simulation.add(f"project {len(simulation.batches)}", size)
+    seen = simulation.run(seconds)
+    shares = {name: sum(lines for _, lines in rows) / seen.lines for name, rows in seen.by_project.items()}
+    shares |= {batch.project: 0.0 for batch in simulation.batches if batch.project not in shares}
+    return {"fair": fair, "shares": shares, "error": max(abs(share - 0.2) for share in shares.values())}
+
+
+def deaths(costs: Costs, *, frozen: bool) -> dict[str, Any]:
+    """A tenth of the workers die, or freeze for a minute, at once, half a minute before a lease is over."""
+    workers, moment = 200, 60.0
+    simulation = Simulation(_fleet(costs, workers))
+    simulation.add("a", 1_000_000)
+    victims = range(0, workers, 10)
+    deed = (
+        (lambda: simulation.freeze(victims, seconds=60.0)) if frozen else (lambda: simulation.kill(victims))
+    )
+    simulation.at(moment, deed)
+    seen = simulation.run(180.0)
+    window = simulation.fleet.window
+    after = [(at, flying) for at, flying, _ in seen.flying if at > moment]
+    unused_s = sum(1 - flying / window for at, flying in after if at <= moment + 60)
+    back = next((at - moment for at, flying in after if at > moment + 1 and flying >= 0.99 * window), None)
+    return {
+        "frozen": frozen,
+        "back_s": back,
+        "unused": unused_s,
+        "lost_leases": seen.lost,
+        "flying": [(at - moment, flying / window) for at, flying, _ in seen.flying if at >= moment - 10],
+    }
+
+
+def outage(costs: Costs, *, seconds: float) -> dict[str, Any]:
+    """The database is away and comes back to a thousand workers that all have something to say."""
+    simulation = Simulation(_fleet(costs, _MANY))
+    simulation.add("a", 1_000_000)
+    simulation.at(60.0, simulation.go_away)
+    simulation.at(60.0 + seconds, simulation.come_back)
+    seen = simulation.run(59.0)
+    before = seen.transactions
+    simulation.run(60.0 + seconds)
+    waits, claim_waits = len(seen.waits), len(seen.claim_waits)
+    simulation.run(60.0 + seconds + 5.0)
+    window = simulation.fleet.window
+    herd = {
+        "outage_s": seconds,
+        "before_per_s": before / 59.0,
+        "first_s_per_s": (len(seen.waits) - waits + len(seen.claim_waits) - claim_waits) / 5.0,
+        "wait_p99_s": _at(seen.waits[waits:], 0.99),
+        "claim_wait_p99_s": _at(seen.claim_waits[claim_waits:], 0.99),
+    }
+    simulation.run(60.0 + seconds + 60.0)
+    after = [(at - 60.0, flying / window) for at, flying, _ in seen.flying if at >= 50.0]
+    back = [at - seconds for at, share in after if at > seconds and share < 0.9]
+    return {**herd, "back_s": (max(back) + 1) if back else 0.0, "lost_leases": seen.lost, "flying": after}
+
+
+def answers(costs: Costs) -> dict[str, Any]:
+    """Everything; some minutes of one core."""
+    rows = [
+        claims(costs, workers=workers, spreads=spreads) for workers in WORKERS for spreads in (False, True)
+    ]
+    return {
+        "claims": rows,
+        "small_behind_huge": [small_behind_huge(costs, fair=fair) for fair in (False, True)],
+        "tenants": [tenants(costs, fair=fair) for fair in (False, True)],
+        "deaths": [deaths(costs, frozen=frozen) for frozen in (False, True)],
+        "outages": [outage(costs, seconds=seconds) for seconds in (10.0, 60.0)],
+    }
