@@ -96,11 +96,10 @@ def _find(fleet: Fleet, parents: list["subprocess.Popen[bytes]"]) -> None:
             if parent.poll() is not None:
                 raise RuntimeError(f"nightmill work ended with {parent.returncode}")
             for child in machine.children(parent.pid):
-                words = machine.command(child)
-                number = next(filter(None, (re.fullmatch(r"worker:(\d+)", word) for word in words)), None)
-                if number:
+                name = machine.name(child)
+                if number := re.fullmatch(r"worker:(\d+)", name):
                     fleet.pids[f"worker {number[1]}"] = child
-                elif "intake" in words:
+                elif name == "intake":
                     fleet.pids["keeper"] = child
         if len(fleet.pids) == fleet.workers + 4:
             return

@@ -63,6 +63,9 @@ def _of_postgres(bench: Bench, server: Postgres) -> Iterator[Figure]:
         sample = _one(bench, url, "lease", processes=processes, amount=1, server=server)
         target = _CLAIMED_BEFORE if processes == _PROCESSES[-1] else None
         yield from _lease_figures(f"{name}, {processes} processes", sample, target=target)
+    kept = f"{url}?prepared_statement_cache_size=100"
+    sample = _one(bench, kept, "lease", processes=4, amount=1, server=server) | {"what": "lease, prepared"}
+    yield from _lease_figures(f"{name}, 4 processes, prepared statements", sample, target=None)
     sample = _one(bench, url, "lease", processes=4, amount=_AT_ONCE, server=server)
     yield from _lease_figures(f"{name}, 4 processes, {_AT_ONCE} at once", sample, target=None)
     sample = _one(bench, url, "beat", processes=4, amount=_BEATING, server=server)

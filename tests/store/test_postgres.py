@@ -27,6 +27,26 @@ async def test_no_statement_is_left_behind_in_the_session(world, store):
     assert await store._read(left_behind) == []
 
 
+async def test_statements_are_kept_in_the_session_only_when_the_url_asks_for_it(world):
+    world.url += "&" if "?" in world.url else "?"
+    world.url += "prepared_statement_cache_size=50"
+    store = world.open()
+    for _ in range(3):
+        await world.start(store)
+        await world.complete(store, await world.lease(store))
+
+    def kept(connection) -> int:
+        return connection.execute(text("SELECT count(*) FROM pg_prepared_statements")).scalar_one()
+
+    assert await store._read(kept) > 5
+
+
+@pytest.mark.parametrize("asked", ["many", "-1", "1&prepared_statement_cache_size=2"])
+def test_what_is_no_number_of_statements_is_refused(kind, asked):
+    with pytest.raises(SetupError, match="no whole number"):
+        open_store(f"postgresql://db/nightmill?prepared_statement_cache_size={asked}")
+
+
 async def test_a_connection_that_broke_is_replaced_without_the_caller_noticing(world, store, other_store):
     made = await store.create_batch(world.batch())
     await other_store._write(lambda connection: connection.execute(_STOP_THE_OTHERS).all())
