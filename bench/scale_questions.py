@@ -10,6 +10,7 @@ _SLOTS = 16
 _LATENCY_S = 2.0
 _LINES = 500
 _MANY = 1_000
+_AWAY_AT = 40.0
 
 
 def _fleet(costs: Costs, workers: int, **changes: Any) -> Fleet:
@@ -21,7 +22,7 @@ def _at(values: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(len(ordered) * share))] if ordered else 0.0
 
 
-def claims(costs: Costs, *, workers: int, spreads: bool, seconds: float = 60.0) -> dict[str, Any]:
+def claims(costs: Costs, *, workers: int, spreads: bool, seconds: float = 40.0) -> dict[str, Any]:
     """A fleet that starts at once: claims at the upstream's row, and how soon everybody has its part."""
     simulation = Simulation(_fleet(costs, workers, spreads=spreads))
     simulation.add("a", 1_000_000)
@@ -30,12 +31,11 @@ def claims(costs: Costs, *, workers: int, spreads: bool, seconds: float = 60.0) 
     reached = [moment for moment, flying, _ in seen.flying if flying >= 0.9 * window]
     steady = [flying for moment, flying, _ in seen.flying if moment >= seconds / 2]
     below = [moment for moment, flying, _ in seen.flying if flying < 0.9 * window]
-    hold_s = costs.claim_s + costs.claim_per_sharer_s * workers
     return {
         "workers": workers,
         "spreads": spreads,
         "claims_per_s": seen.claims / seconds,
-        "row_busy": seen.claims / seconds * hold_s,
+        "row_busy": min(1.0, seen.row_s / seconds),
         "claim_wait_p99_s": _at(seen.claim_waits, 0.99),
         "transactions_per_s": seen.transactions / seconds,
         "share_used": sum(steady) / len(steady) / window,
@@ -109,23 +109,23 @@ def outage(costs: Costs, *, seconds: float) -> dict[str, Any]:
     """The database is away and comes back to a thousand workers that all have something to say."""
     simulation = Simulation(_fleet(costs, _MANY))
     simulation.add("a", 1_000_000)
-    simulation.at(60.0, simulation.go_away)
-    simulation.at(60.0 + seconds, simulation.come_back)
-    seen = simulation.run(59.0)
+    simulation.at(_AWAY_AT, simulation.go_away)
+    simulation.at(_AWAY_AT + seconds, simulation.come_back)
+    seen = simulation.run(_AWAY_AT - 1)
     before = seen.transactions
-    simulation.run(60.0 + seconds)
+    simulation.run(_AWAY_AT + seconds)
     waits, claim_waits = len(seen.waits), len(seen.claim_waits)
-    simulation.run(60.0 + seconds + 5.0)
+    simulation.run(_AWAY_AT + seconds + 5.0)
     window = simulation.fleet.window
     herd = {
         "outage_s": seconds,
-        "before_per_s": before / 59.0,
+        "before_per_s": before / (_AWAY_AT - 1),
         "first_s_per_s": (len(seen.waits) - waits + len(seen.claim_waits) - claim_waits) / 5.0,
         "wait_p99_s": _at(seen.waits[waits:], 0.99),
         "claim_wait_p99_s": _at(seen.claim_waits[claim_waits:], 0.99),
     }
-    simulation.run(60.0 + seconds + 60.0)
-    after = [(at - 60.0, flying / window) for at, flying, _ in seen.flying if at >= 50.0]
+    simulation.run(_AWAY_AT + seconds + 40.0)
+    after = [(at - _AWAY_AT, flying / window) for at, flying, _ in seen.flying if at >= _AWAY_AT - 10]
     back = [at - seconds for at, share in after if at > seconds and share < 0.9]
     return {**herd, "back_s": (max(back) + 1) if back else 0.0, "lost_leases": seen.lost, "flying": after}
 

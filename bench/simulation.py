@@ -140,6 +140,8 @@ class Seen:
     """(moment, attempts in flight, slots granted), every second."""
     by_project: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     most_granted: int = 0
+    row_s: float = 0.0
+    """How long the upstream's row was held."""
 
 
 class Simulation:
@@ -160,6 +162,7 @@ class Simulation:
         self._servers = [0.0] * fleet.costs.served_at_once
         self._row_free = 0.0
         self._grants: dict[WorkerId, tuple[int, int, float]] = {}
+        self._next_lapse = 0.0
         self._held: dict[tuple[int, int], Held] = {}
         self._tokens = count(1)
         self._served: dict[str, float] = {}
@@ -210,6 +213,11 @@ class Simulation:
         living = [worker for worker in self.workers if not worker.is_dead]
         return sum(worker.window.reshape_in_s(self.now) != math.inf for worker in living)
 
+    def _forget_lapsed(self) -> None:
+        if self.now >= self._next_lapse:
+            self._grants = {who: grant for who, grant in self._grants.items() if grant[2] > self.now}
+            self._next_lapse = min((grant[2] for grant in self._grants.values()), default=self.now)
+
     # --- the database ----------------------------------------------------------------------------
 
     def _transaction(self, cost_s: float) -> float:
@@ -224,11 +232,11 @@ class Simulation:
     def _grant(self, worker: Worker, claim: Claim) -> float:
         """As `store.grants`: one claim after another for the upstream's row."""
         fleet = self.fleet
-        self._grants = {who: grant for who, grant in self._grants.items() if grant[2] > self.now}
+        self._forget_lapsed()
         others = [
             Granted(who, slots, wanted)
-            for who, (slots, wanted, _) in sorted(self._grants.items())
-            if who != worker.id
+            for who, (slots, wanted, _) in self._grants.items()
+            if who is not worker.id
         ]
         made = decide(claim, others, turn=int(self.now / fleet.lease_ttl_s))
         self._grants.pop(worker.id, None)
@@ -237,9 +245,10 @@ class Simulation:
         hold_s = fleet.costs.claim_s + fleet.costs.claim_per_sharer_s * len(others)
         over = self._row_free = max(self.now, self._row_free) + hold_s
         self.seen.claims += 1
+        self.seen.row_s += hold_s
         self.seen.transactions += 1
         self.seen.claim_waits.append(over - self.now)
-        granted = self.granted
+        granted = made.slots + sum(other.slots for other in others)
         if granted > fleet.window:
             raise AssertionError(f"{granted} slots granted of {fleet.window}")
         self.seen.most_granted = max(self.seen.most_granted, granted)

@@ -182,8 +182,6 @@ class Window:
             return
         is_settled = grant.slots == grant.target and grant.slots > 0
         turn_s = min(grant.sharers * _CLAIM_S, self._ttl_s * _LONGEST_ASK)
-        if grant.slots != grant.target:
-            turn_s /= 2  # what one is to give up another waits for
         self._ask_at = asked_at + max(self._ask_every_s if is_settled else self._reshape_s, turn_s)
 
 

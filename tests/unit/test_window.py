@@ -58,7 +58,7 @@ def test_many_sharers_ask_so_seldom_that_their_row_keeps_up_and_never_let_a_gran
     assert window.is_due(100.0 + every_s, wanted=5)
     assert window.limit(100.0 + every_s) == 2
     window.take(Grant(0, 2, sharers), asked_at=100.0)  # it lacks what it is to have
-    assert window.reshape_in_s(100.0) == pytest.approx(max(0.25, min(0.01 * sharers, 10.0) / 2))
+    assert window.reshape_in_s(100.0) == pytest.approx(max(0.25, min(0.01 * sharers, 10.0)))
 
 
 def test_a_grant_says_how_many_share():
