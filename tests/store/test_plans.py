@@ -14,6 +14,7 @@ _PARAMETERS = {
     "batch_limit": 9,
     "page_rows": 21,
     "blob_limit": 10,
+    "expired_limit": 10,
     "statuses": ["validating"],
 }
 
@@ -65,7 +66,8 @@ def test_leasing_looks_at_the_first_batches_and_their_first_segments_only(world)
         (segments._HELD_BY_WORKER, "segment_held (worker_id=?)"),
         (segments._HELD_BY_LEASE, "PRIMARY KEY (batch_id=? AND number=?)"),
         (files._ONE_FILE, "sqlite_autoindex_file_1 (id=?)"),
-        (files._DELETE_EXPIRED, "file_by_expiry (expires_at<?)"),
+        (files._EXPIRED, "file_by_expiry (expires_at<?)"),
+        (files._EXPIRED_PROJECTS, "file_by_expiry (expires_at<?)"),
         (files._DELETE_FILE, "sqlite_autoindex_file_1 (id=?)"),
         (projects._OPEN, "batch_open (project_id=?)"),
         (audit._FORGET, "audit_by_age (at<?)"),

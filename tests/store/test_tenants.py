@@ -8,7 +8,8 @@ from sqlalchemy import text
 
 from nightmill.batch import Event, Status
 from nightmill.errors import ConflictError, NotFoundError, QuotaError, RequestError
-from nightmill.store.protocol import ApiKey
+from nightmill.store import files
+from nightmill.store.protocol import ApiKey, Idempotency
 from nightmill.tenant import Act, Actor, HoldKind, Limits, ProjectRules, Scope
 
 BY = Actor("key_1", "wxyz", "192.0.2.7", "req_1")
@@ -82,8 +83,6 @@ async def test_of_many_files_at_once_exactly_as_many_are_kept_as_there_is_room(w
 
 
 async def test_a_refused_create_leaves_its_idempotency_key_free(world, store):
-    from nightmill.store import Idempotency
-
     once = Idempotency("key", "print")
     with pytest.raises(QuotaError):
         await store.create_batch(world.batch(input_bytes=2), once, limits=Limits(open_bytes=1))
@@ -373,6 +372,15 @@ async def test_what_expires_is_recorded_as_the_mills_own_doing(world, store):
     assert {(entry.act, entry.subject_id, entry.by.name) for entry in page.items} == {
         ("file.expired", file.id, "nightmill") for file in files
     }
+
+
+async def test_however_much_has_expired_no_transaction_deletes_all_of_it(world, store, monkeypatch):
+    monkeypatch.setattr(files, "_EXPIRED_AT_ONCE", 2)
+    for _ in range(5):
+        await store.add_file(world.file(expires_at=int(world.clock()) + 10))
+    world.clock.step(10)
+    assert [await store.delete_expired_files() for _ in range(4)] == [2, 2, 1, 0]
+    assert await stored_bytes(world, store) == 0
 
 
 async def test_the_log_is_read_in_pages_by_project_and_time(world, store):

@@ -98,7 +98,8 @@ class Warden:
 
     async def _sweep(self) -> None:
         await self._store.expire_uploads()
-        await self._store.delete_expired_files()
+        while await self._store.delete_expired_files():
+            pass
         if self._audit_ttl_s:
             await self._store.forget_audit(kept_s=self._audit_ttl_s)
         with self._deleting() as may_delete:

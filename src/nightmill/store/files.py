@@ -65,10 +65,18 @@ _DELETE_FILE = (
     .values(deleted_at=stamp())
     .returning(file.c.size_bytes)
 )
-_EXPIRED_PROJECTS = select(file.c.project_id).where(_is_live, file.c.expires_at <= now()).distinct()
+# So many at once that no transaction takes long, however much expired while nobody looked.
+_EXPIRED_AT_ONCE = 1_000
+_EXPIRED = (
+    select(file.c.sequence)
+    .where(_is_live, file.c.expires_at <= now(), ~is_held_file)
+    .order_by(file.c.expires_at)
+    .limit(bindparam("expired_limit"))
+)
+_EXPIRED_PROJECTS = _EXPIRED.with_only_columns(file.c.project_id)
 _DELETE_EXPIRED = (
     update(file)
-    .where(_is_live, file.c.expires_at <= now(), ~is_held_file)
+    .where(file.c.sequence.in_(_EXPIRED), file.c.project_id.in_(bindparam("locked", expanding=True)))
     .values(deleted_at=stamp())
     .returning(file.c.id, file.c.project_id, file.c.size_bytes)
 )
@@ -180,11 +188,12 @@ def delete_file(connection: Connection, project_id: ProjectId, file_id: FileId, 
 
 
 def delete_expired_files(connection: Connection) -> int:
-    expired = connection.execute(_EXPIRED_PROJECTS).scalars().all()
+    given = {"expired_limit": _EXPIRED_AT_ONCE}
+    expired = set(connection.execute(_EXPIRED_PROJECTS, given).scalars())
     if not expired:
         return 0
     projects.lock(connection, expired)
-    deleted = connection.execute(_DELETE_EXPIRED).all()
+    deleted = connection.execute(_DELETE_EXPIRED, {**given, "locked": sorted(expired)}).all()
     for project_id in sorted({row.project_id for row in deleted}):
         freed_bytes = sum(row.size_bytes for row in deleted if row.project_id == project_id)
         projects.free_bytes(connection, project_id, freed_bytes)

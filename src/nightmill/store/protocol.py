@@ -164,7 +164,7 @@ class Store(Protocol):
         ...
 
     async def delete_expired_files(self) -> int:
-        """Held ones stay."""
+        """How many were deleted of those that have expired; held ones stay. Ask again until it is 0."""
         ...
 
     async def unused_blobs(self, *, limit: int = 1_000) -> Sequence[str]:
