@@ -299,14 +299,18 @@ def ended(client: openai.OpenAI, batch_id: str, *, timeout_s: float = 60) -> Bat
     return until(retrieved, timeout_s=timeout_s, pause_s=0.1)
 
 
-def begin(client: openai.OpenAI, lines: int, *, name: str = "line") -> Batch:
-    """A batch of so many lines, each with its own custom_id in its message."""
+def begin(client: openai.OpenAI, lines: int, *, name: str = "line", **body: Any) -> Batch:
+    """A batch of so many lines, each with its own custom_id in its message, and `body` beside it."""
     rows = [
         {
             "custom_id": f"{name}-{number}",
             "method": "POST",
             "url": CHAT,
-            "body": {"model": "m", "messages": [{"role": "user", "content": f"marker:{name}-{number}"}]},
+            "body": {
+                "model": "m",
+                "messages": [{"role": "user", "content": f"marker:{name}-{number}"}],
+                **body,
+            },
         }
         for number in range(lines)
     ]

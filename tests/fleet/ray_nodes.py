@@ -1,14 +1,15 @@
-"""A Ray cluster of several nodes on this machine, as a program: `python tests/fleet/ray_nodes.py PORT PORT`.
+"""A Ray cluster of several nodes on this machine, as a program: `python tests/fleet/ray_nodes.py PORT`.
 
 Each line of its input is an order and is answered with one line: `head`, `add` (a node; its number comes
-back), `kill NUMBER`, `freeze NUMBER`, `thaw NUMBER`, `kill-head`. At the end of its input everything ends:
-the kernel ends every process of Ray with this one, however it ends.
+back), `kill NUMBER`, `freeze NUMBER`, `thaw NUMBER`, `kill-head`, `client PORT`. At the end of its input
+everything ends: the kernel ends every process of Ray with this one, however it ends.
 """
 
 import contextlib
 import json
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,33 @@ from typing import Any
 os.environ |= {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # stay on loopback
+    "RAY_FAKE_CLUSTER": "1",
+    "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+    "RAY_raylet_start_wait_time_s": "120",  # on a machine that does other work, too
 }
 
+from ray._private.ray_constants import AUTOSCALER_RESOURCE_REQUEST_CHANNEL
+from ray._private.utils import set_kill_on_parent_death_linux
+from ray._raylet import GcsClient
+from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 from ray.cluster_utils import Cluster
 
 _SMALL = {"object_store_memory": 80 << 20, "include_dashboard": False, "include_log_monitor": False}
+
+
+def _scaling(address: str) -> dict[str, Any]:
+    core = {"resources": {"CPU": 1, "object_store_memory": 80 << 20}, "node_config": {}}
+    return {
+        "cluster_name": "scales",
+        "max_workers": 2,
+        "provider": {"type": "fake_multinode", "gcs_address": address},
+        "available_node_types": {
+            "head": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+            "worker": {**core, "min_workers": 0, "max_workers": 2},
+        },
+        "head_node_type": "head",
+        "idle_timeout_minutes": 0.1,
+    }
 
 
 def below(pid: int) -> list[int]:
@@ -34,16 +57,45 @@ def below(pid: int) -> list[int]:
 
 
 class Nodes:
-    def __init__(self, port: int, client_port: int) -> None:
-        self._ports = {"gcs_server_port": port, "ray_client_server_port": client_port}
+    def __init__(self, port: int) -> None:
+        self._port = port
         self._cluster: Cluster | None = None
         self._nodes: dict[int, Any] = {}
 
     def head(self) -> str:
         self._cluster = Cluster(
-            initialize_head=True, head_node_args={"num_cpus": 0, "no_monitor": False, **self._ports, **_SMALL}
+            initialize_head=True,
+            head_node_args={"num_cpus": 0, "no_monitor": True, "gcs_server_port": self._port, **_SMALL},
         )
         return str(self._cluster.address)
+
+    def head_that_scales(self, folder: str) -> str:
+        """A head whose autoscaler starts nodes of one core (as processes here) and ends idle ones."""
+        config = Path(folder) / "autoscaler.json"
+        config.write_text(json.dumps(_scaling(f"127.0.0.1:{self._port}")))
+        self._cluster = Cluster(
+            initialize_head=True,
+            head_node_args={
+                "num_cpus": 0,
+                "gcs_server_port": self._port,
+                "autoscaling_config": str(config),
+                "env_vars": {"RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID},
+                **_SMALL,
+            },
+        )
+        return str(self._cluster.address)
+
+    def asked_for(self) -> str:
+        """What the autoscaler was last told must fit."""
+        found = GcsClient(address=f"127.0.0.1:{self._port}").internal_kv_get(
+            AUTOSCALER_RESOURCE_REQUEST_CHANNEL, namespace=None
+        )
+        return "nothing yet" if found is None else found.decode()
+
+    def nodes(self) -> str:
+        """How many are alive, the head included."""
+        assert self._cluster is not None
+        return str(sum(node["Alive"] for node in self._cluster.global_state.node_table()))
 
     def add(self, cpus: str = "2") -> str:
         assert self._cluster is not None
@@ -52,6 +104,15 @@ class Nodes:
             num_cpus=int(cpus), resources={f"node{number}": 1}, **_SMALL
         )
         return str(number)
+
+    def client(self, port: str) -> str:
+        """The server that takes `ray://` connections."""
+        program = [sys.executable, "-m", "ray.util.client.server", "--host", "127.0.0.1", "--port", port]
+        subprocess.Popen(
+            [*program, "--mode", "proxy", "--address", f"127.0.0.1:{self._port}"],
+            preexec_fn=set_kill_on_parent_death_linux,  # noqa: PLW1509 - no other way to say it
+        )
+        return port
 
     def kill(self, number: str) -> str:
         """As a machine that loses power."""
@@ -90,7 +151,7 @@ class Nodes:
 
 
 def main() -> None:
-    nodes = Nodes(int(sys.argv[1]), int(sys.argv[2]))
+    nodes = Nodes(int(sys.argv[1]))
     out = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     for line in sys.stdin:

@@ -2,18 +2,24 @@
 whole."""
 
 import contextlib
+import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+import nightmill
 from tests.fleet.conftest import begin, each_once, ended, until
 
 LINES = 120
@@ -48,17 +54,13 @@ def command(pid: int) -> str:
 
 class RayCluster:
     def __init__(self, folder: Path) -> None:
-        self.port, self.client_port = free_ports(2)
+        (self.port,) = free_ports(1)
+        self.added = 0
         self.log = folder / "ray.log"
         environment = {name: value for name, value in os.environ.items() if not name.startswith("NIGHTMILL_")}
         with self.log.open("wb") as sink:
             self.process = subprocess.Popen(
-                [
-                    sys.executable,
-                    Path(__file__).with_name("ray_nodes.py"),
-                    str(self.port),
-                    str(self.client_port),
-                ],
+                [sys.executable, Path(__file__).with_name("ray_nodes.py"), str(self.port)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=sink,
@@ -79,28 +81,44 @@ class RayCluster:
         assert told and not told.startswith("!"), (order, told, self.log.read_text())
         return told
 
+    def add(self) -> None:
+        self.tell("add")
+        self.added += 1
+
     def workers(self) -> list[int]:
         """Process ids of the actors that run workers."""
-        return [pid for pid in below(self.process.pid) if "ray::WorkerActor" in command(pid)]
+        return self.having("ray::WorkerActor")
+
+    def having(self, word: str) -> list[int]:
+        """Process ids of the cluster's processes with that in their command."""
+        return [pid for pid in below(self.process.pid) if word in command(pid)]
 
     def end(self) -> None:
         self.process.kill()
         self.process.communicate()
 
 
+@contextlib.contextmanager
+def running_cluster(folder: Path, *, nodes: int = 2) -> Iterator[RayCluster]:
+    made = RayCluster(folder)
+    try:
+        made.tell("head")
+        for _ in range(nodes):
+            made.add()
+        yield made
+    finally:
+        made.end()
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[RayCluster]:
     if find_spec("ray") is None:
         pytest.skip("the extra 'ray' is not installed")
-    with tempfile.TemporaryDirectory(prefix="nightmill-ray-") as folder:
-        made = RayCluster(Path(folder))
-        try:
-            made.tell("head")
-            for _ in range(2):
-                made.tell("add")
-            yield made
-        finally:
-            made.end()
+    with (
+        tempfile.TemporaryDirectory(prefix="nightmill-ray-") as folder,
+        running_cluster(Path(folder)) as made,
+    ):
+        yield made
 
 
 @pytest.fixture
@@ -117,6 +135,27 @@ def on_ray(fleet, cluster):
     return fleet
 
 
+SLOW = pytest.mark.skipif("not os.environ.get('TEST_FLEET')", reason="make test-fleet runs it")
+ONE = {"NIGHTMILL_RAY__MAX_WORKERS": "1"}
+
+
+def home_of(cluster, pid):
+    """The number of the node that a process runs on."""
+    return next(number for number in range(cluster.added) if str(pid) in cluster.tell(f"pids {number}"))
+
+
+def seconds_until_it_goes_on(source, *, since):
+    """From `since` until the upstream is asked again; a worker whose actor has died ends within a second."""
+    time.sleep(max(0.0, since + 1.5 - time.monotonic()))
+    before = sum(source.requests().values())
+    until(lambda: sum(source.requests().values()) > before, timeout_s=150)
+    return time.monotonic() - since
+
+
+def tell(what, seconds):
+    sys.stderr.write(f"\nrecovery after {what}: {seconds:.1f} s\n")
+
+
 def test_a_batch_is_whole_when_a_worker_on_the_cluster_is_killed(on_ray, cluster, upstream):
     source = upstream(delay_s=0.1)
     server = on_ray.serve("--upstream", source.url, "--concurrency", "8")
@@ -130,4 +169,332 @@ def test_a_batch_is_whole_when_a_worker_on_the_cluster_is_killed(on_ray, cluster
     assert sum(source.requests().values()) <= LINES + 8, "more was repeated than was in flight"
     assert server.end() == 0, server.said
     assert "Traceback" not in server.said
-    assert not cluster.workers(), "a drained worker is gone"
+    until(lambda: not cluster.workers(), timeout_s=5)
+
+
+@SLOW
+def test_an_actor_that_is_killed_is_restarted_by_ray(on_ray, cluster, upstream):
+    source = upstream(delay_s=0.2)
+    server = on_ray.serve("--upstream", source.url, "--concurrency", "4", environment=ONE)
+    made = begin(server.client(), 2 * LINES)
+    until(lambda: len(source.requests()) > 10)
+    (worker,) = cluster.workers()
+    os.kill(worker, signal.SIGKILL)
+    tell("the only worker actor was killed", seconds_until_it_goes_on(source, since=time.monotonic()))
+    assert cluster.workers() != [worker]
+    each_once(server.client(), ended(server.client(), made.id), 2 * LINES)
+    assert server.end() == 0, server.said
+
+
+@SLOW
+@pytest.mark.timeout(240)
+def test_a_node_that_is_gone_loses_no_line(on_ray, cluster, upstream):
+    source = upstream(delay_s=0.2)
+    server = on_ray.serve("--upstream", source.url, "--concurrency", "4", environment=ONE)
+    made = begin(server.client(), 2 * LINES)
+    until(lambda: len(source.requests()) > 10)
+    (worker,) = cluster.workers()
+    cluster.tell(f"kill {home_of(cluster, worker)}")
+    tell("the only worker's node was killed", seconds_until_it_goes_on(source, since=time.monotonic()))
+    each_once(server.client(), ended(server.client(), made.id), 2 * LINES)
+    assert server.end() == 0, server.said
+    cluster.add()
+
+
+@SLOW
+@pytest.mark.timeout(240)
+def test_a_frozen_node_loses_no_line_and_wakes_too_late_to_do_harm(on_ray, cluster, upstream):
+    source = upstream(delay_s=0.2)
+    server = on_ray.serve("--upstream", source.url, "--concurrency", "4", environment=ONE)
+    made = begin(server.client(), 2 * LINES)
+    until(lambda: len(source.requests()) > 10)
+    (worker,) = cluster.workers()
+    frozen = home_of(cluster, worker)
+    cluster.tell(f"freeze {frozen}")
+    try:
+        tell("the only worker's node froze", seconds_until_it_goes_on(source, since=time.monotonic()))
+        batch = ended(server.client(), made.id)
+    finally:
+        cluster.tell(f"thaw {frozen}")
+    each_once(server.client(), batch, 2 * LINES)
+    time.sleep(3)
+    each_once(server.client(), server.client().batches.retrieve(made.id), 2 * LINES)
+    assert server.end() == 0, server.said
+
+
+@SLOW
+def test_workers_come_with_the_work_and_go_when_there_is_none(on_ray, cluster, upstream):
+    source = upstream(delay_s=0.1)
+    server = on_ray.serve("--upstream", source.url, "--concurrency", "8")
+    assert not cluster.workers()
+    began = time.monotonic()
+    made = begin(server.client(), 3 * LINES)
+    until(source.requests)
+    tell("nothing, the first line of an idle cluster was sent", time.monotonic() - began)
+    until(lambda: len(cluster.workers()) >= 3)
+    assert on_ray.sql("SELECT count(DISTINCT worker_id) FROM segment WHERE state = 'leased'") != "0"
+    each_once(server.client(), ended(server.client(), made.id), 3 * LINES)
+    began = time.monotonic()
+    until(lambda: not cluster.workers())
+    tell("the end of the work, the last worker was gone", time.monotonic() - began)
+    assert server.end() == 0, server.said
+
+
+@SLOW
+def test_the_end_of_the_server_drains_and_repeats_nothing(on_ray, cluster, upstream):
+    source = upstream(delay_s=0.2)
+    flags = ("--upstream", source.url, "--concurrency", "8")
+    server = on_ray.serve(*flags)
+    made = begin(server.client(), 2 * LINES)
+    until(lambda: len(source.requests()) > 10)
+    assert server.end() == 0, server.said
+    until(lambda: not cluster.workers(), timeout_s=5)
+    assert on_ray.sql("SELECT count(*) FROM segment WHERE state = 'leased'") == "0"
+    server = on_ray.serve(*flags)
+    each_once(server.client(), ended(server.client(), made.id), 2 * LINES)
+    assert max(source.requests().values()) == 1
+    assert server.end() == 0, server.said
+
+
+@SLOW
+def test_workers_need_no_launcher_and_leave_when_nobody_asks_after_them(on_ray, cluster, upstream):
+    source = upstream(delay_s=0.2)
+    flags = ("--upstream", source.url, "--concurrency", "8")
+    server = on_ray.serve(*flags)
+    keeper = on_ray.work("--roles", "intake,finalizer,warden")
+    made = begin(server.client(), 2 * LINES)
+    until(lambda: len(source.requests()) > 10)
+    (launcher,) = [pid for pid in server.group() if "nightmill.assembly.launch" in command(pid)]
+    workers = cluster.workers()
+    os.kill(launcher, signal.SIGKILL)
+    until(lambda: "the launcher process ended" in server.said)
+    assert cluster.workers() == workers
+    server.kill()
+    assert cluster.workers() == workers
+    api = on_ray.serve("--workers", "0")
+    each_once(api.client(), ended(api.client(), made.id), 2 * LINES)
+    assert max(source.requests().values()) == 1
+    until(lambda: not cluster.workers())
+    assert keeper.end() == 0
+
+
+@SLOW
+def test_two_servers_share_their_workers_and_plain_crews_help(on_ray, cluster, upstream):
+    source = upstream(delay_s=0.4)
+    flags = ("--upstream", source.url, "--concurrency", "8")
+    first, second = (on_ray.serve(*flags, environment=ONE) for _ in range(2))
+    made = begin(first.client(), 5 * LINES)
+    until(lambda: len(source.requests()) > 10)
+    crew = on_ray.work(*flags, environment={"NIGHTMILL_ENGINE": "local"})
+    holders = "SELECT count(DISTINCT worker_id) FROM segment WHERE state = 'leased'"
+    until(lambda: on_ray.sql(holders) == "2", pause_s=0.1)
+    (worker,) = cluster.workers()
+    assert first.end() == 0, first.said
+    assert cluster.workers() == [worker], "the second server still asks after it"
+    each_once(second.client(), ended(second.client(), made.id), 5 * LINES)
+    assert max(source.requests().values()) == 1
+    assert second.end() == 0, second.said
+    until(lambda: not cluster.workers(), timeout_s=5)
+    assert crew.end() == 0
+
+
+@SLOW
+def test_a_cluster_is_reached_from_outside(on_ray, cluster, upstream):
+    source = upstream(delay_s=0.05)
+    (port,) = free_ports(1)
+    cluster.tell(f"client {port}")
+    server = on_ray.serve("--upstream", source.url, "--ray-address", f"ray://127.0.0.1:{port}")
+    made = begin(server.client(), LINES)
+    each_once(server.client(), ended(server.client(), made.id), LINES)
+    assert server.end() == 0, server.said
+    until(lambda: not cluster.workers(), timeout_s=5)
+
+
+@SLOW
+@pytest.mark.timeout(300)
+def test_a_new_head_at_the_same_place_is_found_by_itself(on_ray, upstream, tmp_path):
+    source = upstream(delay_s=0.2)
+    with running_cluster(tmp_path, nodes=1) as cluster:
+        on_ray.environment["NIGHTMILL_RAY__ADDRESS"] = cluster.address
+        server = on_ray.serve("--upstream", source.url, "--concurrency", "4", environment=ONE)
+        made = begin(server.client(), 4 * LINES)
+        until(lambda: len(source.requests()) > 10)
+        cluster.tell("kill-head")
+        cluster.tell("kill 0")
+        until(lambda: "no Ray cluster answers" in server.said, timeout_s=90)
+        began = time.monotonic()
+        cluster.tell("head")
+        cluster.add()
+        tell("a new head and a node were up", seconds_until_it_goes_on(source, since=time.monotonic()))
+        tell("a new head was begun", time.monotonic() - began)
+        each_once(server.client(), ended(server.client(), made.id), 4 * LINES)
+        assert server.end() == 0, server.said
+
+
+@SLOW
+@pytest.mark.timeout(300)
+def test_without_its_head_the_workers_of_a_cluster_work_on(on_ray, upstream, tmp_path):
+    source = upstream(delay_s=0.2)
+    with running_cluster(tmp_path, nodes=1) as cluster:
+        on_ray.environment["NIGHTMILL_RAY__ADDRESS"] = cluster.address
+        server = on_ray.serve("--upstream", source.url, "--concurrency", "8", environment=ONE)
+        made = begin(server.client(), LINES)
+        until(lambda: len(source.requests()) > 10)
+        cluster.tell("kill-head")
+        each_once(server.client(), ended(server.client(), made.id), LINES)
+        assert max(source.requests().values()) == 1
+        assert server.end() == 0, server.said
+
+
+@SLOW
+@pytest.mark.timeout(300)
+def test_a_model_is_run_while_batches_need_it_and_replaced_when_it_dies(on_ray, cluster, tmp_path):
+    pytest.importorskip("xllamacpp")
+    gguf = tmp_path / "tiny.gguf"
+    subprocess.run([sys.executable, Path(__file__).parents[1] / "tiny_gguf.py", gguf], check=True)
+    (port,) = free_ports(1)
+    model = {
+        "NIGHTMILL_RAY__MODEL__NAME": "m",
+        "NIGHTMILL_RAY__MODEL__SOURCE": str(gguf),
+        "NIGHTMILL_RAY__MODEL__ENGINE": "llama.cpp",
+        "NIGHTMILL_RAY__MODEL__CPUS": "0.5",
+        "NIGHTMILL_RAY__MODEL__OPTIONS__THREADS": "1",
+        "NIGHTMILL_RAY__MODEL__PORT": str(port),
+        "NIGHTMILL_RAY__MODEL__HOST": "127.0.0.1",
+        "NIGHTMILL_RAY__MODEL__IDLE_S": "5",
+    }
+    server = on_ray.serve("--concurrency", "4", environment=ONE | model)
+    client = server.client()
+    assert [offered.id for offered in client.models.list()] == ["m"]
+    assert not cluster.having("llama_server")
+    began = time.monotonic()
+    made = begin(client, 4, max_tokens=4)
+    each_once(client, ended(client, made.id, timeout_s=120), 4)
+    tell("nothing, a first batch of a model that was not there was done", time.monotonic() - began)
+    (model_process,) = cluster.having("llama_server")
+
+    made = begin(client, 60, max_tokens=64)
+    until(lambda: client.batches.retrieve(made.id).request_counts.completed > 5)
+    os.kill(model_process, signal.SIGKILL)
+    killed = time.monotonic()
+    until(lambda: [pid for pid in cluster.having("llama_server") if pid != model_process], timeout_s=120)
+    tell("the model was killed, another was there", time.monotonic() - killed)
+    batch = ended(client, made.id, timeout_s=120)
+    each_once(client, batch, 60)
+    assert batch.request_counts.failed == 0
+
+    until(lambda: not cluster.workers())
+    assert cluster.having("llama_server"), "workers end before the model"
+    until(lambda: not cluster.having("llama_server"))
+    assert server.end() == 0, server.said
+
+
+@SLOW
+@pytest.mark.timeout(300)
+def test_the_autoscaler_is_told_what_is_needed_and_that_nothing_is(on_ray, upstream, tmp_path):
+    source = upstream(delay_s=0.2)
+    cluster = RayCluster(tmp_path)
+    try:
+        on_ray.environment["NIGHTMILL_RAY__ADDRESS"] = cluster.tell(f"head-that-scales {tmp_path}")
+        server = on_ray.serve(
+            "--upstream", source.url, "--concurrency", "8", environment={"NIGHTMILL_RAY__MAX_WORKERS": "2"}
+        )
+        until(lambda: json.loads(cluster.tell("asked-for")) == [])
+        assert cluster.tell("nodes") == "1"
+        made = begin(server.client(), 4 * LINES)
+        until(lambda: json.loads(cluster.tell("asked-for")) == [{"CPU": 1.0}] * 2)
+        until(lambda: cluster.tell("nodes") == "3", timeout_s=120)
+        each_once(server.client(), ended(server.client(), made.id, timeout_s=120), 4 * LINES)
+        until(lambda: json.loads(cluster.tell("asked-for")) == [])
+        until(lambda: cluster.tell("nodes") == "1", timeout_s=120)
+        assert server.end() == 0, server.said
+    finally:
+        cluster.end()
+
+
+def configured(folder, runtime_env, **ray):
+    """A TOML file, for names in a runtime environment have capitals."""
+    lines = ["[ray]", *(f"{name} = {json.dumps(value)}" for name, value in ray.items())]
+    lines += ["[ray.runtime_env.env_vars]", *(f"{name} = {json.dumps(v)}" for name, v in runtime_env.items())]
+    path = folder / "nightmill.toml"
+    path.write_text("\n".join(lines))
+    return {"NIGHTMILL_CONFIG": str(path)}
+
+
+@SLOW
+def test_nodes_may_bring_their_own_secrets(on_ray, cluster, upstream, tmp_path):
+    source = upstream(delay_s=0.05)
+    config = configured(tmp_path, {"NIGHTMILL_STORE": on_ray.store}, secrets="on_nodes")
+    server = on_ray.serve("--upstream", source.url, environment=ONE | config)
+    made = begin(server.client(), LINES)
+    each_once(server.client(), ended(server.client(), made.id), LINES)
+    assert server.end() == 0, server.said
+
+
+@SLOW
+@pytest.mark.parametrize(
+    ("version", "told"),
+    [("0.0.9", "has nightmill 0.0.9 and this is"), (None, "No module named 'nightmill.")],
+)
+def test_a_node_with_another_nightmill_is_told_of(on_ray, cluster, upstream, tmp_path, version, told):
+    other = tmp_path / "other" / "nightmill"
+    if version is None:
+        other.mkdir(parents=True)
+        (other / "__init__.py").touch()
+    else:
+        shutil.copytree(Path(nightmill.__file__).parent, other)
+        start = other / "__init__.py"
+        start.write_text(start.read_text().replace(nightmill.__version__, version))
+    config = configured(tmp_path, {"PYTHONPATH": str(other.parent)})
+    server = on_ray.serve("--upstream", upstream().url, environment=ONE | config)
+    begin(server.client(), LINES)
+    until(lambda: told in server.said)
+    until(lambda: told in json.dumps(ready(server)))
+    assert server.end() == 0, server.said
+
+
+def ready(server):
+    with contextlib.suppress(urllib.error.HTTPError):
+        return json.load(urllib.request.urlopen(f"{server.url}/ready", timeout=10))
+
+
+@SLOW
+def test_a_cluster_of_its_own_lives_and_dies_with_the_server(fleet, upstream):
+    source = upstream(delay_s=0.1)
+    server = fleet.serve("--engine", "ray", "--upstream", source.url, "--concurrency", "8")
+    made = begin(server.client(), LINES)
+    until(lambda: len(source.requests()) > 10)
+    listening = subprocess.run(["ss", "-ltnpH"], capture_output=True, text=True, check=True).stdout
+    group = set(server.group())
+    open_ports = [line for line in listening.splitlines() if any(f"pid={pid}," in line for pid in group)]
+    assert open_ports
+    assert all("127.0.0.1" in line.split()[3] or "[::1]" in line.split()[3] for line in open_ports), (
+        open_ports
+    )
+    each_once(server.client(), ended(server.client(), made.id), LINES)
+    assert server.end() == 0, server.said
+    until(lambda: not any(command(pid) for pid in group))
+
+
+@pytest.mark.parametrize(
+    ("words", "environment", "told"),
+    [
+        (("serve", "--emulate"), {"NIGHTMILL_STORE": "sqlite:////tmp/x.sqlite"}, "every node reaches"),
+        (("serve", "--emulate"), {"NIGHTMILL_RAY__ADDRESS": "ray://nowhere:1"}, "are of this machine"),
+        (("work", "--emulate"), {"NIGHTMILL_RAY__MIN_WORKERS": "9"}, "is more than ray.max_workers"),
+        (("serve",), {}, "no upstream"),
+    ],
+)
+def test_what_can_not_run_on_ray_says_so_in_one_line(fleet, words, environment, told):
+    refused = fleet.start(*words, "--engine", "ray", environment=environment)
+    assert refused.process.wait(timeout=30) == 78
+    assert told in refused.said.splitlines()[0]
+    assert "Traceback" not in refused.said
+
+
+def test_a_cluster_that_is_away_is_told_of_and_the_api_answers(on_ray, upstream):
+    on_ray.environment["NIGHTMILL_RAY__ADDRESS"] = "ray://127.0.0.1:1"
+    server = on_ray.serve("--upstream", upstream().url)
+    assert list(server.client().batches.list()) == []
+    until(lambda: "no Ray cluster answers at ray://127.0.0.1:1" in server.said)
+    assert server.end() == 0, server.said

@@ -27,7 +27,7 @@ from nightmill.settings import Settings, from_message
 
 _AGAIN_S = 2.0
 _END_S = 5.0
-_CONNECT_S = 90.0
+_CONNECT_S = 120.0
 _TROUBLE_BYTES = 400
 
 

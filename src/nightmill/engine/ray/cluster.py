@@ -85,6 +85,7 @@ class Cluster:
             "address": address or "local",
         }
         if address is None:
+            os.environ.setdefault("RAY_raylet_start_wait_time_s", "90")  # Ray gives up after 30
             options |= {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
         with _failures(f"can't connect to Ray at {address or 'this machine'}"):
             try:

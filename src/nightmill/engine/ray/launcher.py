@@ -120,7 +120,7 @@ class Launcher:
         self._model_url: str | None = None
         self._rings = 0
         self._not_before = 0.0
-        self._has_dismissed_model = False
+        self._leaves: dict[str, object | None] = {}
 
     async def turn(self) -> float:
         """Raises:
@@ -143,12 +143,15 @@ class Launcher:
         return _LOOK_S
 
     async def leave(self, *, grace_s: float) -> None:
-        """Asks every actor to drain unless another launcher counts on it, and waits until they are gone."""
-        leaving = await self._thread.do(self._ask_all_to_leave)
+        """Asks every actor to drain unless another launcher counts on it, and waits until they are gone.
+
+        One that does not hear it in time, because it is just being restarted, leaves when it is unattended.
+        """
         give_up_at = self._monotonic() + grace_s
-        while leaving and self._monotonic() < give_up_at:
+        while self._monotonic() < give_up_at:
+            if not await self._thread.do(self._ask_all_to_leave):
+                return
             await asyncio.sleep(_ASK_S)
-            leaving &= set(await self._thread.do(lambda: self._cluster.names("")))
 
     # --- in the thread of Ray ----------------------------------------------------------------------
 
@@ -205,14 +208,15 @@ class Launcher:
         """The model runs while it is needed and for a while after; its workers go first."""
         orders = Orders(launcher_id=self._launcher_id, url=None, ring=False)
         name = self._model
-        self._model_url = None
-        if name in self._cluster.names(name):
-            answer = self._cluster.ask([name], orders, wait_s=_ASK_S)[name]
-            kind = self._judge(name, answer, seen)
-            if kind in (Presence.SILENT, Presence.MISMATCHED):
-                self._drop(name)
-            elif answer is not None and not isinstance(answer, Gone):
-                self._model_url = answer["url"]
+        if name not in self._cluster.names(name):
+            self._model_url = None
+            return
+        answer = self._cluster.ask([name], orders, wait_s=_ASK_S)[name]
+        kind = self._judge(name, answer, seen)
+        if kind in (Presence.SILENT, Presence.MISMATCHED):
+            self._drop(name)
+        elif answer is not None and not isinstance(answer, Gone):
+            self._model_url = answer["url"]
 
     def _bring(self, step: Moves, *, target: int) -> None:
         for number in step.drop:
@@ -265,18 +269,19 @@ class Launcher:
     def _bundle(self) -> dict[str, float]:
         return {"CPU": self._ray.cpus_per_worker, **self._ray.resources}
 
-    def _ask_all_to_leave(self) -> set[str]:
+    def _ask_all_to_leave(self) -> bool:
+        """Whether any is still to go."""
         names = [*self._cluster.names(self._workers), *self._cluster.names(self._model)]
-        leaving = set[str]()
         for name in names:
             known = self._known.get(name)
             if known is None or not known.has_answered:
                 self._drop(name)
-            elif self._cluster.tell(name, "leave", self._launcher_id, wait_s=_ASK_S):
-                leaving.add(name)
-        if self._asked_for and leaving:
+            elif self._leaves.get(name) is None:
+                self._leaves[name] = self._cluster.tell(name, "leave", self._launcher_id, wait_s=_ASK_S)
+        if self._asked_for and False not in self._leaves.values():
             self._cluster.ask_for([])
-        return leaving
+            self._asked_for = 0
+        return any(self._leaves.get(name) is not False for name in names)
 
     def _drop(self, name: str) -> None:
         self._cluster.drop(name)

@@ -20,7 +20,6 @@ from nightmill.settings import Settings, as_message, from_message, with_own_secr
 from nightmill.store import open_store
 
 _EXTRA_S = 1.0
-_AGAIN_S = 1.0
 
 
 class WorkerActor(Attended):
@@ -52,7 +51,8 @@ class WorkerActor(Attended):
         return self._setup_trouble or (None if engine is None else engine.trouble)
 
     def take(self, orders: Orders) -> None:
-        if self._needs_model and orders["url"] != self._model_url:
+        # No URL may only mean that nobody has looked yet. Attempts wait by themselves while nobody answers.
+        if self._needs_model and orders["url"] not in (None, self._model_url):
             self._model_url = orders["url"]
             self.note_change()
         engine = self._engine
