@@ -516,24 +516,45 @@ def test_a_full_disk_is_a_507(serve):
     assert not blobs_of(server)
 
 
-def test_a_store_that_is_away_leaves_no_bytes_behind(serve):
+def with_store(serve, add_file):
+    """A server whose store does `add_file(real_store, *arguments)`."""
     from dataclasses import replace
 
-    from nightmill.errors import UnavailableError
-
-    def broken(context):
-        class Broken:
+    def changed(context):
+        class Store:
             def __getattr__(self, name):
                 return getattr(context.store, name)
 
-            async def add_file(self, *_, **__):
-                raise UnavailableError("the database is locked")
+            async def add_file(self, *arguments, **named):
+                return await add_file(context.store, *arguments, **named)
 
-        return replace(context, store=Broken())
+        return replace(context, store=Store())
 
-    server = serve(change=broken)
-    assert post(server, None, form()).status == 503
+    return serve(change=changed)
+
+
+def test_a_store_that_has_no_room_leaves_no_bytes_behind(serve):
+    from nightmill.errors import StorageFullError
+
+    async def full(*_, **__):
+        raise StorageFullError("the disk of the store's database is full")
+
+    server = with_store(serve, full)
+    assert post(server, None, form()).status == 507
     assert not blobs_of(server)
+
+
+def test_a_file_whose_commit_got_no_answer_keeps_its_bytes(serve):
+    from nightmill.errors import UnavailableError
+
+    async def cut_off(store, *arguments, **named):
+        await store.add_file(*arguments, **named)
+        raise UnavailableError("the connection to the store broke")
+
+    server = with_store(serve, cut_off)
+    assert post(server, None, form()).status == 503
+    (file,) = server.send("GET", "/v1/files").json()["data"]
+    assert server.send("GET", f"/v1/files/{file['id']}/content").body == LINE
 
 
 def test_fifty_uploads_at_once_all_arrive(server, key):

@@ -36,7 +36,7 @@ from nightmill.api.wire import (
     file_on_wire,
 )
 from nightmill.crash import point
-from nightmill.errors import NotFoundError, RequestError, UnavailableError
+from nightmill.errors import NotFoundError, RequestError, StorageFullError
 from nightmill.file import NOT_DOWNLOADABLE, File, Purpose
 from nightmill.ids import FileId, ProjectId, new_file_id
 from nightmill.settings import LimitSettings
@@ -44,6 +44,10 @@ from nightmill.store.protocol import Idempotency
 from nightmill.tenant import Act, Actor
 
 MAX_LIMIT = 10_000
+
+STORED_NOTHING = (RequestError, StorageFullError)
+"""After these the store surely has no row, and bytes that wait for one can go. If it was merely away, it may
+have committed and its answer been lost: then the sweep decides, once it can ask which bytes are named."""
 
 router = APIRouter(tags=["Files"])
 
@@ -205,7 +209,7 @@ async def _add(context: ApiContext, file: File, idempotency: Idempotency | None,
     point("api.before_file")
     try:
         stored = await context.store.add_file(file, idempotency, limits=context.settings.quota.limits, by=by)
-    except (RequestError, UnavailableError):
+    except STORED_NOTHING:
         await context.blobs.delete(file.blob_key)
         raise
     point("api.file_added")

@@ -20,7 +20,7 @@ from nightmill.api.body import read_json
 from nightmill.api.checks import is_id_shaped
 from nightmill.api.context import ApiContext, Context
 from nightmill.api.envelope import JsonResponse, echo
-from nightmill.api.files import blob_key_of
+from nightmill.api.files import STORED_NOTHING, blob_key_of
 from nightmill.api.multipart import (
     BEGINNING_BYTES,
     Form,
@@ -34,7 +34,7 @@ from nightmill.api.reception import Desk
 from nightmill.blobs import Piece
 from nightmill.blobs.pieces import SUFFIX
 from nightmill.crash import point
-from nightmill.errors import NotFoundError, RequestError, UnavailableError
+from nightmill.errors import NotFoundError, RequestError
 from nightmill.file import File, Purpose, Upload, UploadPart, UploadStatus
 from nightmill.ids import ProjectId, UploadId, new_file_id, new_part_id, new_upload_id
 
@@ -111,7 +111,7 @@ async def add_upload_part(
     point("api.before_part")
     try:
         is_added = await context.store.add_upload_part(part)
-    except (RequestError, UnavailableError):
+    except STORED_NOTHING:
         await context.blobs.delete(blob_key)
         raise
     point("api.part_added")
@@ -155,7 +155,7 @@ async def complete_upload(
             is_completed = await context.store.complete_upload(
                 upload, file, part_keys=kept_keys, limits=context.settings.quota.limits, by=by
             )
-        except (RequestError, UnavailableError):
+        except STORED_NOTHING:
             await _give_up(file, kept_keys, context)
             raise
         point("api.upload_completed")
