@@ -40,7 +40,7 @@ RESTART_FAILED: Final = "restarts of Postgres that failed"
 _CLIENT_TIMEOUT_S = 5.0
 _AT_ONCE = 2
 _PIECE_S = 0.3
-_FIND_S = 30.0
+_FIND_S = 120.0
 _AT_WORK_S = 3.0
 _START_S = 120.0
 _END_S = 300.0
@@ -273,6 +273,10 @@ class _FleetTorture:
         if is_costly:
             for victim in victims:
                 self._note_cost(blow, victim, began)
+        if strike.target == "ray":  # until there are workers again there is nobody to strike
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_FIND_S):
+                    await self._record.next_request()
         return struck
 
     async def _play_one(self, strike: Strike, victims: list[Member]) -> bool:
