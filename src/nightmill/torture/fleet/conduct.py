@@ -41,7 +41,7 @@ _CLIENT_TIMEOUT_S = 5.0
 _AT_ONCE = 2
 _PIECE_S = 0.3
 _FIND_S = 120.0
-_AT_WORK_S = 3.0
+_AT_WORK_S = 15.0
 _START_S = 120.0
 _END_S = 300.0
 _STOP_S = 60.0
@@ -240,6 +240,9 @@ class _FleetTorture:
         async with asyncio.TaskGroup() as group:
             for number, strike in enumerate(strikes(self._plan), 1):
                 await asyncio.sleep(strike.after_s)
+                with suppress(TimeoutError):  # a fleet that has not got up yet is not struck at every step
+                    async with asyncio.timeout(_AT_WORK_S):
+                        await self._record.next_request()
                 async with self._is_free:
                     await self._is_free.wait_for(lambda strike=strike: self._may_begin(strike))
                     self._busy.add(strike.target)

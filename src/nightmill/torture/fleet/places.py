@@ -32,7 +32,7 @@ _BLOBS = "NIGHTMILL_BLOBS__"
 SMALL: Final = {
     # Small and quick, so that a short run meets every step often; the rest is as everybody has it.
     "NIGHTMILL_WORKER__LEASE_TTL_S": str(LEASE_TTL_S),
-    "NIGHTMILL_WORKER__LINES_PER_SEGMENT": "50",
+    "NIGHTMILL_WORKER__LINES_PER_SEGMENT": "200",
     "NIGHTMILL_WORKER__BEAT_S": "0.5",
     "NIGHTMILL_WORKER__CANCEL_GRACE_S": "0.3",
     "NIGHTMILL_RETENTION__SWEEP_S": "0.5",

@@ -99,7 +99,7 @@ class FleetPlan(Plan):
     engine: Engine = "local"
     servers: int = 2
     workers: int = 4
-    delay_s: float = 0.1
+    delay_s: float = 0.2
 
     @property
     def crews(self) -> int:
