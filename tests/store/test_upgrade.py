@@ -87,6 +87,7 @@ async def test_what_older_processes_left_out_is_counted_after_the_deploy(tmp_pat
     assert (await store.consumption("p")).stored_bytes == 10
     with pytest.raises(SetupError, match="older nightmill may be at work"):
         await store.set_hold(HoldKind.PROJECT, "p")
+    assert not await store.all_know_pieces()
     await store.close()
     await asyncio.to_thread(later, path)
     assert await migrate(url, stage=Stage.AFTER) == SCHEMA_VERSION
@@ -96,4 +97,5 @@ async def test_what_older_processes_left_out_is_counted_after_the_deploy(tmp_pat
     assert (await store.consumption("p")).stored_bytes == 5
     assert (await store.consumption("q")).stored_bytes == 40
     assert await store.set_hold(HoldKind.PROJECT, "p")
+    assert await store.all_know_pieces()
     await store.close()

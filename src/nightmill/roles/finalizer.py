@@ -116,7 +116,7 @@ class Finalizer:
             return
         pages = Pages(self._store, duty.batch)
         slices = self._slices(duty.batch, await pages.look()) if duty.index_blob_key else []
-        if slices:
+        if slices and await self._store.all_know_pieces():
             await self._cut(duty, slices)
         else:
             await self._join_whole(duty, pages)

@@ -28,6 +28,12 @@ def misfit(connection: Connection) -> str | None:
     return refusal(found, _oldest(connection) if found > SCHEMA_VERSION else None)
 
 
+def all_know(connection: Connection, version: str) -> bool:
+    """Whether every nightmill that may be at work here knows the schema step."""
+    oldest = _oldest(connection)
+    return oldest is not None and oldest >= version
+
+
 def _version(connection: Connection) -> str | None:
     return connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one_or_none()
 

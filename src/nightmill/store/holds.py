@@ -13,7 +13,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 from nightmill.errors import NotFoundError, SetupError
 from nightmill.store import audit, projects
 from nightmill.store.clock import stamp
-from nightmill.store.schema import batch, file, hold, schema_compatibility
+from nightmill.store.compatibility import all_know
+from nightmill.store.schema import batch, file, hold
 from nightmill.store.steps import HOLDS_SINCE
 from nightmill.tenant import Act, Actor, Hold, HoldKind
 
@@ -90,8 +91,7 @@ def list_holds(connection: Connection) -> Sequence[Hold]:
 
 
 def _refuse_beside_older_ones(connection: Connection) -> None:
-    oldest = connection.execute(select(schema_compatibility.c.oldest)).scalar_one_or_none()
-    if oldest is not None and oldest < HOLDS_SINCE:
+    if not all_know(connection, HOLDS_SINCE):
         raise SetupError(
             "processes of an older nightmill may be at work, which would delete what is held;"
             " run 'nightmill migrate --after' first"

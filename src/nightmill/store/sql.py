@@ -24,12 +24,13 @@ from nightmill.segment import (
 from nightmill.store import audit, batches, duties, files, grants, holds, keys, projects, segments, usage
 from nightmill.store import slices as _slices
 from nightmill.store.clock import Clock
-from nightmill.store.compatibility import misfit
+from nightmill.store.compatibility import all_know, misfit
 from nightmill.store.connection import open_database
 from nightmill.store.database import Database
 from nightmill.store.inventory import named_among
 from nightmill.store.protocol import ApiKey, Backlog, Duty, Idempotency, Page, SliceDuty, Store
 from nightmill.store.sqlite import BUSY_TIMEOUT_S
+from nightmill.store.steps import PIECES_SINCE
 from nightmill.tenant import (
     NO_LIMITS,
     Act,
@@ -113,6 +114,9 @@ class SqlStore(Store):
 
     async def forget_blobs(self, keys: Sequence[str]) -> None:
         await self._write(files.forget_blobs, keys)
+
+    async def all_know_pieces(self) -> bool:
+        return await self._read(all_know, PIECES_SINCE)
 
     async def add_upload(self, upload: Upload, *, by: Actor | None = None) -> None:
         await self._write(files.add_upload, upload, by)

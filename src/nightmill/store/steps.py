@@ -43,6 +43,8 @@ AUDITED_SINCE: Final = "0003"
 """The step that makes the audit log."""
 HOLDS_SINCE: Final = "0003"
 """Nightmills that know an older schema only delete what is held."""
+PIECES_SINCE: Final = "0004"
+"""Nightmills that know an older schema take the list of a blob's pieces for its bytes, and sweep them."""
 COMPATIBILITY_TABLE: Final = "schema_compatibility"
 """One row: `oldest`, the schema version of the oldest nightmill that may work here. Step 0003 makes it."""
 
