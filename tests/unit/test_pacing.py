@@ -23,7 +23,7 @@ from nightmill.pacing import (
     TimedOut,
     Unreachable,
     backoff_s,
-    sent_twice,
+    sent_again,
     verdict,
 )
 
@@ -63,11 +63,15 @@ def test_after_the_last_attempt_a_line_settles_with_what_it_got(outcome):
 
 
 @pytest.mark.parametrize("outcome", [Broken("reset"), TimedOut(600.0)])
-def test_a_line_that_went_out_twice_and_broke_both_times_burns_two_attempts(outcome):
-    twice = sent_twice(outcome)
-    assert judged(twice, attempts=6) == Retry(after_s=8.0, burns=2)
-    assert judged(twice, attempts=7) == Settle()
-    assert sent_twice(OK) is OK
+def test_a_break_on_a_reused_connection_counts_as_half_an_attempt_unless_an_answer_follows(outcome):
+    gone = Broken("gone")
+    twice = sent_again(outcome, first=gone)
+    assert judged(twice, attempts=6) == Retry(after_s=8.0, burns=1.5)
+    assert judged(twice, attempts=7.5) == Settle()
+    away = sent_again(Unreachable("refused"), first=gone)
+    assert judged(away, attempts=6) == Retry(after_s=8.0, burns=0.5)
+    assert judged(away, attempts=8.5) == Settle()
+    assert sent_again(OK, first=gone) is OK
 
 
 @pytest.mark.parametrize("outcome", BLAMELESS)

@@ -24,7 +24,7 @@ class PendingLine(msgspec.Struct, eq=False, gc=False):
     segment: "OpenSegment"
     ordinal: int
     request: RequestLine
-    attempts: int = 0
+    attempts: float = 0
     guess: float = 0.0
 
 

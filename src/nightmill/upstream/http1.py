@@ -16,7 +16,7 @@ import ssl
 import time
 from collections.abc import Callable
 
-from nightmill.pacing import Answered, Outcome, Unreachable, sent_twice
+from nightmill.pacing import Answered, Outcome, Unreachable, sent_again
 from nightmill.upstream.answer import GONE
 from nightmill.upstream.connection import RECEIVE_BYTES, Attempt, Connection
 from nightmill.upstream.port import Tag
@@ -69,7 +69,8 @@ class LeanUpstream:
         self._openers: dict[asyncio.Task[None], Attempt] = {}
         self._buffer = memoryview(bytearray(RECEIVE_BYTES))
         self._opening = asyncio.Semaphore(OPENING_AT_ONCE)
-        self._failed: tuple[float, Unreachable] | None = None
+        self._failed: Unreachable | None = None
+        self._failures = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._sweeping: asyncio.TimerHandle | None = None
         self._all_gone = asyncio.Event()
@@ -175,7 +176,7 @@ class LeanUpstream:
         told = attempt.told
 
         def told_of_both(tag: object, outcome: Outcome) -> None:
-            told(tag, GONE if isinstance(outcome, Unreachable) else sent_twice(outcome))
+            told(tag, sent_again(outcome, first=GONE))
 
         attempt.told = told_of_both
         self._begin_anew(attempt)
@@ -208,18 +209,19 @@ class LeanUpstream:
             raise
 
     async def _open(self, loop: asyncio.AbstractEventLoop, *, deadline: float) -> Connection | Unreachable:
-        began = loop.time()
+        failures = self._failures
         try:
             async with asyncio.timeout_at(deadline), self._opening:
                 if self._closed:
                     return Unreachable(_CLOSED)
-                if self._failed is not None and self._failed[0] > began:
-                    return self._failed[1]  # those who waited for their turn need not try the same again
+                if self._failed is not None and self._failures != failures:
+                    return self._failed  # those who waited for their turn need not try the same again
                 outcome = await self._connect(loop)
         except TimeoutError:
             return Unreachable("no connection within the attempt's time")
         if isinstance(outcome, Unreachable):
-            self._failed = (loop.time(), outcome)
+            self._failed = outcome
+            self._failures += 1
         return outcome
 
     async def _connect(self, loop: asyncio.AbstractEventLoop) -> Connection | Unreachable:

@@ -17,7 +17,7 @@ from urllib.request import getproxies, proxy_bypass
 import aiohttp
 from yarl import URL
 
-from nightmill.pacing import Answered, Broken, Outcome, TimedOut, Unreachable, sent_twice
+from nightmill.pacing import Answered, Broken, Outcome, TimedOut, Unreachable, sent_again
 from nightmill.upstream.answer import GONE, KEPT_HEADERS, TOO_LONG, outcome_of
 from nightmill.upstream.http1 import IDLE_S, MODELS_TIMEOUT_S, reason_of
 from nightmill.upstream.target import Target
@@ -91,7 +91,7 @@ class AiohttpUpstream:
             outcome = TimedOut(timeout_s)
         if not is_again:
             return outcome or GONE
-        return GONE if isinstance(outcome, Unreachable) else sent_twice(outcome or GONE)
+        return sent_again(outcome or GONE, first=GONE)
 
     async def _attempt(
         self, session: aiohttp.ClientSession, method: str, url: URL, body: bytes | None, trace: _Trace
