@@ -78,8 +78,7 @@ class Server:
         found = {"api": _status_mb(self.pid, "VmHWM")}
         for task in Path(f"/proc/{self.pid}/task").iterdir():
             for pid in map(int, (task / "children").read_text().split()):
-                words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-                found[_name_of(words)] = _status_mb(pid, "VmHWM")
+                found[_name_of(pid)] = _status_mb(pid, "VmHWM")
         return found
 
 
@@ -92,13 +91,15 @@ def _read(connection: http.client.HTTPConnection) -> Any:
     return json.loads(received)
 
 
-def _name_of(words: list[str]) -> str:
-    if "intake" in words:
+def _name_of(pid: int) -> str:
+    """Of a child with roles after its first role; of another after its program."""
+    name = Path(f"/proc/{pid}/comm").read_text().strip()
+    if name == "intake":
         return "keeper"
-    worker = next((word for word in words if word.startswith("worker:")), None)
-    return (
-        worker.replace(":", " ") if worker else next(word for word in words if word.startswith("nightmill."))
-    )
+    if name.startswith("worker:"):
+        return name.replace(":", " ")
+    words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    return next(word for word in words if word.startswith("nightmill."))
 
 
 def _status_mb(pid: int, name: str) -> float:

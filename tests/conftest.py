@@ -1,6 +1,7 @@
 """For all tests: nothing from the developer's own environment, and no time limit per example."""
 
 import os
+import signal
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,10 @@ if TYPE_CHECKING:
     from tests.fleet.azurite import Azurite
     from tests.fleet.rgw import RadosGateway
     from tests.gcs_server import GcsServer
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # As in the background of a shell. Children would inherit it, and tests of Ctrl-C wait for ever.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 for name in list(os.environ):
     if name.startswith(("AWS_", "NIGHTMILL_", "OPENAI_")):

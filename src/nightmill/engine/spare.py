@@ -40,19 +40,26 @@ class Spare:
         loop = asyncio.get_running_loop()
         reader = asyncio.StreamReader()
         out = os.fdopen(self._from_it, "rb", buffering=0)
-        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), out)
+        heard, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), out)
         pipe, _ = await loop.connect_write_pipe(asyncio.Protocol, os.fdopen(self._to_it, "wb", buffering=0))
         pipe.write(json.dumps(arguments).encode() + b"\n")
-        return _Begun(self._process_id, pipe, reader)
+        return _Begun(self._process_id, pipe, reader, heard)
 
 
 class _Begun:
     """As `asyncio.subprocess.Process`, for a child of a fork."""
 
-    def __init__(self, pid: int, stdin: asyncio.WriteTransport, stdout: asyncio.StreamReader) -> None:
+    def __init__(
+        self,
+        pid: int,
+        stdin: asyncio.WriteTransport,
+        stdout: asyncio.StreamReader,
+        heard: asyncio.ReadTransport,
+    ) -> None:
         self.pid = pid
         self.stdin = stdin
         self.stdout = stdout
+        self._heard = heard
         self.returncode: int | None = None
         self._ended = asyncio.Event()
         self._watched = os.pidfd_open(pid)
@@ -76,6 +83,8 @@ class _Begun:
         _, status = os.waitpid(self.pid, 0)
         self.returncode = os.waitstatus_to_exitcode(status)
         self.stdin.close()
+        # What it said last is read in this very round; a loop that ends now leaves no pipe open.
+        asyncio.get_running_loop().call_soon(self._heard.close)
         self._ended.set()
 
 
