@@ -8,12 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from nightmill.settings import PREFIX, Settings
+from nightmill.settings import PREFIX
 from tests.deploy.container import USER_ID
 from tests.deploy.kubernetes import Object, check
 from tests.deploy.told import ROOT, loaded, understood
-
-pytestmark = pytest.mark.skipif("ray" not in Settings.model_fields, reason="this nightmill has no Ray engine")
 
 
 def read(name: str) -> list[Object]:
