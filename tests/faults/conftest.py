@@ -192,7 +192,9 @@ class FaultyMill(Mill):
     transport: str = "lean"
     upstreams: list[Any] = field(default_factory=list)
 
-    def sender(self, rogue: Rogue, *, slots: int = 8, random: float = 0.01, **settings: Any) -> Worker:
+    def sender(
+        self, rogue: Rogue, *, slots: int = 8, random: float | Callable[[], float] = 0.01, **settings: Any
+    ) -> Worker:
         """A worker that sends to the rogue; `settings` are the upstream's."""
         wanted = UpstreamSettings(transport=self.transport, **settings)  # type: ignore[arg-type]
         self.settings = self.settings.model_copy(update={"upstream": wanted})
@@ -212,7 +214,7 @@ class FaultyMill(Mill):
             emit=self.events.append,
             clock=time.time,
             monotonic=time.monotonic,
-            random=lambda: random,
+            random=random if callable(random) else lambda: random,
         )
 
     async def batch_of_lines(self, *custom_ids: str) -> Batch:
