@@ -131,7 +131,9 @@ class Postgres:
             for row in log:
                 mark = next((mark for mark in (b"execute <unnamed>: ", b"statement: ") if mark in row), None)
                 if mark is not None:
-                    counts[row.partition(mark)[2].split(None, 1)[0].decode().rstrip(";").upper()] += 1
+                    # One that begins on a line of its own shows no word here.
+                    words = row.partition(mark)[2].split(None, 1) or [b"other"]
+                    counts[words[0].decode().rstrip(";").upper()] += 1
 
     def _answers(self) -> bool:
         with contextlib.suppress(subprocess.CalledProcessError):
