@@ -7,7 +7,7 @@ breach (`proof`).
 import asyncio
 import json
 import os
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -40,6 +40,8 @@ _END_S = 300.0
 _STOP_S = 60.0
 _LOOK_S = 0.02
 _SYNCS = 30
+_SYNC_WINDOW_S = 2.0
+_SYNC_PAUSE_S = 0.05
 _COMMIT_INTERVAL_S = WorkerSettings().commit_interval_s
 _ENVIRONMENT = {
     # Small and quick, so that a short run meets every step often; the rest is as everybody has it.
@@ -140,15 +142,17 @@ class _Torture:
         self._unsettled = 0
         self._audited = 0
         self._may_be_undone = 0
-        self._sync_s = 0.0
+        self._usual_sync_s = 0.0
+        self._syncs: deque[tuple[float, float]] = deque()
 
     async def run(self) -> None:
         began = monotonic()
         self._struck.mkdir()
-        self._sync_s = await asyncio.to_thread(_slowest_sync, self._plan.folder)
+        self._usual_sync_s = await asyncio.to_thread(_slowest_sync, self._plan.folder, _SYNCS)
         async with asyncio.TaskGroup() as group:
             background = [
                 group.create_task(self._record.keep_taking()),
+                group.create_task(self._keep_syncing()),
                 group.create_task(self._watch.keep_polling()),
             ]
             busy = group.create_task(self._load.keep_busy())
@@ -257,6 +261,20 @@ class _Torture:
         self._report.bound += undone
         self._may_be_undone += undone
 
+    @property
+    def _sync_s(self) -> float:
+        """The slowest of late: whoever shares the disk with the server slows its commits."""
+        return max(self._usual_sync_s, *(took_s for _, took_s in self._syncs), 0.0)
+
+    async def _keep_syncing(self) -> None:
+        while True:
+            took_s = await asyncio.to_thread(_slowest_sync, self._plan.folder, 1)
+            now = monotonic()
+            self._syncs.append((now, took_s))
+            while self._syncs[0][0] < now - _SYNC_WINDOW_S:
+                self._syncs.popleft()
+            await asyncio.sleep(_SYNC_PAUSE_S)
+
     def _count_points(self) -> None:
         for name in POINTS:
             if name in self._report.points or not (self._struck / name).exists():
@@ -346,13 +364,13 @@ def _points_of(one: Round) -> tuple[Point, ...]:
     return tuple(names)
 
 
-def _slowest_sync(folder: Path) -> float:
-    """Seconds, of some writes as the worker does them."""
+def _slowest_sync(folder: Path, count: int) -> float:
+    """Seconds, of so many writes as the worker does them."""
     slowest = 0.0
     path = folder / "sync"
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        for number in range(_SYNCS):
+        for number in range(count):
             began = monotonic()
             os.pwrite(descriptor, bytes(4096), number * 4096)
             os.fdatasync(descriptor)

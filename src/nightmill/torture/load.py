@@ -27,7 +27,7 @@ from nightmill.torture.ledger import TAG, tag_of
 from nightmill.torture.plan import Plan
 from nightmill.torture.proof import Expected, Variety
 from nightmill.torture.upstream import SLOW
-from nightmill.torture.watch import Watch
+from nightmill.torture.watch import DIED_CONNECTING, Watch
 
 T = TypeVar("T")
 
@@ -216,7 +216,7 @@ async def until_done(step: Callable[[], Awaitable[T]]) -> T:
     while True:
         try:
             return await step()
-        except (APIConnectionError, InternalServerError):
+        except (APIConnectionError, InternalServerError, *DIED_CONNECTING):
             await asyncio.sleep(_RETRY_S)
         except APIStatusError as error:
             # Another attempt of ours may still be at work on the same upload.

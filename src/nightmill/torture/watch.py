@@ -30,6 +30,9 @@ _RANK: Mapping[str, int] = {
 }
 TERMINAL = frozenset(status for status, rank in _RANK.items() if rank == 3)
 
+DIED_CONNECTING = (AttributeError,)
+"""Its socket library asks a connection for its peer even when the server died in that very instant."""
+
 COUNTS_BACK = "request_counts that went backwards"
 STAMPS_CHANGED = "stamps that changed"
 STATUS_BACK = "statuses that went backwards"
@@ -93,7 +96,7 @@ class Watch:
             asked = monotonic()
             try:
                 page = await self._client.batches.list(limit=_NEWEST)
-            except OpenAIError:
+            except (OpenAIError, *DIED_CONNECTING):
                 await asyncio.sleep(_RETRY_S)
                 continue
             now = monotonic()
@@ -103,7 +106,7 @@ class Watch:
             self.polls += 1
             for batch in page.data or ():
                 self.note(as_seen(batch))
-            with suppress(OpenAIError):
+            with suppress(OpenAIError, *DIED_CONNECTING):
                 await self._look_after({batch.id for batch in page.data or ()})
             self._tell()
             await asyncio.sleep(_PAUSE_S)
