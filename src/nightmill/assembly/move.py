@@ -16,7 +16,7 @@ from nightmill.batch import Batch
 from nightmill.blobs import Blobs
 from nightmill.errors import SetupError
 from nightmill.parts import Parts
-from nightmill.segment import Lease, SegmentResult
+from nightmill.segment import SegmentResult, lease_at
 from nightmill.settings import Settings
 from nightmill.store.copying import MovedSegment, copy_rows, needed_blobs, unfinished_batches
 
@@ -109,7 +109,7 @@ async def _copy_blob(old: Blobs, new: Blobs, key: str) -> int:
 
 async def _copy_answers(batch: Batch, result: SegmentResult, old: Parts, new: Parts) -> MovedSegment:
     """Each answered line once, in one part, under a token that nobody has held."""
-    lease = _as_lease(batch, result)
+    lease = lease_at(batch, result, token=result.token + 1)
     known: set[int] = set()
     writer = new.open(lease)
     try:
@@ -128,21 +128,6 @@ async def _copy_answers(batch: Batch, result: SegmentResult, old: Parts, new: Pa
         raise SetupError(f"{name} lacks answers; run 'nightmill check --repair' before moving")
     pinned = writer.pinned
     return MovedSegment(lease.token, () if pinned is None else (pinned,), tally)
-
-
-def _as_lease(batch: Batch, result: SegmentResult) -> Lease:
-    return Lease(
-        segment=result.segment,
-        token=result.token + 1,
-        pinned=result.pinned,
-        tally=result.tally,
-        endpoint=batch.endpoint,
-        model=batch.model,
-        input_blob_key=batch.input_blob_key,
-        index_blob_key="",
-        deadline=batch.expires_at,
-        ttl_s=0.0,
-    )
 
 
 def source_settings(target: Settings, folder: Path) -> Settings:

@@ -17,7 +17,7 @@ from nightmill.errors import LeaseLost
 from nightmill.ids import output_line_id
 from nightmill.line import OutputLine, slice_line, unanswered
 from nightmill.parts import Parts
-from nightmill.segment import INDEX_RECORD_BYTES, IndexedLine, Lease, SegmentResult, unpack_lines
+from nightmill.segment import INDEX_RECORD_BYTES, IndexedLine, SegmentResult, lease_at, unpack_lines
 from nightmill.store import Store
 
 _WRITE_BYTES = 1 << 20
@@ -142,7 +142,7 @@ class Joiner:
         pinned = result.pinned
         if not result.is_done:
             # Its holder may have died before it could report; the batch's duty made its token void.
-            pinned = tuple(await self._parts.find(_as_lease(batch, result)))
+            pinned = tuple(await self._parts.find(lease_at(batch, result, token=result.token)))
         answers: dict[int, OutputLine] = {}
         async for record in self._parts.read(pinned):
             answers.setdefault(record.ordinal, record.output)
@@ -282,21 +282,6 @@ def _tally(rows: list[OutputLine], *, unanswered_count: int) -> Tally:
         sum(usage.total_tokens for usage in usages),
     )
     return Tally(len(rows) - failed, failed - unanswered_count, total)
-
-
-def _as_lease(batch: Batch, result: SegmentResult) -> Lease:
-    return Lease(
-        segment=result.segment,
-        token=result.token,
-        pinned=result.pinned,
-        tally=result.tally,
-        endpoint=batch.endpoint,
-        model=batch.model,
-        input_blob_key=batch.input_blob_key,
-        index_blob_key="",
-        deadline=batch.expires_at,
-        ttl_s=0.0,
-    )
 
 
 def _miscount(batch: Batch, result: SegmentResult, answered: int) -> RuntimeError:

@@ -12,7 +12,7 @@ from pathlib import Path
 from nightmill.batch import Batch
 from nightmill.ids import ProjectId
 from nightmill.parts import FolderParts
-from nightmill.segment import Lease, SegmentResult
+from nightmill.segment import lease_at
 from nightmill.settings import Settings
 from nightmill.store.sql import SqlStore, open_store
 from nightmill.torture.proof import SETTLED_CHANGED, Proof
@@ -81,7 +81,11 @@ class Ledger:
             if key in self._read:
                 count += result.segment.count
                 continue
-            found = result.pinned if result.is_done else tuple(await parts.find(_next_lease(batch, result)))
+            found = (
+                result.pinned
+                if result.is_done
+                else tuple(await parts.find(lease_at(batch, result, token=result.token + 1)))
+            )
             ordinals: set[int] = set()
             async for record in parts.read(found):
                 ordinals.add(record.ordinal)
@@ -108,19 +112,3 @@ def tag_of(number: int) -> str:
 
 def _tag(marker: str) -> str:
     return marker.partition("-")[0]
-
-
-def _next_lease(batch: Batch, result: SegmentResult) -> Lease:
-    """The lease that whoever comes next would get, for looking only."""
-    return Lease(
-        segment=result.segment,
-        token=result.token + 1,
-        pinned=result.pinned,
-        tally=result.tally,
-        endpoint=batch.endpoint,
-        model=batch.model,
-        input_blob_key=batch.input_blob_key,
-        index_blob_key="",
-        deadline=batch.expires_at,
-        ttl_s=0.0,
-    )
