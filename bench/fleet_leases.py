@@ -12,11 +12,11 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 
-from nightmill.batch import Tally, Usage
+from nightmill.core.batch import Tally, Usage
+from nightmill.core.concurrency import Claim
+from nightmill.core.segment import Lease, PinnedPart, Report
 from nightmill.ids import WorkerId
-from nightmill.segment import Lease, PinnedPart, Report
 from nightmill.store import SqlStore, open_store
-from nightmill.window import Claim
 
 _TTL_S = 600.0
 UPSTREAM = "http://127.0.0.1/v1"

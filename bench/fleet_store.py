@@ -13,9 +13,9 @@ from typing import Any
 
 from bench import machine
 from bench.fleet_postgres import Postgres
-from nightmill.batch import Batch, Event, Status
+from nightmill.core.batch import Batch, Event, Status
+from nightmill.core.segment import cut_segments
 from nightmill.ids import BatchId, FileId, ProjectId, WorkerId
-from nightmill.segment import cut_segments
 from nightmill.store import open_store
 from nightmill.store.migrate import migrate
 

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
 
+from nightmill.core.concurrency import Claim, Granted, Window, decide
 from nightmill.ids import WorkerId
-from nightmill.window import Claim, Granted, Window, decide
 
 _IDLE_S = 1.0
 _ASK_BEATS = 0.75

@@ -1,8 +1,8 @@
 """Prints the generated parts of the docs: `make docs`.
 
 settings.md comes from the docstrings of `nightmill.settings`; in how-it-works.md the state graph comes from
-`nightmill.batch.TRANSITIONS` and the rooms from the layers that import-linter enforces. A test fails when
-one of them is not current, or when a setting has no docstring.
+`nightmill.core.batch.TRANSITIONS` and the rooms from the layers that import-linter enforces. A test fails
+when one of them is not current, or when a setting has no docstring.
 """
 
 import re
@@ -15,7 +15,7 @@ from typing import Literal, Union, cast, get_args, get_origin
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
-from nightmill.batch import TERMINAL, TRANSITIONS
+from nightmill.core.batch import TERMINAL, TRANSITIONS
 from nightmill.settings import PREFIX, Settings
 
 DOCS = Path(__file__).resolve().parent

@@ -14,9 +14,9 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
-from nightmill.batch import ENDPOINTS
+from nightmill.core.batch import ENDPOINTS
+from nightmill.core.limits import Limits
 from nightmill.errors import SetupError
-from nightmill.tenant import Limits
 
 PREFIX = "NIGHTMILL_"
 DAY_S = 86_400
@@ -478,7 +478,7 @@ def _from_toml(path: Path) -> Tree:
         raise SetupError(f"{path} is not valid TOML: {error}") from None
 
 
-_NOT_SETTINGS = {"CONFIG", "CRASH_AT", "CRASH_FOLDER"}  # the last two: see crash.py
+_NOT_SETTINGS = {"CONFIG", "CRASH_AT", "CRASH_FOLDER"}  # the last two: see failpoints.py
 _NOT_FILES = {("limits", "lines_per_file"), ("limits", "models_per_file")}
 _LIST_SETTINGS = {("limits", "completion_windows"), ("limits", "endpoints"), ("upstream", "models")}
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias, assert_never
 
-from nightmill.batch import Batch
+from nightmill.core.batch import Batch
 from nightmill.errors import UnavailableError
 from nightmill.ids import BatchId
 

@@ -24,8 +24,8 @@ from nightmill.api.app import create_app
 from nightmill.api.connection import http_config
 from nightmill.api.context import ApiContext
 from nightmill.blobs import FolderBlobs, PiecedBlobs
+from nightmill.core.api_key import make_api_key
 from nightmill.ids import ProjectId
-from nightmill.keys import make_api_key
 from nightmill.settings import Settings
 from nightmill.store.migrate import migrate
 from nightmill.store.sql import open_store

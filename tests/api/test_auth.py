@@ -9,8 +9,8 @@ import openai
 import pytest
 
 from nightmill.api.auth import is_loopback
+from nightmill.core.api_key import digest_of, make_api_key
 from nightmill.errors import UnavailableError
-from nightmill.keys import digest_of, make_api_key
 from nightmill.store import Store
 
 MISSING = "Missing bearer or basic authentication in header"

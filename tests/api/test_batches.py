@@ -8,9 +8,9 @@ from dataclasses import replace
 import openai
 import pytest
 
-from nightmill.batch import Batch, Event, LineError, Status, Tally, Usage
+from nightmill.core.batch import Batch, Event, LineError, Status, Tally, Usage
+from nightmill.core.segment import Segment
 from nightmill.ids import BatchId, ProjectId, WorkerId
-from nightmill.segment import Segment
 
 KEYS = [
     "id", "object", "endpoint", "model", "errors", "input_file_id", "completion_window", "status",

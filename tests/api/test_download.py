@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from nightmill.api.download import content_disposition
-from nightmill.file import Purpose
+from nightmill.core.file import Purpose
 from nightmill.ids import FileId, ProjectId
 
 LINE = b'{"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "m"}}\n'

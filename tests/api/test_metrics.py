@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from nightmill.api import metrics
 from nightmill.api.context import ApiContext
 from nightmill.api.health import VERSION
-from nightmill.batch import Status
+from nightmill.core.batch import Status
 from nightmill.errors import UnavailableError
 from nightmill.store import Backlog
 from tests.api.conftest import Answer

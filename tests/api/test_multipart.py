@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from nightmill.api.body import SlowBodyError
 from nightmill.api.multipart import FILENAME_LENGTH, Form, FormPlan, receive_form
-from nightmill.api.reception import BodyCutError
+from nightmill.api.upload_limiter import BodyCutError
 from nightmill.blobs import FolderBlobs
 from nightmill.errors import RequestError, StorageFullError
 

@@ -6,9 +6,10 @@ import time
 import openai
 import pytest
 
+from nightmill.core.api_key import Scope, make_api_key
+from nightmill.core.legal_hold import HoldKind
+from nightmill.core.limits import ProjectRules
 from nightmill.ids import ProjectId
-from nightmill.keys import make_api_key
-from nightmill.tenant import HoldKind, ProjectRules, Scope
 from tests.api.conftest import LINE, serving
 
 CHAT = "/v1/chat/completions"

@@ -345,7 +345,7 @@ def test_of_completes_that_race_one_wins(serve, monkeypatch, processes, size):
     if processes == "several":
         from contextlib import nullcontext
 
-        from nightmill.api.reception import Reception
+        from nightmill.api.upload_limiter import Reception
 
         monkeypatch.setattr(Reception, "alone_with", lambda *_: nullcontext())
     server = serve()

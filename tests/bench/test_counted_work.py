@@ -23,11 +23,11 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
 from bench import inputs, stubs
-from nightmill.assembly.rooms import Rooms, open_rooms
-from nightmill.batch import Batch, Status
+from nightmill.core.batch import Batch, Status
+from nightmill.core.outcome import Answered, Outcome
 from nightmill.ids import BatchId, FileId, ProjectId
-from nightmill.pacing import Answered, Outcome
 from nightmill.roles.loop import Bell
+from nightmill.runtime.components import Rooms, open_rooms
 from nightmill.settings import load
 from nightmill.store.migrate import migrate
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from nightmill.batch import Batch, Event, Status, Tally, Usage
+from nightmill.core.batch import Batch, Event, Status, Tally, Usage
 from nightmill.store import migrate, open_store
 from nightmill.store.steps import SCHEMA_VERSION
 

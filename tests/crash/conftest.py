@@ -14,7 +14,7 @@ import pytest
 from openai import AsyncOpenAI
 
 from nightmill.blobs import FolderBlobs, PiecedBlobs
-from nightmill.engine.local import free_port
+from nightmill.runtime.supervisor import free_port
 from nightmill.settings import load
 from nightmill.store.migrate import migrate
 from nightmill.store.sql import open_store

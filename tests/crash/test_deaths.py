@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from nightmill.batch import Batch, Event, Status
-from nightmill.crash import Point
+from nightmill.admin.blob import blob_chunks, pieces_of
+from nightmill.core.batch import Batch, Event, Status
+from nightmill.core.outcome import Answered
 from nightmill.errors import LeaseLost
-from nightmill.keeping.blob import blob_chunks, pieces_of
-from nightmill.pacing import Answered
+from nightmill.failpoints import Point
 from nightmill.roles.finalizer import joined_file_id
 from nightmill.store.sql import SqlStore, open_store
 from tests.crash.dying import Die, deaths, settings_of, turn

@@ -18,14 +18,14 @@ from typing import Any
 
 import pytest
 
-from nightmill.batch import Batch, Status, Tally
+from nightmill.core.batch import Batch, Status, Tally
+from nightmill.core.outcome import Answered
+from nightmill.core.output_line import OutputLine
+from nightmill.core.segment import Lease, PinnedPart, Report, Segment
 from nightmill.emulator.answers import answer
 from nightmill.errors import UnavailableError
 from nightmill.ids import WorkerId
-from nightmill.line import OutputLine
-from nightmill.pacing import Answered
 from nightmill.parts import FolderParts, PartRecord, Parts
-from nightmill.segment import Lease, PinnedPart, Report, Segment
 from nightmill.settings import as_message
 from nightmill.store.sql import SqlStore, open_store
 from nightmill.torture.proof import (
@@ -84,7 +84,7 @@ class Child:
         settings = mill.settings.model_copy(update={"upstream": upstream})
         worker_id = f"worker_{roles[0]}_{time.monotonic_ns()}"
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "nightmill.assembly.work", worker_id, *roles],
+            [sys.executable, "-m", "nightmill.runtime.child_main", worker_id, *roles],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
         )

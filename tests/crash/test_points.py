@@ -9,12 +9,14 @@ from random import Random
 
 import pytest
 
-from nightmill import crash
-from nightmill.crash import POINTS
+from nightmill import failpoints
 from nightmill.errors import SetupError
+from nightmill.failpoints import POINTS
 from nightmill.torture.plan import Plan, Target, rounds
 
-_PASSES = "from nightmill.crash import point\nfor n in range(5): print(n, flush=True); point('worker.leased')"
+_PASSES = (
+    "from nightmill.failpoints import point\nfor n in range(5): print(n, flush=True); point('worker.leased')"
+)
 
 
 def _run(code: str, **environment: str) -> tuple[int, str]:
@@ -50,11 +52,11 @@ def test_with_a_folder_only_one_process_dies_of_a_point(tmp_path: Path) -> None:
 @pytest.mark.parametrize("asked", ["worker.lunch", "worker.leased:0", "worker.leased:often"])
 def test_a_misspelt_point_is_refused_and_not_ignored(asked: str) -> None:
     with pytest.raises(SetupError, match=r"NIGHTMILL_CRASH_AT"):
-        crash.armed({"NIGHTMILL_CRASH_AT": asked})
+        failpoints.armed({"NIGHTMILL_CRASH_AT": asked})
 
 
 def test_every_point_stands_in_the_code_once_at_least() -> None:
-    source = Path(crash.__file__).parent
+    source = Path(failpoints.__file__).parent
     rooms = [path for path in source.rglob("*.py") if path.parent.name != "torture" and path.stem != "crash"]
     code = "".join(path.read_text() for path in rooms)
     assert [name for name in POINTS if f'"{name}"' not in code] == []

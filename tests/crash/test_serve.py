@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import pytest
 
-from nightmill.batch import Event, Status
+from nightmill.core.batch import Event, Status
 from nightmill.torture.plan import Target
 from nightmill.torture.proof import Variety
 from nightmill.torture.server import members

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nightmill.crash import POINTS
+from nightmill.failpoints import POINTS
 
 KILLS = 75
 """As many as it takes to play every point once, with the kills that end their rounds."""

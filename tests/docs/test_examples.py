@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nightmill.batch import ENDPOINTS
+from nightmill.core.batch import ENDPOINTS
 
 INPUTS = ("chat.jsonl", "responses.jsonl", "embeddings.jsonl")
 

@@ -4,7 +4,7 @@ from types import ModuleType
 import pytest
 from pydantic import BaseModel, ConfigDict, SecretStr
 
-from nightmill.batch import TRANSITIONS
+from nightmill.core.batch import TRANSITIONS
 from nightmill.settings import Settings, load
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"

@@ -25,7 +25,7 @@ from openai.types import (
 from openai.types.chat import ChatCompletion
 from openai.types.responses import Response
 
-from nightmill.batch import ENDPOINTS
+from nightmill.core.batch import ENDPOINTS
 from nightmill.emulator import FINGERPRINT, answer
 from nightmill.errors import SetupError
 

@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 import uvloop
 
-from nightmill.batch import Batch
 from nightmill.blobs import FolderBlobs
+from nightmill.core.batch import Batch
+from nightmill.core.circuit_breaker import Gate
 from nightmill.ids import WorkerId
-from nightmill.pacing import Gate
 from nightmill.roles.worker import Worker
 from nightmill.settings import UpstreamSettings, load
 from nightmill.store.migrate import migrate

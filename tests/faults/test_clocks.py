@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nightmill.assembly.clock import SteadyClock
-from nightmill.batch import Batch, Status
-from nightmill.pacing import Outcome
+from nightmill.core.batch import Batch, Status
+from nightmill.core.outcome import Outcome
 from nightmill.roles.finalizer import Finalizer
 from nightmill.roles.intake import Intake
-from nightmill.roles.warden import Warden
+from nightmill.roles.maintenance import Warden
 from nightmill.roles.worker import Worker
+from nightmill.runtime.clocks import SteadyClock
 from nightmill.store.sql import open_store
 from tests.faults.conftest import FaultyMill
 from tests.roles.conftest import answer, request_lines

@@ -8,7 +8,7 @@ from random import Random
 
 import pytest
 
-from nightmill.batch import Status
+from nightmill.core.batch import Status
 from tests.faults.conftest import FaultyMill, Plan, Rogue, Step, answer, said, well
 
 PAGE = b"<html><body><h1>A proxy, and not the model</h1></body></html>"

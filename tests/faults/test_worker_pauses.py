@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from nightmill.batch import Status
+from nightmill.core.batch import Status
+from nightmill.core.outcome import Answered, Outcome, Throttled
 from nightmill.errors import UnavailableError
-from nightmill.pacing import Answered, Outcome, Throttled
 from nightmill.parts import FolderParts
 from nightmill.telemetry import WritingPaused, WritingResumed
 from tests.faults.conftest import FaultyMill

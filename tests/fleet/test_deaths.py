@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from nightmill.assembly.places import open_places
-from nightmill.batch import Batch, Status
 from nightmill.blobs.connect import connect
-from nightmill.crash import Point
+from nightmill.core.batch import Batch, Status
+from nightmill.failpoints import Point
+from nightmill.runtime.storage import open_places
 from nightmill.settings import load
 from nightmill.store.migrate import migrate
 from nightmill.store.sql import open_store

@@ -264,7 +264,7 @@ def test_workers_need_no_launcher_and_leave_when_nobody_asks_after_them(on_ray, 
     keeper = on_ray.work("--roles", "intake,finalizer,warden")
     made = begin(server.client(), 2 * LINES)
     until(lambda: len(source.requests()) > 10)
-    (launcher,) = [pid for pid in server.group() if "nightmill.assembly.launch" in command(pid)]
+    (launcher,) = [pid for pid in server.group() if "nightmill.runtime.launch" in command(pid)]
     workers = cluster.workers()
     os.kill(launcher, signal.SIGKILL)
     until(lambda: "the launcher process ended" in server.said)

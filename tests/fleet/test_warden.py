@@ -8,7 +8,7 @@ import pytest
 
 from nightmill.errors import UnavailableError
 from nightmill.roles.loop import Bell
-from nightmill.roles.warden import Warden
+from nightmill.roles.maintenance import Warden
 from nightmill.settings import load
 
 TTL_S = 30.0

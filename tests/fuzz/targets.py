@@ -13,11 +13,12 @@ from typing import Any
 from fastapi import Request
 
 from nightmill.api.multipart import FormPlan, receive_form
-from nightmill.check import InputRules, Inspection
+from nightmill.core.output_line import answered, unanswered
+from nightmill.core.request_line import RequestLine, slice_line
+from nightmill.core.segment import unpack_lines
 from nightmill.errors import RequestError
-from nightmill.line import RequestLine, answered, slice_line, unanswered
 from nightmill.parts.record import pack_record, read_records
-from nightmill.segment import unpack_lines
+from nightmill.validation import InputRules, Inspection
 
 BOUNDARY = b"bound"
 _CHAT = "/v1/chat/completions"

@@ -16,12 +16,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nightmill.batch import Tally, Usage
+from nightmill.core.batch import Tally, Usage
+from nightmill.core.output_line import OutputLine
+from nightmill.core.segment import Lease, PinnedPart, Segment
 from nightmill.errors import DamageError, UnavailableError
 from nightmill.ids import BatchId
-from nightmill.line import OutputLine
 from nightmill.parts import FolderParts, PartRecord
-from nightmill.segment import Lease, PinnedPart, Segment
 
 BATCH = BatchId("batch_1")
 

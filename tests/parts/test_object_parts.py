@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from nightmill.batch import Tally
 from nightmill.blobs.bucket import Bucket
+from nightmill.core.batch import Tally
+from nightmill.core.output_line import OutputLine
+from nightmill.core.segment import Lease, PinnedPart, Segment
 from nightmill.errors import DamageError, LeaseLost, UnavailableError
 from nightmill.ids import BatchId
-from nightmill.line import OutputLine
 from nightmill.parts.objects import ObjectParts
-from nightmill.segment import Lease, PinnedPart, Segment
 from tests.parts.conftest import object_parts
 from tests.s3_server import Order, S3Server
 

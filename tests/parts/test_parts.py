@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import pytest
 
-from nightmill.batch import Tally, Usage
+from nightmill.core.batch import Tally, Usage
+from nightmill.core.output_line import OutputLine
+from nightmill.core.segment import Lease, PinnedPart, Segment
 from nightmill.errors import DamageError
 from nightmill.ids import BatchId
-from nightmill.line import OutputLine
 from nightmill.parts import PartRecord, Parts
-from nightmill.segment import Lease, PinnedPart, Segment
 
 BATCH = BatchId("batch_1")
 

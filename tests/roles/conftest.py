@@ -13,19 +13,20 @@ from typing import Any
 
 import pytest
 
-from nightmill.batch import Batch, Event, Status
 from nightmill.blobs import Blobs, FolderBlobs
 from nightmill.blobs.bucket import Bucket
 from nightmill.blobs.connect import connect
 from nightmill.blobs.objects import ObjectBlobs
+from nightmill.core.batch import Batch, Event, Status
+from nightmill.core.circuit_breaker import Gate
+from nightmill.core.outcome import Answered, Outcome
 from nightmill.ids import FileId, ProjectId, WorkerId, new_batch_id
-from nightmill.pacing import Answered, Gate, Outcome
 from nightmill.parts import FolderParts, Parts
 from nightmill.parts.objects import ObjectParts
 from nightmill.roles.finalizer import Finalizer
 from nightmill.roles.intake import Intake
 from nightmill.roles.loop import Bell, keep_turning
-from nightmill.roles.warden import Warden
+from nightmill.roles.maintenance import Warden
 from nightmill.roles.worker import Worker
 from nightmill.settings import Settings, load
 from nightmill.store.migrate import migrate

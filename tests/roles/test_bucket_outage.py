@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from nightmill.batch import Status
-from nightmill.pacing import Answered, Outcome
+from nightmill.core.batch import Status
+from nightmill.core.outcome import Answered, Outcome
 from tests.s3_server import Order, S3Server
 
 ANSWER = b'{"choices": [{"message": {"content": "hello"}}]}'

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from nightmill.batch import Batch, LineError, Status
 from nightmill.blobs import Blobs, FolderBlobs
+from nightmill.core.batch import Batch, LineError, Status
+from nightmill.core.file import File, Purpose
+from nightmill.core.request_line import slice_line
+from nightmill.core.segment import INDEX_RECORD_BYTES, unpack_lines
 from nightmill.errors import StorageFullError
-from nightmill.file import File, Purpose
 from nightmill.ids import FileId, ProjectId, WorkerId
-from nightmill.line import slice_line
 from nightmill.roles import intake as intake_module
 from nightmill.roles.intake import Intake
-from nightmill.segment import INDEX_RECORD_BYTES, unpack_lines
 from nightmill.settings import load
 from nightmill.telemetry import BatchMoved
 

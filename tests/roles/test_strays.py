@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from nightmill.file import File, Purpose, Upload, UploadPart
+from nightmill.core.file import File, Purpose, Upload, UploadPart
 from nightmill.ids import FileId, PartId, ProjectId, UploadId
-from nightmill.roles.strays import StraySweep
+from nightmill.roles.orphan_blobs import StraySweep
 
 PROJECT = ProjectId("default")
 LINE = (

@@ -3,9 +3,9 @@ import json
 from collections import Counter
 from collections.abc import Awaitable, Callable
 
-from nightmill.batch import Status
+from nightmill.core.batch import Status
+from nightmill.core.outcome import Answered, Broken, Outcome, Throttled, TimedOut, Unreachable
 from nightmill.ids import WorkerId
-from nightmill.pacing import Answered, Broken, Outcome, Throttled, TimedOut, Unreachable
 from nightmill.telemetry import UpstreamPaused, UpstreamResumed
 from tests.roles.conftest import Mill, answer, request_line, request_lines
 
@@ -316,7 +316,8 @@ async def test_whoever_takes_over_sends_only_what_has_no_durable_answer(mill: Mi
     [lease] = await mill.store.lease_segments(WorkerId("dead"), limit=1, ttl_s=0.01)
     parts = mill.parts()
     writer = parts.open(lease)
-    from nightmill.line import RequestLine, answered
+    from nightmill.core.output_line import answered
+    from nightmill.core.request_line import RequestLine
 
     for ordinal in (0, 3):
         line = RequestLine(f'"line-{ordinal}"'.encode(), b"{}")

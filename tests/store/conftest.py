@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from sqlalchemy.engine import make_url
 
-from nightmill.batch import Batch, Event, Status, Tally, Usage
-from nightmill.file import File, Purpose, Upload, UploadPart
+from nightmill.core.batch import Batch, Event, Status, Tally, Usage
+from nightmill.core.file import File, Purpose, Upload, UploadPart
+from nightmill.core.segment import Lease, PinnedPart, Report, cut_segments
 from nightmill.ids import BatchId, FileId, PartId, ProjectId, UploadId, WorkerId
-from nightmill.segment import Lease, PinnedPart, Report, cut_segments
 from nightmill.store import Duty, SqlStore, migrate, open_store
 from nightmill.store.schema import metadata
 from nightmill.store.steps import COMPATIBILITY_TABLE

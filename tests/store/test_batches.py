@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from nightmill.batch import TRANSITIONS, Event, LineError, Status
+from nightmill.core.batch import TRANSITIONS, Event, LineError, Status
+from nightmill.core.segment import Segment
 from nightmill.errors import ConflictError, NotFoundError
 from nightmill.ids import BatchId, FileId
-from nightmill.segment import Segment
 from nightmill.store import Idempotency
 
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from nightmill.batch import Event, Status
+from nightmill.core.batch import Event, Status
+from nightmill.core.file import Purpose, UploadStatus
 from nightmill.errors import ConflictError, NotFoundError
-from nightmill.file import Purpose, UploadStatus
 from nightmill.ids import FileId, UploadId
 from nightmill.store import Idempotency
 

@@ -2,8 +2,8 @@
 
 import asyncio
 
+from nightmill.core.concurrency import Claim, Grant
 from nightmill.ids import WorkerId
-from nightmill.window import Claim, Grant
 
 TTL_S = 30.0
 

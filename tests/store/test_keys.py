@@ -1,4 +1,4 @@
-from nightmill.store import ApiKey
+from nightmill.core.api_key import ApiKey
 
 
 def _key(world, number: int = 1) -> ApiKey:

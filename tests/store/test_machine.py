@@ -20,9 +20,10 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from nightmill.batch import Batch, Event, Status, Tally, Usage
-from nightmill.file import File, Purpose
-from nightmill.segment import JoinedPiece, JoinedSlice, PinnedPart, Report, cut_segments, cut_slices
+from nightmill.core.batch import Batch, Event, Status, Tally, Usage
+from nightmill.core.file import File, Purpose
+from nightmill.core.segment import PinnedPart, Report, cut_segments
+from nightmill.core.slice import JoinedPiece, JoinedSlice, cut_slices
 from nightmill.store import batches, duties, open_store, segments, slices
 
 TTL_S = 30.0

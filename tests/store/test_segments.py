@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from nightmill.batch import Event, Status, Tally
-from nightmill.segment import PinnedPart, Report
+from nightmill.core.batch import Event, Status, Tally
+from nightmill.core.segment import PinnedPart, Report
 
 
 async def test_a_lease_carries_all_its_holder_needs(world, store):

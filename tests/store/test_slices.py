@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from nightmill.batch import Event, Status, Tally
-from nightmill.file import Purpose
-from nightmill.segment import JoinedPiece, JoinedSlice, cut_slices
+from nightmill.core.batch import Event, Status, Tally
+from nightmill.core.file import Purpose
+from nightmill.core.slice import JoinedPiece, JoinedSlice, cut_slices
 
 
 async def finalizing(world, store, **changes):

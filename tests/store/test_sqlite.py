@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 from sqlalchemy import text
 
-from nightmill.batch import Event, Status
+from nightmill.core.batch import Event, Status
 from nightmill.errors import SetupError, StorageFullError, UnavailableError
 from nightmill.store import migrate, open_store
 from nightmill.store.sqlite import sqlite_engine, sqlite_failure, sqlite_library
@@ -149,8 +149,8 @@ _CRASH = """
 import asyncio, os, signal, sys
 from nightmill.store import duties
 from nightmill.store.sql import open_store
-from nightmill.batch import Event, Status
-from nightmill.segment import cut_segments
+from nightmill.core.batch import Event, Status
+from nightmill.core.segment import cut_segments
 
 point, url = sys.argv[1:]
 

@@ -6,11 +6,14 @@ from dataclasses import replace
 import pytest
 from sqlalchemy import text
 
-from nightmill.batch import Event, Status
+from nightmill.core.api_key import ApiKey, Scope
+from nightmill.core.audit import Act, Actor
+from nightmill.core.batch import Event, Status
+from nightmill.core.legal_hold import HoldKind
+from nightmill.core.limits import Limits, ProjectRules
 from nightmill.errors import ConflictError, NotFoundError, QuotaError, RequestError
 from nightmill.store import files
-from nightmill.store.protocol import ApiKey, Idempotency
-from nightmill.tenant import Act, Actor, HoldKind, Limits, ProjectRules, Scope
+from nightmill.store.protocol import Idempotency
 
 BY = Actor("key_1", "wxyz", "192.0.2.7", "req_1")
 

@@ -5,11 +5,11 @@ import asyncio
 import pytest
 from sqlalchemy import create_engine, text
 
+from nightmill.core.legal_hold import HoldKind
 from nightmill.errors import SetupError
 from nightmill.store import migrate, open_store
 from nightmill.store.migrate import upgrade
 from nightmill.store.steps import NEEDED_VERSION, SCHEMA_VERSION, Stage
-from nightmill.tenant import HoldKind
 
 PREVIOUS = "0002"
 DAY = 20_000

@@ -3,7 +3,7 @@ from itertools import product
 
 import pytest
 
-from nightmill.batch import TERMINAL, TRANSITIONS, Batch, Event, Status, Tally, Usage
+from nightmill.core.batch import TERMINAL, TRANSITIONS, Batch, Event, Status, Tally, Usage
 from nightmill.errors import ConflictError
 from nightmill.ids import BatchId, FileId, ProjectId
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nightmill.batch import ENDPOINTS, LineError
-from nightmill.check import InputRules, LineChecker
-from nightmill.line import slice_line
+from nightmill.core.batch import ENDPOINTS, LineError
+from nightmill.core.request_line import slice_line
+from nightmill.validation import InputRules, LineChecker
 
 CHAT = "/v1/chat/completions"
 EMBEDDINGS = "/v1/embeddings"

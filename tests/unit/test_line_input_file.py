@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nightmill.batch import LineError
-from nightmill.check import Findings, InputRules, Inspection
-from nightmill.check.custom_ids import CustomIds
-from nightmill.line import slice_line
-from nightmill.segment import IndexedLine, unpack_lines
+from nightmill.core.batch import LineError
+from nightmill.core.request_line import slice_line
+from nightmill.core.segment import IndexedLine, unpack_lines
+from nightmill.validation import Findings, InputRules, Inspection
+from nightmill.validation.custom_ids import CustomIds
 
 CHAT = "/v1/chat/completions"
 

@@ -10,17 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nightmill.batch import Usage
-from nightmill.line import (
-    OutputLine,
-    RequestLine,
-    answered,
-    ascii_string,
-    is_json,
-    json_text,
-    slice_line,
-    unanswered,
-)
+from nightmill.core import json_text
+from nightmill.core.batch import Usage
+from nightmill.core.json_text import ascii_string
+from nightmill.core.output_line import OutputLine, answered, is_json, unanswered
+from nightmill.core.request_line import RequestLine, slice_line
 
 LINE = RequestLine(b'"a"', b"{}")
 BOM = b"\xef\xbb\xbf"

@@ -6,26 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nightmill.pacing import (
-    BACKOFF_CAP_S,
+from nightmill.core.circuit_breaker import Gate, Paused, Resumed
+from nightmill.core.outcome import (
     NOT_JSON,
-    RETRY_AFTER_CAP_S,
     Answered,
     Broken,
-    Expire,
-    Gate,
-    Paused,
     Refused,
-    Resumed,
-    Retry,
-    Settle,
     Throttled,
     TimedOut,
     Unreachable,
-    backoff_s,
     sent_again,
-    verdict,
 )
+from nightmill.core.retry import BACKOFF_CAP_S, RETRY_AFTER_CAP_S, Expire, Retry, Settle, backoff_s, verdict
 
 
 def judged(outcome, *, attempts=1, max_attempts=8, now=0.0, deadline=math.inf, random=0.5):

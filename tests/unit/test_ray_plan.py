@@ -2,8 +2,8 @@
 
 import pytest
 
-from nightmill.batch import Status
-from nightmill.engine.ray.plan import Moves, Patience, Presence, is_needed, moves, wanted_workers
+from nightmill.core.batch import Status
+from nightmill.runtime.ray.plan import Moves, Patience, Presence, is_needed, moves, wanted_workers
 from nightmill.settings import RaySettings
 from nightmill.store.protocol import Backlog
 

@@ -1,8 +1,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nightmill.core.segment import INDEX_RECORD_BYTES, IndexedLine, cut_segments, pack_line, unpack_lines
 from nightmill.ids import BatchId
-from nightmill.segment import INDEX_RECORD_BYTES, IndexedLine, cut_segments, pack_line, unpack_lines
 
 LINES = st.builds(
     IndexedLine,

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nightmill.core.concurrency import Claim, Grant, Granted, Window, decide, fair_shares
+from nightmill.core.rate_limit import Rate
 from nightmill.ids import WorkerId
-from nightmill.window import Claim, Grant, Granted, Rate, Window, decide, fair_shares
 
 TTL_S = 3.0
 BEAT_S = 1.0

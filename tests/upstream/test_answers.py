@@ -7,7 +7,7 @@ from email.utils import formatdate
 
 import pytest
 
-from nightmill.pacing import Answered, Broken, Throttled
+from nightmill.core.outcome import Answered, Broken, Throttled
 
 
 async def test_a_request_goes_out_byte_for_byte_with_our_headers(rogue, connect, ask):

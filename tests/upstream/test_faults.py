@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from nightmill.pacing import Answered, Broken, TimedOut, Unreachable
+from nightmill.core.outcome import Answered, Broken, TimedOut, Unreachable
 
 OK = Answered(200, b'{"ok":true}', None)
 

@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 
-from nightmill.pacing import Answered, Unreachable
+from nightmill.core.outcome import Answered, Unreachable
 from nightmill.upstream import http1
 from nightmill.upstream.connection import Connection
 from nightmill.upstream.http1 import LeanUpstream, reason_of

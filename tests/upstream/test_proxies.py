@@ -2,7 +2,7 @@
 
 import pytest
 
-from nightmill.pacing import Answered, Unreachable
+from nightmill.core.outcome import Answered, Unreachable
 
 OK = Answered(200, b'{"ok":true}', None)
 

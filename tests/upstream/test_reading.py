@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from nightmill.pacing import Answered, Broken
+from nightmill.core.outcome import Answered, Broken
 from nightmill.upstream.answer import outcome_of, retry_after_s
 from nightmill.upstream.connection import Attempt, Connection
 

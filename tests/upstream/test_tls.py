@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from nightmill.pacing import Answered, Unreachable
+from nightmill.core.outcome import Answered, Unreachable
 
 OK = Answered(200, b'{"ok":true}', None)
 

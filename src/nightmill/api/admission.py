@@ -17,8 +17,8 @@ from nightmill.api.context import ApiContext
 from nightmill.api.envelope import echo
 from nightmill.api.violations import to_request_error
 from nightmill.api.wire import FileExpirationAfter, WireModel
+from nightmill.core.file import UPLOAD_PURPOSES, Purpose
 from nightmill.errors import RequestError
-from nightmill.file import UPLOAD_PURPOSES, Purpose
 from nightmill.ids import ProjectId
 from nightmill.settings import LimitSettings
 

@@ -15,11 +15,10 @@ from typing import Annotated, cast
 from fastapi import Depends, Request
 
 from nightmill.api.context import ApiContext
+from nightmill.core.api_key import ApiKey, Scope, digest_of
+from nightmill.core.audit import Actor
 from nightmill.errors import AuthenticationError, TooManyError
 from nightmill.ids import ProjectId
-from nightmill.keys import digest_of
-from nightmill.store import ApiKey
-from nightmill.tenant import Actor, Scope
 
 DEFAULT_PROJECT = ProjectId("default")
 KEYLESS = "keyless"

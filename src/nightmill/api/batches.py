@@ -20,10 +20,10 @@ from nightmill.api.envelope import JsonResponse, echo
 from nightmill.api.idempotency import idempotency_of
 from nightmill.api.openapi import CONFLICT, TOO_LARGE, takes_json
 from nightmill.api.violations import wrong_prefix
-from nightmill.batch import Batch, Event, Status
-from nightmill.crash import point
+from nightmill.core.batch import Batch, Event, Status
+from nightmill.core.file import File, Purpose
 from nightmill.errors import NotFoundError, SetupError, TooManyError
-from nightmill.file import File, Purpose
+from nightmill.failpoints import point
 from nightmill.ids import BatchId, FileId, ProjectId, new_batch_id
 from nightmill.settings import LimitSettings
 

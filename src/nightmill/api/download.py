@@ -15,8 +15,8 @@ from urllib.parse import quote
 from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
+from nightmill.core.file import File, Purpose
 from nightmill.errors import NotFoundError, UnavailableError
-from nightmill.file import File, Purpose
 
 CHUNK_BYTES = 1 << 20
 STALL_S = 300.0

@@ -27,7 +27,7 @@ from nightmill.api.envelope import JsonResponse, echo
 from nightmill.api.idempotency import idempotency_of
 from nightmill.api.multipart import Form, FormPlan, receive_form, too_large
 from nightmill.api.openapi import CONFLICT, takes_multipart
-from nightmill.api.reception import Desk
+from nightmill.api.upload_limiter import Desk
 from nightmill.api.wire import (
     CreateFileRequest,
     DeleteFileResponse,
@@ -35,13 +35,13 @@ from nightmill.api.wire import (
     OpenAIFile,
     file_on_wire,
 )
-from nightmill.crash import point
+from nightmill.core.audit import Act, Actor
+from nightmill.core.file import NOT_DOWNLOADABLE, File, Purpose
 from nightmill.errors import NotFoundError, RequestError, StorageFullError
-from nightmill.file import NOT_DOWNLOADABLE, File, Purpose
+from nightmill.failpoints import point
 from nightmill.ids import FileId, ProjectId, new_file_id
 from nightmill.settings import LimitSettings
 from nightmill.store.protocol import Idempotency
-from nightmill.tenant import Act, Actor
 
 MAX_LIMIT = 10_000
 

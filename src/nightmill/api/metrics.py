@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request, Response
 
 from nightmill.api.context import ApiContext, Context
 from nightmill.api.health import VERSION
-from nightmill.batch import Status
+from nightmill.core.batch import Status
 from nightmill.errors import UnavailableError
 from nightmill.store.protocol import Backlog
 

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from nightmill.api.auth import ASKER_IN_SCOPE, REQUEST_ID_IN_SCOPE, KeyRing, RateLimit
 from nightmill.api.context import ApiContext
 from nightmill.api.envelope import error_response, from_request_error, from_unavailable_error
-from nightmill.api.reception import answering_early
+from nightmill.api.upload_limiter import answering_early
 from nightmill.errors import RequestError, UnavailableError
 
 PATH_AS_SENT = "nightmill.path"

@@ -21,7 +21,7 @@ from multipart import (  # pyright: ignore[reportMissingTypeStubs]  # annotated,
 )
 
 from nightmill.api.envelope import echo
-from nightmill.api.reception import chunks_of
+from nightmill.api.upload_limiter import chunks_of
 from nightmill.blobs import BlobWriter
 from nightmill.errors import RequestError
 

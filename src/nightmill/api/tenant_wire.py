@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from datetime import date, timedelta
 from typing import Any
 
+from nightmill.core.audit import AuditEntry
+from nightmill.core.limits import Consumption, Limits, ProjectRules
+from nightmill.core.usage import GROUPS, Group, UsageRow
 from nightmill.errors import RequestError
 from nightmill.store.tallies import tally_values
-from nightmill.tenant import GROUPS, AuditEntry, Consumption, Group, Limits, ProjectRules, UsageRow
 
 _EPOCH = date(1970, 1, 1)
 _ECHO_LENGTH = 100

@@ -12,8 +12,8 @@ from nightmill.api.auth import Asker, asker_of, no_admin, require_project
 from nightmill.api.context import Context
 from nightmill.api.envelope import JsonResponse
 from nightmill.api.tenant_wire import day_of, entry_on_wire, groups_of, project_on_wire, usage_on_wire
+from nightmill.core.api_key import Scope
 from nightmill.ids import ProjectId
-from nightmill.tenant import Scope
 
 _MOST_ENTRIES = 1_000
 _AskedBy = Annotated[Asker, Depends(asker_of)]

@@ -30,12 +30,12 @@ from nightmill.api.multipart import (
     without_controls,
 )
 from nightmill.api.openapi import CONFLICT, TOO_LARGE, takes_json, takes_multipart
-from nightmill.api.reception import Desk
+from nightmill.api.upload_limiter import Desk
 from nightmill.blobs import Piece
 from nightmill.blobs.pieces import SUFFIX
-from nightmill.crash import point
+from nightmill.core.file import File, Purpose, Upload, UploadPart, UploadStatus
 from nightmill.errors import NotFoundError, RequestError
-from nightmill.file import File, Purpose, Upload, UploadPart, UploadStatus
+from nightmill.failpoints import point
 from nightmill.ids import ProjectId, UploadId, new_file_id, new_part_id, new_upload_id
 
 LIFE_S = 3_600

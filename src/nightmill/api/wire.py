@@ -12,11 +12,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 from typing_extensions import TypeAliasType
 
 from nightmill.api import checks
-from nightmill.batch import ENDPOINTS, Status, Usage
-from nightmill.batch import Batch as BatchState
-from nightmill.file import UPLOAD_PURPOSES, File, UploadStatus
-from nightmill.file import Upload as UploadState
-from nightmill.file import UploadPart as UploadPartState
+from nightmill.core.batch import ENDPOINTS, Status, Usage
+from nightmill.core.batch import Batch as BatchState
+from nightmill.core.file import UPLOAD_PURPOSES, File, UploadStatus
+from nightmill.core.file import Upload as UploadState
+from nightmill.core.file import UploadPart as UploadPartState
 
 MIN_EXPIRES_AFTER_S = 3_600
 MAX_EXPIRES_AFTER_S = 2_592_000

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from nightmill.blobs.protocol import UNFINISHED, check_key
-from nightmill.crash import point
 from nightmill.errors import StorageFullError, UnavailableError
+from nightmill.failpoints import point
 
 _CHUNK_BYTES = 1 << 20
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})

@@ -14,8 +14,8 @@ from contextlib import suppress
 
 from nightmill.blobs.bucket import Bucket, PastTheEndError
 from nightmill.blobs.protocol import check_key
-from nightmill.crash import point
 from nightmill.errors import NightmillError, UnavailableError
+from nightmill.failpoints import point
 
 _PARTS_AT_ONCE = 2
 _CHUNK_BYTES = 1 << 20

@@ -24,8 +24,8 @@ def backup(
     """
     settings = flags.settings_of({"folder": str(folder) if folder else None}, config)
     # Late: the database's libraries take longer to import than `--help` may take.
-    from nightmill.keeping.backup import back_up
-    from nightmill.keeping.disk import kept_folder
+    from nightmill.admin.backup import back_up
+    from nightmill.admin.disk import kept_folder
 
     told = back_up(kept_folder(settings), settings.store_url, destination)
     if as_json:

@@ -9,8 +9,8 @@ from nightmill.cli.failures import ExitCode
 from nightmill.cli.screen import Json, clean, out, out_json, say
 
 if TYPE_CHECKING:
-    from nightmill.keeping.check import Checked
-    from nightmill.keeping.findings import Finding
+    from nightmill.admin.check import Checked
+    from nightmill.admin.findings import Finding
     from nightmill.settings import Settings
 
 
@@ -40,16 +40,16 @@ def check(
 
 def _checked(settings: "Settings", *, deep: bool) -> "Checked":
     # Late: the database's libraries take longer to import than `--help` may take.
-    from nightmill.keeping.check import Depth, check
-    from nightmill.keeping.disk import kept_folder
+    from nightmill.admin.check import Depth, check
+    from nightmill.admin.disk import kept_folder
 
     return check(kept_folder(settings), settings.store_url, depth=Depth.DEEP if deep else Depth.USUAL)
 
 
 def _mended(settings: "Settings", *, deep: bool) -> "Checked":
-    from nightmill.assembly.folder_lock import locked_folder
-    from nightmill.keeping.check import Depth, check_and_mend
-    from nightmill.keeping.disk import kept_folder
+    from nightmill.admin.check import Depth, check_and_mend
+    from nightmill.admin.disk import kept_folder
+    from nightmill.runtime.data_folder_lock import locked_folder
     from nightmill.store.snapshot import database_file
 
     folder = kept_folder(settings)
@@ -66,7 +66,7 @@ def _exit_code(checked: "Checked", *, repair: bool) -> ExitCode:
 
 
 def _tell(checked: "Checked") -> None:
-    from nightmill.keeping.findings import in_words
+    from nightmill.admin.findings import in_words
 
     left = set(checked.left)
     for finding in checked.found:
@@ -96,7 +96,7 @@ def _wire(checked: "Checked") -> dict[str, Any]:
 
 
 def _finding_on_wire(finding: "Finding", *, is_left: bool) -> dict[str, Any]:
-    from nightmill.keeping.findings import in_words
+    from nightmill.admin.findings import in_words
 
     return {
         "kind": str(finding.kind),

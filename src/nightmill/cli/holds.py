@@ -32,7 +32,7 @@ def set_hold(
     as_json: Json = False,
 ) -> None:
     """Hold it: from now on neither a client nor its expiry deletes it. Twice does no harm."""
-    from nightmill.tenant import HoldKind
+    from nightmill.core.legal_hold import HoldKind
 
     stored.with_store(
         folder,
@@ -54,7 +54,7 @@ def clear_hold(
     as_json: Json = False,
 ) -> None:
     """Clear it. What has expired meanwhile is deleted at the server's next look."""
-    from nightmill.tenant import HoldKind
+    from nightmill.core.legal_hold import HoldKind
 
     if not stored.with_store(
         folder, config, lambda store: store.clear_hold(HoldKind(kind), subject_id, by=stored.operator())

@@ -15,7 +15,7 @@ from nightmill.errors import NotFoundError
 from nightmill.ids import ProjectId
 
 if TYPE_CHECKING:
-    from nightmill.store.protocol import ApiKey
+    from nightmill.core.api_key import ApiKey
 
 app = typer.Typer(rich_markup_mode=None, help="Make, list and revoke API keys.")
 
@@ -35,8 +35,7 @@ def create(
 ) -> None:
     """Make a key. Prints the secret, once; only its hash is kept."""
     from nightmill.client.local import finished
-    from nightmill.keys import make_api_key
-    from nightmill.tenant import Scope
+    from nightmill.core.api_key import Scope, make_api_key
 
     settings = stored.settings_in(folder, config)
     settings.folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -33,8 +33,8 @@ def migrate(
     if before and after:
         raise RequestError("--before and --after exclude each other; without either, both run")
     settings = flags.settings_of({"folder": None if folder is None else str(folder)}, config)
-    from nightmill.assembly.folder_lock import locked_folder
     from nightmill.client.local import finished
+    from nightmill.runtime.data_folder_lock import locked_folder
     from nightmill.store.migrate import migrate as migrated
     from nightmill.store.steps import Stage
 

@@ -26,9 +26,9 @@ def move(
     same command goes on.
     """
     target = flags.settings_of({"folder": None if folder is None else str(folder)}, config)
-    from nightmill.assembly.move import MOVED, source_settings
-    from nightmill.assembly.move import move as moved
     from nightmill.client.local import finished
+    from nightmill.runtime.move import MOVED, source_settings
+    from nightmill.runtime.move import move as moved
 
     summary = finished(moved(source_settings(target, source), target, say=say))
     if as_json:

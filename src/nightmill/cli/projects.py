@@ -28,8 +28,8 @@ def show(
 ) -> None:
     """Show a project's limits and what it uses of them."""
     from nightmill.api.tenant_wire import project_on_wire
+    from nightmill.core.limits import Consumption, ProjectRules
     from nightmill.store.protocol import Store
-    from nightmill.tenant import Consumption, ProjectRules
 
     async def read(store: Store) -> tuple[ProjectRules, Consumption]:
         project_id = ProjectId(project)
@@ -73,8 +73,8 @@ def set_rules(
     """Set what a project may have, in place of the settings. What is not named stays."""
     from dataclasses import asdict, replace
 
+    from nightmill.core.limits import ProjectRules
     from nightmill.store.protocol import Store
-    from nightmill.tenant import ProjectRules
 
     asked = {
         "open_batches": open_batches,

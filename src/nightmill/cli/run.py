@@ -10,7 +10,7 @@ from nightmill.cli.failures import ExitCode, end_code
 from nightmill.cli.screen import Json, clean, out, out_json, say
 
 if TYPE_CHECKING:
-    from nightmill.assembly.run import Progress, RunSummary
+    from nightmill.runtime.run_file import Progress, RunSummary
 
 _LISTED = 20
 
@@ -52,8 +52,8 @@ def run(
     )
     # The progress display is enough of a log unless more is asked for.
     settings = flags.settings_of(tree | {"log_level": log_level or "warning"}, config)
-    from nightmill.assembly.run import run_file
     from nightmill.client import local
+    from nightmill.runtime.run_file import run_file
 
     default_output, default_errors = local.default_paths(input_path)
     latest: list[Progress] = []

@@ -60,9 +60,9 @@ def serve(
         "limits": {"completion_windows": window or None},
     }
     settings = flags.settings_of(tree, config)
-    from nightmill.assembly.programs import role_spares
-    from nightmill.assembly.serve import serve as served
     from nightmill.client.local import finished
+    from nightmill.runtime.programs import role_spares
+    from nightmill.runtime.serve import serve as served
 
     raise typer.Exit(finished(served(settings, say=say, spares=role_spares(settings))))
 

@@ -13,9 +13,9 @@ from nightmill.cli import flags
 from nightmill.errors import SetupError
 
 if TYPE_CHECKING:
+    from nightmill.core.audit import Actor
     from nightmill.settings import Settings
     from nightmill.store.protocol import Store
-    from nightmill.tenant import Actor
 
 T = TypeVar("T")
 
@@ -32,7 +32,7 @@ def require_store(settings: "Settings") -> None:
 
 @asynccontextmanager
 async def store_of(settings: "Settings") -> "AsyncGenerator[Store]":
-    from nightmill.assembly.start import open_stored, prepare
+    from nightmill.runtime.start import open_stored, prepare
 
     await prepare(settings)
     store = open_stored(settings)
@@ -58,7 +58,7 @@ def with_store(folder: Path | None, config: Path | None, work: "Callable[[Store]
 
 def operator() -> "Actor":
     """Whoever runs the command, by login name."""
-    from nightmill.tenant import Actor
+    from nightmill.core.audit import Actor
 
     try:
         return Actor("operator", getpass.getuser())

@@ -13,8 +13,8 @@ from nightmill.cli.failures import ExitCode
 from nightmill.cli.screen import Json, out, out_json, out_table, say
 
 if TYPE_CHECKING:
-    from nightmill.check import Findings, InputRules
     from nightmill.settings import Settings
+    from nightmill.validation import Findings, InputRules
 
 _CHUNK_BYTES = 1 << 20
 _LINES_LOOKED_AT = 100
@@ -56,9 +56,9 @@ def validate(
 
 def _inspected(path: Path, settings: "Settings", endpoint: str) -> "Findings":
     # Late: the server's own rules come with the server's own imports.
-    from nightmill.batch import LineError
-    from nightmill.check import Findings
+    from nightmill.core.batch import LineError
     from nightmill.roles.intake import input_rules
+    from nightmill.validation import Findings
 
     limit = settings.limits.input_file_bytes
     if path.stat().st_size > limit:
@@ -69,7 +69,7 @@ def _inspected(path: Path, settings: "Settings", endpoint: str) -> "Findings":
 
 
 def _looked_over(path: Path, rules: "InputRules") -> "Findings":
-    from nightmill.check import Inspection
+    from nightmill.validation import Inspection
 
     inspection = Inspection(rules)
     with path.open("rb") as stream:
@@ -87,7 +87,7 @@ def _looked_over(path: Path, rules: "InputRules") -> "Findings":
 
 def _endpoint(path: Path) -> str:
     """That of the first line that names a known one; a bad line before it is not a reason to stop."""
-    from nightmill.batch import ENDPOINTS
+    from nightmill.core.batch import ENDPOINTS
 
     with path.open("rb") as stream:
         for _ in range(_LINES_LOOKED_AT):

@@ -45,9 +45,9 @@ def work(
         "worker": {"processes": workers},
     }
     settings = flags.settings_of(tree, config)
-    from nightmill.assembly.crew import work as worked
-    from nightmill.assembly.programs import role_spares
     from nightmill.client.local import finished
+    from nightmill.runtime.programs import role_spares
+    from nightmill.runtime.work import work as worked
 
     named = [role.strip() for role in roles.split(",") if role.strip()]
     spares = role_spares(settings, named)

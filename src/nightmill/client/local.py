@@ -16,7 +16,7 @@ from nightmill.client.progress import Snapshot, shown
 from nightmill.settings import load
 
 if TYPE_CHECKING:
-    from nightmill.assembly.run import Progress, RunSummary
+    from nightmill.runtime.run_file import Progress, RunSummary
 
 T = TypeVar("T")
 
@@ -57,7 +57,7 @@ def run(
         UnavailableError: try again later.
     """
     # Late, because the client alone must not load the server.
-    from nightmill.assembly.run import run_file  # noqa: PLC0415 - see above
+    from nightmill.runtime.run_file import run_file  # noqa: PLC0415 - see above
 
     flags: dict[str, Any] = {
         "upstream": {"url": upstream, "api_key": upstream_key, "concurrency": concurrency},

@@ -15,11 +15,11 @@ from typing import Literal, Self, cast
 from openai import APIConnectionError, InternalServerError, OpenAI, RateLimitError, omit
 from openai.types import FileObject
 
-from nightmill.batch import TERMINAL
 from nightmill.client import download
 from nightmill.client.answers import Answer, Row, joined, write_rows
 from nightmill.client.api import ApiKeyAuth, Batch, BatchApi, CreateBatchRequest, connection
 from nightmill.client.progress import Snapshot, shown
+from nightmill.core.batch import TERMINAL
 from nightmill.errors import RequestError, UnavailableError
 
 # OpenAI's limit for a batch file sent in one request; a server that takes larger ones takes them in parts.

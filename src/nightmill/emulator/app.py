@@ -10,7 +10,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, TypeAlias
 
-from nightmill.batch import ENDPOINTS
+from nightmill.core.batch import ENDPOINTS
 from nightmill.emulator.answers import FINGERPRINT, Answer, answer, error, models
 from nightmill.emulator.faults import Fault, Orders, break_connection, plain
 

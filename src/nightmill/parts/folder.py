@@ -9,13 +9,13 @@ from itertools import count
 from pathlib import Path
 
 from nightmill.blobs import delete_folder, make_folders, reported, sync_folder
-from nightmill.crash import point
+from nightmill.core.segment import Lease, PinnedPart
 from nightmill.errors import DamageError, UnavailableError
+from nightmill.failpoints import point
 from nightmill.ids import BatchId
 from nightmill.parts.protocol import PartRecord
 from nightmill.parts.record import read_records
 from nightmill.parts.writer import FolderPartWriter, part_key
-from nightmill.segment import Lease, PinnedPart
 
 _READ_BYTES = 1 << 20
 

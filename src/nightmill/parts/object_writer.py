@@ -6,11 +6,11 @@ from contextlib import suppress
 from itertools import count
 from typing import Protocol
 
-from nightmill.batch import Tally
-from nightmill.line import OutputLine
+from nightmill.core.batch import Tally
+from nightmill.core.output_line import OutputLine
+from nightmill.core.segment import Lease, PinnedPart
 from nightmill.parts.queue import RecordQueue
 from nightmill.parts.writer import part_key
-from nightmill.segment import Lease, PinnedPart
 
 
 class Putters(Protocol):

@@ -12,14 +12,14 @@ from io import BytesIO
 from itertools import count
 
 from nightmill.blobs.bucket import Bucket
-from nightmill.crash import point
+from nightmill.core.segment import Lease, PinnedPart
 from nightmill.errors import DamageError, LeaseLost, UnavailableError
+from nightmill.failpoints import point
 from nightmill.ids import BatchId
 from nightmill.parts.object_writer import ObjectPartWriter
 from nightmill.parts.protocol import PartRecord
 from nightmill.parts.record import read_records
 from nightmill.parts.writer import part_key
-from nightmill.segment import Lease, PinnedPart
 
 _PREFIX = "parts"
 _READ_AT_ONCE = 8

@@ -5,10 +5,10 @@ from typing import Protocol
 
 import msgspec
 
-from nightmill.batch import Tally
+from nightmill.core.batch import Tally
+from nightmill.core.output_line import OutputLine
+from nightmill.core.segment import Lease, PinnedPart
 from nightmill.ids import BatchId
-from nightmill.line import OutputLine
-from nightmill.segment import Lease, PinnedPart
 
 
 class PartRecord(msgspec.Struct, frozen=True, gc=False):

@@ -7,8 +7,8 @@ go, and how often they are tried.
 
 from collections.abc import Callable
 
-from nightmill.batch import Tally
-from nightmill.line import OutputLine
+from nightmill.core.batch import Tally
+from nightmill.core.output_line import OutputLine
 from nightmill.parts.record import HEADER_BYTES, pack_records
 
 

@@ -12,8 +12,8 @@ from zlib import crc32
 
 from msgspec.structs import astuple
 
-from nightmill.batch import Tally, Usage
-from nightmill.line import OutputLine
+from nightmill.core.batch import Tally, Usage
+from nightmill.core.output_line import OutputLine
 from nightmill.parts.protocol import PartRecord
 
 _MAGIC = b"NMP1"

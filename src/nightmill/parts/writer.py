@@ -7,11 +7,11 @@ from itertools import count
 from pathlib import Path
 from typing import Protocol
 
-from nightmill.batch import Tally
-from nightmill.crash import point
-from nightmill.line import OutputLine
+from nightmill.core.batch import Tally
+from nightmill.core.output_line import OutputLine
+from nightmill.core.segment import Lease, PinnedPart
+from nightmill.failpoints import point
 from nightmill.parts.queue import RecordQueue
-from nightmill.segment import Lease, PinnedPart
 
 
 class GroupCommit(Protocol):

@@ -13,17 +13,18 @@ from contextlib import suppress
 from dataclasses import replace
 from hashlib import blake2b
 
-from nightmill.batch import Batch, Event, Status, Tally
 from nightmill.blobs import Piece, PiecedBlobs
 from nightmill.blobs.pieces import SUFFIX
-from nightmill.crash import point
+from nightmill.core.batch import Batch, Event, Status, Tally
+from nightmill.core.file import File, Purpose
+from nightmill.core.segment import SegmentResult
+from nightmill.core.slice import JoinedPiece, JoinedSlice, Slice, cut_slices
 from nightmill.errors import LeaseLost, UnavailableError
-from nightmill.file import File, Purpose
+from nightmill.failpoints import point
 from nightmill.ids import BatchId, FileId, WorkerId, new_file_id
 from nightmill.parts import Parts
-from nightmill.roles.joining import Joined, JoinedFile, Joiner, Pages
+from nightmill.roles.join import Joined, JoinedFile, Joiner, Pages
 from nightmill.roles.loop import Bell
-from nightmill.segment import JoinedPiece, JoinedSlice, SegmentResult, Slice, cut_slices
 from nightmill.settings import Settings
 from nightmill.store import Duty, SliceDuty, Store
 from nightmill.telemetry import BatchMoved, Emit

@@ -10,19 +10,19 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import replace
 
-from nightmill.batch import Batch, Event, LineError, Status
 from nightmill.blobs import Blobs
-from nightmill.check import Findings, InputRules, Inspection, SecondLook
-from nightmill.crash import point
+from nightmill.core.batch import Batch, Event, LineError, Status
+from nightmill.core.file import Purpose
+from nightmill.core.limits import estimated_tokens
+from nightmill.core.segment import cut_segments
 from nightmill.errors import LeaseLost, UnavailableError
-from nightmill.file import Purpose
+from nightmill.failpoints import point
 from nightmill.ids import WorkerId
 from nightmill.roles.loop import Bell
-from nightmill.segment import cut_segments
 from nightmill.settings import Settings
 from nightmill.store import Duty, Store
 from nightmill.telemetry import BatchMoved, Emit
-from nightmill.tenant import estimated_tokens
+from nightmill.validation import Findings, InputRules, Inspection, SecondLook
 
 _WAIT_S = 1.0
 # Larger chunks are slower: the allocator gives their pages back to the system and faults them in again.

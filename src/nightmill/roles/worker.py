@@ -9,18 +9,19 @@ import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
-from nightmill.batch import Status, Tally
 from nightmill.blobs import Blobs
-from nightmill.crash import point
+from nightmill.core.batch import Status, Tally
+from nightmill.core.circuit_breaker import Gate
+from nightmill.core.concurrency import Window
+from nightmill.core.output_line import OutputLine
+from nightmill.core.segment import Lease, PinnedPart, Report
 from nightmill.errors import LeaseLost, UnavailableError
+from nightmill.failpoints import point
 from nightmill.ids import BatchId, WorkerId
-from nightmill.line import OutputLine
-from nightmill.pacing import Gate
 from nightmill.parts import Parts
+from nightmill.roles.dispatcher import Pool
+from nightmill.roles.leased_segment import OpenSegment, read_segment
 from nightmill.roles.loop import Bell, keep_turning, plain
-from nightmill.roles.open_segment import OpenSegment, read_segment
-from nightmill.roles.pool import Pool
-from nightmill.segment import Lease, PinnedPart, Report
 from nightmill.settings import Settings
 from nightmill.store import Store
 from nightmill.telemetry import (
@@ -33,7 +34,6 @@ from nightmill.telemetry import (
     WritingResumed,
 )
 from nightmill.upstream import Upstream
-from nightmill.window import Window
 
 _LOOK_S = 0.1
 _IDLE_S = 1.0

@@ -9,10 +9,11 @@ from typing import Any
 
 from sqlalchemy import Connection, Insert, bindparam, delete, insert, or_, select
 
+from nightmill.core.audit import Act, Actor, AuditEntry
+from nightmill.core.legal_hold import HoldKind
 from nightmill.store.clock import now
 from nightmill.store.protocol import Page
 from nightmill.store.schema import audit, hold
-from nightmill.tenant import Act, Actor, AuditEntry, HoldKind
 
 _ADD: Insert = insert(audit).values(
     at=now(),

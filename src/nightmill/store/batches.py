@@ -6,7 +6,9 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Update, bindparam, func, insert, select, text, update
 
-from nightmill.batch import TERMINAL, Batch, LineError, Status
+from nightmill.core.audit import Act, Actor
+from nightmill.core.batch import TERMINAL, Batch, LineError, Status
+from nightmill.core.limits import Limits, refusal_to_create
 from nightmill.ids import BatchId, ProjectId
 from nightmill.store import audit, projects, schema
 from nightmill.store.clock import now
@@ -15,7 +17,6 @@ from nightmill.store.paging import named_place, place, place_of
 from nightmill.store.protocol import Backlog, Idempotency, Page
 from nightmill.store.schema import TALLY_COLUMNS, batch, segment
 from nightmill.store.tallies import TALLY_WIDTH, tally_of, tally_values
-from nightmill.tenant import Act, Actor, Limits, refusal_to_create
 
 _STAMPS = tuple(f"{status}_at" for status in Status if status is not Status.VALIDATING)
 _BEFORE_TALLY = (

@@ -12,11 +12,11 @@ from typing import Any, Final, TypeVar
 from sqlalchemy import Connection, Table, func, insert, select, text
 from sqlalchemy.exc import DBAPIError
 
-from nightmill.batch import TERMINAL, Batch, Tally
+from nightmill.core.batch import TERMINAL, Batch, Tally
+from nightmill.core.file import UploadStatus
+from nightmill.core.segment import PinnedPart
 from nightmill.errors import SetupError
-from nightmill.file import UploadStatus
 from nightmill.ids import BatchId
-from nightmill.segment import PinnedPart
 from nightmill.store.batches import BATCH_COLUMNS, as_batch
 from nightmill.store.connection import parse_url, sqlite_path
 from nightmill.store.postgres import PostgresDatabase

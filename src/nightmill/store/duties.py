@@ -9,10 +9,11 @@ from dataclasses import replace
 
 from sqlalchemy import Connection, bindparam, delete, exists, insert, or_, select, text, update
 
-from nightmill.batch import Batch, Event, LineError, Status
-from nightmill.file import File
+from nightmill.core.batch import Batch, Event, LineError, Status
+from nightmill.core.file import File
+from nightmill.core.limits import Limits, refusal_to_accept
+from nightmill.core.segment import Segment
 from nightmill.ids import WorkerId
-from nightmill.segment import Segment
 from nightmill.store import projects, schema, usage
 from nightmill.store.batches import BATCH_COLUMNS, HOLDS_DUTY, as_batch, dump_errors, move, moving
 from nightmill.store.clock import now
@@ -20,7 +21,6 @@ from nightmill.store.files import file_row
 from nightmill.store.protocol import Duty
 from nightmill.store.schema import DONE, LEASED, WAITING, batch, file, piece, segment, slice_
 from nightmill.store.tallies import set_tally, tally_parameters
-from nightmill.tenant import Limits, refusal_to_accept
 
 # A batch of ten million lines has 20,000 segments; no one command may take longer than its timeout.
 _ROWS_AT_ONCE = 1_000

@@ -21,8 +21,11 @@ from sqlalchemy import (
     update,
 )
 
+from nightmill.core.audit import NIGHTMILL, Act, Actor
+from nightmill.core.file import File, Purpose, Upload, UploadPart, UploadStatus
+from nightmill.core.legal_hold import HoldKind
+from nightmill.core.limits import Limits, refusal_to_store
 from nightmill.errors import ConflictError
-from nightmill.file import File, Purpose, Upload, UploadPart, UploadStatus
 from nightmill.ids import FileId, PartId, ProjectId, UploadId
 from nightmill.store import audit, projects, schema
 from nightmill.store.clock import now, stamp
@@ -31,7 +34,6 @@ from nightmill.store.idempotent import first_object
 from nightmill.store.paging import named_place, place, place_of
 from nightmill.store.protocol import Idempotency, Page
 from nightmill.store.schema import batch, file, piece, upload, upload_part
-from nightmill.tenant import NIGHTMILL, Act, Actor, HoldKind, Limits, refusal_to_store
 
 _is_live = text(schema.IS_LIVE)
 _is_fresh = or_(file.c.expires_at.is_(None), file.c.expires_at > now(), is_held_file)

@@ -8,10 +8,10 @@ from typing import Any, Final
 from sqlalchemy import BindParameter, Connection, Insert, bindparam, delete, insert, or_, select
 from sqlalchemy.dialects import postgresql, sqlite
 
+from nightmill.core.concurrency import Claim, Grant, Granted, decide
 from nightmill.ids import WorkerId
 from nightmill.store.clock import now
 from nightmill.store.schema import upstream, upstream_grant
-from nightmill.window import Claim, Grant, Granted, decide
 
 _NAME: Final[BindParameter[Any]] = bindparam("of_upstream")
 _LOCK = select(upstream.c.name, now().label("at")).where(upstream.c.name == _NAME).with_for_update()

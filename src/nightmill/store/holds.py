@@ -10,13 +10,14 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, Connection, Insert, Table, bindparam, delete, or_, select
 from sqlalchemy.dialects import postgresql, sqlite
 
+from nightmill.core.audit import Act, Actor
+from nightmill.core.legal_hold import Hold, HoldKind
 from nightmill.errors import NotFoundError, SetupError
 from nightmill.store import audit, projects
 from nightmill.store.clock import stamp
 from nightmill.store.compatibility import all_know
 from nightmill.store.schema import batch, file, hold
 from nightmill.store.steps import HOLDS_SINCE
-from nightmill.tenant import Act, Actor, Hold, HoldKind
 
 _VALUES: dict[str, Any] = {
     "kind": bindparam("new_kind"),

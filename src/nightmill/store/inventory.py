@@ -22,10 +22,11 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import DBAPIError
 
-from nightmill.batch import TERMINAL, Batch, Status
-from nightmill.file import File, UploadPart, UploadStatus
+from nightmill.core.batch import TERMINAL, Batch, Status
+from nightmill.core.file import File, UploadPart, UploadStatus
+from nightmill.core.segment import Segment, SegmentResult
+from nightmill.core.slice import JoinedSlice
 from nightmill.ids import BatchId, FileId
-from nightmill.segment import JoinedSlice, Segment, SegmentResult
 from nightmill.store import schema, slices
 from nightmill.store.batches import BATCH_COLUMNS, as_batch
 from nightmill.store.compatibility import misfit

@@ -5,11 +5,11 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, exists, insert, literal, select, update
 
+from nightmill.core.api_key import ApiKey, Scope
+from nightmill.core.audit import Act, Actor
 from nightmill.store import audit
 from nightmill.store.clock import stamp
-from nightmill.store.protocol import ApiKey
 from nightmill.store.schema import api_key
-from nightmill.tenant import Act, Actor, Scope
 
 _COLUMNS = select(
     api_key.c.id,

@@ -12,9 +12,9 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, case, delete, func, select, update
 from sqlalchemy.exc import DBAPIError
 
-from nightmill.batch import Status, Tally
+from nightmill.core.batch import Status, Tally
+from nightmill.core.segment import PinnedPart, Segment
 from nightmill.ids import BatchId, FileId, PartId
-from nightmill.segment import PinnedPart, Segment
 from nightmill.store import duties, projects, segments, slices
 from nightmill.store.clock import now, stamp
 from nightmill.store.inventory import IdempotencyRow, named_among

@@ -14,6 +14,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import CreateIndex, CreateTable
 
+from nightmill.core.audit import NIGHTMILL, Act, Actor
 from nightmill.errors import SetupError
 from nightmill.store import audit
 from nightmill.store.compatibility import misfit, version_of
@@ -21,7 +22,6 @@ from nightmill.store.connection import is_postgres, parse_url, sqlite_path
 from nightmill.store.schema import metadata, schema_compatibility
 from nightmill.store.sqlite import BUSY_TIMEOUT_S, sqlite_engine, sqlite_failure
 from nightmill.store.steps import AUDITED_SINCE, SCHEMA_VERSION, Stage, next_stop, oldest_on, process_name
-from nightmill.tenant import NIGHTMILL, Act, Actor
 
 _MIGRATION_LOCK: Final = 0x6E696768746D  # any number that nothing else in the database locks
 _STEP_TIMEOUT_S: Final = 3_600.0  # a step may build an index over a large table

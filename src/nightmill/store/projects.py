@@ -11,9 +11,10 @@ from typing import Any, Final
 from sqlalchemy import Connection, Insert, bindparam, case, func, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 
+from nightmill.core.audit import Act, Actor
+from nightmill.core.limits import Consumption, Limits, Open, ProjectRules
 from nightmill.store import audit, schema
 from nightmill.store.schema import batch, file, project
-from nightmill.tenant import Act, Actor, Consumption, Limits, Open, ProjectRules
 
 _RULES: Final = {
     it.name: it.name if it.name.endswith("_ttl_s") else f"{it.name}_limit" for it in fields(ProjectRules)

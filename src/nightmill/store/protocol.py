@@ -19,34 +19,17 @@ from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Generic, Literal, Protocol, TypeVar
 
-from nightmill.batch import Batch, Status
-from nightmill.file import File, Upload, UploadPart
+from nightmill.core.api_key import ApiKey
+from nightmill.core.audit import Act, Actor, AuditEntry
+from nightmill.core.batch import Batch, Status
+from nightmill.core.concurrency import Claim, Grant
+from nightmill.core.file import File, Upload, UploadPart
+from nightmill.core.legal_hold import Hold, HoldKind
+from nightmill.core.limits import NO_LIMITS, Consumption, Limits, ProjectRules
+from nightmill.core.segment import BeatReply, Lease, PinnedPart, Report, Segment, SegmentResult
+from nightmill.core.slice import JoinedSlice, Slice
+from nightmill.core.usage import Group, UsageRow
 from nightmill.ids import BatchId, FileId, ProjectId, UploadId, WorkerId
-from nightmill.segment import (
-    BeatReply,
-    JoinedSlice,
-    Lease,
-    PinnedPart,
-    Report,
-    Segment,
-    SegmentResult,
-    Slice,
-)
-from nightmill.tenant import (
-    NO_LIMITS,
-    Act,
-    Actor,
-    AuditEntry,
-    Consumption,
-    Group,
-    Hold,
-    HoldKind,
-    Limits,
-    ProjectRules,
-    Scope,
-    UsageRow,
-)
-from nightmill.window import Claim, Grant
 
 T = TypeVar("T")
 
@@ -65,20 +48,6 @@ class Idempotency:
 
     key: str
     fingerprint: str
-
-
-@dataclass(frozen=True, slots=True)
-class ApiKey:
-    """An API key as it is kept: `digest` is the SHA-256 of the secret, `hint` its last four letters."""
-
-    id: str
-    project_id: ProjectId
-    name: str
-    digest: str
-    hint: str
-    created_at: int
-    revoked_at: int | None = None
-    scope: Scope = Scope.PROJECT
 
 
 @dataclass(frozen=True, slots=True)

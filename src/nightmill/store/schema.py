@@ -26,10 +26,11 @@ from sqlalchemy import (
     text,
 )
 
-from nightmill.batch import Status
-from nightmill.file import Purpose, UploadStatus
+from nightmill.core.api_key import Scope
+from nightmill.core.batch import Status
+from nightmill.core.file import Purpose, UploadStatus
+from nightmill.core.legal_hold import HoldKind
 from nightmill.store.steps import COMPATIBILITY_TABLE
-from nightmill.tenant import HoldKind, Scope
 
 WAITING = literal_column("'waiting'", Text())
 LEASED = literal_column("'leased'", Text())

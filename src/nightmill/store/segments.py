@@ -9,9 +9,9 @@ from typing import Any, cast
 
 from sqlalchemy import ARRAY, BigInteger, Connection, Text, bindparam, func, select, text, update
 
-from nightmill.batch import Status, Tally
+from nightmill.core.batch import Status, Tally
+from nightmill.core.segment import BeatReply, Lease, PinnedPart, Report, Segment, SegmentResult
 from nightmill.ids import BatchId, WorkerId
-from nightmill.segment import BeatReply, Lease, PinnedPart, Report, Segment, SegmentResult
 from nightmill.store import schema
 from nightmill.store.clock import now
 from nightmill.store.schema import DONE, IN_PROGRESS, LEASED, TALLY_COLUMNS, WAITING, batch, segment

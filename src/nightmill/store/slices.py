@@ -9,8 +9,8 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, bindparam, delete, insert, or_, select, text, update
 
+from nightmill.core.slice import JoinedPiece, JoinedSlice, Slice
 from nightmill.ids import BatchId, WorkerId
-from nightmill.segment import JoinedPiece, JoinedSlice, Slice
 from nightmill.store import duties, schema
 from nightmill.store.batches import BATCH_COLUMNS, as_batch
 from nightmill.store.clock import now

@@ -7,20 +7,17 @@ from typing import Literal
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from nightmill.batch import Batch, Status
+from nightmill.core.audit import Act, Actor, AuditEntry
+from nightmill.core.batch import Batch, Status
+from nightmill.core.concurrency import Claim, Grant
+from nightmill.core.file import File, Upload, UploadPart
+from nightmill.core.legal_hold import Hold, HoldKind
+from nightmill.core.limits import NO_LIMITS, Consumption, Limits, ProjectRules
+from nightmill.core.segment import BeatReply, Lease, PinnedPart, Report, Segment, SegmentResult
+from nightmill.core.slice import JoinedSlice, Slice
+from nightmill.core.usage import Group, UsageRow
 from nightmill.errors import UnavailableError
-from nightmill.file import File, Upload, UploadPart
 from nightmill.ids import BatchId, FileId, ProjectId, UploadId, WorkerId
-from nightmill.segment import (
-    BeatReply,
-    JoinedSlice,
-    Lease,
-    PinnedPart,
-    Report,
-    Segment,
-    SegmentResult,
-    Slice,
-)
 from nightmill.store import audit, batches, duties, files, grants, holds, keys, projects, segments, usage
 from nightmill.store import slices as _slices
 from nightmill.store.clock import Clock
@@ -31,20 +28,6 @@ from nightmill.store.inventory import named_among
 from nightmill.store.protocol import ApiKey, Backlog, Duty, Idempotency, Page, SliceDuty, Store
 from nightmill.store.sqlite import BUSY_TIMEOUT_S
 from nightmill.store.steps import PIECES_SINCE
-from nightmill.tenant import (
-    NO_LIMITS,
-    Act,
-    Actor,
-    AuditEntry,
-    Consumption,
-    Group,
-    Hold,
-    HoldKind,
-    Limits,
-    ProjectRules,
-    UsageRow,
-)
-from nightmill.window import Claim, Grant
 
 
 def open_store(url: str, *, clock: Clock | None = None, busy_timeout_s: float = BUSY_TIMEOUT_S) -> "SqlStore":

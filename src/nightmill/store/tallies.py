@@ -6,8 +6,8 @@ from typing import Any
 
 from sqlalchemy import Table, bindparam
 
-from nightmill.batch import Tally, Usage
-from nightmill.segment import PinnedPart
+from nightmill.core.batch import Tally, Usage
+from nightmill.core.segment import PinnedPart
 from nightmill.store.schema import TALLY_COLUMNS
 
 TALLY_WIDTH = len(TALLY_COLUMNS)

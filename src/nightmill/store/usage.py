@@ -10,11 +10,11 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, Connection, Insert, bindparam, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 
-from nightmill.batch import Batch
+from nightmill.core.batch import Batch
+from nightmill.core.usage import DAY_S, GROUPS, Group, UsageRow
 from nightmill.store.clock import stamp
 from nightmill.store.schema import TALLY_COLUMNS, USAGE_COLUMNS, usage
 from nightmill.store.tallies import tally_of, tally_values
-from nightmill.tenant import DAY_S, GROUPS, Group, UsageRow
 
 TODAY: Final[ColumnElement[int]] = stamp() // DAY_S
 

@@ -1,6 +1,6 @@
 """`nightmill torture`: kill a server again and again, then prove that nothing was lost.
 
-plan      what is killed when: every named point (`nightmill.crash`) and random instants, from one seed
+plan      what is killed when: every named point (`nightmill.failpoints`) and random instants, from one seed
 server    `nightmill serve` as a process group: start, kill, see who lives
 upstream  the emulator beside it, which outlives every kill, and its record of each request
 load      the official client: uploads, batches, cancels, waits

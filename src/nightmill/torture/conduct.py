@@ -16,9 +16,9 @@ from time import monotonic
 
 from openai import AsyncOpenAI
 
-from nightmill import crash
-from nightmill.crash import POINTS, Point
-from nightmill.engine.local import free_port
+from nightmill import failpoints
+from nightmill.failpoints import POINTS, Point
+from nightmill.runtime.supervisor import free_port
 from nightmill.settings import WorkerSettings
 from nightmill.torture.ledger import Ledger
 from nightmill.torture.load import Load, seeded, until_done
@@ -180,7 +180,7 @@ class _Torture:
                 self._report.proof.breach(NOT_REACHED, name)
 
     async def _play(self, one: Round) -> None:
-        self._server.start(**{crash.AT: one.armed, crash.FOLDER: str(self._struck)})
+        self._server.start(**{failpoints.AT: one.armed, failpoints.FOLDER: str(self._struck)})
         async with asyncio.TaskGroup() as group:
             beside = [group.create_task(self._measure_start())]
             if points := _points_of(one):

@@ -9,10 +9,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from nightmill.batch import Batch
+from nightmill.core.batch import Batch
+from nightmill.core.segment import lease_at
 from nightmill.ids import ProjectId
 from nightmill.parts import FolderParts
-from nightmill.segment import lease_at
 from nightmill.settings import Settings
 from nightmill.store.sql import SqlStore, open_store
 from nightmill.torture.proof import SETTLED_CHANGED, Proof

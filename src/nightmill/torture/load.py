@@ -22,7 +22,7 @@ from openai import (
     InternalServerError,
 )
 
-from nightmill.crash import POINTS, Point
+from nightmill.failpoints import POINTS, Point
 from nightmill.torture.ledger import TAG, tag_of
 from nightmill.torture.plan import Plan
 from nightmill.torture.proof import Expected, Variety

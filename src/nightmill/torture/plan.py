@@ -11,7 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 from random import Random
 
-from nightmill.crash import POINTS, Point
+from nightmill.failpoints import POINTS, Point
 
 _OFTEN_PASSED = ("part.", "worker.before_beat", "worker.beaten", "worker.before_lease", "worker.leased")
 _EARLY = 0.25

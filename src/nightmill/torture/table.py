@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from statistics import median
 from typing import Any
 
-from nightmill.crash import POINTS
+from nightmill.failpoints import POINTS
 from nightmill.torture.conduct import Report
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 
-from nightmill.pacing import Answered, Broken, Outcome, Throttled
+from nightmill.core.outcome import Answered, Broken, Outcome, Throttled
 
 KEPT_HEADERS = frozenset({b"retry-after", b"x-request-id", b"content-encoding"})
 """Lower-case names of the headers `outcome_of` reads."""

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
-from nightmill.pacing import Outcome
+from nightmill.core.outcome import Outcome
 from nightmill.upstream.port import Attempts, Tag, Upstream
 
 

@@ -16,7 +16,7 @@ from typing import Any, cast
 import msgspec
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
-from nightmill.pacing import Answered, Broken, Outcome, TimedOut
+from nightmill.core.outcome import Answered, Broken, Outcome, TimedOut
 from nightmill.upstream.answer import GONE, KEPT_HEADERS, TOO_LONG, outcome_of
 
 RECEIVE_BYTES = 64 << 10

@@ -16,7 +16,7 @@ import ssl
 import time
 from collections.abc import Callable
 
-from nightmill.pacing import Answered, Outcome, Unreachable, sent_again
+from nightmill.core.outcome import Answered, Outcome, Unreachable, sent_again
 from nightmill.upstream.answer import GONE
 from nightmill.upstream.connection import RECEIVE_BYTES, Attempt, Connection
 from nightmill.upstream.port import Tag

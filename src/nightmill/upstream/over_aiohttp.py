@@ -17,7 +17,7 @@ from urllib.request import getproxies, proxy_bypass
 import aiohttp
 from yarl import URL
 
-from nightmill.pacing import Answered, Broken, Outcome, TimedOut, Unreachable, sent_again
+from nightmill.core.outcome import Answered, Broken, Outcome, TimedOut, Unreachable, sent_again
 from nightmill.upstream.answer import GONE, KEPT_HEADERS, TOO_LONG, outcome_of
 from nightmill.upstream.http1 import IDLE_S, MODELS_TIMEOUT_S, reason_of
 from nightmill.upstream.target import Target

@@ -8,7 +8,7 @@ settings. Not its duty: retries, pacing and counting (the worker, `pacing`).
 from collections.abc import Callable
 from typing import Protocol, TypeVar, runtime_checkable
 
-from nightmill.pacing import Outcome
+from nightmill.core.outcome import Outcome
 
 Tag = TypeVar("Tag")
 

@@ -16,8 +16,8 @@ from typing import Final
 
 from openai import AsyncOpenAI
 
-from nightmill.engine.local import free_port
 from nightmill.errors import SetupError
+from nightmill.runtime.supervisor import free_port
 from nightmill.torture.conduct import NO_END, TOO_OFTEN, all_found
 from nightmill.torture.fleet.bound import Bound, unexplained
 from nightmill.torture.fleet.link import Ends, Link

@@ -13,10 +13,10 @@ from time import monotonic
 from typing import Final
 from urllib.parse import SplitResult, parse_qs, unquote, urlencode, urlsplit
 
-from nightmill.assembly.places import check_places, open_bucket, open_places
-from nightmill.assembly.start import open_stored, prepare
 from nightmill.errors import SetupError, UnavailableError
 from nightmill.parts import Parts
+from nightmill.runtime.start import open_stored, prepare
+from nightmill.runtime.storage import check_places, open_bucket, open_places
 from nightmill.settings import BlobSettings, Settings, load
 from nightmill.store import SqlStore
 from nightmill.store.clearing import drop_tables, is_shared, tables_in

@@ -15,10 +15,10 @@ from pathlib import Path
 from random import Random
 from typing import Final
 
-from nightmill.engine.local import free_port
 from nightmill.errors import SetupError
+from nightmill.runtime.supervisor import free_port
 
-_MODULE: Final = "nightmill.engine.ray.nodes"
+_MODULE: Final = "nightmill.runtime.ray.nodes"
 _ORDER_S = 120.0
 
 

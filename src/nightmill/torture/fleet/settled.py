@@ -7,7 +7,7 @@ length. Not its duty: parts that nobody has pinned yet, whose writer may be at w
 import asyncio
 from contextlib import suppress
 
-from nightmill.batch import Batch
+from nightmill.core.batch import Batch
 from nightmill.errors import DamageError, UnavailableError
 from nightmill.parts import Parts
 from nightmill.store import SqlStore

@@ -1,0 +1,169 @@
+"""Compares batches with their input, line index, segments, parts and outputs."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from nightmill.admin.blob import blob_chunks, blob_size
+from nightmill.admin.disk import Answers, PartName, answers_in, parts_of
+from nightmill.admin.findings import CountAgain, DropSegments, Finding, Kind, Pin, WriteIndex
+from nightmill.admin.line_index import fault_of, indexed_again, names_same_lines
+from nightmill.core.batch import Batch, Status, Tally
+from nightmill.core.segment import INDEX_RECORD_BYTES, SegmentResult, unpack_lines
+from nightmill.store.inventory import Inventory, StoredBatch
+
+
+def audit_batches(inventory: Inventory, root: Path) -> Iterator[Finding]:
+    """Every unfinished batch can go on, and counts what is there; finished ones left nothing behind."""
+    for stored in inventory.unfinished_batches():
+        yield from _UnfinishedBatch(stored, root, list(inventory.segments(stored.batch.id))).findings()
+    for batch_id, count in inventory.left_segments():
+        detail = f"it has ended and {count} of its segments are still there"
+        yield Finding(Kind.LEFT_SEGMENTS, batch_id, detail, DropSegments(batch_id))
+    for stored in inventory.finished_batches():
+        for file_id in (stored.batch.output_file_id, stored.batch.error_file_id):
+            if file_id is not None and not inventory.knows_file(file_id):
+                detail = f"its file {file_id} is unknown; bring the database back from a backup"
+                yield Finding(Kind.OUTPUT_LINES, stored.batch.id, detail)
+
+
+def audit_lines(inventory: Inventory, root: Path) -> Iterator[Finding]:
+    """Reads whole files: every finished batch has each line once, every input still has its batch's lines."""
+    for stored in inventory.finished_batches():
+        if (finding := _count_outputs(inventory, root, stored.batch)) is not None:
+            yield finding
+    for stored in inventory.unfinished_batches():
+        batch = stored.batch
+        if stored.index_blob_key is None or blob_size(root, batch.input_blob_key) is None:
+            continue
+        if indexed_again(batch, root) is None:
+            detail = f"its input {batch.input_blob_key} does not have its {batch.total} lines any more"
+            yield Finding(Kind.INPUT_MISSING, batch.id, f"{detail}; bring it back from a backup")
+
+
+class _UnfinishedBatch:
+    def __init__(self, stored: StoredBatch, root: Path, segments: list[SegmentResult]) -> None:
+        self._stored = stored
+        self._batch = stored.batch
+        self._root = root
+        self._segments = segments
+        self._index: bytes | None = None
+
+    def findings(self) -> Iterator[Finding]:
+        if self._batch.status is Status.VALIDATING or self._stored.index_blob_key is None:
+            return  # intake has not accepted it: it has no lines yet
+        yield from self._input_findings(self._stored.index_blob_key)
+        yield from self._cut_findings()
+        names = parts_of(self._root, self._batch.id)
+        pins = list(filter(None, (self._segment_finding(result, names) for result in self._segments)))
+        yield from pins
+        # A segment that is pinned anew has its batch counted anew as well.
+        if not any(isinstance(finding.mend, Pin) for finding in pins):
+            yield from self._tally_findings()
+
+    def _input_findings(self, index_blob_key: str) -> Iterator[Finding]:
+        batch = self._batch
+        input_bytes = blob_size(self._root, batch.input_blob_key)
+        again = None
+        if input_bytes is None:
+            detail = (
+                f"its input {batch.input_blob_key} is gone; bring it back from a backup or from its sender"
+            )
+            yield Finding(Kind.INPUT_MISSING, batch.id, detail)
+        else:
+            again = indexed_again(batch, self._root)
+        index = _read(self._root / index_blob_key)
+        fault = "it is gone"
+        if index is not None:
+            fault = fault_of(index, total=batch.total, input_bytes=input_bytes or 1 << 62)
+            if fault is None and again is not None and not names_same_lines(index, again):
+                fault = "it is not that of its input"
+        self._index = index if fault is None else again
+        if fault is not None:
+            detail = f"the line index {index_blob_key}: {fault}"
+            mend = None if again is None else WriteIndex(batch, index_blob_key)
+            yield Finding(Kind.LINE_INDEX, batch.id, detail if mend else f"{detail}; it needs a backup", mend)
+
+    def _cut_findings(self) -> Iterator[Finding]:
+        first = 0
+        for number, result in enumerate(self._segments):
+            if result.segment.number != number or result.segment.first != first:
+                break
+            first += result.segment.count
+        else:
+            if first == self._batch.total:
+                return
+        detail = f"its segments do not cover its {self._batch.total} lines; bring the database back"
+        yield Finding(Kind.SEGMENTS, self._batch.id, f"{detail} from a backup")
+
+    def _segment_finding(self, result: SegmentResult, names: list[PartName]) -> Finding | None:
+        answers = answers_in(self._root, result, names)
+        ordinals = self._ordinals(result)
+        tally = answers.tally(ordinals)
+        mend = Pin(result.segment, tuple(answers.pinned), tally)
+        subject = f"{self._batch.id} segment {result.segment.number}"
+        if answers.damage:
+            return Finding(Kind.PART, subject, "; ".join(answers.damage), mend)
+        if ordinals is not None and (foreign := answers.tallies.keys() - ordinals):
+            detail = f"its parts answer {len(foreign)} lines of other segments; it needs a backup"
+            return Finding(Kind.ANSWERS, subject, detail)
+        if self._is_counted(result, answers, tally):
+            return None
+        detail = f"it counts {result.tally.answered} answers and its parts hold {tally.answered}"
+        return Finding(Kind.ANSWERS, subject, detail, mend)
+
+    def _ordinals(self, result: SegmentResult) -> set[int] | None:
+        if self._index is None:
+            return None
+        start = result.segment.first * INDEX_RECORD_BYTES
+        records = self._index[start : start + result.segment.count * INDEX_RECORD_BYTES]
+        return {line.ordinal for line in unpack_lines(records)}
+
+    @staticmethod
+    def _is_counted(result: SegmentResult, answers: Answers, tally: Tally) -> bool:
+        """Of a segment that is not done, more may be there than its last holder could report."""
+        if not result.is_done:
+            return result.tally.answered <= len(answers.tallies)
+        return tally == result.tally and tally.answered == result.segment.count
+
+    def _tally_findings(self) -> Iterator[Finding]:
+        counted, left = Tally(), 0
+        for result in self._segments:
+            counted = counted.plus(result.tally)
+            left += not result.is_done
+        mend = CountAgain(self._batch.id)
+        if counted != self._batch.tally:
+            stored = self._batch.tally
+            detail = (
+                f"it counts {stored.completed} completed and {stored.failed} failed, "
+                f"its segments {counted.completed} and {counted.failed}"
+            )
+            if (counted.completed, counted.failed) == (stored.completed, stored.failed):
+                detail = "its token counts are not the sum of its segments'"
+            yield Finding(Kind.TALLY, self._batch.id, detail, mend)
+        elif left != self._stored.segments_left:
+            detail = f"it counts {self._stored.segments_left} segments to do, there are {left}"
+            yield Finding(Kind.TALLY, self._batch.id, detail, mend)
+
+
+def _count_outputs(inventory: Inventory, root: Path, batch: Batch) -> Finding | None:
+    if batch.status is Status.FAILED:
+        return None
+    lines = 0
+    for file_id in (batch.output_file_id, batch.error_file_id):
+        if file_id is None:
+            continue
+        file = inventory.live_file(file_id)
+        if file is None or blob_size(root, file.blob_key) is None:
+            return None  # deleted, or told of as a file already
+        lines += sum(chunk.count(b"\n") for chunk in blob_chunks(root, file.blob_key))
+    if lines == batch.total:
+        return None
+    detail = f"its files hold {lines} lines, not {batch.total}; bring them back from a backup"
+    return Finding(Kind.OUTPUT_LINES, batch.id, detail)
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None

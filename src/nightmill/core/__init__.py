@@ -1,0 +1,1 @@
+"""Values and decisions of batches, lines and upstreams. No I/O."""

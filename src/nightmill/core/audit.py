@@ -1,0 +1,55 @@
+"""The audit log's values: who did what, to which object, when. No I/O."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+
+class Act(StrEnum):
+    """What stands in the audit log. Polls and lines never do."""
+
+    FILE_CREATED = "file.created"
+    FILE_DELETED = "file.deleted"
+    FILE_EXPIRED = "file.expired"
+    FILE_DOWNLOADED = "file.downloaded"
+    UPLOAD_CREATED = "upload.created"
+    UPLOAD_COMPLETED = "upload.completed"
+    UPLOAD_CANCELLED = "upload.cancelled"
+    BATCH_CREATED = "batch.created"
+    BATCH_CANCELLED = "batch.cancelled"
+    KEY_CREATED = "key.created"
+    KEY_REVOKED = "key.revoked"
+    PROJECT_CHANGED = "project.changed"
+    HOLD_SET = "hold.set"
+    HOLD_CLEARED = "hold.cleared"
+    SCHEMA_MIGRATED = "schema.migrated"
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Who does something. `name` is a key's id, or one of `operator`, `keyless` and `nightmill`.
+
+    `hint` is the last four letters of the key, or the operator's login; never the key.
+    """
+
+    name: str
+    hint: str | None = None
+    address: str | None = None
+    request_id: str | None = None
+
+
+NIGHTMILL: Final = Actor("nightmill")
+"""The program itself: what expires, and a data folder that is brought up to date at a start."""
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEntry:
+    """One row of the audit log. `at` is by the store's clock, `detail` a few words that name no content."""
+
+    sequence: int
+    at: float
+    by: Actor
+    act: str
+    project_id: str | None
+    subject_id: str
+    detail: str | None

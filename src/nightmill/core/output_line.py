@@ -1,0 +1,177 @@
+"""An output line: one row of an output or error file (contract 5.1, 9.5). No I/O.
+
+Bodies are slices of what the upstream sent and are never re-encoded. Every row is ASCII, one line and valid
+JSON, whatever the upstream sent.
+"""
+
+from typing import Annotated, cast
+
+import msgspec
+
+from nightmill.core import json_text
+from nightmill.core.batch import Usage
+from nightmill.core.request_line import RequestLine
+
+_WHITESPACE = b" \t\n\r"
+
+_ANSWERED = (
+    b'{"id": "%b", "custom_id": %b, "response": {"status_code": %d, "request_id": %b, "body": %b}, '
+    b'"error": null}\n'
+)
+
+_UNANSWERED = b'{"id": "%b", "custom_id": %b, "response": null, "error": {"code": %b, "message": %b}}\n'
+
+
+class OutputLine(msgspec.Struct, frozen=True, gc=False):
+    """One finished row: ASCII, one line, its line break included.
+
+    `is_error` says which file it goes to; `usage` is what it adds to the batch's totals.
+    """
+
+    text: bytes
+    is_error: bool
+    usage: Usage | None
+
+
+# An answer may say anything; what no real one says must not overflow a counter.
+_Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
+
+_COUNT_LIMIT = 1 << 32
+
+
+class _Details(msgspec.Struct, gc=False):
+    cached_tokens: _Count | None = 0
+    reasoning_tokens: _Count | None = 0
+
+
+class _Usage(msgspec.Struct, gc=False):
+    prompt_tokens: _Count | None = 0
+    completion_tokens: _Count | None = 0
+    input_tokens: _Count | None = 0
+    output_tokens: _Count | None = 0
+    total_tokens: _Count | None = 0
+    prompt_tokens_details: _Details | None = None
+    completion_tokens_details: _Details | None = None
+    input_tokens_details: _Details | None = None
+    output_tokens_details: _Details | None = None
+
+
+class _Answer(msgspec.Struct, gc=False):
+    usage: _Usage | None = None
+
+
+class _OddAnswer(msgspec.Struct, gc=False):
+    usage: msgspec.Raw = msgspec.Raw(b"null")
+
+
+_answer = msgspec.json.Decoder(_Answer)
+
+_odd_answer = msgspec.json.Decoder(_OddAnswer)
+
+
+def is_json(body: bytes) -> bool:
+    """Whether an answer can stand in an output line as it is."""
+    try:
+        json_text.validate(body.removeprefix(json_text.BOM))
+    except json_text.NotJsonError:
+        return False
+    return True
+
+
+def answered(line_id: bytes, line: RequestLine, *, status: int, request_id: bytes, body: bytes) -> OutputLine:
+    """The row of a line the upstream answered. A body that isn't JSON becomes an error object.
+
+    Args:
+        request_id: a JSON string.
+    """
+    body = body.removeprefix(json_text.BOM)
+    is_error = not 200 <= status < 300
+    usage = None
+    try:
+        shell = _shell(body)
+    except json_text.NotJsonError:
+        status = status if status >= 400 else 502
+        is_error = True
+        body = _not_json(status)
+    else:
+        body = json_text.one_ascii_line(body)
+        if not is_error and shell is not None:
+            usage = _usage(shell)
+    custom_id = line.custom_id_json
+    if not custom_id.isascii():
+        custom_id = json_text.one_ascii_line(custom_id)
+    written = status if is_error else 200
+    return OutputLine(_ANSWERED % (line_id, custom_id, written, request_id, body), is_error, usage)
+
+
+def unanswered(line_id: bytes, line: RequestLine, *, code: str, message: str) -> OutputLine:
+    """The row of a line that never got an HTTP answer: `response` is null (contract 5.1)."""
+    custom_id = json_text.one_ascii_line(line.custom_id_json)
+    told = json_text.ascii_string(code), json_text.ascii_string(message)
+    return OutputLine(_UNANSWERED % (line_id, custom_id, *told), is_error=True, usage=None)
+
+
+def _not_json(status: int) -> bytes:
+    message = f"The upstream's answer (reported here with status {status}) was not valid JSON."
+    return (
+        b'{"error": {"message": ' + json_text.ascii_string(message) + b', "type": "server_error", '
+        b'"param": null, "code": "invalid_upstream_answer"}}'
+    )
+
+
+def _shell(body: bytes) -> _Usage | None:
+    """What the answer says of its usage; an odd one is no reason to refuse the answer.
+
+    Raises:
+        NotJsonError: the body is not JSON.
+    """
+    try:
+        if body.isascii() or str(body, "utf-8"):
+            return _answer.decode(body).usage
+    except (UnicodeDecodeError, msgspec.DecodeError, RecursionError):
+        json_text.validate(body)
+    plain = json_text.without_lone_surrogates(body)
+    try:
+        return _answer.decode(plain).usage
+    except msgspec.DecodeError:
+        return _odd_usage(plain)
+
+
+def _odd_usage(body: bytes) -> _Usage | None:
+    try:
+        usage: object = msgspec.json.decode(_odd_answer.decode(body).usage)
+    except msgspec.DecodeError:
+        return None
+    if not isinstance(usage, dict):
+        return None
+    known = cast("dict[str, object]", usage)
+    found = _Usage()
+    for name in _Usage.__struct_fields__:
+        value = known.get(name)
+        if isinstance(value, dict):
+            details = cast("dict[str, object]", value)
+            sound = _Details(_count(details.get("cached_tokens")), _count(details.get("reasoning_tokens")))
+            setattr(found, name, sound)
+        elif not name.endswith("_details"):
+            setattr(found, name, _count(value))
+    return found
+
+
+def _count(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        return 0
+    return value if 0 <= value < _COUNT_LIMIT else 0
+
+
+def _usage(told: _Usage) -> Usage:
+    taken = told.prompt_tokens or told.input_tokens or 0
+    given = told.completion_tokens or told.output_tokens or 0
+    taken_details = told.prompt_tokens_details or told.input_tokens_details
+    given_details = told.completion_tokens_details or told.output_tokens_details
+    return Usage(
+        taken,
+        (taken_details and taken_details.cached_tokens) or 0,
+        given,
+        (given_details and given_details.reasoning_tokens) or 0,
+        told.total_tokens or taken + given,
+    )

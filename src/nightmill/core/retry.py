@@ -1,0 +1,106 @@
+"""What to do about one line after an attempt: outcome -> verdict. No I/O.
+
+    answered ─ 2xx, 3xx, 4xx ───────────────────────────▶ settle
+             ├ 408, 409, 425, 5xx ──────▶ retry, counts ┐
+    broken, timed out ──────────────────▶ retry, counts ├▶ settle after the last attempt
+    throttled, unreachable, refused ────▶ retry, does not count
+    any retry that would start past the deadline ───────▶ expire
+
+`now` and randomness (a number in [0, 1)) are arguments. Before a line is judged, the outcome passes through
+`CircuitBreaker.judge` (see `circuit_breaker`).
+"""
+
+from dataclasses import dataclass
+from typing import TypeAlias, assert_never
+
+from nightmill.core.outcome import Answered, Broken, Outcome, Refused, Throttled, TimedOut, Unreachable
+
+BACKOFF_BASE_S = 0.5
+
+BACKOFF_CAP_S = 60.0
+
+RETRY_AFTER_CAP_S = 600.0
+"""An upstream that says 'come back tomorrow' is asked again this often."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """Write the line's one output line from this outcome."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Send the line again after so long. `burns` says as how many attempts this one counts."""
+
+    after_s: float
+    burns: float
+
+
+@dataclass(frozen=True, slots=True)
+class Expire:
+    """No further attempt fits before the deadline: leave the line pending, its batch will expire it."""
+
+
+Verdict: TypeAlias = Settle | Retry | Expire
+
+_SETTLE = Settle()
+
+_EXPIRE = Expire()
+
+
+def verdict(
+    outcome: Outcome | Refused,
+    *,
+    attempts: float,
+    max_attempts: int,
+    now: float,
+    deadline: float,
+    random: float,
+) -> Verdict:
+    """What to do about one line.
+
+    Args:
+        outcome: what its latest attempt brought, as the gate judges it.
+        attempts: the number of that attempt, counted from 1; attempts that burned nothing are left out.
+        max_attempts: how many may burn.
+        now: the moment, on the clock of `deadline`.
+        deadline: the batch's.
+        random: a number in [0, 1).
+    """
+    match outcome:
+        case Answered(status):
+            if not is_worth_another(status):
+                return _SETTLE
+            burns, after_s = 1, backoff_s(attempts, random=random)
+        case Broken(counts_as=counts_as) | TimedOut(counts_as=counts_as):
+            burns, after_s = counts_as, backoff_s(attempts, random=random)
+        case Throttled(retry_after_s=asked_s) if asked_s is not None:
+            # A little jitter on top, or all lines told the same number would come back in one instant.
+            burns, after_s = 0, bounded(asked_s) * (1 + random / 10)
+        case Throttled() | Unreachable() | Refused():
+            burns, after_s = 0, backoff_s(attempts, random=random)
+        case _:
+            assert_never(outcome)
+    if burns and attempts - 1 + burns >= max_attempts:
+        return _SETTLE
+    if now + after_s >= deadline:
+        return _EXPIRE
+    return Retry(after_s, burns)
+
+
+def is_worth_another(status: int) -> bool:
+    """Whether the same line may fare better next time."""
+    return status >= 500 or status in _WORTH_ANOTHER
+
+
+_WORTH_ANOTHER = frozenset({408, 409, 425})
+
+
+def backoff_s(attempts: float, *, random: float) -> float:
+    """Exponential backoff with full jitter after so many attempts."""
+    return random * min(BACKOFF_CAP_S, BACKOFF_BASE_S * 2.0 ** min(attempts - 1, 16))
+
+
+def bounded(asked_s: float) -> float:
+    """A pause that an upstream asked for, in seconds, within our limits."""
+    return min(max(asked_s, 0.0), RETRY_AFTER_CAP_S)

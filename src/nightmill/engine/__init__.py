@@ -1,1 +1,0 @@
-"""Engines keep the roles running. They hold no truth; all of one can die."""

@@ -1,0 +1,137 @@
+"""The actor that has Ray Serve run a model, and says where it answers.
+
+Duty: deploy one Serve application, ask it until it answers, tell its URL, delete it in the end. Promise: no
+URL before a request was answered there; the application is gone when this actor leaves, also when every
+nightmill is. Not its duty: replicas (Serve restarts them) and when the model is needed (the launcher).
+"""
+
+import asyncio
+import importlib
+import logging
+from typing import Any, Final
+
+from nightmill.runtime.ray.attended import Attended
+from nightmill.runtime.ray.model_apps import application_of
+from nightmill.settings import RayModelSettings, UpstreamSettings
+from nightmill.upstream.connect import open_upstream
+
+_LOOK_S: Final = 1.0
+_ANSWER_S: Final = 10.0
+_AGAIN_S: Final = 5.0
+
+
+class ModelActor(Attended):
+    """Args:
+    message: the model's settings as JSON.
+    application: its name in Serve, and its route.
+    host: where Serve's proxies listen if Serve does not run yet.
+    """
+
+    def __init__(self, message: str, *, application: str, host: str, unattended_s: float) -> None:
+        super().__init__(unattended_s=unattended_s)
+        self._settings = RayModelSettings.model_validate_json(message)
+        self._application = application
+        self._host = host
+        self._url: str | None = None
+        self._trouble: str | None = None
+        self.begin()
+
+    @property
+    def url(self) -> str | None:
+        return self._url
+
+    @property
+    def trouble(self) -> str | None:
+        return self._trouble
+
+    async def work(self) -> None:
+        try:
+            while not self.is_leaving:
+                pause_s = _LOOK_S
+                try:
+                    await self._look()
+                except Exception as error:  # whatever Serve has: it is told of and tried again
+                    logging.getLogger("nightmill").error("the model's application failed", exc_info=error)
+                    self._url, self._trouble = None, f"the model can't be run: {_one_line(error)}"
+                    pause_s = _AGAIN_S
+                await self.change(timeout_s=pause_s)
+        finally:
+            self._url = None
+            await asyncio.to_thread(self._delete)
+
+    async def _look(self) -> None:
+        status = await asyncio.to_thread(self._status)
+        if status is None or status in ("DEPLOY_FAILED", "NOT_STARTED"):
+            await asyncio.to_thread(self._deploy)
+            return
+        if status != "RUNNING":
+            self._trouble = f"the model is not there yet: Ray Serve says {status}"
+            self._url = self._url if status == "UNHEALTHY" else None
+            return
+        places = await asyncio.to_thread(self._places)
+        if self._url in places:
+            return
+        for url in places:
+            if await _answers(url):
+                self._url, self._trouble = url, None
+                return
+        self._url, self._trouble = None, "Ray Serve runs the model, but it does not answer"
+
+    # --- Serve's verbs, which block --------------------------------------------------------------------
+
+    def _deploy(self) -> None:
+        serve = _serve()
+        serve.start(
+            proxy_location="EveryNode", http_options={"host": self._host, "port": self._settings.port}
+        )
+        serve.run(
+            application_of(self._settings), name=self._application, route_prefix=f"/{self._application}"
+        )
+
+    def _status(self) -> str | None:
+        applications: dict[str, Any] = _serve().status().applications
+        if self._application not in applications:
+            return None
+        found = applications[self._application]
+        status = str(found.status.value)
+        if status == "DEPLOY_FAILED":
+            self._trouble = f"the model can't be run: {_one_line(found.message)}"
+        return status
+
+    def _places(self) -> list[str]:
+        """The URL behind each healthy proxy."""
+        addresses = {
+            node["NodeID"]: node["NodeManagerAddress"]
+            for node in importlib.import_module("ray").nodes()
+            if node["Alive"]
+        }
+        return [
+            f"http://{addresses[node_id]}:{self._settings.port}/{self._application}/v1"
+            for node_id, status in sorted(_serve().status().proxies.items())
+            if status == "HEALTHY" and node_id in addresses
+        ]
+
+    def _delete(self) -> None:
+        serve = _serve()
+        if self._application in serve.status().applications:
+            serve.delete(self._application)
+
+
+async def _answers(url: str) -> bool:
+    upstream = open_upstream(UpstreamSettings(), url=url)
+    try:
+        async with asyncio.timeout(_ANSWER_S):
+            return await upstream.models() is not None
+    except TimeoutError:
+        return False
+    finally:
+        await upstream.close()
+
+
+def _serve() -> Any:
+    return importlib.import_module("ray.serve")
+
+
+def _one_line(error: object) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__)[:300]

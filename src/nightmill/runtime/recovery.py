@@ -1,0 +1,63 @@
+"""What `nightmill serve` sees to before any of its processes works on the store.
+
+Promise: afterwards nobody holds a lease any more (whoever held the folder before is dead: the lock proves
+it), and nothing half-written is left. Needs no API, so that the roles begin while the API still loads. Not
+its duty: the lock and the children (`serve`).
+"""
+
+import ipaddress
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+from nightmill import telemetry
+from nightmill.errors import SetupError
+from nightmill.failpoints import point
+from nightmill.roles.loop import Bell
+from nightmill.runtime.components import Rooms, open_rooms
+from nightmill.runtime.programs import take_back
+from nightmill.runtime.start import prepare
+from nightmill.runtime.storage import check_places
+from nightmill.runtime.supervisor import LocalEngine
+from nightmill.settings import Settings
+from nightmill.store import Store
+
+
+@asynccontextmanager
+async def recovered(settings: Settings, *, engine: LocalEngine, bell: Bell) -> AsyncGenerator[Rooms]:
+    """The rooms, ready for the children to begin.
+
+    Raises:
+        SetupError: the store, the bucket or the address is not fit to start on.
+    """
+    await prepare(settings)
+    await check_places(settings)
+    async with open_rooms(settings, emit=telemetry.log, bell=bell) as rooms:
+        await _check_keys(settings, rooms.store)
+        point("serve.before_recovery")
+        if settings.is_embedded:  # over a store that others share, leases lapse and writers may be alive
+            await rooms.store.release_all_leases()
+            await rooms.blobs.sweep_unfinished()
+        point("serve.recovered")
+        engine.bury = take_back(rooms.store, engine)
+        yield rooms
+
+
+async def _check_keys(settings: Settings, store: Store) -> None:
+    if _is_loopback(settings.api.host) and settings.keyless_on_loopback:
+        return
+    if await store.has_api_keys():
+        return
+    message = (
+        f"refusing to listen on {settings.api.host} without API keys; make one with "
+        f"'nightmill keys create NAME --folder {settings.folder}', or listen on 127.0.0.1"
+    )
+    raise SetupError(message)
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

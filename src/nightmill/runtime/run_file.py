@@ -1,0 +1,263 @@
+"""Runs one JSONL file without a server: the same store, parts and roles, in a work folder beside the input.
+
+Promise: run again after Ctrl-C or a crash, it goes on where it was; the output appears whole, under its final
+name, or not at all. Not its duty: showing progress.
+"""
+
+import asyncio
+import hashlib
+import json
+import os
+import random
+import shutil
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nightmill import telemetry
+from nightmill.core.batch import ENDPOINTS, Batch, LineError, Status, Usage
+from nightmill.errors import RequestError, SetupError
+from nightmill.ids import BatchId, FileId, ProjectId
+from nightmill.roles.loop import Bell, keep_turning
+from nightmill.roles.worker import Worker
+from nightmill.runtime.components import Rooms, open_rooms
+from nightmill.runtime.data_folder_lock import locked_folder
+from nightmill.runtime.gc_setup import spare_collections
+from nightmill.runtime.supervisor import LocalEngine, Program
+from nightmill.runtime.upstreams import choose_upstream, listens
+from nightmill.settings import BlobSettings, QuotaSettings, Settings
+from nightmill.store.migrate import migrate
+from nightmill.upstream.connect import open_upstream
+
+_PROJECT = ProjectId("default")
+_INPUT_KEY = "files/input"
+_YEAR_S = 365 * 86_400
+_LOOK_S = 0.2
+_START_S = 10.0
+_UNLIMITED = 1 << 40
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run is. `elapsed_s` counts from this start, not from the first."""
+
+    status: Status
+    total: int
+    completed: int
+    failed: int
+    in_flight: int
+    elapsed_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """How a run ended. A path is None when there is no line for that file."""
+
+    status: Status
+    total: int
+    completed: int
+    failed: int
+    output_path: Path | None
+    error_path: Path | None
+    usage: Usage
+    errors: tuple[LineError, ...] = field(default=())
+
+
+async def run_file(
+    settings: Settings,
+    input_path: Path,
+    *,
+    output_path: Path,
+    error_path: Path,
+    endpoint: str | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    say: Callable[[str], None] | None = None,
+) -> RunSummary:
+    """Answers every line of `input_path`.
+
+    Args:
+        endpoint: the batch's endpoint; None takes the `url` of the first line.
+
+    Raises:
+        RequestError: the input is missing, empty, or has changed since an unfinished run of it.
+        SetupError: no upstream was named, or the work folder is in use.
+    """
+    if not await asyncio.to_thread(input_path.is_file):
+        raise RequestError(f"there is no file at {input_path}")
+    settings = _for_a_run(settings, work_folder(input_path))
+    settings, programs = await choose_upstream(settings, say=say or _say_nothing)
+    endpoint = endpoint or _endpoint_of_first_line(input_path)
+    started = time.monotonic()
+    with locked_folder(settings.folder):
+        await migrate(settings.store_url)
+        bell = Bell()
+        async with open_rooms(settings, emit=telemetry.log, bell=bell) as rooms:
+            batch = await _batch(rooms, input_path, endpoint)
+            spare_collections()
+            async with _roles(rooms, programs) as worker:
+                while True:
+                    rings = bell.rings
+                    batch = await rooms.store.batch(_PROJECT, batch.id) or batch
+                    if on_progress is not None:
+                        on_progress(_progress(batch, worker, time.monotonic() - started))
+                    if batch.status.is_terminal:
+                        break
+                    await bell.wait(since=rings, timeout_s=_LOOK_S)
+            outputs = (
+                await _take_out(rooms, batch.output_file_id, output_path),
+                await _take_out(rooms, batch.error_file_id, error_path),
+            )
+    await asyncio.to_thread(shutil.rmtree, settings.folder)
+    tally = batch.tally
+    return RunSummary(
+        batch.status, batch.total, tally.completed, tally.failed, *outputs, tally.usage, batch.errors
+    )
+
+
+def work_folder(input_path: Path) -> Path:
+    """Where an unfinished run of the input keeps its state."""
+    return input_path.with_name(input_path.name + ".nightmill")
+
+
+def _for_a_run(settings: Settings, folder: Path) -> Settings:
+    """No limits but those on a single line: they protect a server from its clients, and there are none."""
+    limits = settings.limits.model_copy(
+        update={
+            "lines_per_file": _UNLIMITED,
+            "input_file_bytes": _UNLIMITED,
+            "embedding_inputs": _UNLIMITED,
+            "models_per_file": _UNLIMITED,
+        }
+    )
+    return settings.model_copy(
+        update={
+            "folder": folder,
+            "store": None,
+            "blobs": BlobSettings(),
+            "limits": limits,
+            "quota": QuotaSettings(),
+        }
+    )
+
+
+def _endpoint_of_first_line(path: Path) -> str:
+    with path.open("rb") as file:
+        for line in file:
+            if line.strip():
+                break
+        else:
+            raise RequestError(f"{path} holds no request line")
+    try:
+        url = json.loads(line.removeprefix(b"\xef\xbb\xbf"))["url"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        url = None
+    if url not in ENDPOINTS:
+        message = (
+            f"the first line of {path} names no known endpoint in 'url'; name it with --endpoint, "
+            "or see every bad line with 'nightmill validate'"
+        )
+        raise RequestError(message, param="url")
+    return str(url)
+
+
+async def _batch(rooms: Rooms, path: Path, endpoint: str) -> Batch:
+    """The batch of this input, made on the first run of it."""
+    await rooms.store.release_all_leases()
+    await rooms.blobs.sweep_unfinished()
+    stat = await asyncio.to_thread(path.stat)
+    fingerprint = f"{stat.st_size} {stat.st_mtime_ns} {endpoint}"
+    digest = hashlib.sha256(fingerprint.encode()).hexdigest()
+    if await rooms.blobs.size_bytes(_INPUT_KEY) is None:
+        await _copy_in(rooms, path)
+    now = int(time.time())
+    batch = Batch(
+        id=BatchId("batch_" + digest[:32]),
+        project_id=_PROJECT,
+        endpoint=endpoint,
+        input_file_id=FileId("file-input"),
+        input_blob_key=_INPUT_KEY,
+        completion_window="365d",
+        created_at=now,
+        expires_at=now + _YEAR_S,
+    )
+    begun = (await rooms.store.list_batches(_PROJECT, limit=1)).items
+    if not begun:
+        return await rooms.store.create_batch(batch)
+    if begun[0].id != batch.id:
+        folder = rooms.settings.folder
+        message = (
+            f"{path} or its endpoint has changed since its unfinished run; to begin anew remove {folder}"
+        )
+        raise RequestError(message)
+    return begun[0]
+
+
+async def _copy_in(rooms: Rooms, path: Path) -> None:
+    """A copy, so that a change of the input while it runs can't mix two files."""
+    writer = await rooms.blobs.open_writer(_INPUT_KEY)
+    try:
+        with path.open("rb") as file:
+            while chunk := await asyncio.to_thread(file.read, 1 << 20):
+                await writer.write(chunk)
+        await writer.commit()
+    except BaseException:
+        await writer.abort()
+        raise
+
+
+@asynccontextmanager
+async def _roles(rooms: Rooms, programs: list[Program]) -> AsyncGenerator[Worker]:
+    """Every role in this process, and the upstream's own program if there is one."""
+    assert rooms.settings.upstream.url is not None
+    upstream = open_upstream(rooms.settings.upstream, url=rooms.settings.upstream.url)
+    worker = rooms.worker(upstream, slots=rooms.settings.upstream.concurrency)
+    engine = LocalEngine(emit=rooms.emit, ring_here=rooms.bell.ring_here, monotonic=time.monotonic)
+    stop = asyncio.Event()
+    try:
+        async with asyncio.TaskGroup() as group:
+            for program in programs:
+                group.create_task(engine.keep(program))
+            for role in (rooms.intake(), rooms.finalizer(), rooms.warden()):
+                group.create_task(
+                    keep_turning(role, bell=rooms.bell, stop=stop, emit=rooms.emit, random=random.random)
+                )
+            if programs:
+                await listens(rooms.settings.upstream.url, within_s=_START_S)
+            group.create_task(worker.run(stop, grace_s=lambda: 0.0))
+            yield worker
+            stop.set()
+            rooms.bell.ring_here()
+            await engine.drain(grace_s=2.0)
+    finally:
+        engine.kill()
+        await upstream.close()
+
+
+async def _take_out(rooms: Rooms, file_id: FileId | None, path: Path) -> Path | None:
+    """Puts a finished file under `path`, whole or not at all."""
+    if file_id is None:
+        return None
+    file = await rooms.store.file(_PROJECT, file_id)
+    if file is None:
+        raise SetupError(
+            f"the work folder {rooms.settings.folder} has lost {file_id}; remove it and run again"
+        )
+    unfinished = path.with_name(path.name + ".part")
+    with unfinished.open("wb") as target:
+        async for chunk in rooms.blobs.stream(file.blob_key):
+            await asyncio.to_thread(target.write, chunk)
+        target.flush()
+        await asyncio.to_thread(os.fsync, target.fileno())
+    unfinished.replace(path)
+    return path
+
+
+def _progress(batch: Batch, worker: Worker, elapsed_s: float) -> Progress:
+    tally = batch.tally
+    return Progress(batch.status, batch.total, tally.completed, tally.failed, worker.in_flight, elapsed_s)
+
+
+def _say_nothing(_text: str) -> None:
+    return

@@ -1,0 +1,122 @@
+"""Picks the upstream: a URL, a server found on this machine, a model file of our own, or the emulator.
+
+Promise: exactly one, and never the emulator unasked. What it starts as a child keeps its port over restarts.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from urllib.parse import urlsplit
+
+from nightmill.errors import SetupError
+from nightmill.runtime.supervisor import Program, free_port
+from nightmill.settings import Settings
+from nightmill.upstream.probe import find_local_servers
+
+NO_UPSTREAM = """there is no upstream to answer the lines; give one:
+  --upstream http://127.0.0.1:8000/v1   an OpenAI-compatible server (vLLM, SGLang, Ollama, a provider)
+  --upstream auto                       look for a server on this machine
+  --model model.gguf                    run a model file here (pip install 'nightmill[llama]')
+  --emulate                             made-up answers, for trying out and for tests"""
+
+_NOT_ON_RAY = (
+    "workers on a Ray cluster need an upstream that every node reaches: --upstream URL, or a model on the"
+    " cluster (ray.model); --model and --emulate are of this machine"
+)
+_PROBE_TIMEOUT_S = 2.0
+_LISTEN_POLL_S = 0.02
+
+
+async def choose_upstream(
+    settings: Settings, *, say: Callable[[str], None]
+) -> tuple[Settings, list[Program]]:
+    """Settings with the upstream's URL filled in, and the programs that must run for it.
+
+    Raises:
+        SetupError: none was named, more than one was, or `auto` found nothing.
+    """
+    asked = [settings.upstream.url is not None, settings.model.path is not None, settings.emulator.enabled]
+    if settings.engine == "ray":
+        if settings.ray.model.name is not None and not any(asked):
+            return settings, []  # the launcher has Ray run it
+        if settings.ray.address is not None and not asked[0]:
+            raise SetupError(_NOT_ON_RAY)
+        asked.append(settings.ray.model.name is not None)
+    if sum(asked) == 0:
+        raise SetupError(NO_UPSTREAM)
+    if sum(asked) > 1:
+        raise SetupError("name one upstream: a URL, a model file, or the emulator")
+    if settings.emulator.enabled:
+        say("EMULATED: every answer is made up; no model is asked")
+        port = free_port()
+        delay_s = str(settings.emulator.delay_s)
+        arguments = ("--port", str(port), "--delay-s", delay_s)
+        return _with_url(settings, port), [
+            _upstream(Program("emulator", "nightmill.emulator.server", arguments))
+        ]
+    if settings.model.path is not None:
+        from nightmill.runtime.llama import llama_program  # noqa: PLC0415 - an extra, seldom installed
+
+        port = free_port()
+        # More would only queue there, and a place in a queue counts towards an attempt's timeout.
+        upstream = settings.upstream.model_copy(update={"concurrency": settings.model.slots})
+        settings = settings.model_copy(update={"upstream": upstream})
+        return _with_url(settings, port), [_upstream(llama_program(settings.model, port=port))]
+    if settings.upstream.url == "auto":
+        return await _found(settings, say=say), []
+    return settings, []
+
+
+async def _found(settings: Settings, *, say: Callable[[str], None]) -> Settings:
+    everyone = await find_local_servers(timeout_s=_PROBE_TIMEOUT_S)
+    found = [server for server in everyone if not server.is_nightmill]
+    for server in everyone:
+        if server.is_nightmill:
+            say(f"left out {server.url}: that is a nightmill, which answers nothing by itself")
+    if not found:
+        message = (
+            "found no model server on this machine (looked for vLLM on port 8000, Ollama 11434, "
+            "llama.cpp 8080, LM Studio 1234, SGLang 30000); start one, or name it with --upstream URL"
+        )
+        raise SetupError(message)
+    for server in found:
+        say(f"found {server.name} at {server.url} with {', '.join(server.models) or 'no models listed'}")
+    if len(found) > 1:
+        say(f"using {found[0].name}; choose another with --upstream URL")
+    upstream = settings.upstream.model_copy(update={"url": found[0].url})
+    return settings.model_copy(update={"upstream": upstream})
+
+
+async def listens(url: str, *, within_s: float) -> bool:
+    """Waits until something takes connections at `url`: a child of ours needs a moment to start."""
+    target = urlsplit(url)
+    try:
+        async with asyncio.timeout(within_s):
+            while True:
+                try:
+                    _, writer = await asyncio.open_connection(target.hostname, target.port)
+                except OSError:
+                    await asyncio.sleep(_LISTEN_POLL_S)
+                else:
+                    writer.close()
+                    return True
+    except TimeoutError:
+        return False
+
+
+def shared_name(url: str, *, host: str) -> str:
+    """What all workers of one upstream call it, without credentials. On loopback each machine has its own."""
+    target = urlsplit(url)
+    place = f"{target.scheme}://{target.hostname}:{target.port or ''}{target.path}"
+    is_here = target.hostname in {"localhost", "::1"} or (target.hostname or "").startswith("127.")
+    return f"{place} at {host}" if is_here else place
+
+
+def _upstream(program: Program) -> Program:
+    """It ends after the workers that still wait for its answers."""
+    return replace(program, stage=1)
+
+
+def _with_url(settings: Settings, port: int) -> Settings:
+    upstream = settings.upstream.model_copy(update={"url": f"http://127.0.0.1:{port}/v1"})
+    return settings.model_copy(update={"upstream": upstream})

@@ -1,0 +1,74 @@
+"""`nightmill work`: roles without an API, beside as many others as are wanted.
+
+Duty: the children that hold the roles, on a store and a blob store that all machines reach. Promise: SIGTERM
+finishes what is in flight and gives every lease back; whatever else ends it costs others one lease. Not its
+duty: the roles themselves (`work`).
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+
+from nightmill import telemetry
+from nightmill.errors import SetupError
+from nightmill.runtime.logs import start_logs
+from nightmill.runtime.on_ray import check_engine
+from nightmill.runtime.prefork import Spare
+from nightmill.runtime.programs import ROLES, WORKER, role_programs, take_back
+from nightmill.runtime.signals import heed_signals
+from nightmill.runtime.start import open_stored, prepare
+from nightmill.runtime.storage import check_places
+from nightmill.runtime.supervisor import LocalEngine, Program
+from nightmill.runtime.upstreams import choose_upstream
+from nightmill.settings import Settings
+
+_EMBEDDED = (
+    "nightmill work needs a store that other machines reach: NIGHTMILL_STORE=postgresql://user@host/database;"
+    " on one machine 'nightmill serve' holds the roles too"
+)
+_EXTRA_S = 1.0
+
+
+async def work(
+    settings: Settings, *, roles: Sequence[str], say: Callable[[str], None], spares: Sequence[Spare] = ()
+) -> int:
+    """Holds the roles until SIGTERM or SIGINT; returns the exit code. `spares` as for `serve`.
+
+    Raises:
+        SetupError: the store is this machine's own or not fit to start on, or there is no upstream.
+    """
+    start_logs(settings.log_level)
+    settings = check_engine(settings)
+    _check(settings, roles)
+    programs: list[Program] = []
+    if WORKER in roles:
+        settings, programs = await choose_upstream(settings, say=say)
+    await prepare(settings)
+    await check_places(settings)
+    engine = LocalEngine(emit=telemetry.log, ring_here=_nobody, monotonic=time.monotonic, spares=spares)
+    store = open_stored(settings)
+    try:
+        engine.bury = take_back(store, engine)
+        async with asyncio.TaskGroup() as group:
+            for program in [*programs, *role_programs(settings, roles)]:
+                group.create_task(engine.keep(program))
+            say(f"nightmill works: {', '.join(roles)}")
+            await heed_signals(engine).to_stop.wait()
+            await engine.drain(grace_s=settings.api.drain_s + _EXTRA_S)
+    finally:
+        await store.close()
+    return 0
+
+
+def _check(settings: Settings, roles: Sequence[str]) -> None:
+    if settings.is_embedded:
+        raise SetupError(_EMBEDDED)
+    unknown = [role for role in roles if role not in ROLES]
+    if unknown or not roles:
+        raise SetupError(f"there is no role '{', '.join(unknown)}'; choose from {', '.join(ROLES)}")
+    if settings.worker.processes == 0:
+        raise SetupError("nightmill work with 0 worker processes does nothing; leave out --workers")
+
+
+def _nobody() -> None:
+    """This process has no roles of its own to wake."""

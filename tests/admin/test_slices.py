@@ -1,0 +1,97 @@
+"""A batch that is joined in slices, half done: copied, checked, and joined to the same bytes."""
+
+import asyncio
+import time
+from dataclasses import dataclass
+
+import pytest
+from tests.keeping.conftest import PROJECT, DataFolder, Upstream
+
+from nightmill.admin.backup import back_up
+from nightmill.admin.check import Depth
+from nightmill.core.batch import Status
+
+
+@dataclass
+class Sliced(DataFolder):
+    """Its finalizer cuts every batch that it can."""
+
+    @property
+    def settings(self):
+        settings = super().settings
+        finalizer = settings.finalizer.model_copy(update={"slice_bytes": 1_000})
+        return settings.model_copy(update={"finalizer": finalizer})
+
+
+@pytest.fixture
+def half_joined(data, unfinished):
+    """The folder of a server that died with a batch answered, cut, and one of its slices joined."""
+    folder = Sliced(data.path)
+
+    async def is_settled(rooms):
+        return bool(await rooms.store.settled_batches())
+
+    async def join_one():
+        async with folder.rooms() as rooms:
+            finalizer = rooms.finalizer()
+            await finalizer.turn()
+            await finalizer.turn()
+            assert len(await rooms.store.joined_slices(unfinished)) == 1
+
+    asyncio.run(folder.run_without_finalizer(Upstream(), is_settled))
+    asyncio.run(join_one())
+    return folder
+
+
+def piece_of(folder):
+    return folder.blobs / folder.ask("SELECT output_blob_key FROM slice WHERE state = 'done'")[0][0]
+
+
+def ends_in_pieces(folder):
+    async def is_swept(rooms):
+        statuses = {batch.status for batch in (await rooms.store.list_batches(PROJECT)).items}
+        return statuses == {Status.COMPLETED} and not await rooms.parts.batches()
+
+    folder.run(Upstream(), until=is_swept)
+    for key, size_bytes in folder.ask("SELECT blob_key, size_bytes FROM file WHERE blob_key LIKE '%.pieces'"):
+        pieces = folder.ask("SELECT blob_key FROM piece WHERE of_blob_key = ? ORDER BY blob_key", key)
+        assert sum((folder.blobs / piece).stat().st_size for (piece,) in pieces) == size_bytes
+        assert len(pieces) > 1
+    checked = folder.check(depth=Depth.DEEP, clock=lambda: time.time() + 7_200)
+    assert checked.found == ()
+    assert folder.ask("SELECT count(*) FROM piece")[0][0] > 1
+
+
+def test_what_was_joined_is_in_order_and_is_not_joined_again(half_joined):
+    assert half_joined.check(depth=Depth.DEEP, clock=lambda: time.time() + 7_200).found == ()
+    before = piece_of(half_joined).stat().st_mtime_ns
+    joined = piece_of(half_joined)
+    ends_in_pieces(half_joined)
+    assert joined.stat().st_mtime_ns == before
+
+
+def test_a_copy_goes_on_with_the_slices_that_are_left(half_joined, tmp_path):
+    told = back_up(half_joined.path, half_joined.settings.store_url, tmp_path / "copy")
+    assert told.missing == []
+    ends_in_pieces(Sliced(tmp_path / "copy"))
+
+
+def test_a_batch_one_of_whose_slices_is_damaged_is_joined_anew(half_joined):
+    piece_of(half_joined).unlink()
+    checked = half_joined.mend()
+    assert [finding.kind for finding in checked.found] == ["slice"]
+    assert checked.left == ()
+    assert half_joined.ask("SELECT * FROM slice") == []
+    ends_in_pieces(half_joined)
+
+
+def test_a_batch_whose_answers_were_damaged_is_joined_anew(half_joined):
+    joined = piece_of(half_joined)
+    part = half_joined.parts()[-1]
+    part.write_bytes(part.read_bytes()[:-20])
+    checked = half_joined.mend()
+    assert "part" in [finding.kind for finding in checked.found]
+    assert checked.left == ()
+    assert half_joined.ask("SELECT * FROM slice") == []
+    assert not joined.exists()
+    ends_in_pieces(half_joined)
