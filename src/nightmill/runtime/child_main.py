@@ -67,10 +67,10 @@ class _Orders:
         self._bell.ring_here()
 
 
-async def work(settings: Settings, worker_id: WorkerId, names: Sequence[str], outward: int) -> None:
+async def work(settings: Settings, worker_id: WorkerId, names: Sequence[str], to_parent: int) -> None:
     def say(line: bytes) -> None:
         try:
-            os.write(outward, line)
+            os.write(to_parent, line)
         except (BlockingIOError, BrokenPipeError):
             return  # a hint that finds no room or no reader is not needed
 
@@ -138,16 +138,16 @@ def main(arguments: Sequence[str]) -> None:
     settings = from_message(message)
     start_logs(settings.log_level)
     raise_open_file_limit()
-    outward = os.dup(sys.stdout.fileno())
-    os.set_blocking(outward, False)
+    to_parent = os.dup(sys.stdout.fileno())
+    os.set_blocking(to_parent, False)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     try:
         import uvloop  # noqa: PLC0415 - absent on Windows
     except ImportError:
-        asyncio.run(work(settings, worker_id, names, outward))
+        asyncio.run(work(settings, worker_id, names, to_parent))
     else:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(work(settings, worker_id, names, outward))
+            runner.run(work(settings, worker_id, names, to_parent))
     logging.shutdown()
 
 

@@ -34,11 +34,11 @@ _TROUBLE_BYTES = 400
 class _Parent:
     """What the parent says, and what is said to it."""
 
-    def __init__(self, outward: int) -> None:
+    def __init__(self, to_parent: int) -> None:
         self.bell = Bell()
         self.stop = asyncio.Event()
         self.is_gone = False
-        self._outward = outward
+        self._to_parent = to_parent
         self._told: str | None = None
 
     async def listen(self) -> None:
@@ -62,11 +62,11 @@ class _Parent:
             logging.getLogger("nightmill").warning("the launcher: %s", trouble)
         line = b"-" if trouble is None else b"!" + " ".join(trouble.split()).encode()[:_TROUBLE_BYTES]
         with contextlib.suppress(BlockingIOError, BrokenPipeError):
-            os.write(self._outward, line + b"\n")
+            os.write(self._to_parent, line + b"\n")
 
 
-async def launch(settings: Settings, launcher_id: str, outward: int) -> int:
-    parent = _Parent(outward)
+async def launch(settings: Settings, launcher_id: str, to_parent: int) -> int:
+    parent = _Parent(to_parent)
     listening = asyncio.create_task(parent.listen())
     cluster, thread = Cluster(settings.ray), RayThread()
     store = open_stored(settings)
@@ -133,10 +133,10 @@ def main() -> None:
         return  # the parent ended before there was anything to do
     settings = from_message(message)
     start_logs(settings.log_level)
-    outward = os.dup(sys.stdout.fileno())
-    os.set_blocking(outward, False)
+    to_parent = os.dup(sys.stdout.fileno())
+    os.set_blocking(to_parent, False)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    exit_code = asyncio.run(launch(settings, sys.argv[1], outward))
+    exit_code = asyncio.run(launch(settings, sys.argv[1], to_parent))
     logging.shutdown()
     os._exit(exit_code)  # a thread stuck in Ray must not keep the process
 
