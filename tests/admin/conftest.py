@@ -23,7 +23,7 @@ from nightmill.core.batch import Batch
 from nightmill.core.file import File, Purpose, Upload, UploadPart
 from nightmill.core.outcome import Answered, Outcome
 from nightmill.ids import FileId, PartId, ProjectId, UploadId, new_batch_id, new_file_id
-from nightmill.roles.loop import Bell, Role, keep_turning
+from nightmill.roles.loop import Notifier, Role, keep_turning
 from nightmill.runtime.components import Rooms, open_rooms
 from nightmill.settings import Settings, load
 from nightmill.store.migrate import migrate
@@ -121,7 +121,7 @@ class DataFolder:
     async def rooms(self) -> AsyncIterator[Rooms]:
         self.path.mkdir(exist_ok=True)
         await migrate(self.settings.store_url)
-        async with open_rooms(self.settings, emit=lambda _: None, bell=Bell()) as rooms:
+        async with open_rooms(self.settings, emit=lambda _: None, notifier=Notifier()) as rooms:
             yield rooms
 
     def new_upstream(self) -> Upstream:
@@ -153,11 +153,11 @@ class DataFolder:
                 tasks = [group.create_task(rooms.worker(upstream, slots=4).run(stop, grace_s=lambda: 0.0))]
                 for role in roles(rooms):
                     turning = keep_turning(
-                        role, bell=rooms.bell, stop=stop, emit=rooms.emit, random=lambda: 0.5
+                        role, notifier=rooms.notifier, stop=stop, emit=rooms.emit, random=lambda: 0.5
                     )
                     tasks.append(group.create_task(turning))
                 while not await until(rooms):
-                    await rooms.bell.wait(since=rooms.bell.rings, timeout_s=0.01)
+                    await rooms.notifier.wait(since=rooms.notifier.count, timeout_s=0.01)
                 for task in tasks:
                     task.cancel()
 

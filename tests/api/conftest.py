@@ -60,13 +60,13 @@ class Answer:
 
 @dataclass
 class Server:
-    """One running app. `rings` counts how often the roles were woken."""
+    """One running app. `count_before` counts how often the roles were woken."""
 
     port: int
     folder: Path
     loop: asyncio.AbstractEventLoop
     context: ApiContext
-    rings: list[float]
+    count_before: list[float]
     clients: ExitStack = field(default_factory=ExitStack)
 
     @property
@@ -140,13 +140,13 @@ def serving(
         await migrate(url)
         store = open_store(url, clock=clock)
         try:
-            rings: list[float] = []
+            count_before: list[float] = []
             context = change(
                 ApiContext(
                     store=store,
                     blobs=PiecedBlobs(FolderBlobs(folder / "blobs", watermark_bytes=0)),
                     settings=Settings.model_validate(settings or {}),
-                    ring=lambda: rings.append(time.monotonic()),
+                    notify=lambda: count_before.append(time.monotonic()),
                     upstream_models=upstream_models,
                     clock=clock,
                     random=secrets.token_bytes,
@@ -154,7 +154,7 @@ def serving(
             )
             server = uvicorn.Server(http_config(create_app(context), context.settings.api))
             stop.append(lambda: setattr(server, "should_exit", True))
-            box.append(Server(port, folder, asyncio.get_running_loop(), context, rings))
+            box.append(Server(port, folder, asyncio.get_running_loop(), context, count_before))
             started.set()
             await server.serve(sockets=[listener])
         finally:

@@ -26,7 +26,7 @@ from bench import inputs, stubs
 from nightmill.core.batch import Batch, Status
 from nightmill.core.outcome import Answered, Outcome
 from nightmill.ids import BatchId, FileId, ProjectId
-from nightmill.roles.loop import Bell
+from nightmill.roles.loop import Notifier
 from nightmill.runtime.components import Rooms, open_rooms
 from nightmill.settings import load
 from nightmill.store.migrate import migrate
@@ -113,8 +113,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
 async def rooms_with_a_batch(
     folder: Path, *, lines: int
 ) -> AsyncGenerator[tuple[Rooms, asyncio.Event, list[object]]]:
-    """Real store, blobs and parts in one process; the batch is in `validating`. Also the bell others hear,
-    and all events.
+    """Real store, blobs and parts in one process, with a batch in `validating`.
+
+    Also an event that is set when other processes are notified, and the list of all emitted events.
     """
     path = inputs.input_file(folder, lines)
     waits = {"commit_interval_s": 600.0, "beat_s": 600.0, "lease_ttl_s": 3_600.0}
@@ -129,7 +130,7 @@ async def rooms_with_a_batch(
     await migrate(settings.store_url)
     events: list[object] = []
     rung = asyncio.Event()
-    async with open_rooms(settings, emit=events.append, bell=Bell(rung.set)) as rooms:
+    async with open_rooms(settings, emit=events.append, notifier=Notifier(rung.set)) as rooms:
         writer = await rooms.blobs.open_writer("files/input")
         await writer.write(path.read_bytes())
         await writer.commit()
@@ -158,7 +159,7 @@ async def answer_all(rooms: Rooms, rung: asyncio.Event) -> None:
                 await rung.wait()
             rung.clear()
         stop.set()
-        rooms.bell.ring_here()
+        rooms.notifier.notify_local()
 
 
 async def join(rooms: Rooms) -> None:

@@ -12,7 +12,7 @@ from nightmill import failpoints
 from nightmill.ids import WorkerId
 from nightmill.roles.finalizer import Finalizer
 from nightmill.roles.intake import Intake
-from nightmill.roles.loop import Bell
+from nightmill.roles.loop import Notifier
 from nightmill.runtime.storage import open_places
 from nightmill.settings import Settings, as_message, from_message, load
 from nightmill.store.sql import open_store
@@ -64,7 +64,7 @@ async def turn(role: str, settings: Settings) -> None:
         "blobs": blobs,
         "settings": settings,
         "worker_id": WorkerId(role),
-        "bell": Bell(),
+        "notifier": Notifier(),
         "emit": lambda _: None,
         "clock": time.time,
     }

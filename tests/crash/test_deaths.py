@@ -66,9 +66,9 @@ async def settled(mill: Mill) -> Batch:
     running = asyncio.create_task(worker.run(stop, grace_s=lambda: 5.0))
     async with asyncio.timeout(30):
         while not await mill.store.settled_batches():
-            await mill.bell.wait(since=mill.bell.rings, timeout_s=0.02)
+            await mill.notifier.wait(since=mill.notifier.count, timeout_s=0.02)
     stop.set()
-    mill.bell.ring()
+    mill.notifier.notify()
     await running
     await parts.close()
     return await mill.now(batch)
@@ -211,9 +211,9 @@ async def half_answered(mill: Mill) -> Batch:
     running = asyncio.create_task(mill.worker(send, parts=parts).run(stop, grace_s=lambda: 0.0))
     async with asyncio.timeout(30):
         while (await mill.now(batch)).tally.answered < LINES // 2:
-            await mill.bell.wait(since=mill.bell.rings, timeout_s=0.02)
+            await mill.notifier.wait(since=mill.notifier.count, timeout_s=0.02)
     stop.set()
-    mill.bell.ring()
+    mill.notifier.notify()
     await running
     await parts.close()
     return batch

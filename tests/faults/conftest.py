@@ -210,7 +210,7 @@ class FaultyMill(Mill):
             slots=slots,
             worker_id=WorkerId(f"worker_{len(self.upstreams)}"),
             request_prefix="0" * 24,
-            bell=self.bell,
+            notifier=self.notifier,
             emit=self.events.append,
             clock=time.time,
             monotonic=time.monotonic,

@@ -153,9 +153,9 @@ async def test_past_its_confirmed_lease_it_sends_no_line_again_and_goes_on_once_
         group.create_task(come_back())
         running = group.create_task(worker.run(stop, grace_s=lambda: 0.0))
         while (await mill.now(batch)).tally.completed < 40:
-            await mill.bell.wait(since=mill.bell.rings, timeout_s=0.05)
+            await mill.notifier.wait(since=mill.notifier.count, timeout_s=0.05)
         stop.set()
-        mill.bell.ring()
+        mill.notifier.notify()
         await running
     [(began, end)] = spans
     assert [moment for moment in moments if began < moment < end] == []
@@ -196,7 +196,7 @@ async def test_a_drain_ends_though_the_disk_takes_nothing(mill: FaultyMill):
         running = group.create_task(mill.worker(send, parts=parts).run(stop, grace_s=lambda: 0.1))
         await until(lambda: parts.stalled is not None)
         stop.set()
-        mill.bell.ring()
+        mill.notifier.notify()
         await running
     with pytest.raises(UnavailableError, match="their lines are sent again"):
         await parts.close()

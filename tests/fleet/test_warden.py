@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from nightmill.errors import UnavailableError
-from nightmill.roles.loop import Bell
+from nightmill.roles.loop import Notifier
 from nightmill.roles.maintenance import Warden
 from nightmill.settings import load
 
@@ -58,7 +58,7 @@ class World:
             blobs=nothing,
             parts=nothing,
             settings=load(flags=flags, environment={}),
-            bell=Bell(),
+            notifier=Notifier(),
             emit=lambda _: None,
             clock=time.time,
             monotonic=lambda: self.now,

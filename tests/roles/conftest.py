@@ -25,7 +25,7 @@ from nightmill.parts import FolderParts, Parts
 from nightmill.parts.objects import ObjectParts
 from nightmill.roles.finalizer import Finalizer
 from nightmill.roles.intake import Intake
-from nightmill.roles.loop import Bell, keep_turning
+from nightmill.roles.loop import Notifier, keep_turning
 from nightmill.roles.maintenance import Warden
 from nightmill.roles.worker import Worker
 from nightmill.settings import Settings, load
@@ -67,7 +67,7 @@ class Mill:
     blobs: Blobs
     settings: Settings
     bucket: Bucket | None = None
-    bell: Bell = field(default_factory=Bell)
+    notifier: Notifier = field(default_factory=Notifier)
     events: list[Any] = field(default_factory=list)
     stacks: list[AsyncExitStack] = field(default_factory=list)
     opened: list[Parts] = field(default_factory=list)
@@ -107,7 +107,7 @@ class Mill:
             slots=slots,
             worker_id=WorkerId(name),
             request_prefix="0" * 24,
-            bell=self.bell,
+            notifier=self.notifier,
             emit=self.events.append,
             clock=time.time,
             monotonic=monotonic,
@@ -121,7 +121,7 @@ class Mill:
             parts=self.parts(),
             settings=self.settings,
             worker_id=WorkerId("finalizer_1"),
-            bell=self.bell,
+            notifier=self.notifier,
             emit=self.events.append,
             clock=time.time,
             monotonic=time.monotonic,
@@ -133,7 +133,7 @@ class Mill:
             blobs=self.blobs,
             settings=self.settings,
             worker_id=WorkerId("intake_1"),
-            bell=self.bell,
+            notifier=self.notifier,
             emit=self.events.append,
             clock=time.time,
         )
@@ -144,7 +144,7 @@ class Mill:
             blobs=self.blobs,
             parts=self.parts(),
             settings=self.settings,
-            bell=self.bell,
+            notifier=self.notifier,
             emit=self.events.append,
             clock=time.time,
             monotonic=time.monotonic,
@@ -187,7 +187,7 @@ class Mill:
         batch = await self.now(batch)
         after = batch.after(Event.CANCEL_REQUESTED, now=time.time())
         assert await self.store.move_batch(after, expected=batch.status)
-        self.bell.ring()
+        self.notifier.notify()
         return after
 
     async def run(
@@ -199,12 +199,14 @@ class Mill:
             group.create_task(worker.run(stop, grace_s=lambda: 0.0))
             for role in (self.finalizer(), self.warden()):
                 group.create_task(
-                    keep_turning(role, bell=self.bell, stop=stop, emit=self.events.append, random=lambda: 0.5)
+                    keep_turning(
+                        role, notifier=self.notifier, stop=stop, emit=self.events.append, random=lambda: 0.5
+                    )
                 )
             while not await until():
-                await self.bell.wait(since=self.bell.rings, timeout_s=0.02)
+                await self.notifier.wait(since=self.notifier.count, timeout_s=0.02)
             stop.set()
-            self.bell.ring()
+            self.notifier.notify()
 
     async def run_to_the_end(self, worker: Worker, *batches: Batch, timeout_s: float = 20) -> list[Batch]:
         async def all_ended() -> bool:

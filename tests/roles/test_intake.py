@@ -56,7 +56,7 @@ def intake(mill: Any, *, blobs: Any = None, name: str = "intake_1", **flags: Any
         blobs=blobs or mill.blobs,
         settings=load(flags={"worker": {"lines_per_segment": 5}, **flags}, environment={}),
         worker_id=WorkerId(name),
-        bell=mill.bell,
+        notifier=mill.notifier,
         emit=mill.events.append,
         clock=time.time,
     )
@@ -78,7 +78,7 @@ async def index_keys(mill: Any, batch: Batch) -> list[str]:
 async def test_a_good_batch_goes_on_with_an_index_and_segments(mill: Any):
     text = b"\xef\xbb\xbf" + requests(5) + b"\r\n" + requests(12)[len(requests(5)) :].rstrip()
     batch = await mill.batch_of(text)
-    rings = mill.bell.rings
+    count_before = mill.notifier.count
     assert await intake(mill).turn() == 0
     batch = await mill.now(batch)
     assert (batch.status, batch.total, batch.model) == (Status.IN_PROGRESS, 12, "m")
@@ -86,7 +86,7 @@ async def test_a_good_batch_goes_on_with_an_index_and_segments(mill: Any):
     assert [event.batch.status for event in mill.events if isinstance(event, BatchMoved)] == [
         Status.IN_PROGRESS
     ]
-    assert mill.bell.rings > rings
+    assert mill.notifier.count > count_before
     leases = await mill.store.lease_segments(WorkerId("worker_1"), limit=9, ttl_s=5)
     assert [lease.segment.count for lease in leases] == [5, 5, 2]
     records = await mill.blobs.read(leases[0].index_blob_key, 0, 1 << 20)

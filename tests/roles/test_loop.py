@@ -2,7 +2,7 @@ import asyncio
 from collections.abc import Callable
 
 from nightmill.errors import UnavailableError
-from nightmill.roles.loop import Bell, keep_turning
+from nightmill.roles.loop import Notifier, keep_turning
 from nightmill.telemetry import Event, RoleFailed
 
 
@@ -16,10 +16,10 @@ class Turner:
         return self._turns.pop(0)()
 
 
-async def turned(role: Turner, *, bell: Bell, stop: asyncio.Event) -> list[Event]:
+async def turned(role: Turner, *, notifier: Notifier, stop: asyncio.Event) -> list[Event]:
     events: list[Event] = []
     async with asyncio.timeout(5):
-        await keep_turning(role, bell=bell, stop=stop, emit=events.append, random=lambda: 0.5)
+        await keep_turning(role, notifier=notifier, stop=stop, emit=events.append, random=lambda: 0.5)
     return events
 
 
@@ -30,25 +30,25 @@ async def test_a_role_turns_until_it_is_stopped():
         stop.set()
         return 0
 
-    assert await turned(Turner(lambda: 0, lambda: 0, last), bell=Bell(), stop=stop) == []
+    assert await turned(Turner(lambda: 0, lambda: 0, last), notifier=Notifier(), stop=stop) == []
 
 
 async def test_a_ring_during_a_turn_is_not_slept_over():
-    stop, bell = asyncio.Event(), Bell()
+    stop, notifier = asyncio.Event(), Notifier()
 
     def rung() -> float:
-        bell.ring()
+        notifier.notify()
         return 3_600
 
     def last() -> float:
         stop.set()
         return 0
 
-    await turned(Turner(rung, last), bell=bell, stop=stop)
+    await turned(Turner(rung, last), notifier=notifier, stop=stop)
 
 
 async def test_a_role_outlives_the_errors_of_its_turns():
-    stop, bell = asyncio.Event(), Bell()
+    stop, notifier = asyncio.Event(), Notifier()
 
     def away() -> float:
         raise UnavailableError("away", retry_after_s=0)
@@ -57,23 +57,23 @@ async def test_a_role_outlives_the_errors_of_its_turns():
         stop.set()
         raise ValueError
 
-    events = await turned(Turner(away, broken), bell=bell, stop=stop)
+    events = await turned(Turner(away, broken), notifier=notifier, stop=stop)
     assert [type(event) for event in events] == [RoleFailed, RoleFailed]
 
 
 async def test_a_ring_reaches_other_processes_but_a_ring_from_them_does_not_go_back():
-    outward: list[int] = []
-    bell = Bell(lambda: outward.append(1))
-    bell.ring_here()
-    assert (bell.rings, outward) == (1, [])
-    bell.ring()
-    assert (bell.rings, outward) == (2, [1])
+    notify_others: list[int] = []
+    notifier = Notifier(lambda: notify_others.append(1))
+    notifier.notify_local()
+    assert (notifier.count, notify_others) == (1, [])
+    notifier.notify()
+    assert (notifier.count, notify_others) == (2, [1])
 
 
 async def test_one_ring_wakes_every_role_that_waits():
-    bell = Bell()
+    notifier = Notifier()
     async with asyncio.timeout(5), asyncio.TaskGroup() as group:
         for _ in range(3):
-            group.create_task(bell.wait(since=bell.rings, timeout_s=3_600))
+            group.create_task(notifier.wait(since=notifier.count, timeout_s=3_600))
         await asyncio.sleep(0)
-        bell.ring()
+        notifier.notify()

@@ -138,7 +138,7 @@ def test_a_model_that_pools_its_tokens_makes_embeddings(tmp_path: Path, start: C
 def test_it_ends_when_its_parent_is_gone_and_says_nothing_on_standard_output(
     model: Path, start: Callable[..., Llama]
 ) -> None:
-    """There each line would ring a bell."""
+    """There each line would ring a notifier."""
     server = start(ModelSettings(path=model))
     assert server.child.stdin is not None
     assert server.child.stdout is not None

@@ -10,7 +10,7 @@ from nightmill.telemetry import ProcessDied
 
 
 def engine_with(emit: Callable[[Any], None], monotonic: Callable[[], float] = time.monotonic) -> LocalEngine:
-    return LocalEngine(emit=emit, ring_here=lambda: None, monotonic=monotonic)
+    return LocalEngine(emit=emit, notify_local=lambda: None, monotonic=monotonic)
 
 
 async def test_a_child_that_ends_again_and_again_is_told_of() -> None:

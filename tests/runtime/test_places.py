@@ -12,7 +12,7 @@ from nightmill.blobs.objects import ObjectBlobs
 from nightmill.errors import SetupError, UnavailableError
 from nightmill.parts import FolderParts
 from nightmill.parts.objects import ObjectParts
-from nightmill.roles.loop import Bell
+from nightmill.roles.loop import Notifier
 from nightmill.runtime.components import open_rooms
 from nightmill.runtime.storage import check_places, open_places
 from nightmill.settings import Settings, load
@@ -96,6 +96,6 @@ async def test_over_a_bucket_a_sweep_leaves_nothing_in_the_data_folder(tmp_path:
         environment={},
     )
     await migrate(settings.store_url)
-    async with open_rooms(settings, emit=lambda _: None, bell=Bell()) as rooms:
+    async with open_rooms(settings, emit=lambda _: None, notifier=Notifier()) as rooms:
         await rooms.warden().turn()
     assert list(image.iterdir()) == []

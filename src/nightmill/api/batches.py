@@ -95,7 +95,7 @@ async def create_batch(request: Request, context: Context, project: Project, by:
     point("api.before_batch")
     stored = await context.store.create_batch(batch, idempotency, limits=context.settings.quota.limits, by=by)
     point("api.batch_created")
-    context.ring()
+    context.notify()
     return _shown(stored)
 
 
@@ -167,7 +167,7 @@ async def cancel_batch(batch_id: str, context: Context, project: Project, by: By
         point("api.before_cancel")
         if await context.store.move_batch(after, expected=batch.status, by=by):
             point("api.batch_cancelling")
-            context.ring()
+            context.notify()
             return _shown(after)
         # Someone moved it first. Statuses only go forward, so this ends after a few turns at most.
 

@@ -19,7 +19,7 @@ class ApiContext:
     """Everything a route may touch.
 
     Args:
-        ring: wakes the roles; called after a batch was created or cancelled, never instead of the store.
+        notify: wakes the roles; called after a batch was created or cancelled, never instead of the store.
         trouble: why lines aren't being answered just now, or None.
         upstream_models: the upstream's own answer to GET /models, or None when it gave none.
         clock: Unix seconds.
@@ -29,7 +29,7 @@ class ApiContext:
     store: Store
     blobs: PiecedBlobs
     settings: Settings
-    ring: Callable[[], None]
+    notify: Callable[[], None]
     upstream_models: Callable[[], Awaitable[bytes | None]]
     clock: Callable[[], float]
     random: Callable[[int], bytes]

@@ -50,7 +50,7 @@ class Pool:
     Args:
         slots: attempts in flight at once, over all workers of the upstream; `window` says what of it is ours.
         request_prefix: hexadecimal start of the request ids made for answers that brought none.
-        ring: told when a segment may be over or lines run low.
+        notify: told when a segment may be over or lines run low.
         clock: Unix seconds, for deadlines; monotonic: for leases and pauses.
         random: numbers in [0, 1).
     """
@@ -65,7 +65,7 @@ class Pool:
         settings: UpstreamSettings,
         slots: int,
         request_prefix: str,
-        ring: Callable[[], None],
+        notify: Callable[[], None],
         emit: Emit,
         clock: Callable[[], float],
         monotonic: Callable[[], float],
@@ -79,7 +79,7 @@ class Pool:
         self._max_attempts = settings.max_attempts
         self._slots = slots
         self._request_prefix = request_prefix.encode()
-        self._ring = ring
+        self._notify = notify
         self._emit = emit
         self._clock = clock
         self._monotonic = monotonic
@@ -260,7 +260,7 @@ class Pool:
             start(line, lease.endpoint, line.request.body, timeout_s=timeout_s, told=told)
         if self.unsent <= self._low_water and not self.has_asked:
             self.has_asked = True
-            self._ring()
+            self._notify()
 
     def _pace_s(self, now: float) -> float:
         share = self._window.share
@@ -323,7 +323,7 @@ class Pool:
                     segment.is_lost = True
                 self._settled_count += 1
             if not segment.in_flight and segment.is_over:
-                self._ring()
+                self._notify()
 
     def _is_settled(self, line: PendingLine, outcome: Outcome, now: float) -> bool:
         """Whether the line's outcome stands; else it waits to be sent again, or is given up."""
@@ -351,7 +351,7 @@ class Pool:
         line.segment.in_flight -= 1
         line.segment.abandoned += 1
         if line.segment.is_over:
-            self._ring()
+            self._notify()
 
     def _row(self, line: PendingLine, outcome: Outcome) -> OutputLine:
         """The output line if the outcome is settled; no error means that the answer can be used."""

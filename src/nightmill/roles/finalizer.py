@@ -24,7 +24,7 @@ from nightmill.failpoints import point
 from nightmill.ids import BatchId, FileId, WorkerId, new_file_id
 from nightmill.parts import Parts
 from nightmill.roles.join import Joined, JoinedFile, Joiner, Pages
-from nightmill.roles.loop import Bell
+from nightmill.roles.loop import Notifier
 from nightmill.settings import Settings
 from nightmill.store import Duty, SliceDuty, Store
 from nightmill.telemetry import BatchMoved, Emit
@@ -46,7 +46,7 @@ class Finalizer:
         parts: Parts,
         settings: Settings,
         worker_id: WorkerId,
-        bell: Bell,
+        notifier: Notifier,
         emit: Emit,
         clock: Callable[[], float],
         monotonic: Callable[[], float],
@@ -57,7 +57,7 @@ class Finalizer:
         self._output_ttl_s = settings.limits.output_ttl_s
         self._slice_bytes = settings.finalizer.slice_bytes
         self._worker_id = worker_id
-        self._bell = bell
+        self._notifier = notifier
         self._emit = emit
         self._clock = clock
         self._knows_of_slices = False
@@ -179,7 +179,7 @@ class Finalizer:
             raise LeaseLost
         point("finalizer.cut")
         self._knows_of_slices = True
-        self._bell.ring()
+        self._notifier.notify()
 
     async def _join_slice(self, duty: SliceDuty) -> None:
         point("finalizer.slice_leased")
@@ -290,7 +290,7 @@ class Finalizer:
     def _published(self, after: Batch) -> None:
         point("finalizer.published")
         self._emit(BatchMoved(after))
-        self._bell.ring()
+        self._notifier.notify()
 
 
 def joined_file_id(batch_id: BatchId, suffix: str) -> FileId:

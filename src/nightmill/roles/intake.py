@@ -18,7 +18,7 @@ from nightmill.core.segment import cut_segments
 from nightmill.errors import LeaseLost, UnavailableError
 from nightmill.failpoints import point
 from nightmill.ids import WorkerId
-from nightmill.roles.loop import Bell
+from nightmill.roles.loop import Notifier
 from nightmill.settings import Settings
 from nightmill.store import Duty, Store
 from nightmill.telemetry import BatchMoved, Emit
@@ -39,7 +39,7 @@ class Intake:
         blobs: Blobs,
         settings: Settings,
         worker_id: WorkerId,
-        bell: Bell,
+        notifier: Notifier,
         emit: Emit,
         clock: Callable[[], float],
     ) -> None:
@@ -47,7 +47,7 @@ class Intake:
         self._blobs = blobs
         self._settings = settings
         self._worker_id = worker_id
-        self._bell = bell
+        self._notifier = notifier
         self._emit = emit
         self._clock = clock
 
@@ -173,7 +173,7 @@ class Intake:
             raise LeaseLost
         point("intake.accepted")
         self._emit(BatchMoved(moved))
-        self._bell.ring()
+        self._notifier.notify()
 
     async def _reject(self, duty: Duty, findings: Findings) -> None:
         after = replace(

@@ -1,6 +1,6 @@
-"""One loop for every role: turn, jitter, error pause, drain; and the bell that shortens waits.
+"""One loop for every role: turn, jitter, error pause, drain; and the notifier that shortens waits.
 
-Promise: a role outlives any error of one turn. A bell is only a hint: losing a ring costs one wait, never
+Promise: a role outlives any error of one turn. A notifier is only a hint: losing a ring costs one wait, never
 work. Not its duty: what a turn does.
 """
 
@@ -23,28 +23,28 @@ class Role(Protocol):
         ...
 
 
-class Bell:
-    """Wakes every role of this process, and through `outward` those of others."""
+class Notifier:
+    """Wakes every role of this process, and through `notify_others` those of others."""
 
-    def __init__(self, outward: Callable[[], None] | None = None) -> None:
-        self._outward = outward
+    def __init__(self, notify_others: Callable[[], None] | None = None) -> None:
+        self._notify_others = notify_others
         self._event = asyncio.Event()
-        self.rings = 0
+        self.count = 0
 
-    def ring(self) -> None:
+    def notify(self) -> None:
         """There may be work, for anyone."""
-        self.ring_here()
-        if self._outward is not None:
-            self._outward()
+        self.notify_local()
+        if self._notify_others is not None:
+            self._notify_others()
 
-    def ring_here(self) -> None:
+    def notify_local(self) -> None:
         """There may be work for this process."""
-        self.rings += 1
+        self.count += 1
         self._event.set()
 
     async def wait(self, *, since: int, timeout_s: float) -> None:
-        """Returns once the bell has rung more than `since` times, or after `timeout_s`."""
-        if self.rings != since:
+        """Returns once the notifier has rung more than `since` times, or after `timeout_s`."""
+        if self.count != since:
             return
         self._event.clear()
         try:
@@ -57,28 +57,28 @@ class Bell:
 async def keep_turning(
     role: Role,
     *,
-    bell: Bell,
+    notifier: Notifier,
     stop: asyncio.Event,
     emit: Emit,
     random: Callable[[], float],
     longest_pause_s: float = math.inf,
 ) -> None:
-    """Runs `role` until `stop` is set (ring the bell after setting it).
+    """Runs `role` until `stop` is set (ring the notifier after setting it).
 
     Args:
         random: numbers in [0, 1); waits are spread by up to a fifth so that processes don't march in step.
         longest_pause_s: after an error; who holds leases must try again before they lapse.
     """
     while not stop.is_set():
-        rings = bell.rings
+        count_before = notifier.count
         try:
             pause_s = await role.turn()
         except Exception as error:  # noqa: BLE001 - a role outlives any error of one turn; the event tells of it
             error = plain(error)
             emit(RoleFailed(role.name, error))
-            pause_s, rings = min(_pause_after(error), longest_pause_s), bell.rings
+            pause_s, count_before = min(_pause_after(error), longest_pause_s), notifier.count
         if pause_s > 0 and not stop.is_set():
-            await bell.wait(since=rings, timeout_s=pause_s * (0.9 + 0.2 * random()))
+            await notifier.wait(since=count_before, timeout_s=pause_s * (0.9 + 0.2 * random()))
 
 
 def plain(error: Exception) -> Exception:

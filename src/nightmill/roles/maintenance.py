@@ -12,7 +12,7 @@ from nightmill.core.batch import Event
 from nightmill.errors import UnavailableError
 from nightmill.failpoints import point
 from nightmill.parts import Parts
-from nightmill.roles.loop import Bell
+from nightmill.roles.loop import Notifier
 from nightmill.roles.orphan_blobs import StraySweep
 from nightmill.settings import Settings
 from nightmill.store import Store
@@ -35,7 +35,7 @@ class Warden:
         blobs: Blobs,
         parts: Parts,
         settings: Settings,
-        bell: Bell,
+        notifier: Notifier,
         emit: Emit,
         clock: Callable[[], float],
         monotonic: Callable[[], float],
@@ -46,7 +46,7 @@ class Warden:
         self._parts = parts
         self._sweep_s = settings.retention.sweep_s
         self._audit_ttl_s = settings.audit.ttl_s
-        self._bell = bell
+        self._notifier = notifier
         self._emit = emit
         self._clock = clock
         self._monotonic = monotonic
@@ -65,7 +65,7 @@ class Warden:
             self._healthy_since = None
             raise
         if reaped or lapsed:
-            self._bell.ring()
+            self._notifier.notify()
         if self._monotonic() >= self._next_sweep:
             self._next_sweep = self._monotonic() + self._sweep_s
             await self._sweep()

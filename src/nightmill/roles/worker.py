@@ -21,7 +21,7 @@ from nightmill.ids import BatchId, WorkerId
 from nightmill.parts import Parts
 from nightmill.roles.dispatcher import Pool
 from nightmill.roles.leased_segment import OpenSegment, read_segment
-from nightmill.roles.loop import Bell, keep_turning, plain
+from nightmill.roles.loop import Notifier, keep_turning, plain
 from nightmill.settings import Settings
 from nightmill.store import Store
 from nightmill.telemetry import (
@@ -66,7 +66,7 @@ class Worker:
         slots: int,
         worker_id: WorkerId,
         request_prefix: str,
-        bell: Bell,
+        notifier: Notifier,
         emit: Emit,
         clock: Callable[[], float],
         monotonic: Callable[[], float],
@@ -78,7 +78,7 @@ class Worker:
         self._parts = parts
         self._settings = settings.worker
         self._worker_id = worker_id
-        self._bell = bell
+        self._notifier = notifier
         self._emit = emit
         self._monotonic = monotonic
         self._random = random
@@ -98,7 +98,7 @@ class Worker:
             settings=settings.upstream,
             slots=slots,
             request_prefix=request_prefix,
-            ring=bell.ring_here,
+            notify=notifier.notify_local,
             emit=emit,
             clock=clock,
             monotonic=monotonic,
@@ -122,7 +122,7 @@ class Worker:
             try:
                 await keep_turning(
                     self,
-                    bell=self._bell,
+                    notifier=self._notifier,
                     stop=stop,
                     emit=self._emit,
                     random=self._random,
@@ -143,7 +143,7 @@ class Worker:
             await self._ask_for_slots()
             await self._beat()
             await self._end_segments()
-        elif self._segments and self._bell.rings != self._heard:
+        elif self._segments and self._notifier.count != self._heard:
             await self._look()
             await self._end_segments()
         self._tell_of_disk()
@@ -153,7 +153,7 @@ class Worker:
             is_idle = await self._lease_more()  # the first grant was what it waited for
         self._pool.nudge()  # what kept its lines waiting, a full disk or an unconfirmed lease, may be over
         until_beat_s = max(0.001, self._next_beat - self._monotonic())
-        if self._segments and self._bell.rings != self._heard:
+        if self._segments and self._notifier.count != self._heard:
             until_beat_s = min(until_beat_s, max(0.001, self._next_look - self._monotonic()))
         if self._segments:
             until_beat_s = min(until_beat_s, max(0.01, self._window.reshape_in_s(self._monotonic())))
@@ -199,7 +199,7 @@ class Worker:
         )
         # For every segment of a long batch it would wake every role of every process for nothing.
         if not is_done or all(other.batch_id != segment.batch_id for other in self._segments.values()):
-            self._bell.ring()
+            self._notifier.notify()
 
     async def _beat(self) -> None:
         if not self._segments:
@@ -218,11 +218,11 @@ class Worker:
         self._stop(reply.stopping, asked_at)
 
     async def _look(self) -> None:
-        """The bell has rung: a cancel must not wait for the next beat to be heard of."""
+        """The notifier has rung: a cancel must not wait for the next beat to be heard of."""
         asked_at = self._monotonic()
         if asked_at < self._next_look:
             return
-        self._next_look, self._heard = asked_at + _LOOK_S, self._bell.rings
+        self._next_look, self._heard = asked_at + _LOOK_S, self._notifier.count
         batch_ids = {segment.lease.segment.batch_id for segment in self._segments.values()}
         self._stop(await self._store.stopping(batch_ids), asked_at)
 
@@ -270,7 +270,7 @@ class Worker:
             self._segments[segment.key] = segment
             self._pool.add(segment)
             if not segment.unsent:
-                self._bell.ring_here()
+                self._notifier.notify_local()
         is_idle = len(leases) < limit
         self._pool.has_asked = is_idle
         return is_idle
@@ -356,9 +356,9 @@ class Worker:
                     self._pool.abort(segment)
                 if self._parts.stalled is not None:
                     return  # the disk takes nothing: what is not on it is sent again, by whoever comes next
-            rings = self._bell.rings
+            count_before = self._notifier.count
             if self._segments:
-                await self._bell.wait(since=rings, timeout_s=min(max(remaining_s, 0.01), 0.5))
+                await self._notifier.wait(since=count_before, timeout_s=min(max(remaining_s, 0.01), 0.5))
                 with suppress(UnavailableError):
                     await self._beat()
 

@@ -43,7 +43,7 @@ async def serve_front(
         store=rooms.store,
         blobs=rooms.blobs,
         settings=settings,
-        ring=engine.ring,
+        notify=engine.notify,
         upstream_models=_no_models if upstream is None else upstream.models,
         clock=steady_clock,
         random=secrets.token_bytes,

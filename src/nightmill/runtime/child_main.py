@@ -17,7 +17,7 @@ from pathlib import Path
 
 from nightmill import telemetry
 from nightmill.ids import WorkerId
-from nightmill.roles.loop import Bell, Role, keep_turning
+from nightmill.roles.loop import Notifier, Role, keep_turning
 from nightmill.roles.worker import Worker
 from nightmill.runtime.child import first_line
 from nightmill.runtime.components import Rooms, open_rooms
@@ -37,10 +37,10 @@ _TROUBLE_BYTES = 400
 class _Orders:
     """What the parent said: ring, drain, or (by dying) stop at once."""
 
-    def __init__(self, bell: Bell) -> None:
+    def __init__(self, notifier: Notifier) -> None:
         self.roles: list[asyncio.Task[None]] = []
         self.stop = asyncio.Event()
-        self._bell = bell
+        self._notifier = notifier
         self._orphaned = False
         self._grace_s = 0.0
 
@@ -55,7 +55,7 @@ class _Orders:
         while received := await reader.read(1024):
             if DRAIN in received:
                 self.stop.set()
-            self._bell.ring_here()
+            self._notifier.notify_local()
         self._orphaned = True
         self.drain()
         await asyncio.sleep(_ORPHAN_END_S)
@@ -64,7 +64,7 @@ class _Orders:
 
     def drain(self) -> None:
         self.stop.set()
-        self._bell.ring_here()
+        self._notifier.notify_local()
 
 
 async def work(settings: Settings, worker_id: WorkerId, names: Sequence[str], to_parent: int) -> None:
@@ -88,11 +88,11 @@ async def work(settings: Settings, worker_id: WorkerId, names: Sequence[str], to
             case _:
                 return
 
-    bell = Bell(lambda: say(b"\n"))
-    orders = _Orders(bell)
+    notifier = Notifier(lambda: say(b"\n"))
+    orders = _Orders(notifier)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, orders.drain)
     async with (
-        open_rooms(settings, emit=emit, bell=bell, worker_id=worker_id) as rooms,
+        open_rooms(settings, emit=emit, notifier=notifier, worker_id=worker_id) as rooms,
         asyncio.TaskGroup() as group,
     ):
         listener = group.create_task(orders.listen(settings))
@@ -121,7 +121,9 @@ async def _run(rooms: Rooms, name: str, orders: _Orders) -> None:
         case _:
             makers = {"intake": rooms.intake, "finalizer": rooms.finalizer, "warden": rooms.warden}
             role: Role = makers[name]()
-            await keep_turning(role, bell=rooms.bell, stop=orders.stop, emit=rooms.emit, random=random.random)
+            await keep_turning(
+                role, notifier=rooms.notifier, stop=orders.stop, emit=rooms.emit, random=random.random
+            )
 
 
 def main(arguments: Sequence[str]) -> None:

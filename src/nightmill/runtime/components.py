@@ -18,7 +18,7 @@ from nightmill.ids import WorkerId, new_worker_id
 from nightmill.parts import Parts
 from nightmill.roles.finalizer import Finalizer
 from nightmill.roles.intake import Intake
-from nightmill.roles.loop import Bell
+from nightmill.roles.loop import Notifier
 from nightmill.roles.maintenance import Warden
 from nightmill.roles.worker import Worker
 from nightmill.runtime.clocks import steady_clock
@@ -39,7 +39,7 @@ class Rooms:
     store: Store
     blobs: PiecedBlobs
     parts: Parts
-    bell: Bell
+    notifier: Notifier
     emit: Emit
     worker_id: WorkerId
 
@@ -49,7 +49,7 @@ class Rooms:
             blobs=self.blobs,
             settings=self.settings,
             worker_id=self.worker_id,
-            bell=self.bell,
+            notifier=self.notifier,
             emit=self.emit,
             clock=steady_clock,
         )
@@ -61,7 +61,7 @@ class Rooms:
             parts=self.parts,
             settings=self.settings,
             worker_id=self.worker_id,
-            bell=self.bell,
+            notifier=self.notifier,
             emit=self.emit,
             clock=steady_clock,
             monotonic=time.monotonic,
@@ -75,7 +75,7 @@ class Rooms:
             blobs=self.blobs,
             parts=self.parts,
             settings=self.settings,
-            bell=self.bell,
+            notifier=self.notifier,
             emit=self.emit,
             clock=steady_clock,
             monotonic=time.monotonic,
@@ -94,7 +94,7 @@ class Rooms:
             upstream_name=shared_name(self.settings.upstream.url or "", host=socket.gethostname()),
             worker_id=self.worker_id,
             request_prefix=secrets.token_hex(12),
-            bell=self.bell,
+            notifier=self.notifier,
             emit=self.emit,
             clock=steady_clock,
             monotonic=time.monotonic,
@@ -104,7 +104,7 @@ class Rooms:
 
 @asynccontextmanager
 async def open_rooms(
-    settings: Settings, *, emit: Emit, bell: Bell, worker_id: WorkerId | None = None
+    settings: Settings, *, emit: Emit, notifier: Notifier, worker_id: WorkerId | None = None
 ) -> AsyncGenerator[Rooms]:
     """Args:
     worker_id: who leases; whoever starts a process gives it one, to take its leases back when it dies.
@@ -114,7 +114,13 @@ async def open_rooms(
         blobs, parts = open_places(settings)
         try:
             yield Rooms(
-                settings, store, blobs, parts, bell, emit, worker_id or new_worker_id(secrets.token_bytes(16))
+                settings,
+                store,
+                blobs,
+                parts,
+                notifier,
+                emit,
+                worker_id or new_worker_id(secrets.token_bytes(16)),
             )
         finally:
             try:

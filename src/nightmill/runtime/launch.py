@@ -15,7 +15,7 @@ import sys
 
 from nightmill import telemetry
 from nightmill.errors import NightmillError, SetupError, UnavailableError
-from nightmill.roles.loop import Bell
+from nightmill.roles.loop import Notifier
 from nightmill.runtime.child import first_line
 from nightmill.runtime.logs import start_logs
 from nightmill.runtime.programs import WORKER_MODULE
@@ -35,7 +35,7 @@ class _Parent:
     """What the parent says, and what is said to it."""
 
     def __init__(self, to_parent: int) -> None:
-        self.bell = Bell()
+        self.notifier = Notifier()
         self.stop = asyncio.Event()
         self.is_gone = False
         self._to_parent = to_parent
@@ -48,10 +48,10 @@ class _Parent:
         while received := await reader.read(1024):
             if DRAIN in received:
                 self.stop.set()
-            self.bell.ring_here()
+            self.notifier.notify_local()
         self.is_gone = not self.stop.is_set()
         self.stop.set()
-        self.bell.ring_here()
+        self.notifier.notify_local()
 
     def say(self, trouble: str | None) -> None:
         """Only when it changes."""
@@ -80,7 +80,7 @@ async def launch(settings: Settings, launcher_id: str, to_parent: int) -> int:
             settings=settings,
             worker_module=WORKER_MODULE,
             launcher_id=launcher_id,
-            bell=parent.bell,
+            notifier=parent.notifier,
             say=parent.say,
         )
         await _turn_until_stopped(launcher, parent)
@@ -116,14 +116,14 @@ async def _connect(cluster: Cluster, thread: RayThread, parent: _Parent) -> bool
 async def _turn_until_stopped(launcher: Launcher, parent: _Parent) -> None:
     """As `keep_turning`, but a cluster that is lost ends it."""
     while not parent.stop.is_set():
-        rings = parent.bell.rings
+        count_before = parent.notifier.count
         try:
             pause_s = await launcher.turn()
         except UnavailableError as away:
             telemetry.log(telemetry.RoleFailed(launcher.name, away))
             pause_s = float(away.retry_after_s)
         if not parent.stop.is_set():
-            await parent.bell.wait(since=rings, timeout_s=pause_s)
+            await parent.notifier.wait(since=count_before, timeout_s=pause_s)
 
 
 def main() -> None:

@@ -64,6 +64,6 @@ def take_back(store: Store, engine: LocalEngine) -> Callable[[Program], Awaitabl
             await store.release_leases_of(WorkerId(program.arguments[0]))
         except UnavailableError:
             return  # they lapse by themselves
-        engine.ring()
+        engine.notify()
 
     return bury

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from nightmill import telemetry
 from nightmill.errors import SetupError
 from nightmill.failpoints import point
-from nightmill.roles.loop import Bell
+from nightmill.roles.loop import Notifier
 from nightmill.runtime.components import Rooms, open_rooms
 from nightmill.runtime.programs import take_back
 from nightmill.runtime.start import prepare
@@ -23,7 +23,7 @@ from nightmill.store import Store
 
 
 @asynccontextmanager
-async def recovered(settings: Settings, *, engine: LocalEngine, bell: Bell) -> AsyncGenerator[Rooms]:
+async def recovered(settings: Settings, *, engine: LocalEngine, notifier: Notifier) -> AsyncGenerator[Rooms]:
     """The rooms, ready for the children to begin.
 
     Raises:
@@ -31,7 +31,7 @@ async def recovered(settings: Settings, *, engine: LocalEngine, bell: Bell) -> A
     """
     await prepare(settings)
     await check_places(settings)
-    async with open_rooms(settings, emit=telemetry.log, bell=bell) as rooms:
+    async with open_rooms(settings, emit=telemetry.log, notifier=notifier) as rooms:
         await _check_keys(settings, rooms.store)
         point("serve.before_recovery")
         if settings.is_embedded:  # over a store that others share, leases lapse and writers may be alive

@@ -20,7 +20,7 @@ from nightmill import telemetry
 from nightmill.core.batch import ENDPOINTS, Batch, LineError, Status, Usage
 from nightmill.errors import RequestError, SetupError
 from nightmill.ids import BatchId, FileId, ProjectId
-from nightmill.roles.loop import Bell, keep_turning
+from nightmill.roles.loop import Notifier, keep_turning
 from nightmill.roles.worker import Worker
 from nightmill.runtime.components import Rooms, open_rooms
 from nightmill.runtime.data_folder_lock import locked_folder
@@ -92,19 +92,19 @@ async def run_file(
     started = time.monotonic()
     with locked_folder(settings.folder):
         await migrate(settings.store_url)
-        bell = Bell()
-        async with open_rooms(settings, emit=telemetry.log, bell=bell) as rooms:
+        notifier = Notifier()
+        async with open_rooms(settings, emit=telemetry.log, notifier=notifier) as rooms:
             batch = await _batch(rooms, input_path, endpoint)
             spare_collections()
             async with _roles(rooms, programs) as worker:
                 while True:
-                    rings = bell.rings
+                    count_before = notifier.count
                     batch = await rooms.store.batch(_PROJECT, batch.id) or batch
                     if on_progress is not None:
                         on_progress(_progress(batch, worker, time.monotonic() - started))
                     if batch.status.is_terminal:
                         break
-                    await bell.wait(since=rings, timeout_s=_LOOK_S)
+                    await notifier.wait(since=count_before, timeout_s=_LOOK_S)
             outputs = (
                 await _take_out(rooms, batch.output_file_id, output_path),
                 await _take_out(rooms, batch.error_file_id, error_path),
@@ -213,7 +213,7 @@ async def _roles(rooms: Rooms, programs: list[Program]) -> AsyncGenerator[Worker
     assert rooms.settings.upstream.url is not None
     upstream = open_upstream(rooms.settings.upstream, url=rooms.settings.upstream.url)
     worker = rooms.worker(upstream, slots=rooms.settings.upstream.concurrency)
-    engine = LocalEngine(emit=rooms.emit, ring_here=rooms.bell.ring_here, monotonic=time.monotonic)
+    engine = LocalEngine(emit=rooms.emit, notify_local=rooms.notifier.notify_local, monotonic=time.monotonic)
     stop = asyncio.Event()
     try:
         async with asyncio.TaskGroup() as group:
@@ -221,14 +221,16 @@ async def _roles(rooms: Rooms, programs: list[Program]) -> AsyncGenerator[Worker
                 group.create_task(engine.keep(program))
             for role in (rooms.intake(), rooms.finalizer(), rooms.warden()):
                 group.create_task(
-                    keep_turning(role, bell=rooms.bell, stop=stop, emit=rooms.emit, random=random.random)
+                    keep_turning(
+                        role, notifier=rooms.notifier, stop=stop, emit=rooms.emit, random=random.random
+                    )
                 )
             if programs:
                 await listens(rooms.settings.upstream.url, within_s=_START_S)
             group.create_task(worker.run(stop, grace_s=lambda: 0.0))
             yield worker
             stop.set()
-            rooms.bell.ring_here()
+            rooms.notifier.notify_local()
             await engine.drain(grace_s=2.0)
     finally:
         engine.kill()

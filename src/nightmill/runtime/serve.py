@@ -14,7 +14,7 @@ from importlib import import_module
 
 from nightmill import telemetry
 from nightmill.errors import SetupError
-from nightmill.roles.loop import Bell
+from nightmill.roles.loop import Notifier
 from nightmill.runtime.data_folder_lock import locked_folder
 from nightmill.runtime.logs import start_logs
 from nightmill.runtime.on_ray import check_engine
@@ -51,15 +51,15 @@ async def serve(settings: Settings, *, say: Say, spares: Sequence[Spare] = ()) -
     settings, programs = await choose_upstream(settings, say=say) if has_roles else (settings, [])
     lock = locked_folder(settings.folder) if settings.is_embedded else contextlib.nullcontext()
     with lock, contextlib.closing(_listen(settings)) as listener:
-        bell = Bell()
+        notifier = Notifier()
         engine = LocalEngine(
-            emit=telemetry.log, ring_here=bell.ring_here, monotonic=time.monotonic, spares=spares
+            emit=telemetry.log, notify_local=notifier.notify_local, monotonic=time.monotonic, spares=spares
         )
         engine.hold()
         async with asyncio.TaskGroup() as group:
             for program in [*programs, *role_programs(settings)]:
                 group.create_task(engine.keep(program))
-            async with recovered(settings, engine=engine, bell=bell) as rooms:
+            async with recovered(settings, engine=engine, notifier=notifier) as rooms:
                 asked = heed_signals(engine)
                 engine.let_go()
                 # In a thread, so that the children's bells are passed on meanwhile.

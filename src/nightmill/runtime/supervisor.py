@@ -1,13 +1,12 @@
-"""The local engine: child processes of this machine, watched, rung and drained.
+"""Runs child processes of this machine: starts, restarts, notifies and drains them.
 
-Duty: start each program, start it again when it dies (and tell `bury` first), pass the bell on between them,
-drain them at the end.
-Promise: no child outlives this process by more than a moment (its standard input ends). Not its duty: what
-the programs do; it holds no truth, and all of it can die.
+Each program is started, and started again after its process ended; `on_exit` is awaited first. Notifications
+are passed on between the children. No child outlives this process by more than a moment: the end of its
+standard input ends it. The supervisor stores nothing and may die at any time.
 
-The pipe protocol: to a child's standard input go its first message (one line) and then single bytes, RING
-or DRAIN; from its standard output come lines: "!" and what the child is in trouble with, "-" for no longer;
-any other means "ring everyone else".
+The pipe protocol: a child's standard input gets its first message (one line) and then single bytes, NOTIFY
+or DRAIN. Its standard output has lines: "!" and a problem that keeps the child from its work, "-" when that
+problem is over; any other line means "notify all other processes".
 """
 
 import asyncio
@@ -23,7 +22,7 @@ from nightmill.runtime.child import Child, is_hidden
 from nightmill.runtime.prefork import Spare
 from nightmill.telemetry import Emit, ProcessDied
 
-RING = b"r"
+NOTIFY = b"r"
 DRAIN = b"d"
 
 _FIRST_PAUSE_S = 0.1
@@ -66,7 +65,7 @@ class LocalEngine:
     """Keeps programs running until `drain`.
 
     Args:
-        ring_here: wakes the roles of this process.
+        notify_local: wakes the roles of this process.
         monotonic: seconds, for restart pauses.
 
         spares: taken for the first programs of their module; a dead one's successor is started anew.
@@ -75,7 +74,7 @@ class LocalEngine:
     """
 
     emit: Emit
-    ring_here: Callable[[], None]
+    notify_local: Callable[[], None]
     monotonic: Callable[[], float]
     spares: Sequence[Spare] = ()
     bury: Callable[[Program], Awaitable[None]] | None = None
@@ -113,9 +112,9 @@ class LocalEngine:
             pause_s = _FIRST_PAUSE_S if is_healthy else min(pause_s * 2, _LONGEST_PAUSE_S)
             await asyncio.sleep(pause_s)
 
-    def ring(self) -> None:
+    def notify(self) -> None:
         """Wakes the roles of every child."""
-        self._tell(RING, list(self._children))
+        self._tell(NOTIFY, list(self._children))
 
     def start_drain(self) -> None:
         """From now on nothing is started again, and the first stage finishes what it has."""
@@ -226,8 +225,8 @@ class LocalEngine:
         elif said == b"-":
             self._troubles.pop(program.name, None)
         else:
-            self.ring_here()
-            self._tell(RING, [name for name in self._children if name != program.name])
+            self.notify_local()
+            self._tell(NOTIFY, [name for name in self._children if name != program.name])
 
 
 async def _line_of(pipe: asyncio.StreamReader) -> bytes:

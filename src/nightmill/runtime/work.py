@@ -45,7 +45,7 @@ async def work(
         settings, programs = await choose_upstream(settings, say=say)
     await prepare(settings)
     await check_places(settings)
-    engine = LocalEngine(emit=telemetry.log, ring_here=_nobody, monotonic=time.monotonic, spares=spares)
+    engine = LocalEngine(emit=telemetry.log, notify_local=_nobody, monotonic=time.monotonic, spares=spares)
     store = open_stored(settings)
     try:
         engine.bury = take_back(store, engine)

@@ -27,7 +27,7 @@ class Orders(TypedDict):
 
     launcher_id: str
     url: str | None
-    ring: bool
+    notify: bool
 
 
 class Report(TypedDict):

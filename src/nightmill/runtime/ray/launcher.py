@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 from nightmill import __version__
-from nightmill.roles.loop import Bell
+from nightmill.roles.loop import Notifier
 from nightmill.runtime.ray.attended import Orders, Report
 from nightmill.runtime.ray.cluster import Answer, Cluster, ClusterLost, Gone
 from nightmill.runtime.ray.model_actor import ModelActor
@@ -95,7 +95,7 @@ class Launcher:
         settings: Settings,
         worker_module: str,
         launcher_id: str,
-        bell: Bell,
+        notifier: Notifier,
         say: Callable[[str | None], None],
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -106,7 +106,7 @@ class Launcher:
         self._ray: RaySettings = settings.ray
         self._worker_module = worker_module
         self._launcher_id = launcher_id
-        self._bell = bell
+        self._notifier = notifier
         self._say = say
         self._monotonic = monotonic
         self._message = worker_message(settings)
@@ -118,7 +118,7 @@ class Launcher:
         self._needed_at = monotonic()
         self._asked_for: int | None = None
         self._model_url: str | None = None
-        self._rings = 0
+        self._notified = 0
         self._not_before = 0.0
         self._leaves: dict[str, object | None] = {}
 
@@ -132,9 +132,9 @@ class Launcher:
         if is_needed(backlog):
             self._needed_at = now
         wanted = wanted_workers(backlog, self._ray)
-        ring = self._bell.rings != self._rings
-        self._rings = self._bell.rings
-        seen = await self._thread.do(lambda: self._look(ring=ring))
+        notify = self._notifier.count != self._notified
+        self._notified = self._notifier.count
+        seen = await self._thread.do(lambda: self._look(notify=notify))
         present = sum(kind in (Presence.WAITING, Presence.AT_WORK) for kind in seen.present.values())
         target = self._patience.target(wanted, present=present, now=now)
         step = moves(seen.present, target=target)
@@ -155,12 +155,12 @@ class Launcher:
 
     # --- in the thread of Ray ----------------------------------------------------------------------
 
-    def _look(self, *, ring: bool) -> _Round:
+    def _look(self, *, notify: bool) -> _Round:
         seen = _Round()
         names = self._cluster.names(self._workers)
         if self._ray.model.name is not None:
             self._look_at_model(seen)
-        orders = Orders(launcher_id=self._launcher_id, url=self._model_url, ring=ring)
+        orders = Orders(launcher_id=self._launcher_id, url=self._model_url, notify=notify)
         answers = self._cluster.ask(names, orders, wait_s=_ASK_S)
         for name in names:
             kind = self._judge(name, answers.get(name), seen)
@@ -206,7 +206,7 @@ class Launcher:
 
     def _look_at_model(self, seen: _Round) -> None:
         """The model runs while it is needed and for a while after; its workers go first."""
-        orders = Orders(launcher_id=self._launcher_id, url=None, ring=False)
+        orders = Orders(launcher_id=self._launcher_id, url=None, notify=False)
         name = self._model
         if name not in self._cluster.names(name):
             self._model_url = None

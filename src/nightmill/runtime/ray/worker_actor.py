@@ -56,8 +56,8 @@ class WorkerActor(Attended):
             self._model_url = orders["url"]
             self.note_change()
         engine = self._engine
-        if orders["ring"] and engine is not None:
-            self.call_in_loop(engine.ring)
+        if orders["notify"] and engine is not None:
+            self.call_in_loop(engine.notify)
 
     async def work(self) -> None:
         while not self.is_leaving:
@@ -81,7 +81,7 @@ class WorkerActor(Attended):
         asked = settings.upstream.url
         worker_id = new_worker_id(secrets.token_bytes(16))
         program = Program("worker", self._module, (worker_id, "worker:0"), as_message(settings))
-        engine = LocalEngine(emit=telemetry.log, ring_here=_nobody, monotonic=time.monotonic)
+        engine = LocalEngine(emit=telemetry.log, notify_local=_nobody, monotonic=time.monotonic)
         engine.bury = lambda _: self._take_back(settings, worker_id, engine)
         self._engine = engine
         try:
@@ -102,7 +102,7 @@ class WorkerActor(Attended):
             return
         finally:
             await store.close()
-        engine.ring()
+        engine.notify()
 
 
 def _nobody() -> None:
