@@ -18,7 +18,7 @@ import uvloop
 
 from nightmill.blobs import FolderBlobs
 from nightmill.core.batch import Batch
-from nightmill.core.circuit_breaker import Gate
+from nightmill.core.circuit_breaker import CircuitBreaker
 from nightmill.ids import WorkerId
 from nightmill.roles.worker import Worker
 from nightmill.settings import UpstreamSettings, load
@@ -205,7 +205,7 @@ class FaultyMill(Mill):
             blobs=self.blobs,
             parts=self.parts(),
             upstream=upstream,
-            gate=Gate(),
+            breaker=CircuitBreaker(),
             settings=self.settings,
             slots=slots,
             worker_id=WorkerId(f"worker_{len(self.upstreams)}"),

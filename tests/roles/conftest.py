@@ -18,7 +18,7 @@ from nightmill.blobs.bucket import Bucket
 from nightmill.blobs.connect import connect
 from nightmill.blobs.objects import ObjectBlobs
 from nightmill.core.batch import Batch, Event, Status
-from nightmill.core.circuit_breaker import Gate
+from nightmill.core.circuit_breaker import CircuitBreaker
 from nightmill.core.outcome import Answered, Outcome
 from nightmill.ids import FileId, ProjectId, WorkerId, new_batch_id
 from nightmill.parts import FolderParts, Parts
@@ -102,7 +102,7 @@ class Mill:
             blobs=self.blobs,
             parts=parts or self.parts(),
             upstream=FunctionUpstream(send),
-            gate=Gate(),
+            breaker=CircuitBreaker(),
             settings=self.settings,
             slots=slots,
             worker_id=WorkerId(name),

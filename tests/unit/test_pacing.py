@@ -1,4 +1,4 @@
-"""Verdicts, backoff and the gate: every branch, on a clock that is a number."""
+"""Verdicts, backoff and the breaker: every branch, on a clock that is a number."""
 
 import math
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nightmill.core.circuit_breaker import Gate, Paused, Resumed
+from nightmill.core.circuit_breaker import CircuitBreaker, Paused, Resumed
 from nightmill.core.outcome import (
     NOT_JSON,
     Answered,
@@ -108,241 +108,241 @@ OK = Answered(200, b"{}")
 DOWN = Unreachable("connection refused")
 
 
-def noted(gate, outcome, *, now=0.0, random=0.5):
-    return gate.note(outcome, now=now, random=random)
+def noted(breaker, outcome, *, now=0.0, random=0.5):
+    return breaker.note(outcome, now=now, random=random)
 
 
 def test_a_new_gate_is_open_and_answers_keep_it_so():
-    gate = Gate()
-    assert gate.wait_s(0.0) == 0.0
-    gate.sent(0.0)
-    assert noted(gate, OK) is None
-    assert (gate.wait_s(1.0), gate.reason, gate.held) == (0.0, "", False)
+    breaker = CircuitBreaker()
+    assert breaker.wait_s(0.0) == 0.0
+    breaker.sent(0.0)
+    assert noted(breaker, OK) is None
+    assert (breaker.wait_s(1.0), breaker.reason, breaker.held) == (0.0, "", False)
 
 
 def test_an_unreachable_upstream_closes_the_gate_at_once():
-    gate = Gate()
-    moved = noted(gate, DOWN, random=0.0)
+    breaker = CircuitBreaker()
+    moved = noted(breaker, DOWN, random=0.0)
     assert moved == Paused("connection refused", pytest.approx(0.1))
-    assert gate.wait_s(0.0) == pytest.approx(0.1)
-    assert gate.reason == "connection refused"
-    assert not gate.held
+    assert breaker.wait_s(0.0) == pytest.approx(0.1)
+    assert breaker.reason == "connection refused"
+    assert not breaker.held
 
 
 def test_what_was_in_flight_when_the_gate_closed_does_not_make_the_pause_grow():
-    gate = Gate()
-    noted(gate, DOWN, random=0.999)
-    waited = gate.wait_s(0.0)
+    breaker = CircuitBreaker()
+    noted(breaker, DOWN, random=0.999)
+    waited = breaker.wait_s(0.0)
     for _ in range(500):
-        assert noted(gate, DOWN, random=0.999) is None
-    assert gate.wait_s(0.0) == waited
+        assert noted(breaker, DOWN, random=0.999) is None
+    assert breaker.wait_s(0.0) == waited
 
 
 def test_the_pause_of_a_dead_upstream_grows_to_half_a_minute_and_no_further():
-    gate, now, pauses = Gate(), 0.0, []
+    breaker, now, pauses = CircuitBreaker(), 0.0, []
     for _ in range(40):
-        noted(gate, DOWN, now=now, random=0.999_999)
-        pauses.append(gate.wait_s(now))
+        noted(breaker, DOWN, now=now, random=0.999_999)
+        pauses.append(breaker.wait_s(now))
         now += pauses[-1] + 0.001
     assert pauses[:4] == [pytest.approx(seconds, rel=0.01) for seconds in (0.2, 0.4, 0.8, 1.6)]
     assert pauses[-1] == pytest.approx(30.0, rel=0.01)
 
 
 def test_half_open_lets_one_probe_through_at_a_time():
-    gate = Gate()
-    noted(gate, DOWN, random=0.0)
-    assert gate.wait_s(1.0) == 0.0
-    gate.sent(1.0)
-    assert gate.wait_s(1.0) == 0.25
+    breaker = CircuitBreaker()
+    noted(breaker, DOWN, random=0.0)
+    assert breaker.wait_s(1.0) == 0.0
+    breaker.sent(1.0)
+    assert breaker.wait_s(1.0) == 0.25
 
 
 def test_a_probe_that_takes_long_is_joined_by_another():
-    gate = Gate()
-    noted(gate, DOWN, random=0.0)
-    gate.sent(1.0)
-    assert gate.wait_s(5.9) == pytest.approx(0.1)
-    assert gate.wait_s(6.0) == 0.0
+    breaker = CircuitBreaker()
+    noted(breaker, DOWN, random=0.0)
+    breaker.sent(1.0)
+    assert breaker.wait_s(5.9) == pytest.approx(0.1)
+    assert breaker.wait_s(6.0) == 0.0
 
 
 def test_an_answered_probe_opens_the_gate_and_says_so():
-    gate = Gate()
-    noted(gate, DOWN)
-    gate.sent(1.0)
-    assert noted(gate, OK, now=2.0) == Resumed()
-    assert (gate.wait_s(2.0), gate.reason) == (0.0, "")
+    breaker = CircuitBreaker()
+    noted(breaker, DOWN)
+    breaker.sent(1.0)
+    assert noted(breaker, OK, now=2.0) == Resumed()
+    assert (breaker.wait_s(2.0), breaker.reason) == (0.0, "")
 
 
 def test_a_failed_probe_closes_it_again():
-    gate = Gate()
-    noted(gate, DOWN, random=0.0)
-    gate.sent(1.0)
-    noted(gate, DOWN, now=1.0, random=0.0)
-    assert gate.wait_s(1.0) == pytest.approx(0.1)
+    breaker = CircuitBreaker()
+    noted(breaker, DOWN, random=0.0)
+    breaker.sent(1.0)
+    noted(breaker, DOWN, now=1.0, random=0.0)
+    assert breaker.wait_s(1.0) == pytest.approx(0.1)
 
 
 def test_an_hour_of_silence_is_told_now_and_then_not_at_every_probe():
-    gate, now, told = Gate(), 0.0, 0
+    breaker, now, told = CircuitBreaker(), 0.0, 0
     while now < 3_600:
-        told += isinstance(noted(gate, DOWN, now=now, random=0.5), Paused)
-        now += gate.wait_s(now) + 0.001
+        told += isinstance(noted(breaker, DOWN, now=now, random=0.5), Paused)
+        now += breaker.wait_s(now) + 0.001
     assert 1 < told < 400
 
 
 def test_an_earlier_answer_opens_a_gate_closed_by_one_failed_connection():
-    gate = Gate()
-    noted(gate, DOWN)
-    assert noted(gate, OK) == Resumed()
+    breaker = CircuitBreaker()
+    noted(breaker, DOWN)
+    assert noted(breaker, OK) == Resumed()
 
 
 @pytest.mark.parametrize("trouble", [Broken("reset"), TimedOut(1.0), Answered(502, b""), Answered(522, b"")])
 def test_sixteen_troubles_in_a_row_close_the_gate(trouble):
-    gate = Gate()
+    breaker = CircuitBreaker()
     for _ in range(15):
-        assert noted(gate, trouble) is None
-    assert gate.wait_s(0.0) == 0.0
-    assert isinstance(noted(gate, trouble), Paused)
-    assert gate.wait_s(0.0) > 0.0
+        assert noted(breaker, trouble) is None
+    assert breaker.wait_s(0.0) == 0.0
+    assert isinstance(noted(breaker, trouble), Paused)
+    assert breaker.wait_s(0.0) > 0.0
 
 
 @pytest.mark.parametrize(
     "sign_of_life", [OK, Answered(500, b""), Throttled(429, b"", None), Answered(401, b"")]
 )
 def test_any_sign_of_life_starts_the_count_of_troubles_afresh(sign_of_life):
-    gate = Gate()
-    noted(gate, OK)
+    breaker = CircuitBreaker()
+    noted(breaker, OK)
     for _ in range(15):
-        noted(gate, Broken("reset"))
-    noted(gate, sign_of_life)
+        noted(breaker, Broken("reset"))
+    noted(breaker, sign_of_life)
     for _ in range(15):
-        assert noted(gate, Broken("reset"), now=1_000.0) is None
+        assert noted(breaker, Broken("reset"), now=1_000.0) is None
 
 
 def test_a_probe_that_breaks_closes_the_gate_again():
-    gate = Gate()
-    noted(gate, DOWN)
-    gate.sent(1.0)
-    noted(gate, Broken("reset"), now=1.0)
-    assert gate.wait_s(1.0) > 0.0
+    breaker = CircuitBreaker()
+    noted(breaker, DOWN)
+    breaker.sent(1.0)
+    noted(breaker, Broken("reset"), now=1.0)
+    assert breaker.wait_s(1.0) > 0.0
 
 
 def test_retry_after_closes_the_gate_for_so_long_and_then_opens_it_wide():
-    gate = Gate()
-    moved = noted(gate, Throttled(429, b"", 30.0))
+    breaker = CircuitBreaker()
+    moved = noted(breaker, Throttled(429, b"", 30.0))
     assert moved == Paused("it asks for patience (429)", 30.0)
-    assert gate.wait_s(0.0) == 30.0
-    gate.sent(30.0)
-    assert gate.wait_s(30.0) == 0.0
-    assert noted(gate, OK, now=31.0) == Resumed()
+    assert breaker.wait_s(0.0) == 30.0
+    breaker.sent(30.0)
+    assert breaker.wait_s(30.0) == 0.0
+    assert noted(breaker, OK, now=31.0) == Resumed()
 
 
 def test_an_answer_sent_for_earlier_does_not_cut_short_the_patience_asked_for():
-    gate = Gate()
-    noted(gate, Throttled(429, b"", 30.0))
-    assert noted(gate, OK, now=1.0) is None
-    assert gate.wait_s(1.0) == 29.0
+    breaker = CircuitBreaker()
+    noted(breaker, Throttled(429, b"", 30.0))
+    assert noted(breaker, OK, now=1.0) is None
+    assert breaker.wait_s(1.0) == 29.0
 
 
 def test_a_later_retry_after_makes_the_pause_longer_never_shorter():
-    gate = Gate()
-    noted(gate, Throttled(429, b"", 10.0))
-    noted(gate, Throttled(503, b"", 30.0), now=1.0)
-    noted(gate, Throttled(429, b"", 1.0), now=2.0)
-    noted(gate, Throttled(429, b"", None), now=2.0)
-    assert gate.wait_s(2.0) == 29.0
+    breaker = CircuitBreaker()
+    noted(breaker, Throttled(429, b"", 10.0))
+    noted(breaker, Throttled(503, b"", 30.0), now=1.0)
+    noted(breaker, Throttled(429, b"", 1.0), now=2.0)
+    noted(breaker, Throttled(429, b"", None), now=2.0)
+    assert breaker.wait_s(2.0) == 29.0
 
 
 def test_without_retry_after_the_pause_is_short_grows_and_is_not_worth_a_word():
-    gate = Gate()
-    assert noted(gate, Throttled(429, b"", None), random=0.999_999) is None
-    assert gate.wait_s(0.0) == pytest.approx(0.2, rel=0.01)
-    noted(gate, Throttled(429, b"", None), now=1.0, random=0.999_999)
-    assert gate.wait_s(1.0) == pytest.approx(0.4, rel=0.01)
-    assert noted(gate, OK, now=2.0) is None
-    noted(gate, Throttled(429, b"", None), now=3.0, random=0.999_999)
-    assert gate.wait_s(3.0) == pytest.approx(0.2, rel=0.01)
+    breaker = CircuitBreaker()
+    assert noted(breaker, Throttled(429, b"", None), random=0.999_999) is None
+    assert breaker.wait_s(0.0) == pytest.approx(0.2, rel=0.01)
+    noted(breaker, Throttled(429, b"", None), now=1.0, random=0.999_999)
+    assert breaker.wait_s(1.0) == pytest.approx(0.4, rel=0.01)
+    assert noted(breaker, OK, now=2.0) is None
+    noted(breaker, Throttled(429, b"", None), now=3.0, random=0.999_999)
+    assert breaker.wait_s(3.0) == pytest.approx(0.2, rel=0.01)
 
 
 def test_a_throttled_upstream_that_goes_away_is_away():
-    gate = Gate()
-    noted(gate, Throttled(429, b"", 2.0))
-    assert isinstance(noted(gate, DOWN, now=1.0), Paused)
-    assert gate.wait_s(1.0) == 1.0
-    assert gate.reason == "connection refused"
+    breaker = CircuitBreaker()
+    noted(breaker, Throttled(429, b"", 2.0))
+    assert isinstance(noted(breaker, DOWN, now=1.0), Paused)
+    assert breaker.wait_s(1.0) == 1.0
+    assert breaker.reason == "connection refused"
 
 
 def test_an_upstream_that_comes_back_busy_is_busy():
-    gate = Gate()
-    noted(gate, DOWN, random=0.0)
-    noted(gate, Throttled(429, b"", 2.0), now=1.0)
-    assert gate.wait_s(1.0) == 2.0
-    gate.sent(3.0)
-    assert gate.wait_s(3.0) == 0.0
+    breaker = CircuitBreaker()
+    noted(breaker, DOWN, random=0.0)
+    noted(breaker, Throttled(429, b"", 2.0), now=1.0)
+    assert breaker.wait_s(1.0) == 2.0
+    breaker.sent(3.0)
+    assert breaker.wait_s(3.0) == 0.0
 
 
 @pytest.mark.parametrize("status", [401, 403, 407, 301, 302, 307, 308])
 def test_a_refusal_before_anything_was_accepted_holds_the_batch(status):
-    gate = Gate()
-    moved = noted(gate, Answered(status, b""))
+    breaker = CircuitBreaker()
+    moved = noted(breaker, Answered(status, b""))
     assert isinstance(moved, Paused)
     assert str(status) in moved.reason
-    assert gate.held
-    outcome = gate.judge(Answered(status, b""))
+    assert breaker.held
+    outcome = breaker.judge(Answered(status, b""))
     assert outcome == Refused(status)
     assert isinstance(judged(outcome, attempts=8), Retry)
 
 
 def test_a_single_refusal_among_answers_settles():
-    gate = Gate()
+    breaker = CircuitBreaker()
     for _ in range(100):
-        noted(gate, OK)
-        assert noted(gate, Answered(403, b"")) is None
-        assert gate.judge(Answered(403, b"")) == Answered(403, b"")
-    assert not gate.held
+        noted(breaker, OK)
+        assert noted(breaker, Answered(403, b"")) is None
+        assert breaker.judge(Answered(403, b"")) == Answered(403, b"")
+    assert not breaker.held
 
 
 def test_a_key_revoked_in_the_middle_costs_three_lines_and_no_more():
-    gate, settled = Gate(), 0
-    noted(gate, OK)
+    breaker, settled = CircuitBreaker(), 0
+    noted(breaker, OK)
     for _ in range(1_000):
-        noted(gate, Answered(401, b""))
-        settled += isinstance(gate.judge(Answered(401, b"")), Answered)
+        noted(breaker, Answered(401, b""))
+        settled += isinstance(breaker.judge(Answered(401, b"")), Answered)
     assert settled == 3
-    assert gate.held
+    assert breaker.held
 
 
 def test_a_rejected_line_shows_that_the_key_is_accepted_but_a_fault_does_not():
-    gate = Gate()
-    noted(gate, Answered(400, b""))
-    noted(gate, Answered(401, b""))
-    assert not gate.held
-    gate = Gate()
-    noted(gate, Answered(500, b""))
-    noted(gate, Answered(401, b""))
-    assert gate.held
+    breaker = CircuitBreaker()
+    noted(breaker, Answered(400, b""))
+    noted(breaker, Answered(401, b""))
+    assert not breaker.held
+    breaker = CircuitBreaker()
+    noted(breaker, Answered(500, b""))
+    noted(breaker, Answered(401, b""))
+    assert breaker.held
 
 
 def test_a_held_upstream_opens_when_the_key_is_accepted():
-    gate = Gate()
-    noted(gate, Answered(401, b""))
-    gate.sent(10.0)
-    assert gate.wait_s(10.0) > 0.0
-    assert noted(gate, OK, now=11.0) == Resumed()
-    assert not gate.held
-    assert gate.judge(Answered(401, b"")) == Answered(401, b"")
+    breaker = CircuitBreaker()
+    noted(breaker, Answered(401, b""))
+    breaker.sent(10.0)
+    assert breaker.wait_s(10.0) > 0.0
+    assert noted(breaker, OK, now=11.0) == Resumed()
+    assert not breaker.held
+    assert breaker.judge(Answered(401, b"")) == Answered(401, b"")
 
 
 def test_patience_asked_for_does_not_end_a_hold():
-    gate = Gate()
-    noted(gate, Answered(401, b""))
-    noted(gate, Throttled(429, b"", 50.0), now=40.0)
-    assert gate.held
-    assert gate.wait_s(40.0) == 50.0
+    breaker = CircuitBreaker()
+    noted(breaker, Answered(401, b""))
+    noted(breaker, Throttled(429, b"", 50.0), now=40.0)
+    assert breaker.held
+    assert breaker.wait_s(40.0) == 50.0
 
 
 def test_a_gate_judges_nothing_but_refusals():
-    gate = Gate()
+    breaker = CircuitBreaker()
     for outcome in (OK, DOWN, Answered(404, b""), Broken("reset")):
-        assert gate.judge(outcome) is outcome
+        assert breaker.judge(outcome) is outcome
 
 
 @given(
@@ -368,13 +368,13 @@ def test_a_gate_judges_nothing_but_refusals():
     )
 )
 def test_whatever_happens_the_gate_lets_something_through_within_ten_minutes(steps):
-    gate, now = Gate(), 0.0
+    breaker, now = CircuitBreaker(), 0.0
     for outcome, passed_s, random in steps:
         now += passed_s
-        gate.note(outcome, now=now, random=random)
-        assert 0.0 <= gate.wait_s(now) <= RETRY_AFTER_CAP_S + 0.001
+        breaker.note(outcome, now=now, random=random)
+        assert 0.0 <= breaker.wait_s(now) <= RETRY_AFTER_CAP_S + 0.001
     later = now + RETRY_AFTER_CAP_S + 0.001
-    assert gate.wait_s(later) == 0.0
-    gate.note(OK, now=later, random=0.0)
-    assert gate.wait_s(later) == 0.0
-    assert gate.reason == ""
+    assert breaker.wait_s(later) == 0.0
+    breaker.note(OK, now=later, random=0.0)
+    assert breaker.wait_s(later) == 0.0
+    assert breaker.reason == ""

@@ -24,7 +24,7 @@ from nightmill.core.retry import bounded
 
 @dataclass(frozen=True, slots=True)
 class Paused:
-    """The gate closed, or stays closed, for so long. `reason` is ours."""
+    """The breaker closed, or stays closed, for so long. `reason` is ours."""
 
     reason: str
     seconds: float
@@ -70,7 +70,7 @@ _REFUSALS = frozenset({401, 403, 407})
 _GATEWAY_FAULTS = frozenset({502, 503, 504, *range(520, 528), 530})
 
 
-class Gate:
+class CircuitBreaker:
     """The pause of one upstream: whether to send at all.
 
     - Unreachable closes it for 0.1 s, growing to 30 s with full jitter; then it lets one line at a time
@@ -111,7 +111,7 @@ class Gate:
 
     @property
     def reason(self) -> str:
-        """Why nothing, or only probes, may be sent; empty while the gate is open."""
+        """Why nothing, or only probes, may be sent; empty while the breaker is open."""
         return self._reason
 
     @property
@@ -218,7 +218,7 @@ class Gate:
     ) -> Paused | None:
         self._probe_at = None
         if cause is self._cause and now < self._until:
-            return None  # the rest of what was in flight when the gate closed
+            return None  # the rest of what was in flight when the breaker closed
         if cause is not self._cause:
             self._pauses = 0
         if pause_s is None:

@@ -60,7 +60,7 @@ class TimedOut(msgspec.Struct, frozen=True, gc=False):
 
 class Refused(msgspec.Struct, frozen=True, gc=False):
     """401, 403, 407 or a redirect while the upstream accepts nothing: the operator's fault, not the line's.
-    Only `Gate.judge` makes one."""
+    Only `CircuitBreaker.judge` makes one."""
 
     status: int
 

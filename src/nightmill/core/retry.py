@@ -60,7 +60,7 @@ def verdict(
     """What to do about one line.
 
     Args:
-        outcome: what its latest attempt brought, as the gate judges it.
+        outcome: what its latest attempt brought, as the breaker judges it.
         attempts: the number of that attempt, counted from 1; attempts that burned nothing are left out.
         max_attempts: how many may burn.
         now: the moment, on the clock of `deadline`.

@@ -1,7 +1,7 @@
 """One pool of attempts in flight, refilled across all the segments a worker holds.
 
 Promise: an answer is in a part's queue before its line counts as settled; nothing is started for a lease past
-its last confirmed moment, while answers can't be written, or beyond what the window, the rates and the gate
+its last confirmed moment, while answers can't be written, or beyond what the window, the rates and the breaker
 allow. Every line taken from a segment is settled or given up, once. Not its duty: leases (`worker`), what an
 outcome means for a line (`pacing`), HTTP (`upstream`).
 
@@ -16,7 +16,7 @@ from collections.abc import Callable
 from itertools import count
 from typing import assert_never
 
-from nightmill.core.circuit_breaker import Gate, Paused, Resumed
+from nightmill.core.circuit_breaker import CircuitBreaker, Paused, Resumed
 from nightmill.core.concurrency import Window
 from nightmill.core.json_text import ascii_string
 from nightmill.core.outcome import (
@@ -61,7 +61,7 @@ class Pool:
         *,
         parts: Parts,
         window: Window,
-        gate: Gate,
+        breaker: CircuitBreaker,
         settings: UpstreamSettings,
         slots: int,
         request_prefix: str,
@@ -74,7 +74,7 @@ class Pool:
         self._upstream = upstream
         self._parts = parts
         self._window = window
-        self._gate = gate
+        self._breaker = breaker
         self._attempt_timeout_s = settings.timeout_s
         self._max_attempts = settings.max_attempts
         self._slots = slots
@@ -233,11 +233,11 @@ class Pool:
         if self._parts.stalled is not None:
             return
         assert self._attempts is not None
-        start, told, in_flight, gate = self._attempts.start, self._told, self._in_flight, self._gate
+        start, told, in_flight, breaker = self._attempts.start, self._told, self._in_flight, self._breaker
         clock = self._clock()
         while room > 0:
-            if self._has_rates or not gate.is_open:
-                wait_s = gate.wait_s(now) or self._pace_s(now)
+            if self._has_rates or not breaker.is_open:
+                wait_s = breaker.wait_s(now) or self._pace_s(now)
                 if wait_s > 0:
                     self._wake_at(now + min(wait_s, _LONGEST_PAUSE_S), now)
                     break
@@ -249,8 +249,8 @@ class Pool:
             if timeout_s <= 0:
                 self._give_up(line)
                 continue
-            if not gate.is_open:
-                gate.sent(now)
+            if not breaker.is_open:
+                breaker.sent(now)
             if self._has_rates:
                 line.guess = self._tokens_per_line
                 self._requests.spend(1)
@@ -312,7 +312,7 @@ class Pool:
             if not (is_answered and is_well):  # a second success in a row has nothing to teach
                 if not is_answered and is_success(outcome):
                     outcome = NOT_JSON  # noqa: PLW2901 - what it is once it has been read
-                change = self._gate.note(outcome, now=now, random=self._random())
+                change = self._breaker.note(outcome, now=now, random=self._random())
                 if change is not None:
                     self._tell(change)
                 is_well = is_answered
@@ -329,7 +329,7 @@ class Pool:
         """Whether the line's outcome stands; else it waits to be sent again, or is given up."""
         segment = line.segment
         ruling = verdict(
-            self._gate.judge(outcome),
+            self._breaker.judge(outcome),
             attempts=line.attempts + 1,
             max_attempts=self._max_attempts,
             now=self._clock(),
@@ -380,6 +380,6 @@ class Pool:
     def _tell(self, change: Paused | Resumed) -> None:
         match change:
             case Paused(reason, seconds):
-                self._emit(UpstreamPaused(reason, seconds, self._gate.held))
+                self._emit(UpstreamPaused(reason, seconds, self._breaker.held))
             case Resumed():
                 self._emit(UpstreamResumed())

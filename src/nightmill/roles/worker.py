@@ -11,7 +11,7 @@ from contextlib import suppress
 
 from nightmill.blobs import Blobs
 from nightmill.core.batch import Status, Tally
-from nightmill.core.circuit_breaker import Gate
+from nightmill.core.circuit_breaker import CircuitBreaker
 from nightmill.core.concurrency import Window
 from nightmill.core.output_line import OutputLine
 from nightmill.core.segment import Lease, PinnedPart, Report
@@ -61,7 +61,7 @@ class Worker:
         blobs: Blobs,
         parts: Parts,
         upstream: Upstream,
-        gate: Gate,
+        breaker: CircuitBreaker,
         settings: Settings,
         slots: int,
         worker_id: WorkerId,
@@ -94,7 +94,7 @@ class Worker:
             upstream,
             parts=parts,
             window=self._window,
-            gate=gate,
+            breaker=breaker,
             settings=settings.upstream,
             slots=slots,
             request_prefix=request_prefix,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from nightmill.admin.hold import deleting
 from nightmill.blobs import PiecedBlobs
-from nightmill.core.circuit_breaker import Gate
+from nightmill.core.circuit_breaker import CircuitBreaker
 from nightmill.ids import WorkerId, new_worker_id
 from nightmill.parts import Parts
 from nightmill.roles.finalizer import Finalizer
@@ -88,7 +88,7 @@ class Rooms:
             blobs=self.blobs,
             parts=self.parts,
             upstream=upstream,
-            gate=Gate(),
+            breaker=CircuitBreaker(),
             settings=self.settings,
             slots=slots or self.settings.upstream.concurrency,
             upstream_name=shared_name(self.settings.upstream.url or "", host=socket.gethostname()),
