@@ -12,7 +12,7 @@ from nightmill.api import batches, files, health, metrics, models, tenants, uplo
 from nightmill.api.batches import windows_s
 from nightmill.api.context import ApiContext
 from nightmill.api.envelope import error_response, from_request_error, from_unavailable_error
-from nightmill.api.middleware import METHOD_AS_SENT, PATH_AS_SENT, Edge, Gate
+from nightmill.api.middleware import METHOD_AS_SENT, PATH_AS_SENT, AuthenticationMiddleware, RequestMiddleware
 from nightmill.api.openapi import describer
 from nightmill.api.violations import to_request_error
 from nightmill.errors import RequestError, UnavailableError
@@ -31,7 +31,10 @@ def create_app(context: ApiContext) -> FastAPI:
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
         redirect_slashes=False,
-        middleware=[Middleware(Edge, context=context), Middleware(Gate, context=context)],
+        middleware=[
+            Middleware(RequestMiddleware, context=context),
+            Middleware(AuthenticationMiddleware, context=context),
+        ],
         exception_handlers={
             RequestError: _on_request_error,
             UnavailableError: _on_unavailable_error,

@@ -1,7 +1,7 @@
 """What happens to every request before and after its route, as plain ASGI.
 
-`Edge` is outermost: it numbers the request, evens out its path, turns HEAD into GET, adds the headers
-OpenAI sends and answers what nobody expected. `Gate` comes next: who is asking, and not too often, before
+`RequestMiddleware` is outermost: it numbers the request, evens out its path, turns HEAD into GET, adds the headers
+OpenAI sends and answers what nobody expected. `AuthenticationMiddleware` comes next: who is asking, and not too often, before
 anything else is looked at. Promise: whatever a route does, the client gets an envelope with a request id,
 or a connection that breaks when a download was already under way.
 """
@@ -35,7 +35,7 @@ class _HeadAnsweredError(Exception):
     """The headers of a HEAD are out; the route need not go on."""
 
 
-class Edge:
+class RequestMiddleware:
     """The outermost layer."""
 
     def __init__(self, app: ASGIApp, *, context: ApiContext) -> None:
@@ -122,7 +122,7 @@ class Edge:
         )
 
 
-class Gate:
+class AuthenticationMiddleware:
     """Lets a request in with the project it belongs to. Knows what is open to all."""
 
     def __init__(self, app: ASGIApp, *, context: ApiContext) -> None:
