@@ -1,4 +1,4 @@
-"""One pool of attempts in flight, refilled across all the segments a worker holds.
+"""One dispatcher of attempts in flight, refilled across all the segments a worker holds.
 
 Promise: an answer is in a part's queue before its line counts as settled; nothing is started for a lease past
 its last confirmed moment, while answers can't be written, or beyond what the window, the rates and the breaker
@@ -34,7 +34,7 @@ from nightmill.core.rate_limit import Rate
 from nightmill.core.retry import Expire, Retry, Settle, verdict
 from nightmill.errors import LeaseLost
 from nightmill.parts import Parts
-from nightmill.roles.leased_segment import OpenSegment, PendingLine
+from nightmill.roles.leased_segment import LeasedSegment, PendingLine
 from nightmill.settings import UpstreamSettings
 from nightmill.telemetry import Emit, UpstreamPaused, UpstreamResumed
 from nightmill.upstream import Attempts, Upstream, attempts_of
@@ -44,7 +44,7 @@ _AHEAD_S = 0.1
 _AWAY = "The model server could not be reached."
 
 
-class Pool:
+class Dispatcher:
     """What one worker has in flight, is to send, and is to send again.
 
     Args:
@@ -89,7 +89,7 @@ class Pool:
         """Lines that may be sent and never were."""
         self.has_asked = False
         """Whether it has rung for want of lines; whoever adds some, or knows that there are none, says so."""
-        self._queue: deque[OpenSegment] = deque()
+        self._queue: deque[LeasedSegment] = deque()
         self._retries: list[tuple[float, int, PendingLine]] = []
         self._in_flight: set[PendingLine] = set()
         self._arrived: list[tuple[PendingLine, Outcome]] = []
@@ -106,7 +106,7 @@ class Pool:
         self._attempts: Attempts | None = None
         self._group: asyncio.TaskGroup | None = None
         self._sleeper: asyncio.Future[None] | None = None
-        self._is_nudged = False
+        self._is_woken = False
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_at = 0.0
         self._room: asyncio.Task[None] | None = None
@@ -133,12 +133,12 @@ class Pool:
                 self._group = group
                 self._attempts = attempts_of(self._upstream, group=group)
                 while True:
-                    if self._is_nudged:
+                    if self._is_woken:
                         await asyncio.sleep(0)
                     else:
                         self._sleeper = loop.create_future()
                         await self._sleeper
-                    self._is_nudged, self._sleeper = False, None
+                    self._is_woken, self._sleeper = False, None
                     now = self._monotonic()
                     self._take_in(now)
                     self._send_more(now)
@@ -149,23 +149,23 @@ class Pool:
             if self._alarm is not None:
                 self._alarm.cancel()
 
-    def nudge(self) -> None:
+    def wake(self) -> None:
         """Something has changed: more lines, a larger window, a lease confirmed, room on the disk."""
         sleeper = self._sleeper
         if sleeper is None:
-            self._is_nudged = True
+            self._is_woken = True
         elif not sleeper.done():
             sleeper.set_result(None)
 
     # --- lines -------------------------------------------------------------------------------------
 
-    def add(self, segment: OpenSegment) -> None:
+    def add(self, segment: LeasedSegment) -> None:
         self._queue.append(segment)
         self.unsent += segment.unsent
-        self.nudge()
+        self.wake()
 
     def wanted_lines(self) -> int:
-        """Twice a full pool, or twice what is settled in `_AHEAD_S`: their text is held in memory."""
+        """Twice a full dispatcher, or twice what is settled in `_AHEAD_S`: their text is held in memory."""
         now = self._monotonic()
         elapsed_s = now - self._rate_since
         if elapsed_s > _AHEAD_S:
@@ -179,7 +179,7 @@ class Pool:
         self._queue = deque(segment for segment in self._queue if segment.unsent and not segment.is_lost)
         self.unsent = sum(segment.unsent for segment in self._queue)
 
-    def forget_retries(self, segment: OpenSegment) -> None:
+    def forget_retries(self, segment: LeasedSegment) -> None:
         """Gives up the lines of the segment that wait to be sent again."""
         kept = [entry for entry in self._retries if entry[2].segment is not segment]
         dropped = len(self._retries) - len(kept)
@@ -189,7 +189,7 @@ class Pool:
             heapq.heapify(kept)
             self._retries = kept
 
-    def abort(self, segment: OpenSegment) -> None:
+    def abort(self, segment: LeasedSegment) -> None:
         """Gives up what is in flight for the segment; what has arrived by now still counts."""
         self._take_in(self._monotonic())
         self.forget_retries(segment)
@@ -273,7 +273,7 @@ class Pool:
     async def _until_room(self) -> None:
         await self._parts.room()
         self._room = None
-        self.nudge()
+        self.wake()
 
     def _set_alarm(self, now: float) -> None:
         """For the next line to be sent again. One that is due already waits for something else than time."""
@@ -286,17 +286,17 @@ class Pool:
                 return
             self._alarm.cancel()
         self._alarm_at = moment
-        self._alarm = asyncio.get_running_loop().call_later(moment - now, self._rouse)
+        self._alarm = asyncio.get_running_loop().call_later(moment - now, self._on_alarm)
 
-    def _rouse(self) -> None:
+    def _on_alarm(self) -> None:
         self._alarm = None
-        self.nudge()
+        self.wake()
 
     # --- in ----------------------------------------------------------------------------------------
 
     def _told(self, line: PendingLine, outcome: Outcome) -> None:
         self._arrived.append((line, outcome))
-        self.nudge()
+        self.wake()
 
     def _take_in(self, now: float) -> None:
         arrived, self._arrived = self._arrived, []

@@ -21,14 +21,14 @@ class PendingLine(msgspec.Struct, eq=False, gc=False):
     """A line that was taken to be sent. `attempts` counts those that may be the line's own fault, `guess` is
     how many tokens its attempt was taken to need."""
 
-    segment: "OpenSegment"
+    segment: "LeasedSegment"
     ordinal: int
     request: RequestLine
     attempts: float = 0
     guess: float = 0.0
 
 
-class OpenSegment:
+class LeasedSegment:
     """One lease at work.
 
     Args:

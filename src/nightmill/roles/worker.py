@@ -2,7 +2,7 @@
 
 Promise: an answer is in a durable part before it counts; a worker that is past its last confirmed lease
 starts nothing new; what a lost lease still answers is written nowhere. A line may be sent twice, it is
-settled once. Not its duty: what is in flight (`pool`), the files at the end (finalizer).
+settled once. Not its duty: what is in flight (`dispatcher`), the files at the end (finalizer).
 """
 
 import asyncio
@@ -19,8 +19,8 @@ from nightmill.errors import LeaseLost, UnavailableError
 from nightmill.failpoints import point
 from nightmill.ids import BatchId, WorkerId
 from nightmill.parts import Parts
-from nightmill.roles.dispatcher import Pool
-from nightmill.roles.leased_segment import OpenSegment, read_segment
+from nightmill.roles.dispatcher import Dispatcher
+from nightmill.roles.leased_segment import LeasedSegment, read_segment
 from nightmill.roles.loop import Notifier, keep_turning, plain
 from nightmill.settings import Settings
 from nightmill.store import Store
@@ -42,7 +42,7 @@ _ASK_BEATS = 0.75  # of a beat: each beat asks, also one that comes a little ear
 
 
 class Worker:
-    """One worker process's pool.
+    """One worker process's dispatcher.
 
     Args:
         slots: attempts in flight at once, over all workers of the upstream; the store grants each its part.
@@ -83,14 +83,14 @@ class Worker:
         self._monotonic = monotonic
         self._random = random
 
-        self._segments: dict[tuple[str, int], OpenSegment] = {}
+        self._segments: dict[tuple[str, int], LeasedSegment] = {}
         self._window = Window(
             upstream_name,
             window=slots,
             ttl_s=self._settings.lease_ttl_s,
             ask_every_s=_ASK_BEATS * self._settings.beat_s,
         )
-        self._pool = Pool(
+        self._dispatcher = Dispatcher(
             upstream,
             parts=parts,
             window=self._window,
@@ -113,12 +113,12 @@ class Worker:
 
     @property
     def in_flight(self) -> int:
-        return self._pool.in_flight
+        return self._dispatcher.in_flight
 
     async def run(self, stop: asyncio.Event, *, grace_s: Callable[[], float]) -> None:
         """Works until `stop` is set, then drains; `grace_s` says how long attempts in flight may take."""
         async with asyncio.TaskGroup() as group:
-            pool = group.create_task(self._pool.run())
+            dispatcher = group.create_task(self._dispatcher.run())
             try:
                 await keep_turning(
                     self,
@@ -134,7 +134,7 @@ class Worker:
                         self._window.claim(self._worker_id, in_flight=0, wanted=0), ttl_s=_LONGEST_PAUSE_S
                     )
             finally:
-                pool.cancel()
+                dispatcher.cancel()
 
     async def turn(self) -> float:
         await self._end_segments()
@@ -149,9 +149,9 @@ class Worker:
         self._tell_of_disk()
         is_idle = await self._lease_more()
         await self._ask_for_slots()
-        if not is_idle and self._pool.unsent < self._pool.wanted_lines():
+        if not is_idle and self._dispatcher.unsent < self._dispatcher.wanted_lines():
             is_idle = await self._lease_more()  # the first grant was what it waited for
-        self._pool.nudge()  # what kept its lines waiting, a full disk or an unconfirmed lease, may be over
+        self._dispatcher.wake()  # what kept its lines waiting, a full disk or an unconfirmed lease, may be over
         until_beat_s = max(0.001, self._next_beat - self._monotonic())
         if self._segments and self._notifier.count != self._heard:
             until_beat_s = min(until_beat_s, max(0.001, self._next_look - self._monotonic()))
@@ -168,7 +168,7 @@ class Worker:
             for segment in over:
                 group.create_task(self._end(segment))
 
-    async def _end(self, segment: OpenSegment) -> None:
+    async def _end(self, segment: LeasedSegment) -> None:
         try:
             async with asyncio.timeout(self._settings.beat_s):
                 await segment.writer.flush()
@@ -212,7 +212,7 @@ class Worker:
         for key, segment in self._segments.items():
             if key in reply.lost:
                 segment.is_lost = True
-                self._pool.abort(segment)
+                self._dispatcher.abort(segment)
                 continue
             segment.confirmed_until = asked_at + self._settings.lease_ttl_s
         self._stop(reply.stopping, asked_at)
@@ -233,10 +233,10 @@ class Worker:
                 grace_s = self._settings.cancel_grace_s if status is Status.CANCELLING else 0.0
                 segment.stop(status, at=asked_at + grace_s)
             if segment.stopped_by is not None:
-                self._pool.forget_retries(segment)
+                self._dispatcher.forget_retries(segment)
                 if self._monotonic() >= segment.stop_at:
-                    self._pool.abort(segment)
-        self._pool.count_unsent()
+                    self._dispatcher.abort(segment)
+        self._dispatcher.count_unsent()
 
     def _tell_of_disk(self) -> None:
         reason = self._parts.stalled
@@ -248,11 +248,11 @@ class Worker:
 
     async def _lease_more(self) -> bool:
         """Whether no more work was to be had."""
-        if self._is_draining or self._parts.stalled is not None or self._pool.is_crowded:
+        if self._is_draining or self._parts.stalled is not None or self._dispatcher.is_crowded:
             return False
         if self._monotonic() < self._lease_again_at:
             return False
-        lacking = self._pool.wanted_lines() - self._pool.unsent
+        lacking = self._dispatcher.wanted_lines() - self._dispatcher.unsent
         if lacking <= 0:
             return False
         limit = -(-lacking // self._settings.lines_per_segment)
@@ -268,30 +268,30 @@ class Worker:
             opening = [group.create_task(self._opened(lease, confirmed_until)) for lease in leases]
         for segment in filter(None, [task.result() for task in opening]):
             self._segments[segment.key] = segment
-            self._pool.add(segment)
+            self._dispatcher.add(segment)
             if not segment.unsent:
                 self._notifier.notify_local()
         is_idle = len(leases) < limit
-        self._pool.has_asked = is_idle
+        self._dispatcher.has_asked = is_idle
         return is_idle
 
     async def _ask_for_slots(self) -> None:
         """Keeps our part of the upstream's window."""
-        now, wanted = self._monotonic(), self._pool.wanted
+        now, wanted = self._monotonic(), self._dispatcher.wanted
         if self._window.is_due(now, wanted=wanted):
-            claim = self._window.claim(self._worker_id, in_flight=self._pool.in_flight, wanted=wanted)
+            claim = self._window.claim(self._worker_id, in_flight=self._dispatcher.in_flight, wanted=wanted)
             grant = await self._store.grant(claim, ttl_s=self._settings.lease_ttl_s)
             self._window.take(grant, asked_at=now)
-            self._pool.nudge()
+            self._dispatcher.wake()
 
-    async def _opened(self, lease: Lease, confirmed_until: float) -> OpenSegment | None:
+    async def _opened(self, lease: Lease, confirmed_until: float) -> LeasedSegment | None:
         try:
             return await self._open(lease, confirmed_until)
         except Exception as error:  # noqa: BLE001 - one damaged segment must not hold up those leased with it
             self._emit(RoleFailed(self.name, error))
             return None  # the lease lapses by itself
 
-    async def _open(self, lease: Lease, confirmed_until: float) -> OpenSegment | None:
+    async def _open(self, lease: Lease, confirmed_until: float) -> LeasedSegment | None:
         segment = lease.segment
         self._emit(SegmentLeased(segment.batch_id, segment.number, lease.token))
         try:
@@ -310,7 +310,7 @@ class Worker:
                 self._emit(LeaseWasLost(segment.batch_id, segment.number, lease.token))
                 return None
             point("worker.pinned")
-        return OpenSegment(
+        return LeasedSegment(
             lease,
             writer=self._parts.open(lease),
             text=text,
@@ -340,8 +340,8 @@ class Worker:
         until = self._monotonic() + grace_s()
         for segment in self._segments.values():
             segment.stop(Status.IN_PROGRESS, at=until)
-            self._pool.forget_retries(segment)
-        self._pool.count_unsent()
+            self._dispatcher.forget_retries(segment)
+        self._dispatcher.count_unsent()
         while self._segments:
             try:
                 await self._end_segments()
@@ -353,7 +353,7 @@ class Worker:
             remaining_s = min(until, self._monotonic() + grace_s()) - self._monotonic()
             if remaining_s <= 0:
                 for segment in self._segments.values():
-                    self._pool.abort(segment)
+                    self._dispatcher.abort(segment)
                 if self._parts.stalled is not None:
                     return  # the disk takes nothing: what is not on it is sent again, by whoever comes next
             count_before = self._notifier.count
