@@ -75,12 +75,12 @@ Point: TypeAlias = Literal[
     "finalizer.slice_joined",
     "finalizer.before_publish",
     "finalizer.published",
-    "warden.before_lapse",
-    "warden.lapsed",
-    "warden.before_forget",
-    "warden.forgotten",
-    "warden.before_parts",
-    "warden.parts_deleted",
+    "maintenance.before_lapse",
+    "maintenance.lapsed",
+    "maintenance.before_forget",
+    "maintenance.forgotten",
+    "maintenance.before_parts",
+    "maintenance.parts_deleted",
 ]
 POINTS: Final[tuple[Point, ...]] = get_args(Point)
 

@@ -130,7 +130,7 @@ class DataFolder:
     async def run_without_finalizer(
         self, upstream: Upstream, until: Callable[[Rooms], Awaitable[bool]]
     ) -> None:
-        await self._run(upstream, until, roles=lambda rooms: (rooms.intake(), rooms.warden()))
+        await self._run(upstream, until, roles=lambda rooms: (rooms.intake(), rooms.maintenance()))
 
     def run(self, upstream: Upstream, *, until: Callable[[Rooms], Awaitable[bool]] | None = None) -> None:
         """A server's roles, from start to when all batches have ended, or `until` says so; then it dies."""
@@ -143,7 +143,7 @@ class DataFolder:
         roles: Callable[[Rooms], tuple[Role, ...]] = lambda rooms: (
             rooms.intake(),
             rooms.finalizer(),
-            rooms.warden(),
+            rooms.maintenance(),
         ),
     ) -> None:
         async with self.rooms() as rooms:

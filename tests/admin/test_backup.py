@@ -68,7 +68,7 @@ def test_nothing_is_deleted_while_a_backup_reads(data):
     async def delete_and_sweep():
         async with data.rooms() as rooms:
             assert await rooms.store.delete_file("default", file_id)
-            await rooms.warden().turn()
+            await rooms.maintenance().turn()
 
     with holding(data.path):
         asyncio.run(delete_and_sweep())
@@ -76,7 +76,7 @@ def test_nothing_is_deleted_while_a_backup_reads(data):
 
     async def sweep():
         async with data.rooms() as rooms:
-            await rooms.warden().turn()
+            await rooms.maintenance().turn()
 
     asyncio.run(sweep())
     assert not (data.blobs / key).exists()

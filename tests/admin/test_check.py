@@ -314,7 +314,7 @@ def test_segments_of_a_batch_that_has_ended_are_removed(data):
 # --- bytes that nothing names -----------------------------------------------------------------------------
 
 
-def strays(data, unfinished):
+def orphaned_blobs(data, unfinished):
     ended = data.ask("SELECT id FROM batch WHERE status = 'completed'")[0][0]
     paths = [
         "files/file-nobody",
@@ -334,7 +334,7 @@ def strays(data, unfinished):
 
 
 def test_strays_are_told_once_they_are_an_hour_old(data, unfinished):
-    paths = strays(data, unfinished)
+    paths = orphaned_blobs(data, unfinished)
 
     assert data.check().found == ()
     later = data.check(clock=lambda: time.time() + 3_700).found
@@ -345,7 +345,7 @@ def test_strays_are_told_once_they_are_an_hour_old(data, unfinished):
 
 
 def test_strays_are_removed_when_nobody_is_at_work(data, unfinished):
-    paths = strays(data, unfinished)
+    paths = orphaned_blobs(data, unfinished)
 
     checked = data.mend()
 

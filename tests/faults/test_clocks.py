@@ -13,7 +13,7 @@ from nightmill.core.batch import Batch, Status
 from nightmill.core.outcome import Outcome
 from nightmill.roles.finalizer import Finalizer
 from nightmill.roles.intake import Intake
-from nightmill.roles.maintenance import Warden
+from nightmill.roles.maintenance import Maintenance
 from nightmill.roles.worker import Worker
 from nightmill.runtime.clocks import SteadyClock
 from nightmill.store.sql import open_store
@@ -56,8 +56,8 @@ class SteppingMill(FaultyMill):
         intake._clock = self.clock
         return intake
 
-    def warden(self) -> Warden:
-        warden = super().warden()
+    def maintenance(self) -> Maintenance:
+        warden = super().maintenance()
         warden._clock = self.clock
         return warden
 

@@ -8,7 +8,7 @@ import pytest
 
 from nightmill.errors import UnavailableError
 from nightmill.roles.loop import Notifier
-from nightmill.roles.maintenance import Warden
+from nightmill.roles.maintenance import Maintenance
 from nightmill.settings import load
 
 TTL_S = 30.0
@@ -53,7 +53,7 @@ class World:
         flags = {"folder": folder, "worker": {"lease_ttl_s": TTL_S}, "retention": {"sweep_s": 1e9}}
         store: Any = self.store
         nothing: Any = Nothing()
-        self.warden = Warden(
+        self.warden = Maintenance(
             store=store,
             blobs=nothing,
             parts=nothing,

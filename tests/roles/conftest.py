@@ -26,7 +26,7 @@ from nightmill.parts.objects import ObjectParts
 from nightmill.roles.finalizer import Finalizer
 from nightmill.roles.intake import Intake
 from nightmill.roles.loop import Notifier, keep_turning
-from nightmill.roles.maintenance import Warden
+from nightmill.roles.maintenance import Maintenance
 from nightmill.roles.worker import Worker
 from nightmill.settings import Settings, load
 from nightmill.store.migrate import migrate
@@ -138,8 +138,8 @@ class Mill:
             clock=time.time,
         )
 
-    def warden(self) -> Warden:
-        return Warden(
+    def maintenance(self) -> Maintenance:
+        return Maintenance(
             store=self.store,
             blobs=self.blobs,
             parts=self.parts(),
@@ -197,7 +197,7 @@ class Mill:
         stop = asyncio.Event()
         async with asyncio.timeout(timeout_s), asyncio.TaskGroup() as group:
             group.create_task(worker.run(stop, grace_s=lambda: 0.0))
-            for role in (self.finalizer(), self.warden()):
+            for role in (self.finalizer(), self.maintenance()):
                 group.create_task(
                     keep_turning(
                         role, notifier=self.notifier, stop=stop, emit=self.events.append, random=lambda: 0.5

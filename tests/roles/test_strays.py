@@ -8,7 +8,7 @@ import pytest
 
 from nightmill.core.file import File, Purpose, Upload, UploadPart
 from nightmill.ids import FileId, PartId, ProjectId, UploadId
-from nightmill.roles.orphan_blobs import StraySweep
+from nightmill.roles.orphan_blobs import OrphanSweep
 
 PROJECT = ProjectId("default")
 LINE = (
@@ -32,7 +32,7 @@ def clock():
 
 @pytest.fixture
 def sweep(mill, clock):
-    return StraySweep(store=mill.store, blobs=mill.blobs, monotonic=clock, pause_s=3_600.0)
+    return OrphanSweep(store=mill.store, blobs=mill.blobs, monotonic=clock, pause_s=3_600.0)
 
 
 async def keys(mill):
@@ -96,8 +96,8 @@ async def test_whatever_a_row_names_stays(mill, sweep):
 
 async def test_a_warden_sweeps_strays_too(mill):
     await put(mill, "files/file-x")
-    warden = mill.warden()
-    warden._strays = StraySweep(store=mill.store, blobs=mill.blobs, monotonic=time.monotonic, pause_s=0.0)
+    warden = mill.maintenance()
+    warden._orphans = OrphanSweep(store=mill.store, blobs=mill.blobs, monotonic=time.monotonic, pause_s=0.0)
     warden._sweep_s = 0.0
     await warden.turn()
     await warden.turn()

@@ -97,5 +97,5 @@ async def test_over_a_bucket_a_sweep_leaves_nothing_in_the_data_folder(tmp_path:
     )
     await migrate(settings.store_url)
     async with open_rooms(settings, emit=lambda _: None, notifier=Notifier()) as rooms:
-        await rooms.warden().turn()
+        await rooms.maintenance().turn()
     assert list(image.iterdir()) == []

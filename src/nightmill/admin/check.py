@@ -55,8 +55,8 @@ def check(
 
 
 def check_and_mend(folder: Path, store_url: str, *, depth: Depth = Depth.USUAL) -> Checked:
-    """For whoever holds the folder's lock. Nobody else is at work, so bytes that nothing names are strays
-    whatever their age.
+    """Checks and repairs. The caller holds the folder's lock, so no other process is at work there: blobs
+    that no row references are orphaned whatever their age.
     """
     with mending(store_url) as mender:
         mender.take_back_leases()

@@ -1,9 +1,10 @@
-"""What happens to every request before and after its route, as plain ASGI.
+"""What happens to every request before and after its route, as plain ASGI middleware.
 
-`RequestMiddleware` is outermost: it numbers the request, evens out its path, turns HEAD into GET, adds the headers
-OpenAI sends and answers what nobody expected. `AuthenticationMiddleware` comes next: who is asking, and not too often, before
-anything else is looked at. Promise: whatever a route does, the client gets an envelope with a request id,
-or a connection that breaks when a download was already under way.
+`RequestMiddleware` is the outer one: it gives the request an id, normalises its path, answers HEAD as GET
+without a body, adds the headers that OpenAI sends, and turns unexpected errors into an answer.
+`AuthenticationMiddleware` is the inner one: it checks the key and the rate limit before anything else of the
+request is read. Whatever a route does, the client gets an envelope with a request id, or a connection that
+breaks when a download was already under way.
 """
 
 import logging

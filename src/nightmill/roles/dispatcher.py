@@ -1,12 +1,13 @@
-"""One dispatcher of attempts in flight, refilled across all the segments a worker holds.
+"""The attempts in flight of one worker, refilled across all the segments it holds.
 
-Promise: an answer is in a part's queue before its line counts as settled; nothing is started for a lease past
-its last confirmed moment, while answers can't be written, or beyond what the window, the rates and the breaker
-allow. Every line taken from a segment is settled or given up, once. Not its duty: leases (`worker`), what an
-outcome means for a line (`pacing`), HTTP (`upstream`).
+An answer is in a part's queue before its line counts as settled. No attempt starts for a lease past its last
+confirmed moment, while answers cannot be written, or beyond what the concurrency limit, the rate limits and
+the circuit breaker allow. Every line taken from a segment is settled or abandoned, once. Leases belong to
+`worker`, the meaning of an outcome for a line to `core.retry`, HTTP to `upstream`.
 
-It works by the wave: the event loop reads whatever has come in, then one step settles all of it and sends as
-much anew. Nothing is woken for a single line, and an upstream on the same machine is woken once for many.
+The dispatcher works in ticks: the event loop reads what has arrived, then one step settles all of it and
+sends as many new attempts. No task is woken for a single line, and an upstream on the same machine is woken
+once for many lines.
 """
 
 import asyncio

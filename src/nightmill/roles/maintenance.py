@@ -13,7 +13,7 @@ from nightmill.errors import UnavailableError
 from nightmill.failpoints import point
 from nightmill.parts import Parts
 from nightmill.roles.loop import Notifier
-from nightmill.roles.orphan_blobs import StraySweep
+from nightmill.roles.orphan_blobs import OrphanSweep
 from nightmill.settings import Settings
 from nightmill.store import Store
 from nightmill.telemetry import BatchMoved, Emit
@@ -21,7 +21,7 @@ from nightmill.telemetry import BatchMoved, Emit
 _LOOK_S = 1.0
 
 
-class Warden:
+class Maintenance:
     """Args:
     deleting: whether bytes may be deleted within; a backup or a check may be reading them.
     """
@@ -55,7 +55,7 @@ class Warden:
         self._lease_ttl_s = settings.worker.lease_ttl_s
         self._healthy_since: float | None = None
         self._seen_at = 0.0
-        self._strays = StraySweep(store=store, blobs=blobs, monotonic=monotonic)
+        self._orphans = OrphanSweep(store=store, blobs=blobs, monotonic=monotonic)
 
     async def turn(self) -> float:
         try:
@@ -89,9 +89,9 @@ class Warden:
         moved = 0
         for batch in await self._store.overdue_batches():
             after = batch.after(Event.LAPSED, now=self._clock())
-            point("warden.before_lapse")
+            point("maintenance.before_lapse")
             if await self._store.move_batch(after, expected=batch.status):
-                point("warden.lapsed")
+                point("maintenance.lapsed")
                 self._emit(BatchMoved(after))
                 moved += 1
         return moved
@@ -105,17 +105,17 @@ class Warden:
         with self._deleting() as may_delete:
             if may_delete:
                 await self._delete_unused()
-                if self._strays.is_due:
-                    await self._strays.look()
+                if self._orphans.is_due:
+                    await self._orphans.look()
 
     async def _delete_unused(self) -> None:
         while keys := await self._store.unused_blobs():
             for key in keys:
                 await self._blobs.delete(key)
-            point("warden.before_forget")
+            point("maintenance.before_forget")
             await self._store.forget_blobs(keys)
-            point("warden.forgotten")
+            point("maintenance.forgotten")
         for batch_id in await self._store.ended_among(await self._parts.batches()):
-            point("warden.before_parts")
+            point("maintenance.before_parts")
             await self._parts.delete(batch_id)
-            point("warden.parts_deleted")
+            point("maintenance.parts_deleted")

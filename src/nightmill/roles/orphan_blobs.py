@@ -14,9 +14,9 @@ _FOLDERS: Final = ("files", "lines", "uploads")
 _AT_ONCE: Final = 1_000
 
 
-class StraySweep:
+class OrphanSweep:
     """Args:
-    pause_s: time between two looks. Memory follows the number of strays, not that of blobs.
+    pause_s: time between two looks. Memory follows the number of orphaned blobs, not that of blobs.
     """
 
     def __init__(

@@ -151,7 +151,7 @@ class Worker:
         await self._ask_for_slots()
         if not is_idle and self._dispatcher.unsent < self._dispatcher.wanted_lines():
             is_idle = await self._lease_more()  # the first grant was what it waited for
-        self._dispatcher.wake()  # what kept its lines waiting, a full disk or an unconfirmed lease, may be over
+        self._dispatcher.wake()  # a full disk or an unconfirmed lease may have kept its lines waiting
         until_beat_s = max(0.001, self._next_beat - self._monotonic())
         if self._segments and self._notifier.count != self._heard:
             until_beat_s = min(until_beat_s, max(0.001, self._next_look - self._monotonic()))

@@ -119,7 +119,7 @@ async def _run(rooms: Rooms, name: str, orders: _Orders) -> None:
             finally:
                 await upstream.close()
         case _:
-            makers = {"intake": rooms.intake, "finalizer": rooms.finalizer, "warden": rooms.warden}
+            makers = {"intake": rooms.intake, "finalizer": rooms.finalizer, "warden": rooms.maintenance}
             role: Role = makers[name]()
             await keep_turning(
                 role, notifier=rooms.notifier, stop=orders.stop, emit=rooms.emit, random=random.random

@@ -19,7 +19,7 @@ from nightmill.parts import Parts
 from nightmill.roles.finalizer import Finalizer
 from nightmill.roles.intake import Intake
 from nightmill.roles.loop import Notifier
-from nightmill.roles.maintenance import Warden
+from nightmill.roles.maintenance import Maintenance
 from nightmill.roles.worker import Worker
 from nightmill.runtime.clocks import steady_clock
 from nightmill.runtime.start import open_stored
@@ -67,10 +67,10 @@ class Rooms:
             monotonic=time.monotonic,
         )
 
-    def warden(self) -> Warden:
+    def maintenance(self) -> Maintenance:
         # Only bytes in the folder can be backed up or checked there; with a bucket it may not be writable.
         keeps_folder = self.settings.blobs.url is None
-        return Warden(
+        return Maintenance(
             store=self.store,
             blobs=self.blobs,
             parts=self.parts,

@@ -219,7 +219,7 @@ async def _roles(rooms: Rooms, programs: list[Program]) -> AsyncGenerator[Worker
         async with asyncio.TaskGroup() as group:
             for program in programs:
                 group.create_task(engine.keep(program))
-            for role in (rooms.intake(), rooms.finalizer(), rooms.warden()):
+            for role in (rooms.intake(), rooms.finalizer(), rooms.maintenance()):
                 group.create_task(
                     keep_turning(
                         role, notifier=rooms.notifier, stop=stop, emit=rooms.emit, random=random.random

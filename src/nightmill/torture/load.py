@@ -54,8 +54,8 @@ _PROVOKED_BY: Mapping[Point, Variety] = {
     "intake.rejected": Variety.BAD,
     "worker.before_release": Variety.CANCELLED,
     "worker.released": Variety.CANCELLED,
-    "warden.before_lapse": Variety.EXPIRING,
-    "warden.lapsed": Variety.EXPIRING,
+    "maintenance.before_lapse": Variety.EXPIRING,
+    "maintenance.lapsed": Variety.EXPIRING,
 }
 _TAKES_MANY_LINES = frozenset(name for name in POINTS if "slice" in name or name.endswith("cut"))
 _GIVES_AN_UPLOAD_UP = frozenset({"api.before_upload_cancel", "api.upload_cancelled"})
