@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from nightmill.core.batch import Tally, Usage
-from nightmill.core.concurrency import Claim
+from nightmill.core.concurrency import SlotRequest
 from nightmill.core.segment import Lease, PinnedPart, Report
 from nightmill.ids import WorkerId
 from nightmill.store import SqlStore, open_store
@@ -63,7 +63,9 @@ def _asking(store: SqlStore, worker_id: WorkerId) -> Callable[[], Awaitable[int]
 
     async def turn() -> int:
         nonlocal held
-        claim = Claim(upstream=UPSTREAM, worker_id=worker_id, window=WINDOW, held=held, wanted=1_000)
+        claim = SlotRequest(
+            upstream=UPSTREAM, worker_id=worker_id, concurrency_limit=WINDOW, held=held, wanted=1_000
+        )
         grant = await store.grant(claim, ttl_s=_TTL_S)
         held = min(grant.slots, grant.target)
         return 1

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
 
-from nightmill.core.concurrency import Claim, Granted, Window, decide
+from nightmill.core.concurrency import OtherGrant, SlotRequest, Slots, decide
 from nightmill.ids import WorkerId
 
 _IDLE_S = 1.0
@@ -41,7 +41,8 @@ class Fleet:
     """What is simulated.
 
     Args:
-        spreads: many sharers of a window take turns to ask, as `Window` has it; else all ask at every beat.
+        spreads: many workers of one limit take turns to ask, as `Slots` has it; else all ask at every
+            beat.
         fair: the fair order of leasing in place of the oldest batch first.
     """
 
@@ -112,8 +113,11 @@ class Worker:
     def __init__(self, number: int, fleet: Fleet) -> None:
         self.number = number
         self.id = WorkerId(f"worker-{number:05}")
-        self.window = Window(
-            _SHARED, window=fleet.window, ttl_s=fleet.lease_ttl_s, ask_every_s=_ASK_BEATS * fleet.beat_s
+        self.window = Slots(
+            _SHARED,
+            concurrency_limit=fleet.window,
+            ttl_s=fleet.lease_ttl_s,
+            ask_every_s=_ASK_BEATS * fleet.beat_s,
         )
         self.held: list[tuple[Held, list[float]]] = []
         self.flying = 0.0
@@ -211,7 +215,7 @@ class Simulation:
     def unsettled(self) -> int:
         """Workers that have not what they are to come to."""
         living = [worker for worker in self.workers if not worker.is_dead]
-        return sum(worker.window.reshape_in_s(self.now) != math.inf for worker in living)
+        return sum(worker.window.rebalance_in_s(self.now) != math.inf for worker in living)
 
     def _forget_lapsed(self) -> None:
         if self.now >= self._next_lapse:
@@ -229,12 +233,12 @@ class Simulation:
         self.seen.waits.append(over - self.now)
         return over
 
-    def _grant(self, worker: Worker, claim: Claim) -> float:
+    def _grant(self, worker: Worker, claim: SlotRequest) -> float:
         """As `store.grants`: one claim after another for the upstream's row."""
         fleet = self.fleet
         self._forget_lapsed()
         others = [
-            Granted(who, slots, wanted)
+            OtherGrant(who, slots, wanted)
             for who, (slots, wanted, _) in self._grants.items()
             if who is not worker.id
         ]
@@ -347,7 +351,7 @@ class Simulation:
         self._fly(worker)
         pause_s = min(_IDLE_S, max(0.001, worker.next_beat - self.now))
         if worker.held:
-            pause_s = min(pause_s, max(0.01, worker.window.reshape_in_s(self.now)))
+            pause_s = min(pause_s, max(0.01, worker.window.rebalance_in_s(self.now)))
             pause_s = min(pause_s, max(0.01, self._low_in_s(worker)))
         self.at(max(over, self.now + pause_s * (0.9 + 0.2 * self._random.random())), self._turning(worker))
 
@@ -355,7 +359,7 @@ class Simulation:
         wanted = int(sum(left[0] for _, left in worker.held)) + math.ceil(worker.flying)
         if not worker.window.is_due(self.now, wanted=wanted):
             return self.now
-        claim = worker.window.claim(worker.id, in_flight=math.ceil(worker.flying), wanted=wanted)
+        claim = worker.window.request(worker.id, in_flight=math.ceil(worker.flying), wanted=wanted)
         return self._grant(worker, claim)
 
     def _answer(self, worker: Worker) -> list[Held]:

@@ -2,14 +2,18 @@
 
 import asyncio
 
-from nightmill.core.concurrency import Claim, Grant
+from nightmill.core.concurrency import Grant, SlotRequest
 from nightmill.ids import WorkerId
 
 TTL_S = 30.0
 
 
-def claim(worker: str, *, held: int = 0, wanted: int = 64, window: int = 64, upstream: str = "u") -> Claim:
-    return Claim(upstream=upstream, worker_id=WorkerId(worker), window=window, held=held, wanted=wanted)
+def claim(
+    worker: str, *, held: int = 0, wanted: int = 64, window: int = 64, upstream: str = "u"
+) -> SlotRequest:
+    return SlotRequest(
+        upstream=upstream, worker_id=WorkerId(worker), concurrency_limit=window, held=held, wanted=wanted
+    )
 
 
 async def test_the_first_gets_all_and_the_second_waits_until_it_shrinks(world, store):

@@ -18,7 +18,7 @@ from itertools import count
 from typing import assert_never
 
 from nightmill.core.circuit_breaker import CircuitBreaker, Paused, Resumed
-from nightmill.core.concurrency import Window
+from nightmill.core.concurrency import Slots
 from nightmill.core.json_text import ascii_string
 from nightmill.core.outcome import (
     NOT_JSON,
@@ -49,7 +49,8 @@ class Dispatcher:
     """What one worker has in flight, is to send, and is to send again.
 
     Args:
-        slots: attempts in flight at once, over all workers of the upstream; `window` says what of it is ours.
+        slots: attempts in flight at once, over all workers of the upstream; `slots_granted` says how many of
+        them are granted to this worker.
         request_prefix: hexadecimal start of the request ids made for answers that brought none.
         notify: told when a segment may be over or lines run low.
         clock: Unix seconds, for deadlines; monotonic: for leases and pauses.
@@ -61,7 +62,7 @@ class Dispatcher:
         upstream: Upstream,
         *,
         parts: Parts,
-        window: Window,
+        slots_granted: Slots,
         breaker: CircuitBreaker,
         settings: UpstreamSettings,
         slots: int,
@@ -74,7 +75,7 @@ class Dispatcher:
     ) -> None:
         self._upstream = upstream
         self._parts = parts
-        self._window = window
+        self._granted = slots_granted
         self._breaker = breaker
         self._attempt_timeout_s = settings.timeout_s
         self._max_attempts = settings.max_attempts
@@ -172,7 +173,7 @@ class Dispatcher:
         if elapsed_s > _AHEAD_S:
             self._low_water = int((self._settled_count - self._rate_count) / elapsed_s * _AHEAD_S)
             self._rate_since, self._rate_count = now, self._settled_count
-        self._low_water = max(1, self._window.limit(now), self._low_water)
+        self._low_water = max(1, self._granted.limit(now), self._low_water)
         return 2 * self._low_water
 
     def count_unsent(self) -> None:
@@ -225,7 +226,7 @@ class Dispatcher:
     # --- out ---------------------------------------------------------------------------------------
 
     def _send_more(self, now: float) -> None:
-        room = self._window.limit(now) - len(self._in_flight)
+        room = self._granted.limit(now) - len(self._in_flight)
         if room <= 0:
             return
         if self._parts.is_full:
@@ -264,7 +265,7 @@ class Dispatcher:
             self._notify()
 
     def _pace_s(self, now: float) -> float:
-        share = self._window.share
+        share = self._granted.share
         return max(self._requests.wait_s(now, share=share), self._tokens.wait_s(now, share=share))
 
     def _wait_for_room(self) -> None:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from nightmill.blobs import Blobs
 from nightmill.core.batch import Status, Tally
 from nightmill.core.circuit_breaker import CircuitBreaker
-from nightmill.core.concurrency import Window
+from nightmill.core.concurrency import Slots
 from nightmill.core.output_line import OutputLine
 from nightmill.core.segment import Lease, PinnedPart, Report
 from nightmill.errors import LeaseLost, UnavailableError
@@ -84,16 +84,16 @@ class Worker:
         self._random = random
 
         self._segments: dict[tuple[str, int], LeasedSegment] = {}
-        self._window = Window(
+        self._slots = Slots(
             upstream_name,
-            window=slots,
+            concurrency_limit=slots,
             ttl_s=self._settings.lease_ttl_s,
             ask_every_s=_ASK_BEATS * self._settings.beat_s,
         )
         self._dispatcher = Dispatcher(
             upstream,
             parts=parts,
-            window=self._window,
+            slots_granted=self._slots,
             breaker=breaker,
             settings=settings.upstream,
             slots=slots,
@@ -131,7 +131,7 @@ class Worker:
                 await self._drain(grace_s)
                 with suppress(UnavailableError):  # else it lapses by itself
                     await self._store.grant(
-                        self._window.claim(self._worker_id, in_flight=0, wanted=0), ttl_s=_LONGEST_PAUSE_S
+                        self._slots.request(self._worker_id, in_flight=0, wanted=0), ttl_s=_LONGEST_PAUSE_S
                     )
             finally:
                 dispatcher.cancel()
@@ -156,7 +156,7 @@ class Worker:
         if self._segments and self._notifier.count != self._heard:
             until_beat_s = min(until_beat_s, max(0.001, self._next_look - self._monotonic()))
         if self._segments:
-            until_beat_s = min(until_beat_s, max(0.01, self._window.reshape_in_s(self._monotonic())))
+            until_beat_s = min(until_beat_s, max(0.01, self._slots.rebalance_in_s(self._monotonic())))
         return min(until_beat_s, _IDLE_S) if self._segments or not is_idle else _IDLE_S
 
     async def _end_segments(self) -> None:
@@ -278,10 +278,12 @@ class Worker:
     async def _ask_for_slots(self) -> None:
         """Keeps our part of the upstream's window."""
         now, wanted = self._monotonic(), self._dispatcher.wanted
-        if self._window.is_due(now, wanted=wanted):
-            claim = self._window.claim(self._worker_id, in_flight=self._dispatcher.in_flight, wanted=wanted)
-            grant = await self._store.grant(claim, ttl_s=self._settings.lease_ttl_s)
-            self._window.take(grant, asked_at=now)
+        if self._slots.is_due(now, wanted=wanted):
+            request = self._slots.request(
+                self._worker_id, in_flight=self._dispatcher.in_flight, wanted=wanted
+            )
+            grant = await self._store.grant(request, ttl_s=self._settings.lease_ttl_s)
+            self._slots.take(grant, asked_at=now)
             self._dispatcher.wake()
 
     async def _opened(self, lease: Lease, confirmed_until: float) -> LeasedSegment | None:

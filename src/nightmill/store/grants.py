@@ -8,7 +8,7 @@ from typing import Any, Final
 from sqlalchemy import BindParameter, Connection, Insert, bindparam, delete, insert, or_, select
 from sqlalchemy.dialects import postgresql, sqlite
 
-from nightmill.core.concurrency import Claim, Grant, Granted, decide
+from nightmill.core.concurrency import Grant, OtherGrant, SlotRequest, decide
 from nightmill.ids import WorkerId
 from nightmill.store.clock import now
 from nightmill.store.schema import upstream, upstream_grant
@@ -40,20 +40,20 @@ _RELEASE_OF = delete(upstream_grant).where(upstream_grant.c.worker_id == bindpar
 _RELEASE_ALL = delete(upstream_grant)
 
 
-def grant(connection: Connection, claim: Claim, ttl_s: float) -> Grant:
-    of: dict[str, Any] = {"of_upstream": claim.upstream}
+def grant(connection: Connection, request: SlotRequest, ttl_s: float) -> Grant:
+    of: dict[str, Any] = {"of_upstream": request.upstream}
     locked = connection.execute(_LOCK, of).first()
     if locked is None:
         connection.execute(_ADD[connection.dialect.name], of)
         locked = connection.execute(_LOCK, of).one()
-    by: dict[str, Any] = {**of, "claimant": claim.worker_id}
+    by: dict[str, Any] = {**of, "claimant": request.worker_id}
     connection.execute(_OVER, by)
     others = [
-        Granted(WorkerId(row.worker_id), row.slots, row.wanted) for row in connection.execute(_OTHERS, of)
+        OtherGrant(WorkerId(row.worker_id), row.slots, row.wanted) for row in connection.execute(_OTHERS, of)
     ]
-    made = decide(claim, others, turn=int(locked.at / ttl_s))
-    if made.slots or claim.wanted:
-        given = {**by, "new_slots": made.slots, "new_wanted": claim.wanted, "ttl_s": ttl_s}
+    made = decide(request, others, turn=int(locked.at / ttl_s))
+    if made.slots or request.wanted:
+        given = {**by, "new_slots": made.slots, "new_wanted": request.wanted, "ttl_s": ttl_s}
         connection.execute(_GRANT, given)
     return made
 

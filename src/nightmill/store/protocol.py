@@ -22,7 +22,7 @@ from typing import Generic, Literal, Protocol, TypeVar
 from nightmill.core.api_key import ApiKey
 from nightmill.core.audit import Act, Actor, AuditEntry
 from nightmill.core.batch import Batch, Status
-from nightmill.core.concurrency import Claim, Grant
+from nightmill.core.concurrency import Grant, SlotRequest
 from nightmill.core.file import File, Upload, UploadPart
 from nightmill.core.legal_hold import Hold, HoldKind
 from nightmill.core.limits import NO_LIMITS, Consumption, Limits, ProjectRules
@@ -340,10 +340,11 @@ class Store(Protocol):
         """Segments whose lease has lapsed wait again."""
         ...
 
-    async def grant(self, claim: Claim, *, ttl_s: float) -> Grant:
+    async def grant(self, request: SlotRequest, *, ttl_s: float) -> Grant:
         """How many attempts the worker may have in flight to the upstream for the next `ttl_s`.
 
-        The unexpired grants of an upstream never add up to more than its window (see `window`).
+        The unexpired grants of an upstream never add up to more than its concurrency limit (see
+        `core.concurrency`).
         """
         ...
 

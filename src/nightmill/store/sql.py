@@ -9,7 +9,7 @@ from sqlalchemy.exc import DBAPIError
 
 from nightmill.core.audit import Act, Actor, AuditEntry
 from nightmill.core.batch import Batch, Status
-from nightmill.core.concurrency import Claim, Grant
+from nightmill.core.concurrency import Grant, SlotRequest
 from nightmill.core.file import File, Upload, UploadPart
 from nightmill.core.legal_hold import Hold, HoldKind
 from nightmill.core.limits import NO_LIMITS, Consumption, Limits, ProjectRules
@@ -240,8 +240,8 @@ class SqlStore(Store):
     async def reap_segments(self) -> int:
         return await self._write(segments.reap_segments)
 
-    async def grant(self, claim: Claim, *, ttl_s: float) -> Grant:
-        return await self._write(grants.grant, claim, ttl_s)
+    async def grant(self, request: SlotRequest, *, ttl_s: float) -> Grant:
+        return await self._write(grants.grant, request, ttl_s)
 
     async def release_all_leases(self) -> int:
         return await self._write(_release_all_leases)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nightmill.core.concurrency import Claim, Grant, Granted, Window, decide, fair_shares
+from nightmill.core.concurrency import Grant, OtherGrant, SlotRequest, Slots, decide, fair_shares
 from nightmill.core.rate_limit import Rate
 from nightmill.ids import WorkerId
 
@@ -19,11 +19,11 @@ def names(count: int) -> list[WorkerId]:
     return [WorkerId(f"w{number}") for number in range(count)]
 
 
-@given(window=st.integers(1, 200), wanted=st.lists(st.integers(1, 300), min_size=1, max_size=20))
-def test_shares_use_the_whole_window_and_never_more(window, wanted):
+@given(concurrency_limit=st.integers(1, 200), wanted=st.lists(st.integers(1, 300), min_size=1, max_size=20))
+def test_shares_use_the_whole_window_and_never_more(concurrency_limit, wanted):
     workers = names(len(wanted))
-    shares = fair_shares(window, dict(zip(workers, wanted, strict=True)))
-    assert sum(shares.values()) == window
+    shares = fair_shares(concurrency_limit, dict(zip(workers, wanted, strict=True)))
+    assert sum(shares.values()) == concurrency_limit
     served = [min(shares[worker], want) for worker, want in zip(workers, wanted, strict=True)]
     short = [share for share, want in zip(served, wanted, strict=True) if share < want]
     # Whoever gets less than it wants gets as much as anybody, but for one odd slot.
@@ -31,54 +31,56 @@ def test_shares_use_the_whole_window_and_never_more(window, wanted):
 
 
 def test_one_worker_alone_gets_all():
-    claim = Claim(upstream="u", worker_id=WorkerId("w"), window=64, held=0, wanted=1)
-    assert decide(claim, [], turn=0) == Grant(64, 64)
+    request = SlotRequest(upstream="u", worker_id=WorkerId("w"), concurrency_limit=64, held=0, wanted=1)
+    assert decide(request, [], turn=0) == Grant(64, 64)
 
 
 def test_an_idle_worker_gets_nothing_and_leaves_all_to_the_others():
-    idle = Claim(upstream="u", worker_id=WorkerId("idle"), window=64, held=0, wanted=0)
-    assert decide(idle, [Granted(WorkerId("busy"), 10, 500)], turn=0) == Grant(0, 0)
-    busy = Claim(upstream="u", worker_id=WorkerId("busy"), window=64, held=10, wanted=64)
-    assert decide(busy, [Granted(WorkerId("idle"), 0, 0)], turn=0) == Grant(64, 64)
+    idle = SlotRequest(upstream="u", worker_id=WorkerId("idle"), concurrency_limit=64, held=0, wanted=0)
+    assert decide(idle, [OtherGrant(WorkerId("busy"), 10, 500)], turn=0) == Grant(0, 0)
+    busy = SlotRequest(upstream="u", worker_id=WorkerId("busy"), concurrency_limit=64, held=10, wanted=64)
+    assert decide(busy, [OtherGrant(WorkerId("idle"), 0, 0)], turn=0) == Grant(64, 64)
 
 
 def test_who_is_to_shrink_keeps_what_is_in_flight_and_the_other_waits_for_it():
     first, second = names(2)
-    grown = Claim(upstream="u", worker_id=second, window=10, held=0, wanted=10)
-    assert decide(grown, [Granted(first, 10, 10)], turn=0) == Grant(0, 5)
-    shrinking = Claim(upstream="u", worker_id=first, window=10, held=8, wanted=10)
-    assert decide(shrinking, [Granted(second, 0, 10)], turn=0) == Grant(8, 5)
-    assert decide(grown, [Granted(first, 8, 10)], turn=0) == Grant(2, 5)
+    grown = SlotRequest(upstream="u", worker_id=second, concurrency_limit=10, held=0, wanted=10)
+    assert decide(grown, [OtherGrant(first, 10, 10)], turn=0) == Grant(0, 5)
+    shrinking = SlotRequest(upstream="u", worker_id=first, concurrency_limit=10, held=8, wanted=10)
+    assert decide(shrinking, [OtherGrant(second, 0, 10)], turn=0) == Grant(8, 5)
+    assert decide(grown, [OtherGrant(first, 8, 10)], turn=0) == Grant(2, 5)
 
 
-@pytest.mark.parametrize(("sharers", "every_s"), [(1, 0.75), (75, 0.75), (400, 4.0), (5_000, 10.0)])
-def test_many_sharers_ask_so_seldom_that_their_row_keeps_up_and_never_let_a_grant_lapse(sharers, every_s):
-    window = Window("u", window=10_000, ttl_s=30.0, ask_every_s=0.75)
-    window.take(Grant(2, 2, sharers), asked_at=100.0)
-    assert not window.is_due(100.0 + every_s - 0.001, wanted=5)
-    assert window.is_due(100.0 + every_s, wanted=5)
-    assert window.limit(100.0 + every_s) == 2
-    window.take(Grant(0, 2, sharers), asked_at=100.0)  # it lacks what it is to have
-    assert window.reshape_in_s(100.0) == pytest.approx(max(0.25, min(0.01 * sharers, 10.0)))
+@pytest.mark.parametrize(("worker_count", "every_s"), [(1, 0.75), (75, 0.75), (400, 4.0), (5_000, 10.0)])
+def test_many_sharers_ask_so_seldom_that_their_row_keeps_up_and_never_let_a_grant_lapse(
+    worker_count, every_s
+):
+    slots = Slots("u", concurrency_limit=10_000, ttl_s=30.0, ask_every_s=0.75)
+    slots.take(Grant(2, 2, worker_count), asked_at=100.0)
+    assert not slots.is_due(100.0 + every_s - 0.001, wanted=5)
+    assert slots.is_due(100.0 + every_s, wanted=5)
+    assert slots.limit(100.0 + every_s) == 2
+    slots.take(Grant(0, 2, worker_count), asked_at=100.0)  # it lacks what it is to have
+    assert slots.rebalance_in_s(100.0) == pytest.approx(max(0.25, min(0.01 * worker_count, 10.0)))
 
 
 def test_a_grant_says_how_many_share():
-    claim = Claim(upstream="u", worker_id=WorkerId("w"), window=64, held=0, wanted=1)
-    others = [Granted(WorkerId("busy"), 10, 500), Granted(WorkerId("idle"), 0, 0)]
-    assert decide(claim, others, turn=0).sharers == 2
+    request = SlotRequest(upstream="u", worker_id=WorkerId("w"), concurrency_limit=64, held=0, wanted=1)
+    others = [OtherGrant(WorkerId("busy"), 10, 500), OtherGrant(WorkerId("idle"), 0, 0)]
+    assert decide(request, others, turn=0).worker_count == 2
 
 
 @dataclass
 class Mill:
     """Workers as `roles.worker` uses their windows, and a store that keeps grants as `store.grants` does."""
 
-    window: int
+    concurrency_limit: int
     count: int
     now: float = 100.0
     grants: dict[WorkerId, tuple[int, int, float]] = field(default_factory=dict)
-    windows: dict[WorkerId, Window] = field(default_factory=dict)
+    windows: dict[WorkerId, Slots] = field(default_factory=dict)
     flying: dict[WorkerId, int] = field(default_factory=dict)
-    asked: dict[WorkerId, tuple[Claim, float]] = field(default_factory=dict)
+    asked: dict[WorkerId, tuple[SlotRequest, float]] = field(default_factory=dict)
     told: dict[WorkerId, tuple[Grant, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -86,7 +88,9 @@ class Mill:
             self.start(worker)
 
     def start(self, worker: WorkerId) -> None:
-        self.windows[worker] = Window("u", window=self.window, ttl_s=TTL_S, ask_every_s=BEAT_S)
+        self.windows[worker] = Slots(
+            "u", concurrency_limit=self.concurrency_limit, ttl_s=TTL_S, ask_every_s=BEAT_S
+        )
         self.flying[worker] = 0
         self.asked.pop(worker, None)
         self.told.pop(worker, None)
@@ -96,16 +100,16 @@ class Mill:
             return
         flying = self.flying[worker]
         wanted = max(wanted, flying)
-        self.asked[worker] = (self.windows[worker].claim(worker, in_flight=flying, wanted=wanted), self.now)
+        self.asked[worker] = (self.windows[worker].request(worker, in_flight=flying, wanted=wanted), self.now)
 
     def decide(self, worker: WorkerId) -> None:
         if worker not in self.asked:
             return
-        claim, asked_at = self.asked.pop(worker)
+        request, asked_at = self.asked.pop(worker)
         live = {name: row for name, row in self.grants.items() if row[2] > self.now}
-        others = [Granted(name, row[0], row[1]) for name, row in sorted(live.items()) if name != worker]
-        made = decide(claim, others, turn=int(self.now / TTL_S))
-        self.grants = live | {worker: (made.slots, claim.wanted, self.now + TTL_S)}
+        others = [OtherGrant(name, row[0], row[1]) for name, row in sorted(live.items()) if name != worker]
+        made = decide(request, others, turn=int(self.now / TTL_S))
+        self.grants = live | {worker: (made.slots, request.wanted, self.now + TTL_S)}
         self.told[worker] = (made, asked_at)
 
     def hear(self, worker: WorkerId) -> None:
@@ -152,9 +156,9 @@ def test_what_is_in_flight_never_exceeds_the_window_in_whatever_order_they_move(
                 mill.told.pop(worker, None)
             case _:
                 mill.start(worker)
-        assert sum(mill.flying.values()) <= mill.window
+        assert sum(mill.flying.values()) <= mill.concurrency_limit
         live = [slots for slots, _, until in mill.grants.values() if until > mill.now]
-        assert sum(live) <= mill.window
+        assert sum(live) <= mill.concurrency_limit
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 7])
@@ -189,18 +193,18 @@ def test_with_more_workers_than_slots_each_gets_its_turn():
 
 
 def test_a_grant_lapses_by_the_workers_own_clock():
-    window = Window("u", window=8, ttl_s=TTL_S, ask_every_s=BEAT_S)
-    window.claim(WorkerId("w"), in_flight=0, wanted=8)
-    window.take(Grant(8, 8), asked_at=10.0)
-    assert window.limit(10.0 + TTL_S - 0.001) == 8
-    assert window.limit(10.0 + TTL_S) == 0
-    assert window.is_due(10.0 + TTL_S, wanted=8)
+    slots = Slots("u", concurrency_limit=8, ttl_s=TTL_S, ask_every_s=BEAT_S)
+    slots.request(WorkerId("w"), in_flight=0, wanted=8)
+    slots.take(Grant(8, 8), asked_at=10.0)
+    assert slots.limit(10.0 + TTL_S - 0.001) == 8
+    assert slots.limit(10.0 + TTL_S) == 0
+    assert slots.is_due(10.0 + TTL_S, wanted=8)
 
 
 def test_one_that_wants_nothing_and_has_nothing_never_asks():
-    window = Window("u", window=8, ttl_s=TTL_S, ask_every_s=BEAT_S)
-    assert not window.is_due(1e9, wanted=0)
-    assert window.is_due(0.0, wanted=1)
+    slots = Slots("u", concurrency_limit=8, ttl_s=TTL_S, ask_every_s=BEAT_S)
+    assert not slots.is_due(1e9, wanted=0)
+    assert slots.is_due(0.0, wanted=1)
 
 
 @given(
