@@ -24,7 +24,7 @@ from nightmill.core.file import File, Purpose, Upload, UploadPart
 from nightmill.core.outcome import Answered, Outcome
 from nightmill.ids import FileId, PartId, ProjectId, UploadId, new_batch_id, new_file_id
 from nightmill.roles.loop import Notifier, Role, keep_turning
-from nightmill.runtime.components import Rooms, open_rooms
+from nightmill.runtime.components import Components, open_components
 from nightmill.settings import Settings, load
 from nightmill.store.migrate import migrate
 
@@ -118,46 +118,56 @@ class DataFolder:
         return sorted((self.blobs / "parts").glob("*/*.part"))
 
     @asynccontextmanager
-    async def rooms(self) -> AsyncIterator[Rooms]:
+    async def rooms(self) -> AsyncIterator[Components]:
         self.path.mkdir(exist_ok=True)
         await migrate(self.settings.store_url)
-        async with open_rooms(self.settings, emit=lambda _: None, notifier=Notifier()) as rooms:
-            yield rooms
+        async with open_components(self.settings, emit=lambda _: None, notifier=Notifier()) as components:
+            yield components
 
     def new_upstream(self) -> Upstream:
         return Upstream()
 
     async def run_without_finalizer(
-        self, upstream: Upstream, until: Callable[[Rooms], Awaitable[bool]]
+        self, upstream: Upstream, until: Callable[[Components], Awaitable[bool]]
     ) -> None:
-        await self._run(upstream, until, roles=lambda rooms: (rooms.intake(), rooms.maintenance()))
+        await self._run(
+            upstream, until, roles=lambda components: (components.intake(), components.maintenance())
+        )
 
-    def run(self, upstream: Upstream, *, until: Callable[[Rooms], Awaitable[bool]] | None = None) -> None:
+    def run(
+        self, upstream: Upstream, *, until: Callable[[Components], Awaitable[bool]] | None = None
+    ) -> None:
         """A server's roles, from start to when all batches have ended, or `until` says so; then it dies."""
         asyncio.run(self._run(upstream, until or _all_ended))
 
     async def _run(
         self,
         upstream: Upstream,
-        until: Callable[[Rooms], Awaitable[bool]],
-        roles: Callable[[Rooms], tuple[Role, ...]] = lambda rooms: (
-            rooms.intake(),
-            rooms.finalizer(),
-            rooms.maintenance(),
+        until: Callable[[Components], Awaitable[bool]],
+        roles: Callable[[Components], tuple[Role, ...]] = lambda components: (
+            components.intake(),
+            components.finalizer(),
+            components.maintenance(),
         ),
     ) -> None:
-        async with self.rooms() as rooms:
-            await rooms.store.release_all_leases()
+        async with self.rooms() as components:
+            await components.store.release_all_leases()
             stop = asyncio.Event()
             async with asyncio.timeout(30), asyncio.TaskGroup() as group:
-                tasks = [group.create_task(rooms.worker(upstream, slots=4).run(stop, grace_s=lambda: 0.0))]
-                for role in roles(rooms):
+                tasks = [
+                    group.create_task(components.worker(upstream, slots=4).run(stop, grace_s=lambda: 0.0))
+                ]
+                for role in roles(components):
                     turning = keep_turning(
-                        role, notifier=rooms.notifier, stop=stop, emit=rooms.emit, random=lambda: 0.5
+                        role,
+                        notifier=components.notifier,
+                        stop=stop,
+                        emit=components.emit,
+                        random=lambda: 0.5,
                     )
                     tasks.append(group.create_task(turning))
-                while not await until(rooms):
-                    await rooms.notifier.wait(since=rooms.notifier.count, timeout_s=0.01)
+                while not await until(components):
+                    await components.notifier.wait(since=components.notifier.count, timeout_s=0.01)
                 for task in tasks:
                     task.cancel()
 
@@ -183,8 +193,8 @@ class DataFolder:
         """Runs to the end: every batch has each line once, with a 2xx."""
         upstream = Upstream()
 
-        async def is_swept(rooms: Rooms) -> bool:
-            return await _all_ended(rooms) and not await rooms.parts.batches()
+        async def is_swept(components: Components) -> bool:
+            return await _all_ended(components) and not await components.parts.batches()
 
         self.run(upstream, until=is_swept)
         for batch_id, status, total, completed in self.ask("SELECT id, status, total, completed FROM batch"):
@@ -197,18 +207,18 @@ class DataFolder:
         return upstream
 
 
-async def _all_ended(rooms: Rooms) -> bool:
-    batches = (await rooms.store.list_batches(PROJECT, limit=100)).items
+async def _all_ended(components: Components) -> bool:
+    batches = (await components.store.list_batches(PROJECT, limit=100)).items
     return all(batch.status.is_terminal for batch in batches)
 
 
-async def add_batch(rooms: Rooms, count: int = LINES, **fields: Any) -> Batch:
+async def add_batch(components: Components, count: int = LINES, **fields: Any) -> Batch:
     """An uploaded file and a batch of it."""
     file_id = new_file_id(secrets.token_bytes(16))
-    await put(rooms, f"files/{file_id}", request_lines(count))
+    await put(components, f"files/{file_id}", request_lines(count))
     now = int(time.time())
     size_bytes = len(request_lines(count))
-    await rooms.store.add_file(
+    await components.store.add_file(
         File(file_id, PROJECT, Purpose.BATCH, "in.jsonl", size_bytes, now, now + 86_400, f"files/{file_id}")
     )
     batch = Batch(
@@ -221,25 +231,25 @@ async def add_batch(rooms: Rooms, count: int = LINES, **fields: Any) -> Batch:
         created_at=now,
         expires_at=now + 3_600,
     )
-    return await rooms.store.create_batch(batch, **fields)
+    return await components.store.create_batch(batch, **fields)
 
 
-async def put(rooms: Rooms, key: str, text: bytes) -> None:
-    writer = await rooms.blobs.open_writer(key)
+async def put(components: Components, key: str, text: bytes) -> None:
+    writer = await components.blobs.open_writer(key)
     await writer.write(text)
     await writer.commit()
 
 
-async def add_upload(rooms: Rooms) -> None:
+async def add_upload(components: Components) -> None:
     """An upload that waits for more, with one part."""
     now = int(time.time())
     upload_id = UploadId("upload_" + hashlib.sha256(secrets.token_bytes(8)).hexdigest()[:32])
-    await rooms.store.add_upload(
+    await components.store.add_upload(
         Upload(upload_id, PROJECT, Purpose.BATCH, "in.jsonl", "text/plain", 10, now, now + 3_600)
     )
     key = f"uploads/{upload_id}/part_1"
-    await put(rooms, key, b"12345")
-    assert await rooms.store.add_upload_part(UploadPart(PartId("part_1"), upload_id, 5, now, key))
+    await put(components, key, b"12345")
+    assert await components.store.add_upload_part(UploadPart(PartId("part_1"), upload_id, 5, now, key))
 
 
 @pytest.fixture(scope="session")
@@ -248,16 +258,16 @@ def stopped_half_way(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = DataFolder(tmp_path_factory.mktemp("made") / "data")
 
     async def begin() -> None:
-        async with folder.rooms() as rooms:
-            await add_batch(rooms, 12)
+        async with folder.rooms() as components:
+            await add_batch(components, 12)
 
     async def go_on() -> None:
-        async with folder.rooms() as rooms:
-            await add_batch(rooms)
-            await add_upload(rooms)
+        async with folder.rooms() as components:
+            await add_batch(components)
+            await add_upload(components)
 
-    async def half_way(rooms: Rooms) -> bool:
-        newest = (await rooms.store.list_batches(PROJECT, limit=1)).items[0]
+    async def half_way(components: Components) -> bool:
+        newest = (await components.store.list_batches(PROJECT, limit=1)).items[0]
         return newest.tally.answered >= ANSWERED_BEFORE
 
     asyncio.run(begin())
@@ -269,9 +279,9 @@ def stopped_half_way(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder.path
 
 
-async def _is_pinned(rooms: Rooms) -> bool:
-    newest = (await rooms.store.list_batches(PROJECT, limit=1)).items[0]
-    results = await rooms.store.segment_results(newest.id)
+async def _is_pinned(components: Components) -> bool:
+    newest = (await components.store.list_batches(PROJECT, limit=1)).items[0]
+    results = await components.store.segment_results(newest.id)
     return sum(result.tally.answered for result in results if result.pinned) == ANSWERED_BEFORE
 
 

@@ -66,17 +66,17 @@ def test_nothing_is_deleted_while_a_backup_reads(data):
     file_id, key = data.ask("SELECT file.id, blob_key FROM file JOIN batch ON output_file_id = file.id")[0]
 
     async def delete_and_sweep():
-        async with data.rooms() as rooms:
-            assert await rooms.store.delete_file("default", file_id)
-            await rooms.maintenance().turn()
+        async with data.rooms() as components:
+            assert await components.store.delete_file("default", file_id)
+            await components.maintenance().turn()
 
     with holding(data.path):
         asyncio.run(delete_and_sweep())
         assert (data.blobs / key).exists()
 
     async def sweep():
-        async with data.rooms() as rooms:
-            await rooms.maintenance().turn()
+        async with data.rooms() as components:
+            await components.maintenance().turn()
 
     asyncio.run(sweep())
     assert not (data.blobs / key).exists()

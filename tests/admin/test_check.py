@@ -75,8 +75,8 @@ def test_lines_whose_answers_are_damaged_are_sent_again_and_no_others(data, harm
 
 
 async def _released(data):
-    async with data.rooms() as rooms:
-        await rooms.store.release_all_leases()
+    async with data.rooms() as components:
+        await components.store.release_all_leases()
 
 
 def test_what_lies_before_the_damage_is_kept(data):
@@ -138,18 +138,18 @@ def test_a_batch_about_to_be_finalized_goes_back_to_work(data, unfinished):
 
 async def _finalizing(data):
     """Every line answered, and not yet finalized."""
-    async with data.rooms() as rooms:
-        await rooms.store.release_all_leases()
+    async with data.rooms() as components:
+        await components.store.release_all_leases()
     data_upstream = data.new_upstream()
 
-    async def until(rooms):
-        return bool(await rooms.store.settled_batches())
+    async def until(components):
+        return bool(await components.store.settled_batches())
 
     await data.run_without_finalizer(data_upstream, until)
-    async with data.rooms() as rooms:
-        for batch in await rooms.store.settled_batches():
+    async with data.rooms() as components:
+        for batch in await components.store.settled_batches():
             after = batch.after(Event.SETTLED, now=time.time())
-            assert await rooms.store.move_batch(after, expected=batch.status)
+            assert await components.store.move_batch(after, expected=batch.status)
 
 
 def pinned_parts_of_all(data, batch_id):
@@ -237,8 +237,8 @@ def test_a_file_whose_bytes_are_gone_is_marked_deleted(data):
     assert data.mend().left == ()
 
     async def find():
-        async with data.rooms() as rooms:
-            return await rooms.store.file("default", FileId(file_id))
+        async with data.rooms() as components:
+            return await components.store.file("default", FileId(file_id))
 
     assert asyncio.run(find()) is None
 
@@ -283,9 +283,9 @@ def test_a_part_of_an_open_upload_whose_bytes_are_gone_is_forgotten(data, harm):
 
 def test_a_key_of_a_create_that_never_was_is_forgotten(data, unfinished):
     async def create():
-        async with data.rooms() as rooms:
-            first = await rooms.store.batch("default", unfinished)
-            await rooms.store.create_batch(first, Idempotency("once", "print"))
+        async with data.rooms() as components:
+            first = await components.store.batch("default", unfinished)
+            await components.store.create_batch(first, Idempotency("once", "print"))
 
     with data.rows() as rows:
         rows.execute(

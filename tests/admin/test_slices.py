@@ -28,15 +28,15 @@ def half_joined(data, unfinished):
     """The folder of a server that died with a batch answered, cut, and one of its slices joined."""
     folder = Sliced(data.path)
 
-    async def is_settled(rooms):
-        return bool(await rooms.store.settled_batches())
+    async def is_settled(components):
+        return bool(await components.store.settled_batches())
 
     async def join_one():
-        async with folder.rooms() as rooms:
-            finalizer = rooms.finalizer()
+        async with folder.rooms() as components:
+            finalizer = components.finalizer()
             await finalizer.turn()
             await finalizer.turn()
-            assert len(await rooms.store.joined_slices(unfinished)) == 1
+            assert len(await components.store.joined_slices(unfinished)) == 1
 
     asyncio.run(folder.run_without_finalizer(Upstream(), is_settled))
     asyncio.run(join_one())
@@ -48,9 +48,9 @@ def piece_of(folder):
 
 
 def ends_in_pieces(folder):
-    async def is_swept(rooms):
-        statuses = {batch.status for batch in (await rooms.store.list_batches(PROJECT)).items}
-        return statuses == {Status.COMPLETED} and not await rooms.parts.batches()
+    async def is_swept(components):
+        statuses = {batch.status for batch in (await components.store.list_batches(PROJECT)).items}
+        return statuses == {Status.COMPLETED} and not await components.parts.batches()
 
     folder.run(Upstream(), until=is_swept)
     for key, size_bytes in folder.ask("SELECT blob_key, size_bytes FROM file WHERE blob_key LIKE '%.pieces'"):

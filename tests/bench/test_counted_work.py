@@ -27,7 +27,7 @@ from nightmill.core.batch import Batch, Status
 from nightmill.core.outcome import Answered, Outcome
 from nightmill.ids import BatchId, FileId, ProjectId
 from nightmill.roles.loop import Notifier
-from nightmill.runtime.components import Rooms, open_rooms
+from nightmill.runtime.components import Components, open_components
 from nightmill.settings import load
 from nightmill.store.migrate import migrate
 
@@ -112,7 +112,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
 @asynccontextmanager
 async def rooms_with_a_batch(
     folder: Path, *, lines: int
-) -> AsyncGenerator[tuple[Rooms, asyncio.Event, list[object]]]:
+) -> AsyncGenerator[tuple[Components, asyncio.Event, list[object]]]:
     """Real store, blobs and parts in one process, with a batch in `validating`.
 
     Also an event that is set when other processes are notified, and the list of all emitted events.
@@ -130,8 +130,8 @@ async def rooms_with_a_batch(
     await migrate(settings.store_url)
     events: list[object] = []
     rung = asyncio.Event()
-    async with open_rooms(settings, emit=events.append, notifier=Notifier(rung.set)) as rooms:
-        writer = await rooms.blobs.open_writer("files/input")
+    async with open_components(settings, emit=events.append, notifier=Notifier(rung.set)) as components:
+        writer = await components.blobs.open_writer("files/input")
         await writer.write(path.read_bytes())
         await writer.commit()
         now = int(time.time())
@@ -145,31 +145,31 @@ async def rooms_with_a_batch(
             created_at=now,
             expires_at=now + 86_400,
         )
-        await rooms.store.create_batch(batch)
-        yield rooms, rung, events
+        await components.store.create_batch(batch)
+        yield components, rung, events
 
 
-async def answer_all(rooms: Rooms, rung: asyncio.Event) -> None:
-    worker = rooms.worker(InstantUpstream(), slots=64)
+async def answer_all(components: Components, rung: asyncio.Event) -> None:
+    worker = components.worker(InstantUpstream(), slots=64)
     stop = asyncio.Event()
     async with asyncio.timeout(60), asyncio.TaskGroup() as group:
         group.create_task(worker.run(stop, grace_s=lambda: 0.0))
-        while not await rooms.store.settled_batches():
+        while not await components.store.settled_batches():
             async with asyncio.timeout(10):
                 await rung.wait()
             rung.clear()
         stop.set()
-        rooms.notifier.notify_local()
+        components.notifier.notify_local()
 
 
-async def join(rooms: Rooms) -> None:
-    finalizer = rooms.finalizer()
-    while await status(rooms) is not Status.COMPLETED:
+async def join(components: Components) -> None:
+    finalizer = components.finalizer()
+    while await status(components) is not Status.COMPLETED:
         await finalizer.turn()
 
 
-async def status(rooms: Rooms) -> Status:
-    batch = await rooms.store.batch(PROJECT, BATCH)
+async def status(components: Components) -> Status:
+    batch = await components.store.batch(PROJECT, BATCH)
     assert batch is not None
     return batch.status
 
@@ -184,20 +184,20 @@ def assert_at_most(found: Counter[str], limits: dict[str, int]) -> None:
 
 
 async def test_intake_does_nothing_for_each_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    async with rooms_with_a_batch(tmp_path, lines=LINES) as (rooms, _rung, _):
+    async with rooms_with_a_batch(tmp_path, lines=LINES) as (components, _rung, _):
         with counted(monkeypatch) as found:
-            await rooms.intake().turn()
-        assert await status(rooms) is Status.IN_PROGRESS
+            await components.intake().turn()
+        assert await status(components) is Status.IN_PROGRESS
     assert_at_most(
         found, {"statements": 12, "transactions": 4, "syncs": 6, "writes": 3, "trips to a thread": 20}
     )
 
 
 async def test_a_worker_works_by_the_segment_not_by_the_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    async with rooms_with_a_batch(tmp_path, lines=LINES) as (rooms, rung, events):
-        await rooms.intake().turn()
+    async with rooms_with_a_batch(tmp_path, lines=LINES) as (components, rung, events):
+        await components.intake().turn()
         with counted(monkeypatch) as found:
-            await answer_all(rooms, rung)
+            await answer_all(components, rung)
     assert_at_most(
         found,
         {
@@ -214,11 +214,11 @@ async def test_a_worker_works_by_the_segment_not_by_the_line(tmp_path: Path, mon
 
 
 async def test_a_finalizer_reads_each_segment_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    async with rooms_with_a_batch(tmp_path, lines=LINES) as (rooms, rung, _):
-        await rooms.intake().turn()
-        await answer_all(rooms, rung)
+    async with rooms_with_a_batch(tmp_path, lines=LINES) as (components, rung, _):
+        await components.intake().turn()
+        await answer_all(components, rung)
         with counted(monkeypatch) as found:
-            await join(rooms)
+            await join(components)
     assert_at_most(
         found,
         {
@@ -237,12 +237,12 @@ async def test_nothing_that_lives_on_is_made_for_a_line(tmp_path: Path):
     for lines in (PER_SEGMENT, PER_SEGMENT, LINES):
         folder = tmp_path / str(len(kept))
         folder.mkdir()
-        async with rooms_with_a_batch(folder, lines=lines) as (rooms, rung, _):
-            await rooms.intake().turn()
+        async with rooms_with_a_batch(folder, lines=lines) as (components, rung, _):
+            await components.intake().turn()
             gc.collect()
             before = sys.getallocatedblocks()
-            await answer_all(rooms, rung)
-            await join(rooms)
+            await answer_all(components, rung)
+            await join(components)
             gc.collect()
             kept.append(sys.getallocatedblocks() - before)
     assert kept[2] - kept[1] < LINES / 4, f"blocks that stayed: {kept}"

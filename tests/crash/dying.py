@@ -13,7 +13,7 @@ from nightmill.ids import WorkerId
 from nightmill.roles.finalizer import Finalizer
 from nightmill.roles.intake import Intake
 from nightmill.roles.loop import Notifier
-from nightmill.runtime.storage import open_places
+from nightmill.runtime.storage import open_storage
 from nightmill.settings import Settings, as_message, from_message, load
 from nightmill.store.sql import open_store
 
@@ -58,7 +58,7 @@ def die_in(role: str, message: str, point: failpoints.Point, nth: int) -> None:
 async def turn(role: str, settings: Settings) -> None:
     """What the role finds to do over the places that the settings name."""
     store = open_store(settings.store_url)
-    blobs, parts = open_places(settings)
+    blobs, parts = open_storage(settings)
     shared = {
         "store": store,
         "blobs": blobs,

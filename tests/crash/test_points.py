@@ -57,8 +57,10 @@ def test_a_misspelt_point_is_refused_and_not_ignored(asked: str) -> None:
 
 def test_every_point_stands_in_the_code_once_at_least() -> None:
     source = Path(failpoints.__file__).parent
-    rooms = [path for path in source.rglob("*.py") if path.parent.name != "torture" and path.stem != "crash"]
-    code = "".join(path.read_text() for path in rooms)
+    components = [
+        path for path in source.rglob("*.py") if path.parent.name != "torture" and path.stem != "crash"
+    ]
+    code = "".join(path.read_text() for path in components)
     assert [name for name in POINTS if f'"{name}"' not in code] == []
 
 

@@ -11,7 +11,7 @@ import pytest
 from nightmill.blobs.connect import connect
 from nightmill.core.batch import Batch, Status
 from nightmill.failpoints import Point
-from nightmill.runtime.storage import open_places
+from nightmill.runtime.storage import open_storage
 from nightmill.settings import load
 from nightmill.store.migrate import migrate
 from nightmill.store.sql import open_store
@@ -45,7 +45,7 @@ async def mill(postgres: Postgres, s3: S3Server, tmp_path: Path) -> AsyncIterato
     settings = load(flags=flags, environment={})
     await migrate(settings.store_url)
     store = open_store(settings.store_url)
-    blobs, parts = open_places(settings)
+    blobs, parts = open_storage(settings)
     await parts.close()
     made = Mill(settings.folder, store, blobs, settings, bucket=connect(settings.blobs))
     yield made

@@ -13,8 +13,8 @@ from nightmill.errors import SetupError, UnavailableError
 from nightmill.parts import FolderParts
 from nightmill.parts.objects import ObjectParts
 from nightmill.roles.loop import Notifier
-from nightmill.runtime.components import open_rooms
-from nightmill.runtime.storage import check_places, open_places
+from nightmill.runtime.components import open_components
+from nightmill.runtime.storage import check_storage, open_storage
 from nightmill.settings import Settings, load
 from nightmill.store.migrate import migrate
 from tests.s3_server import Order, S3Server
@@ -26,8 +26,8 @@ def settings_of(folder: Path, **blobs: Any) -> Settings:
 
 async def test_without_a_url_bytes_lie_in_the_data_folder(tmp_path: Path) -> None:
     settings = settings_of(tmp_path)
-    await check_places(settings)
-    blobs, parts = open_places(settings)
+    await check_storage(settings)
+    blobs, parts = open_storage(settings)
     assert isinstance(blobs.plain, FolderBlobs)
     assert isinstance(parts, FolderParts)
     await parts.close()
@@ -35,8 +35,8 @@ async def test_without_a_url_bytes_lie_in_the_data_folder(tmp_path: Path) -> Non
 
 async def test_a_url_puts_them_into_the_bucket(tmp_path: Path, s3: S3Server) -> None:
     settings = settings_of(tmp_path, **s3.settings(s3.make_bucket()))
-    await check_places(settings)
-    blobs, parts = open_places(settings)
+    await check_storage(settings)
+    blobs, parts = open_storage(settings)
     assert isinstance(blobs.plain, ObjectBlobs)
     assert isinstance(parts, ObjectParts)
     writer = await blobs.open_writer("files/one")
@@ -50,22 +50,22 @@ async def test_a_url_puts_them_into_the_bucket(tmp_path: Path, s3: S3Server) -> 
 
 async def test_a_start_is_refused_where_bytes_cannot_lie(tmp_path: Path, s3: S3Server) -> None:
     with pytest.raises(SetupError, match="there is no such bucket"):
-        await check_places(settings_of(tmp_path, **s3.settings("no-such-bucket")))
+        await check_storage(settings_of(tmp_path, **s3.settings("no-such-bucket")))
     with pytest.raises(SetupError, match="for tests in one process"):
-        await check_places(settings_of(tmp_path, url="memory://"))
+        await check_storage(settings_of(tmp_path, url="memory://"))
     s3.order(Order("cut"))
     with pytest.raises(UnavailableError, match="can't be reached"):
-        await check_places(settings_of(tmp_path, **{**s3.settings("any"), "retry_s": 0}))
+        await check_storage(settings_of(tmp_path, **{**s3.settings("any"), "retry_s": 0}))
 
 
 MISSING = """
 import sys
 sys.modules["obstore"] = None
-from nightmill.runtime.storage import open_places
+from nightmill.runtime.storage import open_storage
 from nightmill.errors import SetupError
 from nightmill.settings import load
 try:
-    open_places(load(flags={"blobs": {"url": "s3://bucket"}}, environment={}))
+    open_storage(load(flags={"blobs": {"url": "s3://bucket"}}, environment={}))
 except SetupError as error:
     print(error)
 """
@@ -96,6 +96,6 @@ async def test_over_a_bucket_a_sweep_leaves_nothing_in_the_data_folder(tmp_path:
         environment={},
     )
     await migrate(settings.store_url)
-    async with open_rooms(settings, emit=lambda _: None, notifier=Notifier()) as rooms:
-        await rooms.maintenance().turn()
+    async with open_components(settings, emit=lambda _: None, notifier=Notifier()) as components:
+        await components.maintenance().turn()
     assert list(image.iterdir()) == []

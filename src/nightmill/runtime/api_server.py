@@ -16,7 +16,7 @@ from nightmill.api.app import create_app
 from nightmill.api.connection import http_config
 from nightmill.api.context import ApiContext
 from nightmill.runtime.clocks import steady_clock
-from nightmill.runtime.components import Rooms
+from nightmill.runtime.components import Components
 from nightmill.runtime.open_files import raise_open_file_limit
 from nightmill.runtime.signals import Asked
 from nightmill.runtime.supervisor import LocalEngine
@@ -32,16 +32,21 @@ class _Server(uvicorn.Server):
 
 
 async def serve_front(
-    rooms: Rooms, *, engine: LocalEngine, listener: socket.socket, asked: Asked, say: Callable[[str], None]
+    components: Components,
+    *,
+    engine: LocalEngine,
+    listener: socket.socket,
+    asked: Asked,
+    say: Callable[[str], None],
 ) -> None:
     """Serves until it is asked to stop, and ends every child."""
     raise_open_file_limit()
-    settings = rooms.settings
+    settings = components.settings
     url = settings.upstream.url
     upstream = None if url is None else open_upstream(settings.upstream, url=url)
     context = ApiContext(
-        store=rooms.store,
-        blobs=rooms.blobs,
+        store=components.store,
+        blobs=components.blobs,
         settings=settings,
         notify=engine.notify,
         upstream_models=_no_models if upstream is None else upstream.models,

@@ -20,7 +20,7 @@ from nightmill.ids import WorkerId
 from nightmill.roles.loop import Notifier, Role, keep_turning
 from nightmill.roles.worker import Worker
 from nightmill.runtime.child import first_line
-from nightmill.runtime.components import Rooms, open_rooms
+from nightmill.runtime.components import Components, open_components
 from nightmill.runtime.gc_setup import spare_collections
 from nightmill.runtime.logs import start_logs
 from nightmill.runtime.open_files import raise_open_file_limit
@@ -92,14 +92,14 @@ async def work(settings: Settings, worker_id: WorkerId, names: Sequence[str], to
     orders = _Orders(notifier)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, orders.drain)
     async with (
-        open_rooms(settings, emit=emit, notifier=notifier, worker_id=worker_id) as rooms,
+        open_components(settings, emit=emit, notifier=notifier, worker_id=worker_id) as components,
         asyncio.TaskGroup() as group,
     ):
         listener = group.create_task(orders.listen(settings))
         spare_collections()
         async with asyncio.TaskGroup() as roles:
             for name in names:
-                orders.roles.append(roles.create_task(_run(rooms, name, orders)))
+                orders.roles.append(roles.create_task(_run(components, name, orders)))
         listener.cancel()
 
 
@@ -107,22 +107,30 @@ def _trouble(text: str) -> bytes:
     return b"!" + " ".join(text.split()).encode()[:_TROUBLE_BYTES] + b"\n"
 
 
-async def _run(rooms: Rooms, name: str, orders: _Orders) -> None:
+async def _run(components: Components, name: str, orders: _Orders) -> None:
     match name.split(":"):
         case ["worker", _]:
-            url = rooms.settings.upstream.url
+            url = components.settings.upstream.url
             assert url is not None
-            upstream = open_upstream(rooms.settings.upstream, url=url)
+            upstream = open_upstream(components.settings.upstream, url=url)
             try:
-                worker: Worker = rooms.worker(upstream)
+                worker: Worker = components.worker(upstream)
                 await worker.run(orders.stop, grace_s=orders.grace_s)
             finally:
                 await upstream.close()
         case _:
-            makers = {"intake": rooms.intake, "finalizer": rooms.finalizer, "warden": rooms.maintenance}
+            makers = {
+                "intake": components.intake,
+                "finalizer": components.finalizer,
+                "warden": components.maintenance,
+            }
             role: Role = makers[name]()
             await keep_turning(
-                role, notifier=rooms.notifier, stop=orders.stop, emit=rooms.emit, random=random.random
+                role,
+                notifier=components.notifier,
+                stop=orders.stop,
+                emit=components.emit,
+                random=random.random,
             )
 
 

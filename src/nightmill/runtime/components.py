@@ -23,7 +23,7 @@ from nightmill.roles.maintenance import Maintenance
 from nightmill.roles.worker import Worker
 from nightmill.runtime.clocks import steady_clock
 from nightmill.runtime.start import open_stored
-from nightmill.runtime.storage import open_places
+from nightmill.runtime.storage import open_storage
 from nightmill.runtime.upstreams import shared_name
 from nightmill.settings import Settings
 from nightmill.store import Store
@@ -32,7 +32,7 @@ from nightmill.upstream import Upstream
 
 
 @dataclass(frozen=True, slots=True)
-class Rooms:
+class Components:
     """What the roles of one process share."""
 
     settings: Settings
@@ -103,17 +103,17 @@ class Rooms:
 
 
 @asynccontextmanager
-async def open_rooms(
+async def open_components(
     settings: Settings, *, emit: Emit, notifier: Notifier, worker_id: WorkerId | None = None
-) -> AsyncGenerator[Rooms]:
+) -> AsyncGenerator[Components]:
     """Args:
     worker_id: who leases; whoever starts a process gives it one, to take its leases back when it dies.
     """
     store = open_stored(settings)
     try:
-        blobs, parts = open_places(settings)
+        blobs, parts = open_storage(settings)
         try:
-            yield Rooms(
+            yield Components(
                 settings,
                 store,
                 blobs,

@@ -16,7 +16,7 @@ from nightmill.errors import SetupError
 from nightmill.parts import Parts
 from nightmill.runtime.data_folder_lock import locked_folder
 from nightmill.runtime.start import open_stored, prepare
-from nightmill.runtime.storage import check_places, open_places
+from nightmill.runtime.storage import check_storage, open_storage
 from nightmill.settings import Settings
 from nightmill.store.copying import MovedSegment, copy_rows, needed_blobs, unfinished_batches
 
@@ -49,7 +49,7 @@ async def move(source: Settings, target: Settings, *, say: Callable[[str], None]
     with locked_folder(source.folder):
         await prepare(source)
         await prepare(target)
-        await check_places(target)
+        await check_storage(target)
         summary = await _move(source, target, say)
         # The last connection is closed, so the file is whole by itself.
         database.rename(database.with_name(database.name + MOVED))
@@ -58,8 +58,8 @@ async def move(source: Settings, target: Settings, *, say: Callable[[str], None]
 
 async def _move(source: Settings, target: Settings, say: Callable[[str], None]) -> MoveSummary:
     store = open_stored(source)
-    old_blobs, old_parts = open_places(source)
-    new_blobs, new_parts = open_places(target)
+    old_blobs, old_parts = open_storage(source)
+    new_blobs, new_parts = open_storage(target)
     is_same_place = target.blobs.url is None and _same(source.folder, target.folder)
     moved: dict[tuple[str, int], MovedSegment] = {}
     try:

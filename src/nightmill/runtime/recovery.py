@@ -13,33 +13,35 @@ from nightmill import telemetry
 from nightmill.errors import SetupError
 from nightmill.failpoints import point
 from nightmill.roles.loop import Notifier
-from nightmill.runtime.components import Rooms, open_rooms
+from nightmill.runtime.components import Components, open_components
 from nightmill.runtime.programs import take_back
 from nightmill.runtime.start import prepare
-from nightmill.runtime.storage import check_places
+from nightmill.runtime.storage import check_storage
 from nightmill.runtime.supervisor import LocalEngine
 from nightmill.settings import Settings
 from nightmill.store import Store
 
 
 @asynccontextmanager
-async def recovered(settings: Settings, *, engine: LocalEngine, notifier: Notifier) -> AsyncGenerator[Rooms]:
-    """The rooms, ready for the children to begin.
+async def recovered(
+    settings: Settings, *, engine: LocalEngine, notifier: Notifier
+) -> AsyncGenerator[Components]:
+    """The components, ready for the children to begin.
 
     Raises:
         SetupError: the store, the bucket or the address is not fit to start on.
     """
     await prepare(settings)
-    await check_places(settings)
-    async with open_rooms(settings, emit=telemetry.log, notifier=notifier) as rooms:
-        await _check_keys(settings, rooms.store)
+    await check_storage(settings)
+    async with open_components(settings, emit=telemetry.log, notifier=notifier) as components:
+        await _check_keys(settings, components.store)
         point("serve.before_recovery")
         if settings.is_embedded:  # over a store that others share, leases lapse and writers may be alive
-            await rooms.store.release_all_leases()
-            await rooms.blobs.sweep_unfinished()
+            await components.store.release_all_leases()
+            await components.blobs.sweep_unfinished()
         point("serve.recovered")
-        engine.bury = take_back(rooms.store, engine)
-        yield rooms
+        engine.bury = take_back(components.store, engine)
+        yield components
 
 
 async def _check_keys(settings: Settings, store: Store) -> None:

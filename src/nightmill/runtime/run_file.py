@@ -22,7 +22,7 @@ from nightmill.errors import RequestError, SetupError
 from nightmill.ids import BatchId, FileId, ProjectId
 from nightmill.roles.loop import Notifier, keep_turning
 from nightmill.roles.worker import Worker
-from nightmill.runtime.components import Rooms, open_rooms
+from nightmill.runtime.components import Components, open_components
 from nightmill.runtime.data_folder_lock import locked_folder
 from nightmill.runtime.gc_setup import spare_collections
 from nightmill.runtime.supervisor import LocalEngine, Program
@@ -93,21 +93,21 @@ async def run_file(
     with locked_folder(settings.folder):
         await migrate(settings.store_url)
         notifier = Notifier()
-        async with open_rooms(settings, emit=telemetry.log, notifier=notifier) as rooms:
-            batch = await _batch(rooms, input_path, endpoint)
+        async with open_components(settings, emit=telemetry.log, notifier=notifier) as components:
+            batch = await _batch(components, input_path, endpoint)
             spare_collections()
-            async with _roles(rooms, programs) as worker:
+            async with _roles(components, programs) as worker:
                 while True:
                     count_before = notifier.count
-                    batch = await rooms.store.batch(_PROJECT, batch.id) or batch
+                    batch = await components.store.batch(_PROJECT, batch.id) or batch
                     if on_progress is not None:
                         on_progress(_progress(batch, worker, time.monotonic() - started))
                     if batch.status.is_terminal:
                         break
                     await notifier.wait(since=count_before, timeout_s=_LOOK_S)
             outputs = (
-                await _take_out(rooms, batch.output_file_id, output_path),
-                await _take_out(rooms, batch.error_file_id, error_path),
+                await _take_out(components, batch.output_file_id, output_path),
+                await _take_out(components, batch.error_file_id, error_path),
             )
     await asyncio.to_thread(shutil.rmtree, settings.folder)
     tally = batch.tally
@@ -162,15 +162,15 @@ def _endpoint_of_first_line(path: Path) -> str:
     return str(url)
 
 
-async def _batch(rooms: Rooms, path: Path, endpoint: str) -> Batch:
+async def _batch(components: Components, path: Path, endpoint: str) -> Batch:
     """The batch of this input, made on the first run of it."""
-    await rooms.store.release_all_leases()
-    await rooms.blobs.sweep_unfinished()
+    await components.store.release_all_leases()
+    await components.blobs.sweep_unfinished()
     stat = await asyncio.to_thread(path.stat)
     fingerprint = f"{stat.st_size} {stat.st_mtime_ns} {endpoint}"
     digest = hashlib.sha256(fingerprint.encode()).hexdigest()
-    if await rooms.blobs.size_bytes(_INPUT_KEY) is None:
-        await _copy_in(rooms, path)
+    if await components.blobs.size_bytes(_INPUT_KEY) is None:
+        await _copy_in(components, path)
     now = int(time.time())
     batch = Batch(
         id=BatchId("batch_" + digest[:32]),
@@ -182,11 +182,11 @@ async def _batch(rooms: Rooms, path: Path, endpoint: str) -> Batch:
         created_at=now,
         expires_at=now + _YEAR_S,
     )
-    begun = (await rooms.store.list_batches(_PROJECT, limit=1)).items
+    begun = (await components.store.list_batches(_PROJECT, limit=1)).items
     if not begun:
-        return await rooms.store.create_batch(batch)
+        return await components.store.create_batch(batch)
     if begun[0].id != batch.id:
-        folder = rooms.settings.folder
+        folder = components.settings.folder
         message = (
             f"{path} or its endpoint has changed since its unfinished run; to begin anew remove {folder}"
         )
@@ -194,9 +194,9 @@ async def _batch(rooms: Rooms, path: Path, endpoint: str) -> Batch:
     return begun[0]
 
 
-async def _copy_in(rooms: Rooms, path: Path) -> None:
+async def _copy_in(components: Components, path: Path) -> None:
     """A copy, so that a change of the input while it runs can't mix two files."""
-    writer = await rooms.blobs.open_writer(_INPUT_KEY)
+    writer = await components.blobs.open_writer(_INPUT_KEY)
     try:
         with path.open("rb") as file:
             while chunk := await asyncio.to_thread(file.read, 1 << 20):
@@ -208,47 +208,53 @@ async def _copy_in(rooms: Rooms, path: Path) -> None:
 
 
 @asynccontextmanager
-async def _roles(rooms: Rooms, programs: list[Program]) -> AsyncGenerator[Worker]:
+async def _roles(components: Components, programs: list[Program]) -> AsyncGenerator[Worker]:
     """Every role in this process, and the upstream's own program if there is one."""
-    assert rooms.settings.upstream.url is not None
-    upstream = open_upstream(rooms.settings.upstream, url=rooms.settings.upstream.url)
-    worker = rooms.worker(upstream, slots=rooms.settings.upstream.concurrency)
-    engine = LocalEngine(emit=rooms.emit, notify_local=rooms.notifier.notify_local, monotonic=time.monotonic)
+    assert components.settings.upstream.url is not None
+    upstream = open_upstream(components.settings.upstream, url=components.settings.upstream.url)
+    worker = components.worker(upstream, slots=components.settings.upstream.concurrency)
+    engine = LocalEngine(
+        emit=components.emit, notify_local=components.notifier.notify_local, monotonic=time.monotonic
+    )
     stop = asyncio.Event()
     try:
         async with asyncio.TaskGroup() as group:
             for program in programs:
                 group.create_task(engine.keep(program))
-            for role in (rooms.intake(), rooms.finalizer(), rooms.maintenance()):
+            for role in (components.intake(), components.finalizer(), components.maintenance()):
                 group.create_task(
                     keep_turning(
-                        role, notifier=rooms.notifier, stop=stop, emit=rooms.emit, random=random.random
+                        role,
+                        notifier=components.notifier,
+                        stop=stop,
+                        emit=components.emit,
+                        random=random.random,
                     )
                 )
             if programs:
-                await listens(rooms.settings.upstream.url, within_s=_START_S)
+                await listens(components.settings.upstream.url, within_s=_START_S)
             group.create_task(worker.run(stop, grace_s=lambda: 0.0))
             yield worker
             stop.set()
-            rooms.notifier.notify_local()
+            components.notifier.notify_local()
             await engine.drain(grace_s=2.0)
     finally:
         engine.kill()
         await upstream.close()
 
 
-async def _take_out(rooms: Rooms, file_id: FileId | None, path: Path) -> Path | None:
+async def _take_out(components: Components, file_id: FileId | None, path: Path) -> Path | None:
     """Puts a finished file under `path`, whole or not at all."""
     if file_id is None:
         return None
-    file = await rooms.store.file(_PROJECT, file_id)
+    file = await components.store.file(_PROJECT, file_id)
     if file is None:
         raise SetupError(
-            f"the work folder {rooms.settings.folder} has lost {file_id}; remove it and run again"
+            f"the work folder {components.settings.folder} has lost {file_id}; remove it and run again"
         )
     unfinished = path.with_name(path.name + ".part")
     with unfinished.open("wb") as target:
-        async for chunk in rooms.blobs.stream(file.blob_key):
+        async for chunk in components.blobs.stream(file.blob_key):
             await asyncio.to_thread(target.write, chunk)
         target.flush()
         await asyncio.to_thread(os.fsync, target.fileno())

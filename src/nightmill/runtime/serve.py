@@ -59,14 +59,14 @@ async def serve(settings: Settings, *, say: Say, spares: Sequence[Spare] = ()) -
         async with asyncio.TaskGroup() as group:
             for program in [*programs, *role_programs(settings)]:
                 group.create_task(engine.keep(program))
-            async with recovered(settings, engine=engine, notifier=notifier) as rooms:
+            async with recovered(settings, engine=engine, notifier=notifier) as components:
                 asked = heed_signals(engine)
                 engine.let_go()
                 # In a thread, so that the children's bells are passed on meanwhile.
                 await asyncio.to_thread(import_module, "nightmill.runtime.api_server")
                 from nightmill.runtime.api_server import serve_front  # noqa: PLC0415 - see above
 
-                await serve_front(rooms, engine=engine, listener=listener, asked=asked, say=say)
+                await serve_front(components, engine=engine, listener=listener, asked=asked, say=say)
     return 0
 
 

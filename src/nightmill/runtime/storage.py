@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from nightmill.blobs.bucket import Bucket
 
 
-def open_places(settings: Settings) -> tuple[PiecedBlobs, Parts]:
+def open_storage(settings: Settings) -> tuple[PiecedBlobs, Parts]:
     """Opens no connection yet.
 
     Raises:
@@ -34,7 +34,7 @@ def open_places(settings: Settings) -> tuple[PiecedBlobs, Parts]:
     return PiecedBlobs(blobs), parts
 
 
-async def check_places(settings: Settings) -> None:
+async def check_storage(settings: Settings) -> None:
     """Raises:
     SetupError: the bucket is missing, the keys don't open it, or it is one that processes can't share.
     UnavailableError: the object store can't be reached.

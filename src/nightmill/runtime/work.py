@@ -17,7 +17,7 @@ from nightmill.runtime.prefork import Spare
 from nightmill.runtime.programs import ROLES, WORKER, role_programs, take_back
 from nightmill.runtime.signals import heed_signals
 from nightmill.runtime.start import open_stored, prepare
-from nightmill.runtime.storage import check_places
+from nightmill.runtime.storage import check_storage
 from nightmill.runtime.supervisor import LocalEngine, Program
 from nightmill.runtime.upstreams import choose_upstream
 from nightmill.settings import Settings
@@ -44,7 +44,7 @@ async def work(
     if WORKER in roles:
         settings, programs = await choose_upstream(settings, say=say)
     await prepare(settings)
-    await check_places(settings)
+    await check_storage(settings)
     engine = LocalEngine(emit=telemetry.log, notify_local=_nobody, monotonic=time.monotonic, spares=spares)
     store = open_stored(settings)
     try:

@@ -16,7 +16,7 @@ from urllib.parse import SplitResult, parse_qs, unquote, urlencode, urlsplit
 from nightmill.errors import SetupError, UnavailableError
 from nightmill.parts import Parts
 from nightmill.runtime.start import open_stored, prepare
-from nightmill.runtime.storage import check_places, open_bucket, open_places
+from nightmill.runtime.storage import check_storage, open_bucket, open_storage
 from nightmill.settings import BlobSettings, Settings, load
 from nightmill.store import SqlStore
 from nightmill.store.clearing import drop_tables, is_shared, tables_in
@@ -93,7 +93,7 @@ class Places:
                 f"the torture needs a database of its own, and this one has {len(tables)} tables"
                 f" ('{tables[0]}' among them); make one: createdb nightmill_torture"
             )
-        await check_places(self.settings)
+        await check_storage(self.settings)
         await prepare(self.settings)
 
     async def clear(self) -> None:
@@ -108,7 +108,7 @@ class Places:
 
     def open(self) -> tuple[SqlStore, Parts]:
         """For looking, past every link."""
-        return open_stored(self.settings), open_places(self.settings)[1]
+        return open_stored(self.settings), open_storage(self.settings)[1]
 
     async def links(self, stack: AsyncExitStack) -> Links:
         store = await stack.enter_async_context(Link(self._reach_postgres))
