@@ -13,7 +13,7 @@ import pytest
 PARENT = """
 import asyncio, os, sys
 from pathlib import Path
-from nightmill.runtime.prefork import fork_spares
+from nightmill.runtime.prefork import prefork
 
 def main(arguments):
     print(*arguments, os.environ.get("NIGHTMILL_KEY"), os.environ["KEPT"], flush=True)
@@ -21,10 +21,10 @@ def main(arguments):
     sys.exit(len(said))
 
 held = open(os.devnull)
-spares = fork_spares(2, module="some.module", main=main)
+preforked = prefork(2, module="some.module", main=main)
 
 async def begin_one():
-    child = await spares[0].begin("worker:0", "second")
+    child = await preforked[0].begin("worker:0", "second")
     print(child.pid, (await child.stdout.readline()).decode().strip(), flush=True)
     print(os.readlink(f"/proc/{child.pid}/fd/2") == os.readlink("/proc/self/fd/2"),
           len(os.listdir(f"/proc/{child.pid}/fd")), flush=True)
@@ -76,10 +76,10 @@ def test_spares_end_with_their_parent_whether_they_have_begun_or_not():
     with parent() as it:
         assert it.stdout is not None
         it.stdout.readline()
-        spares = children_of(it.pid)
-        assert len(spares) == 2
+        preforked = children_of(it.pid)
+        assert len(preforked) == 2
         it.kill()
         deadline = time.monotonic() + 10
-        while any(Path(f"/proc/{spare}/stat").exists() for spare in spares):
+        while any(Path(f"/proc/{preforked}/stat").exists() for preforked in preforked):
             assert time.monotonic() < deadline
             time.sleep(0.01)

@@ -61,10 +61,10 @@ def serve(
     }
     settings = flags.settings_of(tree, config)
     from nightmill.client.local import finished
-    from nightmill.runtime.programs import role_spares
+    from nightmill.runtime.programs import prefork_roles
     from nightmill.runtime.serve import serve as served
 
-    raise typer.Exit(finished(served(settings, say=say, spares=role_spares(settings))))
+    raise typer.Exit(finished(served(settings, say=say, preforked=prefork_roles(settings))))
 
 
 def _text(path: Path | None) -> str | None:

@@ -46,9 +46,9 @@ def work(
     }
     settings = flags.settings_of(tree, config)
     from nightmill.client.local import finished
-    from nightmill.runtime.programs import role_spares
+    from nightmill.runtime.programs import prefork_roles
     from nightmill.runtime.work import work as worked
 
     named = [role.strip() for role in roles.split(",") if role.strip()]
-    spares = role_spares(settings, named)
-    raise typer.Exit(finished(worked(settings, roles=named, say=say, spares=spares)))
+    preforked = prefork_roles(settings, named)
+    raise typer.Exit(finished(worked(settings, roles=named, say=say, preforked=preforked)))

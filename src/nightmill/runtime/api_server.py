@@ -18,8 +18,8 @@ from nightmill.api.context import ApiContext
 from nightmill.runtime.clocks import steady_clock
 from nightmill.runtime.components import Components
 from nightmill.runtime.open_files import raise_open_file_limit
-from nightmill.runtime.signals import Asked
-from nightmill.runtime.supervisor import LocalEngine
+from nightmill.runtime.signals import StopRequest
+from nightmill.runtime.supervisor import Supervisor
 from nightmill.upstream.connect import open_upstream
 
 
@@ -34,9 +34,9 @@ class _Server(uvicorn.Server):
 async def serve_front(
     components: Components,
     *,
-    engine: LocalEngine,
+    supervisor: Supervisor,
     listener: socket.socket,
-    asked: Asked,
+    stop_request: StopRequest,
     say: Callable[[str], None],
 ) -> None:
     """Serves until it is asked to stop, and ends every child."""
@@ -48,11 +48,11 @@ async def serve_front(
         store=components.store,
         blobs=components.blobs,
         settings=settings,
-        notify=engine.notify,
+        notify=supervisor.notify,
         upstream_models=_no_models if upstream is None else upstream.models,
         clock=steady_clock,
         random=secrets.token_bytes,
-        trouble=lambda: engine.trouble,
+        trouble=lambda: supervisor.trouble,
     )
     server = _Server(
         http_config(
@@ -64,12 +64,12 @@ async def serve_front(
     )
 
     async def end_when_asked() -> None:
-        await asked.to_stop.wait()
-        await engine.drain(grace_s=settings.api.drain_s + 1)
+        await stop_request.to_stop.wait()
+        await supervisor.drain(grace_s=settings.api.drain_s + 1)
         server.should_exit = True
 
     async def hurry_when_asked() -> None:
-        await asked.to_hurry.wait()
+        await stop_request.to_hurry.wait()
         server.should_exit = server.force_exit = True
 
     host, port = listener.getsockname()[:2]

@@ -1,4 +1,4 @@
-"""A child process of the local engine: what is needed of it, its first message, what it is not told."""
+"""A child process of the local supervisor: what is needed of it, its first message, what it is not told."""
 
 import asyncio
 import os

@@ -1,7 +1,8 @@
-"""A child process of the local engine: runs the roles it is named, rung and drained over its standard input.
+"""A child process of the local supervisor: runs the roles it is named, rung and drained over its standard
+input.
 
-`python -m nightmill.runtime.child_main WORKER_ID worker:0` or `... intake finalizer warden`, or a spare told
-so; the first line of its input is its settings as JSON. It must not outlive its parent by more than a
+`python -m nightmill.runtime.child_main WORKER_ID worker:0` or `... intake finalizer warden`, or a preforked
+told so; the first line of its input is its settings as JSON. It must not outlive its parent by more than a
 moment: whoever comes next has taken its leases back.
 """
 
@@ -140,7 +141,9 @@ def main(arguments: Sequence[str]) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     worker_id, names = WorkerId(arguments[0]), arguments[1:]
-    with suppress(OSError):  # a spare has its parent's command line; this is what `ps` and `top` show as well
+    with suppress(
+        OSError
+    ):  # a preforked has its parent's command line; this is what `ps` and `top` show as well
         Path("/proc/self/comm").write_text(names[0])
     message = first_line(sys.stdin.fileno())
     if not message:

@@ -1,4 +1,4 @@
-"""A child process of the local engine: the launcher of workers on Ray.
+"""A child process of the local supervisor: the launcher of workers on Ray.
 
 `python -m nightmill.runtime.launch LAUNCHER_ID`; the first line of its input is its settings as JSON, then
 bytes that ring or drain, as for `work`. A process of its own, because Ray ends the process of whoever loses a

@@ -1,7 +1,7 @@
 """A GGUF model as an upstream of our own: how to start its child process.
 
 Duty: the command line. Promise: what can be told before the child starts is told here, as SetupError. Not its
-duty: keeping the child alive (the local engine) and answering (`llama_server`, the child itself).
+duty: keeping the child alive (the local supervisor) and answering (`llama_server`, the child itself).
 """
 
 import sys
@@ -15,7 +15,7 @@ MODULE = "nightmill.runtime.llama_server"
 
 
 def llama_program(settings: ModelSettings, *, port: int) -> Program:
-    """The child for the local engine.
+    """The child for the local supervisor.
 
     Raises:
         SetupError: llama.cpp is not installed, no model is named, or there is no such file.

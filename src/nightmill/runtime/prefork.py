@@ -1,9 +1,9 @@
 """Processes forked from this one once everything is loaded, so that no child loads it all again.
 
-Duty: `fork_spares` before there is a loop, a thread, a lock or a listener; `Spare.begin` tells one what to
-be. Promise: a spare holds nothing of its parent's but standard error, and ends when its parent does, begun or
-not. Not its duty: children that take a dead one's place: those are started anew (`local`), since a process
-with threads is not forked.
+Duty: `prefork` before there is a loop, a thread, a lock or a listener; `PreforkedChild.begin` tells one what
+to be. Promise: a preforked holds nothing of its parent's but standard error, and ends when its parent does,
+begun or not. Not its duty: children that take a dead one's place: those are started anew (`local`), since a
+process with threads is not forked.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ _ENV_START, _ENV_END = 49, 50
 """Of the fields of /proc/self/stat, counted from 0."""
 
 
-class Spare:
+class PreforkedChild:
     """A child that waits to be told what it is. Whoever never begins it ends it by ending."""
 
     def __init__(self, module: str, process_id: int, to_it: int, from_it: int) -> None:
@@ -88,9 +88,9 @@ class _Begun:
         self._ended.set()
 
 
-def fork_spares(count: int, *, module: str, main: Callable[[list[str]], None]) -> list[Spare]:
-    """So many spares of what is loaded by now, or none where that is not to be done safely (only Linux forks
-    well, and only a process with one thread).
+def prefork(count: int, *, module: str, main: Callable[[list[str]], None]) -> list[PreforkedChild]:
+    """So many preforked of what is loaded by now, or none where that is not to be done safely (only Linux
+    forks well, and only a process with one thread).
 
     Args:
         main: what `python -m module` runs, given its arguments.
@@ -100,13 +100,13 @@ def fork_spares(count: int, *, module: str, main: Callable[[list[str]], None]) -
     gc.collect()
     gc.freeze()  # a collection in a child would copy every page it looks at
     sys.stderr.flush()
-    spares: list[Spare] = []
+    preforked: list[PreforkedChild] = []
     with suppress(OSError):  # no process to be had: the engine tries again
-        spares.extend(_fork(module, main) for _ in range(count))
-    return spares
+        preforked.extend(_fork(module, main) for _ in range(count))
+    return preforked
 
 
-def _fork(module: str, main: Callable[[list[str]], None]) -> Spare:
+def _fork(module: str, main: Callable[[list[str]], None]) -> PreforkedChild:
     in_it, to_it = os.pipe()
     from_it, out_of_it = os.pipe()
     process_id = os.fork()
@@ -114,7 +114,7 @@ def _fork(module: str, main: Callable[[list[str]], None]) -> Spare:
         _live(in_it, out_of_it, main)
     os.close(in_it)
     os.close(out_of_it)
-    return Spare(module, process_id, to_it, from_it)
+    return PreforkedChild(module, process_id, to_it, from_it)
 
 
 def _live(stdin: int, stdout: int, main: Callable[[list[str]], None]) -> NoReturn:

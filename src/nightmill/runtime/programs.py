@@ -11,8 +11,8 @@ from typing import Final
 
 from nightmill.errors import UnavailableError
 from nightmill.ids import WorkerId, new_worker_id
-from nightmill.runtime.prefork import Spare, fork_spares
-from nightmill.runtime.supervisor import LocalEngine, Program
+from nightmill.runtime.prefork import PreforkedChild, prefork
+from nightmill.runtime.supervisor import Program, Supervisor
 from nightmill.settings import Settings, as_message
 from nightmill.store import Store
 
@@ -45,18 +45,18 @@ def role_programs(settings: Settings, roles: Sequence[str] = ROLES) -> list[Prog
     return programs
 
 
-def role_spares(settings: Settings, roles: Sequence[str] = ROLES) -> list[Spare]:
+def prefork_roles(settings: Settings, roles: Sequence[str] = ROLES) -> list[PreforkedChild]:
     """For each of `role_programs` a process that has loaded all it needs. Call it before there is a loop."""
     from nightmill.runtime import child_main  # noqa: PLC0415 - it loads all that roles need
 
     programs = [one for one in role_programs(settings, roles) if one.module == WORKER_MODULE]
-    return fork_spares(len(programs), module=WORKER_MODULE, main=child_main.main)
+    return prefork(len(programs), module=WORKER_MODULE, main=child_main.main)
 
 
-def take_back(store: Store, engine: LocalEngine) -> Callable[[Program], Awaitable[None]]:
+def release_leases_on_exit(store: Store, supervisor: Supervisor) -> Callable[[Program], Awaitable[None]]:
     """What the engine does with a child of ours that has died."""
 
-    async def bury(program: Program) -> None:
+    async def on_exit(program: Program) -> None:
         """What a dead child held goes to others at once, not when its leases lapse."""
         if program.module != WORKER_MODULE:
             return
@@ -64,6 +64,6 @@ def take_back(store: Store, engine: LocalEngine) -> Callable[[Program], Awaitabl
             await store.release_leases_of(WorkerId(program.arguments[0]))
         except UnavailableError:
             return  # they lapse by themselves
-        engine.notify()
+        supervisor.notify()
 
-    return bury
+    return on_exit

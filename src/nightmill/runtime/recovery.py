@@ -14,17 +14,17 @@ from nightmill.errors import SetupError
 from nightmill.failpoints import point
 from nightmill.roles.loop import Notifier
 from nightmill.runtime.components import Components, open_components
-from nightmill.runtime.programs import take_back
+from nightmill.runtime.programs import release_leases_on_exit
 from nightmill.runtime.start import prepare
 from nightmill.runtime.storage import check_storage
-from nightmill.runtime.supervisor import LocalEngine
+from nightmill.runtime.supervisor import Supervisor
 from nightmill.settings import Settings
 from nightmill.store import Store
 
 
 @asynccontextmanager
 async def recovered(
-    settings: Settings, *, engine: LocalEngine, notifier: Notifier
+    settings: Settings, *, supervisor: Supervisor, notifier: Notifier
 ) -> AsyncGenerator[Components]:
     """The components, ready for the children to begin.
 
@@ -40,7 +40,7 @@ async def recovered(
             await components.store.release_all_leases()
             await components.blobs.sweep_unfinished()
         point("serve.recovered")
-        engine.bury = take_back(components.store, engine)
+        supervisor.on_exit = release_leases_on_exit(components.store, supervisor)
         yield components
 
 

@@ -25,7 +25,7 @@ from nightmill.roles.worker import Worker
 from nightmill.runtime.components import Components, open_components
 from nightmill.runtime.data_folder_lock import locked_folder
 from nightmill.runtime.gc_setup import spare_collections
-from nightmill.runtime.supervisor import LocalEngine, Program
+from nightmill.runtime.supervisor import Program, Supervisor
 from nightmill.runtime.upstreams import choose_upstream, listens
 from nightmill.settings import BlobSettings, QuotaSettings, Settings
 from nightmill.store.migrate import migrate
@@ -213,14 +213,14 @@ async def _roles(components: Components, programs: list[Program]) -> AsyncGenera
     assert components.settings.upstream.url is not None
     upstream = open_upstream(components.settings.upstream, url=components.settings.upstream.url)
     worker = components.worker(upstream, slots=components.settings.upstream.concurrency)
-    engine = LocalEngine(
+    supervisor = Supervisor(
         emit=components.emit, notify_local=components.notifier.notify_local, monotonic=time.monotonic
     )
     stop = asyncio.Event()
     try:
         async with asyncio.TaskGroup() as group:
             for program in programs:
-                group.create_task(engine.keep(program))
+                group.create_task(supervisor.keep(program))
             for role in (components.intake(), components.finalizer(), components.maintenance()):
                 group.create_task(
                     keep_turning(
@@ -237,9 +237,9 @@ async def _roles(components: Components, programs: list[Program]) -> AsyncGenera
             yield worker
             stop.set()
             components.notifier.notify_local()
-            await engine.drain(grace_s=2.0)
+            await supervisor.drain(grace_s=2.0)
     finally:
-        engine.kill()
+        supervisor.kill()
         await upstream.close()
 
 

@@ -1,7 +1,8 @@
 """`nightmill serve`: the API in this process, the roles and any upstream of our own in children.
 
-Order of a start: fork the roles' processes (`spares`), lock, listen (who connects from now on waits a moment
-instead of being refused), recover, let the children begin, and meanwhile load the API (`front`). Order of an
+Order of a start: fork the roles' processes (`preforked`), lock, listen (who connects from now on waits a
+moment instead of being refused), recover, let the children begin, and meanwhile load the API (`front`). Order
+of an
 end: drain the roles while the API still answers, then close it.
 """
 
@@ -18,11 +19,11 @@ from nightmill.roles.loop import Notifier
 from nightmill.runtime.data_folder_lock import locked_folder
 from nightmill.runtime.logs import start_logs
 from nightmill.runtime.on_ray import check_engine
-from nightmill.runtime.prefork import Spare
+from nightmill.runtime.prefork import PreforkedChild
 from nightmill.runtime.programs import role_programs
 from nightmill.runtime.recovery import recovered
-from nightmill.runtime.signals import heed_signals
-from nightmill.runtime.supervisor import LocalEngine
+from nightmill.runtime.signals import install_signal_handlers
+from nightmill.runtime.supervisor import Supervisor
 from nightmill.runtime.upstreams import choose_upstream
 from nightmill.settings import Settings
 
@@ -34,11 +35,11 @@ _NOBODY_WORKS = (
 )
 
 
-async def serve(settings: Settings, *, say: Say, spares: Sequence[Spare] = ()) -> int:
+async def serve(settings: Settings, *, say: Say, preforked: Sequence[PreforkedChild] = ()) -> int:
     """Serves until SIGTERM or SIGINT; returns the exit code.
 
     Args:
-        spares: see `spares.role_spares`; without them each child is started anew.
+        preforked: see `preforked.prefork_roles`; without them each child is started anew.
 
     Raises:
         SetupError: there is no upstream, the folder is in use, the address is taken or not allowed.
@@ -52,21 +53,26 @@ async def serve(settings: Settings, *, say: Say, spares: Sequence[Spare] = ()) -
     lock = locked_folder(settings.folder) if settings.is_embedded else contextlib.nullcontext()
     with lock, contextlib.closing(_listen(settings)) as listener:
         notifier = Notifier()
-        engine = LocalEngine(
-            emit=telemetry.log, notify_local=notifier.notify_local, monotonic=time.monotonic, spares=spares
+        supervisor = Supervisor(
+            emit=telemetry.log,
+            notify_local=notifier.notify_local,
+            monotonic=time.monotonic,
+            preforked=preforked,
         )
-        engine.hold()
+        supervisor.close_start_barrier()
         async with asyncio.TaskGroup() as group:
             for program in [*programs, *role_programs(settings)]:
-                group.create_task(engine.keep(program))
-            async with recovered(settings, engine=engine, notifier=notifier) as components:
-                asked = heed_signals(engine)
-                engine.let_go()
+                group.create_task(supervisor.keep(program))
+            async with recovered(settings, supervisor=supervisor, notifier=notifier) as components:
+                stop_request = install_signal_handlers(supervisor)
+                supervisor.open_start_barrier()
                 # In a thread, so that the children's bells are passed on meanwhile.
                 await asyncio.to_thread(import_module, "nightmill.runtime.api_server")
                 from nightmill.runtime.api_server import serve_front  # noqa: PLC0415 - see above
 
-                await serve_front(components, engine=engine, listener=listener, asked=asked, say=say)
+                await serve_front(
+                    components, supervisor=supervisor, listener=listener, stop_request=stop_request, say=say
+                )
     return 0
 
 

@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from nightmill.runtime.child import Child, is_hidden
-from nightmill.runtime.prefork import Spare
+from nightmill.runtime.prefork import PreforkedChild
 from nightmill.telemetry import Emit, ProcessDied
 
 NOTIFY = b"r"
@@ -61,24 +61,24 @@ class _Death:
 
 
 @dataclass(slots=True)
-class LocalEngine:
+class Supervisor:
     """Keeps programs running until `drain`.
 
     Args:
         notify_local: wakes the roles of this process.
         monotonic: seconds, for restart pauses.
 
-        spares: taken for the first programs of their module; a dead one's successor is started anew.
+        preforked: taken for the first programs of their module; a dead one's successor is started anew.
 
-    `bury` is told of each program that has surely died, before it is started again.
+    `on_exit` is told of each program that has surely died, before it is started again.
     """
 
     emit: Emit
     notify_local: Callable[[], None]
     monotonic: Callable[[], float]
-    spares: Sequence[Spare] = ()
-    bury: Callable[[Program], Awaitable[None]] | None = None
-    _unused: list[Spare] = field(default_factory=list)
+    preforked: Sequence[PreforkedChild] = ()
+    on_exit: Callable[[Program], Awaitable[None]] | None = None
+    _unused: list[PreforkedChild] = field(default_factory=list)
     _children: dict[str, tuple[Program, Child]] = field(default_factory=dict)
     _is_draining: bool = False
     _may_begin: asyncio.Event = field(default_factory=asyncio.Event)
@@ -87,13 +87,13 @@ class LocalEngine:
 
     def __post_init__(self) -> None:
         self._may_begin.set()
-        self._unused = list(self.spares)
+        self._unused = list(self.preforked)
 
-    def hold(self) -> None:
-        """From now on programs are started, but get their first message only after `let_go`."""
+    def close_start_barrier(self) -> None:
+        """From now on programs are started, but get their first message only after `open_start_barrier`."""
         self._may_begin.clear()
 
-    def let_go(self) -> None:
+    def open_start_barrier(self) -> None:
         self._may_begin.set()
 
     async def keep(self, program: Program) -> None:
@@ -105,8 +105,8 @@ class LocalEngine:
             if self._is_draining:
                 return
             self.emit(ProcessDied(program.name, exit_code))
-            if self.bury is not None:
-                await self.bury(program)
+            if self.on_exit is not None:
+                await self.on_exit(program)
             is_healthy = self.monotonic() - started > _HEALTHY_S
             self._note_death(program.name, exit_code, is_first=is_healthy)
             pause_s = _FIRST_PAUSE_S if is_healthy else min(pause_s * 2, _LONGEST_PAUSE_S)
@@ -205,8 +205,8 @@ class LocalEngine:
             self._troubles.pop(program.name, None)
 
     async def _start(self, program: Program) -> Child:
-        for number, spare in enumerate(self._unused):
-            if spare.module == program.module:
+        for number, preforked in enumerate(self._unused):
+            if preforked.module == program.module:
                 return await self._unused.pop(number).begin(*program.arguments)
         environment = {name: value for name, value in os.environ.items() if not is_hidden(name)}
         return await asyncio.create_subprocess_exec(

@@ -35,7 +35,11 @@ async def choose_upstream(
     Raises:
         SetupError: none was named, more than one was, or `auto` found nothing.
     """
-    asked = [settings.upstream.url is not None, settings.model.path is not None, settings.emulator.enabled]
+    asked = [
+        settings.upstream.url is not None,
+        settings.model.path is not None,
+        settings.emulator.enabled,
+    ]
     if settings.engine == "ray":
         if settings.ray.model.name is not None and not any(asked):
             return settings, []  # the launcher has Ray run it

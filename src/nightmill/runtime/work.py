@@ -13,12 +13,12 @@ from nightmill import telemetry
 from nightmill.errors import SetupError
 from nightmill.runtime.logs import start_logs
 from nightmill.runtime.on_ray import check_engine
-from nightmill.runtime.prefork import Spare
-from nightmill.runtime.programs import ROLES, WORKER, role_programs, take_back
-from nightmill.runtime.signals import heed_signals
+from nightmill.runtime.prefork import PreforkedChild
+from nightmill.runtime.programs import ROLES, WORKER, release_leases_on_exit, role_programs
+from nightmill.runtime.signals import install_signal_handlers
 from nightmill.runtime.start import open_stored, prepare
 from nightmill.runtime.storage import check_storage
-from nightmill.runtime.supervisor import LocalEngine, Program
+from nightmill.runtime.supervisor import Program, Supervisor
 from nightmill.runtime.upstreams import choose_upstream
 from nightmill.settings import Settings
 
@@ -30,9 +30,13 @@ _EXTRA_S = 1.0
 
 
 async def work(
-    settings: Settings, *, roles: Sequence[str], say: Callable[[str], None], spares: Sequence[Spare] = ()
+    settings: Settings,
+    *,
+    roles: Sequence[str],
+    say: Callable[[str], None],
+    preforked: Sequence[PreforkedChild] = (),
 ) -> int:
-    """Holds the roles until SIGTERM or SIGINT; returns the exit code. `spares` as for `serve`.
+    """Holds the roles until SIGTERM or SIGINT; returns the exit code. `preforked` as for `serve`.
 
     Raises:
         SetupError: the store is this machine's own or not fit to start on, or there is no upstream.
@@ -45,16 +49,18 @@ async def work(
         settings, programs = await choose_upstream(settings, say=say)
     await prepare(settings)
     await check_storage(settings)
-    engine = LocalEngine(emit=telemetry.log, notify_local=_nobody, monotonic=time.monotonic, spares=spares)
+    supervisor = Supervisor(
+        emit=telemetry.log, notify_local=_no_local_roles, monotonic=time.monotonic, preforked=preforked
+    )
     store = open_stored(settings)
     try:
-        engine.bury = take_back(store, engine)
+        supervisor.on_exit = release_leases_on_exit(store, supervisor)
         async with asyncio.TaskGroup() as group:
             for program in [*programs, *role_programs(settings, roles)]:
-                group.create_task(engine.keep(program))
+                group.create_task(supervisor.keep(program))
             say(f"nightmill works: {', '.join(roles)}")
-            await heed_signals(engine).to_stop.wait()
-            await engine.drain(grace_s=settings.api.drain_s + _EXTRA_S)
+            await install_signal_handlers(supervisor).to_stop.wait()
+            await supervisor.drain(grace_s=settings.api.drain_s + _EXTRA_S)
     finally:
         await store.close()
     return 0
@@ -70,5 +76,5 @@ def _check(settings: Settings, roles: Sequence[str]) -> None:
         raise SetupError("nightmill work with 0 worker processes does nothing; leave out --workers")
 
 
-def _nobody() -> None:
+def _no_local_roles() -> None:
     """This process has no roles of its own to wake."""

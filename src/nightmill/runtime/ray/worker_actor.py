@@ -15,7 +15,7 @@ from nightmill import telemetry
 from nightmill.errors import SetupError, UnavailableError
 from nightmill.ids import WorkerId, new_worker_id
 from nightmill.runtime.ray.attended import Attended, Orders
-from nightmill.runtime.supervisor import LocalEngine, Program
+from nightmill.runtime.supervisor import Program, Supervisor
 from nightmill.settings import Settings, as_message, from_message, with_own_secrets
 from nightmill.store import open_store
 
@@ -42,22 +42,22 @@ class WorkerActor(Attended):
             self._setup_trouble = f"a node's settings: {error}"
         self._needs_model = needs_model
         self._model_url: str | None = None
-        self._engine: LocalEngine | None = None
+        self._supervisor: Supervisor | None = None
         self.begin()
 
     @property
     def trouble(self) -> str | None:
-        engine = self._engine
-        return self._setup_trouble or (None if engine is None else engine.trouble)
+        supervisor = self._supervisor
+        return self._setup_trouble or (None if supervisor is None else supervisor.trouble)
 
     def take(self, orders: Orders) -> None:
         # No URL may only mean that nobody has looked yet. Attempts wait by themselves while nobody answers.
         if self._needs_model and orders["url"] not in (None, self._model_url):
             self._model_url = orders["url"]
             self.note_change()
-        engine = self._engine
-        if orders["notify"] and engine is not None:
-            self.call_in_loop(engine.notify)
+        supervisor = self._supervisor
+        if orders["notify"] and supervisor is not None:
+            self.call_in_loop(supervisor.notify)
 
     async def work(self) -> None:
         while not self.is_leaving:
@@ -81,19 +81,19 @@ class WorkerActor(Attended):
         asked = settings.upstream.url
         worker_id = new_worker_id(secrets.token_bytes(16))
         program = Program("worker", self._module, (worker_id, "worker:0"), as_message(settings))
-        engine = LocalEngine(emit=telemetry.log, notify_local=_nobody, monotonic=time.monotonic)
-        engine.bury = lambda _: self._take_back(settings, worker_id, engine)
-        self._engine = engine
+        supervisor = Supervisor(emit=telemetry.log, notify_local=_no_local_roles, monotonic=time.monotonic)
+        supervisor.on_exit = lambda _: self._take_back(settings, worker_id, supervisor)
+        self._supervisor = supervisor
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(engine.keep(program))
+                group.create_task(supervisor.keep(program))
                 while not self.is_leaving and (not self._needs_model or self._model_url == asked):
                     await self.change()
-                await engine.drain(grace_s=settings.api.drain_s + _EXTRA_S)
+                await supervisor.drain(grace_s=settings.api.drain_s + _EXTRA_S)
         finally:
-            self._engine = None
+            self._supervisor = None
 
-    async def _take_back(self, settings: Settings, worker_id: WorkerId, engine: LocalEngine) -> None:
+    async def _take_back(self, settings: Settings, worker_id: WorkerId, supervisor: Supervisor) -> None:
         """What a dead worker held goes to others at once, not when its leases lapse."""
         store = open_store(settings.store_url, clock=time.time, busy_timeout_s=settings.store_timeout_s)
         try:
@@ -102,8 +102,8 @@ class WorkerActor(Attended):
             return
         finally:
             await store.close()
-        engine.notify()
+        supervisor.notify()
 
 
-def _nobody() -> None:
+def _no_local_roles() -> None:
     """This process has no roles of its own to wake."""
