@@ -345,9 +345,9 @@ def test_of_completes_that_race_one_wins(serve, monkeypatch, processes, size):
     if processes == "several":
         from contextlib import nullcontext
 
-        from nightmill.api.upload_limiter import Reception
+        from nightmill.api.upload_limiter import UploadLimiter
 
-        monkeypatch.setattr(Reception, "alone_with", lambda *_: nullcontext())
+        monkeypatch.setattr(UploadLimiter, "alone_with", lambda *_: nullcontext())
     server = serve()
     client = server.client()
     content = CONTENT * 40 if size == "pieces" else CONTENT

@@ -18,7 +18,7 @@ from nightmill.core.request_line import RequestLine, slice_line
 from nightmill.core.segment import unpack_lines
 from nightmill.errors import RequestError
 from nightmill.parts.record import pack_record, read_records
-from nightmill.validation import InputRules, Inspection
+from nightmill.validation import InputRules, InputValidator
 
 BOUNDARY = b"bound"
 _CHAT = "/v1/chat/completions"
@@ -32,12 +32,12 @@ def input_file(data: bytes) -> None:
     whole = _inspected(data, rules, chunk_bytes=len(data) or 1)
     for chunk_bytes in (1, 7, 64):
         assert _inspected(data, rules, chunk_bytes=chunk_bytes) == whole
-    index, findings = whole
+    index, result = whole
     lines = list(unpack_lines(index))
     assert [line.ordinal for line in lines] == list(range(len(lines)))
-    if findings.errors:
+    if result.errors:
         return
-    assert findings.total == len(lines) > 0
+    assert result.total == len(lines) > 0
     starts = [line.offset for line in lines]
     assert starts == sorted(set(starts))
     custom_ids: set[str] = set()
@@ -63,20 +63,20 @@ def input_file(data: bytes) -> None:
 
 def _inspected(data: bytes, rules: InputRules, *, chunk_bytes: int) -> tuple[bytes, Any]:
     chunks = [data[start : start + chunk_bytes] for start in range(0, len(data), chunk_bytes)]
-    inspection = Inspection(rules)
+    validator = InputValidator(rules)
     index = b""
     for chunk in chunks:
-        if inspection.is_over:
+        if validator.is_over:
             break
-        index += inspection.take(chunk)
-    index += inspection.finish()
-    second_look = inspection.second_look()
-    if second_look is not None:
+        index += validator.take(chunk)
+    index += validator.finish()
+    duplicate_pass = validator.duplicate_pass()
+    if duplicate_pass is not None:
         for chunk in chunks:
-            second_look.take(chunk)
-        second_look.finish()
-    findings = inspection.findings(second_look)
-    return (b"" if findings.errors else index), findings
+            duplicate_pass.take(chunk)
+        duplicate_pass.finish()
+    result = validator.result(duplicate_pass)
+    return (b"" if result.errors else index), findings
 
 
 def answer(data: bytes) -> None:

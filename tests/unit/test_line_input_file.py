@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from nightmill.core.batch import LineError
 from nightmill.core.request_line import slice_line
 from nightmill.core.segment import IndexedLine, unpack_lines
-from nightmill.validation import Findings, InputRules, Inspection
+from nightmill.validation import InputRules, InputValidator, ValidationResult
 from nightmill.validation.custom_ids import CustomIds
 
 CHAT = "/v1/chat/completions"
@@ -24,25 +24,27 @@ def request(custom_id: str = "a", *, url: str = CHAT, **body: Any) -> bytes:
     return json.dumps(row, ensure_ascii=False).encode("utf-8")
 
 
-def inspect(text: bytes, *, chunk_bytes: int = 1 << 20, **rules: Any) -> tuple[Findings, list[IndexedLine]]:
-    inspection = Inspection(InputRules(**{"endpoint": CHAT, **rules}))
+def inspect(
+    text: bytes, *, chunk_bytes: int = 1 << 20, **rules: Any
+) -> tuple[ValidationResult, list[IndexedLine]]:
+    validator = InputValidator(InputRules(**{"endpoint": CHAT, **rules}))
     chunks = [text[at : at + chunk_bytes] for at in range(0, len(text), chunk_bytes)]
     records = b""
     for chunk in chunks:
-        if not inspection.is_over:
-            records += inspection.take(chunk)
-    records += inspection.finish()
-    if second_look := inspection.second_look():
+        if not validator.is_over:
+            records += validator.take(chunk)
+    records += validator.finish()
+    if duplicate_pass := validator.duplicate_pass():
         for chunk in chunks:
-            if not second_look.is_over:
-                second_look.take(chunk)
-        second_look.finish()
-    return inspection.findings(second_look), list(unpack_lines(records))
+            if not duplicate_pass.is_over:
+                duplicate_pass.take(chunk)
+        duplicate_pass.finish()
+    return validator.result(duplicate_pass), list(unpack_lines(records))
 
 
 def faults(text: bytes, **rules: Any) -> list[tuple[str, int | None]]:
-    findings, _ = inspect(text, **rules)
-    return [(error.code, error.line) for error in findings.errors]
+    result, _ = inspect(text, **rules)
+    return [(error.code, error.line) for error in result.errors]
 
 
 ids = st.text(st.characters(exclude_categories=["Cs"]), max_size=6) | st.sampled_from(
@@ -72,8 +74,8 @@ def test_every_line_is_indexed_where_it_lies(
         text += request(custom_id) + line_break + blank
     if not has_last_break:
         text = text.rstrip()
-    findings, lines = inspect(text, chunk_bytes=chunk_bytes)
-    assert findings == Findings(len(custom_ids), "m", ())
+    result, lines = inspect(text, chunk_bytes=chunk_bytes)
+    assert result == ValidationResult(len(custom_ids), "m", ())
     assert [line.ordinal for line in lines] == list(range(len(custom_ids)))
     cut = [slice_line(text[line.offset : line.offset + line.length_bytes]) for line in lines]
     assert [json.loads(request_line.custom_id_json) for request_line in cut] == custom_ids
@@ -100,7 +102,7 @@ def test_errors_name_physical_lines(chunk_bytes: int):
 @pytest.mark.parametrize("text", [b"", b"\n", b"\r\n \n\t", b"\xef\xbb\xbf", b"\xef\xbb\xbf\n\n"])
 def test_a_file_without_requests_is_empty(text: bytes):
     message = "The input file is empty. Please ensure that the batch contains at least one request."
-    assert inspect(text)[0] == Findings(0, None, (LineError("empty_file", message),))
+    assert inspect(text)[0] == ValidationResult(0, None, (LineError("empty_file", message),))
 
 
 @pytest.mark.parametrize(
@@ -113,8 +115,8 @@ def test_a_file_without_requests_is_empty(text: bytes):
     ],
 )
 def test_a_file_of_another_kind_is_named(beginning: bytes, name: str):
-    findings, _ = inspect(beginning + b"\n\xff\xff\n" * 9)
-    [error] = findings.errors
+    result, _ = inspect(beginning + b"\n\xff\xff\n" * 9)
+    [error] = result.errors
     assert (error.code, error.line) == ("invalid_file", None)
     assert name in error.message
 
@@ -125,8 +127,8 @@ def test_a_line_that_is_too_long_is_an_error_at_that_line(chunk_bytes: int):
     fitting += b" " * (2_000 - len(fitting))
     long = request("long", text="x" * 9_000)
     text = b"\n".join([fitting, fitting.replace(b"fits", b"over") + b" ", long, request("c"), long])
-    findings, lines = inspect(text, chunk_bytes=chunk_bytes, line_bytes=2_000)
-    assert [(error.code, error.line) for error in findings.errors] == [
+    result, lines = inspect(text, chunk_bytes=chunk_bytes, line_bytes=2_000)
+    assert [(error.code, error.line) for error in result.errors] == [
         ("line_too_long", 2),
         ("line_too_long", 3),
         ("line_too_long", 5),
@@ -135,16 +137,16 @@ def test_a_line_that_is_too_long_is_an_error_at_that_line(chunk_bytes: int):
 
 
 def test_an_endless_line_is_not_gathered():
-    inspection = Inspection(InputRules(endpoint=CHAT, line_bytes=1 << 16))
+    validator = InputValidator(InputRules(endpoint=CHAT, line_bytes=1 << 16))
     chunk = b"x" * (1 << 18)
     tracemalloc.start()
     for _ in range(100):
-        inspection.take(chunk)
+        validator.take(chunk)
     _, peak_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak_bytes < 1 << 20
-    inspection.finish()
-    assert [error.code for error in inspection.findings().errors] == ["line_too_long"]
+    validator.finish()
+    assert [error.code for error in validator.result().errors] == ["line_too_long"]
 
 
 def test_more_lines_than_allowed():
@@ -155,9 +157,9 @@ def test_more_lines_than_allowed():
 
 def test_the_last_entry_says_how_many_errors_are_not_listed():
     text = b"bad\n" * 10
-    findings, _ = inspect(text, listed_errors=4)
-    assert [error.line for error in findings.errors] == [1, 2, 3, 4, None]
-    assert findings.errors[-1] == LineError(
+    result, _ = inspect(text, listed_errors=4)
+    assert [error.line for error in result.errors] == [1, 2, 3, 4, None]
+    assert result.errors[-1] == LineError(
         "too_many_errors", "6 more lines have errors that are not listed here."
     )
     assert len(inspect(text, listed_errors=10)[0].errors) == 10
@@ -189,8 +191,8 @@ def test_duplicate_custom_ids_are_merged_with_the_other_errors_by_line():
         request("b"),
     ]
     rows.append(request("c").replace(b'"c"', b'"\\u0063"'))
-    findings, _ = inspect(b"\n".join(rows))
-    assert [(error.code, error.param, error.line) for error in findings.errors] == [
+    result, _ = inspect(b"\n".join(rows))
+    assert [(error.code, error.param, error.line) for error in result.errors] == [
         ("invalid_json_line", None, 3),
         ("duplicate_custom_id", "custom_id", 4),
         ("invalid_json_line", None, 7),
@@ -198,7 +200,7 @@ def test_duplicate_custom_ids_are_merged_with_the_other_errors_by_line():
         ("duplicate_custom_id", "custom_id", 9),
         ("duplicate_custom_id", "custom_id", 10),
     ]
-    assert findings.errors[1].message == (
+    assert result.errors[1].message == (
         "The custom_id 'a' for this request is a duplicate of another request. "
         "The custom_id parameter must be unique for each request in a batch."
     )
@@ -206,14 +208,14 @@ def test_duplicate_custom_ids_are_merged_with_the_other_errors_by_line():
 
 def test_duplicates_that_are_not_listed_are_counted():
     text = b"\n".join([request("a"), *[request(f"{number % 10}") for number in range(40)], b"bad"])
-    findings, _ = inspect(text, listed_errors=3)
-    assert [(error.code, error.line) for error in findings.errors] == [
+    result, _ = inspect(text, listed_errors=3)
+    assert [(error.code, error.line) for error in result.errors] == [
         ("duplicate_custom_id", 12),
         ("duplicate_custom_id", 13),
         ("duplicate_custom_id", 14),
         ("too_many_errors", None),
     ]
-    assert findings.errors[-1].message.startswith("28 more lines")
+    assert result.errors[-1].message.startswith("28 more lines")
 
 
 def test_a_line_with_another_error_takes_no_custom_id():
@@ -236,12 +238,12 @@ def test_repeats_are_exact_whatever_the_hash_does(custom_ids: list[str], hash_of
     first_look = CustomIds(hash_of)
     for custom_id in custom_ids:
         first_look.add(custom_id)
-    second_look = first_look.suspects()
-    found = [place for place, custom_id in enumerate(custom_ids) if second_look.is_repeat(custom_id)]
+    duplicate_pass = first_look.suspects()
+    found = [place for place, custom_id in enumerate(custom_ids) if duplicate_pass.is_repeat(custom_id)]
     assert found == [place for place, custom_id in enumerate(custom_ids) if custom_id in custom_ids[:place]]
-    assert second_look.repeats >= len(found)
+    assert duplicate_pass.repeats >= len(found)
     if len(set(custom_ids)) == len(custom_ids) and hash_of is hash:
-        assert second_look.repeats == 0
+        assert duplicate_pass.repeats == 0
 
 
 def test_a_custom_id_costs_eight_bytes():

@@ -6,7 +6,7 @@ from pathlib import Path
 from nightmill.admin.blob import blob_chunks, blob_size
 from nightmill.core.batch import Batch
 from nightmill.core.segment import INDEX_RECORD_BYTES, unpack_lines
-from nightmill.validation import InputRules, Inspection
+from nightmill.validation import InputRules, InputValidator
 
 _UNLIMITED = 1 << 40
 _DEEPEST = 900
@@ -47,16 +47,16 @@ def indexed_again(batch: Batch, root: Path) -> bytes | None:
         embedding_inputs=_UNLIMITED,
         listed_errors=1,
     )
-    inspection = Inspection(rules)
-    index = b"".join(_records(inspection, blob_chunks(root, batch.input_blob_key)))
-    found = inspection.findings()
+    validator = InputValidator(rules)
+    index = b"".join(_records(validator, blob_chunks(root, batch.input_blob_key)))
+    found = validator.result()
     return index if not found.errors and found.total == batch.total else None
 
 
-def _records(inspection: Inspection, chunks: Iterator[bytes]) -> Iterator[bytes]:
+def _records(validator: InputValidator, chunks: Iterator[bytes]) -> Iterator[bytes]:
     try:
-        while not inspection.is_over and (chunk := next(chunks, b"")):
-            yield inspection.take(chunk)
+        while not validator.is_over and (chunk := next(chunks, b"")):
+            yield validator.take(chunk)
     except OSError:
         return  # what is missing is seen by the number of lines
-    yield inspection.finish()
+    yield validator.finish()

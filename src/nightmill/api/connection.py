@@ -3,7 +3,7 @@
 Duty: the limits that lie below a request, and the short way of a large body. Promise: a connection that sends
 no whole head in time, an endless one, or takes nothing of its answer, ends; whatever is refused here hears an
 envelope, and an answer that is under way is never cut or mixed up by what the client sends behind its
-request. Not its duty: bodies (`reception`, `body`), keys and rates (`middleware`).
+request. Not its duty: bodies (`upload_limiter`, `body`), keys and rates (`middleware`).
 """
 
 import asyncio

@@ -49,7 +49,7 @@ class FormPlan:
         file_field: the name of the part that is the file; every other part is a short text.
         open_writer: called once, when the file begins.
         limit_bytes: the file's limit, given the texts that came before it.
-        idle_s: see `reception.chunks_of`.
+        idle_s: see `upload_limiter.chunks_of`.
         hash_content: gives the content's SHA-256; costs a pass over the bytes.
     """
 

@@ -31,7 +31,7 @@ class BodyCutError(RequestError):
     """The client went away, so nobody reads this; it ends the request and names the reason in logs."""
 
 
-class Reception:
+class UploadLimiter:
     """Who is being served just now, over all routes that take or join large bodies."""
 
     def __init__(self, limit: int) -> None:
@@ -67,15 +67,15 @@ class Reception:
             self._taken.remove(upload_id)
 
 
-async def reception_of(request: Request, context: Context) -> Reception:
+async def reception_of(request: Request, context: Context) -> UploadLimiter:
     """One for each app, made with the first upload."""
     state = request.app.state
-    if not hasattr(state, "reception"):
-        state.reception = Reception(context.settings.api.max_open_uploads)
-    return cast("Reception", state.reception)
+    if not hasattr(state, "upload_limiter"):
+        state.upload_limiter = UploadLimiter(context.settings.api.max_open_uploads)
+    return cast("UploadLimiter", state.upload_limiter)
 
 
-Desk = Annotated[Reception, Depends(reception_of)]
+Desk = Annotated[UploadLimiter, Depends(reception_of)]
 """Routes ask for `desk: Desk`."""
 
 

@@ -1,4 +1,4 @@
-"""From pydantic's findings to OpenAI's sentence about the first of them (contract 4.2).
+"""From pydantic's result to OpenAI's sentence about the first of them (contract 4.2).
 
 Duty: the one place that words a wrong parameter, in a body or in a query. Promise: the order is missing,
 type, value, id; within it the order of the fields. Not its duty: what is wrong (`wire`, `checks`).
@@ -29,9 +29,9 @@ _EXPECTED = {
 _VALUES = frozenset({checks.WRONG_PREFIX, checks.ODD_ID})
 
 
-def to_request_error(findings: Sequence[Finding]) -> RequestError:
+def to_request_error(result: Sequence[Finding]) -> RequestError:
     """The error for the finding that comes first."""
-    return _worded(min(findings, key=_rank))
+    return _worded(min(result, key=_rank))
 
 
 def _rank(finding: Finding) -> int:

@@ -14,7 +14,7 @@ from nightmill.cli.screen import Json, out, out_json, out_table, say
 
 if TYPE_CHECKING:
     from nightmill.settings import Settings
-    from nightmill.validation import Findings, InputRules
+    from nightmill.validation import InputRules, ValidationResult
 
 _CHUNK_BYTES = 1 << 20
 _LINES_LOOKED_AT = 100
@@ -54,35 +54,35 @@ def validate(
     raise typer.Exit(ExitCode.BAD_INPUT if found.errors else ExitCode.OK)
 
 
-def _inspected(path: Path, settings: "Settings", endpoint: str) -> "Findings":
+def _inspected(path: Path, settings: "Settings", endpoint: str) -> "ValidationResult":
     # Late: the server's own rules come with the server's own imports.
     from nightmill.core.batch import LineError
     from nightmill.roles.intake import input_rules
-    from nightmill.validation import Findings
+    from nightmill.validation import ValidationResult
 
     limit = settings.limits.input_file_bytes
     if path.stat().st_size > limit:
         message = f"The batch input file is larger than the {limit} maximum. Please split it."
-        return Findings(0, None, (LineError("file_too_large", message),))
+        return ValidationResult(0, None, (LineError("file_too_large", message),))
     # A server lists the first errors; whoever corrects a file wants them all.
     return _looked_over(path, replace(input_rules(settings, endpoint), listed_errors=sys.maxsize))
 
 
-def _looked_over(path: Path, rules: "InputRules") -> "Findings":
-    from nightmill.validation import Inspection
+def _looked_over(path: Path, rules: "InputRules") -> "ValidationResult":
+    from nightmill.validation import InputValidator
 
-    inspection = Inspection(rules)
+    validator = InputValidator(rules)
     with path.open("rb") as stream:
-        while not inspection.is_over and (chunk := stream.read(_CHUNK_BYTES)):
-            inspection.take(chunk)
-        inspection.finish()
-        second_look = inspection.second_look()
-        if second_look is not None:
+        while not validator.is_over and (chunk := stream.read(_CHUNK_BYTES)):
+            validator.take(chunk)
+        validator.finish()
+        duplicate_pass = validator.duplicate_pass()
+        if duplicate_pass is not None:
             stream.seek(0)
-            while not second_look.is_over and (chunk := stream.read(_CHUNK_BYTES)):
-                second_look.take(chunk)
-            second_look.finish()
-    return inspection.findings(second_look)
+            while not duplicate_pass.is_over and (chunk := stream.read(_CHUNK_BYTES)):
+                duplicate_pass.take(chunk)
+            duplicate_pass.finish()
+    return validator.result(duplicate_pass)
 
 
 def _endpoint(path: Path) -> str:
@@ -100,7 +100,7 @@ def _endpoint(path: Path) -> str:
     return "/v1/chat/completions"
 
 
-def _wire(found: "Findings", endpoint: str) -> dict[str, object]:
+def _wire(found: "ValidationResult", endpoint: str) -> dict[str, object]:
     return {
         "valid": not found.errors,
         "endpoint": endpoint,

@@ -22,7 +22,7 @@ from nightmill.roles.loop import Notifier
 from nightmill.settings import Settings
 from nightmill.store import Duty, Store
 from nightmill.telemetry import BatchMoved, Emit
-from nightmill.validation import Findings, InputRules, Inspection, SecondLook
+from nightmill.validation import DuplicatePass, InputRules, InputValidator, ValidationResult
 
 _WAIT_S = 1.0
 # Larger chunks are slower: the allocator gives their pages back to the system and faults them in again.
@@ -73,7 +73,7 @@ class Intake:
         if duty.token > 1:
             await self._blobs.delete_under(f"lines/{batch.id}")  # what dead holders of the duty may have left
         if fault := await self._unreadable(batch):
-            await self._reject(duty, Findings(0, None, (fault,)))
+            await self._reject(duty, ValidationResult(0, None, (fault,)))
         else:
             await self._inspect(duty)
 
@@ -100,15 +100,15 @@ class Intake:
     async def _inspect(self, duty: Duty) -> None:
         batch = duty.batch
         rules = input_rules(self._settings, batch.endpoint)
-        inspection = Inspection(rules)
+        validator = InputValidator(rules)
         index_blob_key = f"lines/{batch.id}/{duty.token}"
         writer = await self._blobs.open_writer(index_blob_key)
         try:
-            async for chunk in self._chunks(duty, inspection):
-                await writer.write(await asyncio.to_thread(inspection.take, chunk))
-            await writer.write(await asyncio.to_thread(inspection.finish))
-            findings = await self._findings(duty, inspection)
-            if findings.errors:
+            async for chunk in self._chunks(duty, validator):
+                await writer.write(await asyncio.to_thread(validator.take, chunk))
+            await writer.write(await asyncio.to_thread(validator.finish))
+            result = await self._findings(duty, validator)
+            if result.errors:
                 await writer.abort()
             else:
                 await writer.commit()
@@ -116,20 +116,20 @@ class Intake:
         except BaseException:
             await writer.abort()
             raise
-        if findings.errors:
-            await self._reject(duty, findings)
+        if result.errors:
+            await self._reject(duty, result)
         else:
-            await self._accept(duty, findings, index_blob_key)
+            await self._accept(duty, result, index_blob_key)
 
-    async def _findings(self, duty: Duty, inspection: Inspection) -> Findings:
-        second_look = await asyncio.to_thread(inspection.second_look)
-        if second_look is not None:
-            async for chunk in self._chunks(duty, second_look):
-                await asyncio.to_thread(second_look.take, chunk)
-            await asyncio.to_thread(second_look.finish)
-        return inspection.findings(second_look)
+    async def _findings(self, duty: Duty, validator: InputValidator) -> ValidationResult:
+        duplicate_pass = await asyncio.to_thread(validator.duplicate_pass)
+        if duplicate_pass is not None:
+            async for chunk in self._chunks(duty, duplicate_pass):
+                await asyncio.to_thread(duplicate_pass.take, chunk)
+            await asyncio.to_thread(duplicate_pass.finish)
+        return validator.result(duplicate_pass)
 
-    async def _chunks(self, duty: Duty, look: Inspection | SecondLook) -> AsyncIterator[bytes]:
+    async def _chunks(self, duty: Duty, look: InputValidator | DuplicatePass) -> AsyncIterator[bytes]:
         """The input file, as far as `look` needs it; keeps the duty meanwhile.
 
         Raises:
@@ -148,17 +148,17 @@ class Intake:
                     raise LeaseLost
             yield chunk
 
-    async def _accept(self, duty: Duty, findings: Findings, index_blob_key: str) -> None:
+    async def _accept(self, duty: Duty, result: ValidationResult, index_blob_key: str) -> None:
         # A server of the release before does not say how large a batch's input is.
         size_bytes = duty.batch.input_bytes or await self._blobs.size_bytes(duty.batch.input_blob_key) or 0
         after = replace(
             duty.batch.after(Event.ACCEPTED, now=self._clock()),
-            model=findings.model,
-            total=findings.total,
+            model=result.model,
+            total=result.total,
             enqueued_tokens=estimated_tokens(size_bytes),
         )
         lines_per_segment = self._settings.worker.lines_per_segment
-        segments = list(cut_segments(after.id, total=findings.total, lines_per_segment=lines_per_segment))
+        segments = list(cut_segments(after.id, total=result.total, lines_per_segment=lines_per_segment))
         point("intake.before_accept")
         moved = await self._store.accept_batch(
             duty,
@@ -175,9 +175,9 @@ class Intake:
         self._emit(BatchMoved(moved))
         self._notifier.notify()
 
-    async def _reject(self, duty: Duty, findings: Findings) -> None:
+    async def _reject(self, duty: Duty, result: ValidationResult) -> None:
         after = replace(
-            duty.batch.after(Event.REJECTED, now=self._clock()), model=findings.model, errors=findings.errors
+            duty.batch.after(Event.REJECTED, now=self._clock()), model=result.model, errors=result.errors
         )
         point("intake.before_reject")
         if not await self._store.reject_batch(duty, after):

@@ -1,6 +1,6 @@
 """Is an input file one the batch can run? One line, the custom_ids of all lines, the whole file."""
 
-from nightmill.validation.input_file import Findings, Inspection, SecondLook
+from nightmill.validation.input_file import DuplicatePass, InputValidator, ValidationResult
 from nightmill.validation.line_rules import InputRules, LineChecker
 
-__all__ = ["Findings", "InputRules", "Inspection", "LineChecker", "SecondLook"]
+__all__ = ["ValidationResult", "InputRules", "InputValidator", "LineChecker", "DuplicatePass"]

@@ -26,15 +26,15 @@ _BEGINNING_BYTES = max(len(beginning) for beginning, _ in _NOT_TEXT)
 
 
 @dataclass(frozen=True, slots=True)
-class Findings:
-    """What an inspection found. `model` is None when the lines name none or several."""
+class ValidationResult:
+    """What an validator found. `model` is None when the lines name none or several."""
 
     total: int
     model: str | None
     errors: tuple[LineError, ...]
 
 
-class Inspection:
+class InputValidator:
     """The first look at every line. Feed the whole file to `take`, then call `finish`.
 
     `is_over` turns true when nothing behind can change the findings; feeding may stop then.
@@ -76,14 +76,14 @@ class Inspection:
             self._refuse_file("too_many_embedding_inputs", message)
         return records
 
-    def second_look(self) -> "SecondLook | None":
+    def duplicate_pass(self) -> "DuplicatePass | None":
         """None when no custom_id can have come twice; else feed it the whole file. Ask once, at the end."""
         suspects = self._custom_ids.suspects()
-        return SecondLook(self._rules, suspects) if suspects.repeats else None
+        return DuplicatePass(self._rules, suspects) if suspects.repeats else None
 
-    def findings(self, second_look: "SecondLook | None" = None) -> Findings:
-        repeats = second_look.errors if second_look else []
-        bad_lines = self._bad_lines + (second_look.repeats if second_look else 0)
+    def result(self, duplicate_pass: "DuplicatePass | None" = None) -> ValidationResult:
+        repeats = duplicate_pass.errors if duplicate_pass else []
+        bad_lines = self._bad_lines + (duplicate_pass.repeats if duplicate_pass else 0)
         listed = sorted(self._line_errors + repeats, key=lambda error: error.line or 0)
         del listed[self._rules.listed_errors :]
         errors = self._file_errors + listed
@@ -91,7 +91,7 @@ class Inspection:
             more = f"{bad_lines - len(listed)} more lines have errors that are not listed here."
             errors.append(LineError("too_many_errors", more))
         models = self._checker.models
-        return Findings(self._total, models[0] if len(models) == 1 else None, tuple(errors))
+        return ValidationResult(self._total, models[0] if len(models) == 1 else None, tuple(errors))
 
     def _begin(self, text: bytes) -> bytes:
         self._beginning = None
@@ -135,8 +135,8 @@ class Inspection:
         self.is_over = True
 
 
-class SecondLook:
-    """Compares the custom_ids whose hashes came twice. Feed it the same file as the inspection it came from.
+class DuplicatePass:
+    """Compares the custom_ids whose hashes came twice. Feed it the same file as the validator it came from.
 
     `errors` lists the repeats found, `repeats` counts them all.
     """
