@@ -76,7 +76,7 @@ def _inspected(data: bytes, rules: InputRules, *, chunk_bytes: int) -> tuple[byt
             duplicate_pass.take(chunk)
         duplicate_pass.finish()
     result = validator.result(duplicate_pass)
-    return (b"" if result.errors else index), findings
+    return (b"" if result.errors else index), result
 
 
 def answer(data: bytes) -> None:

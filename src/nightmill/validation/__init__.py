@@ -3,4 +3,4 @@
 from nightmill.validation.input_file import DuplicatePass, InputValidator, ValidationResult
 from nightmill.validation.line_rules import InputRules, LineChecker
 
-__all__ = ["ValidationResult", "InputRules", "InputValidator", "LineChecker", "DuplicatePass"]
+__all__ = ["DuplicatePass", "InputRules", "InputValidator", "LineChecker", "ValidationResult"]
