@@ -35,7 +35,7 @@ _TROUBLE_BYTES = 400
 """Short enough for a pipe to take it whole."""
 
 
-class _Orders:
+class _ParentCommands:
     """What the parent said: ring, drain, or (by dying) stop at once."""
 
     def __init__(self, notifier: Notifier) -> None:
@@ -90,17 +90,17 @@ async def work(settings: Settings, worker_id: WorkerId, names: Sequence[str], to
                 return
 
     notifier = Notifier(lambda: say(b"\n"))
-    orders = _Orders(notifier)
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, orders.drain)
+    command = _ParentCommands(notifier)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, command.drain)
     async with (
         open_components(settings, emit=emit, notifier=notifier, worker_id=worker_id) as components,
         asyncio.TaskGroup() as group,
     ):
-        listener = group.create_task(orders.listen(settings))
+        listener = group.create_task(command.listen(settings))
         spare_collections()
         async with asyncio.TaskGroup() as roles:
             for name in names:
-                orders.roles.append(roles.create_task(_run(components, name, orders)))
+                command.roles.append(roles.create_task(_run(components, name, command)))
         listener.cancel()
 
 
@@ -108,7 +108,7 @@ def _trouble(text: str) -> bytes:
     return b"!" + " ".join(text.split()).encode()[:_TROUBLE_BYTES] + b"\n"
 
 
-async def _run(components: Components, name: str, orders: _Orders) -> None:
+async def _run(components: Components, name: str, command: _ParentCommands) -> None:
     match name.split(":"):
         case ["worker", _]:
             url = components.settings.upstream.url
@@ -116,7 +116,7 @@ async def _run(components: Components, name: str, orders: _Orders) -> None:
             upstream = open_upstream(components.settings.upstream, url=url)
             try:
                 worker: Worker = components.worker(upstream)
-                await worker.run(orders.stop, grace_s=orders.grace_s)
+                await worker.run(command.stop, grace_s=command.grace_s)
             finally:
                 await upstream.close()
         case _:
@@ -129,7 +129,7 @@ async def _run(components: Components, name: str, orders: _Orders) -> None:
             await keep_turning(
                 role,
                 notifier=components.notifier,
-                stop=orders.stop,
+                stop=command.stop,
                 emit=components.emit,
                 random=random.random,
             )

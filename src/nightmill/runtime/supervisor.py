@@ -34,7 +34,7 @@ _HEALTHY_S = 30.0
 class Program:
     """One child: `python -m module arguments...`, with `message` as its first line of input.
 
-    `stage` orders the end: those of a lower stage end first, because they still need the others.
+    `stage` command the end: those of a lower stage end first, because they still need the others.
     """
 
     name: str

@@ -20,7 +20,7 @@ from typing import Any, Final, cast
 from urllib.parse import urlsplit
 
 from nightmill.errors import NightmillError, SetupError
-from nightmill.runtime.ray.attended import Orders, Report
+from nightmill.runtime.ray.leased_actor import Command, Report
 from nightmill.settings import RaySettings
 
 _OBJECT_STORE_BYTES: Final = 100 << 20
@@ -132,7 +132,7 @@ class Cluster:
         with _failures(f"can't start the actor {name}"):
             self._handles[name] = self._ray.remote(actor).options(**options).remote(**arguments)
 
-    def ask(self, names: Sequence[str], orders: Orders, *, wait_s: float) -> dict[str, Answer]:
+    def ask(self, names: Sequence[str], command: Command, *, wait_s: float) -> dict[str, Answer]:
         """What each answers within `wait_s`. One that has not answered yet is not asked a second time."""
         answers: dict[str, Answer] = {}
         with _failures("Ray carries no questions to its actors"):
@@ -143,7 +143,7 @@ class Cluster:
                 if handle is None:
                     answers[name] = Gone("it has ended")
                 else:
-                    self._asked[name] = handle.attend.remote(orders)
+                    self._asked[name] = handle.attend.remote(command)
             asked = {name: self._asked[name] for name in names if name in self._asked}
             if asked:
                 done, _ = self._ray.wait(list(asked.values()), num_returns=len(asked), timeout=wait_s)

@@ -20,10 +20,10 @@ from typing import Any, Final, TypeVar
 
 from nightmill import __version__
 from nightmill.roles.loop import Notifier
-from nightmill.runtime.ray.attended import Orders, Report
 from nightmill.runtime.ray.cluster import Answer, Cluster, ClusterLost, Gone
+from nightmill.runtime.ray.leased_actor import Command, Report
 from nightmill.runtime.ray.model_actor import ModelActor
-from nightmill.runtime.ray.plan import Moves, Patience, Presence, is_needed, moves, wanted_workers
+from nightmill.runtime.ray.plan import ActorState, Moves, ScaleDownDelay, is_needed, moves, wanted_workers
 from nightmill.runtime.ray.worker_actor import WorkerActor
 from nightmill.settings import RaySettings, Settings, as_message, without_secrets
 from nightmill.store import Store
@@ -69,7 +69,7 @@ class _Known:
 class _Round:
     """One look at the cluster."""
 
-    present: dict[int, Presence] = field(default_factory=dict)
+    present: dict[int, ActorState] = field(default_factory=dict)
     troubles: list[str] = field(default_factory=list)
     has_failed: bool = False
 
@@ -114,7 +114,7 @@ class Launcher:
         self._workers = f"worker-{mark}-"
         self._model = f"model-{mark}"
         self._known: dict[str, _Known] = {}
-        self._patience = Patience(self._ray.idle_s)
+        self._scale_down_delay = ScaleDownDelay(self._ray.idle_s)
         self._needed_at = monotonic()
         self._asked_for: int | None = None
         self._model_url: str | None = None
@@ -135,8 +135,8 @@ class Launcher:
         notify = self._notifier.count != self._notified
         self._notified = self._notifier.count
         seen = await self._thread.do(lambda: self._look(notify=notify))
-        present = sum(kind in (Presence.WAITING, Presence.AT_WORK) for kind in seen.present.values())
-        target = self._patience.target(wanted, present=present, now=now)
+        present = sum(kind in (ActorState.WAITING, ActorState.AT_WORK) for kind in seen.present.values())
+        target = self._scale_down_delay.target(wanted, present=present, now=now)
         step = moves(seen.present, target=target)
         await self._thread.do(lambda: self._bring(step, target=target))
         self._say(min(seen.troubles, default=None))
@@ -160,8 +160,8 @@ class Launcher:
         names = self._cluster.names(self._workers)
         if self._ray.model.name is not None:
             self._look_at_model(seen)
-        orders = Orders(launcher_id=self._launcher_id, url=self._model_url, notify=notify)
-        answers = self._cluster.ask(names, orders, wait_s=_ASK_S)
+        command = Command(launcher_id=self._launcher_id, url=self._model_url, notify=notify)
+        answers = self._cluster.ask(names, command, wait_s=_ASK_S)
         for name in names:
             kind = self._judge(name, answers.get(name), seen)
             number = name.removeprefix(self._workers)
@@ -171,7 +171,7 @@ class Launcher:
             self._forget(name)
         return seen
 
-    def _judge(self, name: str, answer: Answer, seen: _Round) -> Presence | None:
+    def _judge(self, name: str, answer: Answer, seen: _Round) -> ActorState | None:
         known = self._known.setdefault(name, _Known())
         now = self._monotonic()
         match answer:
@@ -186,34 +186,34 @@ class Launcher:
                 silence_s = max(_SILENCE_S, self._settings.worker.lease_ttl_s)
                 is_silent = known.looks >= _SILENT_LOOKS and now - known.asked_at > silence_s
                 if is_silent and known.has_answered:
-                    return Presence.SILENT
-                return Presence.AT_WORK if known.has_answered else Presence.WAITING
+                    return ActorState.SILENT
+                return ActorState.AT_WORK if known.has_answered else ActorState.WAITING
             case _:
                 known.has_answered, known.asked_at, known.looks = True, None, 0
                 return self._kind(answer, seen)
 
-    def _kind(self, report: Report, seen: _Round) -> Presence:
+    def _kind(self, report: Report, seen: _Round) -> ActorState:
         if report["version"] != __version__:
             seen.troubles.append(
                 f"the node {report['node']} has nightmill {report['version']} and this is {__version__};"
                 " install the same there, or see ray.runtime_env"
             )
             self._not_before = self._monotonic() + _AGAIN_S
-            return Presence.MISMATCHED
+            return ActorState.MISMATCHED
         if report["trouble"] is not None:
             seen.troubles.append(report["trouble"])
-        return Presence.LEAVING if report["is_leaving"] else Presence.AT_WORK
+        return ActorState.LEAVING if report["is_leaving"] else ActorState.AT_WORK
 
     def _look_at_model(self, seen: _Round) -> None:
         """The model runs while it is needed and for a while after; its workers go first."""
-        orders = Orders(launcher_id=self._launcher_id, url=None, notify=False)
+        command = Command(launcher_id=self._launcher_id, url=None, notify=False)
         name = self._model
         if name not in self._cluster.names(name):
             self._model_url = None
             return
-        answer = self._cluster.ask([name], orders, wait_s=_ASK_S)[name]
+        answer = self._cluster.ask([name], command, wait_s=_ASK_S)[name]
         kind = self._judge(name, answer, seen)
-        if kind in (Presence.SILENT, Presence.MISMATCHED):
+        if kind in (ActorState.SILENT, ActorState.MISMATCHED):
             self._drop(name)
         elif answer is not None and not isinstance(answer, Gone):
             self._model_url = answer["url"]

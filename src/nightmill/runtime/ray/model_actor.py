@@ -10,7 +10,7 @@ import importlib
 import logging
 from typing import Any, Final
 
-from nightmill.runtime.ray.attended import Attended
+from nightmill.runtime.ray.leased_actor import LeasedActor
 from nightmill.runtime.ray.model_apps import application_of
 from nightmill.settings import RayModelSettings, UpstreamSettings
 from nightmill.upstream.connect import open_upstream
@@ -20,7 +20,7 @@ _ANSWER_S: Final = 10.0
 _AGAIN_S: Final = 5.0
 
 
-class ModelActor(Attended):
+class ModelActor(LeasedActor):
     """Args:
     message: the model's settings as JSON.
     application: its name in Serve, and its route.

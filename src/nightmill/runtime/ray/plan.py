@@ -14,7 +14,7 @@ from nightmill.settings import RaySettings
 from nightmill.store.protocol import Backlog
 
 
-class Presence(Enum):
+class ActorState(Enum):
     """What is known of one actor."""
 
     WAITING = auto()
@@ -56,7 +56,7 @@ def wanted_workers(backlog: Backlog, settings: RaySettings) -> int:
 
 
 @dataclass(slots=True)
-class Patience:
+class ScaleDownDelay:
     """Follows a number up at once, and down to the most of the last `idle_s`."""
 
     idle_s: float
@@ -74,14 +74,16 @@ class Patience:
         return max(count for _, count in self._lately)
 
 
-def moves(present: Mapping[int, Presence], *, target: int) -> Moves:
+def moves(present: Mapping[int, ActorState], *, target: int) -> Moves:
     """What brings the workers to `target`. The silent and the mismatched are dropped and count for
     nothing."""
     useless = tuple(
-        sorted(number for number, kind in present.items() if kind in (Presence.SILENT, Presence.MISMATCHED))
+        sorted(
+            number for number, kind in present.items() if kind in (ActorState.SILENT, ActorState.MISMATCHED)
+        )
     )
-    waiting = _having(present, Presence.WAITING)
-    at_work = _having(present, Presence.AT_WORK)
+    waiting = _having(present, ActorState.WAITING)
+    at_work = _having(present, ActorState.AT_WORK)
     surplus = len(waiting) + len(at_work) - target
     if surplus <= 0:
         return Moves(start=_free(present, -surplus), drop=useless)
@@ -90,7 +92,7 @@ def moves(present: Mapping[int, Presence], *, target: int) -> Moves:
     return Moves(leave=leaving, drop=(*useless, *dropped))
 
 
-def _having(present: Mapping[int, Presence], kind: Presence) -> tuple[int, ...]:
+def _having(present: Mapping[int, ActorState], kind: ActorState) -> tuple[int, ...]:
     """Highest first: those go first."""
     return tuple(sorted((number for number, other in present.items() if other is kind), reverse=True))
 

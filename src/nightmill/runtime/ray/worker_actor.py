@@ -14,7 +14,7 @@ import time
 from nightmill import telemetry
 from nightmill.errors import SetupError, UnavailableError
 from nightmill.ids import WorkerId, new_worker_id
-from nightmill.runtime.ray.attended import Attended, Orders
+from nightmill.runtime.ray.leased_actor import Command, LeasedActor
 from nightmill.runtime.supervisor import Program, Supervisor
 from nightmill.settings import Settings, as_message, from_message, with_own_secrets
 from nightmill.store import open_store
@@ -22,7 +22,7 @@ from nightmill.store import open_store
 _EXTRA_S = 1.0
 
 
-class WorkerActor(Attended):
+class WorkerActor(LeasedActor):
     """Args:
     message: the settings; without secrets when `has_secrets` is false.
     module: the worker's program; it takes the worker's id and `worker:0` and its settings as first line.
@@ -50,13 +50,13 @@ class WorkerActor(Attended):
         supervisor = self._supervisor
         return self._setup_trouble or (None if supervisor is None else supervisor.trouble)
 
-    def take(self, orders: Orders) -> None:
+    def take(self, command: Command) -> None:
         # No URL may only mean that nobody has looked yet. Attempts wait by themselves while nobody answers.
-        if self._needs_model and orders["url"] not in (None, self._model_url):
-            self._model_url = orders["url"]
+        if self._needs_model and command["url"] not in (None, self._model_url):
+            self._model_url = command["url"]
             self.note_change()
         supervisor = self._supervisor
-        if orders["notify"] and supervisor is not None:
+        if command["notify"] and supervisor is not None:
             self.call_in_loop(supervisor.notify)
 
     async def work(self) -> None:

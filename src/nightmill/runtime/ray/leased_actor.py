@@ -1,6 +1,6 @@
 """An actor that stays while some launcher asks after it, and leaves the cluster by itself when none does.
 
-Duty: the thread with the event loop in which the actor's own duty runs, the orders of launchers, the end.
+Duty: the thread with the event loop in which the actor's own duty runs, the command of launchers, the end.
 Promise: it needs no launcher to go on working, nor to be restarted by Ray. It leaves when asked to by the
 only launcher it has heard of lately, or when unattended for `unattended_s`; then it has finished what it was
 at. Not its duty: what it does meanwhile (`worker_actor`, `model_actor`).
@@ -22,7 +22,7 @@ again."""
 _LOOK_S = 0.5
 
 
-class Orders(TypedDict):
+class Command(TypedDict):
     """What a launcher says when it asks. `url`: where the model answers, None while it doesn't."""
 
     launcher_id: str
@@ -40,7 +40,7 @@ class Report(TypedDict):
     url: str | None
 
 
-class Attended:
+class LeasedActor:
     """Args:
     unattended_s: it leaves when nobody has asked for so long.
     """
@@ -60,10 +60,10 @@ class Attended:
 
     # --- what launchers call -----------------------------------------------------------------------
 
-    def attend(self, orders: Orders) -> Report:
+    def attend(self, command: Command) -> Report:
         self._asked_at = time.monotonic()
-        self._asked[orders["launcher_id"]] = self._asked_at
-        self.take(orders)
+        self._asked[command["launcher_id"]] = self._asked_at
+        self.take(command)
         return Report(
             version=__version__,
             node=self._node,
@@ -98,7 +98,7 @@ class Attended:
     def url(self) -> str | None:
         return None
 
-    def take(self, orders: Orders) -> None:
+    def take(self, command: Command) -> None:
         """Hears what a launcher says."""
 
     async def work(self) -> None:
