@@ -43,8 +43,8 @@ def create_app(context: ApiContext) -> FastAPI:
         },
     )
     app.state.context = context
-    app.state.catalogue = models.Catalogue(context)
-    app.state.figures = metrics.Figures(context)
+    app.state.model_list = models.ModelList(context)
+    app.state.metrics = metrics.Metrics(context)
     for router in (batches.router, files.router, uploads.router, models.router):
         app.include_router(router, prefix="/v1")
     app.include_router(tenants.router)

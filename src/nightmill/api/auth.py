@@ -22,7 +22,7 @@ from nightmill.ids import ProjectId
 
 DEFAULT_PROJECT = ProjectId("default")
 KEYLESS = "keyless"
-ASKER_IN_SCOPE = "nightmill.asker"
+ASKER_IN_SCOPE = "nightmill.caller"
 REQUEST_ID_IN_SCOPE = "nightmill.request_id"
 
 _REMEMBERED_S = 2.0
@@ -31,7 +31,7 @@ _CHALLENGE = {"www-authenticate": 'Bearer realm="nightmill"'}
 
 
 @dataclass(frozen=True, slots=True)
-class Asker:
+class Caller:
     """Whose request it is. `name` is the key's id; empty without a key. `hint` is the key's last letters."""
 
     project_id: ProjectId
@@ -40,20 +40,20 @@ class Asker:
     scope: Scope = Scope.PROJECT
 
 
-async def asker_of(request: Request) -> Asker:
+async def caller_of(request: Request) -> Caller:
     """Whom `middleware` found for this request, before anything else looked at it."""
-    return cast("Asker", request.scope[ASKER_IN_SCOPE])
+    return cast("Caller", request.scope[ASKER_IN_SCOPE])
 
 
 async def project_of(request: Request) -> ProjectId:
-    return (await asker_of(request)).project_id
+    return (await caller_of(request)).project_id
 
 
 async def actor_of(request: Request) -> Actor:
-    asker = await asker_of(request)
+    caller = await caller_of(request)
     return Actor(
-        asker.name or KEYLESS,
-        asker.hint,
+        caller.name or KEYLESS,
+        caller.hint,
         request.client.host if request.client else None,
         request.scope.get(REQUEST_ID_IN_SCOPE),
     )
@@ -65,17 +65,17 @@ By = Annotated[Actor, Depends(actor_of)]
 """Routes that change something ask for `by: By`, for the audit log. The address is that of the connection."""
 
 
-def require_project(asker: Asker, project_id: str | None) -> ProjectId | None:
+def require_project(caller: Caller, project_id: str | None) -> ProjectId | None:
     """The project that may be asked about; None is all of them.
 
     Raises:
-        AuthenticationError: it is not the asker's own, and the key is no admin's.
+        AuthenticationError: it is not the caller's own, and the key is no admin's.
     """
-    if asker.scope is Scope.ADMIN:
+    if caller.scope is Scope.ADMIN:
         return None if project_id is None else ProjectId(project_id)
-    if project_id not in (None, asker.project_id):
+    if project_id not in (None, caller.project_id):
         raise no_admin()
-    return asker.project_id
+    return caller.project_id
 
 
 def no_admin() -> AuthenticationError:
@@ -97,14 +97,14 @@ class KeyRing:
         self._keys: dict[str, tuple[ApiKey | None, float]] = {}
         self._has_keys: tuple[bool, float] | None = None
 
-    async def asker(self, headers: Mapping[bytes, bytes]) -> Asker:
+    async def caller(self, headers: Mapping[bytes, bytes]) -> Caller:
         """Raises AuthenticationError."""
         secret = _secret_in(headers)
         key = await self._key(secret) if secret else None
         if key is not None:
-            return Asker(key.project_id, key.id, key.hint, key.scope)
+            return Caller(key.project_id, key.id, key.hint, key.scope)
         if self._may_be_keyless(headers) and not await self._keys_exist():
-            return Asker(DEFAULT_PROJECT, "", scope=Scope.ADMIN)
+            return Caller(DEFAULT_PROJECT, "", scope=Scope.ADMIN)
         if not secret:
             raise AuthenticationError("Missing bearer or basic authentication in header", headers=_CHALLENGE)
         message = (
@@ -145,30 +145,30 @@ class KeyRing:
 
 
 class RateLimit:
-    """At most so many requests a minute for each asker, in bursts of as many; 0 sets no limit."""
+    """At most so many requests a minute for each caller, in bursts of as many; 0 sets no limit."""
 
     def __init__(self, per_minute: int, *, clock: Callable[[], float]) -> None:
         self._per_minute = per_minute
         self._clock = clock
         self._left: dict[str, tuple[float, float]] = {}
 
-    def take(self, asker: Asker) -> None:
+    def take(self, caller: Caller) -> None:
         """Raises TooManyError with the seconds until the next request is admitted."""
         if not self._per_minute:
             return
         now = self._clock()
         per_second = self._per_minute / 60
-        left, seen_at = self._left.get(asker.name, (float(self._per_minute), now))
+        left, seen_at = self._left.get(caller.name, (float(self._per_minute), now))
         left = min(float(self._per_minute), left + max(0.0, now - seen_at) * per_second)
         if left < 1:
-            self._left[asker.name] = (left, now)
+            self._left[caller.name] = (left, now)
             wait_s = math.ceil((1 - left) / per_second)
             raise TooManyError(
                 f"Rate limit reached for requests: limit {self._per_minute} per minute and API key. "
                 f"Please try again in {wait_s}s.",
                 retry_after_s=wait_s,
             )
-        self._left[asker.name] = (left - 1, now)
+        self._left[caller.name] = (left - 1, now)
 
 
 def is_loopback(host: str) -> bool:

@@ -22,7 +22,7 @@ _STORE_TIMEOUT_S: Final = 5.0
 router = APIRouter(include_in_schema=False)
 
 
-class Figures:
+class Metrics:
     """The last look at the store, kept for `KEPT_S`; who asks meanwhile waits for the look under way."""
 
     def __init__(self, context: ApiContext) -> None:
@@ -57,7 +57,7 @@ class Figures:
 
 @router.get("/metrics")
 async def metrics(request: Request, _: Context) -> Response:
-    figures: Figures = request.app.state.figures
+    figures: Metrics = request.app.state.metrics
     text, content_type = await figures.show()
     return Response(text, media_type=content_type)
 

@@ -136,14 +136,14 @@ class AuthenticationMiddleware:
             await self._app(scope, receive, send)
             return
         try:
-            asker = await self._keys.asker(dict(scope["headers"]))
-            self._rates.take(asker)
+            caller = await self._keys.caller(dict(scope["headers"]))
+            self._rates.take(caller)
         except RequestError as error:
             await from_request_error(error)(scope, receive, send)
         except UnavailableError as error:
             await from_unavailable_error(error)(scope, receive, send)
         else:
-            scope[ASKER_IN_SCOPE] = asker
+            scope[ASKER_IN_SCOPE] = caller
             await self._app(scope, receive, send)
 
 

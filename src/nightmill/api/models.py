@@ -26,7 +26,7 @@ Listing = list[dict[str, Any]]
 router = APIRouter(tags=["Models"])
 
 
-class Catalogue:
+class ModelList:
     """The last list of models and when it was had."""
 
     def __init__(self, context: ApiContext) -> None:
@@ -122,5 +122,5 @@ def _model(name: str, *, created: int = 0, owner: str = _OWNER) -> dict[str, Any
     return {"id": name, "object": "model", "created": created, "owned_by": owner}
 
 
-def _catalogue(request: Request) -> Catalogue:
-    return cast("Catalogue", request.app.state.catalogue)
+def _catalogue(request: Request) -> ModelList:
+    return cast("ModelList", request.app.state.model_list)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query
 
-from nightmill.api.auth import Asker, asker_of, no_admin, require_project
+from nightmill.api.auth import Caller, caller_of, no_admin, require_project
 from nightmill.api.context import Context
 from nightmill.api.envelope import JsonResponse
 from nightmill.api.tenant_wire import day_of, entry_on_wire, groups_of, project_on_wire, usage_on_wire
@@ -16,7 +16,7 @@ from nightmill.core.api_key import Scope
 from nightmill.ids import ProjectId
 
 _MOST_ENTRIES = 1_000
-_AskedBy = Annotated[Asker, Depends(asker_of)]
+_Caller = Annotated[Caller, Depends(caller_of)]
 _ProjectId = Annotated[str | None, Query()]
 
 router = APIRouter(prefix="/nightmill/v1", include_in_schema=False)
@@ -25,7 +25,7 @@ router = APIRouter(prefix="/nightmill/v1", include_in_schema=False)
 @router.get("/usage")
 async def usage(
     context: Context,
-    asker: _AskedBy,
+    caller: _Caller,
     project_id: _ProjectId = None,
     model: Annotated[str | None, Query()] = None,
     first: Annotated[str | None, Query(alias="from")] = None,
@@ -34,7 +34,7 @@ async def usage(
 ) -> JsonResponse:
     rows = await context.store.usage(
         groups_of(group_by),
-        project_id=require_project(asker, project_id),
+        project_id=require_project(caller, project_id),
         model=model,
         first_day=day_of(first, param="from"),
         last_day=day_of(last, param="to"),
@@ -43,8 +43,8 @@ async def usage(
 
 
 @router.get("/quotas")
-async def quotas(context: Context, asker: _AskedBy, project_id: _ProjectId = None) -> JsonResponse:
-    project = require_project(asker, project_id) or asker.project_id
+async def quotas(context: Context, caller: _Caller, project_id: _ProjectId = None) -> JsonResponse:
+    project = require_project(caller, project_id) or caller.project_id
     rules = await context.store.project_rules(project)
     consumption = await context.store.consumption(project)
     defaults = context.settings.quota.limits
@@ -54,14 +54,14 @@ async def quotas(context: Context, asker: _AskedBy, project_id: _ProjectId = Non
 @router.get("/audit")
 async def audit(
     context: Context,
-    asker: _AskedBy,
+    caller: _Caller,
     project_id: _ProjectId = None,
     since: Annotated[float | None, Query(description="Unix seconds.")] = None,
     after: Annotated[int | None, Query(description="The id of the last entry of the page before.")] = None,
     limit: Annotated[int, Query(ge=1, le=_MOST_ENTRIES)] = 100,
 ) -> JsonResponse:
     """Newest first."""
-    if asker.scope is not Scope.ADMIN:
+    if caller.scope is not Scope.ADMIN:
         raise no_admin()
     page = await context.store.audit(
         project_id=None if project_id is None else ProjectId(project_id),
