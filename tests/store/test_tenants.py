@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import text
 
 from nightmill.core.api_key import ApiKey, Scope
-from nightmill.core.audit import Act, Actor
+from nightmill.core.audit import Actor, AuditAction
 from nightmill.core.batch import Event, Status
 from nightmill.core.legal_hold import HoldKind
 from nightmill.core.limits import Limits, ProjectRules
@@ -336,7 +336,7 @@ async def test_every_change_is_recorded_with_who_did_it_and_nothing_else_is(worl
     await store.set_hold(HoldKind.FILE, file.id, by=BY)
     await store.clear_hold(HoldKind.FILE, file.id, by=BY)
     await store.set_project_rules(world.project, ProjectRules(open_lines=5), by=BY)
-    await store.record(BY, Act.FILE_DOWNLOADED, file.id, project_id=world.project)
+    await store.record(BY, AuditAction.FILE_DOWNLOADED, file.id, project_id=world.project)
     await store.delete_file(world.project, file.id, by=BY)
 
     page = await store.audit()
@@ -404,7 +404,7 @@ async def test_the_log_is_read_in_pages_by_project_and_time(world, store):
 async def test_old_entries_go_but_for_those_of_held_projects(world, store):
     await store.add_file(world.file(), by=BY)
     await store.add_file(world.file(project_id=world.other_project), by=BY)
-    await store.record(BY, Act.SCHEMA_MIGRATED, "0003")
+    await store.record(BY, AuditAction.SCHEMA_MIGRATED, "0003")
     await store.set_hold(HoldKind.PROJECT, world.project)
     world.clock.step(100)
     assert await store.forget_audit(kept_s=101) == 0

@@ -35,7 +35,7 @@ from nightmill.api.wire import (
     OpenAIFile,
     file_on_wire,
 )
-from nightmill.core.audit import Act, Actor
+from nightmill.core.audit import Actor, AuditAction
 from nightmill.core.file import NOT_DOWNLOADABLE, File, Purpose
 from nightmill.errors import NotFoundError, RequestError, StorageFullError
 from nightmill.failpoints import point
@@ -159,7 +159,7 @@ async def download_file(file_id: str, context: Context, project: Project, by: By
     if file.purpose in NOT_DOWNLOADABLE:
         raise RequestError(f"Not allowed to download files of purpose: {file.purpose}")
     if context.settings.audit.downloads:
-        await context.store.record(by, Act.FILE_DOWNLOADED, file.id, project_id=project)
+        await context.store.record(by, AuditAction.FILE_DOWNLOADED, file.id, project_id=project)
     blobs = context.settings.blobs
     if blobs.presigned_downloads:
         url = await context.blobs.signed_url(file.blob_key, ttl_s=blobs.presigned_ttl_s)

@@ -5,7 +5,7 @@ from enum import StrEnum
 from typing import Final
 
 
-class Act(StrEnum):
+class AuditAction(StrEnum):
     """What stands in the audit log. Polls and lines never do."""
 
     FILE_CREATED = "file.created"

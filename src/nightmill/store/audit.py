@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Insert, bindparam, delete, insert, or_, select
 
-from nightmill.core.audit import Act, Actor, AuditEntry
+from nightmill.core.audit import Actor, AuditAction, AuditEntry
 from nightmill.core.legal_hold import HoldKind
 from nightmill.store.clock import now
 from nightmill.store.protocol import Page
@@ -49,7 +49,7 @@ _FORGET = delete(audit).where(
 def record(
     connection: Connection,
     by: Actor | None,
-    act: Act,
+    act: AuditAction,
     subject_id: str,
     *,
     project_id: str | None,
@@ -63,7 +63,7 @@ def record(
 def record_all(
     connection: Connection,
     by: Actor,
-    act: Act,
+    act: AuditAction,
     subjects: Iterable[tuple[str, str | None]],
     *,
     detail: str | None = None,

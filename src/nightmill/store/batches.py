@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Update, bindparam, func, insert, select, text, update
 
-from nightmill.core.audit import Act, Actor
+from nightmill.core.audit import Actor, AuditAction
 from nightmill.core.batch import TERMINAL, Batch, LineError, Status
 from nightmill.core.limits import Limits, refusal_to_create
 from nightmill.ids import BatchId, ProjectId
@@ -179,7 +179,7 @@ def create_batch(
         if refusal is not None:
             raise refusal
     connection.execute(_ADD, _batch_row(it))
-    audit.record(connection, by, Act.BATCH_CREATED, it.id, project_id=it.project_id)
+    audit.record(connection, by, AuditAction.BATCH_CREATED, it.id, project_id=it.project_id)
     return it
 
 
@@ -271,5 +271,5 @@ def move_batch(connection: Connection, after: Batch, expected: Status, by: Actor
     if not move(connection, _PLAIN_MOVE, after, expected=expected):
         return False
     if after.status is Status.CANCELLING:
-        audit.record(connection, by, Act.BATCH_CANCELLED, after.id, project_id=after.project_id)
+        audit.record(connection, by, AuditAction.BATCH_CANCELLED, after.id, project_id=after.project_id)
     return True

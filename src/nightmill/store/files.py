@@ -21,7 +21,7 @@ from sqlalchemy import (
     update,
 )
 
-from nightmill.core.audit import NIGHTMILL, Act, Actor
+from nightmill.core.audit import NIGHTMILL, Actor, AuditAction
 from nightmill.core.file import File, Purpose, Upload, UploadPart, UploadStatus
 from nightmill.core.legal_hold import HoldKind
 from nightmill.core.limits import Limits, refusal_to_store
@@ -124,7 +124,7 @@ def add_file(
     if first_id != it.id:
         return as_file(connection.execute(_ANY_FILE, {"file_id": first_id}).one())
     keep_file(connection, it, limits)
-    audit.record(connection, by, Act.FILE_CREATED, it.id, project_id=it.project_id)
+    audit.record(connection, by, AuditAction.FILE_CREATED, it.id, project_id=it.project_id)
     return it
 
 
@@ -185,7 +185,7 @@ def delete_file(connection: Connection, project_id: ProjectId, file_id: FileId, 
             )
         return False
     projects.free_bytes(connection, project_id, size_bytes)
-    audit.record(connection, by, Act.FILE_DELETED, file_id, project_id=project_id)
+    audit.record(connection, by, AuditAction.FILE_DELETED, file_id, project_id=project_id)
     return True
 
 
@@ -200,7 +200,7 @@ def delete_expired_files(connection: Connection) -> int:
         freed_bytes = sum(row.size_bytes for row in deleted if row.project_id == project_id)
         projects.free_bytes(connection, project_id, freed_bytes)
     subjects = [(row.id, row.project_id) for row in deleted]
-    audit.record_all(connection, NIGHTMILL, Act.FILE_EXPIRED, subjects)
+    audit.record_all(connection, NIGHTMILL, AuditAction.FILE_EXPIRED, subjects)
     return len(deleted)
 
 
@@ -332,7 +332,7 @@ def add_upload(connection: Connection, it: Upload, by: Actor | None) -> None:
         "file_id": it.file_id,
     }
     connection.execute(_ADD_UPLOAD, row)
-    audit.record(connection, by, Act.UPLOAD_CREATED, it.id, project_id=it.project_id)
+    audit.record(connection, by, AuditAction.UPLOAD_CREATED, it.id, project_id=it.project_id)
 
 
 def find_upload(connection: Connection, project_id: ProjectId, upload_id: UploadId) -> Upload | None:
@@ -396,7 +396,12 @@ def complete_upload(
         if pieces:
             connection.execute(_ADD_PIECES, pieces)
     audit.record(
-        connection, by, Act.UPLOAD_COMPLETED, it.id, project_id=it.project_id, detail=f"made {made.id}"
+        connection,
+        by,
+        AuditAction.UPLOAD_COMPLETED,
+        it.id,
+        project_id=it.project_id,
+        detail=f"made {made.id}",
     )
     return True
 
@@ -404,7 +409,7 @@ def complete_upload(
 def cancel_upload(connection: Connection, it: Upload, by: Actor | None) -> bool:
     if not _end_upload(connection, it.id, UploadStatus.CANCELLED, None):
         return False
-    audit.record(connection, by, Act.UPLOAD_CANCELLED, it.id, project_id=it.project_id)
+    audit.record(connection, by, AuditAction.UPLOAD_CANCELLED, it.id, project_id=it.project_id)
     return True
 
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, Connection, Insert, Table, bindparam, delete, or_, select
 from sqlalchemy.dialects import postgresql, sqlite
 
-from nightmill.core.audit import Act, Actor
+from nightmill.core.audit import Actor, AuditAction
 from nightmill.core.legal_hold import Hold, HoldKind
 from nightmill.errors import NotFoundError, SetupError
 from nightmill.store import audit, projects
@@ -73,7 +73,12 @@ def set_hold(
     if connection.execute(_SET[connection.dialect.name], given).rowcount == 0:
         return False
     audit.record(
-        connection, by, Act.HOLD_SET, subject_id, project_id=project_id, detail=f"{kind}: {reason or '-'}"
+        connection,
+        by,
+        AuditAction.HOLD_SET,
+        subject_id,
+        project_id=project_id,
+        detail=f"{kind}: {reason or '-'}",
     )
     return True
 
@@ -83,7 +88,9 @@ def clear_hold(connection: Connection, kind: HoldKind, subject_id: str, by: Acto
     if connection.execute(_CLEAR, given).rowcount == 0:
         return False
     project_id = subject_id if kind is HoldKind.PROJECT else _project_of(connection, kind, subject_id)
-    audit.record(connection, by, Act.HOLD_CLEARED, subject_id, project_id=project_id, detail=kind.value)
+    audit.record(
+        connection, by, AuditAction.HOLD_CLEARED, subject_id, project_id=project_id, detail=kind.value
+    )
     return True
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, exists, insert, literal, select, update
 
 from nightmill.core.api_key import ApiKey, Scope
-from nightmill.core.audit import Act, Actor
+from nightmill.core.audit import Actor, AuditAction
 from nightmill.store import audit
 from nightmill.store.clock import stamp
 from nightmill.store.schema import api_key
@@ -47,7 +47,12 @@ def add_api_key(connection: Connection, key: ApiKey, by: Actor | None) -> None:
     }
     connection.execute(_ADD, row)
     audit.record(
-        connection, by, Act.KEY_CREATED, key.id, project_id=key.project_id, detail=f"scope {key.scope}"
+        connection,
+        by,
+        AuditAction.KEY_CREATED,
+        key.id,
+        project_id=key.project_id,
+        detail=f"scope {key.scope}",
     )
 
 
@@ -64,7 +69,7 @@ def revoke_api_key(connection: Connection, key_id: str, by: Actor | None) -> boo
     project_id = connection.execute(_REVOKE, {"key_id": key_id}).scalar_one_or_none()
     if project_id is None:
         return False
-    audit.record(connection, by, Act.KEY_REVOKED, key_id, project_id=project_id)
+    audit.record(connection, by, AuditAction.KEY_REVOKED, key_id, project_id=project_id)
     return True
 
 

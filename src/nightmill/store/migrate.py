@@ -14,7 +14,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import CreateIndex, CreateTable
 
-from nightmill.core.audit import NIGHTMILL, Act, Actor
+from nightmill.core.audit import NIGHTMILL, Actor, AuditAction
 from nightmill.errors import SetupError
 from nightmill.store import audit
 from nightmill.store.compatibility import misfit, version_of
@@ -107,7 +107,9 @@ def _migrate(connection: Connection, stage: Stage | None, by: Actor) -> str:
         upgrade(connection, to=wanted)
         _record(connection, oldest)
         if wanted >= AUDITED_SINCE:
-            audit.record(connection, by, Act.SCHEMA_MIGRATED, wanted, project_id=None, detail=f"from {found}")
+            audit.record(
+                connection, by, AuditAction.SCHEMA_MIGRATED, wanted, project_id=None, detail=f"from {found}"
+            )
     return wanted
 
 

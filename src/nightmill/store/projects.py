@@ -11,7 +11,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, Insert, bindparam, case, func, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from nightmill.core.audit import Act, Actor
+from nightmill.core.audit import Actor, AuditAction
 from nightmill.core.limits import Consumption, Limits, Open, ProjectRules
 from nightmill.store import audit, schema
 from nightmill.store.schema import batch, file, project
@@ -87,7 +87,7 @@ def change_rules(connection: Connection, project_id: str, rules: ProjectRules, b
     audit.record(
         connection,
         by,
-        Act.PROJECT_CHANGED,
+        AuditAction.PROJECT_CHANGED,
         project_id,
         project_id=project_id,
         detail=told or "as the settings say",

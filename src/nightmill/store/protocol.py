@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Generic, Literal, Protocol, TypeVar
 
 from nightmill.core.api_key import ApiKey
-from nightmill.core.audit import Act, Actor, AuditEntry
+from nightmill.core.audit import Actor, AuditAction, AuditEntry
 from nightmill.core.batch import Batch, Status
 from nightmill.core.concurrency import Grant, SlotRequest
 from nightmill.core.file import File, Upload, UploadPart
@@ -401,7 +401,7 @@ class Store(Protocol):
         ...
 
     async def record(
-        self, by: Actor, act: Act, subject_id: str, *, project_id: ProjectId | None = None
+        self, by: Actor, act: AuditAction, subject_id: str, *, project_id: ProjectId | None = None
     ) -> None:
         """For what changes nothing else in the store."""
         ...

@@ -7,7 +7,7 @@ from typing import Literal
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from nightmill.core.audit import Act, Actor, AuditEntry
+from nightmill.core.audit import Actor, AuditAction, AuditEntry
 from nightmill.core.batch import Batch, Status
 from nightmill.core.concurrency import Grant, SlotRequest
 from nightmill.core.file import File, Upload, UploadPart
@@ -288,7 +288,7 @@ class SqlStore(Store):
         return await self._read(usage.report, groups, project_id, model, first_day, last_day)
 
     async def record(
-        self, by: Actor, act: Act, subject_id: str, *, project_id: ProjectId | None = None
+        self, by: Actor, act: AuditAction, subject_id: str, *, project_id: ProjectId | None = None
     ) -> None:
         await self._write(audit.record, by, act, subject_id, project_id=project_id)
 
