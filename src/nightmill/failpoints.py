@@ -20,7 +20,7 @@ from typing import Final, Literal, TypeAlias, get_args
 
 from nightmill.errors import SetupError
 
-Point: TypeAlias = Literal[
+Failpoint: TypeAlias = Literal[
     "api.before_file",
     "api.file_added",
     "api.before_part",
@@ -82,13 +82,13 @@ Point: TypeAlias = Literal[
     "maintenance.before_parts",
     "maintenance.parts_deleted",
 ]
-POINTS: Final[tuple[Point, ...]] = get_args(Point)
+FAILPOINTS: Final[tuple[Failpoint, ...]] = get_args(Failpoint)
 
 AT: Final = "NIGHTMILL_CRASH_AT"
 FOLDER: Final = "NIGHTMILL_CRASH_FOLDER"
 
 
-def point(name: Point) -> None:
+def failpoint(name: Failpoint) -> None:
     """Ends the process here if it was asked to."""
     if name in _passes_left:
         _pass(name)
@@ -105,8 +105,8 @@ def armed(environment: Mapping[str, str]) -> dict[str, int]:
         name, _, number = asked.strip().partition(":")
         if not name:
             continue
-        if name not in POINTS:
-            raise SetupError(f"{AT} names '{name}', which is no crash point; see nightmill/failpoints.py")
+        if name not in FAILPOINTS:
+            raise SetupError(f"{AT} names '{name}', which is no failpoint; see nightmill/failpoints.py")
         if not (number or "1").isdecimal() or int(number or "1") < 1:
             raise SetupError(f"{AT} asks for pass '{number}' of '{name}'; write a number from 1 up")
         folder = environment.get(FOLDER)

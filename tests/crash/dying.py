@@ -17,7 +17,7 @@ from nightmill.runtime.storage import open_storage
 from nightmill.settings import Settings, as_message, from_message, load
 from nightmill.store.sql import open_store
 
-Die = Callable[[str, Settings, failpoints.Point, int], int]
+Die = Callable[[str, Settings, failpoints.Failpoint, int], int]
 
 
 def settings_of(folder: Path, *, slice_bytes: int = 1 << 30) -> Settings:
@@ -37,7 +37,7 @@ def deaths() -> Generator[Die]:
     context: ForkServerContext = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.crash.dying"])
 
-    def run(role: str, settings: Settings, point: failpoints.Point, nth: int) -> int:
+    def run(role: str, settings: Settings, point: failpoints.Failpoint, nth: int) -> int:
         process = context.Process(target=die_in, args=(role, as_message(settings), point, nth))
         process.start()
         process.join(60)
@@ -50,7 +50,7 @@ def deaths() -> Generator[Die]:
     _forkserver._stop()
 
 
-def die_in(role: str, message: str, point: failpoints.Point, nth: int) -> None:
+def die_in(role: str, message: str, point: failpoints.Failpoint, nth: int) -> None:
     failpoints._passes_left[point] = nth
     asyncio.run(turn(role, from_message(message)))
 

@@ -14,15 +14,15 @@ from nightmill.admin.blob import blob_chunks, pieces_of
 from nightmill.core.batch import Batch, Event, Status
 from nightmill.core.outcome import Answered
 from nightmill.errors import LeaseLost
-from nightmill.failpoints import Point
+from nightmill.failpoints import Failpoint
 from nightmill.roles.finalizer import joined_file_id
 from nightmill.store.sql import SqlStore, open_store
 from tests.crash.dying import Die, deaths, settings_of, turn
 from tests.roles.conftest import ENDPOINT, PROJECT, Mill, request_lines
 
 LINES = 70
-BLOB: tuple[Point, ...] = ("blob.opened", "blob.written", "blob.synced", "blob.renamed", "blob.named")
-FINALIZER: tuple[Point, ...] = (
+BLOB: tuple[Failpoint, ...] = ("blob.opened", "blob.written", "blob.synced", "blob.renamed", "blob.named")
+FINALIZER: tuple[Failpoint, ...] = (
     "finalizer.before_settle",
     "finalizer.settled",
     "finalizer.leased",
@@ -32,14 +32,14 @@ FINALIZER: tuple[Point, ...] = (
     "finalizer.before_publish",
     "finalizer.published",
 )
-SLICES: tuple[Point, ...] = (
+SLICES: tuple[Failpoint, ...] = (
     "finalizer.before_cut",
     "finalizer.cut",
     "finalizer.slice_leased",
     "finalizer.before_slice",
     "finalizer.slice_joined",
 )
-INTAKE: tuple[Point, ...] = (
+INTAKE: tuple[Failpoint, ...] = (
     "intake.leased",
     "intake.indexed",
     "intake.before_accept",

@@ -11,12 +11,13 @@ import pytest
 
 from nightmill import failpoints
 from nightmill.errors import SetupError
-from nightmill.failpoints import POINTS
+from nightmill.failpoints import FAILPOINTS
 from nightmill.torture.plan import Plan, Target, rounds
 
-_PASSES = (
-    "from nightmill.failpoints import point\nfor n in range(5): print(n, flush=True); point('worker.leased')"
-)
+_PASSES = """
+from nightmill.failpoints import failpoint
+for n in range(5): print(n, flush=True); failpoint('worker.leased')
+"""
 
 
 def _run(code: str, **environment: str) -> tuple[int, str]:
@@ -61,7 +62,7 @@ def test_every_point_stands_in_the_code_once_at_least() -> None:
         path for path in source.rglob("*.py") if path.parent.name != "torture" and path.stem != "crash"
     ]
     code = "".join(path.read_text() for path in components)
-    assert [name for name in POINTS if f'"{name}"' not in code] == []
+    assert [name for name in FAILPOINTS if f'"{name}"' not in code] == []
 
 
 def _plan(tmp_path: Path, kills: int, seed: int) -> list:
@@ -78,7 +79,7 @@ def test_a_seed_makes_the_same_rounds_again(tmp_path: Path) -> None:
 def test_a_hundred_kills_play_every_point_and_random_instants_of_everyone(tmp_path: Path, seed: int) -> None:
     played = _plan(tmp_path, 100, seed)
     names = [name for one in played for name, _ in one.points] + [one.front for one in played if one.front]
-    assert sorted(names) == sorted(POINTS)
+    assert sorted(names) == sorted(FAILPOINTS)
     assert sum(one.kills for one in played) == 100
     assert not any(blow.is_early for one in played if one.points for blow in one.blows)
     assert all(one.front is None or not (one.points or one.blows) for one in played)

@@ -10,7 +10,7 @@ import pytest
 
 from nightmill.blobs.connect import connect
 from nightmill.core.batch import Batch, Status
-from nightmill.failpoints import Point
+from nightmill.failpoints import Failpoint
 from nightmill.runtime.storage import open_storage
 from nightmill.settings import load
 from nightmill.store.migrate import migrate
@@ -23,7 +23,7 @@ from tests.fleet.conftest import Postgres
 from tests.roles.conftest import ENDPOINT, Mill, request_lines
 from tests.s3_server import S3Server
 
-BLOB: tuple[Point, ...] = ("blob.opened", "blob.written", "blob.named")
+BLOB: tuple[Failpoint, ...] = ("blob.opened", "blob.written", "blob.named")
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from nightmill.api.violations import wrong_prefix
 from nightmill.core.batch import Batch, Event, Status
 from nightmill.core.file import File, Purpose
 from nightmill.errors import NotFoundError, SetupError, TooManyError
-from nightmill.failpoints import point
+from nightmill.failpoints import failpoint
 from nightmill.ids import BatchId, FileId, ProjectId, new_batch_id
 from nightmill.settings import LimitSettings
 
@@ -92,9 +92,9 @@ async def create_batch(request: Request, context: Context, project: Project, by:
         metadata=asked.metadata,
         output_expires_after_s=None if expires_after is None else expires_after.seconds,
     )
-    point("api.before_batch")
+    failpoint("api.before_batch")
     stored = await context.store.create_batch(batch, idempotency, limits=context.settings.quota.limits, by=by)
-    point("api.batch_created")
+    failpoint("api.batch_created")
     context.notify()
     return _shown(stored)
 
@@ -164,9 +164,9 @@ async def cancel_batch(batch_id: str, context: Context, project: Project, by: By
         if batch.status in _LEFT_ALONE:
             return _shown(batch)
         after = batch.after(Event.CANCEL_REQUESTED, now=context.clock())
-        point("api.before_cancel")
+        failpoint("api.before_cancel")
         if await context.store.move_batch(after, expected=batch.status, by=by):
-            point("api.batch_cancelling")
+            failpoint("api.batch_cancelling")
             context.notify()
             return _shown(after)
         # Someone moved it first. Statuses only go forward, so this ends after a few turns at most.

@@ -38,7 +38,7 @@ from nightmill.api.wire import (
 from nightmill.core.audit import Actor, AuditAction
 from nightmill.core.file import NOT_DOWNLOADABLE, File, Purpose
 from nightmill.errors import NotFoundError, RequestError, StorageFullError
-from nightmill.failpoints import point
+from nightmill.failpoints import failpoint
 from nightmill.ids import FileId, ProjectId, new_file_id
 from nightmill.settings import LimitSettings
 from nightmill.store.protocol import Idempotency
@@ -206,13 +206,13 @@ def _file_from(
 
 async def _add(context: ApiContext, file: File, idempotency: Idempotency | None, by: Actor) -> File:
     """Dying between the commit of the bytes and here leaves a blob that no file names and nobody heard of."""
-    point("api.before_file")
+    failpoint("api.before_file")
     try:
         stored = await context.store.add_file(file, idempotency, limits=context.settings.quota.limits, by=by)
     except STORED_NOTHING:
         await context.blobs.delete(file.blob_key)
         raise
-    point("api.file_added")
+    failpoint("api.file_added")
     if stored.id != file.id:
         await context.blobs.delete(file.blob_key)
     return stored

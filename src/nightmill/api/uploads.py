@@ -35,7 +35,7 @@ from nightmill.blobs import Piece
 from nightmill.blobs.pieces import SUFFIX
 from nightmill.core.file import File, Purpose, Upload, UploadPart, UploadStatus
 from nightmill.errors import NotFoundError, RequestError
-from nightmill.failpoints import point
+from nightmill.failpoints import failpoint
 from nightmill.ids import ProjectId, UploadId, new_file_id, new_part_id, new_upload_id
 
 LIFE_S = 3_600
@@ -108,13 +108,13 @@ async def add_upload_part(
             await form.commit()
     created_at = int(context.clock())
     part = UploadPart(part_id, upload.id, form.size_bytes, created_at, blob_key)
-    point("api.before_part")
+    failpoint("api.before_part")
     try:
         is_added = await context.store.add_upload_part(part)
     except STORED_NOTHING:
         await context.blobs.delete(blob_key)
         raise
-    point("api.part_added")
+    failpoint("api.part_added")
     if not is_added:
         await context.blobs.delete(blob_key)
         await _pending_upload(upload_id, context, project)
@@ -149,7 +149,7 @@ async def complete_upload(
             # Parts are taken away once an upload has ended; so somebody ended this one.
             await _pending_upload(upload_id, context, project)
             raise
-        point("api.before_complete")
+        failpoint("api.before_complete")
         kept_keys = [part.blob_key for part in parts] if file.blob_key != blob_key_of(file.id) else []
         try:
             is_completed = await context.store.complete_upload(
@@ -158,7 +158,7 @@ async def complete_upload(
         except STORED_NOTHING:
             await _give_up(file, kept_keys, context)
             raise
-        point("api.upload_completed")
+        failpoint("api.upload_completed")
         if not is_completed:
             await _give_up(file, kept_keys, context)
             await _pending_upload(upload_id, context, project)
@@ -176,10 +176,10 @@ async def complete_upload(
 async def cancel_upload(upload_id: str, context: Context, project: Project, by: By) -> Response:
     upload = await _upload(upload_id, context, project)
     if upload.status is not UploadStatus.CANCELLED:
-        point("api.before_upload_cancel")
+        failpoint("api.before_upload_cancel")
         if not await context.store.cancel_upload(upload, by=by):
             raise _ended(await _upload(upload_id, context, project))
-        point("api.upload_cancelled")
+        failpoint("api.upload_cancelled")
         upload = replace(upload, status=UploadStatus.CANCELLED)
     return JsonResponse(wire.upload_on_wire(upload))
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from nightmill.blobs.protocol import UNFINISHED, check_key
 from nightmill.errors import StorageFullError, UnavailableError
-from nightmill.failpoints import point
+from nightmill.failpoints import failpoint
 
 _CHUNK_BYTES = 1 << 20
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -133,7 +133,7 @@ class FolderBlobs:
     def _open(self, unfinished: Path) -> int:
         self._check_room()
         descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        point("blob.opened")
+        failpoint("blob.opened")
         return descriptor
 
     def _check_room(self) -> None:
@@ -241,9 +241,9 @@ class FolderBlobWriter:
                 written += os.write(self._descriptor, view[written:length_bytes])
 
     def _publish(self) -> None:
-        point("blob.written")
+        failpoint("blob.written")
         os.fsync(self._descriptor)
-        point("blob.synced")
+        failpoint("blob.synced")
         while True:
             make_folders(self._target.parent)
             try:
@@ -253,11 +253,11 @@ class FolderBlobWriter:
                     raise
                 continue  # a delete took the folder away between the two calls
             break
-        point("blob.renamed")
+        failpoint("blob.renamed")
         # No folder means that a delete took it, and with it the blob: no name is left to keep.
         with suppress(FileNotFoundError):
             sync_folder(self._target.parent)
-        point("blob.named")
+        failpoint("blob.named")
 
 
 @contextmanager
@@ -319,12 +319,12 @@ def _read(path: Path, start: int, length_bytes: int) -> bytes:
 
 
 def _delete(path: Path, root: Path) -> None:
-    point("blob.before_delete")
+    failpoint("blob.before_delete")
     try:
         path.unlink()
     except (FileNotFoundError, NotADirectoryError):
         return
-    point("blob.deleted")
+    failpoint("blob.deleted")
     with suppress(FileNotFoundError):  # somebody else took the emptied folder away
         # Whoever asked forgets the key next; without this a power cut could bring back bytes nobody knows of.
         sync_folder(path.parent)

@@ -15,7 +15,7 @@ from contextlib import suppress
 from nightmill.blobs.bucket import Bucket, PastTheEndError
 from nightmill.blobs.protocol import check_key
 from nightmill.errors import NightmillError, UnavailableError
-from nightmill.failpoints import point
+from nightmill.failpoints import failpoint
 
 _PARTS_AT_ONCE = 2
 _CHUNK_BYTES = 1 << 20
@@ -42,7 +42,7 @@ class ObjectBlobs:
 
     async def open_writer(self, key: str) -> "ObjectBlobWriter":
         check_key(key)
-        point("blob.opened")
+        failpoint("blob.opened")
         return ObjectBlobWriter(self.bucket, key, part_bytes=self._part_bytes, name=self._new_name())
 
     async def size_bytes(self, key: str) -> int | None:
@@ -86,9 +86,9 @@ class ObjectBlobs:
 
     async def delete(self, key: str) -> None:
         check_key(key)
-        point("blob.before_delete")
+        failpoint("blob.before_delete")
         await self.bucket.delete([key])
-        point("blob.deleted")
+        failpoint("blob.deleted")
 
     async def delete_under(self, prefix: str) -> None:
         check_key(prefix)
@@ -180,7 +180,7 @@ class ObjectBlobWriter:
         self._buffer += rest
 
     async def commit(self) -> None:
-        point("blob.written")
+        failpoint("blob.written")
         try:
             if self._upload is None:
                 put = self._bucket.put(self._key, self._buffer, attributes=self._attributes)
@@ -198,7 +198,7 @@ class ObjectBlobWriter:
             raise
         self._is_open = False
         self._buffer = bytearray()
-        point("blob.named")
+        failpoint("blob.named")
 
     async def abort(self) -> None:
         if not self._is_open:

@@ -66,7 +66,7 @@ def torture(
     """Kill a server again and again on this disk, and prove that nothing was lost.
 
     It starts a server and the emulator, runs batches through the official client, kills with SIGKILL at
-    every named crash point and at random instants, starts again, and in the end compares every file with
+    every named failpoint and at random instants, starts again, and in the end compares every file with
     the upstream's own record. Any breach makes the exit code 1 and keeps the folder.
 
     With --store it is a fleet: API servers and crews of workers, which it kills, freezes, and cuts off from

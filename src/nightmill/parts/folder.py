@@ -11,7 +11,7 @@ from pathlib import Path
 from nightmill.blobs import delete_folder, make_folders, reported, sync_folder
 from nightmill.core.segment import Lease, PinnedPart
 from nightmill.errors import DamageError, UnavailableError
-from nightmill.failpoints import point
+from nightmill.failpoints import failpoint
 from nightmill.ids import BatchId
 from nightmill.parts.protocol import PartRecord
 from nightmill.parts.record import read_records
@@ -247,7 +247,7 @@ class FolderParts:
         if folder not in self._named_folders:
             sync_folder(self._root)
             self._named_folders.add(folder)
-        point("part.named")
+        failpoint("part.named")
 
     def _shortage(self) -> str | None:
         if self._watermark_bytes <= 0:

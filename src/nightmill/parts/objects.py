@@ -14,7 +14,7 @@ from itertools import count
 from nightmill.blobs.bucket import Bucket
 from nightmill.core.segment import Lease, PinnedPart
 from nightmill.errors import DamageError, LeaseLost, UnavailableError
-from nightmill.failpoints import point
+from nightmill.failpoints import failpoint
 from nightmill.ids import BatchId
 from nightmill.parts.object_writer import ObjectPartWriter
 from nightmill.parts.protocol import PartRecord
@@ -133,9 +133,9 @@ class ObjectParts:
     async def delete(self, batch_id: BatchId) -> None:
         """What a lagging listing hides is still there for the next call: `batches` names the batch again."""
         keys = [key async for key in self._bucket.keys_under(f"{_PREFIX}/{batch_id}")]
-        point("blob.before_delete")
+        failpoint("blob.before_delete")
         await self._bucket.delete(keys)
-        point("blob.deleted")
+        failpoint("blob.deleted")
 
     async def close(self) -> None:
         """Makes a last try at what is queued. Raises UnavailableError when the store does not take it."""
@@ -210,7 +210,7 @@ class ObjectParts:
                 return True
 
     async def _put(self, writer: ObjectPartWriter, piece: bytes) -> None:
-        point("part.before_write")
+        failpoint("part.before_write")
         while True:
             key = _object_key(writer.key, writer.number)
             try:
@@ -224,7 +224,7 @@ class ObjectParts:
                 writer.take_next_copy()
             else:
                 break
-        point("part.synced")
+        failpoint("part.synced")
 
     # --- reading ---------------------------------------------------------------------------------
 

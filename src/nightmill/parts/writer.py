@@ -10,7 +10,7 @@ from typing import Protocol
 from nightmill.core.batch import Tally
 from nightmill.core.output_line import OutputLine
 from nightmill.core.segment import Lease, PinnedPart
-from nightmill.failpoints import point
+from nightmill.failpoints import failpoint
 from nightmill.parts.queue import RecordQueue
 
 
@@ -103,13 +103,13 @@ class FolderPartWriter:
         if self._descriptor is None:
             self._descriptor = self._create()
         written = 0
-        point("part.before_write")
+        failpoint("part.before_write")
         with memoryview(records) as view:
             while written < len(view):
                 written += os.pwrite(self._descriptor, view[written:], self._queue.durable_bytes + written)
-        point("part.written")
+        failpoint("part.written")
         os.fdatasync(self._descriptor)
-        point("part.synced")
+        failpoint("part.synced")
 
     def _create(self) -> int:
         """A file of our own. One may lie under our token: a store brought back from a copy counts again."""

@@ -20,7 +20,7 @@ from nightmill.core.file import File, Purpose
 from nightmill.core.segment import SegmentResult
 from nightmill.core.slice import JoinedPiece, JoinedSlice, Slice, cut_slices
 from nightmill.errors import LeaseLost, UnavailableError
-from nightmill.failpoints import point
+from nightmill.failpoints import failpoint
 from nightmill.ids import BatchId, FileId, WorkerId, new_file_id
 from nightmill.parts import Parts
 from nightmill.roles.join import Joined, JoinedFile, Joiner, Pages
@@ -105,13 +105,13 @@ class Finalizer:
     async def _close_settled_batches(self) -> None:
         for batch in await self._store.settled_batches():
             after = batch.after(Event.SETTLED, now=self._clock())
-            point("finalizer.before_settle")
+            failpoint("finalizer.before_settle")
             if await self._store.move_batch(after, expected=batch.status):
-                point("finalizer.settled")
+                failpoint("finalizer.settled")
                 self._emit(BatchMoved(after))
 
     async def _finalize(self, duty: Duty) -> None:
-        point("finalizer.leased")
+        failpoint("finalizer.leased")
         if duty.is_sliced:
             await self._publish_slices(duty)
             return
@@ -154,7 +154,7 @@ class Finalizer:
             if it.size_bytes
         }
         after = self._after(batch, joined.tally, joined.missing, files)
-        point("finalizer.before_publish")
+        failpoint("finalizer.before_publish")
         if not await self._store.publish_batch(duty, after, files=list(files.values())):
             for file in files.values():
                 await self._blobs.delete(file.blob_key)
@@ -174,15 +174,15 @@ class Finalizer:
         return list(cut_slices(batch.id, segments=segments, segments_per_slice=per_slice))
 
     async def _cut(self, duty: Duty, slices: Sequence[Slice]) -> None:
-        point("finalizer.before_cut")
+        failpoint("finalizer.before_cut")
         if not await self._store.cut_slices(duty, slices):
             raise LeaseLost
-        point("finalizer.cut")
+        failpoint("finalizer.cut")
         self._knows_of_slices = True
         self._notifier.notify()
 
     async def _join_slice(self, duty: SliceDuty) -> None:
-        point("finalizer.slice_leased")
+        failpoint("finalizer.slice_leased")
         batch, it = duty.batch, duty.slice
         output, error = (
             JoinedFile(
@@ -210,12 +210,12 @@ class Finalizer:
             missing=joined.missing,
             tally=joined.tally,
         )
-        point("finalizer.before_slice")
+        failpoint("finalizer.before_slice")
         if not await self._store.complete_slice(duty, done):
             await self._blobs.delete(output.key)
             await self._blobs.delete(error.key)
             raise LeaseLost
-        point("finalizer.slice_joined")
+        failpoint("finalizer.slice_joined")
 
     async def _publish_slices(self, duty: Duty) -> None:
         batch = duty.batch
@@ -238,7 +238,7 @@ class Finalizer:
             if len(joined) > 1:
                 pieces[key] = [it.key for it in joined]
         after = self._after(batch, tally, sum(it.missing for it in slices), files)
-        point("finalizer.before_publish")
+        failpoint("finalizer.before_publish")
         if not await self._store.publish_batch(duty, after, files=list(files.values()), pieces=pieces):
             for key in pieces:
                 await self._blobs.delete(key)
@@ -288,7 +288,7 @@ class Finalizer:
         )
 
     def _published(self, after: Batch) -> None:
-        point("finalizer.published")
+        failpoint("finalizer.published")
         self._emit(BatchMoved(after))
         self._notifier.notify()
 

@@ -16,7 +16,7 @@ from nightmill.core.file import Purpose
 from nightmill.core.limits import estimated_tokens
 from nightmill.core.segment import cut_segments
 from nightmill.errors import LeaseLost, UnavailableError
-from nightmill.failpoints import point
+from nightmill.failpoints import failpoint
 from nightmill.ids import WorkerId
 from nightmill.roles.loop import Notifier
 from nightmill.settings import Settings
@@ -68,7 +68,7 @@ class Intake:
         return 0
 
     async def _judge(self, duty: Duty) -> None:
-        point("intake.leased")
+        failpoint("intake.leased")
         batch = duty.batch
         if duty.token > 1:
             await self._blobs.delete_under(f"lines/{batch.id}")  # what dead holders of the duty may have left
@@ -112,7 +112,7 @@ class Intake:
                 await writer.abort()
             else:
                 await writer.commit()
-                point("intake.indexed")
+                failpoint("intake.indexed")
         except BaseException:
             await writer.abort()
             raise
@@ -159,7 +159,7 @@ class Intake:
         )
         lines_per_segment = self._settings.worker.lines_per_segment
         segments = list(cut_segments(after.id, total=result.total, lines_per_segment=lines_per_segment))
-        point("intake.before_accept")
+        failpoint("intake.before_accept")
         moved = await self._store.accept_batch(
             duty,
             after,
@@ -171,7 +171,7 @@ class Intake:
             await self._blobs.delete(index_blob_key)
         if moved is None:
             raise LeaseLost
-        point("intake.accepted")
+        failpoint("intake.accepted")
         self._emit(BatchMoved(moved))
         self._notifier.notify()
 
@@ -179,10 +179,10 @@ class Intake:
         after = replace(
             duty.batch.after(Event.REJECTED, now=self._clock()), model=result.model, errors=result.errors
         )
-        point("intake.before_reject")
+        failpoint("intake.before_reject")
         if not await self._store.reject_batch(duty, after):
             raise LeaseLost
-        point("intake.rejected")
+        failpoint("intake.rejected")
         self._emit(BatchMoved(after))
 
 

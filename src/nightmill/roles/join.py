@@ -16,7 +16,7 @@ from nightmill.core.output_line import OutputLine, unanswered
 from nightmill.core.request_line import slice_line
 from nightmill.core.segment import INDEX_RECORD_BYTES, IndexedLine, SegmentResult, lease_at, unpack_lines
 from nightmill.errors import LeaseLost
-from nightmill.failpoints import point
+from nightmill.failpoints import failpoint
 from nightmill.ids import output_line_id
 from nightmill.parts import Parts
 from nightmill.store import Store
@@ -76,11 +76,11 @@ class Joiner:
         await error.sweep()
         try:
             joined = await self._write(batch, index_blob_key, pages, output, error, keep, keep_s)
-            point("finalizer.before_output")
+            failpoint("finalizer.before_output")
             await output.commit()
-            point("finalizer.output_done")
+            failpoint("finalizer.output_done")
             await error.commit()
-            point("finalizer.error_done")
+            failpoint("finalizer.error_done")
         except BaseException:
             await output.abort()
             await error.abort()

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from nightmill.blobs import Blobs
 from nightmill.core.batch import Event
 from nightmill.errors import UnavailableError
-from nightmill.failpoints import point
+from nightmill.failpoints import failpoint
 from nightmill.parts import Parts
 from nightmill.roles.loop import Notifier
 from nightmill.roles.orphan_blobs import OrphanSweep
@@ -89,9 +89,9 @@ class Maintenance:
         moved = 0
         for batch in await self._store.overdue_batches():
             after = batch.after(Event.LAPSED, now=self._clock())
-            point("maintenance.before_lapse")
+            failpoint("maintenance.before_lapse")
             if await self._store.move_batch(after, expected=batch.status):
-                point("maintenance.lapsed")
+                failpoint("maintenance.lapsed")
                 self._emit(BatchMoved(after))
                 moved += 1
         return moved
@@ -112,10 +112,10 @@ class Maintenance:
         while keys := await self._store.unused_blobs():
             for key in keys:
                 await self._blobs.delete(key)
-            point("maintenance.before_forget")
+            failpoint("maintenance.before_forget")
             await self._store.forget_blobs(keys)
-            point("maintenance.forgotten")
+            failpoint("maintenance.forgotten")
         for batch_id in await self._store.ended_among(await self._parts.batches()):
-            point("maintenance.before_parts")
+            failpoint("maintenance.before_parts")
             await self._parts.delete(batch_id)
-            point("maintenance.parts_deleted")
+            failpoint("maintenance.parts_deleted")

@@ -16,7 +16,7 @@ from nightmill.core.concurrency import Slots
 from nightmill.core.output_line import OutputLine
 from nightmill.core.segment import Lease, PinnedPart, Report
 from nightmill.errors import LeaseLost, UnavailableError
-from nightmill.failpoints import point
+from nightmill.failpoints import failpoint
 from nightmill.ids import BatchId, WorkerId
 from nightmill.parts import Parts
 from nightmill.roles.dispatcher import Dispatcher
@@ -184,10 +184,10 @@ class Worker:
             return
         is_done = report.tally.answered == lease.segment.count
         end = self._store.complete_segment if is_done else self._store.release_segment
-        point("worker.before_complete" if is_done else "worker.before_release")
+        failpoint("worker.before_complete" if is_done else "worker.before_release")
         try:
             ended = await end(lease, report, segment.parts)
-            point("worker.completed" if is_done else "worker.released")
+            failpoint("worker.completed" if is_done else "worker.released")
         except BaseException:
             self._segments[segment.key] = segment
             raise
@@ -206,9 +206,9 @@ class Worker:
             return
         asked_at = self._monotonic()
         reports = [segment.report for segment in self._segments.values()]
-        point("worker.before_beat")
+        failpoint("worker.before_beat")
         reply = await self._store.beat(self._worker_id, reports, ttl_s=self._settings.lease_ttl_s)
-        point("worker.beaten")
+        failpoint("worker.beaten")
         for key, segment in self._segments.items():
             if key in reply.lost:
                 segment.is_lost = True
@@ -257,12 +257,12 @@ class Worker:
             return False
         limit = -(-lacking // self._settings.lines_per_segment)
         asked_at = self._monotonic()
-        point("worker.before_lease")
+        failpoint("worker.before_lease")
         leases = await self._store.lease_segments(
             self._worker_id, limit=limit, ttl_s=self._settings.lease_ttl_s
         )
         if leases:
-            point("worker.leased")
+            failpoint("worker.leased")
         confirmed_until = asked_at + self._settings.lease_ttl_s
         async with asyncio.TaskGroup() as group:
             opening = [group.create_task(self._opened(lease, confirmed_until)) for lease in leases]
@@ -307,11 +307,11 @@ class Worker:
             raise
         if lease.token > 1:
             report = Report(segment.batch_id, segment.number, lease.token, earlier)
-            point("worker.before_pin")
+            failpoint("worker.before_pin")
             if not await self._store.pin_parts(lease, pinned, report):
                 self._emit(LeaseWasLost(segment.batch_id, segment.number, lease.token))
                 return None
-            point("worker.pinned")
+            failpoint("worker.pinned")
         return LeasedSegment(
             lease,
             writer=self._parts.open(lease),

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 
 from nightmill import telemetry
 from nightmill.errors import SetupError
-from nightmill.failpoints import point
+from nightmill.failpoints import failpoint
 from nightmill.roles.loop import Notifier
 from nightmill.runtime.components import Components, open_components
 from nightmill.runtime.programs import release_leases_on_exit
@@ -35,11 +35,11 @@ async def recovered(
     await check_storage(settings)
     async with open_components(settings, emit=telemetry.log, notifier=notifier) as components:
         await _check_keys(settings, components.store)
-        point("serve.before_recovery")
+        failpoint("serve.before_recovery")
         if settings.is_embedded:  # over a store that others share, leases lapse and writers may be alive
             await components.store.release_all_leases()
             await components.blobs.sweep_unfinished()
-        point("serve.recovered")
+        failpoint("serve.recovered")
         supervisor.on_exit = release_leases_on_exit(components.store, supervisor)
         yield components
 

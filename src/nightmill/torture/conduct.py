@@ -17,7 +17,7 @@ from time import monotonic
 from openai import AsyncOpenAI
 
 from nightmill import failpoints
-from nightmill.failpoints import POINTS, Point
+from nightmill.failpoints import FAILPOINTS, Failpoint
 from nightmill.runtime.supervisor import free_port
 from nightmill.settings import WorkerSettings
 from nightmill.torture.ledger import Ledger
@@ -65,7 +65,7 @@ class Report:
     proof: Proof = field(default_factory=Proof)
     kills: Counter[str] = field(default_factory=Counter)
     """By who died: all, api, worker, keeper, and `point` for those at a named point."""
-    points: set[Point] = field(default_factory=set)
+    points: set[Failpoint] = field(default_factory=set)
     batches: int = 0
     lines: int = 0
     requests: int = 0
@@ -89,7 +89,7 @@ class Report:
         return self.proof.is_kept
 
 
-async def torture(plan: Plan, *, show: Show, points: Sequence[Point] = POINTS) -> Report:
+async def torture(plan: Plan, *, show: Show, points: Sequence[Failpoint] = FAILPOINTS) -> Report:
     """Kills, restarts and proves. The folder stays; it is the caller's to remove."""
     plan.folder.mkdir(parents=True, exist_ok=True)
     report = Report(plan)
@@ -125,7 +125,7 @@ class _Torture:
         record: Record,
         client: AsyncOpenAI,
         show: Show,
-        points: Sequence[Point],
+        points: Sequence[Failpoint],
     ) -> None:
         self._plan = plan
         self._report = report
@@ -166,13 +166,13 @@ class _Torture:
 
     async def _play_all(self) -> None:
         played = list(rounds(self._plan, self._points))
-        wanted: list[Point] = [name for one in played for name in _points_of(one)]
+        wanted: list[Failpoint] = [name for one in played for name in _points_of(one)]
         for turn in range(_TRIES):
             for one in played:
                 await self._play(one)
                 self._tell()
             # A point is missed when its process died of something else first.
-            missed: list[Point] = [name for name in wanted if name not in self._report.points]
+            missed: list[Failpoint] = [name for name in wanted if name not in self._report.points]
             played = list(rounds_of(missed, seeded(self._plan, f"again {turn}")))
         self._report.proof.check(NOT_REACHED)
         for name in wanted:
@@ -212,7 +212,7 @@ class _Torture:
         finally:
             task.cancel()
 
-    async def _all_struck(self, points: Sequence[Point]) -> None:
+    async def _all_struck(self, points: Sequence[Failpoint]) -> None:
         while not all((self._struck / name).exists() for name in points):
             await asyncio.sleep(_LOOK_S)
 
@@ -276,7 +276,7 @@ class _Torture:
             await asyncio.sleep(_SYNC_PAUSE_S)
 
     def _count_points(self) -> None:
-        for name in POINTS:
+        for name in FAILPOINTS:
             if name in self._report.points or not (self._struck / name).exists():
                 continue
             self._report.points.add(name)
@@ -357,8 +357,8 @@ async def _rows(client: AsyncOpenAI, file_id: str | None) -> list[dict[str, obje
     return [json.loads(row) for row in content.content.split(b"\n") if row]
 
 
-def _points_of(one: Round) -> tuple[Point, ...]:
-    names: list[Point] = [name for name, _ in one.points]
+def _points_of(one: Round) -> tuple[Failpoint, ...]:
+    names: list[Failpoint] = [name for name, _ in one.points]
     if one.front is not None:
         names.append(one.front)
     return tuple(names)

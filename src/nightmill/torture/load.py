@@ -22,7 +22,7 @@ from openai import (
     InternalServerError,
 )
 
-from nightmill.failpoints import POINTS, Point
+from nightmill.failpoints import FAILPOINTS, Failpoint
 from nightmill.torture.ledger import TAG, tag_of
 from nightmill.torture.plan import Plan
 from nightmill.torture.proof import Expected, Variety
@@ -43,7 +43,7 @@ _MIX: Mapping[Variety, int] = {
     Variety.BAD: 1,
 }
 # What makes the server pass a point soon; all others are passed by any batch.
-_PROVOKED_BY: Mapping[Point, Variety] = {
+_PROVOKED_BY: Mapping[Failpoint, Variety] = {
     "api.before_part": Variety.PARTS,
     "api.part_added": Variety.PARTS,
     "api.before_complete": Variety.PARTS,
@@ -57,7 +57,7 @@ _PROVOKED_BY: Mapping[Point, Variety] = {
     "maintenance.before_lapse": Variety.EXPIRING,
     "maintenance.lapsed": Variety.EXPIRING,
 }
-_TAKES_MANY_LINES = frozenset(name for name in POINTS if "slice" in name or name.endswith("cut"))
+_TAKES_MANY_LINES = frozenset(name for name in FAILPOINTS if "slice" in name or name.endswith("cut"))
 _GIVES_AN_UPLOAD_UP = frozenset({"api.before_upload_cancel", "api.upload_cancelled"})
 _FILE_OF_UPLOAD = re.compile(r"file-\w+")
 
@@ -91,7 +91,7 @@ class Load:
         for batch in list(self.expected):
             await self._watch.end_of(batch.batch_id)
 
-    async def provoke(self, points: tuple[Point, ...]) -> None:
+    async def provoke(self, points: tuple[Failpoint, ...]) -> None:
         """Makes small batches that pass the points, until it is cancelled."""
         while True:
             async with asyncio.TaskGroup() as group:

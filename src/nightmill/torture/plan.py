@@ -11,7 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 from random import Random
 
-from nightmill.failpoints import POINTS, Point
+from nightmill.failpoints import FAILPOINTS, Failpoint
 
 _OFTEN_PASSED = ("part.", "worker.before_beat", "worker.beaten", "worker.before_lease", "worker.leased")
 _EARLY = 0.25
@@ -58,8 +58,8 @@ class Round:
     all points were struck, the last of them ends the round.
     """
 
-    points: tuple[tuple[Point, int], ...] = ()
-    front: Point | None = None
+    points: tuple[tuple[Failpoint, int], ...] = ()
+    front: Failpoint | None = None
     blows: tuple[Blow, ...] = ()
 
     @property
@@ -72,12 +72,12 @@ class Round:
         return ",".join(f"{name}:{number}" for name, number in (*self.points, *front))
 
 
-def is_of_the_front(name: Point) -> bool:
+def is_of_the_front(name: Failpoint) -> bool:
     """Whether the API process passes it. So does everybody else who writes or deletes a blob."""
     return name.startswith(("api.", "serve.", "blob."))
 
 
-def rounds(plan: Plan, points: Sequence[Point] = POINTS) -> Iterator[Round]:
+def rounds(plan: Plan, points: Sequence[Failpoint] = FAILPOINTS) -> Iterator[Round]:
     """Rounds with at least `plan.kills` kills in all, named points first among them as far as they fit."""
     random = Random(plan.seed)  # noqa: S311 - a run that can be repeated is the very aim
     played = list(rounds_of(points, random))
@@ -93,22 +93,22 @@ def rounds(plan: Plan, points: Sequence[Point] = POINTS) -> Iterator[Round]:
         yield one
 
 
-def rounds_of(points: Sequence[Point], random: Random) -> Iterator[Round]:
+def rounds_of(points: Sequence[Failpoint], random: Random) -> Iterator[Round]:
     """Rounds that play each of the points once."""
-    front: list[Point] = [name for name in points if is_of_the_front(name)]
-    worker: list[Point] = [name for name in points if name.startswith(("worker.", "part."))]
-    keeper: list[Point] = [name for name in points if name not in front and name not in worker]
+    front: list[Failpoint] = [name for name in points if is_of_the_front(name)]
+    worker: list[Failpoint] = [name for name in points if name.startswith(("worker.", "part."))]
+    keeper: list[Failpoint] = [name for name in points if name not in front and name not in worker]
     for names in (front, worker, keeper):
         random.shuffle(names)
     for name in front:
         yield Round(front=name)
     while worker or keeper:
-        together: list[Point] = [names.pop() for names in (worker, worker, keeper, keeper) if names]
-        armed: list[tuple[Point, int]] = [(name, _pass_number(random, name)) for name in together]
+        together: list[Failpoint] = [names.pop() for names in (worker, worker, keeper, keeper) if names]
+        armed: list[tuple[Failpoint, int]] = [(name, _pass_number(random, name)) for name in together]
         yield Round(points=tuple(armed), blows=(_last_blow(random),))
 
 
-def _pass_number(random: Random, name: Point) -> int:
+def _pass_number(random: Random, name: Failpoint) -> int:
     return random.randint(1, 5) if name.startswith(_OFTEN_PASSED) else 1
 
 

@@ -4,14 +4,14 @@ from collections.abc import Iterator, Sequence
 from statistics import median
 from typing import Any
 
-from nightmill.failpoints import POINTS
+from nightmill.failpoints import FAILPOINTS
 from nightmill.torture.conduct import Report
 
 
 def rows(report: Report) -> Iterator[tuple[str, str]]:
     kills = ", ".join(f"{count} {name}" for name, count in sorted(report.kills.items()))
     yield "kills", f"{sum(report.kills.values())} ({kills})"
-    yield "crash points struck", f"{len(report.points)} of {len(POINTS)}"
+    yield "crash points struck", f"{len(report.points)} of {len(FAILPOINTS)}"
     yield "batches, lines", f"{report.batches}, {report.lines:,}"
     yield "requests at the upstream", f"{report.requests:,}"
     yield (
