@@ -124,7 +124,7 @@ async def test_an_attempt_needs_no_timer_and_no_task_of_its_own(rogue, lean, ask
 async def test_an_attempt_that_is_given_up_is_never_told_and_closes_only_its_own_connection(
     rogue, lean, words
 ):
-    upstream, told = lean(rogue.url), asyncio.Queue()
+    upstream, on_outcome = lean(rogue.url), asyncio.Queue()
 
     def start(tag):
         upstream.start(
@@ -132,15 +132,15 @@ async def test_an_attempt_that_is_given_up_is_never_told_and_closes_only_its_own
             "/v1/chat/completions",
             b"{}",
             timeout_s=5.0,
-            told=lambda *outcome: told.put_nowait(outcome),
+            on_outcome=lambda *outcome: on_outcome.put_nowait(outcome),
         )
 
     start("earlier")
-    assert await told.get() == ("earlier", OK)
+    assert await on_outcome.get() == ("earlier", OK)
     rogue.plays(words.Pause(0.05), words.answer())
     start("later")
     upstream.give_up("earlier")  # its connection has moved on
-    assert await told.get() == ("later", OK)
+    assert await on_outcome.get() == ("later", OK)
     rogue.plays(words.HANG)
     start("unwanted")
     await rogue.until_requests(3)
@@ -149,8 +149,8 @@ async def test_an_attempt_that_is_given_up_is_never_told_and_closes_only_its_own
     start("unwanted before it has a connection")
     upstream.give_up("unwanted before it has a connection")
     start("last")
-    assert await told.get() == ("last", OK)
-    assert told.empty()
+    assert await on_outcome.get() == ("last", OK)
+    assert on_outcome.empty()
     assert len(rogue.requests) == 4
 
 

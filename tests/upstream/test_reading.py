@@ -50,8 +50,8 @@ def read(pieces, *, then_close=True):
         wire = Wire()
         connection.connection_made(wire)
         outcomes = []
-        told = lambda _tag, outcome: outcomes.append(outcome)  # noqa: E731 - two lines less
-        connection.ask(Attempt(None, told, b"", b"", deadline=1.0, timeout_s=1.0))
+        on_outcome = lambda _tag, outcome: outcomes.append(outcome)  # noqa: E731 - two lines less
+        connection.ask(Attempt(None, on_outcome, b"", b"", deadline=1.0, timeout_s=1.0))
         for piece in pieces:
             if piece and not wire.closed:
                 buffer[: len(piece)] = piece

@@ -235,7 +235,12 @@ class Dispatcher:
         if self._parts.stalled is not None:
             return
         assert self._attempts is not None
-        start, told, in_flight, breaker = self._attempts.start, self._told, self._in_flight, self._breaker
+        start, on_outcome, in_flight, breaker = (
+            self._attempts.start,
+            self._on_outcome,
+            self._in_flight,
+            self._breaker,
+        )
         clock = self._clock()
         while room > 0:
             if self._has_rates or not breaker.is_open:
@@ -259,7 +264,7 @@ class Dispatcher:
                 self._tokens.spend(line.guess)
             in_flight.add(line)
             room -= 1
-            start(line, lease.endpoint, line.request.body, timeout_s=timeout_s, told=told)
+            start(line, lease.endpoint, line.request.body, timeout_s=timeout_s, on_outcome=on_outcome)
         if self.unsent <= self._low_water and not self.has_asked:
             self.has_asked = True
             self._notify()
@@ -296,7 +301,7 @@ class Dispatcher:
 
     # --- in ----------------------------------------------------------------------------------------
 
-    def _told(self, line: PendingLine, outcome: Outcome) -> None:
+    def _on_outcome(self, line: PendingLine, outcome: Outcome) -> None:
         self._arrived.append((line, outcome))
         self.wake()
 

@@ -19,12 +19,18 @@ class TaskAttempts:
         self._tasks: dict[object, asyncio.Task[None]] = {}
 
     def start(
-        self, tag: Tag, endpoint: str, body: bytes, *, timeout_s: float, told: Callable[[Tag, Outcome], None]
+        self,
+        tag: Tag,
+        endpoint: str,
+        body: bytes,
+        *,
+        timeout_s: float,
+        on_outcome: Callable[[Tag, Outcome], None],
     ) -> None:
         async def attempt() -> None:
             outcome = await self._upstream.send(endpoint, body, timeout_s=timeout_s)
             del self._tasks[tag]
-            told(tag, outcome)
+            on_outcome(tag, outcome)
 
         self._tasks[tag] = self._group.create_task(attempt())
 

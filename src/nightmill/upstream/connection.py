@@ -39,7 +39,7 @@ class Attempt(msgspec.Struct, eq=False, gc=False):
     """
 
     tag: Any
-    told: Callable[[Any, Outcome], None]
+    on_outcome: Callable[[Any, Outcome], None]
     head: bytes
     body: bytes
     deadline: float
@@ -182,7 +182,7 @@ class Connection(asyncio.BufferedProtocol):
         else:
             self.close()
         if attempt is not None:
-            attempt.told(attempt.tag, outcome)
+            attempt.on_outcome(attempt.tag, outcome)
 
     def _outcome(self, status: int, body: bytes) -> Outcome:
         if _TRANSFER_ENCODING in self._headers:
@@ -202,7 +202,7 @@ class Connection(asyncio.BufferedProtocol):
         if outcome is None:
             self._unsent(attempt)
         else:
-            attempt.told(attempt.tag, outcome)
+            attempt.on_outcome(attempt.tag, outcome)
 
     def _cut_short(self) -> Broken | None:
         """None: a reused connection was closed under us before a byte came back; another may do."""

@@ -77,7 +77,13 @@ class LeanUpstream:
         self._closed = False
 
     def start(
-        self, tag: Tag, endpoint: str, body: bytes, *, timeout_s: float, told: Callable[[Tag, Outcome], None]
+        self,
+        tag: Tag,
+        endpoint: str,
+        body: bytes,
+        *,
+        timeout_s: float,
+        on_outcome: Callable[[Tag, Outcome], None],
     ) -> None:
         """See `Attempts`."""
         head = self._heads.get(endpoint)
@@ -91,7 +97,7 @@ class LeanUpstream:
         else:
             head = b"%b%d\r\n\r\n" % (head, len(body))
         now = self._now()
-        self._begin(Attempt(tag, told, head, body, now + timeout_s, timeout_s), now)
+        self._begin(Attempt(tag, on_outcome, head, body, now + timeout_s, timeout_s), now)
 
     def give_up(self, tag: object) -> None:
         for connection in self._connections:
@@ -106,7 +112,7 @@ class LeanUpstream:
 
     async def send(self, endpoint: str, body: bytes, *, timeout_s: float) -> Outcome:
         reply: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self.start(reply, endpoint, body, timeout_s=timeout_s, told=_answer)
+        self.start(reply, endpoint, body, timeout_s=timeout_s, on_outcome=_answer)
         return await self._awaited(reply)
 
     async def models(self) -> bytes | None:
@@ -173,12 +179,12 @@ class LeanUpstream:
 
     def _send_again(self, attempt: Attempt) -> None:
         """Its reused connection was closed before a byte came back; the line may have been read."""
-        told = attempt.told
+        on_outcome = attempt.on_outcome
 
-        def told_of_both(tag: object, outcome: Outcome) -> None:
-            told(tag, sent_again(outcome, first=GONE))
+        def on_outcome_of_both(tag: object, outcome: Outcome) -> None:
+            on_outcome(tag, sent_again(outcome, first=GONE))
 
-        attempt.told = told_of_both
+        attempt.on_outcome = on_outcome_of_both
         self._begin_anew(attempt)
 
     async def _open_for(self, attempt: Attempt) -> None:
@@ -195,7 +201,7 @@ class LeanUpstream:
         attempt = self._openers.pop(task, None)
         if isinstance(opened, Unreachable):
             if attempt is not None:
-                attempt.told(attempt.tag, opened)
+                attempt.on_outcome(attempt.tag, opened)
         elif attempt is None:
             opened.close()
         else:

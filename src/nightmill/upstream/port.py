@@ -32,9 +32,15 @@ class Attempts(Protocol):
     """Attempts that tell their outcome instead of being awaited: no task and no future for each of them."""
 
     def start(
-        self, tag: Tag, endpoint: str, body: bytes, *, timeout_s: float, told: Callable[[Tag, Outcome], None]
+        self,
+        tag: Tag,
+        endpoint: str,
+        body: bytes,
+        *,
+        timeout_s: float,
+        on_outcome: Callable[[Tag, Outcome], None],
     ) -> None:
-        """As `Upstream.send`; `told(tag, outcome)` is called once, perhaps before this returns.
+        """As `Upstream.send`; `on_outcome(tag, outcome)` is called once, perhaps before this returns.
 
         `tag` is the caller's, hashable, and of one attempt at a time.
         """
