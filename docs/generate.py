@@ -80,8 +80,8 @@ def _section(model: type[BaseModel], *, path: str) -> Iterator[str]:
 
 
 def _one_line(text: str | None) -> str:
-    # The docstrings point at sections of a working paper that readers of the page don't have.
-    return re.sub(r" \(contract [^)]*\)", "", " ".join((text or "").split()))
+    # The page does not show citations.
+    return re.sub(r" \(docs/openai-behaviour.md [^)]*\)", "", " ".join((text or "").split()))
 
 
 def _default(field: FieldInfo) -> str:

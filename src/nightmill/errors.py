@@ -29,7 +29,7 @@ class NightmillError(Exception):
 
 
 class RequestError(NightmillError):
-    """Something in the request is wrong and the caller can fix it (contract 6).
+    """Something in the request is wrong and the caller can fix it (docs/openai-behaviour.md 6).
 
     Args:
         message: what happened, to which id, and what to do.

@@ -1,4 +1,4 @@
-"""Ids in OpenAI's shapes (contract 1.2, 1.3, 2.1, 5.1).
+"""Ids in OpenAI's shapes (docs/openai-behaviour.md 1.2, 1.3, 2.1, 5.1).
 
 Randomness is an argument: `new_*` take 16 random bytes or more. Ids of output lines are derived
 from the batch and the line's ordinal instead, so that finalizing again gives the same bytes.

@@ -57,7 +57,7 @@ class ApiSettings(_Section):
 
 
 class LimitSettings(_Section):
-    """Limits of files and batches: OpenAI's by default (contract 3.2), larger for whoever wants it."""
+    """Limits of files and batches. The defaults are OpenAI's (docs/openai-behaviour.md 3.2)."""
 
     lines_per_file: Annotated[int, Field(ge=1)] = 50_000
     """Request lines in one input file."""

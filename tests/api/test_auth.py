@@ -1,4 +1,4 @@
-"""Keys, projects, and the open door on loopback (contract 6.2)."""
+"""Keys, projects, and the open door on loopback (docs/openai-behaviour.md 6.2)."""
 
 import base64
 import json

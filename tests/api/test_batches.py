@@ -1,4 +1,4 @@
-"""The four published operations, by the official client (contract 1.1, 2)."""
+"""The four published operations, by the official client (docs/openai-behaviour.md 1.1, 2)."""
 
 import asyncio
 import itertools

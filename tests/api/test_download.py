@@ -1,4 +1,4 @@
-"""A file's bytes on their way out (contract 1.2, 9.7)."""
+"""A file's bytes on their way out (docs/openai-behaviour.md 1.2, 9.7)."""
 
 import asyncio
 import hashlib

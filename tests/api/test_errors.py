@@ -1,4 +1,4 @@
-"""The envelope for everything that goes wrong (contract 4.2, 6, 9.2)."""
+"""The envelope for everything that goes wrong (docs/openai-behaviour.md 4.2, 6, 9.2)."""
 
 import http.client
 import json

@@ -1,4 +1,4 @@
-"""Files in parts, by the official client and by hand (contract 1.3)."""
+"""Files in parts, by the official client and by hand (docs/openai-behaviour.md 1.3)."""
 
 import hashlib
 import threading

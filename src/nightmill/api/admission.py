@@ -1,4 +1,4 @@
-"""Whether a file is let in (contract 1.2, 4.1): its purpose, its beginning, its expiry.
+"""Whether a file is let in (docs/openai-behaviour.md 1.2, 4.1): its purpose, its beginning, its expiry.
 
 Duty: what files and uploads ask of a file alike, with OpenAI's sentences. Promise: of a batch's input only
 the beginning is looked at, so an answer never waits for a whole file to be read again. Not its duty: the

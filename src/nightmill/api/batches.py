@@ -1,4 +1,4 @@
-"""Batches: create, list, retrieve, cancel (contract 1.1, 2, 4.2).
+"""Batches: create, list, retrieve, cancel (docs/openai-behaviour.md 1.1, 2, 4.2).
 
 Promise: what is wrong with the request itself is said at once; what is wrong with the file is found in the
 background and makes the batch `failed`. A cancel that races with the batch's end gets whichever came

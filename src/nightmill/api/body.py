@@ -30,7 +30,7 @@ class SlowBodyError(RequestError):
 
 
 class BodyTooLargeError(TooLargeError):
-    """The body is over the route's cap. OpenAI gives this one the type of a server's error (contract 6.2)."""
+    """The body is too large for the route; `server_error` as at OpenAI (docs/openai-behaviour.md 6.2)."""
 
     error_type: ClassVar[str] = "server_error"
 

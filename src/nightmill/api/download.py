@@ -28,7 +28,7 @@ _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f/\\]")
 
 
 def media_type(purpose: Purpose) -> str:
-    """OpenAI sends `application/octet-stream`, which one released client can't read (clients.md)."""
+    """One released client cannot read OpenAI's octet-stream (docs/openai-behaviour.md 10.2)."""
     return "text/plain; charset=utf-8" if purpose in _JSONL else "application/octet-stream"
 
 

@@ -1,4 +1,4 @@
-"""Answers as they leave: JSON written by msgspec, and OpenAI's error envelope (contract 6.1).
+"""Answers as they leave: JSON written by msgspec, and OpenAI's error envelope (docs/openai-behaviour.md 6.1).
 
 Duty: one place where an exception becomes a status, a body and headers. Promise: the body always has
 `error` with its four keys and a message that says something; answers of the files service add the sibling

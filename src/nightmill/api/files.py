@@ -1,4 +1,4 @@
-"""The files service (contract 1.2).
+"""The files service (docs/openai-behaviour.md 1.2).
 
 Duty: upload, list, read, delete. Promise: a file is listed only when its bytes are safe on disk; bytes
 without a file lie under `files/<file id>` and can be found there. Not its duty: taking deleted bytes off the
@@ -110,7 +110,7 @@ async def list_files(
             "object": "list",
             "data": [file_on_wire(file) for file in files],
             "has_more": has_more,
-            # The published type is a string even for an empty page (clients.md).
+            # The published type is a string even for an empty page (docs/openai-behaviour.md 10.1).
             "first_id": files[0].id if files else "",
             "last_id": files[-1].id if files else "",
         }

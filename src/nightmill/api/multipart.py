@@ -37,7 +37,7 @@ _BOUNDARY_LENGTH = 256
 
 
 def too_large() -> RequestError:
-    """OpenAI's answer; it is a 400 there (contract 4.1), not a 413."""
+    """OpenAI's answer; it is a 400 there (docs/openai-behaviour.md 4.1), not a 413."""
     return RequestError("File is too large.")
 
 

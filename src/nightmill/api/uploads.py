@@ -1,4 +1,4 @@
-"""Files that arrive in parts (contract 1.3).
+"""Files that arrive in parts (docs/openai-behaviour.md 1.3).
 
 Duty: create, take parts, make a file of them, cancel. Promise: an upload becomes a file once, whoever asks
 how often; a complete that is refused leaves it pending, so that the client can try again; large parts become

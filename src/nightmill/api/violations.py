@@ -1,4 +1,4 @@
-"""From pydantic's result to OpenAI's sentence about the first of them (contract 4.2).
+"""From pydantic's result to OpenAI's sentence about the first of them (docs/openai-behaviour.md 4.2).
 
 Duty: the one place that words a wrong parameter, in a body or in a query. Promise: the order is missing,
 type, value, id; within it the order of the fields. Not its duty: what is wrong (`wire`, `checks`).

@@ -1,5 +1,5 @@
-"""The published shapes (contract 1 and 2): pydantic models for checks and for the OpenAPI document, and
-`*_on_wire` functions that write them.
+"""The published shapes (docs/openai-behaviour.md 1, 2): pydantic models for checks and for the
+OpenAPI document, and `*_on_wire` functions that write them.
 
 Duty: names, types and key order. Promise: what `*_on_wire` gives has every key, null where there is
 nothing, in the order OpenAI sends; a test holds models and functions together. Not its duty: texts of
@@ -239,7 +239,7 @@ class UploadPart(WireModel):
 
 def upload_on_wire(upload: UploadState, file: File | None = None) -> dict[str, Any]:
     """Args:
-    file: what a completed upload has become; without it the key `file` is absent (contract 9.8).
+    file: the file of a completed upload; without one the key is absent (docs/openai-behaviour.md 9.8).
     """
     shown: dict[str, Any] = {
         "id": upload.id,
@@ -426,7 +426,7 @@ _NO_USAGE = Usage()
 
 
 def batch_on_wire(batch: BatchState) -> dict[str, Any]:
-    """Usage stays at zero until the end, as OpenAI's does (contract 2.1, row 21)."""
+    """Usage stays at zero until the end, as OpenAI's does (docs/openai-behaviour.md 2.1)."""
     usage = batch.tally.usage if batch.status.is_terminal else _NO_USAGE
     return {
         "id": batch.id,

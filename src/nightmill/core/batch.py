@@ -1,4 +1,4 @@
-"""The whole life of a batch on one screen (contract 2).
+"""The whole life of a batch on one screen (docs/openai-behaviour.md 2).
 
     validating ──accepted──▶ in_progress ──settled/lapsed──▶ finalizing ──completed──▶ completed
         │  │                     │                               └───────expired─────▶ expired
@@ -80,7 +80,7 @@ ENDPOINTS = (
 
 @dataclass(frozen=True, slots=True)
 class LineError:
-    """One entry of a failed batch's `errors.data` (contract 4.3). `line` counts physical lines from 1."""
+    """An entry of a failed batch's `errors.data` (docs/openai-behaviour.md 4.3); lines count from 1."""
 
     code: str
     message: str
@@ -89,7 +89,7 @@ class LineError:
 
 
 class Usage(msgspec.Struct, frozen=True, gc=False):
-    """Token totals; every field is always present on the wire (contract 2.1, row 21)."""
+    """Token totals; every field is always present on the wire (docs/openai-behaviour.md 2.1)."""
 
     input_tokens: int = 0
     cached_tokens: int = 0
@@ -111,7 +111,7 @@ class Usage(msgspec.Struct, frozen=True, gc=False):
 class Tally:
     """How many lines were answered: `completed` with a 2xx, `failed` with anything else, and their usage.
 
-    Lines that were cancelled or expired before an answer are in neither (contract 0.3, fact 6).
+    Lines that were cancelled or expired before an answer are in neither (docs/openai-behaviour.md 0.3).
     """
 
     completed: int = 0

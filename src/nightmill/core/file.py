@@ -1,4 +1,4 @@
-"""Files and uploads as values (contract 1.2, 1.3). No I/O."""
+"""Files and uploads as values (docs/openai-behaviour.md 1.2, 1.3). No I/O."""
 
 from dataclasses import dataclass
 from enum import StrEnum

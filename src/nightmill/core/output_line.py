@@ -1,4 +1,4 @@
-"""An output line: one row of an output or error file (contract 5.1, 9.5). No I/O.
+"""An output line: one row of an output or error file (docs/openai-behaviour.md 5.1, 9.5). No I/O.
 
 Bodies are slices of what the upstream sent and are never re-encoded. Every row is ASCII, one line and valid
 JSON, whatever the upstream sent.
@@ -105,7 +105,7 @@ def answered(line_id: bytes, line: RequestLine, *, status: int, request_id: byte
 
 
 def unanswered(line_id: bytes, line: RequestLine, *, code: str, message: str) -> OutputLine:
-    """The row of a line that never got an HTTP answer: `response` is null (contract 5.1)."""
+    """The row of a line that never got an HTTP answer: `response` is null (docs/openai-behaviour.md 5.1)."""
     custom_id = json_text.one_ascii_line(line.custom_id_json)
     told = json_text.ascii_string(code), json_text.ascii_string(message)
     return OutputLine(_UNANSWERED % (line_id, custom_id, *told), is_error=True, usage=None)

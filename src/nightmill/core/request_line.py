@@ -1,4 +1,5 @@
-"""A request line: one row of an input file, cut into the slices a worker needs (contract 3). No I/O.
+"""A request line: one row of an input file, cut into the slices a worker needs (docs/openai-behaviour.md 3).
+No I/O.
 
 `custom_id` and body are slices of the input and are never re-encoded. Whether a line is acceptable is decided
 by `validation`.

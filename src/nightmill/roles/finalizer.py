@@ -1,10 +1,11 @@
 """Makes the output and the error file of a batch that has ended, and publishes them with its last status.
 
 Promise: every request line of the batch stands exactly once in one of the two files, and whoever reads the
-final status can download both at once (contract 2.3, 9.6). It may die at any instruction: the next one goes
-on, and only a write under the newest token counts. A huge batch is cut into slices, which any number of
-finalizers join at once; the one that finds all of them joined publishes. Whoever dies in between costs
-others at most a slice. Not its duty: who answers lines, and until when; the joining itself (`joining`).
+final status can download both at once (docs/openai-behaviour.md 2.3, 9.6). It may die at any
+instruction: the next one goes on, and only a write under the newest token counts. A huge batch is cut into
+slices, which any number of finalizers join at once; the one that finds all of them joined publishes. Whoever
+dies in between costs others at most a slice. Not its duty: who answers lines, and until when; the joining
+itself (`joining`).
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""Is one raw line of an input file a request the batch can run (contract 3.1, 4.3)?
+"""Is one raw line of an input file a request the batch can run (docs/openai-behaviour.md 3.1, 4.3)?
 
 Promise: what passes here, `line.slice_line` cuts and any JSON parser reads; a line that fails gets one error,
 the first in the order custom_id, method, url, body. Not its duty: what only the model server can judge
