@@ -13,16 +13,27 @@ SAID = [
 ]
 
 
-def test_every_code_stands_on_the_page():
-    page = (ROOT / "docs/errors.md").read_text(encoding="utf-8")
+def codes() -> set[str]:
     rooms = ("api", "check", "roles", "store", "line")
     sources = [*(ROOT / "src/nightmill").glob("*.py")]
     sources += [path for room in rooms for path in (ROOT / "src/nightmill" / room).rglob("*.py")]
-    found = {
+    return {
         code
         for path in sources
         for pattern in SAID
         for code in pattern.findall(path.read_text(encoding="utf-8"))
     }
+
+
+def test_every_code_stands_on_the_page():
+    page = (ROOT / "docs/errors.md").read_text(encoding="utf-8")
+    found = codes()
     assert {"invalid_api_key", "duplicate_custom_id", "rate_limit_exceeded", "invalid_value"} <= found
     assert not {code for code in found if f"`{code}`" not in page}
+
+
+def test_no_code_of_the_server_is_called_missing():
+    page = (ROOT / "docs/compatibility.md").read_text(encoding="utf-8")
+    missing = [row for row in page.splitlines() if "| missing |" in row]
+    assert missing
+    assert not [row for row in missing if any(f"`{code}`" in row for code in codes())]
