@@ -14,9 +14,7 @@ SAID = [
 
 
 def codes() -> set[str]:
-    rooms = ("api", "check", "roles", "store", "line")
-    sources = [*(ROOT / "src/nightmill").glob("*.py")]
-    sources += [path for room in rooms for path in (ROOT / "src/nightmill" / room).rglob("*.py")]
+    sources = (ROOT / "src/nightmill").rglob("*.py")
     return {
         code
         for path in sources
