@@ -26,9 +26,9 @@ BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 INTRODUCTION = """\
 # Settings
 
-Printed from `src/nightmill/settings.py` by `make docs`; don't edit by hand.
+Printed from `src/nightmill/settings/sections.py` by `make docs`; do not edit by hand.
 
-nightmill runs without any. A setting comes from the first of these that names it:
+nightmill needs no settings. A value comes from the first of these sources that has it:
 
 1. a flag of `nightmill serve` ([cli.md](cli.md)),
 2. the environment: `NIGHTMILL_` and the setting's path in capitals, `__` between its levels; lists are
@@ -36,7 +36,7 @@ nightmill runs without any. A setting comes from the first of these that names i
 3. a TOML file, named by `--config` or `NIGHTMILL_CONFIG`,
 4. the default below.
 
-So these two say the same:
+These two are equivalent:
 
 ```bash
 export NIGHTMILL_UPSTREAM__URL=http://127.0.0.1:8000/v1
@@ -51,9 +51,9 @@ url = "http://127.0.0.1:8000/v1"
 completion_windows = ["24h", "2h"]
 ```
 
-Any name in the environment may end in `_FILE` and then names a file that holds the value, which is the way
-for secrets: `NIGHTMILL_UPSTREAM__API_KEY_FILE=/run/secrets/upstream_key`. A name nightmill does not know
-stops it with a message, so that a slip of the pen is seen at once.
+Any name in the environment may end in `_FILE` and then names a file that holds the value. Use this for
+secrets: `NIGHTMILL_UPSTREAM__API_KEY_FILE=/run/secrets/upstream_key`. An unknown name stops the start with a
+message, so that a typing error is found at once.
 
 `OPENAI_BASE_URL` and `OPENAI_API_KEY` are never read by the server: they tell clients where nightmill is.
 """

@@ -176,7 +176,7 @@ class S3Server:
             "allow_http": True,
             "retry_s": 1.0,
             "timeout_s": 5.0,
-            "upload_part_bytes": 5 << 20,
+            "multipart_part_bytes": 5 << 20,
         }
 
     def order(self, *orders: Order) -> None:

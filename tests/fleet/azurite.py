@@ -94,5 +94,5 @@ class Azurite:
             "allow_http": True,
             "retry_s": 1.0,
             "timeout_s": 5.0,
-            "upload_part_bytes": 5 << 20,
+            "multipart_part_bytes": 5 << 20,
         }

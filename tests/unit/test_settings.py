@@ -71,3 +71,18 @@ def test_a_wrong_setting_is_named_in_one_line(environment: dict[str, str], named
     with pytest.raises(SetupError, match=named) as caught:
         load(environment=environment)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("old_name", "name"), [("upload_part_bytes", "multipart_part_bytes"), ("part_bytes", "answer_part_bytes")]
+)
+def test_the_old_name_of_a_part_size_is_accepted(old_name: str, name: str) -> None:
+    settings = load(environment={f"NIGHTMILL_BLOBS__{old_name.upper()}": str(7 << 20)})
+    assert getattr(settings.blobs, name) == 7 << 20
+    assert from_message(as_message(settings)) == settings
+
+
+def test_a_part_size_under_both_names_is_refused() -> None:
+    both = {"part_bytes": 7 << 20, "answer_part_bytes": 8 << 20}
+    with pytest.raises(SetupError, match="blobs.part_bytes"):
+        load(flags={"blobs": both}, environment={})

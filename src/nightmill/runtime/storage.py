@@ -55,11 +55,11 @@ def _in_a_bucket(settings: Settings) -> tuple[PiecedBlobs, Parts]:
     from nightmill.blobs.objects import ObjectBlobs  # noqa: PLC0415 - needs an extra
     from nightmill.parts.objects import ObjectParts  # noqa: PLC0415 - as above
 
-    blobs = ObjectBlobs(bucket, part_bytes=settings.blobs.upload_part_bytes)
+    blobs = ObjectBlobs(bucket, part_bytes=settings.blobs.multipart_part_bytes)
     parts = ObjectParts(
         bucket,
         interval_s=settings.blobs.part_interval_s,
-        part_bytes=settings.blobs.part_bytes,
+        part_bytes=settings.blobs.answer_part_bytes,
         buffer_bytes=settings.worker.buffer_bytes,
         puts_at_once=settings.blobs.puts_at_once,
     )

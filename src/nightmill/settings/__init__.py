@@ -1,0 +1,49 @@
+"""Typed settings: `sections` says what can be set, `loading` where the values come from."""
+
+from nightmill.settings.loading import (
+    PREFIX,
+    as_message,
+    from_message,
+    load,
+    with_own_secrets,
+    without_secrets,
+)
+from nightmill.settings.sections import (
+    ApiSettings,
+    AuditSettings,
+    BlobSettings,
+    EmulatorSettings,
+    FinalizerSettings,
+    LimitSettings,
+    ModelSettings,
+    QuotaSettings,
+    RayModelSettings,
+    RaySettings,
+    RetentionSettings,
+    Settings,
+    UpstreamSettings,
+    WorkerSettings,
+)
+
+__all__ = [
+    "PREFIX",
+    "ApiSettings",
+    "AuditSettings",
+    "BlobSettings",
+    "EmulatorSettings",
+    "FinalizerSettings",
+    "LimitSettings",
+    "ModelSettings",
+    "QuotaSettings",
+    "RayModelSettings",
+    "RaySettings",
+    "RetentionSettings",
+    "Settings",
+    "UpstreamSettings",
+    "WorkerSettings",
+    "as_message",
+    "from_message",
+    "load",
+    "with_own_secrets",
+    "without_secrets",
+]
