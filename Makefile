@@ -17,7 +17,7 @@ LINES ?=
 # make fuzz: how long for each reader
 FUZZ_S ?= 60
 
-.PHONY: help setup run test test-fleet torture-fleet lint types layers unit audit fuzz bench docs lock clean
+.PHONY: help setup run test test-fleet torture-fleet lint types layers unit audit fuzz bench surface house docs lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -60,6 +60,12 @@ fuzz: $(STAMP)  ## atheris on every reader of bytes from outside, FUZZ_S=60 seco
 
 bench: $(STAMP)  ## measure against targets and wrk; ARGS="--quick", "--peers", "--profile FILE.svg", "--help"
 	@$(BIN)/python -m bench $(ARGS)
+
+surface: $(STAMP)  ## accept a change of commands, settings, metrics, errors or the OpenAPI document
+	$(BIN)/python -c 'from tests.surface.surface import write; write()'
+
+house: $(STAMP)  ## the figures that the source code is held to
+	@$(BIN)/python -m tests.house.figures
 
 docs: $(STAMP)  ## print the generated parts of docs/ anew
 	$(BIN)/python docs/generate.py

@@ -84,5 +84,5 @@ def test_the_old_name_of_a_part_size_is_accepted(old_name: str, name: str) -> No
 
 def test_a_part_size_under_both_names_is_refused() -> None:
     both = {"part_bytes": 7 << 20, "answer_part_bytes": 8 << 20}
-    with pytest.raises(SetupError, match="blobs.part_bytes"):
+    with pytest.raises(SetupError, match=r"blobs\.part_bytes"):
         load(flags={"blobs": both}, environment={})

@@ -392,5 +392,5 @@ class Settings(_Section):
 
     @property
     def store_timeout_s(self) -> float:
-        """Timeout of a call to the store, short enough that a lease holder can retry before its lease lapses."""
+        """Timeout of a call to the store; a lease holder can retry before its lease lapses."""
         return 10.0 if self.is_embedded else max(1.0, min(10.0, self.worker.lease_ttl_s / 2))

@@ -1,0 +1,45 @@
+"""What the snapshots take from the product, imported in one place."""
+
+from typing import Any, cast
+
+from fastapi import FastAPI
+
+from nightmill.api import metrics as api_metrics
+from nightmill.api.app import create_app
+from nightmill.api.context import ApiContext
+from nightmill.cli import app as command_line
+from nightmill.cli.failures import MEANINGS
+from nightmill.errors import NightmillError
+from nightmill.settings import Settings
+from nightmill.store.protocol import Backlog
+
+__all__ = ["NightmillError", "Settings", "command_line"]
+
+
+def application() -> FastAPI:
+    """The API without a store: good for its description, not for requests."""
+    nothing = cast("Any", None)
+    return create_app(
+        ApiContext(
+            store=nothing,
+            blobs=nothing,
+            settings=Settings(),
+            notify=nothing,
+            upstream_models=nothing,
+            clock=nothing,
+            random=nothing,
+        )
+    )
+
+
+def openapi_document() -> dict[str, Any]:
+    return application().openapi()
+
+
+def metrics_text() -> str:
+    text, _ = api_metrics._printed(Backlog(batches={}, waiting_segments=0, leased_segments=0))
+    return text.decode()
+
+
+def exit_code_meanings() -> dict[int, str]:
+    return {int(code): meaning for code, meaning in MEANINGS.items()}
