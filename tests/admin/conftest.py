@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from nightmill.admin.check import Checked, Depth, check, check_and_mend
+from nightmill.admin.check import Checked, Depth, check, check_and_repair
 from nightmill.blobs import Piece
 from nightmill.blobs.pieces import dump_pieces
 from nightmill.core.batch import Batch
@@ -97,8 +97,8 @@ class DataFolder:
     def check(self, *, depth: Depth = Depth.USUAL, **more: Any) -> Checked:
         return check(self.path, self.settings.store_url, depth=depth, **more)
 
-    def mend(self, *, depth: Depth = Depth.USUAL) -> Checked:
-        return check_and_mend(self.path, self.settings.store_url, depth=depth)
+    def repair(self, *, depth: Depth = Depth.USUAL) -> Checked:
+        return check_and_repair(self.path, self.settings.store_url, depth=depth)
 
     @contextmanager
     def rows(self) -> Iterator[sqlite3.Connection]:

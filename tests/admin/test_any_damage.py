@@ -46,5 +46,5 @@ def test_any_damage_of_what_can_be_made_again_is_mended(data, damage):
             if target.exists():
                 harm(target, kind, offset)
 
-        assert folder.mend().left == ()
+        assert folder.repair().left == ()
         folder.ends_well()

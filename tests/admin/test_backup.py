@@ -13,7 +13,7 @@ from nightmill import cli
 from nightmill.admin import backup
 from nightmill.admin.backup import back_up
 from nightmill.admin.check import Depth
-from nightmill.admin.hold import deleting, holding
+from nightmill.admin.delete_lock import may_delete, no_deletes
 from nightmill.errors import SetupError, StorageFullError, UnavailableError
 from nightmill.store.snapshot import copy_database
 
@@ -70,7 +70,7 @@ def test_nothing_is_deleted_while_a_backup_reads(data):
             assert await components.store.delete_file("default", file_id)
             await components.maintenance().turn()
 
-    with holding(data.path):
+    with no_deletes(data.path):
         asyncio.run(delete_and_sweep())
         assert (data.blobs / key).exists()
 
@@ -82,18 +82,18 @@ def test_nothing_is_deleted_while_a_backup_reads(data):
     assert not (data.blobs / key).exists()
 
 
-def test_a_reader_waits_for_the_warden_and_not_for_ever(data):
-    with deleting(data.path) as may_delete:
-        assert may_delete
-        with pytest.raises(UnavailableError, match="deleting"), holding(data.path, timeout_s=0.1):
+def test_a_reader_waits_for_maintenance_until_its_timeout(data):
+    with may_delete(data.path) as is_allowed:
+        assert is_allowed
+        with pytest.raises(UnavailableError, match="deleting"), no_deletes(data.path, timeout_s=0.1):
             pass
-    with holding(data.path), holding(data.path), deleting(data.path) as may_delete:
-        assert not may_delete, "two may read, and the warden waits for both"
+    with no_deletes(data.path), no_deletes(data.path), may_delete(data.path) as is_allowed:
+        assert not is_allowed, "two may read, and maintenance deletes nothing meanwhile"
 
 
-def test_a_warden_without_a_folder_waits_for_nobody(tmp_path):
-    with deleting(tmp_path / "nowhere") as may_delete:
-        assert may_delete
+def test_maintenance_without_a_folder_may_delete(tmp_path):
+    with may_delete(tmp_path / "nowhere") as is_allowed:
+        assert is_allowed
     assert list(tmp_path.iterdir()) == []
 
 
@@ -132,7 +132,7 @@ def test_what_is_damaged_here_is_told_and_the_rest_is_saved(data, copied):
     told, copy = copied()
 
     assert sorted(told.missing) == sorted([key, f"parts/{part.parent.name}/{part.name}"])
-    assert copy.mend().left == ()
+    assert copy.repair().left == ()
     copy.ends_well()
 
 
@@ -168,7 +168,7 @@ def test_two_backups_do_not_write_one_copy(data, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("place", "why"), [("there", "is there already"), ("data/copy", "lies in the data folder")]
+    ("place", "why"), [("there", "already exists"), ("data/copy", "is inside the data folder")]
 )
 def test_a_place_that_will_not_do_is_refused(data, tmp_path, place, why):
     (tmp_path / "there").mkdir()

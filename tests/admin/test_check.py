@@ -1,4 +1,4 @@
-"""Damage a real folder in each way; see it found, mended, and every line answered once all the same."""
+"""Damage a real folder in each way; see it found and repaired, and every line answered once."""
 
 import asyncio
 import json
@@ -34,7 +34,7 @@ def pinned_parts(data, where="1"):
 
 def test_a_folder_that_a_killed_server_left_is_as_it_should_be(data):
     assert data.check(depth=Depth.DEEP).found == ()
-    assert data.mend().found == ()
+    assert data.repair().found == ()
     upstream = data.ends_well()
     assert upstream.answered == 40 - 22
 
@@ -66,8 +66,8 @@ def test_lines_whose_answers_are_damaged_are_sent_again_and_no_others(data, harm
     checked = data.check()
 
     assert kinds(checked.found) == ["part"]
-    assert checked.found[0].mend is not None
-    assert data.mend().left == ()
+    assert checked.found[0].repair is not None
+    assert data.repair().left == ()
     upstream = data.ends_well()
     most_in_a_segment = 5
     assert 40 - 22 < upstream.answered <= 40 - 22 + most_in_a_segment
@@ -83,7 +83,7 @@ def test_what_lies_before_the_damage_is_kept(data):
     path, length_bytes = pinned_parts(data, "segment.state = 'done'")[0]
     flip(path, offset=length_bytes - 5)
 
-    data.mend()
+    data.repair()
 
     assert data.ends_well().answered == 40 - 22 + 1
 
@@ -98,7 +98,7 @@ def test_a_segment_that_counts_more_than_its_parts_hold_counts_again(data, unfin
             rows.execute(f"UPDATE {table} SET completed = completed + 2 WHERE {where}", [unfinished])
 
     assert kinds(data.check().found) == ["answers"]
-    assert data.mend().left == ()
+    assert data.repair().left == ()
     assert data.ask("SELECT completed FROM batch WHERE id = ?", unfinished) == [(22,)]
     data.ends_well()
 
@@ -108,7 +108,7 @@ def test_a_batch_that_counts_wrong_counts_again(data, unfinished):
         rows.execute("UPDATE batch SET completed = 3, total_tokens = 1 WHERE id = ?", [unfinished])
 
     assert kinds(data.check().found) == ["tally"]
-    assert data.mend().left == ()
+    assert data.repair().left == ()
     assert data.ask("SELECT completed, total_tokens FROM batch WHERE id = ?", unfinished) == [(22, 110)]
     data.ends_well()
 
@@ -118,7 +118,7 @@ def test_segments_to_do_are_counted_again(data, unfinished):
         rows.execute("UPDATE batch SET segments_left = 0 WHERE id = ?", [unfinished])
 
     assert kinds(data.check().found) == ["tally"]
-    data.mend()
+    data.repair()
     data.ends_well()
 
 
@@ -129,7 +129,7 @@ def test_a_batch_about_to_be_finalized_goes_back_to_work(data, unfinished):
     path.unlink()
 
     assert kinds(data.check().found) == ["part"]
-    assert data.mend().left == ()
+    assert data.repair().left == ()
     assert data.ask("SELECT status, finalizing_at FROM batch WHERE id = ?", unfinished) == [
         ("in_progress", None)
     ]
@@ -177,7 +177,7 @@ def test_a_damaged_line_index_is_made_again(data, unfinished, harm):
     harm(index_of(data, unfinished))
 
     assert "line_index" in kinds(data.check().found)
-    assert data.mend().left == ()
+    assert data.repair().left == ()
     assert index_of(data, unfinished).read_bytes() == before
     data.ends_well()
 
@@ -188,7 +188,7 @@ def test_a_wrong_record_of_a_line_index_is_seen(data, unfinished, place):
     flip(index_of(data, unfinished), offset=place)
 
     assert kinds(data.check().found) == ["line_index"]
-    assert data.mend().left == ()
+    assert data.repair().left == ()
     assert index_of(data, unfinished).read_bytes() == before
     data.ends_well()
 
@@ -198,7 +198,7 @@ def test_an_input_that_is_gone_can_only_be_brought_back(data, unfinished):
     text = path.read_bytes()
     path.unlink()
 
-    checked = data.mend()
+    checked = data.repair()
 
     assert kinds(checked.left) == ["file_missing", "input_missing"]
     path.write_bytes(text)
@@ -212,7 +212,7 @@ def test_an_input_whose_lines_changed_is_seen_by_a_deep_check(data, unfinished):
     assert data.check().found == ()
     found = data.check(depth=Depth.DEEP).found
     assert kinds(found) == ["input_missing"]
-    assert found[0].mend is None
+    assert found[0].repair is None
 
 
 def test_segments_with_a_gap_are_seen(data, unfinished):
@@ -234,7 +234,7 @@ def test_a_file_whose_bytes_are_gone_is_marked_deleted(data):
     (data.blobs / key).unlink()
 
     assert kinds(data.check().found) == ["file_missing"]
-    assert data.mend().left == ()
+    assert data.repair().left == ()
 
     async def find():
         async with data.rooms() as components:
@@ -248,7 +248,7 @@ def test_a_file_of_another_length_is_told_and_left_alone(data):
     cut(data.blobs / key)
     before = (data.blobs / key).read_bytes()
 
-    checked = data.mend()
+    checked = data.repair()
 
     assert kinds(checked.left) == ["file_size"]
     assert (data.blobs / key).read_bytes() == before
@@ -277,7 +277,7 @@ def test_a_part_of_an_open_upload_whose_bytes_are_gone_is_forgotten(data, harm):
     harm(data.blobs / data.ask("SELECT blob_key FROM upload_part")[0][0])
 
     assert kinds(data.check().found) == ["upload_part"]
-    assert data.mend().left == ()
+    assert data.repair().left == ()
     assert data.ask("SELECT * FROM upload_part") == []
 
 
@@ -293,7 +293,7 @@ def test_a_key_of_a_create_that_never_was_is_forgotten(data, unfinished):
             [time.time()],
         )
     assert kinds(data.check().found) == ["idempotency"]
-    assert data.mend().left == ()
+    assert data.repair().left == ()
     assert data.ask("SELECT * FROM idempotency") == []
 
 
@@ -307,7 +307,7 @@ def test_segments_of_a_batch_that_has_ended_are_removed(data):
         )
 
     assert kinds(data.check().found) == ["left_segments"]
-    assert data.mend().left == ()
+    assert data.repair().left == ()
     data.ends_well()
 
 
@@ -347,7 +347,7 @@ def test_strays_are_told_once_they_are_an_hour_old(data, unfinished):
 def test_strays_are_removed_when_nobody_is_at_work(data, unfinished):
     paths = orphaned_blobs(data, unfinished)
 
-    checked = data.mend()
+    checked = data.repair()
 
     assert sorted(finding.subject for finding in checked.found) == sorted(paths)
     assert checked.left == ()
@@ -369,7 +369,7 @@ def test_a_damaged_database_is_told_and_not_touched(data):
     checked = data.check()
 
     assert kinds(checked.left) == ["database"]
-    assert all(finding.mend is None for finding in checked.left)
+    assert all(finding.repair is None for finding in checked.left)
 
 
 def test_a_database_of_another_nightmill_is_not_judged(data):
@@ -401,11 +401,11 @@ def test_the_exit_code_says_what_to_do(data, command):
     code, told = command("check", *folder)
     assert code == 1
     assert "[repair: keep 0 answers and send 5 lines again]" in told.out
-    assert "1 wrong, 1 of them can be mended with --repair" in told.err
+    assert "1 wrong, 1 of them can be repaired with --repair" in told.err
 
     code, told = command("check", *folder, "--repair")
     assert code == 0
-    assert "[mended]" in told.out
+    assert "[repaired]" in told.out
 
     _, key = output_of(data)
     cut(data.blobs / key)
@@ -449,4 +449,4 @@ def test_a_folder_with_no_batch_at_all_is_fine(tmp_path, data):
     with data.rows() as rows:
         for table in ("segment", "batch", "file", "upload_part", "upload"):
             rows.execute(f"DELETE FROM {table}")
-    assert data.mend().found == ()
+    assert data.repair().found == ()

@@ -3,10 +3,10 @@
 import shutil
 
 import pytest
-from tests.keeping.conftest import cut_into_pieces
 
 from nightmill.admin.backup import back_up
 from nightmill.admin.check import Depth
+from tests.admin.conftest import cut_into_pieces
 
 
 @pytest.fixture
@@ -34,14 +34,14 @@ def test_a_line_index_is_made_again_from_pieces(data, unfinished, pieces):
     index = data.blobs / data.ask("SELECT index_blob_key FROM batch WHERE id = ?", unfinished)[0][0]
     before = index.read_bytes()
     index.unlink()
-    assert data.mend().left == ()
+    assert data.repair().left == ()
     assert index.read_bytes() == before
     data.ends_well()
 
 
 def test_a_piece_that_is_gone_is_told_and_the_others_are_kept(data, pieces, tmp_path):
     pieces[1].unlink()
-    checked = data.mend()
+    checked = data.repair()
     assert "file_size" in kinds(checked.left)
     assert "stray" not in kinds(checked.found)
     assert pieces[0].exists()
@@ -55,7 +55,7 @@ def test_a_file_whose_list_of_pieces_is_gone_is_marked_deleted_and_its_pieces_go
     pieces = [data.blobs / piece for piece in cut_into_pieces(data, key)]
     (data.blobs / f"{key}.pieces").unlink()
     assert kinds(data.check().found) == ["file_missing"]
-    assert data.mend().left == ()
+    assert data.repair().left == ()
     data.ends_well()
     assert not any(piece.exists() for piece in pieces)
 

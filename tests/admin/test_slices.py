@@ -5,11 +5,11 @@ import time
 from dataclasses import dataclass
 
 import pytest
-from tests.keeping.conftest import PROJECT, DataFolder, Upstream
 
 from nightmill.admin.backup import back_up
 from nightmill.admin.check import Depth
 from nightmill.core.batch import Status
+from tests.admin.conftest import PROJECT, DataFolder, Upstream
 
 
 @dataclass
@@ -78,7 +78,7 @@ def test_a_copy_goes_on_with_the_slices_that_are_left(half_joined, tmp_path):
 
 def test_a_batch_one_of_whose_slices_is_damaged_is_joined_anew(half_joined):
     piece_of(half_joined).unlink()
-    checked = half_joined.mend()
+    checked = half_joined.repair()
     assert [finding.kind for finding in checked.found] == ["slice"]
     assert checked.left == ()
     assert half_joined.ask("SELECT * FROM slice") == []
@@ -89,7 +89,7 @@ def test_a_batch_whose_answers_were_damaged_is_joined_anew(half_joined):
     joined = piece_of(half_joined)
     part = half_joined.parts()[-1]
     part.write_bytes(part.read_bytes()[:-20])
-    checked = half_joined.mend()
+    checked = half_joined.repair()
     assert "part" in [finding.kind for finding in checked.found]
     assert checked.left == ()
     assert half_joined.ask("SELECT * FROM slice") == []

@@ -1,6 +1,5 @@
-"""Keeping a data folder: copies of it while a server runs, and whether what it says is there is there.
+"""Tools for a data folder: backup while a server runs, consistency check, and repair.
 
-Duty: backup and check. Promise: neither changes anything in the folder, unless the check is told to mend and
-nobody else uses it. Not its duty: a store or blobs that are not SQLite and a folder; those have their own
-tools.
+Backup and check change nothing in the folder. Repair needs the folder to itself. Stores other than SQLite and
+blobs in an object store have tools of their own.
 """

@@ -13,7 +13,9 @@ from nightmill.store.inventory import Inventory, StoredBatch
 
 
 def audit_batches(inventory: Inventory, root: Path) -> Iterator[Finding]:
-    """Every unfinished batch can go on, and counts what is there; finished ones left nothing behind."""
+    """Checks that every unfinished batch can continue and has the right counts, and that finished ones left
+    no rows.
+    """
     for stored in inventory.unfinished_batches():
         yield from _UnfinishedBatch(stored, root, list(inventory.segments(stored.batch.id))).findings()
     for batch_id, count in inventory.left_segments():
@@ -27,7 +29,9 @@ def audit_batches(inventory: Inventory, root: Path) -> Iterator[Finding]:
 
 
 def audit_lines(inventory: Inventory, root: Path) -> Iterator[Finding]:
-    """Reads whole files: every finished batch has each line once, every input still has its batch's lines."""
+    """Reads whole files: checks that every finished batch has as many lines as its input, and every input its
+    lines.
+    """
     for stored in inventory.finished_batches():
         if (finding := _count_outputs(inventory, root, stored.batch)) is not None:
             yield finding
@@ -50,14 +54,14 @@ class _UnfinishedBatch:
 
     def findings(self) -> Iterator[Finding]:
         if self._batch.status is Status.VALIDATING or self._stored.index_blob_key is None:
-            return  # intake has not accepted it: it has no lines yet
+            return  # intake has not accepted the batch: it has no lines yet
         yield from self._input_findings(self._stored.index_blob_key)
         yield from self._cut_findings()
         names = parts_of(self._root, self._batch.id)
         pins = list(filter(None, (self._segment_finding(result, names) for result in self._segments)))
         yield from pins
-        # A segment that is pinned anew has its batch counted anew as well.
-        if not any(isinstance(finding.mend, Pin) for finding in pins):
+        # Pinning a segment again computes its batch's tally again too.
+        if not any(isinstance(finding.repair, Pin) for finding in pins):
             yield from self._tally_findings()
 
     def _input_findings(self, index_blob_key: str) -> Iterator[Finding]:
@@ -80,8 +84,10 @@ class _UnfinishedBatch:
         self._index = index if fault is None else again
         if fault is not None:
             detail = f"the line index {index_blob_key}: {fault}"
-            mend = None if again is None else WriteIndex(batch, index_blob_key)
-            yield Finding(Kind.LINE_INDEX, batch.id, detail if mend else f"{detail}; it needs a backup", mend)
+            repair = None if again is None else WriteIndex(batch, index_blob_key)
+            yield Finding(
+                Kind.LINE_INDEX, batch.id, detail if repair else f"{detail}; it needs a backup", repair
+            )
 
     def _cut_findings(self) -> Iterator[Finding]:
         first = 0
@@ -99,17 +105,17 @@ class _UnfinishedBatch:
         answers = answers_in(self._root, result, names)
         ordinals = self._ordinals(result)
         tally = answers.tally(ordinals)
-        mend = Pin(result.segment, tuple(answers.pinned), tally)
+        repair = Pin(result.segment, tuple(answers.pinned), tally)
         subject = f"{self._batch.id} segment {result.segment.number}"
         if answers.damage:
-            return Finding(Kind.PART, subject, "; ".join(answers.damage), mend)
+            return Finding(Kind.PART, subject, "; ".join(answers.damage), repair)
         if ordinals is not None and (foreign := answers.tallies.keys() - ordinals):
             detail = f"its parts answer {len(foreign)} lines of other segments; it needs a backup"
             return Finding(Kind.ANSWERS, subject, detail)
         if self._is_counted(result, answers, tally):
             return None
         detail = f"it counts {result.tally.answered} answers and its parts hold {tally.answered}"
-        return Finding(Kind.ANSWERS, subject, detail, mend)
+        return Finding(Kind.ANSWERS, subject, detail, repair)
 
     def _ordinals(self, result: SegmentResult) -> set[int] | None:
         if self._index is None:
@@ -120,7 +126,7 @@ class _UnfinishedBatch:
 
     @staticmethod
     def _is_counted(result: SegmentResult, answers: Answers, tally: Tally) -> bool:
-        """Of a segment that is not done, more may be there than its last holder could report."""
+        """A segment that is not done may have more durable answers than its last holder reported."""
         if not result.is_done:
             return result.tally.answered <= len(answers.tallies)
         return tally == result.tally and tally.answered == result.segment.count
@@ -130,7 +136,7 @@ class _UnfinishedBatch:
         for result in self._segments:
             counted = counted.plus(result.tally)
             left += not result.is_done
-        mend = CountAgain(self._batch.id)
+        repair = CountAgain(self._batch.id)
         if counted != self._batch.tally:
             stored = self._batch.tally
             detail = (
@@ -139,10 +145,10 @@ class _UnfinishedBatch:
             )
             if (counted.completed, counted.failed) == (stored.completed, stored.failed):
                 detail = "its token counts are not the sum of its segments'"
-            yield Finding(Kind.TALLY, self._batch.id, detail, mend)
+            yield Finding(Kind.TALLY, self._batch.id, detail, repair)
         elif left != self._stored.segments_left:
             detail = f"it counts {self._stored.segments_left} segments to do, there are {left}"
-            yield Finding(Kind.TALLY, self._batch.id, detail, mend)
+            yield Finding(Kind.TALLY, self._batch.id, detail, repair)
 
 
 def _count_outputs(inventory: Inventory, root: Path, batch: Batch) -> Finding | None:
@@ -154,7 +160,7 @@ def _count_outputs(inventory: Inventory, root: Path, batch: Batch) -> Finding | 
             continue
         file = inventory.live_file(file_id)
         if file is None or blob_size(root, file.blob_key) is None:
-            return None  # deleted, or told of as a file already
+            return None  # deleted, or already reported as a missing file
         lines += sum(chunk.count(b"\n") for chunk in blob_chunks(root, file.blob_key))
     if lines == batch.total:
         return None

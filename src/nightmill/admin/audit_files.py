@@ -1,11 +1,11 @@
-"""Compares files, upload parts and idempotency keys with the disk, and finds what nothing names."""
+"""Compares files, upload parts and idempotency keys with the disk, and finds orphaned blobs."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from nightmill.admin.blob import blob_size
 from nightmill.admin.disk import PARTS, UNFINISHED, PartName, is_older, keys_in, size_of
-from nightmill.admin.findings import DeleteFile, Finding, ForgetKey, ForgetPart, JoinAnew, Kind, Remove
+from nightmill.admin.findings import DeleteFile, Finding, ForgetKey, ForgetPart, JoinAgain, Kind, Remove
 from nightmill.ids import BatchId
 from nightmill.store.inventory import Inventory
 
@@ -13,7 +13,7 @@ _AT_ONCE = 1_000
 
 
 def audit_files(inventory: Inventory, root: Path) -> Iterator[Finding]:
-    """Every file and every part of an open upload has its bytes."""
+    """Checks that every file and every part of a pending upload has its bytes."""
     inputs = {stored.batch.input_blob_key for stored in inventory.unfinished_batches()}
     for file in inventory.live_files():
         size_bytes = blob_size(root, file.blob_key)
@@ -40,26 +40,28 @@ def audit_files(inventory: Inventory, root: Path) -> Iterator[Finding]:
             if size_of(root / piece.key) != piece.size_bytes:
                 subject = f"{joined.slice.batch_id} slice {joined.slice.number}"
                 detail = f"{piece.key} does not have its {piece.size_bytes} bytes"
-                yield Finding(Kind.SLICE, subject, detail, JoinAnew(joined.slice.batch_id))
+                yield Finding(Kind.SLICE, subject, detail, JoinAgain(joined.slice.batch_id))
     for row in inventory.dangling_idempotency():
         detail = f"an Idempotency-Key of project {row.project_id} names it, and it was never made"
         yield Finding(Kind.IDEMPOTENCY, row.object_id, detail, ForgetKey(row))
 
 
-def audit_strays(inventory: Inventory, root: Path, *, before: float) -> Iterator[Finding]:
-    """Bytes that nothing names, last written before then: somebody may be about to name newer ones."""
+def audit_orphans(inventory: Inventory, root: Path, *, before: float) -> Iterator[Finding]:
+    """Finds blobs that no row references, last written before `before`: a row for a newer blob may still
+    come.
+    """
     for keys in _chunked(keys_in(root, before=before)):
         named = inventory.named_among(keys)
         for key in keys:
             if key not in named:
-                yield _stray(key, "nothing names it")
+                yield _orphan(key, "nothing names it")
     for path in _inside(root / UNFINISHED):
         if is_older(path, before=before):
-            yield _stray(f"{UNFINISHED}/{path.name}", "it was never finished")
-    yield from _stray_parts(inventory, root, before=before)
+            yield _orphan(f"{UNFINISHED}/{path.name}", "it was never finished")
+    yield from _orphaned_parts(inventory, root, before=before)
 
 
-def _stray_parts(inventory: Inventory, root: Path, *, before: float) -> Iterator[Finding]:
+def _orphaned_parts(inventory: Inventory, root: Path, *, before: float) -> Iterator[Finding]:
     folders = _inside(root / PARTS)
     statuses = inventory.statuses([BatchId(folder.name) for folder in folders])
     for folder in folders:
@@ -74,10 +76,10 @@ def _stray_parts(inventory: Inventory, root: Path, *, before: float) -> Iterator
             name = PartName.of(path.name)
             is_part = known is not None and name is not None and name.number in known
             if not is_part and is_older(path, before=before):
-                yield _stray(f"{PARTS}/{folder.name}/{path.name}", why)
+                yield _orphan(f"{PARTS}/{folder.name}/{path.name}", why)
 
 
-def _stray(path: str, why: str) -> Finding:
+def _orphan(path: str, why: str) -> Finding:
     return Finding(Kind.STRAY, path, why, Remove(path))
 
 

@@ -1,11 +1,11 @@
-"""A copy of the data folder, taken while a server works in it.
+"""Copies the data folder while a server works in it.
 
-Order: keep the warden from deleting; copy the database; then copy what that copy names. Blobs never change
-and parts only grow, so whatever happens in between, the copy holds at least what its database counts on.
+Order: keep maintenance from deleting, copy the database, then copy the blobs that the copied database
+references. Blobs never change and parts only grow, so the copy has at least what its database references.
 
-Promise: under its final name the copy is whole and on stable storage. A server started on it goes on with
-every batch; lines that were answered after the backup are sent again. Not its duty: settings and the
-upstream's key (they are not in the folder).
+Under its final name the copy is complete and on stable storage. A server started on it continues every batch;
+lines that were answered after the backup are sent again. Settings and the upstream's key are not in the
+folder and not in the copy.
 """
 
 import os
@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nightmill.admin.blob import pieces_of
+from nightmill.admin.delete_lock import no_deletes
 from nightmill.admin.disk import PARTS, blob_root, parts_of
-from nightmill.admin.hold import holding
 from nightmill.blobs import is_pieced, reported, sync_folder
 from nightmill.errors import SetupError
 from nightmill.store.inventory import Inventory
@@ -34,7 +34,9 @@ _CHUNK_BYTES = 1 << 20
 
 @dataclass(slots=True)
 class BackedUp:
-    """What was copied. `missing` names what the database counts on and the folder does not hold whole."""
+    """What was copied. `missing` has the keys that the database references and the folder lacks or has cut
+    short.
+    """
 
     destination: Path
     blobs: int = 0
@@ -51,28 +53,28 @@ def back_up(folder: Path, store_url: str, destination: Path) -> BackedUp:
     """
     folder, destination = folder.absolute(), destination.absolute()
     if os.path.lexists(destination):
-        raise SetupError(f"{destination} is there already; name a new folder for the backup")
+        raise SetupError(f"{destination} already exists; name a new folder for the backup")
     if destination.resolve().is_relative_to(folder.resolve()):
-        raise SetupError(f"{destination} lies in the data folder; name a place outside of it")
-    told = BackedUp(destination)
-    with reported(f"the backup at {destination}"), holding(folder), _unfinished(destination) as unfinished:
+        raise SetupError(f"{destination} is inside the data folder; name a folder outside of it")
+    copied = BackedUp(destination)
+    with reported(f"the backup at {destination}"), no_deletes(folder), _unfinished(destination) as unfinished:
         database = unfinished / DATABASE
         copy_database(store_url, database)
         with reading(database) as inventory:
-            copier = _Copier(blob_root(folder), blob_root(unfinished), told)
+            copier = _Copier(blob_root(folder), blob_root(unfinished), copied)
             for key, size_bytes in _named(inventory):
                 copier.copy_blob(key, least_bytes=size_bytes)
             for key, size_bytes in _parts(inventory, blob_root(folder)):
                 copier.copy(f"{PARTS}/{key}", least_bytes=size_bytes)
-        told.size_bytes += database.stat().st_size
+        copied.size_bytes += database.stat().st_size
         _sync_tree(unfinished)
         unfinished.rename(destination)
         sync_folder(destination.parent)
-    return told
+    return copied
 
 
 def _named(inventory: Inventory) -> Iterator[tuple[str, int | None]]:
-    """Every blob that is needed, and its size where the database knows it."""
+    """Every referenced blob, and its size where the database has it."""
     for file in inventory.live_files():
         yield file.blob_key, file.size_bytes
     for part in inventory.pending_parts():
@@ -87,9 +89,10 @@ def _named(inventory: Inventory) -> Iterator[tuple[str, int | None]]:
 
 
 def _parts(inventory: Inventory, root: Path) -> Iterator[tuple[str, int]]:
-    """Parts of unfinished batches up to their newest holder's, and how much of them is pinned.
+    """Parts of unfinished batches up to the newest token, and the pinned length of each.
 
-    Parts of later holders hold what was answered after the database was copied: the copy knows nothing of it.
+    Parts under later tokens have answers that came after the database was copied, so the copy does not need
+    them.
     """
     for stored in inventory.unfinished_batches():
         names = parts_of(root, stored.batch.id)
@@ -105,10 +108,10 @@ def _parts(inventory: Inventory, root: Path) -> Iterator[tuple[str, int]]:
 
 
 class _Copier:
-    def __init__(self, source: Path, target: Path, told: BackedUp) -> None:
+    def __init__(self, source: Path, target: Path, copied: BackedUp) -> None:
         self._source = source
         self._target = target
-        self._told = told
+        self._copied = copied
         target.mkdir()
 
     def copy_blob(self, key: str, *, least_bytes: int | None) -> None:
@@ -120,7 +123,7 @@ class _Copier:
             self.copy(piece.key, least_bytes=piece.size_bytes)
 
     def copy(self, key: str, *, least_bytes: int | None) -> None:
-        """An input file may be named by itself and by a batch; it is copied once."""
+        """Copies one file once: an input file may be referenced by a file row and by a batch."""
         target = self._target / key
         if target.exists():
             return
@@ -128,7 +131,7 @@ class _Copier:
         try:
             source = (self._source / key).open("rb", buffering=0)
         except (FileNotFoundError, NotADirectoryError):
-            self._told.missing.append(key)
+            self._copied.missing.append(key)
             return
         with source:
             copy = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -137,16 +140,16 @@ class _Copier:
                 os.fsync(copy)
             finally:
                 os.close(copy)
-        self._told.blobs += 1
-        self._told.size_bytes += max(size_bytes, 0)
+        self._copied.blobs += 1
+        self._copied.size_bytes += max(size_bytes, 0)
         if size_bytes < (least_bytes or 0):
-            self._told.missing.append(key)
+            self._copied.missing.append(key)
 
 
 def _copy_bytes(source: int, target: int) -> int:
-    """How many were copied, -1 when not all of them can be read.
+    """Number of bytes copied, -1 when the source cannot be read to its end.
 
-    The kernel copies where it can: on file systems that share blocks, that takes no room.
+    The kernel copies where it can: file systems that share blocks then use no extra space.
     """
     copied = 0
     with suppress(OSError, AttributeError):
@@ -160,7 +163,7 @@ def _copy_bytes(source: int, target: int) -> int:
         try:
             chunk = os.read(source, _CHUNK_BYTES)
         except OSError:
-            return -1  # a bad sector must not keep all the others from being saved
+            return -1  # an unreadable sector must not stop the copy of the other files
         if not chunk:
             return copied
         rest = memoryview(chunk)
@@ -171,7 +174,7 @@ def _copy_bytes(source: int, target: int) -> int:
 
 @contextmanager
 def _unfinished(destination: Path) -> Generator[Path]:
-    """A folder beside the destination, ours alone; what an earlier backup left there is cleared."""
+    """A locked folder beside the destination; leftovers of an earlier backup in it are deleted."""
     folder = destination.with_name(destination.name + ".tmp")
     with reported(f"the backup at {folder}"):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""A blob in a data folder, read from the disk by its key, whether it lies there in one file or in pieces."""
+"""Reads a blob of a data folder by its key, whether it is one file or made of pieces."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,7 +10,9 @@ _CHUNK_BYTES = 1 << 20
 
 
 def pieces_of(root: Path, key: str) -> Sequence[Piece] | None:
-    """In order; none for a blob that has none. None when its list is gone or can't be read."""
+    """The pieces in order; empty for a blob of one file. None when the list of pieces is missing or
+    unreadable.
+    """
     if not is_pieced(key):
         return ()
     try:
@@ -20,7 +22,7 @@ def pieces_of(root: Path, key: str) -> Sequence[Piece] | None:
 
 
 def blob_size(root: Path, key: str) -> int | None:
-    """How many bytes are there. None without a file, or without the list of its pieces."""
+    """Size on disk in bytes. None when the file, or the list of its pieces, is missing."""
     if not is_pieced(key):
         return size_of(root / key)
     pieces = pieces_of(root, key)
@@ -28,7 +30,7 @@ def blob_size(root: Path, key: str) -> int | None:
 
 
 def blob_chunks(root: Path, key: str) -> Iterator[bytes]:
-    """Raises OSError for what is missing or can't be read."""
+    """Yields the content. Raises OSError when a file is missing or unreadable."""
     if not is_pieced(key):
         yield from _chunks(root / key)
         return

@@ -1,8 +1,8 @@
-"""Whether the data folder holds what its database says, and making it so.
+"""Checks that the database and the files of a data folder agree, and repairs what can be repaired.
 
-Promise: a check may run beside a server and takes nobody's turn: it reads a copy of the database, and nothing
-that the copy names is deleted meanwhile. Mending needs the folder to itself. Not its duty: the bytes of files
-beyond their length (no digest of them is kept).
+A check may run beside a server and does not delay it: it reads a copy of the database, and no blob that the
+copy references is deleted meanwhile. A repair needs the folder to itself. Of files only the size is checked:
+the database has no digests.
 """
 
 import tempfile
@@ -13,22 +13,24 @@ from enum import Enum
 from pathlib import Path
 
 from nightmill.admin.audit_batches import audit_batches, audit_lines
-from nightmill.admin.audit_files import audit_files, audit_strays
+from nightmill.admin.audit_files import audit_files, audit_orphans
+from nightmill.admin.delete_lock import no_deletes
 from nightmill.admin.disk import blob_root
 from nightmill.admin.findings import Finding, Kind
-from nightmill.admin.hold import holding
-from nightmill.admin.repair import mend
+from nightmill.admin.repair import repair
 from nightmill.store.inventory import Inventory
 from nightmill.store.mending import mending
 from nightmill.store.snapshot import copy_database, database_file, reading
 
-_STRAY_AFTER_S = 3_600.0
+_ORPHAN_AFTER_S = 3_600.0
 _MOST_ROUNDS = 3
-"""One mend may bring another: bytes of a row that was forgotten are a stray."""
+"""A repair may lead to another: the blob of a deleted row is orphaned."""
 
 
 class Depth(Enum):
-    """How much is read: rows, sizes and the parts of unfinished batches; or every line of every file too."""
+    """USUAL reads rows, file sizes and the parts of unfinished batches; DEEP reads every line of every file
+    too.
+    """
 
     USUAL = "usual"
     DEEP = "deep"
@@ -36,7 +38,7 @@ class Depth(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """`found` before anything was mended; `left` is what is still wrong."""
+    """`found` are the findings before any repair; `left` those that remain."""
 
     found: tuple[Finding, ...]
     left: tuple[Finding, ...] = field(default=())
@@ -45,16 +47,16 @@ class Checked:
 def check(
     folder: Path, store_url: str, *, depth: Depth = Depth.USUAL, clock: Callable[[], float] = time.time
 ) -> Checked:
-    """Beside a server or without one. Bytes that nothing names count once they are an hour old.
+    """Checks without changing anything; a server may run. Orphaned blobs count once they are an hour old.
 
     Raises:
         SetupError: there is no data folder or no database in it.
     """
-    found = _audited(folder, store_url, depth, stray_before=clock() - _STRAY_AFTER_S)
+    found = _audited(folder, store_url, depth, orphan_before=clock() - _ORPHAN_AFTER_S)
     return Checked(found, found)
 
 
-def check_and_mend(folder: Path, store_url: str, *, depth: Depth = Depth.USUAL) -> Checked:
+def check_and_repair(folder: Path, store_url: str, *, depth: Depth = Depth.USUAL) -> Checked:
     """Checks and repairs. The caller holds the folder's lock, so no other process is at work there: blobs
     that no row references are orphaned whatever their age.
     """
@@ -62,30 +64,30 @@ def check_and_mend(folder: Path, store_url: str, *, depth: Depth = Depth.USUAL) 
         mender.take_back_leases()
     found: dict[Finding, None] = {}
     for _ in range(_MOST_ROUNDS):
-        left = _audited(folder, store_url, depth, stray_before=float("inf"))
+        left = _audited(folder, store_url, depth, orphan_before=float("inf"))
         found |= dict.fromkeys(left)
-        if not any(finding.mend for finding in left):
+        if not any(finding.repair for finding in left):
             break
-        mend(store_url, blob_root(folder), left)
+        repair(store_url, blob_root(folder), left)
     else:
-        left = _audited(folder, store_url, depth, stray_before=float("inf"))
+        left = _audited(folder, store_url, depth, orphan_before=float("inf"))
     return Checked(tuple(found), left)
 
 
-def _audited(folder: Path, store_url: str, depth: Depth, *, stray_before: float) -> tuple[Finding, ...]:
+def _audited(folder: Path, store_url: str, depth: Depth, *, orphan_before: float) -> tuple[Finding, ...]:
     database_file(store_url)
-    with holding(folder), tempfile.TemporaryDirectory(prefix="nightmill-check-") as place:
+    with no_deletes(folder), tempfile.TemporaryDirectory(prefix="nightmill-check-") as place:
         copy = Path(place) / "nightmill.sqlite"
         copy_database(store_url, copy)
         with reading(copy) as inventory:
             broken = _database_findings(inventory, store_url)
             if broken:
-                return tuple(broken)  # what such a database says is not worth comparing
+                return tuple(broken)  # rows of a damaged database cannot be compared
             root = blob_root(folder)
             findings = [
                 *audit_files(inventory, root),
                 *audit_batches(inventory, root),
-                *audit_strays(inventory, root, before=stray_before),
+                *audit_orphans(inventory, root, before=orphan_before),
             ]
             if depth is Depth.DEEP:
                 findings += audit_lines(inventory, root)

@@ -1,8 +1,8 @@
-"""What a check may find, and what would mend it. Values only.
+"""What a check may find, and the repair for it. Values only.
 
-A mend never takes away what somebody may still want: rows lose what the disk lost already, counts become what
-is there, lines without an answer are sent again, and only bytes that nothing names are removed. What would
-cost more than that has no mend and needs a backup.
+A repair never deletes data that is still in use: rows lose what the disk has lost already, counts are
+computed again, lines without an answer are sent again, and only orphaned blobs are deleted. A finding that
+would need more than that has no repair and needs a backup.
 """
 
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from nightmill.store.inventory import IdempotencyRow
 
 
 class Kind(StrEnum):
-    """The closed list. The names are for machines (`--json`) and stay."""
+    """The kinds of findings. The values are part of the `--json` output and do not change."""
 
     DATABASE = "database"
     SCHEMA = "schema"
@@ -58,15 +58,15 @@ class DropSegments:
 
 
 @dataclass(frozen=True, slots=True)
-class JoinAnew:
-    """Forgets what was joined of a batch in slices."""
+class JoinAgain:
+    """Discards the joined slices of a batch, so that they are joined again."""
 
     batch_id: BatchId
 
 
 @dataclass(frozen=True, slots=True)
 class Pin:
-    """Replaces what the store knows of a segment's answers."""
+    """Replaces the pinned parts and the tally of a segment in the store."""
 
     segment: Segment
     pinned: tuple[PinnedPart, ...]
@@ -80,7 +80,7 @@ class CountAgain:
 
 @dataclass(frozen=True, slots=True)
 class WriteIndex:
-    """Makes the line index from the input file again."""
+    """Rebuilds the line index from the input file."""
 
     batch: Batch
     index_blob_key: str
@@ -88,29 +88,29 @@ class WriteIndex:
 
 @dataclass(frozen=True, slots=True)
 class Remove:
-    """A file below the blobs, by its path there."""
+    """Deletes a file below the blob folder, by its path there."""
 
     path: str
 
 
-Mend: TypeAlias = (
-    DeleteFile | ForgetPart | ForgetKey | DropSegments | JoinAnew | Pin | CountAgain | WriteIndex | Remove
+Repair: TypeAlias = (
+    DeleteFile | ForgetPart | ForgetKey | DropSegments | JoinAgain | Pin | CountAgain | WriteIndex | Remove
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is not as the database says. `subject` is an id or a blob key."""
+    """One difference between the database and the files. `subject` is an id or a blob key."""
 
     kind: Kind
     subject: str
     detail: str
-    mend: Mend | None = field(default=None, compare=False)
+    repair: Repair | None = field(default=None, compare=False)
 
 
-def in_words(mend: Mend) -> str:
-    """What `--repair` does, as the end of a sentence that begins with `repair:`."""
-    match mend:
+def in_words(repair: Repair) -> str:
+    """What `--repair` does about the finding, as the text after `repair:`."""
+    match repair:
         case DeleteFile(file):
             return f"mark {file.id} deleted"
         case ForgetPart(part):
@@ -119,7 +119,7 @@ def in_words(mend: Mend) -> str:
             return "forget the key"
         case DropSegments():
             return "remove them"
-        case JoinAnew():
+        case JoinAgain():
             return "join its batch anew"
         case Pin(segment, _, tally):
             left = segment.count - tally.answered
@@ -131,4 +131,4 @@ def in_words(mend: Mend) -> str:
         case Remove():
             return "remove it"
         case _:
-            assert_never(mend)
+            assert_never(repair)

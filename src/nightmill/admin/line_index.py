@@ -1,4 +1,4 @@
-"""A batch's line index, read back and made again."""
+"""Checks a batch's line index and rebuilds it from the input file."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +13,8 @@ _DEEPEST = 900
 
 
 def fault_of(index: bytes, *, total: int, input_bytes: int) -> str | None:
-    """Why these records can't be the index of so many lines in an input of that size."""
+    """Why the records cannot be the index of `total` lines in an input of `input_bytes`; None when they can.
+    """
     if len(index) != total * INDEX_RECORD_BYTES:
         return f"it has {len(index)} bytes, not {total} records of {INDEX_RECORD_BYTES}"
     seen = bytearray(total)
@@ -27,7 +28,7 @@ def fault_of(index: bytes, *, total: int, input_bytes: int) -> str | None:
 
 
 def names_same_lines(index: bytes, other: bytes) -> bool:
-    """Whatever the order in which they send them."""
+    """Whether both indexes have the same lines, in any order."""
     return index == other or _places(index) == _places(other)
 
 
@@ -36,7 +37,7 @@ def _places(index: bytes) -> list[tuple[int, int, int]]:
 
 
 def indexed_again(batch: Batch, root: Path) -> bytes | None:
-    """The index as intake would write it; None when the input does not have the batch's lines any more."""
+    """The index as intake writes it; None when the input no longer has the batch's lines."""
     rules = InputRules(
         endpoint=batch.endpoint,
         models_per_file=_UNLIMITED,
@@ -58,5 +59,5 @@ def _records(validator: InputValidator, chunks: Iterator[bytes]) -> Iterator[byt
         while not validator.is_over and (chunk := next(chunks, b"")):
             yield validator.take(chunk)
     except OSError:
-        return  # what is missing is seen by the number of lines
+        return  # the number of lines then shows what is missing
     yield validator.finish()

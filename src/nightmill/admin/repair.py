@@ -1,8 +1,7 @@
-"""Carries out what a check would mend.
+"""Carries out the repairs of a check. The caller holds the data folder's lock.
 
-Promise: rows first, in one transaction, then bytes; dying in between leaves only what the next repair finds
-again. Only for whoever holds the data folder's lock. Not its duty: what is wrong (`audit_files`,
-`audit_batches`).
+Rows are changed first, in one transaction, then files. If the process dies in between, the next repair finds
+the rest. What is wrong is decided by `audit_files` and `audit_batches`.
 """
 
 import os
@@ -19,10 +18,10 @@ from nightmill.admin.findings import (
     Finding,
     ForgetKey,
     ForgetPart,
-    JoinAnew,
-    Mend,
+    JoinAgain,
     Pin,
     Remove,
+    Repair,
     WriteIndex,
 )
 from nightmill.admin.line_index import indexed_again
@@ -31,23 +30,23 @@ from nightmill.ids import BatchId
 from nightmill.store.mending import Mender, mending
 
 
-def mend(store_url: str, root: Path, findings: Sequence[Finding]) -> None:
-    mends = [finding.mend for finding in findings if finding.mend is not None]
+def repair(store_url: str, root: Path, findings: Sequence[Finding]) -> None:
+    repairs = [finding.repair for finding in findings if finding.repair is not None]
     with reported("the blob folder"):
-        for one in mends:
+        for one in repairs:
             if isinstance(one, WriteIndex):
                 _write_index(root, one)
         with mending(store_url) as mender:
-            for one in mends:
-                _mend_row(mender, one)
-            for batch_id in _counted_again(mends):
+            for one in repairs:
+                _repair_row(mender, one)
+            for batch_id in _counted_again(repairs):
                 mender.count_again(batch_id)
-        for one in mends:
+        for one in repairs:
             if isinstance(one, Remove):
                 _remove(root, one.path)
 
 
-def _mend_row(mender: Mender, one: Mend) -> None:
+def _repair_row(mender: Mender, one: Repair) -> None:
     match one:
         case DeleteFile(file):
             mender.delete_file(file.id)
@@ -57,27 +56,27 @@ def _mend_row(mender: Mender, one: Mend) -> None:
             mender.forget_key(row)
         case DropSegments(batch_id):
             mender.drop_segments(batch_id)
-        case JoinAnew(batch_id):
+        case JoinAgain(batch_id):
             mender.drop_slices(batch_id)
         case Pin(segment, pinned, tally):
             mender.pin(segment, pinned, tally)
         case CountAgain() | WriteIndex() | Remove():
-            return  # after the segments, and on disk
+            return  # done after the segments, and on disk
         case _:
             assert_never(one)
 
 
-def _counted_again(mends: Sequence[Mend]) -> list[BatchId]:
-    """Batches whose segments were changed, and those that counted wrong by themselves."""
-    batch_ids = [one.segment.batch_id for one in mends if isinstance(one, Pin)]
-    batch_ids += [one.batch_id for one in mends if isinstance(one, CountAgain)]
+def _counted_again(repairs: Sequence[Repair]) -> list[BatchId]:
+    """Batches whose segments were changed, and batches whose own tally was wrong."""
+    batch_ids = [one.segment.batch_id for one in repairs if isinstance(one, Pin)]
+    batch_ids += [one.batch_id for one in repairs if isinstance(one, CountAgain)]
     return list(dict.fromkeys(batch_ids))
 
 
 def _write_index(root: Path, one: WriteIndex) -> None:
     index = indexed_again(one.batch, root)
     if index is None:
-        return  # the input changed since the check; the next check tells
+        return  # the input changed since the check; the next check reports it
     target = root / one.index_blob_key
     unfinished = root / UNFINISHED / f"index-{one.batch.id}"
     make_folders(unfinished.parent)
@@ -95,4 +94,4 @@ def _remove(root: Path, key: str) -> None:
     path = root / key
     path.unlink(missing_ok=True)
     with suppress(OSError):
-        path.parent.rmdir()  # only an empty one goes; a folder of ours is made again when it is needed
+        path.parent.rmdir()  # deletes only an empty folder, which is created again when needed

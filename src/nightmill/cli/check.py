@@ -1,4 +1,4 @@
-"""`nightmill check`: is everything there that the database says is there?"""
+"""`nightmill check`: compares the database with the files on disk."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 def check(
     folder: flags.Folder = None,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Mend what can be mended without loss; stop the server first.")
+        bool,
+        typer.Option("--repair", help="Repair what can be repaired without loss; stop the server first."),
     ] = False,
     deep: Annotated[
         bool, typer.Option("--deep", help="Read every file of every batch too, and count its lines.")
@@ -30,11 +31,11 @@ def check(
     Without `--repair` nothing is changed, and a server may be running.
     """
     settings = flags.settings_of({"folder": str(folder) if folder else None}, config)
-    checked = _mended(settings, deep=deep) if repair else _checked(settings, deep=deep)
+    checked = _repaired(settings, deep=deep) if repair else _checked(settings, deep=deep)
     if as_json:
         out_json(_wire(checked))
     else:
-        _tell(checked)
+        _print(checked)
     raise typer.Exit(_exit_code(checked, repair=repair))
 
 
@@ -46,44 +47,44 @@ def _checked(settings: "Settings", *, deep: bool) -> "Checked":
     return check(kept_folder(settings), settings.store_url, depth=Depth.DEEP if deep else Depth.USUAL)
 
 
-def _mended(settings: "Settings", *, deep: bool) -> "Checked":
-    from nightmill.admin.check import Depth, check_and_mend
+def _repaired(settings: "Settings", *, deep: bool) -> "Checked":
+    from nightmill.admin.check import Depth, check_and_repair
     from nightmill.admin.disk import kept_folder
     from nightmill.runtime.data_folder_lock import locked_folder
     from nightmill.store.snapshot import database_file
 
     folder = kept_folder(settings)
-    database_file(settings.store_url)  # locking makes the folder, and a slip of the pen must not
+    database_file(settings.store_url)  # locking would create a folder whose name was mistyped
     with locked_folder(folder):
-        return check_and_mend(folder, settings.store_url, depth=Depth.DEEP if deep else Depth.USUAL)
+        return check_and_repair(folder, settings.store_url, depth=Depth.DEEP if deep else Depth.USUAL)
 
 
 def _exit_code(checked: "Checked", *, repair: bool) -> ExitCode:
     if not checked.left:
         return ExitCode.OK
-    can_be_mended = not repair and all(finding.mend for finding in checked.left)
-    return ExitCode.SOME_FAILED if can_be_mended else ExitCode.DAMAGED
+    repairable = not repair and all(finding.repair for finding in checked.left)
+    return ExitCode.SOME_FAILED if repairable else ExitCode.DAMAGED
 
 
-def _tell(checked: "Checked") -> None:
+def _print(checked: "Checked") -> None:
     from nightmill.admin.findings import in_words
 
     left = set(checked.left)
     for finding in checked.found:
         step = ""
-        if finding.mend is not None:
-            step = f" [repair: {in_words(finding.mend)}]" if finding in left else " [mended]"
+        if finding.repair is not None:
+            step = f" [repair: {in_words(finding.repair)}]" if finding in left else " [repaired]"
         out(f"{finding.kind}: {clean(finding.subject)}: {clean(finding.detail)}{step}")
     for finding in checked.left:
         if finding not in checked.found:
             out(f"{finding.kind}: {clean(finding.subject)}: {clean(finding.detail)}")
-    mended = len(checked.found) - len(left.intersection(checked.found))
+    repaired = len(checked.found) - len(left.intersection(checked.found))
     if not checked.left:
-        say(f"nightmill: nothing is wrong{f' any more, {mended} mended' if mended else ''}")
+        say(f"nightmill: nothing is wrong{f' any more, {repaired} repaired' if repaired else ''}")
         return
-    can_be_mended = sum(finding.mend is not None for finding in checked.left)
-    told = f"{len(checked.left)} wrong, {can_be_mended} of them can be mended with --repair"
-    say(f"nightmill: {mended} mended, {told}" if mended else f"nightmill: {told}")
+    repairable = sum(finding.repair is not None for finding in checked.left)
+    summary = f"{len(checked.left)} wrong, {repairable} of them can be repaired with --repair"
+    say(f"nightmill: {repaired} repaired, {summary}" if repaired else f"nightmill: {summary}")
 
 
 def _wire(checked: "Checked") -> dict[str, Any]:
@@ -102,6 +103,7 @@ def _finding_on_wire(finding: "Finding", *, is_left: bool) -> dict[str, Any]:
         "kind": str(finding.kind),
         "subject": finding.subject,
         "detail": finding.detail,
-        "repair": None if finding.mend is None else in_words(finding.mend),
-        "mended": not is_left,
+        "repair": None if finding.repair is None else in_words(finding.repair),
+        "repaired": not is_left,
+        "mended": not is_left,  # the old name, until 0.2
     }

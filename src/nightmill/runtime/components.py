@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 
-from nightmill.admin.hold import deleting
+from nightmill.admin.delete_lock import may_delete
 from nightmill.blobs import PiecedBlobs
 from nightmill.core.circuit_breaker import CircuitBreaker
 from nightmill.ids import WorkerId, new_worker_id
@@ -79,7 +79,7 @@ class Components:
             emit=self.emit,
             clock=steady_clock,
             monotonic=time.monotonic,
-            deleting=lambda: deleting(self.settings.folder) if keeps_folder else nullcontext(True),
+            deleting=lambda: may_delete(self.settings.folder) if keeps_folder else nullcontext(True),
         )
 
     def worker(self, upstream: Upstream, *, slots: int | None = None) -> Worker:

@@ -1,7 +1,7 @@
-"""Nothing is deleted while somebody copies or compares: a lock between the warden and backup or check.
+"""A file lock that keeps maintenance from deleting blobs while a backup or a check reads them.
 
-Promise: it ends with the process that has it, however that dies; the warden never waits for it, and a reader
-waits no longer than one sweep. Not its duty: keeping a second server away (`assembly.folder_lock`).
+The lock ends with its process. Maintenance never waits for it: it skips its deletes. A reader waits at most
+for one sweep. A second server on the folder is kept out by `runtime.data_folder_lock`.
 """
 
 import os
@@ -22,9 +22,9 @@ _LOOK_S = 0.05
 
 
 @contextmanager
-def deleting(folder: Path) -> Generator[bool]:
-    """Whether bytes that nobody needs may be deleted now; nobody begins to read until the end of it."""
-    if not folder.is_dir():  # a warden of its own, with database and blobs elsewhere: nobody copies a folder
+def may_delete(folder: Path) -> Generator[bool]:
+    """Yields whether blobs may be deleted now; if so, no reader starts before the end of the block."""
+    if not folder.is_dir():  # database and blobs are elsewhere: there is no folder to copy
         yield True
         return
     descriptor = _opened(folder)
@@ -35,12 +35,12 @@ def deleting(folder: Path) -> Generator[bool]:
 
 
 @contextmanager
-def holding(folder: Path, *, timeout_s: float = 60.0) -> Generator[None]:
-    """Nothing that the database names is deleted meanwhile.
+def no_deletes(folder: Path, *, timeout_s: float = 60.0) -> Generator[None]:
+    """Within the block, no blob that the database references is deleted.
 
     Raises:
-        SetupError: the folder is none of nightmill's, or can't be used.
-        UnavailableError: a sweep of the warden takes longer than `timeout_s`.
+        SetupError: the folder is not a data folder, or cannot be used.
+        UnavailableError: a sweep of maintenance takes longer than `timeout_s`.
     """
     descriptor = _opened(folder)
     try:
