@@ -1,15 +1,15 @@
-"""Named instants at which a test may end this process as `kill -9` would.
+"""Failpoints: named places in the code at which a test can end this process as `kill -9` does.
 
-Duty: the closed list of points and what happens at an armed one. Promise: a point that nobody armed costs one
-look at a name; an armed one ends the process at once, with nothing flushed, closed or said. Not its duty:
-choosing points (`nightmill torture` and the crash tests do).
+A failpoint that is not armed costs one lookup of its name. An armed failpoint ends the process at once;
+nothing is flushed, closed or logged. `nightmill torture` and the crash tests choose the failpoints.
 
-A point is named after the step just taken, or about to be taken (`before_`). They stand before and after each
-write that matters, never on the way of a single line.
+A failpoint is named after the step just taken, or about to be taken (`before_`). Failpoints are before and
+after each write that matters, never on the path of a single line.
 
-`NIGHTMILL_CRASH_AT="name:3"` arms a point for its third pass, counted in each process; a comma parts several.
-`NIGHTMILL_CRASH_FOLDER` names a folder in which a dying process leaves an empty file with the point's name; a
-point whose file is there is not armed, so that whoever is started in the dead one's place lives.
+`NIGHTMILL_CRASH_AT="name:3"` arms a failpoint for its third pass, counted in each process; commas separate
+several. `NIGHTMILL_CRASH_FOLDER` names a folder in which a dying process leaves an empty file with the
+failpoint's name. A failpoint whose file exists is not armed, so that the process that replaces the dead one
+lives.
 """
 
 import os
@@ -89,16 +89,16 @@ FOLDER: Final = "NIGHTMILL_CRASH_FOLDER"
 
 
 def failpoint(name: Failpoint) -> None:
-    """Ends the process here if it was asked to."""
+    """Ends the process here if the failpoint is armed and its pass has come."""
     if name in _passes_left:
         _pass(name)
 
 
 def armed(environment: Mapping[str, str]) -> dict[str, int]:
-    """The points that the environment arms, and how many passes each of them has left.
+    """The failpoints that the environment arms, and how many passes each of them has left.
 
     Raises:
-        SetupError: a name is no point, or its pass is no number from 1 up.
+        SetupError: a name is not a failpoint, or its pass is not a number from 1.
     """
     passes_left: dict[str, int] = {}
     for asked in environment.get(AT, "").split(","):
@@ -106,7 +106,7 @@ def armed(environment: Mapping[str, str]) -> dict[str, int]:
         if not name:
             continue
         if name not in FAILPOINTS:
-            raise SetupError(f"{AT} names '{name}', which is no failpoint; see nightmill/failpoints.py")
+            raise SetupError(f"{AT} names '{name}', which is not a failpoint; see nightmill/failpoints.py")
         if not (number or "1").isdecimal() or int(number or "1") < 1:
             raise SetupError(f"{AT} asks for pass '{number}' of '{name}'; write a number from 1 up")
         folder = environment.get(FOLDER)
@@ -123,7 +123,7 @@ def _pass(name: str) -> None:
     if folder is not None:
         try:
             (Path(folder) / name).touch(exist_ok=False)
-        except FileExistsError:  # another process died of it a moment ago
+        except FileExistsError:  # another process died at this failpoint a moment ago
             del _passes_left[name]
             return
     os.kill(os.getpid(), signal.SIGKILL)

@@ -4,6 +4,9 @@ from typing import Any, cast
 
 from fastapi import FastAPI
 
+# Imported for their error classes.
+import nightmill.blobs.bucket
+import nightmill.runtime.ray.cluster  # noqa: F401
 from nightmill.api import metrics as api_metrics
 from nightmill.api.app import create_app
 from nightmill.api.context import ApiContext

@@ -1,7 +1,7 @@
 """The `nightmill` command.
 
-Duty: arguments in, screens and exit codes out. Promise: `--help` answers at once (what is heavy is
-imported by the command that needs it). Not its duty: any decision about batches.
+Parses arguments, prints results, and sets exit codes. `--help` is fast because each command imports what it
+needs. Decisions about batches belong to the server.
 """
 
 import sys
@@ -30,7 +30,7 @@ from nightmill.cli import (
 )
 from nightmill.cli.failures import guarded
 
-# Plain help and errors: rich takes longer to import than `--help` may take, and its boxes are not one line.
+# Plain help and errors: rich is slow to import, and its boxes are not one line.
 app = typer.Typer(
     name="nightmill",
     help="The OpenAI Batch API on your own models.",

@@ -1,4 +1,4 @@
-"""`nightmill backup`: a copy of the data folder, also while a server works in it."""
+"""`nightmill backup`: copies the data folder, also while a server works in it."""
 
 from pathlib import Path
 from typing import Annotated
@@ -20,25 +20,28 @@ def backup(
 ) -> None:
     """Copy the data folder, also while a server works in it.
 
-    `nightmill serve --folder DEST` goes on from the copy. What was answered after the backup is sent again.
+    `nightmill serve --folder DEST` continues from the copy. Lines answered after the backup are sent again.
     """
     settings = flags.settings_of({"folder": str(folder) if folder else None}, config)
-    # Late: the database's libraries take longer to import than `--help` may take.
+    # Imported here: the database's libraries are slow to import and `--help` does not need them.
     from nightmill.admin.backup import back_up
     from nightmill.admin.disk import kept_folder
 
-    told = back_up(kept_folder(settings), settings.store_url, destination)
+    copied = back_up(kept_folder(settings), settings.store_url, destination)
     if as_json:
         out_json(
             {
-                "destination": str(told.destination),
-                "blobs": told.blobs,
-                "bytes": told.size_bytes,
-                "missing": told.missing,
+                "destination": str(copied.destination),
+                "blobs": copied.blobs,
+                "bytes": copied.size_bytes,
+                "missing": copied.missing,
             }
         )
     else:
-        out(f"{told.destination} holds {told.blobs:,} blobs, {told.size_bytes:,} bytes with the database")
-    for key in told.missing:
+        out(
+            f"{copied.destination} holds {copied.blobs:,} blobs, "
+            f"{copied.size_bytes:,} bytes with the database"
+        )
+    for key in copied.missing:
         say(f"nightmill: {clean(key)} is not whole in the data folder itself; see: nightmill check")
-    raise typer.Exit(ExitCode.DAMAGED if told.missing else ExitCode.OK)
+    raise typer.Exit(ExitCode.DAMAGED if copied.missing else ExitCode.OK)

@@ -30,7 +30,7 @@ _STDOUT = Path("-")
 
 @contextmanager
 def server(base_url: str | None) -> "Generator[Client]":
-    # Late: the openai package takes most of a second to import.
+    # Imported here: the openai package takes most of a second to import.
     from nightmill.client import Client
 
     with Client(base_url) as client:
@@ -133,7 +133,7 @@ def show(batch_id: BatchId, base_url: BaseUrl = None, as_json: Json = False) -> 
 
 
 def watch(batch_id: BatchId, base_url: BaseUrl = None, as_json: Json = False) -> None:
-    """Show progress until the batch has ended. The exit code tells how."""
+    """Show progress until the batch has ended. The exit code depends on its status."""
     with server(base_url) as client:
         _watched(client, batch_id, as_json=as_json)
 
@@ -165,19 +165,19 @@ def results(
             raise RequestError(
                 f"{batch.id} failed validation and has no lines; correct them and submit again"
             )
-        told = {
+        document = {
             "batch_id": batch.id,
             "output": _taken(client, batch.output_file_id, output, "output"),
             "errors": _taken(client, batch.error_file_id, errors, "error"),
         }
     if as_json:
-        out_json(told)
+        out_json(document)
     elif batch.error_file_id and errors is None:
         say(f"some lines were not answered; get them with: nightmill results {batch.id} -e FILE")
 
 
 def cancel(batch_id: BatchId, base_url: BaseUrl = None, as_json: Json = False) -> None:
-    """Cancel a batch. What is answered already is kept."""
+    """Cancel a batch. Lines that are already answered are kept."""
     with server(base_url) as client:
         batch = client.api.cancel_batch(batch_id)
     if as_json:

@@ -40,7 +40,7 @@ def check(
 
 
 def _checked(settings: "Settings", *, deep: bool) -> "Checked":
-    # Late: the database's libraries take longer to import than `--help` may take.
+    # Imported here: the database's libraries are slow to import and `--help` does not need them.
     from nightmill.admin.check import Depth, check
     from nightmill.admin.disk import kept_folder
 

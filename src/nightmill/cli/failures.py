@@ -1,7 +1,7 @@
-"""Exit codes, and what is said when a command can't do what it was asked.
+"""Exit codes, and the messages of commands that fail.
 
-Promise: an expected failure is one line that ends with the next step, and never a traceback. An unexpected
-one is a defect and keeps its traceback.
+An expected failure is one line that ends with the next step, never a traceback. An unexpected failure is a
+defect and keeps its traceback.
 """
 
 import sys
@@ -16,7 +16,7 @@ from nightmill.errors import NightmillError
 
 
 class ExitCode(IntEnum):
-    """What a shell script may rely on; `MEANINGS` says it in words."""
+    """The exit codes, stable for shell scripts; `MEANINGS` describes them."""
 
     OK = 0
     SOME_FAILED = 1
@@ -46,17 +46,17 @@ MEANINGS = {
 
 
 def guarded(work: Callable[[], Any]) -> int:
-    """Runs a command; what it raises becomes a line on stderr and an exit code."""
+    """Runs a command; an exception becomes a line on stderr and an exit code."""
     try:
         code = work()
     except KeyboardInterrupt:
         say("nightmill: stopped")
         return ExitCode.INTERRUPTED
     except Exception as error:
-        told = _told(_innermost(error))
-        if told is None:
+        described = _described(_innermost(error))
+        if described is None:
             raise
-        message, exit_code = told
+        message, exit_code = described
         say(f"nightmill: {message}")
         return exit_code
     return code if isinstance(code, int) else ExitCode.OK
@@ -76,7 +76,7 @@ def end_code(status: str, failed: int) -> ExitCode:
 
 
 def _innermost(error: Exception) -> Exception:
-    # A task group wraps what its tasks raise; one expected failure among them is the one to tell.
+    # A task group wraps the exceptions of its tasks; an expected failure among them is reported.
     if not isinstance(error, ExceptionGroup):
         return error
     group = cast("ExceptionGroup[Exception]", error)
@@ -85,7 +85,7 @@ def _innermost(error: Exception) -> Exception:
     return expected[0] if len(expected) == len(inner) else group
 
 
-def _told(error: Exception) -> tuple[str, int] | None:
+def _described(error: Exception) -> tuple[str, int] | None:
     if isinstance(error, NightmillError):
         return str(error), error.exit_code
     if isinstance(error, typer.TyperException):
@@ -93,9 +93,9 @@ def _told(error: Exception) -> tuple[str, int] | None:
         command = context.command_path if context is not None else "nightmill"
         return f"{clean(error.format_message()).rstrip('.')}; see '{command} --help'", ExitCode.BAD_INPUT
     if "openai" in sys.modules:
-        told = _of_the_server(error)
-        if told is not None:
-            return told
+        described = _of_the_server(error)
+        if described is not None:
+            return described
     if isinstance(error, OSError):
         name = f"{error.filename}: " if error.filename else ""
         return f"{name}{error.strerror or type(error).__name__}", ExitCode.BAD_INPUT
@@ -103,7 +103,7 @@ def _told(error: Exception) -> tuple[str, int] | None:
 
 
 def _of_the_server(error: Exception) -> tuple[str, int] | None:
-    # Late: a command that talks to no server must not pay for the package.
+    # Imported here: commands that talk to no server do not need the package.
     import openai
 
     match error:
@@ -132,7 +132,7 @@ def _message(error: Any) -> str:
     body: object = error.body
     if isinstance(body, dict) and "message" in body:
         return clean(str(cast("dict[str, object]", body)["message"]))
-    # Not OpenAI's envelope: whatever listens there is something else.
+    # Not OpenAI's envelope: another kind of server listens there.
     return f"{_place(error)} answered {error.status_code} and is not an OpenAI server; check OPENAI_BASE_URL"
 
 

@@ -1,4 +1,4 @@
-"""Flags that several commands share, and the settings they make."""
+"""Flags that several commands share, and the settings made from them."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -69,7 +69,7 @@ def upstream_tree(
     emulate: bool,
     concurrency: int | None,
 ) -> dict[str, Any]:
-    """The flags that name an upstream, as the settings' tree. None leaves a setting as it is."""
+    """The flags that name an upstream, as a nested mapping of settings. None leaves a setting unchanged."""
     return {
         "upstream": {"url": upstream, "api_key": upstream_key, "concurrency": concurrency},
         "model": {"path": str(model) if model is not None else None},
@@ -78,7 +78,7 @@ def upstream_tree(
 
 
 def settings_of(flags: dict[str, Any], config: Path | None) -> "Settings":
-    # Late: pydantic takes longer to import than `--help` may take.
+    # Imported here: pydantic is slow to import and `--help` does not need it.
     from nightmill.settings import load
 
     return load(flags=flags, config=config)

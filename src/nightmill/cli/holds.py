@@ -1,4 +1,4 @@
-"""`nightmill hold`: what nobody may delete."""
+"""`nightmill hold`: legal holds on projects, files and batches."""
 
 from enum import StrEnum
 from typing import Annotated
@@ -31,7 +31,7 @@ def set_hold(
     config: flags.Config = None,
     as_json: Json = False,
 ) -> None:
-    """Hold it: from now on neither a client nor its expiry deletes it. Twice does no harm."""
+    """Set a legal hold: neither a client nor expiry deletes the object. Setting it twice does no harm."""
     from nightmill.core.legal_hold import HoldKind
 
     stored.with_store(
@@ -53,7 +53,7 @@ def clear_hold(
     config: flags.Config = None,
     as_json: Json = False,
 ) -> None:
-    """Clear it. What has expired meanwhile is deleted at the server's next look."""
+    """Clear a legal hold. What has expired meanwhile is deleted at the next sweep of the server."""
     from nightmill.core.legal_hold import HoldKind
 
     if not stored.with_store(
@@ -68,7 +68,7 @@ def clear_hold(
 
 @app.command("list")
 def list_holds(folder: flags.Folder = None, config: flags.Config = None, as_json: Json = False) -> None:
-    """List what is held, and since when."""
+    """List the legal holds and when they were set."""
     holds = stored.with_store(folder, config, lambda store: store.list_holds())
     if as_json:
         for hold in holds:

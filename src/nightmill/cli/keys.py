@@ -1,6 +1,7 @@
 """`nightmill keys`: make, list and revoke API keys, directly in the store of a data folder.
 
-Promise: a secret is shown once, when it is made. A running server takes notice, since the store is its truth.
+A secret is shown once, when the key is made. A running server accepts the key at once: it reads keys from the
+store.
 """
 
 import os

@@ -23,12 +23,12 @@ def migrate(
 ) -> None:
     """Bring the store's schema to this version of nightmill.
 
-    Only a store in Postgres needs it, once per upgrade; a store in the data folder is migrated by the server
-    itself. A fleet at work is upgraded in three moves: `migrate --before` with the new version, replace the
-    processes one after another, `migrate --after`. Without either, both: for a fleet that is stopped. What
-    would break an older nightmill is refused while connections of one are open; those behind a pooler, and
-    those that call themselves otherwise (`application_name`), can't be seen. Doing it twice, or on two
-    machines at once, does no harm.
+    Only a store in Postgres needs it, once per upgrade; the server migrates a store in the data folder
+    itself. A running fleet is upgraded in three steps: `migrate --before` with the new version, replace the
+    processes one after another, `migrate --after`. Without either flag, both are done: for a fleet that is
+    stopped. A step that would break an older nightmill is refused while connections of an older one are open;
+    connections behind a pooler, or with another `application_name`, cannot be seen. Running it twice, or on
+    two machines at once, does no harm.
     """
     if before and after:
         raise RequestError("--before and --after exclude each other; without either, both run")

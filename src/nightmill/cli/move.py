@@ -22,8 +22,8 @@ def move(
     """Move everything from a data folder to the Postgres and the blob store that the settings name.
 
     NIGHTMILL_STORE names the Postgres, which must be empty; NIGHTMILL_BLOBS__URL the bucket, or --folder a
-    shared folder. Unfinished batches go on there, and what is answered is not asked again. Broken off, the
-    same command goes on.
+    shared folder. Unfinished batches continue there, and answered lines are not sent again. After an
+    interruption, the same command continues.
     """
     target = flags.settings_of({"folder": None if folder is None else str(folder)}, config)
     from nightmill.client.local import finished

@@ -1,4 +1,4 @@
-"""`nightmill projects`: what one project may have, and how long its files live."""
+"""`nightmill projects`: limits of one project, and the lifetime of its files."""
 
 from typing import Annotated
 
@@ -37,18 +37,18 @@ def show(
 
     rules, consumption = stored.with_store(folder, config, read)
     limits = rules.limits(stored.settings_in(folder, config).quota.limits)
-    told = project_on_wire(project, rules, limits, consumption)
+    document = project_on_wire(project, rules, limits, consumption)
     if as_json:
-        out_json(told)
+        out_json(document)
         return
-    used = told["used"]
+    used = document["used"]
     tokens: dict[str, int] = used.pop("enqueued_tokens")
-    rows = [(name, str(count), str(told["limits"][name] or "-")) for name, count in used.items()]
+    rows = [(name, str(count), str(document["limits"][name] or "-")) for name, count in used.items()]
     rows += [
         (f"enqueued_tokens {model or '(several models)'}", str(count), str(limits.enqueued_tokens or "-"))
         for model, count in (tokens or {"-": 0}).items()
     ]
-    rows += [(name, str(value), "") for name, value in told["own"].items() if name.endswith("_ttl_s")]
+    rows += [(name, str(value), "") for name, value in document["own"].items() if name.endswith("_ttl_s")]
     out_table(("", "USED", "LIMIT"), rows)
 
 
@@ -70,7 +70,7 @@ def set_rules(
     config: flags.Config = None,
     as_json: Json = False,
 ) -> None:
-    """Set what a project may have, in place of the settings. What is not named stays."""
+    """Set the limits of a project in place of the settings. Limits that are not named stay unchanged."""
     from dataclasses import asdict, replace
 
     from nightmill.core.limits import ProjectRules

@@ -1,6 +1,6 @@
 """The command line's reference page, printed from the commands themselves.
 
-`python -m nightmill.cli.reference > docs/cli.md` writes it anew; a test fails when it is not current.
+`python -m nightmill.cli.reference > docs/cli.md` prints it again; a test fails when the page is not current.
 """
 
 from collections.abc import Iterator
@@ -15,17 +15,16 @@ from nightmill.cli.failures import MEANINGS
 INTRODUCTION = """\
 # Command line
 
-Printed from the commands by `python -m nightmill.cli.reference > docs/cli.md`; don't edit by hand.
+Printed from the commands by `make docs`; do not edit by hand.
 
 Results go to stdout, everything else to stderr; `--json` prints JSON for machines, one document, or one a
 line for lists. `nightmill --install-completion` installs completion for your shell.
 
 `serve`, `run`, `validate`, `backup`, `check`, `keys`, `projects`, `hold`, `usage` and `audit` work on this
 machine and take their [settings](settings.md) from flags, then the environment (`NIGHTMILL_...`), then a
-file. `submit`, `list`,
-`show`, `watch`, `results`, `cancel` and `files` are a client of any OpenAI-compatible batch server:
-`OPENAI_BASE_URL` names it (by default
-`http://127.0.0.1:8080/v1`) and `OPENAI_API_KEY` is sent to it.
+file. `submit`, `list`, `show`, `watch`, `results`, `cancel` and `files` are a client of any OpenAI-compatible
+batch server: `OPENAI_BASE_URL` names it (by default `http://127.0.0.1:8080/v1`) and `OPENAI_API_KEY` is sent
+to it.
 """
 
 
@@ -71,7 +70,7 @@ def _names(option: Any) -> str:
 
 
 def _default(option: Any) -> str:
-    # Defaults of settings are told in the help texts, in brackets: here they are all None.
+    # The help texts give the defaults of settings in brackets: here they are all None.
     if option.is_flag or option.default is None:
         return ""
     return f" [{option.default}]"
@@ -82,4 +81,4 @@ def _cell(text: str | None) -> str:
 
 
 if __name__ == "__main__":
-    print(page(), end="")  # noqa: T201 - printing is its whole duty
+    print(page(), end="")  # noqa: T201 - this module prints

@@ -1,4 +1,4 @@
-"""`nightmill usage` and `nightmill audit`: what was used, and who did what."""
+"""`nightmill usage` and `nightmill audit`: usage by project, model and day, and the audit log."""
 
 import csv
 import sys
@@ -32,7 +32,7 @@ def usage(
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV for spreadsheets.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Report what ended batches used: requests and tokens, by project, model and day."""
+    """Report the requests and tokens of ended batches, by project, model and day."""
     from nightmill.api.tenant_wire import day_of, groups_of, usage_on_wire
 
     groups = groups_of(by)
@@ -47,16 +47,16 @@ def usage(
             last_day=day_of(last, param="to"),
         ),
     )
-    told = [usage_on_wire(row) for row in rows]
+    documents = [usage_on_wire(row) for row in rows]
     if as_json:
-        for row in told:
+        for row in documents:
             out_json(row)
         return
     names = [
         *(name for name in ("project_id", "model", "day") if name.removesuffix("_id") in groups),
         *_COUNTS,
     ]
-    cells = [[str(row[name]) for name in names] for row in told]
+    cells = [[str(row[name]) for name in names] for row in documents]
     if as_csv:
         csv.writer(sys.stdout, lineterminator="\n").writerows([names, *cells])
         return
@@ -74,16 +74,16 @@ def audit(
     config: flags.Config = None,
     as_json: Json = False,
 ) -> None:
-    """Show who did what, newest first."""
+    """Show the audit log, newest entry first."""
     from nightmill.api.tenant_wire import entry_on_wire
 
     project_id = None if project is None else ProjectId(project)
     page = stored.with_store(
         folder, config, lambda store: store.audit(project_id=project_id, since=_moment(since), limit=limit)
     )
-    told: list[dict[str, Any]] = [entry_on_wire(entry) for entry in page.items]
+    documents: list[dict[str, Any]] = [entry_on_wire(entry) for entry in page.items]
     if as_json:
-        for entry in told:
+        for entry in documents:
             out_json(entry)
         return
     out_table(
@@ -98,7 +98,7 @@ def audit(
                 entry["address"] or "",
                 entry["detail"] or "",
             )
-            for entry in told
+            for entry in documents
         ),
     )
 

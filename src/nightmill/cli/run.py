@@ -1,4 +1,4 @@
-"""`nightmill run`: a file without a server."""
+"""`nightmill run`: answers a file without a server."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -44,8 +44,8 @@ def run(
 ) -> None:
     """Answer every line of a file, without a server.
 
-    Stopped with Ctrl-C or by a crash, the same command goes on where it was: unfinished work is kept in
-    IN.jsonl.nightmill beside the input. The output appears only when it is whole.
+    After Ctrl-C or a crash, the same command continues where it stopped: unfinished work is kept in
+    IN.jsonl.nightmill beside the input. The output file appears only when it is complete.
     """
     tree: dict[str, Any] = flags.upstream_tree(
         upstream=upstream, upstream_key=upstream_key, model=model, emulate=emulate, concurrency=concurrency

@@ -1,7 +1,7 @@
-"""What the command shows: results on stdout, everything else on stderr.
+"""Output of the commands: results on stdout, everything else on stderr.
 
-Promise: text from a server or a file never moves the cursor, and a table looks the same in a pipe. Not
-its duty: progress (`client.progress`) and failures (`failures`).
+Text from a server or a file never moves the cursor, and a table looks the same in a pipe. Progress belongs to
+`client.progress`, failures to `failures`.
 """
 
 import json
@@ -16,17 +16,17 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 
 def say(text: str) -> None:
-    """One line about what goes on, on stderr."""
+    """Prints one line on stderr."""
     print(text, file=sys.stderr, flush=True)  # noqa: T201 - this is the command's own voice
 
 
 def out(text: str) -> None:
-    """One line of result, on stdout."""
+    """Prints one line of result on stdout."""
     print(text, flush=True)  # noqa: T201 - as above
 
 
 def out_json(value: Any) -> None:
-    """One document on one line, so that a list of them is JSON lines."""
+    """Prints one document on one line, so that several of them are JSON lines."""
     out(json.dumps(value))
 
 
@@ -38,7 +38,7 @@ def out_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 def out_fields(fields: Iterable[tuple[str, str | None]]) -> None:
-    """Names and values, one a line; those without a value are left out."""
+    """Prints names and values, one pair on a line; pairs without a value are left out."""
     shown = [(name, clean(value)) for name, value in fields if value]
     width = max(len(name) for name, _ in shown)
     for name, value in shown:
@@ -46,10 +46,10 @@ def out_fields(fields: Iterable[tuple[str, str | None]]) -> None:
 
 
 def clean(text: str) -> str:
-    """On one line and without control characters."""
+    """The text on one line and without control characters."""
     return "".join(letter for letter in " ".join(text.split()) if letter.isprintable())
 
 
 def local_time(stamp: int | None) -> str:
-    """A Unix stamp in the local time zone, or nothing."""
+    """A Unix time in the local time zone; empty for None."""
     return datetime.fromtimestamp(stamp).astimezone().strftime("%Y-%m-%d %H:%M:%S") if stamp else ""

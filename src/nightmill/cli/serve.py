@@ -44,8 +44,8 @@ def serve(
 ) -> None:
     """Start the server: OpenAI's Batch API under /v1.
 
-    It answers from --upstream, --model or --emulate, and from nothing unasked. SIGTERM and Ctrl-C finish
-    what is in flight and stop; whatever is unfinished goes on at the next start.
+    Lines are answered by --upstream, --model or --emulate; there is no default. SIGTERM and Ctrl-C finish the
+    attempts in flight and stop; unfinished batches continue at the next start.
     """
     tree = flags.upstream_tree(
         upstream=upstream, upstream_key=upstream_key, model=model, emulate=emulate, concurrency=concurrency

@@ -1,6 +1,6 @@
 """Commands that work on the store itself, beside a server or without one.
 
-Promise: what they change stands in the audit log as the operator's doing. Not its duty: the commands.
+Their changes are recorded in the audit log under the operator's name.
 """
 
 import getpass
@@ -43,7 +43,7 @@ async def store_of(settings: "Settings") -> "AsyncGenerator[Store]":
 
 
 def with_store(folder: Path | None, config: Path | None, work: "Callable[[Store], Awaitable[T]]") -> T:
-    """What `work` says of the store there is; one that is not there is not made."""
+    """Runs `work` on the existing store; a missing store is an error and is not created."""
     from nightmill.client.local import finished
 
     settings = settings_in(folder, config)
@@ -57,7 +57,7 @@ def with_store(folder: Path | None, config: Path | None, work: "Callable[[Store]
 
 
 def operator() -> "Actor":
-    """Whoever runs the command, by login name."""
+    """The user who runs the command, by login name."""
     from nightmill.core.audit import Actor
 
     try:

@@ -1,4 +1,4 @@
-"""`nightmill validate`: every bad line of a file, without a server."""
+"""`nightmill validate`: finds every bad line of a file, without a server."""
 
 import json
 import sys
@@ -36,8 +36,8 @@ def validate(
 ) -> None:
     """Check every line of a file as a server would, and list all that are bad.
 
-    The limits are OpenAI's unless settings say otherwise. What only the model server can judge (a wrong value
-    inside a body) is not checked.
+    The limits are OpenAI's unless settings say otherwise. Values inside a body that only the model server
+    can check are not checked.
     """
     settings = flags.settings_of({}, config)
     endpoint = endpoint or _endpoint(input_path)
@@ -55,7 +55,7 @@ def validate(
 
 
 def _inspected(path: Path, settings: "Settings", endpoint: str) -> "ValidationResult":
-    # Late: the server's own rules come with the server's own imports.
+    # Imported here: the server's rules need the server's imports.
     from nightmill.core.batch import LineError
     from nightmill.roles.intake import input_rules
     from nightmill.validation import ValidationResult
@@ -64,7 +64,7 @@ def _inspected(path: Path, settings: "Settings", endpoint: str) -> "ValidationRe
     if path.stat().st_size > limit:
         message = f"The batch input file is larger than the {limit} maximum. Please split it."
         return ValidationResult(0, None, (LineError("file_too_large", message),))
-    # A server lists the first errors; whoever corrects a file wants them all.
+    # A server lists only the first errors; to correct a file, all are needed.
     return _looked_over(path, replace(input_rules(settings, endpoint), listed_errors=sys.maxsize))
 
 
@@ -86,7 +86,7 @@ def _looked_over(path: Path, rules: "InputRules") -> "ValidationResult":
 
 
 def _endpoint(path: Path) -> str:
-    """That of the first line that names a known one; a bad line before it is not a reason to stop."""
+    """The endpoint of the first line that names a known one; bad lines before it are skipped."""
     from nightmill.core.batch import ENDPOINTS
 
     with path.open("rb") as stream:

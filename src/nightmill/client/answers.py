@@ -1,8 +1,9 @@
-"""Rows into request lines, and output lines back to their requests. Files on disk, flat memory.
+"""Makes request lines of rows, and joins output lines with their requests. Works on files with constant
+memory.
 
-Promise: `joined` gives one answer per request, in the order of the requests, whatever the order of the
+`joined` gives one answer per request, in the order of the requests, whatever the order of the
 answers. While the answers are in order too (nightmill's are), memory does not grow; otherwise it holds an
-offset per answer that is ahead. Not its duty: the network.
+offset for each answer that is ahead. The network belongs to `session` and `download`.
 """
 
 import json
@@ -20,13 +21,13 @@ Row: TypeAlias = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What became of one request.
+    """The result of one request.
 
     Attributes:
-        request: the body that was asked.
+        request: the body that was sent.
         status_code: the HTTP status, or None when the request was never answered.
         body: the decoded answer, also that of an HTTP error.
-        error: why there is no good answer: the line's own error, or `body["error"]` of an HTTP error.
+        error: the reason of a failure: the line's own error, or `body["error"]` of an HTTP error.
     """
 
     custom_id: str
@@ -47,7 +48,7 @@ def write_rows(rows: Iterable[Row], path: Path, *, endpoint: str | None, model: 
     becomes `request-<n>`, counted from 1; a missing `url` the endpoint; a missing model `model`.
 
     Raises:
-        RequestError: no rows, a row that is not JSON, or no way to tell the endpoint.
+        RequestError: there are no rows, a row is not JSON, or the endpoint is unknown.
     """
     count = 0
     with path.open("wb") as stream:
@@ -99,7 +100,8 @@ def _guessed(body: Row) -> str:
 def joined(requests: Path, *answer_files: Path) -> Iterator[Answer]:
     """One answer per request line, in the order of the requests.
 
-    A request that no file answers (a batch that failed validation has no files) has neither status nor error.
+    A request without an output line (a batch that failed validation has no files) has neither status nor
+    error.
     """
     with _Answers(answer_files) as answers, requests.open("rb") as stream:
         for raw in lines(iter(lambda: stream.read(CHUNK_BYTES), b"")):
@@ -141,7 +143,7 @@ class _AnswerFile:
         self._anywhere.close()
 
     def step(self) -> None:
-        """Moves `head` to the next line; None behind the last."""
+        """Moves `head` to the next line; None after the last."""
         self.head = None
         # BufferedReader.readline splits at b"\n" only.
         while raw := self._forward.readline():
@@ -157,7 +159,7 @@ class _AnswerFile:
 
 
 class _Answers:
-    """Output lines by custom_id over several files, read no further than needed."""
+    """Output lines by custom_id over several files, read only as far as needed."""
 
     def __init__(self, paths: Iterable[Path]) -> None:
         self._files = [_AnswerFile(path) for path in paths]

@@ -1,8 +1,8 @@
 """The published batch operations by their own names, for any base URL.
 
-Duty: typed requests in, typed objects out, on the official `openai` package. Promise: nothing is added to
-what the server says; errors are the package's own (`openai.NotFoundError`, ...). Not its duty: files, waiting
-and joining answers (see `session`).
+Typed requests and objects on the official `openai` package. Nothing is added to the server's answers; errors
+are those of the package (`openai.NotFoundError`, ...). Files, waiting and joining answers belong to
+`session`.
 """
 
 import os
@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 DEFAULT_BASE_URL = "http://127.0.0.1:8080/v1"
-# A server without keys ignores it; one with keys answers 401 and says so better than a missing header.
+# A server without keys ignores it; a server with keys answers 401 with a clear message.
 _NO_KEY = "no-key"
 
 
@@ -73,7 +73,7 @@ class CreateBatchRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListBatchesResponse:
-    """One page of batches, newest first. The next page lies behind `after=last_id`."""
+    """One page of batches, newest first. The next page starts with `after=last_id`."""
 
     object: str
     data: tuple[Batch, ...]
@@ -96,7 +96,7 @@ class BatchApi:
 
     Args:
         base_url: up to and with `/v1`; else `OPENAI_BASE_URL`, else nightmill on this machine.
-        auth: else `OPENAI_API_KEY`; a server that asks for no key gets none that matters.
+        auth: else `OPENAI_API_KEY`; a server without keys ignores it.
         openai_client: an `openai` client of your own instead of the two above.
     """
 
@@ -176,7 +176,7 @@ class AsyncBatchApi:
 
 
 def _once() -> dict[str, str]:
-    # The package repeats a create whose answer was lost; with a key the server gives the first batch again.
+    # The package repeats a create whose answer was lost; with a key the server returns the first batch again.
     return {"Idempotency-Key": str(uuid.uuid4())}
 
 

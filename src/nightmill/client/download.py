@@ -1,7 +1,7 @@
-"""File contents over HTTP, streamed: to a file, to an open stream, or line by line.
+"""Downloads file contents as a stream: to a file, to an open stream, or line by line.
 
-Promise: memory does not follow the size of the file, and a download that ends early is an error and never a
-short file: the length is compared with Content-Length, and a file appears under its name only when whole.
+Memory does not depend on the size of the file. A download that ends early is an error: the length is compared
+with Content-Length, and a file appears under its name only when it is complete.
 """
 
 import os
@@ -24,7 +24,7 @@ def chunks(openai: OpenAI, file_id: str) -> Iterator[bytes]:
         UnavailableError: the connection broke, or fewer or more bytes came than were announced.
     """
     received_bytes = 0
-    # Content-Length counts bytes on the wire, which are the file's own only without compression.
+    # Content-Length counts bytes on the wire, which equal the file's bytes only without compression.
     with openai.files.with_streaming_response.content(
         file_id, extra_headers={"Accept-Encoding": "identity"}
     ) as response:
@@ -54,7 +54,7 @@ def lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def copy(openai: OpenAI, file_id: str, stream: BinaryIO) -> int:
-    """Writes a file's bytes to an open stream and says how many there were."""
+    """Writes a file's bytes to an open stream; returns their number."""
     written_bytes = 0
     for chunk in chunks(openai, file_id):
         stream.write(chunk)
@@ -64,7 +64,7 @@ def copy(openai: OpenAI, file_id: str, stream: BinaryIO) -> int:
 
 
 def save(openai: OpenAI, file_id: str, path: Path) -> int:
-    """Writes a file's bytes to `path`, which is replaced only when all of them are there."""
+    """Writes a file's bytes to `path`, which is replaced only when the file is complete."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as stream:

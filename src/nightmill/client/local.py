@@ -1,7 +1,7 @@
 """`nightmill.run`: answer a JSONL file from Python without a server.
 
-Duty: settings from arguments, paths by default, progress, and an event loop where there is none. The engine
-is `assembly.run.run_file`.
+Makes settings of arguments, chooses default paths, shows progress, and starts an event loop where none runs.
+The work is done by `runtime.run_file`.
 """
 
 import asyncio
@@ -34,29 +34,31 @@ def run(
     concurrency: int | None = None,
     on_progress: "Callable[[Progress], None] | None" = None,
 ) -> "RunSummary":
-    """Answers every request line of a JSONL file. Called again after a break, it goes on where it was.
+    """Answers every request line of a JSONL file. Called again after an interruption, it continues where it
+    stopped.
 
     Args:
         input_path: the request lines. Unfinished work is kept beside it, in `<name>.nightmill`.
         upstream: base URL of the server that answers, or `auto`; or one of the two below.
         upstream_key: the upstream's API key.
         model: a GGUF file to answer with (extra `nightmill[llama]`).
-        emulate: made-up answers, for trying out.
-        output: lines answered with a 2xx; by default `<name>_output.jsonl` beside the input.
-        errors: all others; by default `<name>_error.jsonl` beside the input.
+        emulate: generated answers, for trials.
+        output: file for lines answered with a 2xx; by default `<name>_output.jsonl` beside the input.
+        errors: file for all other lines; by default `<name>_error.jsonl` beside the input.
         endpoint: by default that of the first line.
         concurrency: attempts in flight at once.
-        on_progress: is told how far it is; None shows a progress bar on stderr.
+        on_progress: called with each snapshot of the progress; None shows a progress bar on stderr.
 
     Returns:
-        How it ended. A bad line anywhere means status `failed`, nothing sent, and the lines in `errors`.
+        The summary. With any bad line the status is `failed`, no line is sent, and the bad lines are in
+        `errors`.
 
     Raises:
         RequestError: the input is missing, empty, or has changed since an unfinished run of it.
         SetupError: no upstream, or a setting is wrong.
         UnavailableError: try again later.
     """
-    # Late, because the client alone must not load the server.
+    # Imported here: the client alone must not load the server.
     from nightmill.runtime.run_file import run_file  # noqa: PLC0415 - see above
 
     flags: dict[str, Any] = {
@@ -80,7 +82,7 @@ def run(
 
 
 def default_paths(input_path: Path) -> tuple[Path, Path]:
-    """`in.jsonl` -> `in_output.jsonl` and `in_error.jsonl`, as the wire names its files."""
+    """`in.jsonl` -> `in_output.jsonl` and `in_error.jsonl`, as in the API's file names."""
     stem = input_path.stem if input_path.suffix == ".jsonl" else input_path.name
     return input_path.with_name(f"{stem}_output.jsonl"), input_path.with_name(f"{stem}_error.jsonl")
 
@@ -89,7 +91,7 @@ def default_paths(input_path: Path) -> tuple[Path, Path]:
 def reporting(
     on_progress: "Callable[[Progress], None] | None" = None,
 ) -> "Generator[Callable[[Progress], None]]":
-    """What `run_file` reports to: the caller's own function, or a display on stderr."""
+    """The function that `run_file` reports to: the caller's own, or a display on stderr."""
     if on_progress is not None:
         yield on_progress
         return
@@ -108,7 +110,7 @@ def snapshot(progress: "Progress") -> Snapshot:
 
 
 def finished(work: Coroutine[Any, Any, T]) -> T:
-    """Runs `work` to its end, also where an event loop runs already (a notebook)."""
+    """Runs `work` to its end, also where an event loop already runs (a notebook)."""
     if not _loop_runs_here():
         return _in_a_loop(work)
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="nightmill-run") as pool:

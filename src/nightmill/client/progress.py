@@ -1,6 +1,6 @@
-"""How far a batch is, on a terminal as a moving bar and elsewhere as a line now and then. On stderr.
+"""Shows the progress of a batch on stderr: a moving bar on a terminal, otherwise a line from time to time.
 
-`Pace` is pure: it turns counts over time into a rate and a time to go. Not its duty: asking the server.
+`Pace` computes the rate and the remaining time from counts over time, without I/O.
 """
 
 import sys
@@ -14,7 +14,7 @@ from typing import TextIO, TypeAlias
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """Where a batch stands. `in_flight` is None where the server does not tell."""
+    """The progress of a batch. `in_flight` is None where the server does not report it."""
 
     status: str
     total: int
@@ -31,7 +31,7 @@ Show: TypeAlias = Callable[[Snapshot], None]
 
 
 class Pace:
-    """Answers a second over the last `window_s`, and how long the rest takes at that rate."""
+    """Answers a second over the last `window_s`, and the remaining time at that rate."""
 
     def __init__(self, *, window_s: float = 30.0) -> None:
         self._window_s = window_s
@@ -44,14 +44,14 @@ class Pace:
 
     @property
     def per_second(self) -> float | None:
-        """None until two different moments are known."""
+        """None until there are two snapshots at different times."""
         if not self._seen:
             return None
         (begun, before), (ended, after) = self._seen[0], self._seen[-1]
         return (after - before) / (ended - begun) if ended > begun else None
 
     def left_s(self, total: int) -> float | None:
-        """None while nothing moves."""
+        """None while the rate is zero."""
         rate = self.per_second
         if not rate or not self._seen:
             return None
@@ -109,7 +109,7 @@ def _plain(stream: TextIO, now: Callable[[], float], *, every_s: float = 5.0) ->
 
 @contextmanager
 def _bar(stream: TextIO, now: Callable[[], float]) -> Generator[Show]:
-    # Only a terminal needs rich, and it takes a while to import.
+    # Imported here: only a terminal needs rich, and it is slow to import.
     from rich.console import Console  # noqa: PLC0415 - see above
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn  # noqa: PLC0415 - see above
 

@@ -1,7 +1,7 @@
-"""Send rows, wait, get the answers joined to their requests: a whole batch in three calls or in one.
+"""Sends rows, waits, and returns the answers joined to their requests: a batch in three calls or in one.
 
-Duty: upload, create, poll, download, on `BatchApi` and the official `openai` package. Promise: rows and
-answers pass through files, so memory does not follow their number. Not its duty: how progress looks.
+Uploads, creates, polls and downloads with `BatchApi` and the official `openai` package. Rows and answers pass
+through files, so memory does not depend on their number. The display of progress belongs to `progress`.
 """
 
 import tempfile
@@ -28,14 +28,14 @@ PART_BYTES = 16 << 20
 FIRST_POLL_S = 0.05
 LONGEST_POLL_S = 3.0
 POLL_GROWTH = 1.4
-# How long a server that answered once may be away before waiting for its batch is given up.
+# How long a server that answered once may be unreachable before waiting ends.
 PATIENCE_S = 120.0
-# Beyond the window: writing the files, and clocks that disagree.
+# Beyond the completion window: writing the files, and clocks that differ.
 AFTER_WINDOW_S = 3_600.0
 
 
 class Client:
-    """A batch server as a place to send rows to.
+    """A client of one batch server.
 
     Args:
         base_url: up to and with `/v1`; else `OPENAI_BASE_URL`, else nightmill on this machine.
@@ -62,7 +62,7 @@ class Client:
 
     def upload(self, path: Path, *, purpose: str = "batch") -> FileObject:
         """Uploads a file, streamed from disk; one too large for a single request goes in parts."""
-        # The package types purposes as literals; which ones exist is the server's to say.
+        # The package types purposes as literals; the server decides which exist.
         known = cast("Literal['batch']", purpose)
         if path.stat().st_size <= LARGEST_SINGLE_BYTES:
             with path.open("rb") as stream:
@@ -127,11 +127,12 @@ class Client:
 
         Args:
             timeout_s: None waits an hour longer than the batch's own window.
-            on_change: is given each answer to a poll; None shows a progress bar on stderr.
+            on_change: called with the batch after each poll; None shows a progress bar on stderr.
 
         Raises:
-            UnavailableError: the time is over. The batch goes on.
-            openai.APIError: the server refused, or has been away for two minutes. The batch goes on.
+            UnavailableError: the time is over. The batch continues on the server.
+            openai.APIError: the server refused, or was unreachable for two minutes. The batch continues on
+            the server.
         """
         with _reporting(on_change) as report:
             batch = self.api.retrieve_batch(batch_id)
@@ -151,7 +152,7 @@ class Client:
                 try:
                     batch = self.api.retrieve_batch(batch_id)
                 except (APIConnectionError, InternalServerError, RateLimitError):
-                    # A server that restarts is no reason to lose sight of a batch that goes on.
+                    # The batch continues while the server restarts, so waiting continues too.
                     if monotonic() - seen > PATIENCE_S:
                         raise
                     continue
@@ -164,7 +165,7 @@ class Client:
 
         Raises:
             RequestError: the batch failed validation; the message holds the first error.
-            UnavailableError: it has not ended yet.
+            UnavailableError: the batch has not ended yet.
         """
         batch = self.api.retrieve_batch(batch) if isinstance(batch, str) else batch
         _refuse_without_answers(batch)
@@ -193,7 +194,7 @@ class Client:
         timeout_s: float | None = None,
         on_change: Callable[[Batch], None] | None = None,
     ) -> Iterator[Answer]:
-        """Sends rows, waits with a progress bar, and gives their answers: `submit`, `wait` and `answers`."""
+        """Sends rows, waits with a progress bar, and returns their answers: `submit`, `wait` and `answers`."""
         batch = self.submit(
             rows, endpoint=endpoint, model=model, completion_window=completion_window, metadata=metadata
         )
@@ -204,7 +205,7 @@ class Client:
         return download.lines(download.chunks(self.openai, file_id))
 
     def save(self, file_id: str, path: Path) -> int:
-        """Downloads a file; `path` appears only when it is whole. Returns its size in bytes."""
+        """Downloads a file; `path` appears only when the file is complete. Returns its size in bytes."""
         return download.save(self.openai, file_id, path)
 
 
