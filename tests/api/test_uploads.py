@@ -121,26 +121,6 @@ def test_large_parts_become_the_file_without_a_copy(server, client):
     assert unused_of(server, upload) == [f"uploads/{upload.id}/{left}"], "only what nobody named may go"
 
 
-def test_while_an_older_nightmill_may_be_at_work_parts_are_copied(serve):
-    def with_older_ones(context):
-        class Store:
-            def __getattr__(self, name):
-                return getattr(context.store, name)
-
-            async def all_know_pieces(self):
-                return False
-
-        return replace(context, store=Store())
-
-    server = serve(change=with_older_ones)
-    client = server.client()
-    content = CONTENT * 40
-    upload = opened(client, bytes=len(content))
-    file = client.uploads.complete(upload.id, part_ids=halves(client, upload, content)).file
-    assert f"files/{file.id}" in blobs_of(server)
-    assert client.files.content(file.id).content == content
-
-
 def test_one_part_is_the_file_itself(server, client):
     upload = opened(client)
     ids = sent(client, upload, [CONTENT])

@@ -16,7 +16,7 @@ from nightmill.core.outcome import Answered
 from nightmill.errors import LeaseLost
 from nightmill.failpoints import Failpoint
 from nightmill.roles.finalizer import joined_file_id
-from nightmill.store.sql import SqlStore, open_store
+from nightmill.store.sql import open_store
 from tests.crash.dying import Die, deaths, settings_of, turn
 from tests.roles.conftest import ENDPOINT, PROJECT, Mill, request_lines
 
@@ -217,21 +217,6 @@ async def half_answered(mill: Mill) -> Batch:
     await running
     await parts.close()
     return batch
-
-
-async def test_no_batch_is_cut_while_an_older_nightmill_may_be_at_work(mill: Mill) -> None:
-    class AmongOlderOnes(SqlStore):
-        async def all_know_pieces(self) -> bool:
-            return False
-
-    batch = await settled(mill)
-    finalizer = mill.finalizer()
-    finalizer._slice_bytes = 1
-    finalizer._store = AmongOlderOnes(mill.store._database)
-    while (now := await mill.now(batch)).status is not Status.COMPLETED:
-        await finalizer.turn()
-    assert len(await mill.rows(now.output_file_id)) == LINES - 7
-    assert not list((mill.folder / "files").glob("*.pieces"))
 
 
 async def test_an_intake_killed_at_any_point_is_followed_by_one_that_accepts_every_line_once(

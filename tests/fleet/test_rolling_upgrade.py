@@ -1,13 +1,10 @@
-"""From the previous release to this one while the fleet works: nothing lost or doubled, and no error.
+"""From this release to the next one while the fleet works: nothing lost or doubled, and no error.
 
-The previous release comes from git, its schema is 0002. Its processes run its own sources.
+The next release is a copy of these sources with two made-up steps of the schema.
 """
 
-import asyncio
-import io
 import os
-import subprocess
-import tarfile
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,33 +13,25 @@ from pathlib import Path
 import openai
 import pytest
 
-from nightmill.errors import SetupError
-from nightmill.store import migrate
-from nightmill.store.steps import Stage
+from nightmill.store.steps import SCHEMA_VERSION
 from tests.fleet.conftest import Fleet, Process, begin, each_once, ended, until
+from tests.store.next_release import AFTER, BEFORE, make_next_release
 
 ROOT = Path(__file__).resolve().parents[2]
-PREVIOUS = "7cdbff991397d834c05f7a9eed7ecd85f9119780"
 LINES = 60
 
 
 @pytest.fixture(scope="session")
-def previous(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The environment that runs the previous release."""
-    try:
-        packed = subprocess.run(
-            ["git", "-C", ROOT, "archive", PREVIOUS, "src"], capture_output=True, check=True, timeout=60
-        ).stdout
-    except (FileNotFoundError, subprocess.CalledProcessError):
-        pytest.skip(f"the previous release ({PREVIOUS[:7]}) is not in this clone: fetch the whole history")
-    folder = tmp_path_factory.mktemp("previous")
-    with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
-        archive.extractall(folder, filter="data")
+def next_release(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment that runs the next release."""
+    folder = tmp_path_factory.mktemp("next")
+    shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    make_next_release(folder / "src" / "nightmill")
     return {"PYTHONPATH": str(folder / "src")}
 
 
-def run_migration(fleet: Fleet, *flags: str) -> tuple[int, str]:
-    migrating = fleet.start("migrate", *flags)
+def run_migration(fleet: Fleet, flag: str, environment: dict[str, str]) -> tuple[int, str]:
+    migrating = fleet.start("migrate", flag, environment=environment)
     return migrating.process.wait(timeout=60), migrating.said
 
 
@@ -58,22 +47,25 @@ def version(fleet: Fleet) -> str:
     return fleet.sql("SELECT version_num FROM alembic_version")
 
 
-def test_a_fleet_is_upgraded_while_it_works(fleet, upstream, previous):
+def test_a_fleet_is_upgraded_while_it_works(fleet, upstream, next_release):
     source = upstream(delay_s=0.1)
     words = ("--upstream", source.url, "--concurrency", "4")
-    old_server, old_crew = both(fleet, words, previous)
-    assert version(fleet) == "0002"
+    old_server, old_crew = both(fleet, words, None)
+    assert version(fleet) == SCHEMA_VERSION
     made = begin(old_server.client(), LINES)
     until(lambda: len(source.requests()) > 5)
 
-    asyncio.run(migrate(fleet.store, stage=Stage.BEFORE))
-    server, crew = both(fleet, words, None)
-    with pytest.raises(SetupError, match="connections of older nightmills are open"):
-        asyncio.run(migrate(fleet.store, stage=Stage.AFTER))
+    assert run_migration(fleet, "--before", next_release)[0] == 0
+    assert version(fleet) == BEFORE
+    server, crew = both(fleet, words, next_release)
+    code, said = run_migration(fleet, "--after", next_release)
+    assert code == 78
+    assert "connections of older nightmills are open" in said
     late = begin(old_server.client(), 5, name="late")
     for old in (old_crew, old_server):
         assert old.end() == 0, old.said
-    asyncio.run(migrate(fleet.store, stage=Stage.AFTER))
+    assert run_migration(fleet, "--after", next_release)[0] == 0
+    assert version(fleet) == AFTER
 
     each_once(server.client(), ended(server.client(), made.id), LINES)
     each_once(server.client(), ended(server.client(), late.id), 5, name="late")
@@ -128,7 +120,7 @@ class Traffic:
 
 @pytest.mark.skipif(not os.environ.get("TEST_FLEET"), reason="a minute of rolling: make test-fleet")
 @pytest.mark.timeout(400)
-def test_a_fleet_rolls_forward_back_and_forward_again_under_traffic(fleet, upstream, previous):
+def test_a_fleet_rolls_forward_back_and_forward_again_under_traffic(fleet, upstream, next_release):
     source = upstream(delay_s=0.05)
     words = ("--upstream", source.url, "--concurrency", "8")
 
@@ -138,8 +130,8 @@ def test_a_fleet_rolls_forward_back_and_forward_again_under_traffic(fleet, upstr
     def crew(environment: dict[str, str] | None) -> Process:
         return fleet.work(*words, environment=environment)
 
-    servers = [server(previous), server(previous)]
-    crews = [crew(previous), crew(previous)]
+    servers = [server(None), server(None)]
+    crews = [crew(None), crew(None)]
     everyone = [*servers, *crews]
     traffic = Traffic(servers[0])
     traffic.rotation.append(servers[1])
@@ -159,12 +151,12 @@ def test_a_fleet_rolls_forward_back_and_forward_again_under_traffic(fleet, upstr
 
     with traffic.flowing():
         until(lambda: traffic.errors or len(traffic.batches) > 2)
-        assert run_migration(fleet, "--before")[0] == 0
+        assert run_migration(fleet, "--before", next_release)[0] == 0
+        roll(next_release)
         roll(None)
-        roll(previous)
-        assert run_migration(fleet, "--after")[0] == 78
-        roll(None)
-        assert run_migration(fleet, "--after")[0] == 0
+        assert run_migration(fleet, "--after", next_release)[0] == 78
+        roll(next_release)
+        assert run_migration(fleet, "--after", next_release)[0] == 0
         before = len(traffic.batches)
         until(lambda: traffic.errors or len(traffic.batches) > before + 2)
     assert not traffic.errors, traffic.errors
@@ -177,7 +169,7 @@ def test_a_fleet_rolls_forward_back_and_forward_again_under_traffic(fleet, upstr
     assert counted == f"{count}|{count * LINES}|{count * LINES}"
     kept = "SELECT sum(size_bytes) FROM file WHERE deleted_at IS NULL"
     assert fleet.sql("SELECT sum(stored_bytes) FROM project") == fleet.sql(kept)
-    refused = fleet.start("serve", "--workers", "0", environment=previous)
+    refused = fleet.start("serve", "--workers", "0")
     assert refused.process.wait(timeout=30) == 78
     assert "newer than this nightmill knows" in refused.said
     for process in everyone:

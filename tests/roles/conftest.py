@@ -163,6 +163,7 @@ class Mill:
             endpoint=ENDPOINT,
             input_file_id=FileId("file-1"),
             input_blob_key=key,
+            input_bytes=len(text),
             completion_window="24h",
             created_at=now,
             expires_at=now + window_s,

@@ -61,7 +61,7 @@ def test_leasing_looks_at_the_first_batches_and_their_first_segments_only(world)
         (batches._NEXT_PAGE, "batch_by_age (project_id=? AND created_at<?)"),
         (batches._OVERDUE, "batch_by_deadline (expires_at<?)"),
         (batches._SETTLED, "batch_settled"),
-        (duties._CANDIDATE, "batch_with_duty"),
+        (duties._CANDIDATE, "batch_leasable"),
         (segments._REAP, "segment_leased"),
         (segments._HELD_BY_WORKER, "segment_held (worker_id=?)"),
         (segments._HELD_BY_LEASE, "PRIMARY KEY (batch_id=? AND number=?)"),

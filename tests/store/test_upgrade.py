@@ -1,101 +1,120 @@
-"""From the previous release's schema to this one, with rows in it."""
+"""An upgrade to the next release, with made-up steps: what runs when, and what is refused meanwhile."""
 
-import asyncio
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import asynccontextmanager, closing, contextmanager
 
 import pytest
-from sqlalchemy import create_engine, text
 
-from nightmill.core.legal_hold import HoldKind
 from nightmill.errors import SetupError
-from nightmill.store import migrate, open_store
-from nightmill.store.migrate import upgrade
-from nightmill.store.steps import NEEDED_VERSION, SCHEMA_VERSION, Stage
+from nightmill.store import migrate, open_store, steps
+from nightmill.store.readiness import make_ready
+from nightmill.store.sqlite import sqlite_library
+from nightmill.store.steps import SCHEMA_VERSION, Stage
+from tests.store import next_release
+from tests.store.next_release import AFTER, BEFORE, NEXT_STEPS
 
-PREVIOUS = "0002"
-DAY = 20_000
-_BATCH = (
-    "INSERT INTO batch (id, project_id, endpoint, input_file_id, input_blob_key, completion_window,"
-    " created_at, expires_at, status, model, total, completed, failed, output_tokens, completed_at,"
-    " index_blob_key)"
-    " VALUES ('{id}', 'p', '/v1/embeddings', 'file-1', 'k1', '24h', 1, 2, '{status}', {model}, 3, {done}, 0,"
-    " 9, {at}, 'i')"
-)
 _FILE = (
-    "INSERT INTO file (id, project_id, purpose, filename, size_bytes, created_at, blob_key, deleted_at)"
-    " VALUES ('{id}', '{project}', 'batch', 'f', {size}, 1, '{id}', {deleted})"
+    "INSERT INTO file (id, project_id, purpose, filename, size_bytes, created_at, blob_key)"
+    " VALUES ('{id}', 'p', 'batch', 'f', 10, 1, '{id}')"
 )
 
 
-def previous(path) -> str:
-    """A store as the previous release would have left it."""
-    engine = create_engine(f"sqlite:///{path}")
-    with engine.begin() as connection:
-        upgrade(connection, to=PREVIOUS)
-        for statement in rows():
-            connection.execute(text(statement))
-    engine.dispose()
-    return f"sqlite:///{path}"
-
-
-def rows():
-    at = DAY * 86_400 + 5
-    yield _FILE.format(id="file-1", project="p", size=10, deleted="NULL")
-    yield _FILE.format(id="file-2", project="p", size=20, deleted="7")
-    yield _BATCH.format(id="batch_1", status="completed", model="'m'", done=3, at=at)
-    yield _BATCH.format(id="batch_2", status="in_progress", model="'m'", done=1, at="NULL")
-
-
-def later(path) -> None:
-    """What an old process does while new ones are at work."""
-    engine = create_engine(f"sqlite:///{path}")
-    with engine.begin() as connection:
-        for statement in (
-            _BATCH.format(id="batch_3", status="completed", model="NULL", done=3, at=DAY * 86_400),
-            _BATCH.format(id="batch_4", status="completed", model="'m'", done=3, at=DAY * 86_400),
-            _FILE.format(id="file-3", project="q", size=40, deleted="NULL"),
-            "UPDATE file SET deleted_at = 8 WHERE id = 'file-1'",
-            _FILE.format(id="file-4", project="p", size=5, deleted="NULL"),
-        ):
-            connection.execute(text(statement))
-    engine.dispose()
-
-
-async def test_a_data_folder_of_the_previous_release_is_brought_up_to_date_with_all_its_rows(tmp_path):
-    url = await asyncio.to_thread(previous, tmp_path / "nightmill.sqlite")
-    assert await migrate(url) == SCHEMA_VERSION
-    store = open_store(url)
-    await store.ping()
-    batch = await store.batch("p", "batch_2")
-    assert (batch.input_bytes, batch.enqueued_tokens) == (10, 3)
-    used = await store.consumption("p")
-    assert (used.open.batches, used.open.bytes, used.stored_bytes) == (1, 10, 10)
-    (row,) = await store.usage(["project", "model", "day"])
-    assert (row.project_id, row.model, row.day, row.requests, row.tally.completed) == ("p", "m", DAY, 3, 3)
-    (entry,) = (await store.audit()).items
-    assert (entry.act, entry.subject_id, entry.detail) == ("schema.migrated", SCHEMA_VERSION, "from 0002")
-    await store.close()
-
-
-async def test_what_older_processes_left_out_is_counted_after_the_deploy(tmp_path):
+@pytest.fixture
+async def path(tmp_path):
+    """A database of the present release with one row."""
     path = tmp_path / "nightmill.sqlite"
-    url = await asyncio.to_thread(previous, path)
-    with pytest.raises(SetupError, match="run 'nightmill migrate --before'"):
+    await migrate(f"sqlite:///{path}")
+    add_row(path, "file-1")
+    return path
+
+
+@pytest.fixture
+def next_version(tmp_path):
+    """A context in which this process is one of the next release."""
+    module = sys.modules["nightmill.store.migrate"]
+    scripts = tmp_path / "migrations"
+    shutil.copytree(module._SCRIPTS, scripts)
+    next_release.add_scripts(scripts)
+
+    @contextmanager
+    def running() -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "_SCRIPTS", scripts)
+            patch.setattr(steps, "STEPS", NEXT_STEPS)
+            patch.setattr(steps, "SCHEMA_VERSION", AFTER)
+            patch.setattr(steps, "NEEDED_VERSION", BEFORE)
+            yield
+
+    return running
+
+
+def add_row(path, file_id: str) -> None:
+    run(path, _FILE.format(id=file_id))
+
+
+def run(path, statement: str) -> list:
+    with closing(sqlite_library().module.connect(str(path))) as connection:
+        rows = connection.execute(statement).fetchall()
+        connection.commit()
+        return rows
+
+
+@asynccontextmanager
+async def opened(path):
+    store = open_store(f"sqlite:///{path}")
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+async def test_without_a_stage_every_step_runs_and_rows_are_kept(path, next_version):
+    with next_version():
+        assert await migrate(f"sqlite:///{path}") == AFTER
+        async with opened(path) as store:
+            await store.ping()
+            (entry,) = (await store.audit()).items
+    assert run(path, "SELECT id, note FROM file") == [("file-1", "filled in")]
+    assert (entry.act, entry.subject_id, entry.detail) == ("schema.migrated", AFTER, f"from {SCHEMA_VERSION}")
+
+
+async def test_the_after_step_waits_for_the_before_step_and_sees_rows_written_meanwhile(path, next_version):
+    url = f"sqlite:///{path}"
+    with next_version():
+        with pytest.raises(SetupError, match="run 'nightmill migrate --before'"):
+            await migrate(url, stage=Stage.AFTER)
+        assert await migrate(url, stage=Stage.BEFORE) == BEFORE
+        async with opened(path) as store:
+            await store.ping()
+        assert run(path, "SELECT note FROM file") == [(None,)]
+        add_row(path, "file-2")
+        assert await migrate(url, stage=Stage.AFTER) == AFTER
+        assert await migrate(url, stage=Stage.AFTER) == AFTER
+    assert run(path, "SELECT note FROM file") == [("filled in",), ("filled in",)]
+
+
+async def test_the_next_release_does_not_start_on_the_present_schema(path, next_version):
+    with next_version(), pytest.raises(SetupError, match="run 'nightmill migrate --before'") as caught:
+        await make_ready(f"sqlite:///{path}", clock=time.time, busy_timeout_s=1)
+    assert "\n" not in str(caught.value)
+
+
+async def test_the_present_release_goes_on_after_the_before_step_and_not_after_the_after_step(
+    path, next_version
+):
+    url = f"sqlite:///{path}"
+    with next_version():
+        await migrate(url, stage=Stage.BEFORE)
+    assert await migrate(url) == BEFORE
+    await make_ready(url, clock=time.time, busy_timeout_s=1)
+    async with opened(path) as store:
+        await store.ping()
+    with next_version():
         await migrate(url, stage=Stage.AFTER)
-    assert await migrate(url, stage=Stage.BEFORE) == NEEDED_VERSION
-    store = open_store(url)
-    await store.ping()
-    assert (await store.consumption("p")).stored_bytes == 10
-    with pytest.raises(SetupError, match="older nightmill may be at work"):
-        await store.set_hold(HoldKind.PROJECT, "p")
-    assert not await store.all_know_pieces()
-    await store.close()
-    await asyncio.to_thread(later, path)
-    assert await migrate(url, stage=Stage.AFTER) == SCHEMA_VERSION
-    assert await migrate(url, stage=Stage.AFTER) == SCHEMA_VERSION
-    store = open_store(url)
-    assert [(row.model, row.batches) for row in await store.usage(["model"])] == [("", 1), ("m", 2)]
-    assert (await store.consumption("p")).stored_bytes == 5
-    assert (await store.consumption("q")).stored_bytes == 40
-    assert await store.set_hold(HoldKind.PROJECT, "p")
-    assert await store.all_know_pieces()
-    await store.close()
+    with pytest.raises(SetupError, match=f"{AFTER} is newer"):
+        await migrate(url)
+    with pytest.raises(SetupError, match=f"{AFTER} is newer"):
+        await make_ready(url, clock=time.time, busy_timeout_s=1)

@@ -100,6 +100,6 @@ def _database_findings(inventory: Inventory, store_url: str) -> list[Finding]:
         Finding(Kind.DATABASE, subject, f"{problem}; bring it back from a backup")
         for problem in inventory.problems()
     ]
-    if not found and (reason := inventory.misfit()) is not None:
+    if not found and (reason := inventory.schema_refusal()) is not None:
         found.append(Finding(Kind.SCHEMA, subject, reason))
     return found

@@ -288,8 +288,7 @@ async def _joined(blob_key: str, parts: Sequence[UploadPart], context: ApiContex
     if len(parts) == 1:
         return parts[0].blob_key
     least_bytes = context.settings.blobs.piece_bytes * len(parts)
-    is_large = sum(part.size_bytes for part in parts) >= least_bytes > 0
-    if is_large and await context.store.all_know_pieces():
+    if sum(part.size_bytes for part in parts) >= least_bytes > 0:
         pieces = [Piece(part.blob_key, part.size_bytes) for part in parts]
         await context.blobs.join(blob_key + SUFFIX, pieces)
         return blob_key + SUFFIX

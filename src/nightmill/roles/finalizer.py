@@ -118,7 +118,7 @@ class Finalizer:
             return
         pages = Pages(self._store, duty.batch)
         slices = self._slices(duty.batch, await pages.look()) if duty.index_blob_key else []
-        if slices and await self._store.all_know_pieces():
+        if slices:
             await self._cut(duty, slices)
         else:
             await self._join_whole(duty, pages)

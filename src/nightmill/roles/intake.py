@@ -149,13 +149,11 @@ class Intake:
             yield chunk
 
     async def _accept(self, duty: Duty, result: ValidationResult, index_blob_key: str) -> None:
-        # A server of the release before does not say how large a batch's input is.
-        size_bytes = duty.batch.input_bytes or await self._blobs.size_bytes(duty.batch.input_blob_key) or 0
         after = replace(
             duty.batch.after(Event.ACCEPTED, now=self._clock()),
             model=result.model,
             total=result.total,
-            enqueued_tokens=estimated_tokens(size_bytes),
+            enqueued_tokens=estimated_tokens(duty.batch.input_bytes),
         )
         lines_per_segment = self._settings.worker.lines_per_segment
         segments = list(cut_segments(after.id, total=result.total, lines_per_segment=lines_per_segment))

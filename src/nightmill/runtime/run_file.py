@@ -178,6 +178,7 @@ async def _batch(components: Components, path: Path, endpoint: str) -> Batch:
         endpoint=endpoint,
         input_file_id=FileId("file-input"),
         input_blob_key=_INPUT_KEY,
+        input_bytes=stat.st_size,
         completion_window="365d",
         created_at=now,
         expires_at=now + _YEAR_S,

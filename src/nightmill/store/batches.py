@@ -235,13 +235,13 @@ _MOVE = (
         status=bindparam("new_status"),
         **{stamp: bindparam(f"new_{stamp}") for stamp in _STAMPS},
         # A duty is the right to move a batch on from one status: it ends with the status.
-        duty_worker=None,
-        duty_expires_at=None,
+        lease_worker_id=None,
+        lease_expires_at=None,
     )
 )
 HOLDS_DUTY: tuple[ColumnElement[bool], ...] = (
-    batch.c.duty_token == bindparam("held_duty_token"),
-    batch.c.duty_worker.is_not(None),
+    batch.c.lease_token == bindparam("held_token"),
+    batch.c.lease_worker_id.is_not(None),
 )
 
 

@@ -1,16 +1,14 @@
-"""What a database says of its schema: which version it has, and which nightmills may work on it.
+"""Reads which schema a database has, and decides whether this version of nightmill may work on it.
 
-Promise: it only reads. A nightmill that meets a newer schema asks the database, not its own knowledge,
-whether it may stay. Not its duty: the rule itself (`steps`).
+For a schema newer than this version knows, the record in the database decides (see `steps.refusal`). Nothing
+is written here.
 """
 
-from typing import Final
+from sqlalchemy import Connection, inspect, select, text
 
-from sqlalchemy import Connection, Text, column, inspect, select, table, text
-
-from nightmill.store.steps import COMPATIBILITY_TABLE, SCHEMA_VERSION, refusal
-
-_OLDEST: Final = select(column("oldest", Text())).select_from(table(COMPATIBILITY_TABLE))
+from nightmill.store import steps
+from nightmill.store.schema import schema_compatibility
+from nightmill.store.steps import COMPATIBILITY_TABLE, refusal
 
 
 def version_of(connection: Connection) -> str | None:
@@ -20,18 +18,12 @@ def version_of(connection: Connection) -> str | None:
     return _version(connection)
 
 
-def misfit(connection: Connection) -> str | None:
-    """Why this nightmill can't work on the database's schema; None when it can. There must be a schema."""
+def schema_refusal(connection: Connection) -> str | None:
+    """Why this version can't work on the database's schema; None when it can. A schema must exist."""
     found = _version(connection) or "0000"
-    if found == SCHEMA_VERSION:
+    if found == steps.SCHEMA_VERSION:
         return None
-    return refusal(found, _oldest(connection) if found > SCHEMA_VERSION else None)
-
-
-def all_know(connection: Connection, version: str) -> bool:
-    """Whether every nightmill that may be at work here knows the schema step."""
-    oldest = _oldest(connection)
-    return oldest is not None and oldest >= version
+    return refusal(found, _oldest(connection) if found > steps.SCHEMA_VERSION else None)
 
 
 def _version(connection: Connection) -> str | None:
@@ -41,4 +33,4 @@ def _version(connection: Connection) -> str | None:
 def _oldest(connection: Connection) -> str | None:
     if not inspect(connection).has_table(COMPATIBILITY_TABLE):
         return None
-    return connection.execute(_OLDEST).scalar_one_or_none()
+    return connection.execute(select(schema_compatibility.c.oldest)).scalar_one_or_none()

@@ -31,9 +31,9 @@ _has_open_slice = exists().where(slice_.c.batch_id == batch.c.id, text("slice." 
 _CANDIDATE = (
     select(batch.c.id)
     .where(
-        text(schema.HAS_DUTY),
+        text(schema.IS_LEASABLE),
         batch.c.status.in_(bindparam("statuses", expanding=True)),
-        or_(batch.c.duty_worker.is_(None), batch.c.duty_expires_at <= now()),
+        or_(batch.c.lease_worker_id.is_(None), batch.c.lease_expires_at <= now()),
         ~_has_live_lease,
         ~_has_open_slice,
     )
@@ -59,14 +59,14 @@ _GRANT = (
     update(batch)
     .where(batch.c.id == bindparam("of_batch_id"))
     .values(
-        duty_token=batch.c.duty_token + 1,
-        duty_worker=bindparam("worker_id"),
-        duty_expires_at=now() + bindparam("ttl_s"),
+        lease_token=batch.c.lease_token + 1,
+        lease_worker_id=bindparam("worker_id"),
+        lease_expires_at=now() + bindparam("ttl_s"),
     )
     .returning(
         *BATCH_COLUMNS,
         batch.c.index_blob_key,
-        batch.c.duty_token,
+        batch.c.lease_token,
         exists().where(slice_.c.batch_id == batch.c.id).label("is_sliced"),
     )
 )
@@ -75,14 +75,14 @@ _HELD = (
     batch.c.status == bindparam("in_status"),
     *HOLDS_DUTY,
 )
-_KEEP = update(batch).where(*_HELD).values(duty_expires_at=now() + bindparam("ttl_s"))
-_RELEASE = update(batch).where(*_HELD).values(duty_worker=None, duty_expires_at=None)
+_KEEP = update(batch).where(*_HELD).values(lease_expires_at=now() + bindparam("ttl_s"))
+_RELEASE = update(batch).where(*_HELD).values(lease_worker_id=None, lease_expires_at=None)
 _RELEASE_ALL = (
     update(batch)
-    .where(text(schema.HAS_DUTY), batch.c.duty_worker.is_not(None))
-    .values(duty_worker=None, duty_expires_at=None)
+    .where(text(schema.IS_LEASABLE), batch.c.lease_worker_id.is_not(None))
+    .values(lease_worker_id=None, lease_expires_at=None)
 )
-_RELEASE_OF = _RELEASE_ALL.where(batch.c.duty_worker == bindparam("holder"))
+_RELEASE_OF = _RELEASE_ALL.where(batch.c.lease_worker_id == bindparam("holder"))
 
 _ACCEPT = moving(
     fenced_by=HOLDS_DUTY,
@@ -120,7 +120,7 @@ def lease_duty(
     if connection.execute(_LIVE_LEASE, {"of_batch_id": candidate}).first() is not None:
         return None  # on Postgres a holder may have beaten since the candidate was read
     row = connection.execute(_GRANT, {"of_batch_id": candidate, "worker_id": worker_id, "ttl_s": ttl_s}).one()
-    return Duty(as_batch(row), row.index_blob_key, row.duty_token, ttl_s, bool(row.is_sliced))
+    return Duty(as_batch(row), row.index_blob_key, row.lease_token, ttl_s, bool(row.is_sliced))
 
 
 def keep_duty(connection: Connection, duty: Duty) -> bool:
@@ -157,7 +157,7 @@ def accept_batch(
         _ACCEPT,
         after,
         expected=duty.batch.status,
-        held_duty_token=duty.token,
+        held_token=duty.token,
         new_model=after.model,
         new_total=after.total,
         new_index_blob_key=index_blob_key,
@@ -193,7 +193,7 @@ def reject_batch(connection: Connection, duty: Duty, after: Batch) -> bool:
         _REJECT,
         after,
         expected=duty.batch.status,
-        held_duty_token=duty.token,
+        held_token=duty.token,
         new_errors=dump_errors(after.errors),
         new_model=after.model,
     )
@@ -211,7 +211,7 @@ def publish_batch(
         _PUBLISH,
         after,
         expected=duty.batch.status,
-        held_duty_token=duty.token,
+        held_token=duty.token,
         new_output_file_id=after.output_file_id,
         new_error_file_id=after.error_file_id,
         **tally_parameters(after.tally),
@@ -236,7 +236,7 @@ def _fence(duty: Duty) -> dict[str, str | int]:
     return {
         "of_batch_id": duty.batch.id,
         "in_status": duty.batch.status.value,
-        "held_duty_token": duty.token,
+        "held_token": duty.token,
     }
 
 

@@ -12,12 +12,10 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from nightmill.core.audit import Actor, AuditAction
 from nightmill.core.legal_hold import Hold, HoldKind
-from nightmill.errors import NotFoundError, SetupError
+from nightmill.errors import NotFoundError
 from nightmill.store import audit, projects
 from nightmill.store.clock import stamp
-from nightmill.store.compatibility import all_know
 from nightmill.store.schema import batch, file, hold
-from nightmill.store.steps import HOLDS_SINCE
 
 _VALUES: dict[str, Any] = {
     "kind": bindparam("new_kind"),
@@ -63,9 +61,7 @@ def set_hold(
 
     Raises:
         NotFoundError: there is no such file or batch.
-        SetupError: nightmills that know no holds may be at work.
     """
-    _refuse_beside_older_ones(connection)
     project_id = _project_of(connection, kind, subject_id)
     projects.locked_bytes(connection, project_id)
     _project_of(connection, kind, subject_id)  # not deleted while we waited
@@ -96,14 +92,6 @@ def clear_hold(connection: Connection, kind: HoldKind, subject_id: str, by: Acto
 
 def list_holds(connection: Connection) -> Sequence[Hold]:
     return [Hold(HoldKind(kind), *rest) for kind, *rest in connection.execute(_LIST)]
-
-
-def _refuse_beside_older_ones(connection: Connection) -> None:
-    if not all_know(connection, HOLDS_SINCE):
-        raise SetupError(
-            "processes of an older nightmill may be at work, which would delete what is held;"
-            " run 'nightmill migrate --after' first"
-        )
 
 
 def _project_of(connection: Connection, kind: HoldKind, subject_id: str) -> str:

@@ -29,7 +29,7 @@ from nightmill.core.slice import JoinedSlice
 from nightmill.ids import BatchId, FileId
 from nightmill.store import schema, slices
 from nightmill.store.batches import BATCH_COLUMNS, as_batch
-from nightmill.store.compatibility import misfit
+from nightmill.store.compatibility import schema_refusal
 from nightmill.store.files import FILE_COLUMNS, as_file
 from nightmill.store.schema import (
     DONE,
@@ -141,10 +141,10 @@ class Inventory:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    def misfit(self) -> str | None:
-        """Why this nightmill can't work with the database; None when it can."""
+    def schema_refusal(self) -> str | None:
+        """Why this version of nightmill can't work with the database; None when it can."""
         try:
-            return misfit(self._connection)
+            return schema_refusal(self._connection)
         except DBAPIError:
             return "it has no schema"
 

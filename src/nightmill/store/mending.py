@@ -90,7 +90,7 @@ _SEND_AGAIN = (
         batch.c.expires_at > now(),
         batch.c.segments_left > 0,
     )
-    .values(status=Status.IN_PROGRESS.value, finalizing_at=None, duty_worker=None, duty_expires_at=None)
+    .values(status=Status.IN_PROGRESS.value, finalizing_at=None, lease_worker_id=None, lease_expires_at=None)
 )
 
 

@@ -1,7 +1,7 @@
-"""Brings a database to the schema this nightmill speaks.
+"""Brings a database to the schema that this version of nightmill uses.
 
-Promise: one transaction per call, so a database is never between two schemas, and two processes that start
-at once migrate it once. Not its duty: what the steps are (see `migrations/versions`).
+Each call is one transaction, so a database is never between two schemas, and of two processes that start at
+once only one migrates. What the steps do is in `migrations/versions`.
 """
 
 import asyncio
@@ -9,23 +9,23 @@ import time
 from pathlib import Path
 from typing import Final
 
-from sqlalchemy import Connection, delete, insert, text
+from sqlalchemy import Connection, MetaData, delete, insert, text
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from nightmill.core.audit import NIGHTMILL, Actor, AuditAction
 from nightmill.errors import SetupError
-from nightmill.store import audit
-from nightmill.store.compatibility import misfit, version_of
+from nightmill.store import audit, steps
+from nightmill.store.compatibility import schema_refusal, version_of
 from nightmill.store.connection import is_postgres, parse_url, sqlite_path
 from nightmill.store.schema import metadata, schema_compatibility
 from nightmill.store.sqlite import BUSY_TIMEOUT_S, sqlite_engine, sqlite_failure
-from nightmill.store.steps import AUDITED_SINCE, SCHEMA_VERSION, Stage, next_stop, oldest_on, process_name
+from nightmill.store.steps import Stage, next_stop, oldest_on, process_name
 
 _MIGRATION_LOCK: Final = 0x6E696768746D  # any number that nothing else in the database locks
 _STEP_TIMEOUT_S: Final = 3_600.0  # a step may build an index over a large table
-_AT_WORK: Final = text(
+_CONNECTED: Final = text(
     "SELECT application_name FROM pg_stat_activity"
     " WHERE datname = current_database() AND application_name LIKE :names"
 )
@@ -38,17 +38,18 @@ _SCRIPTS = Path(__file__).parent / "migrations"
 
 
 async def migrate(url: str, *, stage: Stage | None = None, by: Actor = NIGHTMILL) -> str:
-    """Creates or upgrades the schema of the database at `url`; its folder must exist. Says what it is now.
+    """Creates or upgrades the schema of the database at `url` and returns the schema's version.
 
-    An empty database gets the whole schema whatever the stage: nobody older can be at work on it.
+    The folder of a SQLite file must exist. An empty database gets the whole schema whatever the stage: no
+    process of an older version can be using an empty database.
 
     Args:
         stage: run only the steps that may run before, or after, the processes are replaced.
-        by: for the audit log, which an upgrade stands in.
+        by: the actor that the audit log names for an upgrade.
 
     Raises:
-        SetupError: the database is of a nightmill that this one can't work with, the stage's turn has not
-            come, or nightmills are at work that an after step would break.
+        SetupError: the schema is one that this version can't work with, the stage may not run yet, or
+            processes of an older version are connected that an after step would break.
         UnavailableError: the database can't be reached or is in use.
     """
     parsed = parse_url(url)
@@ -58,7 +59,7 @@ async def migrate(url: str, *, stage: Stage | None = None, by: Actor = NIGHTMILL
 
 
 async def _migrate_postgres(url: URL, stage: Stage | None, by: Actor) -> str:
-    # Not everybody installs the driver.
+    # The driver is an optional dependency.
     from nightmill.store.postgres import PostgresDatabase  # noqa: PLC0415
 
     database = PostgresDatabase(url, busy_timeout_s=BUSY_TIMEOUT_S, command_timeout_s=_STEP_TIMEOUT_S)
@@ -87,13 +88,13 @@ def _migrate_sqlite(path: Path, stage: Stage | None, by: Actor) -> str:
 
 
 def _migrate(connection: Connection, stage: Stage | None, by: Actor) -> str:
-    """Neither a first start nor a restart must wait for Alembic to be loaded: half a second of CPU."""
+    """Loads Alembic only for an upgrade: loading takes half a second of CPU, too much for every start."""
     found = version_of(connection)
     if found is None:
         create(connection)
-        return SCHEMA_VERSION
-    if found > SCHEMA_VERSION:
-        if (reason := misfit(connection)) is not None:
+        return steps.SCHEMA_VERSION
+    if found > steps.SCHEMA_VERSION:
+        if (reason := schema_refusal(connection)) is not None:
             raise SetupError(reason)
         return found
     try:
@@ -103,27 +104,26 @@ def _migrate(connection: Connection, stage: Stage | None, by: Actor) -> str:
     if wanted != found:
         oldest = oldest_on(wanted)
         if oldest > oldest_on(found):
-            _refuse_while_older_ones_live(connection, oldest)
+            _refuse_while_older_processes_are_connected(connection, oldest)
         upgrade(connection, to=wanted)
-        _record(connection, oldest)
-        if wanted >= AUDITED_SINCE:
-            audit.record(
-                connection, by, AuditAction.SCHEMA_MIGRATED, wanted, project_id=None, detail=f"from {found}"
-            )
+        _record_oldest(connection, oldest)
+        audit.record(
+            connection, by, AuditAction.SCHEMA_MIGRATED, wanted, project_id=None, detail=f"from {found}"
+        )
     return wanted
 
 
-def _record(connection: Connection, oldest: str) -> None:
+def _record_oldest(connection: Connection, oldest: str) -> None:
     connection.execute(delete(schema_compatibility))
     connection.execute(insert(schema_compatibility).values(oldest=oldest))
 
 
-def _refuse_while_older_ones_live(connection: Connection, oldest: str) -> None:
-    """Only Postgres can tell; over SQLite the folder lock proves that nobody is there."""
+def _refuse_while_older_processes_are_connected(connection: Connection, oldest: str) -> None:
+    """Checks Postgres only: over SQLite the lock on the data folder excludes other processes."""
     if connection.dialect.name != "postgresql":
         return
-    seen = connection.execute(_AT_WORK, {"names": process_name("%")}).scalars().all()
-    older = sorted(name for name in seen if name < process_name(oldest))
+    names = connection.execute(_CONNECTED, {"names": process_name("%")}).scalars().all()
+    older = sorted(name for name in names if name < process_name(oldest))
     if older:
         raise SetupError(
             f"{len(older)} connections of older nightmills are open (the oldest: '{older[0]}'), which this"
@@ -132,23 +132,27 @@ def _refuse_while_older_ones_live(connection: Connection, oldest: str) -> None:
 
 
 def create(connection: Connection) -> None:
-    """Makes at once what all steps together would make in an empty database."""
-    for table in metadata.sorted_tables:
-        connection.execute(CreateTable(table))
-        # By name, as the steps do: a set has another order in each process, and of two indexes that would do
-        # SQLite takes the one made last.
-        for index in sorted(table.indexes, key=lambda index: str(index.name)):
-            connection.execute(CreateIndex(index))
+    """Makes in one go what all steps together would make in an empty database."""
+    create_tables(connection, metadata)
     connection.execute(text(_VERSION_TABLE))
     connection.execute(
-        text("INSERT INTO alembic_version (version_num) VALUES (:version)"), {"version": SCHEMA_VERSION}
+        text("INSERT INTO alembic_version (version_num) VALUES (:version)"), {"version": steps.SCHEMA_VERSION}
     )
-    _record(connection, oldest_on(SCHEMA_VERSION))
+    _record_oldest(connection, oldest_on(steps.SCHEMA_VERSION))
 
 
-def upgrade(connection: Connection, *, to: str = SCHEMA_VERSION) -> None:
-    """Runs the missing steps, up to and with `to`, inside the connection's transaction."""
-    # Only a process that migrates needs it.
+def create_tables(connection: Connection, tables: MetaData) -> None:
+    for table in tables.sorted_tables:
+        connection.execute(CreateTable(table))
+        # By name: a set has another order in each process, and where two indexes fit a statement SQLite uses
+        # the one that was created last.
+        for index in sorted(table.indexes, key=lambda index: str(index.name)):
+            connection.execute(CreateIndex(index))
+
+
+def upgrade(connection: Connection, *, to: str) -> None:
+    """Runs the missing steps, up to and including `to`, inside the connection's transaction."""
+    # Loading takes half a second of CPU, and only an upgrade needs it.
     from alembic import command  # noqa: PLC0415
     from alembic.config import Config  # noqa: PLC0415
 

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import fields
 from typing import Any, Final
 
-from sqlalchemy import Connection, Insert, bindparam, case, func, select, text, update
+from sqlalchemy import Connection, Insert, bindparam, func, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from nightmill.core.audit import Actor, AuditAction
@@ -44,19 +44,10 @@ _KEEP = (
     .where(project.c.id == bindparam("of_project_id"))
     .values(stored_bytes=project.c.stored_bytes + bindparam("more_bytes"))
 )
-# While an upgrade is under way older processes add and delete files uncounted.
 _FREE = (
     update(project)
     .where(project.c.id == bindparam("of_project_id"))
-    .values(
-        stored_bytes=case(
-            (
-                project.c.stored_bytes > bindparam("fewer_bytes"),
-                project.c.stored_bytes - bindparam("fewer_bytes"),
-            ),
-            else_=0,
-        )
-    )
+    .values(stored_bytes=project.c.stored_bytes - bindparam("fewer_bytes"))
 )
 _COUNT_AGAIN = update(project).values(
     stored_bytes=select(func.coalesce(func.sum(file.c.size_bytes), 0))

@@ -152,10 +152,6 @@ class Store(Protocol):
         """The bytes under `keys` are gone; don't name them again."""
         ...
 
-    async def all_know_pieces(self) -> bool:
-        """Whether every nightmill that may be at work here reads files of pieces, and spares the pieces."""
-        ...
-
     # --- uploads ---------------------------------------------------------------------------------
     async def add_upload(self, upload: Upload, *, by: Actor | None = None) -> None: ...
     async def upload(self, project_id: ProjectId, upload_id: UploadId) -> Upload | None:

@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 
 from nightmill.errors import SetupError
 from nightmill.store.clock import now
-from nightmill.store.compatibility import misfit, version_of
+from nightmill.store.compatibility import schema_refusal, version_of
 from nightmill.store.connection import open_database
 from nightmill.store.database import Database
 from nightmill.store.migrate import migrate
@@ -33,7 +33,7 @@ async def make_ready(url: str, *, clock: Callable[[], float], busy_timeout_s: fl
     try:
         if await _of(database, version_of) is None:
             await migrate(url)
-        elif (reason := await _of(database, misfit)) is not None:
+        elif (reason := await _of(database, schema_refusal)) is not None:
             raise SetupError(str(reason))
         before = clock()
         at_the_store = await _of(database, _now)

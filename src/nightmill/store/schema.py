@@ -41,7 +41,7 @@ IS_WAITING = "state = 'waiting'"
 IS_LEASED = "state = 'leased'"
 IS_IN_PROGRESS = "status = 'in_progress'"
 IS_SETTLED = "status = 'in_progress' AND segments_left = 0"
-HAS_DUTY = "status IN ('validating', 'finalizing', 'cancelling')"
+IS_LEASABLE = "status IN ('validating', 'finalizing', 'cancelling')"
 IS_UNFINISHED = "status IN ('validating', 'in_progress', 'finalizing', 'cancelling')"
 IS_OPEN_SLICE = "state <> 'done'"
 IS_LIVE = "deleted_at IS NULL"
@@ -83,19 +83,12 @@ def _optional_number(name: str) -> Column[int]:
     return Column(name, BigInteger, nullable=True)
 
 
-def _later_counter(name: str, *, rule: str) -> Column[int]:
-    """A counter that a later step adds: SQLite takes a new column's rule only together with the column."""
-    return Column(
-        name, BigInteger, CheckConstraint(f"{name} >= 0", name=rule), nullable=False, server_default=text("0")
-    )
-
-
 def _optional_limit(name: str) -> Column[int]:
     return Column(name, BigInteger, CheckConstraint(f"{name} >= 0", name=f"project_{name}"), nullable=True)
 
 
-def _lease_end(name: str) -> Column[float]:
-    return Column(name, Double, nullable=True)
+def _seconds(name: str, *, nullable: bool = False) -> Column[float]:
+    return Column(name, Double, nullable=nullable)
 
 
 def _partial_index(name: str, *columns: str, where: str) -> Index:
@@ -222,11 +215,11 @@ batch = Table(
     _optional_number("cancelling_at"),
     _optional_number("cancelled_at"),
     _counter("segments_left"),
-    _counter("duty_token"),
-    _optional_text("duty_worker"),
-    _lease_end("duty_expires_at"),
-    _later_counter("input_bytes", rule="batch_input_bytes"),
-    _later_counter("enqueued_tokens", rule="batch_enqueued_tokens"),
+    _counter("lease_token"),
+    _optional_text("lease_worker_id"),
+    _seconds("lease_expires_at", nullable=True),
+    _counter("input_bytes"),
+    _counter("enqueued_tokens"),
     _optional_number("usage_day"),
     CheckConstraint(_one_of("status", Status), name="batch_status"),
     CheckConstraint(_TALLY_IS_POSITIVE, name="batch_tally"),
@@ -234,14 +227,15 @@ batch = Table(
     CheckConstraint("status <> 'completed' OR completed + failed = total", name="batch_complete"),
     CheckConstraint("status <> 'in_progress' OR index_blob_key IS NOT NULL", name="batch_index"),
     CheckConstraint("segments_left >= 0", name="batch_segments_left"),
-    CheckConstraint("(duty_worker IS NULL) = (duty_expires_at IS NULL)", name="batch_duty"),
+    CheckConstraint("input_bytes >= 0 AND enqueued_tokens >= 0", name="batch_input"),
+    CheckConstraint("(lease_worker_id IS NULL) = (lease_expires_at IS NULL)", name="batch_lease"),
     Index("batch_by_age", "project_id", "created_at", "sequence"),
     _partial_index("batch_unfinished", "status", where=IS_UNFINISHED),
     _partial_index("batch_open", "project_id", where=IS_UNFINISHED),
     _partial_index("batch_in_progress", "sequence", where=IS_IN_PROGRESS),
     _partial_index("batch_by_deadline", "expires_at", where=IS_IN_PROGRESS),
     _partial_index("batch_settled", "sequence", where=IS_SETTLED),
-    _partial_index("batch_with_duty", "sequence", where=HAS_DUTY),
+    _partial_index("batch_leasable", "sequence", where=IS_LEASABLE),
     _partial_index("batch_pins", "input_blob_key", where=IS_UNFINISHED),
     _partial_index("batch_index_unused", "index_blob_key", where=IS_FINISHED_WITH_INDEX),
     sqlite_autoincrement=True,
@@ -257,7 +251,7 @@ segment = Table(
     _text("state"),
     _counter("token"),
     _optional_text("worker_id"),
-    _lease_end("lease_expires_at"),
+    _seconds("lease_expires_at", nullable=True),
     _text("pinned"),
     *(_counter(name) for name in TALLY_COLUMNS),
     PrimaryKeyConstraint("batch_id", "number"),
@@ -290,7 +284,7 @@ slice_ = Table(
     _text("state"),
     _counter("token"),
     _optional_text("worker_id"),
-    _lease_end("lease_expires_at"),
+    _seconds("lease_expires_at", nullable=True),
     _optional_text("output_blob_key"),
     _counter("output_bytes"),
     _optional_text("error_blob_key"),
@@ -330,13 +324,8 @@ api_key = Table(
     _text("hint"),
     _number("created_at"),
     _optional_number("revoked_at"),
-    Column(
-        "scope",
-        Text,
-        CheckConstraint(_one_of("scope", Scope), name="api_key_scope"),
-        nullable=False,
-        server_default=text("'project'"),
-    ),
+    _text("scope"),
+    CheckConstraint(_one_of("scope", Scope), name="api_key_scope"),
     sqlite_autoincrement=True,
 )
 
@@ -348,7 +337,7 @@ idempotency = Table(
     _text("key"),
     _text("fingerprint"),
     _text("object_id"),
-    Column("created_at", Double, nullable=False),
+    _seconds("created_at"),
     PrimaryKeyConstraint("project_id", "operation", "key"),
     CheckConstraint("operation IN ('add_file', 'create_batch')", name="idempotency_operation"),
     Index("idempotency_by_age", "created_at"),
@@ -394,7 +383,7 @@ audit = Table(
     "audit",
     metadata,
     _sequence(),
-    Column("at", Double, nullable=False),
+    _seconds("at"),
     _text("actor"),
     _optional_text("hint"),
     _text("action"),
@@ -420,7 +409,7 @@ upstream_grant = Table(
     _text("worker_id"),
     _number("slots"),
     _number("wanted"),
-    Column("expires_at", Double, nullable=False),
+    _seconds("expires_at"),
     PrimaryKeyConstraint("upstream", "worker_id"),
     CheckConstraint("slots >= 0 AND wanted >= 0", name="upstream_grant_size"),
     Index("upstream_grant_by_worker", "worker_id"),

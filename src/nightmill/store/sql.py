@@ -21,13 +21,12 @@ from nightmill.ids import BatchId, FileId, ProjectId, UploadId, WorkerId
 from nightmill.store import audit, batches, duties, files, grants, holds, keys, projects, segments, usage
 from nightmill.store import slices as _slices
 from nightmill.store.clock import Clock
-from nightmill.store.compatibility import all_know, misfit
+from nightmill.store.compatibility import schema_refusal
 from nightmill.store.connection import open_database
 from nightmill.store.database import Database
 from nightmill.store.inventory import named_among
 from nightmill.store.protocol import ApiKey, Backlog, Duty, Idempotency, Page, SliceDuty, Store
 from nightmill.store.sqlite import BUSY_TIMEOUT_S
-from nightmill.store.steps import PIECES_SINCE
 
 
 def open_store(url: str, *, clock: Clock | None = None, busy_timeout_s: float = BUSY_TIMEOUT_S) -> "SqlStore":
@@ -97,9 +96,6 @@ class SqlStore(Store):
 
     async def forget_blobs(self, keys: Sequence[str]) -> None:
         await self._write(files.forget_blobs, keys)
-
-    async def all_know_pieces(self) -> bool:
-        return await self._read(all_know, PIECES_SINCE)
 
     async def add_upload(self, upload: Upload, *, by: Actor | None = None) -> None:
         await self._write(files.add_upload, upload, by)
@@ -340,5 +336,5 @@ def _release_leases_of(connection: Connection, worker_id: WorkerId) -> int:
 
 
 def _check_schema(connection: Connection) -> None:
-    if (reason := misfit(connection)) is not None:
+    if (reason := schema_refusal(connection)) is not None:
         raise UnavailableError(reason)

@@ -1,11 +1,12 @@
-"""The steps of the schema: their order, when each may run, and which nightmills may work on what they leave.
+"""The steps of the schema: their order, when each may run, and which versions may work on the result.
 
-Promise: a *before* step leaves everything in place that older nightmills use, so it runs while they work; an
-*after* step may take it away, so it runs once none of them lives. Not its duty: what a step does (see
-`migrations/versions`) and where the oldest nightmill is recorded (`migrate`).
+A *before* step leaves everything in place that older versions use, so it runs while their processes work. An
+*after* step may remove what older versions use, so it runs once no process of an older version is left. Among
+the steps of one release the before steps come first: a rolling upgrade runs all of them, replaces the
+processes, and then runs the after steps.
 
-Among the steps of one release the before steps come first: whoever upgrades a fleet as it works runs them
-all, replaces its processes, and then runs the rest.
+What a step does is in `migrations/versions`; the oldest version that may use a database is recorded by
+`migrate`.
 """
 
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Final
 
 
 class Stage(StrEnum):
-    """When a step may run, seen from the deploy that brings it."""
+    """When a step may run, relative to the deploy of the release that brings the step."""
 
     BEFORE = "before"
     AFTER = "after"
@@ -26,31 +27,17 @@ class Step:
     stage: Stage
 
 
-STEPS: Final = (
-    Step("0001", Stage.BEFORE),
-    Step("0002", Stage.BEFORE),
-    Step("0003", Stage.BEFORE),
-    Step("0004", Stage.BEFORE),
-    Step("0005", Stage.BEFORE),
-    Step("0006", Stage.AFTER),
-)
+STEPS: Final = (Step("0001", Stage.BEFORE),)
 SCHEMA_VERSION: Final = STEPS[-1].version
-"""The newest step this nightmill knows; by it a database says which nightmills it still suits."""
+"""The newest step that this version of nightmill knows."""
 NEEDED_VERSION: Final = max(step.version for step in STEPS if step.stage is Stage.BEFORE)
-"""The least this nightmill can work on."""
-
-AUDITED_SINCE: Final = "0003"
-"""The step that makes the audit log."""
-HOLDS_SINCE: Final = "0003"
-"""Nightmills that know an older schema only delete what is held."""
-PIECES_SINCE: Final = "0004"
-"""Nightmills that know an older schema take the list of a blob's pieces for its bytes, and sweep them."""
+"""The oldest schema that this version of nightmill can work on."""
 COMPATIBILITY_TABLE: Final = "schema_compatibility"
-"""One row: `oldest`, the schema version of the oldest nightmill that may work here. Step 0003 makes it."""
+"""One row: `oldest`, the schema version of the oldest nightmill that may work on the database."""
 
 
 def process_name(version: str = SCHEMA_VERSION) -> str:
-    """What the connections of nightmills that know the schema up to `version` are called in Postgres."""
+    """The `application_name` of Postgres connections of processes that know the schema up to `version`."""
     return f"nightmill schema {version}"
 
 
@@ -68,10 +55,10 @@ def oldest_on(version: str) -> str:
 
 
 def next_stop(found: str, stage: Stage | None) -> str:
-    """Where a migration of `stage` ends that begins at `found`; None runs every step.
+    """The version at which a migration of `stage` that starts at `found` ends; None runs every step.
 
     Raises:
-        ValueError: the stage's turn has not come; the message says what to run first.
+        ValueError: the stage may not run yet; the message says what to run first.
     """
     missing = [step for step in STEPS if step.version > found]
     if stage is Stage.AFTER and found < NEEDED_VERSION:
@@ -82,7 +69,7 @@ def next_stop(found: str, stage: Stage | None) -> str:
     if stage is not Stage.BEFORE:
         return missing[-1].version if missing else found
     for number, step in enumerate(missing):
-        if step.stage is Stage.AFTER and any(it.stage is Stage.BEFORE for it in missing[number:]):
+        if step.stage is Stage.AFTER and any(later.stage is Stage.BEFORE for later in missing[number:]):
             raise ValueError(
                 f"step {step.version} of an earlier release is still missing; run 'nightmill migrate --after'"
                 " with that release's nightmill, then this"
@@ -91,10 +78,11 @@ def next_stop(found: str, stage: Stage | None) -> str:
 
 
 def refusal(found: str, oldest: str | None) -> str | None:
-    """Why this nightmill can't work on a schema at `found`, in one line that says what to do.
+    """Why this version can't work on a schema at `found`, in one line that says what to do; None if it can.
 
     Args:
-        oldest: what the database says of the oldest nightmill that may work on it; None when it says nothing.
+        oldest: the oldest version that may work on the database, as the database records it; None if there
+            is no record.
     """
     if found < NEEDED_VERSION:
         return (

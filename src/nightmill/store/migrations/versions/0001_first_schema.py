@@ -1,333 +1,403 @@
-"""The first schema."""
+"""The first schema: a copy of `nightmill.store.schema` that later changes there leave as it is."""
 
-import sqlalchemy as sa
 from alembic import op
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    PrimaryKeyConstraint,
+    Table,
+    Text,
+    text,
+)
+
+from nightmill.store.migrate import create_tables
 
 revision = "0001"
 down_revision = None
 
-_SEQUENCE = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
-_SECONDS: sa.Double[float] = sa.Double()
-_TALLY_IS_POSITIVE = (
-    "completed >= 0 AND failed >= 0 AND input_tokens >= 0 AND cached_tokens >= 0"
-    " AND output_tokens >= 0 AND reasoning_tokens >= 0 AND total_tokens >= 0"
+_IS_WAITING = "state = 'waiting'"
+_IS_LEASED = "state = 'leased'"
+_IS_IN_PROGRESS = "status = 'in_progress'"
+_IS_SETTLED = "status = 'in_progress' AND segments_left = 0"
+_IS_LEASABLE = "status IN ('validating', 'finalizing', 'cancelling')"
+_IS_UNFINISHED = "status IN ('validating', 'in_progress', 'finalizing', 'cancelling')"
+_IS_OPEN_SLICE = "state <> 'done'"
+_IS_LIVE = "deleted_at IS NULL"
+_IS_TOMBSTONE_WITH_BLOB = "deleted_at IS NOT NULL AND blob_key IS NOT NULL"
+_IS_FINISHED_WITH_INDEX = (
+    "status IN ('failed', 'completed', 'expired', 'cancelled') AND index_blob_key IS NOT NULL"
+)
+
+_metadata = MetaData()
+_SEQUENCE = BigInteger().with_variant(Integer(), "sqlite")
+
+
+def _sequence() -> Column[int]:
+    return Column("sequence", _SEQUENCE, primary_key=True, autoincrement=True)
+
+
+def _text(name: str) -> Column[str]:
+    return Column(name, Text, nullable=False)
+
+
+def _optional_text(name: str) -> Column[str]:
+    return Column(name, Text, nullable=True)
+
+
+def _number(name: str) -> Column[int]:
+    return Column(name, BigInteger, nullable=False)
+
+
+def _counter(name: str) -> Column[int]:
+    return Column(name, BigInteger, nullable=False, server_default=text("0"))
+
+
+def _optional_number(name: str) -> Column[int]:
+    return Column(name, BigInteger, nullable=True)
+
+
+def _optional_limit(name: str) -> Column[int]:
+    return Column(name, BigInteger, CheckConstraint(f"{name} >= 0", name=f"project_{name}"), nullable=True)
+
+
+def _seconds(name: str, *, nullable: bool = False) -> Column[float]:
+    return Column(name, Double, nullable=nullable)
+
+
+def _partial_index(name: str, *columns: str, where: str) -> Index:
+    return Index(name, *columns, sqlite_where=text(where), postgresql_where=text(where))
+
+
+_TALLY = (
+    "completed",
+    "failed",
+    "input_tokens",
+    "cached_tokens",
+    "output_tokens",
+    "reasoning_tokens",
+    "total_tokens",
+)
+_USAGE = ("batches", "requests", *_TALLY)
+_LIMITS = (
+    "open_batches_limit",
+    "open_lines_limit",
+    "open_bytes_limit",
+    "stored_bytes_limit",
+    "enqueued_tokens_limit",
+)
+_TALLY_RULE = " AND ".join(f"{name} >= 0" for name in _TALLY)
+
+Table(
+    "file",
+    _metadata,
+    _sequence(),
+    Column("id", Text, nullable=False, unique=True),
+    _text("project_id"),
+    _text("purpose"),
+    _text("filename"),
+    _number("size_bytes"),
+    _number("created_at"),
+    _optional_number("expires_at"),
+    _optional_text("blob_key"),
+    _optional_number("deleted_at"),
+    CheckConstraint(
+        "purpose IN ('fine-tune', 'assistants', 'batch', 'user_data', 'vision', 'evals', 'batch_output')",
+        name="file_purpose",
+    ),
+    CheckConstraint("size_bytes >= 0", name="file_size"),
+    CheckConstraint("deleted_at IS NOT NULL OR blob_key IS NOT NULL", name="file_blob"),
+    _partial_index("file_by_age", "project_id", "created_at", "sequence", where=_IS_LIVE),
+    _partial_index("file_by_purpose", "project_id", "purpose", "created_at", "sequence", where=_IS_LIVE),
+    _partial_index("file_by_expiry", "expires_at", where=_IS_LIVE),
+    _partial_index("file_unused", "sequence", where=_IS_TOMBSTONE_WITH_BLOB),
+    Index("file_by_blob", "blob_key"),
+    sqlite_autoincrement=True,
+)
+
+Table(
+    "upload",
+    _metadata,
+    _sequence(),
+    Column("id", Text, nullable=False, unique=True),
+    _text("project_id"),
+    _text("purpose"),
+    _text("filename"),
+    _text("mime_type"),
+    _number("size_bytes"),
+    _number("created_at"),
+    _number("expires_at"),
+    _text("status"),
+    _optional_number("file_expires_after_s"),
+    _optional_text("file_id"),
+    CheckConstraint(
+        "purpose IN ('fine-tune', 'assistants', 'batch', 'user_data', 'vision', 'evals', 'batch_output')",
+        name="upload_purpose",
+    ),
+    CheckConstraint("status IN ('pending', 'completed', 'cancelled', 'expired')", name="upload_status"),
+    CheckConstraint("size_bytes >= 0", name="upload_size"),
+    CheckConstraint("(status = 'completed') = (file_id IS NOT NULL)", name="upload_file"),
+    _partial_index("upload_pending", "expires_at", where="status = 'pending'"),
+    sqlite_autoincrement=True,
+)
+
+Table(
+    "upload_part",
+    _metadata,
+    _sequence(),
+    Column("id", Text, nullable=False, unique=True),
+    Column("upload_id", Text, ForeignKey("upload.id"), nullable=False),
+    _number("size_bytes"),
+    _number("created_at"),
+    _optional_text("blob_key"),
+    CheckConstraint("size_bytes >= 0", name="upload_part_size"),
+    Index("upload_part_by_upload", "upload_id"),
+    _partial_index("upload_part_by_blob", "blob_key", where="blob_key IS NOT NULL"),
+    sqlite_autoincrement=True,
+)
+
+Table(
+    "piece",
+    _metadata,
+    Column("blob_key", Text, primary_key=True),
+    _optional_text("of_blob_key"),
+    Index("piece_by_whole", "of_blob_key"),
+)
+
+Table(
+    "batch",
+    _metadata,
+    _sequence(),
+    Column("id", Text, nullable=False, unique=True),
+    _text("project_id"),
+    _text("endpoint"),
+    _text("input_file_id"),
+    _text("input_blob_key"),
+    _optional_text("index_blob_key"),
+    _text("completion_window"),
+    _number("created_at"),
+    _number("expires_at"),
+    _text("status"),
+    _optional_text("model"),
+    _optional_text("metadata"),
+    _optional_number("output_expires_after_s"),
+    _optional_text("errors"),
+    _optional_text("output_file_id"),
+    _optional_text("error_file_id"),
+    _counter("total"),
+    *(_counter(name) for name in _TALLY),
+    _optional_number("in_progress_at"),
+    _optional_number("finalizing_at"),
+    _optional_number("completed_at"),
+    _optional_number("failed_at"),
+    _optional_number("expired_at"),
+    _optional_number("cancelling_at"),
+    _optional_number("cancelled_at"),
+    _counter("segments_left"),
+    _counter("lease_token"),
+    _optional_text("lease_worker_id"),
+    _seconds("lease_expires_at", nullable=True),
+    _counter("input_bytes"),
+    _counter("enqueued_tokens"),
+    _optional_number("usage_day"),
+    CheckConstraint(
+        "status IN ('validating', 'failed', 'in_progress', 'finalizing', 'completed', 'expired',"
+        " 'cancelling', 'cancelled')",
+        name="batch_status",
+    ),
+    CheckConstraint(_TALLY_RULE, name="batch_tally"),
+    CheckConstraint("total >= 0 AND completed + failed <= total", name="batch_total"),
+    CheckConstraint("status <> 'completed' OR completed + failed = total", name="batch_complete"),
+    CheckConstraint("status <> 'in_progress' OR index_blob_key IS NOT NULL", name="batch_index"),
+    CheckConstraint("segments_left >= 0", name="batch_segments_left"),
+    CheckConstraint("input_bytes >= 0 AND enqueued_tokens >= 0", name="batch_input"),
+    CheckConstraint("(lease_worker_id IS NULL) = (lease_expires_at IS NULL)", name="batch_lease"),
+    Index("batch_by_age", "project_id", "created_at", "sequence"),
+    _partial_index("batch_unfinished", "status", where=_IS_UNFINISHED),
+    _partial_index("batch_open", "project_id", where=_IS_UNFINISHED),
+    _partial_index("batch_in_progress", "sequence", where=_IS_IN_PROGRESS),
+    _partial_index("batch_by_deadline", "expires_at", where=_IS_IN_PROGRESS),
+    _partial_index("batch_settled", "sequence", where=_IS_SETTLED),
+    _partial_index("batch_leasable", "sequence", where=_IS_LEASABLE),
+    _partial_index("batch_pins", "input_blob_key", where=_IS_UNFINISHED),
+    _partial_index("batch_index_unused", "index_blob_key", where=_IS_FINISHED_WITH_INDEX),
+    sqlite_autoincrement=True,
+)
+
+Table(
+    "segment",
+    _metadata,
+    Column("batch_id", Text, ForeignKey("batch.id"), nullable=False),
+    _number("number"),
+    _number("first"),
+    _number("count"),
+    _text("state"),
+    _counter("token"),
+    _optional_text("worker_id"),
+    _seconds("lease_expires_at", nullable=True),
+    _text("pinned"),
+    *(_counter(name) for name in _TALLY),
+    PrimaryKeyConstraint("batch_id", "number"),
+    CheckConstraint("state IN ('waiting', 'leased', 'done')", name="segment_state"),
+    CheckConstraint("number >= 0 AND first >= 0 AND count > 0 AND token >= 0", name="segment_range"),
+    CheckConstraint(_TALLY_RULE, name="segment_tally"),
+    CheckConstraint("completed + failed <= count", name="segment_answered"),
+    CheckConstraint("state <> 'done' OR completed + failed = count", name="segment_done"),
+    CheckConstraint(
+        "(state = 'leased') = (worker_id IS NOT NULL)"
+        " AND (state = 'leased') = (lease_expires_at IS NOT NULL)",
+        name="segment_lease",
+    ),
+    _partial_index("segment_waiting", "batch_id", "number", where=_IS_WAITING),
+    _partial_index("segment_leased", "batch_id", where=_IS_LEASED),
+    _partial_index("segment_held", "worker_id", where=_IS_LEASED),
+    sqlite_with_rowid=False,
+    postgresql_with={"fillfactor": 70, "autovacuum_vacuum_scale_factor": 0.01},
+)
+
+Table(
+    "slice",
+    _metadata,
+    Column("batch_id", Text, ForeignKey("batch.id"), nullable=False),
+    _number("number"),
+    _number("first"),
+    _number("count"),
+    _text("state"),
+    _counter("token"),
+    _optional_text("worker_id"),
+    _seconds("lease_expires_at", nullable=True),
+    _optional_text("output_blob_key"),
+    _counter("output_bytes"),
+    _optional_text("error_blob_key"),
+    _counter("error_bytes"),
+    _counter("lines"),
+    _counter("missing"),
+    *(_counter(name) for name in _TALLY),
+    PrimaryKeyConstraint("batch_id", "number"),
+    CheckConstraint("state IN ('waiting', 'leased', 'done')", name="slice_state"),
+    CheckConstraint("number >= 0 AND first >= 0 AND count > 0 AND token >= 0", name="slice_range"),
+    CheckConstraint(_TALLY_RULE, name="slice_tally"),
+    CheckConstraint("completed + failed + missing = lines AND missing >= 0", name="slice_lines"),
+    CheckConstraint("(state = 'done') = (lines > 0)", name="slice_done"),
+    CheckConstraint(
+        "(output_bytes > 0) = (output_blob_key IS NOT NULL)"
+        " AND (error_bytes > 0) = (error_blob_key IS NOT NULL)",
+        name="slice_pieces",
+    ),
+    CheckConstraint(
+        "(state = 'leased') = (worker_id IS NOT NULL)"
+        " AND (state = 'leased') = (lease_expires_at IS NOT NULL)",
+        name="slice_lease",
+    ),
+    _partial_index("slice_open", "batch_id", "number", where=_IS_OPEN_SLICE),
+    _partial_index("slice_output", "output_blob_key", where="output_blob_key IS NOT NULL"),
+    _partial_index("slice_error", "error_blob_key", where="error_blob_key IS NOT NULL"),
+)
+
+Table(
+    "api_key",
+    _metadata,
+    _sequence(),
+    Column("id", Text, nullable=False, unique=True),
+    _text("project_id"),
+    _text("name"),
+    Column("digest", Text, nullable=False, unique=True),
+    _text("hint"),
+    _number("created_at"),
+    _optional_number("revoked_at"),
+    _text("scope"),
+    CheckConstraint("scope IN ('project', 'admin')", name="api_key_scope"),
+    sqlite_autoincrement=True,
+)
+
+Table(
+    "idempotency",
+    _metadata,
+    _text("project_id"),
+    _text("operation"),
+    _text("key"),
+    _text("fingerprint"),
+    _text("object_id"),
+    _seconds("created_at"),
+    PrimaryKeyConstraint("project_id", "operation", "key"),
+    CheckConstraint("operation IN ('add_file', 'create_batch')", name="idempotency_operation"),
+    Index("idempotency_by_age", "created_at"),
+)
+
+Table(
+    "project",
+    _metadata,
+    Column("id", Text, primary_key=True),
+    *(_optional_limit(name) for name in _LIMITS),
+    _optional_limit("input_ttl_s"),
+    _optional_limit("output_ttl_s"),
+    _counter("stored_bytes"),
+    CheckConstraint("stored_bytes >= 0", name="project_stored_bytes"),
+)
+
+Table(
+    "hold",
+    _metadata,
+    _text("kind"),
+    _text("subject_id"),
+    _optional_text("reason"),
+    _number("created_at"),
+    PrimaryKeyConstraint("kind", "subject_id"),
+    CheckConstraint("kind IN ('project', 'file', 'batch')", name="hold_kind"),
+)
+
+Table(
+    "usage",
+    _metadata,
+    _text("project_id"),
+    _text("model"),
+    _number("day"),
+    *(_counter(name) for name in _USAGE),
+    PrimaryKeyConstraint("project_id", "model", "day"),
+    CheckConstraint(" AND ".join(f"{name} >= 0" for name in _USAGE), name="usage_positive"),
+    Index("usage_by_day", "day"),
+)
+
+Table(
+    "audit",
+    _metadata,
+    _sequence(),
+    _seconds("at"),
+    _text("actor"),
+    _optional_text("hint"),
+    _text("action"),
+    _optional_text("project_id"),
+    _text("subject_id"),
+    _optional_text("address"),
+    _optional_text("request_id"),
+    _optional_text("detail"),
+    Index("audit_by_project", "project_id", "sequence"),
+    Index("audit_by_age", "at"),
+    sqlite_autoincrement=True,
+)
+
+Table("schema_compatibility", _metadata, Column("oldest", Text, primary_key=True))
+
+Table("upstream", _metadata, Column("name", Text, primary_key=True))
+
+Table(
+    "upstream_grant",
+    _metadata,
+    Column("upstream", Text, ForeignKey("upstream.name"), nullable=False),
+    _text("worker_id"),
+    _number("slots"),
+    _number("wanted"),
+    _seconds("expires_at"),
+    PrimaryKeyConstraint("upstream", "worker_id"),
+    CheckConstraint("slots >= 0 AND wanted >= 0", name="upstream_grant_size"),
+    Index("upstream_grant_by_worker", "worker_id"),
 )
 
 
 def upgrade() -> None:
-    op.create_table(
-        "api_key",
-        sa.Column("sequence", _SEQUENCE, autoincrement=True, nullable=False),
-        sa.Column("id", sa.Text(), nullable=False),
-        sa.Column("project_id", sa.Text(), nullable=False),
-        sa.Column("name", sa.Text(), nullable=False),
-        sa.Column("digest", sa.Text(), nullable=False),
-        sa.Column("hint", sa.Text(), nullable=False),
-        sa.Column("created_at", sa.BigInteger(), nullable=False),
-        sa.Column("revoked_at", sa.BigInteger(), nullable=True),
-        sa.PrimaryKeyConstraint("sequence"),
-        sa.UniqueConstraint("digest"),
-        sa.UniqueConstraint("id"),
-        sqlite_autoincrement=True,
-    )
-    op.create_table(
-        "batch",
-        sa.Column("sequence", _SEQUENCE, autoincrement=True, nullable=False),
-        sa.Column("id", sa.Text(), nullable=False),
-        sa.Column("project_id", sa.Text(), nullable=False),
-        sa.Column("endpoint", sa.Text(), nullable=False),
-        sa.Column("input_file_id", sa.Text(), nullable=False),
-        sa.Column("input_blob_key", sa.Text(), nullable=False),
-        sa.Column("index_blob_key", sa.Text(), nullable=True),
-        sa.Column("completion_window", sa.Text(), nullable=False),
-        sa.Column("created_at", sa.BigInteger(), nullable=False),
-        sa.Column("expires_at", sa.BigInteger(), nullable=False),
-        sa.Column("status", sa.Text(), nullable=False),
-        sa.Column("model", sa.Text(), nullable=True),
-        sa.Column("metadata", sa.Text(), nullable=True),
-        sa.Column("output_expires_after_s", sa.BigInteger(), nullable=True),
-        sa.Column("errors", sa.Text(), nullable=True),
-        sa.Column("output_file_id", sa.Text(), nullable=True),
-        sa.Column("error_file_id", sa.Text(), nullable=True),
-        sa.Column("total", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
-        sa.Column("completed", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
-        sa.Column("failed", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
-        sa.Column("input_tokens", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
-        sa.Column("cached_tokens", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
-        sa.Column("output_tokens", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
-        sa.Column("reasoning_tokens", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
-        sa.Column("total_tokens", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
-        sa.Column("in_progress_at", sa.BigInteger(), nullable=True),
-        sa.Column("finalizing_at", sa.BigInteger(), nullable=True),
-        sa.Column("completed_at", sa.BigInteger(), nullable=True),
-        sa.Column("failed_at", sa.BigInteger(), nullable=True),
-        sa.Column("expired_at", sa.BigInteger(), nullable=True),
-        sa.Column("cancelling_at", sa.BigInteger(), nullable=True),
-        sa.Column("cancelled_at", sa.BigInteger(), nullable=True),
-        sa.Column("segments_left", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
-        sa.Column("duty_token", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
-        sa.Column("duty_worker", sa.Text(), nullable=True),
-        sa.Column("duty_expires_at", _SECONDS, nullable=True),
-        sa.CheckConstraint("status <> 'completed' OR completed + failed = total", name="batch_complete"),
-        sa.CheckConstraint("status <> 'in_progress' OR index_blob_key IS NOT NULL", name="batch_index"),
-        sa.CheckConstraint(
-            "status IN ('validating', 'failed', 'in_progress', 'finalizing', 'completed', 'expired',"
-            " 'cancelling', 'cancelled')",
-            name="batch_status",
-        ),
-        sa.CheckConstraint("(duty_worker IS NULL) = (duty_expires_at IS NULL)", name="batch_duty"),
-        sa.CheckConstraint(_TALLY_IS_POSITIVE, name="batch_tally"),
-        sa.CheckConstraint("segments_left >= 0", name="batch_segments_left"),
-        sa.CheckConstraint("total >= 0 AND completed + failed <= total", name="batch_total"),
-        sa.PrimaryKeyConstraint("sequence"),
-        sa.UniqueConstraint("id"),
-        sqlite_autoincrement=True,
-    )
-    op.create_index("batch_by_age", "batch", ["project_id", "created_at", "sequence"], unique=False)
-    op.create_index(
-        "batch_by_deadline",
-        "batch",
-        ["expires_at"],
-        unique=False,
-        sqlite_where=sa.text("status = 'in_progress'"),
-        postgresql_where=sa.text("status = 'in_progress'"),
-    )
-    op.create_index(
-        "batch_unfinished",
-        "batch",
-        ["status"],
-        unique=False,
-        sqlite_where=sa.text("status IN ('validating', 'in_progress', 'finalizing', 'cancelling')"),
-        postgresql_where=sa.text("status IN ('validating', 'in_progress', 'finalizing', 'cancelling')"),
-    )
-    op.create_index(
-        "batch_in_progress",
-        "batch",
-        ["sequence"],
-        unique=False,
-        sqlite_where=sa.text("status = 'in_progress'"),
-        postgresql_where=sa.text("status = 'in_progress'"),
-    )
-    op.create_index(
-        "batch_index_unused",
-        "batch",
-        ["index_blob_key"],
-        unique=False,
-        sqlite_where=sa.text(
-            "status IN ('failed', 'completed', 'expired', 'cancelled') AND index_blob_key IS NOT NULL"
-        ),
-        postgresql_where=sa.text(
-            "status IN ('failed', 'completed', 'expired', 'cancelled') AND index_blob_key IS NOT NULL"
-        ),
-    )
-    op.create_index(
-        "batch_pins",
-        "batch",
-        ["input_blob_key"],
-        unique=False,
-        sqlite_where=sa.text("status IN ('validating', 'in_progress', 'finalizing', 'cancelling')"),
-        postgresql_where=sa.text("status IN ('validating', 'in_progress', 'finalizing', 'cancelling')"),
-    )
-    op.create_index(
-        "batch_settled",
-        "batch",
-        ["sequence"],
-        unique=False,
-        sqlite_where=sa.text("status = 'in_progress' AND segments_left = 0"),
-        postgresql_where=sa.text("status = 'in_progress' AND segments_left = 0"),
-    )
-    op.create_index(
-        "batch_with_duty",
-        "batch",
-        ["sequence"],
-        unique=False,
-        sqlite_where=sa.text("status IN ('validating', 'finalizing', 'cancelling')"),
-        postgresql_where=sa.text("status IN ('validating', 'finalizing', 'cancelling')"),
-    )
-    op.create_table(
-        "file",
-        sa.Column("sequence", _SEQUENCE, autoincrement=True, nullable=False),
-        sa.Column("id", sa.Text(), nullable=False),
-        sa.Column("project_id", sa.Text(), nullable=False),
-        sa.Column("purpose", sa.Text(), nullable=False),
-        sa.Column("filename", sa.Text(), nullable=False),
-        sa.Column("size_bytes", sa.BigInteger(), nullable=False),
-        sa.Column("created_at", sa.BigInteger(), nullable=False),
-        sa.Column("expires_at", sa.BigInteger(), nullable=True),
-        sa.Column("blob_key", sa.Text(), nullable=True),
-        sa.Column("deleted_at", sa.BigInteger(), nullable=True),
-        sa.CheckConstraint(
-            "purpose IN ('fine-tune', 'assistants', 'batch', 'user_data', 'vision', 'evals', 'batch_output')",
-            name="file_purpose",
-        ),
-        sa.CheckConstraint("deleted_at IS NOT NULL OR blob_key IS NOT NULL", name="file_blob"),
-        sa.CheckConstraint("size_bytes >= 0", name="file_size"),
-        sa.PrimaryKeyConstraint("sequence"),
-        sa.UniqueConstraint("id"),
-        sqlite_autoincrement=True,
-    )
-    op.create_index(
-        "file_by_age",
-        "file",
-        ["project_id", "created_at", "sequence"],
-        unique=False,
-        sqlite_where=sa.text("deleted_at IS NULL"),
-        postgresql_where=sa.text("deleted_at IS NULL"),
-    )
-    op.create_index("file_by_blob", "file", ["blob_key"], unique=False)
-    op.create_index(
-        "file_by_expiry",
-        "file",
-        ["expires_at"],
-        unique=False,
-        sqlite_where=sa.text("deleted_at IS NULL"),
-        postgresql_where=sa.text("deleted_at IS NULL"),
-    )
-    op.create_index(
-        "file_by_purpose",
-        "file",
-        ["project_id", "purpose", "created_at", "sequence"],
-        unique=False,
-        sqlite_where=sa.text("deleted_at IS NULL"),
-        postgresql_where=sa.text("deleted_at IS NULL"),
-    )
-    op.create_index(
-        "file_unused",
-        "file",
-        ["sequence"],
-        unique=False,
-        sqlite_where=sa.text("deleted_at IS NOT NULL AND blob_key IS NOT NULL"),
-        postgresql_where=sa.text("deleted_at IS NOT NULL AND blob_key IS NOT NULL"),
-    )
-    op.create_table(
-        "idempotency",
-        sa.Column("project_id", sa.Text(), nullable=False),
-        sa.Column("operation", sa.Text(), nullable=False),
-        sa.Column("key", sa.Text(), nullable=False),
-        sa.Column("fingerprint", sa.Text(), nullable=False),
-        sa.Column("object_id", sa.Text(), nullable=False),
-        sa.Column("created_at", _SECONDS, nullable=False),
-        sa.CheckConstraint("operation IN ('add_file', 'create_batch')", name="idempotency_operation"),
-        sa.PrimaryKeyConstraint("project_id", "operation", "key"),
-    )
-    op.create_index("idempotency_by_age", "idempotency", ["created_at"], unique=False)
-    op.create_table(
-        "upload",
-        sa.Column("sequence", _SEQUENCE, autoincrement=True, nullable=False),
-        sa.Column("id", sa.Text(), nullable=False),
-        sa.Column("project_id", sa.Text(), nullable=False),
-        sa.Column("purpose", sa.Text(), nullable=False),
-        sa.Column("filename", sa.Text(), nullable=False),
-        sa.Column("mime_type", sa.Text(), nullable=False),
-        sa.Column("size_bytes", sa.BigInteger(), nullable=False),
-        sa.Column("created_at", sa.BigInteger(), nullable=False),
-        sa.Column("expires_at", sa.BigInteger(), nullable=False),
-        sa.Column("status", sa.Text(), nullable=False),
-        sa.Column("file_expires_after_s", sa.BigInteger(), nullable=True),
-        sa.Column("file_id", sa.Text(), nullable=True),
-        sa.CheckConstraint("(status = 'completed') = (file_id IS NOT NULL)", name="upload_file"),
-        sa.CheckConstraint(
-            "purpose IN ('fine-tune', 'assistants', 'batch', 'user_data', 'vision', 'evals', 'batch_output')",
-            name="upload_purpose",
-        ),
-        sa.CheckConstraint(
-            "status IN ('pending', 'completed', 'cancelled', 'expired')", name="upload_status"
-        ),
-        sa.CheckConstraint("size_bytes >= 0", name="upload_size"),
-        sa.PrimaryKeyConstraint("sequence"),
-        sa.UniqueConstraint("id"),
-        sqlite_autoincrement=True,
-    )
-    op.create_index(
-        "upload_pending",
-        "upload",
-        ["expires_at"],
-        unique=False,
-        sqlite_where=sa.text("status = 'pending'"),
-        postgresql_where=sa.text("status = 'pending'"),
-    )
-    op.create_table(
-        "segment",
-        sa.Column("batch_id", sa.Text(), nullable=False),
-        sa.Column("number", sa.BigInteger(), nullable=False),
-        sa.Column("first", sa.BigInteger(), nullable=False),
-        sa.Column("count", sa.BigInteger(), nullable=False),
-        sa.Column("state", sa.Text(), nullable=False),
-        sa.Column("token", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
-        sa.Column("worker_id", sa.Text(), nullable=True),
-        sa.Column("lease_expires_at", _SECONDS, nullable=True),
-        sa.Column("pinned", sa.Text(), nullable=False),
-        sa.Column("completed", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
-        sa.Column("failed", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
-        sa.Column("input_tokens", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
-        sa.Column("cached_tokens", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
-        sa.Column("output_tokens", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
-        sa.Column("reasoning_tokens", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
-        sa.Column("total_tokens", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
-        sa.CheckConstraint(
-            "(state = 'leased') = (worker_id IS NOT NULL)"
-            " AND (state = 'leased') = (lease_expires_at IS NOT NULL)",
-            name="segment_lease",
-        ),
-        sa.CheckConstraint("state <> 'done' OR completed + failed = count", name="segment_done"),
-        sa.CheckConstraint("state IN ('waiting', 'leased', 'done')", name="segment_state"),
-        sa.CheckConstraint("completed + failed <= count", name="segment_answered"),
-        sa.CheckConstraint(_TALLY_IS_POSITIVE, name="segment_tally"),
-        sa.CheckConstraint("number >= 0 AND first >= 0 AND count > 0 AND token >= 0", name="segment_range"),
-        sa.ForeignKeyConstraint(
-            ["batch_id"],
-            ["batch.id"],
-        ),
-        sa.PrimaryKeyConstraint("batch_id", "number"),
-        sqlite_with_rowid=False,
-    )
-    op.create_index(
-        "segment_held",
-        "segment",
-        ["worker_id"],
-        unique=False,
-        sqlite_where=sa.text("state = 'leased'"),
-        postgresql_where=sa.text("state = 'leased'"),
-    )
-    op.create_index(
-        "segment_leased",
-        "segment",
-        ["batch_id", "lease_expires_at"],
-        unique=False,
-        sqlite_where=sa.text("state = 'leased'"),
-        postgresql_where=sa.text("state = 'leased'"),
-    )
-    op.create_index(
-        "segment_waiting",
-        "segment",
-        ["batch_id", "number"],
-        unique=False,
-        sqlite_where=sa.text("state = 'waiting'"),
-        postgresql_where=sa.text("state = 'waiting'"),
-    )
-    op.create_table(
-        "upload_part",
-        sa.Column("sequence", _SEQUENCE, autoincrement=True, nullable=False),
-        sa.Column("id", sa.Text(), nullable=False),
-        sa.Column("upload_id", sa.Text(), nullable=False),
-        sa.Column("size_bytes", sa.BigInteger(), nullable=False),
-        sa.Column("created_at", sa.BigInteger(), nullable=False),
-        sa.Column("blob_key", sa.Text(), nullable=True),
-        sa.CheckConstraint("size_bytes >= 0", name="upload_part_size"),
-        sa.ForeignKeyConstraint(
-            ["upload_id"],
-            ["upload.id"],
-        ),
-        sa.PrimaryKeyConstraint("sequence"),
-        sa.UniqueConstraint("id"),
-        sqlite_autoincrement=True,
-    )
-    op.create_index(
-        "upload_part_by_blob",
-        "upload_part",
-        ["blob_key"],
-        unique=False,
-        sqlite_where=sa.text("blob_key IS NOT NULL"),
-        postgresql_where=sa.text("blob_key IS NOT NULL"),
-    )
-    op.create_index("upload_part_by_upload", "upload_part", ["upload_id"], unique=False)
+    create_tables(op.get_bind(), _metadata)

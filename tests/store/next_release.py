@@ -1,0 +1,48 @@
+"""A made-up next release: one step before its deploy, one after.
+
+Step 0002 adds a column that the present release doesn't know. Step 0003 fills the column in rows that the
+present release wrote meanwhile.
+"""
+
+from pathlib import Path
+
+from nightmill.store.steps import SCHEMA_VERSION, STEPS, Stage, Step
+
+BEFORE = "0002"
+AFTER = "0003"
+NEXT_STEPS = (*STEPS, Step(BEFORE, Stage.BEFORE), Step(AFTER, Stage.AFTER))
+
+_SCRIPT = '''"""A made-up step."""
+
+from alembic import op
+
+revision = "{version}"
+down_revision = "{previous}"
+
+
+def upgrade() -> None:
+    op.execute("{statement}")
+'''
+_DECLARED = 'STEPS: Final = (Step("0001", Stage.BEFORE),)'
+_NEXT_DECLARED = f"""STEPS: Final = (
+    Step("0001", Stage.BEFORE), Step("{BEFORE}", Stage.BEFORE), Step("{AFTER}", Stage.AFTER)
+)"""
+
+
+def add_scripts(migrations: Path) -> None:
+    """Adds the two steps to a copy of `nightmill/store/migrations`."""
+    for version, previous, statement in (
+        (BEFORE, SCHEMA_VERSION, "ALTER TABLE file ADD COLUMN note TEXT"),
+        (AFTER, BEFORE, "UPDATE file SET note = 'filled in' WHERE note IS NULL"),
+    ):
+        script = _SCRIPT.format(version=version, previous=previous, statement=statement)
+        (migrations / "versions" / f"{version}.py").write_text(script)
+
+
+def make_next_release(package: Path) -> None:
+    """Turns a copy of the package `nightmill` into the next release."""
+    add_scripts(package / "store" / "migrations")
+    steps = package / "store" / "steps.py"
+    declared = steps.read_text()
+    assert _DECLARED in declared
+    steps.write_text(declared.replace(_DECLARED, _NEXT_DECLARED))
