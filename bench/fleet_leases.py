@@ -16,7 +16,7 @@ from nightmill.core.batch import Tally, Usage
 from nightmill.core.concurrency import SlotRequest
 from nightmill.core.segment import Lease, PinnedPart, Report
 from nightmill.ids import WorkerId
-from nightmill.store import SqlStore, open_store
+from nightmill.store import Store, open_store
 
 _TTL_S = 600.0
 UPSTREAM = "http://127.0.0.1/v1"
@@ -29,28 +29,28 @@ def _report(lease: Lease, answered: int) -> Report:
     return Report(segment.batch_id, segment.number, lease.token, tally)
 
 
-def _leasing(store: SqlStore, worker_id: WorkerId, amount: int) -> Callable[[], Awaitable[int]]:
+def _leasing(store: Store, worker_id: WorkerId, amount: int) -> Callable[[], Awaitable[int]]:
     async def turn() -> int:
-        leases = await store.lease_segments(worker_id, limit=amount, ttl_s=_TTL_S)
+        leases = await store.segments.lease(worker_id, limit=amount, ttl_s=_TTL_S)
         for lease in leases:
             segment = lease.segment
             part = PinnedPart(f"{segment.batch_id}/{segment.number}.1.part", 500_000)
-            if not await store.complete_segment(lease, _report(lease, segment.count), [part]):
+            if not await store.segments.complete(lease, _report(lease, segment.count), [part]):
                 raise RuntimeError(f"the lease of {segment.batch_id} {segment.number} was lost")
         return len(leases)
 
     return turn
 
 
-async def _beating(store: SqlStore, worker_id: WorkerId, amount: int) -> Callable[[], Awaitable[int]]:
-    leases = await store.lease_segments(worker_id, limit=amount, ttl_s=_TTL_S)
+async def _beating(store: Store, worker_id: WorkerId, amount: int) -> Callable[[], Awaitable[int]]:
+    leases = await store.segments.lease(worker_id, limit=amount, ttl_s=_TTL_S)
     answered = 0
 
     async def turn() -> int:
         nonlocal answered
         answered += 1
         reports = [_report(lease, min(answered, lease.segment.count)) for lease in leases]
-        reply = await store.beat(worker_id, reports, ttl_s=_TTL_S)
+        reply = await store.segments.renew(worker_id, reports, ttl_s=_TTL_S)
         if reply.lost:
             raise RuntimeError("a lease was lost")
         return 1
@@ -58,7 +58,7 @@ async def _beating(store: SqlStore, worker_id: WorkerId, amount: int) -> Callabl
     return turn
 
 
-def _asking(store: SqlStore, worker_id: WorkerId) -> Callable[[], Awaitable[int]]:
+def _asking(store: Store, worker_id: WorkerId) -> Callable[[], Awaitable[int]]:
     held = 0
 
     async def turn() -> int:
@@ -66,7 +66,7 @@ def _asking(store: SqlStore, worker_id: WorkerId) -> Callable[[], Awaitable[int]
         claim = SlotRequest(
             upstream=UPSTREAM, worker_id=worker_id, concurrency_limit=WINDOW, held=held, wanted=1_000
         )
-        grant = await store.grant(claim, ttl_s=_TTL_S)
+        grant = await store.grants.request(claim, ttl_s=_TTL_S)
         held = min(grant.slots, grant.target)
         return 1
 

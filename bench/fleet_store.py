@@ -46,12 +46,12 @@ async def _filled(url: str, batches: int, segments: int) -> float:
                 created_at=now,
                 expires_at=now + 86_400,
             )
-            await store.create_batch(made)
-            duty = await store.lease_duty((Status.VALIDATING,), _KEEPER, ttl_s=600)
+            await store.batches.create(made)
+            duty = await store.batch_leases.lease((Status.VALIDATING,), _KEEPER, ttl_s=600)
             assert duty is not None
             after = replace(made.after(Event.ACCEPTED, now=now), model="bench", total=total)
             cut = list(cut_segments(made.id, total=total, lines_per_segment=LINES_PER_SEGMENT))
-            await store.accept_batch(duty, after, index_blob_key=f"indexes/{number}", segments=cut)
+            await store.batch_leases.accept(duty, after, index_blob_key=f"indexes/{number}", segments=cut)
     finally:
         await store.close()
     return batches * segments / (time.perf_counter() - began)
@@ -66,7 +66,7 @@ def backlog_ms(url: str, *, times: int) -> float:
         try:
             for _ in range(times):
                 began = time.perf_counter()
-                await store.backlog()
+                await store.batches.backlog()
                 took.append(time.perf_counter() - began)
         finally:
             await store.close()

@@ -151,7 +151,7 @@ class DataFolder:
         ),
     ) -> None:
         async with self.rooms() as components:
-            await components.store.release_all_leases()
+            await components.store.leases.release_all()
             stop = asyncio.Event()
             async with asyncio.timeout(30), asyncio.TaskGroup() as group:
                 tasks = [
@@ -208,7 +208,7 @@ class DataFolder:
 
 
 async def _all_ended(components: Components) -> bool:
-    batches = (await components.store.list_batches(PROJECT, limit=100)).items
+    batches = (await components.store.batches.list(PROJECT, limit=100)).items
     return all(batch.status.is_terminal for batch in batches)
 
 
@@ -218,7 +218,7 @@ async def add_batch(components: Components, count: int = LINES, **fields: Any) -
     await put(components, f"files/{file_id}", request_lines(count))
     now = int(time.time())
     size_bytes = len(request_lines(count))
-    await components.store.add_file(
+    await components.store.files.add(
         File(file_id, PROJECT, Purpose.BATCH, "in.jsonl", size_bytes, now, now + 86_400, f"files/{file_id}")
     )
     batch = Batch(
@@ -231,7 +231,7 @@ async def add_batch(components: Components, count: int = LINES, **fields: Any) -
         created_at=now,
         expires_at=now + 3_600,
     )
-    return await components.store.create_batch(batch, **fields)
+    return await components.store.batches.create(batch, **fields)
 
 
 async def put(components: Components, key: str, text: bytes) -> None:
@@ -244,12 +244,12 @@ async def add_upload(components: Components) -> None:
     """An upload that waits for more, with one part."""
     now = int(time.time())
     upload_id = UploadId("upload_" + hashlib.sha256(secrets.token_bytes(8)).hexdigest()[:32])
-    await components.store.add_upload(
+    await components.store.uploads.add(
         Upload(upload_id, PROJECT, Purpose.BATCH, "in.jsonl", "text/plain", 10, now, now + 3_600)
     )
     key = f"uploads/{upload_id}/part_1"
     await put(components, key, b"12345")
-    assert await components.store.add_upload_part(UploadPart(PartId("part_1"), upload_id, 5, now, key))
+    assert await components.store.uploads.add_part(UploadPart(PartId("part_1"), upload_id, 5, now, key))
 
 
 @pytest.fixture(scope="session")
@@ -267,7 +267,7 @@ def stopped_half_way(tmp_path_factory: pytest.TempPathFactory) -> Path:
             await add_upload(components)
 
     async def half_way(components: Components) -> bool:
-        newest = (await components.store.list_batches(PROJECT, limit=1)).items[0]
+        newest = (await components.store.batches.list(PROJECT, limit=1)).items[0]
         return newest.tally.answered >= ANSWERED_BEFORE
 
     asyncio.run(begin())
@@ -280,8 +280,8 @@ def stopped_half_way(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 async def _is_pinned(components: Components) -> bool:
-    newest = (await components.store.list_batches(PROJECT, limit=1)).items[0]
-    results = await components.store.segment_results(newest.id)
+    newest = (await components.store.batches.list(PROJECT, limit=1)).items[0]
+    results = await components.store.segments.results(newest.id)
     return sum(result.tally.answered for result in results if result.pinned) == ANSWERED_BEFORE
 
 

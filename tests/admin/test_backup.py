@@ -67,7 +67,7 @@ def test_nothing_is_deleted_while_a_backup_reads(data):
 
     async def delete_and_sweep():
         async with data.rooms() as components:
-            assert await components.store.delete_file("default", file_id)
+            assert await components.store.files.delete("default", file_id)
             await components.maintenance().turn()
 
     with no_deletes(data.path):

@@ -12,7 +12,7 @@ from nightmill import cli
 from nightmill.admin.check import Depth
 from nightmill.core.batch import Event
 from nightmill.ids import FileId
-from nightmill.store.protocol import Idempotency
+from nightmill.store import Idempotency
 
 
 def kinds(findings):
@@ -76,7 +76,7 @@ def test_lines_whose_answers_are_damaged_are_sent_again_and_no_others(data, harm
 
 async def _released(data):
     async with data.rooms() as components:
-        await components.store.release_all_leases()
+        await components.store.leases.release_all()
 
 
 def test_what_lies_before_the_damage_is_kept(data):
@@ -139,17 +139,17 @@ def test_a_batch_about_to_be_finalized_goes_back_to_work(data, unfinished):
 async def _finalizing(data):
     """Every line answered, and not yet finalized."""
     async with data.rooms() as components:
-        await components.store.release_all_leases()
+        await components.store.leases.release_all()
     data_upstream = data.new_upstream()
 
     async def until(components):
-        return bool(await components.store.settled_batches())
+        return bool(await components.store.batches.settled())
 
     await data.run_without_finalizer(data_upstream, until)
     async with data.rooms() as components:
-        for batch in await components.store.settled_batches():
+        for batch in await components.store.batches.settled():
             after = batch.after(Event.SETTLED, now=time.time())
-            assert await components.store.move_batch(after, expected=batch.status)
+            assert await components.store.batches.move(after, expected=batch.status)
 
 
 def pinned_parts_of_all(data, batch_id):
@@ -238,7 +238,7 @@ def test_a_file_whose_bytes_are_gone_is_marked_deleted(data):
 
     async def find():
         async with data.rooms() as components:
-            return await components.store.file("default", FileId(file_id))
+            return await components.store.files.get("default", FileId(file_id))
 
     assert asyncio.run(find()) is None
 
@@ -284,8 +284,8 @@ def test_a_part_of_an_open_upload_whose_bytes_are_gone_is_forgotten(data, harm):
 def test_a_key_of_a_create_that_never_was_is_forgotten(data, unfinished):
     async def create():
         async with data.rooms() as components:
-            first = await components.store.batch("default", unfinished)
-            await components.store.create_batch(first, Idempotency("once", "print"))
+            first = await components.store.batches.get("default", unfinished)
+            await components.store.batches.create(first, Idempotency("once", "print"))
 
     with data.rows() as rows:
         rows.execute(

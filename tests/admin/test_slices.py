@@ -29,14 +29,14 @@ def half_joined(data, unfinished):
     folder = Sliced(data.path)
 
     async def is_settled(components):
-        return bool(await components.store.settled_batches())
+        return bool(await components.store.batches.settled())
 
     async def join_one():
         async with folder.rooms() as components:
             finalizer = components.finalizer()
             await finalizer.turn()
             await finalizer.turn()
-            assert len(await components.store.joined_slices(unfinished)) == 1
+            assert len(await components.store.slices.joined(unfinished)) == 1
 
     asyncio.run(folder.run_without_finalizer(Upstream(), is_settled))
     asyncio.run(join_one())
@@ -49,7 +49,7 @@ def piece_of(folder):
 
 def ends_in_pieces(folder):
     async def is_swept(components):
-        statuses = {batch.status for batch in (await components.store.list_batches(PROJECT)).items}
+        statuses = {batch.status for batch in (await components.store.batches.list(PROJECT)).items}
         return statuses == {Status.COMPLETED} and not await components.parts.batches()
 
     folder.run(Upstream(), until=is_swept)

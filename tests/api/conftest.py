@@ -27,8 +27,8 @@ from nightmill.blobs import FolderBlobs, PiecedBlobs
 from nightmill.core.api_key import make_api_key
 from nightmill.ids import ProjectId
 from nightmill.settings import Settings
+from nightmill.store import open_store
 from nightmill.store.migrate import migrate
-from nightmill.store.sql import open_store
 
 T = TypeVar("T")
 LINE = (
@@ -81,7 +81,7 @@ class Server:
         secret, key = make_api_key(
             secrets.token_bytes, project_id=ProjectId(project), name="test", created_at=int(time.time())
         )
-        self.do(self.context.store.add_api_key(key))
+        self.do(self.context.store.api_keys.add(key))
         return secret
 
     def client(self, key: str = "sk-none", **options: Any) -> openai.OpenAI:

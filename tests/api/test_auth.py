@@ -95,8 +95,8 @@ def test_a_revoked_key_stops_working_within_seconds(serve):
     store: Store = server.context.store
     assert server.send("GET", "/v1/batches", key=secret).status == 200
     digest = digest_of(secret)
-    key_id = next(one.id for one in server.do(store.list_api_keys()) if one.digest == digest)
-    assert server.do(store.revoke_api_key(key_id))
+    key_id = next(one.id for one in server.do(store.api_keys.list()) if one.digest == digest)
+    assert server.do(store.api_keys.revoke(key_id))
     now[0] += 3
     assert server.send("GET", "/v1/batches", key=secret).status == 401
 
@@ -114,7 +114,7 @@ def test_polls_do_not_ask_the_store_for_the_key_each_time(serve):
 
         async def api_key(self, digest):
             self.asked += 1
-            return await self._store.api_key(digest)
+            return await self._store.api_keys.get(digest)
 
     server = serve(change=lambda context: replace(context, store=Counting(context.store)), clock=lambda: 5.0)
     secret = server.new_key("p")
@@ -133,7 +133,7 @@ def test_while_there_is_no_key_the_door_is_open_on_loopback(serve):
     )
     answer = server.send("GET", f"/v1/batches/{batch.id}")
     assert answer.status == 200
-    stored = server.do(server.context.store.batch("default", batch.id))
+    stored = server.do(server.context.store.batches.get("default", batch.id))
     assert stored.project_id == "default"
 
 

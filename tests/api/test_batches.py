@@ -11,6 +11,7 @@ import pytest
 from nightmill.core.batch import Batch, Event, LineError, Status, Tally, Usage
 from nightmill.core.segment import Segment
 from nightmill.ids import BatchId, ProjectId, WorkerId
+from tests.store_doubles import with_verb
 
 KEYS = [
     "id", "object", "endpoint", "model", "errors", "input_file_id", "completion_window", "status",
@@ -39,7 +40,7 @@ def create(client, input_file_id, **options):
 async def duty_for(store, batch_id, status):
     """What a role does: takes duties until it has the one of this batch."""
     for worker in itertools.count():
-        duty = await store.lease_duty([status], WorkerId(f"worker_{worker}"), ttl_s=600)
+        duty = await store.batch_leases.lease([status], WorkerId(f"worker_{worker}"), ttl_s=600)
         assert duty is not None
         if duty.batch.id == batch_id:
             return duty
@@ -50,13 +51,13 @@ async def accept(store, batch_id):
     duty = await duty_for(store, batch_id, Status.VALIDATING)
     after = replace(duty.batch.after(Event.ACCEPTED, now=time.time()), model="m", total=1)
     segments = [Segment(duty.batch.id, 0, 0, 1)]
-    return await store.accept_batch(duty, after, index_blob_key="index/1", segments=segments)
+    return await store.batch_leases.accept(duty, after, index_blob_key="index/1", segments=segments)
 
 
 async def complete(store, batch_id):
     duty = await duty_for(store, batch_id, Status.FINALIZING)
     after = replace(duty.batch.after(Event.COMPLETED, now=time.time()), tally=Tally(completed=1))
-    return await store.publish_batch(duty, after, files=[])
+    return await store.batch_leases.publish(duty, after, files=[])
 
 
 def move(server, project, batch_id, *events):
@@ -67,9 +68,9 @@ def move(server, project, batch_id, *events):
         elif event is Event.COMPLETED:
             assert server.do(complete(store, batch_id))
         else:
-            batch = server.do(store.batch(ProjectId(project), BatchId(batch_id)))
+            batch = server.do(store.batches.get(ProjectId(project), BatchId(batch_id)))
             after = batch.after(event, now=time.time())
-            assert server.do(store.move_batch(after, expected=batch.status))
+            assert server.do(store.batches.move(after, expected=batch.status))
 
 
 def test_a_new_batch_has_every_published_key_in_order(server, key, input_file_id):
@@ -118,7 +119,7 @@ def test_a_batch_is_read_back_as_it_was_created_and_the_roles_are_woken(server, 
 
 def test_what_the_client_asked_for_reaches_the_store(server, client, project, input_file_id):
     batch = create(client, input_file_id, output_expires_after={"anchor": "created_at", "seconds": 7_200})
-    stored = server.do(server.context.store.batch(ProjectId(project), BatchId(batch.id)))
+    stored = server.do(server.context.store.batches.get(ProjectId(project), BatchId(batch.id)))
     assert stored.output_expires_after_s == 7_200
     assert stored.input_blob_key
     assert stored.metadata is None
@@ -145,7 +146,7 @@ def test_a_file_that_is_no_input_is_found_out_in_the_background(server, client, 
     batch = create(client, file_id)
     assert batch.status == "validating"
     assert batch.input_file_id == file_id
-    stored = server.do(server.context.store.batch(ProjectId(project), BatchId(batch.id)))
+    stored = server.do(server.context.store.batches.get(ProjectId(project), BatchId(batch.id)))
     assert stored.input_blob_key == ""
 
 
@@ -347,24 +348,24 @@ def test_an_ended_batch_can_not_be_cancelled_and_clients_do_not_try_again(server
 def test_a_cancel_that_lost_a_race_decides_again(serve):
     """The store moves the batch between the route's look and its write."""
 
-    class Racing:
-        def __init__(self, store):
-            self._store = store
-            self.lost = 0
+    lost = 0
 
-        def __getattr__(self, name):
-            return getattr(self._store, name)
+    def racing(context):
+        store = context.store
 
-        async def move_batch(self, after, *, expected, **_):
-            if not self.lost:
-                self.lost += 1
-                assert await accept(self._store, after.id)
-            return await self._store.move_batch(after, expected=expected)
+        async def move(after, *, expected, **_):
+            nonlocal lost
+            if not lost:
+                lost += 1
+                assert await accept(store, after.id)
+            return await store.batches.move(after, expected=expected)
 
-    server = serve(change=lambda context: replace(context, store=Racing(context.store)))
+        return replace(context, store=with_verb(store, "batches", "move", move))
+
+    server = serve(change=racing)
     client = server.client()
     cancelled = client.batches.cancel(create(client, "file-none").id)
-    assert server.context.store.lost == 1
+    assert lost == 1
     assert cancelled.status == "cancelling"
     assert cancelled.in_progress_at is not None
 

@@ -131,14 +131,14 @@ def test_a_client_that_goes_away_ends_the_reading(serve):
 
 
 def test_an_output_file_can_be_downloaded(server, key, client, project, input_file_id):
-    file = server.do(server.context.store.file(ProjectId(project), FileId(input_file_id)))
+    file = server.do(server.context.store.files.get(ProjectId(project), FileId(input_file_id)))
     output = replace(
         file,
         id=FileId("file-output" + project),
         purpose=Purpose.BATCH_OUTPUT,
         filename="batch_x_output.jsonl",
     )
-    server.do(server.context.store.add_file(output))
+    server.do(server.context.store.files.add(output))
     answer = download(server, key, output.id)
     assert answer.status == 200
     assert answer.headers["content-disposition"] == 'attachment; filename="batch_x_output.jsonl"'

@@ -6,10 +6,13 @@ import json
 import secrets
 import socket
 import time
+from functools import partial
 from pathlib import Path
 
 import openai
 import pytest
+
+from tests.store_doubles import with_verb
 
 LINE = b'{"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "m"}}\n'
 FILE_KEYS = [
@@ -521,14 +524,8 @@ def with_store(serve, add_file):
     from dataclasses import replace
 
     def changed(context):
-        class Store:
-            def __getattr__(self, name):
-                return getattr(context.store, name)
-
-            async def add_file(self, *arguments, **named):
-                return await add_file(context.store, *arguments, **named)
-
-        return replace(context, store=Store())
+        adding = partial(add_file, context.store)
+        return replace(context, store=with_verb(context.store, "files", "add", adding))
 
     return serve(change=changed)
 
@@ -548,7 +545,7 @@ def test_a_file_whose_commit_got_no_answer_keeps_its_bytes(serve):
     from nightmill.errors import UnavailableError
 
     async def cut_off(store, *arguments, **named):
-        await store.add_file(*arguments, **named)
+        await store.files.add(*arguments, **named)
         raise UnavailableError("the connection to the store broke")
 
     server = with_store(serve, cut_off)
@@ -617,5 +614,5 @@ def test_a_large_body_is_kept_byte_for_byte_and_a_request_right_behind_it_is_ans
     assert len(others) == 2
     for other in others:
         assert json.loads(other.partition(b"\r\n\r\n")[2])["data"][0]["id"] == file_id
-    stored = server.do(server.context.store.file(project, file_id))
+    stored = server.do(server.context.store.files.get(project, file_id))
     assert server.do(server.context.blobs.read(stored.blob_key, 0, len(content) + 1)) == content

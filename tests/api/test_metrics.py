@@ -5,7 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -30,9 +30,17 @@ def figures_of(answer: Answer) -> dict[tuple[str, ...], float]:
     }
 
 
+class Batches:
+    """A store of which only the batches' backlog exists."""
+
+    @property
+    def batches(self) -> Self:
+        return self
+
+
 @dataclass
-class Counting:
-    """A store of which only the backlog is there, and the number of looks at it."""
+class Counting(Batches):
+    """Counts how often the backlog is read."""
 
     backlog_now: Backlog = field(default_factory=lambda: Backlog({Status.IN_PROGRESS: 3}, 41, 7))
     looks: int = 0
@@ -84,12 +92,12 @@ def test_a_crowd_of_scrapers_costs_one_look_at_the_store(serve):
     assert store.looks == 2
 
 
-class Away:
+class Away(Batches):
     async def backlog(self) -> Backlog:
         raise UnavailableError("The store is away.", retry_after_s=2)
 
 
-class Stuck:
+class Stuck(Batches):
     async def backlog(self) -> Backlog:
         await asyncio.Event().wait()
         raise AssertionError

@@ -34,7 +34,7 @@ def admin_key(server) -> str:
         created_at=int(time.time()),
         scope=Scope.ADMIN,
     )
-    server.do(server.context.store.add_api_key(key))
+    server.do(server.context.store.api_keys.add(key))
     return secret
 
 
@@ -71,18 +71,18 @@ def test_an_upload_beyond_what_may_be_stored_is_refused_and_leaves_nothing(limit
 def test_a_held_file_can_not_be_deleted_and_says_why(limited):
     client = limited.client(max_retries=2)
     file = upload(client)
-    limited.do(limited.context.store.set_hold(HoldKind.FILE, file.id))
+    limited.do(limited.context.store.holds.set(HoldKind.FILE, file.id))
     with pytest.raises(openai.ConflictError, match="under legal hold") as caught:
         client.files.delete(file.id)
     assert caught.value.code == "legal_hold"
-    limited.do(limited.context.store.clear_hold(HoldKind.FILE, file.id))
+    limited.do(limited.context.store.holds.clear(HoldKind.FILE, file.id))
     assert client.files.delete(file.id).deleted
 
 
 def test_a_projects_own_time_to_live_goes_before_the_settings(limited):
     client = limited.client()
     rules = ProjectRules(input_ttl_s=7_200)
-    limited.do(limited.context.store.set_project_rules(ProjectId("default"), rules))
+    limited.do(limited.context.store.projects.set_rules(ProjectId("default"), rules))
     file = upload(client)
     assert file.expires_at - file.created_at == 7_200
 
@@ -132,7 +132,7 @@ def test_quotas_tell_what_is_in_force_and_what_is_used(limited):
     client = limited.client()
     create(client, upload(client).id)
     rules = ProjectRules(open_lines=7, output_ttl_s=3_600)
-    limited.do(limited.context.store.set_project_rules(ProjectId("default"), rules))
+    limited.do(limited.context.store.projects.set_rules(ProjectId("default"), rules))
     told = limited.send("GET", "/nightmill/v1/quotas").json()
     assert told["project_id"] == "default"
     assert told["limits"] == {

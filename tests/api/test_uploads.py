@@ -8,6 +8,8 @@ from dataclasses import replace
 import openai
 import pytest
 
+from tests.store_doubles import with_verb
+
 LINE = b'{"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "m"}}\n'
 CONTENT = LINE * 1_000
 UPLOAD_KEYS = ["id", "object", "bytes", "created_at", "filename", "purpose", "status", "expires_at"]
@@ -33,7 +35,7 @@ def blobs_of(server):
 
 
 def unused_of(server, upload):
-    keys = server.do(server.context.store.unused_blobs())
+    keys = server.do(server.context.store.blob_references.unused())
     return [key for key in keys if key.startswith(f"uploads/{upload.id}/")]
 
 
@@ -300,16 +302,12 @@ def test_an_upload_expires_after_an_hour(serve):
 
 def test_an_upload_that_ends_while_a_part_arrives_does_not_keep_it(serve):
     def cancelled_meanwhile(context):
-        class Store:
-            def __getattr__(self, name):
-                return getattr(context.store, name)
+        async def add_part(part):
+            upload = await context.store.uploads.get("default", part.upload_id)
+            await context.store.uploads.cancel(upload)
+            return await context.store.uploads.add_part(part)
 
-            async def add_upload_part(self, part):
-                upload = await context.store.upload("default", part.upload_id)
-                await context.store.cancel_upload(upload)
-                return await context.store.add_upload_part(part)
-
-        return replace(context, store=Store())
+        return replace(context, store=with_verb(context.store, "uploads", "add_part", add_part))
 
     server = serve(change=cancelled_meanwhile)
     client = server.client()

@@ -145,7 +145,7 @@ async def rooms_with_a_batch(
             created_at=now,
             expires_at=now + 86_400,
         )
-        await components.store.create_batch(batch)
+        await components.store.batches.create(batch)
         yield components, rung, events
 
 
@@ -154,7 +154,7 @@ async def answer_all(components: Components, rung: asyncio.Event) -> None:
     stop = asyncio.Event()
     async with asyncio.timeout(60), asyncio.TaskGroup() as group:
         group.create_task(worker.run(stop, grace_s=lambda: 0.0))
-        while not await components.store.settled_batches():
+        while not await components.store.batches.settled():
             async with asyncio.timeout(10):
                 await rung.wait()
             rung.clear()
@@ -169,7 +169,7 @@ async def join(components: Components) -> None:
 
 
 async def status(components: Components) -> Status:
-    batch = await components.store.batch(PROJECT, BATCH)
+    batch = await components.store.batches.get(PROJECT, BATCH)
     assert batch is not None
     return batch.status
 

@@ -21,12 +21,12 @@ def folder(tmp_path):
         store = open_store(url, clock=lambda: 86_400.0 * 20_000)
         for number, project in enumerate(("day", "night")):
             made = Batch(f"batch_{number}", project, "/v1/embeddings", "file-1", "k", "24h", 1, 2, model="m")
-            await store.create_batch(made)
-            await store.move_batch(made.after(Event.CANCEL_REQUESTED, now=3), expected=made.status)
-            duty = await store.lease_duty((Status.CANCELLING,), "w", ttl_s=9)
+            await store.batches.create(made)
+            await store.batches.move(made.after(Event.CANCEL_REQUESTED, now=3), expected=made.status)
+            duty = await store.batch_leases.lease((Status.CANCELLING,), "w", ttl_s=9)
             after = duty.batch.after(Event.CANCELLED, now=4)
             tally = Tally(0, 0, Usage(7, 1, 5, 2, 12))
-            assert await store.publish_batch(duty, replace(after, tally=tally), files=[])
+            assert await store.batch_leases.publish(duty, replace(after, tally=tally), files=[])
         await store.close()
 
     made = tmp_path / "data"

@@ -16,8 +16,8 @@ from openai import AsyncOpenAI
 from nightmill.blobs import FolderBlobs, PiecedBlobs
 from nightmill.runtime.supervisor import free_port
 from nightmill.settings import load
+from nightmill.store import open_store
 from nightmill.store.migrate import migrate
-from nightmill.store.sql import open_store
 from nightmill.torture.load import Load, until_done
 from nightmill.torture.plan import Plan
 from nightmill.torture.proof import Found, Proof, prove, repeated

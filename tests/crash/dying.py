@@ -15,7 +15,7 @@ from nightmill.roles.intake import Intake
 from nightmill.roles.loop import Notifier
 from nightmill.runtime.storage import open_storage
 from nightmill.settings import Settings, as_message, from_message, load
-from nightmill.store.sql import open_store
+from nightmill.store import open_store
 
 Die = Callable[[str, Settings, failpoints.Failpoint, int], int]
 

@@ -16,7 +16,7 @@ from nightmill.core.outcome import Answered
 from nightmill.errors import LeaseLost
 from nightmill.failpoints import Failpoint
 from nightmill.roles.finalizer import joined_file_id
-from nightmill.store.sql import open_store
+from nightmill.store import open_store
 from tests.crash.dying import Die, deaths, settings_of, turn
 from tests.roles.conftest import ENDPOINT, PROJECT, Mill, request_lines
 
@@ -65,7 +65,7 @@ async def settled(mill: Mill) -> Batch:
     stop = asyncio.Event()
     running = asyncio.create_task(worker.run(stop, grace_s=lambda: 5.0))
     async with asyncio.timeout(30):
-        while not await mill.store.settled_batches():
+        while not await mill.store.batches.settled():
             await mill.notifier.wait(since=mill.notifier.count, timeout_s=0.02)
     stop.set()
     mill.notifier.notify()
@@ -78,12 +78,12 @@ async def seen_after(folder: Path, batch: Batch) -> tuple[Batch, dict[str, bytes
     """The batch as its client sees it, without its end's stamps, and the bytes of its files by name."""
     store = open_store(settings_of(folder).store_url)
     try:
-        now = await store.batch(PROJECT, batch.id)
+        now = await store.batches.get(PROJECT, batch.id)
         assert now is not None
         files: dict[str, bytes] = {}
         for file_id in (now.output_file_id, now.error_file_id):
             if file_id is not None:
-                file = await store.file(PROJECT, file_id)
+                file = await store.files.get(PROJECT, file_id)
                 assert file is not None
                 content = b"".join(blob_chunks(folder / "blobs", file.blob_key))
                 assert len(content) == file.size_bytes
@@ -95,7 +95,7 @@ async def seen_after(folder: Path, batch: Batch) -> tuple[Batch, dict[str, bytes
 
 async def start_again(folder: Path) -> None:
     store = open_store(settings_of(folder).store_url)
-    await store.release_all_leases()
+    await store.leases.release_all()
     await store.close()
 
 
@@ -151,8 +151,8 @@ async def test_a_finalizer_of_slices_killed_at_any_point_costs_others_one_slice_
         assert at_death.status.is_terminal == (point == "finalizer.published"), point
         assert at_death.status.is_terminal or not files_at_death
         store = open_store(settings.store_url)
-        joined = [it.output.key for it in await store.joined_slices(batch.id) if it.output]
-        await store.release_all_leases()
+        joined = [it.output.key for it in await store.slices.joined(batch.id) if it.output]
+        await store.leases.release_all()
         await store.close()
         await turn("finalizer", settings)
         found, files = await seen_after(folder, batch)
@@ -177,7 +177,7 @@ async def test_several_finalizers_make_the_bytes_that_one_makes_of_a_batch_that_
 ) -> None:
     batch = await half_answered(mill)
     now = await mill.now(batch)
-    assert await mill.store.move_batch(now.after(event, now=1_800_000_000), expected=now.status)
+    assert await mill.store.batches.move(now.after(event, now=1_800_000_000), expected=now.status)
     ends: list[tuple[Batch, dict[str, bytes]]] = []
     for name, finalizers, slice_bytes in (("one", 1, 1 << 30), ("three", 3, 1)):
         folder = tmp_path / name
@@ -232,7 +232,7 @@ async def test_an_intake_killed_at_any_point_is_followed_by_one_that_accepts_eve
         found, _ = await seen_after(folder, batch)
         assert (found.status, found.total, found.endpoint) == (Status.IN_PROGRESS, LINES, ENDPOINT), point
         store = open_store(settings_of(folder).store_url)
-        segments = [result.segment for result in await store.segment_results(batch.id)]
+        segments = [result.segment for result in await store.segments.results(batch.id)]
         await store.close()
         assert [(one.first, one.count) for one in segments] == [(0, 20), (20, 20), (40, 20), (60, 10)], point
         left = list((folder / "blobs" / "lines" / batch.id).iterdir())
@@ -243,14 +243,14 @@ async def test_a_finalizer_that_wakes_late_does_not_touch_what_was_published(mil
     batch = await settled(mill)
     late, quick = mill.finalizer(), mill.finalizer()
     await late._close_settled_batches()
-    duty = await mill.store.lease_duty((Status.FINALIZING,), late._worker_id, ttl_s=60)
+    duty = await mill.store.batch_leases.lease((Status.FINALIZING,), late._worker_id, ttl_s=60)
     assert duty is not None
     joined = late._joiner.join
     published: list[Batch] = []
 
     async def overtaken(*arguments: Any, **more: Any) -> Any:
         ends = await joined(*arguments, **more)
-        await mill.store.release_all_leases()
+        await mill.store.leases.release_all()
         await quick.turn()
         published.append(await mill.now(batch))
         return ends

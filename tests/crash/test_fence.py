@@ -27,7 +27,7 @@ from nightmill.errors import UnavailableError
 from nightmill.ids import WorkerId
 from nightmill.parts import FolderParts, PartRecord, Parts
 from nightmill.settings import as_message
-from nightmill.store.sql import SqlStore, open_store
+from nightmill.store import Store, open_store
 from nightmill.torture.proof import (
     NOT_ENDED,
     SETTLED_CHANGED,
@@ -40,6 +40,7 @@ from nightmill.torture.proof import (
 )
 from nightmill.torture.upstream import emulator
 from tests.roles.conftest import ENDPOINT, Mill
+from tests.store_doubles import with_verb
 
 LIMIT_S = 60
 
@@ -141,7 +142,7 @@ async def test_a_worker_that_was_stopped_and_wakes_late_changes_nothing(
         child(url, "intake", "finalizer", "warden")
 
         async def was_taken_over() -> bool:
-            return any(result.token > 1 for result in await mill.store.segment_results(batch.id))
+            return any(result.token > 1 for result in await mill.store.segments.results(batch.id))
 
         await until(was_taken_over)
         zombie.send(signal.SIGCONT)
@@ -163,7 +164,7 @@ async def stopped_between_transactions(mill: Mill, worker: Child) -> None:
         while True:
             worker.send(signal.SIGSTOP)
             try:
-                await other.reap_segments()
+                await other.segments.release_expired()
             except UnavailableError:
                 worker.send(signal.SIGCONT)
                 await asyncio.sleep(0.013)
@@ -208,26 +209,28 @@ async def test_a_worker_whose_clock_jumped_sends_nothing_before_its_lease_is_con
     batch = await mill.accepted(input_of(bodies))
     jumped_s = 0.0
     sent_after_jump: list[bytes] = []
-    beats_since_jump = 0
-    real_beat = mill.store.beat
+    renewals_since_jump = 0
+    renew = mill.store.segments.renew
 
-    class Beating(SqlStore):
-        async def beat(self, *arguments: Any, **named: Any) -> Any:
-            nonlocal beats_since_jump
-            reply = await real_beat(*arguments, **named)
-            beats_since_jump += bool(jumped_s)
-            return reply
+    async def counted_renew(*arguments: Any, **named: Any) -> Any:
+        nonlocal renewals_since_jump
+        reply = await renew(*arguments, **named)
+        renewals_since_jump += bool(jumped_s)
+        return reply
 
     async def send(endpoint: str, body: bytes) -> Any:
         nonlocal jumped_s
-        if jumped_s and not beats_since_jump:
+        if jumped_s and not renewals_since_jump:
             sent_after_jump.append(body)
         if body == bodies["line-10"]:
             jumped_s = 3_600.0
         return await answering(endpoint, body)
 
     worker = mill.worker(
-        send, slots=1, monotonic=lambda: time.monotonic() + jumped_s, store=Beating(mill.store._database)
+        send,
+        slots=1,
+        monotonic=lambda: time.monotonic() + jumped_s,
+        store=with_verb(mill.store, "segments", "renew", counted_renew),
     )
     (ended,) = await mill.run_to_the_end(worker, batch)
     assert ended.status is Status.COMPLETED
@@ -252,15 +255,15 @@ class PastThePin(FolderParts):
             yield record
 
 
-class TokensIgnored(SqlStore):
-    """Believes anybody who says that a segment is done, whoever holds it now."""
+def tokens_ignored(store: Store) -> Store:
+    """Completes a segment for every caller, whichever worker holds its lease."""
 
-    async def complete_segment(self, lease: Lease, report: Report, parts: Sequence[PinnedPart]) -> bool:
-        results = await self.segment_results(lease.segment.batch_id)
+    async def complete(lease: Lease, report: Report, parts: Sequence[PinnedPart]) -> bool:
+        results = await store.segments.results(lease.segment.batch_id)
         token = results[lease.segment.number].token
-        return await super().complete_segment(
-            replace(lease, token=token), replace(report, token=token), parts
-        )
+        return await store.segments.complete(replace(lease, token=token), replace(report, token=token), parts)
+
+    return with_verb(store, "segments", "complete", complete)
 
 
 @dataclass
@@ -279,7 +282,7 @@ class Answers:
         return OutputLine(text=json.dumps(row).encode() + b"\n", is_error=False, usage=None)
 
 
-async def a_zombie_writes_on(mill: Mill, *, store: SqlStore, reader: Parts) -> Proof:
+async def a_zombie_writes_on(mill: Mill, *, store: Store, reader: Parts) -> Proof:
     """Worker A answers two lines of five, is taken over by B, and then answers the others once more."""
     bodies = bodies_of(5)
     answers = Answers(bodies, [])
@@ -299,21 +302,21 @@ async def a_zombie_writes_on(mill: Mill, *, store: SqlStore, reader: Parts) -> P
         return writer
 
     writers: dict[int, Any] = {}
-    (of_a,) = await store.lease_segments(WorkerId("a"), limit=1, ttl_s=0.01)
+    (of_a,) = await store.segments.lease(WorkerId("a"), limit=1, ttl_s=0.01)
     await settle(of_a, 0, 1, counts=True)
     await asyncio.sleep(0.02)
-    assert await store.reap_segments() == 1
-    (of_b,) = await store.lease_segments(WorkerId("b"), limit=1, ttl_s=30)
+    assert await store.segments.release_expired() == 1
+    (of_b,) = await store.segments.lease(WorkerId("b"), limit=1, ttl_s=30)
     pinned = tuple(await parts.find(of_b))
-    assert await store.pin_parts(of_b, pinned, Report(batch.id, 0, of_b.token, Tally(2)))
+    assert await store.segments.pin_parts(of_b, pinned, Report(batch.id, 0, of_b.token, Tally(2)))
     by_b = await settle(of_b, 2, 3, counts=True)
 
     by_a = await settle(of_a, 2, 3, 4, counts=False)
     whole = Tally(5)
-    await store.complete_segment(of_a, Report(batch.id, 0, of_a.token, whole), (by_a.pinned,))
+    await store.segments.complete(of_a, Report(batch.id, 0, of_a.token, whole), (by_a.pinned,))
 
     await settle(of_b, 4, counts=True)
-    await store.complete_segment(of_b, Report(batch.id, 0, of_b.token, whole), (*pinned, by_b.pinned))
+    await store.segments.complete(of_b, Report(batch.id, 0, of_b.token, whole), (*pinned, by_b.pinned))
     finalizer = mill.finalizer()
     finalizer._store = store
     finalizer._joiner._parts = reader
@@ -337,7 +340,7 @@ async def test_the_proof_fails_when_parts_are_read_past_their_pin(mill: Mill) ->
 
 
 async def test_the_proof_fails_when_tokens_are_ignored(mill: Mill) -> None:
-    store = TokensIgnored(mill.store._database)
+    store = tokens_ignored(mill.store)
     proof = await a_zombie_writes_on(mill, store=store, reader=mill.parts())
     assert not proof.is_kept
     assert proof.breaches[NOT_ENDED] or proof.breaches[SETTLED_CHANGED]

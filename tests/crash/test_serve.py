@@ -36,15 +36,15 @@ async def test_batches_in_every_state_go_on_by_themselves_with_their_stamps_unch
     batches = [await mill.accepted(request_lines(40)) for _ in range(3)]
     overdue = await mill.now(batches[1])
     moved = overdue.after(Event.LAPSED, now=time.time() - 100)
-    assert await mill.store.move_batch(moved, expected=overdue.status)
+    assert await mill.store.batches.move(moved, expected=overdue.status)
     await mill.cancel(batches[2])
     batches.append(await mill.batch_of(request_lines(40)))
     before = [await mill.now(batch) for batch in batches]
     assert [batch.status for batch in before] == ["in_progress", "finalizing", "cancelling", "validating"]
     # All of it was held by processes that are dead now.
-    (lease,) = await mill.store.lease_segments(mill.finalizer()._worker_id, limit=1, ttl_s=600)
+    (lease,) = await mill.store.segments.lease(mill.finalizer()._worker_id, limit=1, ttl_s=600)
     for status in (Status.FINALIZING, Status.CANCELLING, Status.VALIDATING):
-        assert await mill.store.lease_duty((status,), mill.finalizer()._worker_id, ttl_s=600)
+        assert await mill.store.batch_leases.lease((status,), mill.finalizer()._worker_id, ttl_s=600)
     stand = await stand_of(delay_s=0.0)
     stand.serve()
     back_s = await stand.until_it_answers()

@@ -22,8 +22,8 @@ from nightmill.core.circuit_breaker import CircuitBreaker
 from nightmill.ids import WorkerId
 from nightmill.roles.worker import Worker
 from nightmill.settings import UpstreamSettings, load
+from nightmill.store import open_store
 from nightmill.store.migrate import migrate
-from nightmill.store.sql import open_store
 from nightmill.upstream import open_upstream
 from tests.roles.conftest import Mill, request_line
 

@@ -16,7 +16,7 @@ from nightmill.roles.intake import Intake
 from nightmill.roles.maintenance import Maintenance
 from nightmill.roles.worker import Worker
 from nightmill.runtime.clocks import SteadyClock
-from nightmill.store.sql import open_store
+from nightmill.store import open_store
 from tests.faults.conftest import FaultyMill
 from tests.roles.conftest import answer, request_lines
 

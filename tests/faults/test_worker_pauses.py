@@ -15,6 +15,7 @@ from nightmill.parts import FolderParts
 from nightmill.telemetry import WritingPaused, WritingResumed
 from tests.faults.conftest import FaultyMill
 from tests.roles.conftest import answer, request_lines
+from tests.store_doubles import with_verb
 
 
 @pytest.fixture
@@ -105,49 +106,41 @@ async def test_slots_that_found_the_disk_full_wake_when_there_is_room(mill: Faul
     assert ended.tally.completed == 40
 
 
-class SilentStore:
-    """A store whose beats find no answer while `is_away`."""
-
-    def __init__(self, store: Any) -> None:
-        self._store = store
-        self.is_away = False
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._store, name)
-
-    async def beat(self, *arguments: Any, **named: Any) -> Any:
-        if self.is_away:
-            raise OSError
-        return await self._store.beat(*arguments, **named)
-
-
 async def test_past_its_confirmed_lease_it_sends_no_line_again_and_goes_on_once_confirmed(mill: FaultyMill):
     mill.settings = mill.settings.model_copy(
         update={
             "worker": mill.settings.worker.model_copy(update={"lease_ttl_s": 0.3, "lines_per_segment": 40})
         }
     )
-    store = SilentStore(mill.store)
+    is_away = False
+
+    async def renew(*arguments: Any, **named: Any) -> Any:
+        if is_away:
+            raise OSError
+        return await mill.store.segments.renew(*arguments, **named)
+
     moments: list[float] = []
     spans: list[tuple[float, float]] = []
 
     async def send(_endpoint: str, body: bytes) -> Outcome:
+        nonlocal is_away
         moments.append(time.monotonic())
         if len(moments) == 1:
-            store.is_away = True
+            is_away = True
             return Throttled(429, b"{}", 0.5)  # due when the lease is no longer confirmed
         return answer()
 
     async def come_back() -> None:
-        await until(lambda: store.is_away)
+        nonlocal is_away
+        await until(lambda: is_away)
         await asyncio.sleep(0.4)
         began = time.monotonic()
         await asyncio.sleep(0.6)
         spans.append((began, time.monotonic()))
-        store.is_away = False
+        is_away = False
 
     batch = await mill.accepted(request_lines(40))
-    worker = mill.worker(send, slots=4, store=store)
+    worker = mill.worker(send, slots=4, store=with_verb(mill.store, "segments", "renew", renew))
     stop = asyncio.Event()
     async with asyncio.timeout(15), asyncio.TaskGroup() as group:
         group.create_task(come_back())
@@ -200,6 +193,6 @@ async def test_a_drain_ends_though_the_disk_takes_nothing(mill: FaultyMill):
         await running
     with pytest.raises(UnavailableError, match="their lines are sent again"):
         await parts.close()
-    await mill.store.release_all_leases()
+    await mill.store.leases.release_all()
     [ended] = await mill.run_to_the_end(mill.worker(send), batch)
     assert ended.tally.completed == 10

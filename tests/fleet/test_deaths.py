@@ -13,12 +13,12 @@ from nightmill.core.batch import Batch, Status
 from nightmill.failpoints import Failpoint
 from nightmill.runtime.storage import open_storage
 from nightmill.settings import load
+from nightmill.store import open_store
 from nightmill.store.migrate import migrate
-from nightmill.store.sql import open_store
 from nightmill.torture.proof import NOT_ENDED, SETTLED_CHANGED
 from tests.crash.dying import Die, deaths, turn
 from tests.crash.test_deaths import FINALIZER, INTAKE, LINES, settled
-from tests.crash.test_fence import TokensIgnored, a_zombie_writes_on
+from tests.crash.test_fence import a_zombie_writes_on, tokens_ignored
 from tests.fleet.conftest import Postgres
 from tests.roles.conftest import ENDPOINT, Mill, request_lines
 from tests.s3_server import S3Server
@@ -73,7 +73,7 @@ async def test_a_finalizer_killed_at_any_point_is_followed_by_one_that_makes_the
         assert die("finalizer", mill.settings, point, nth) == -signal.SIGKILL, point
         at_death = await mill.now(batch)
         assert at_death.status.is_terminal == (point == "finalizer.published"), point
-        await mill.store.release_all_leases()
+        await mill.store.leases.release_all()
         await turn("finalizer", mill.settings)
         found = await mill.now(batch)
         assert found.status is Status.COMPLETED, point
@@ -93,11 +93,11 @@ async def test_an_intake_killed_at_any_point_is_followed_by_one_that_accepts_eve
     for point in (*INTAKE, *BLOB):
         batch = await mill.batch_of(request_lines(LINES))
         assert die("intake", mill.settings, point, 1) == -signal.SIGKILL, point
-        await mill.store.release_all_leases()
+        await mill.store.leases.release_all()
         await turn("intake", mill.settings)
         found = await mill.now(batch)
         assert (found.status, found.total, found.endpoint) == (Status.IN_PROGRESS, LINES, ENDPOINT), point
-        segments = [result.segment for result in await mill.store.segment_results(batch.id)]
+        segments = [result.segment for result in await mill.store.segments.results(batch.id)]
         assert [(one.first, one.count) for one in segments] == [(0, 20), (20, 20), (40, 20), (60, 10)], point
 
 
@@ -107,6 +107,6 @@ async def test_a_zombie_that_writes_on_adds_nothing(mill: Mill) -> None:
 
 
 async def test_the_proof_fails_when_tokens_are_ignored(mill: Mill) -> None:
-    store = TokensIgnored(mill.store._database)
+    store = tokens_ignored(mill.store)
     proof = await a_zombie_writes_on(mill, store=store, reader=mill.parts())
     assert proof.breaches[NOT_ENDED] or proof.breaches[SETTLED_CHANGED]

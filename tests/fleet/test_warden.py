@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,21 +21,20 @@ class Watched:
     def __init__(self) -> None:
         self.reaped = 0
         self.is_away = False
+        self.segments = SimpleNamespace(release_expired=self.release_expired)
+        self.batches = SimpleNamespace(overdue=self.nothing, ended=self.nothing)
+        self.uploads = SimpleNamespace(expire=self.nothing)
+        self.files = SimpleNamespace(delete_expired=self.nothing)
+        self.blob_references = SimpleNamespace(unused=self.nothing)
 
-    async def reap_segments(self) -> int:
+    async def release_expired(self) -> int:
         self._touch()
         self.reaped += 1
         return 0
 
-    async def overdue_batches(self) -> list[Any]:
-        self._touch()
-        return []
-
     async def nothing(self, *_: Any) -> list[Any]:
         self._touch()
         return []
-
-    expire_uploads = delete_expired_files = unused_blobs = ended_among = nothing
 
     def _touch(self) -> None:
         if self.is_away:

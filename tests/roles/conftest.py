@@ -29,8 +29,8 @@ from nightmill.roles.loop import Notifier, keep_turning
 from nightmill.roles.maintenance import Maintenance
 from nightmill.roles.worker import Worker
 from nightmill.settings import Settings, load
+from nightmill.store import Store, open_store
 from nightmill.store.migrate import migrate
-from nightmill.store.sql import SqlStore, open_store
 from tests.fleet.rgw import RadosGateway
 from tests.s3_server import S3Server
 
@@ -63,7 +63,7 @@ class Mill:
     """The roles of a server, driven by a test."""
 
     folder: Path
-    store: SqlStore
+    store: Store
     blobs: Blobs
     settings: Settings
     bucket: Bucket | None = None
@@ -169,7 +169,7 @@ class Mill:
             expires_at=now + window_s,
             **fields,
         )
-        return await self.store.create_batch(batch)
+        return await self.store.batches.create(batch)
 
     async def accepted(self, text: bytes, **fields: Any) -> Batch:
         """The batch once intake has accepted it."""
@@ -180,14 +180,14 @@ class Mill:
         return batch
 
     async def now(self, batch: Batch) -> Batch:
-        found = await self.store.batch(PROJECT, batch.id)
+        found = await self.store.batches.get(PROJECT, batch.id)
         assert found is not None
         return found
 
     async def cancel(self, batch: Batch) -> Batch:
         batch = await self.now(batch)
         after = batch.after(Event.CANCEL_REQUESTED, now=time.time())
-        assert await self.store.move_batch(after, expected=batch.status)
+        assert await self.store.batches.move(after, expected=batch.status)
         self.notifier.notify()
         return after
 
@@ -219,7 +219,7 @@ class Mill:
     async def rows(self, file_id: FileId | None) -> list[dict[str, Any]]:
         if file_id is None:
             return []
-        file = await self.store.file(PROJECT, file_id)
+        file = await self.store.files.get(PROJECT, file_id)
         assert file is not None
         text = b"".join([chunk async for chunk in self.blobs.stream(file.blob_key)])
         assert len(text) == file.size_bytes

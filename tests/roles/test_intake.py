@@ -87,7 +87,7 @@ async def test_a_good_batch_goes_on_with_an_index_and_segments(mill: Any):
         Status.IN_PROGRESS
     ]
     assert mill.notifier.count > count_before
-    leases = await mill.store.lease_segments(WorkerId("worker_1"), limit=9, ttl_s=5)
+    leases = await mill.store.segments.lease(WorkerId("worker_1"), limit=9, ttl_s=5)
     assert [lease.segment.count for lease in leases] == [5, 5, 2]
     records = await mill.blobs.read(leases[0].index_blob_key, 0, 1 << 20)
     assert len(records) == 12 * INDEX_RECORD_BYTES
@@ -169,7 +169,9 @@ async def batch_without_bytes(mill: Any) -> Batch:
         name: getattr(made, name) for name in ("project_id", "endpoint", "input_file_id", "completion_window")
     }
     fields |= {"created_at": made.created_at, "expires_at": made.expires_at}
-    return await mill.store.create_batch(Batch(id=type(made.id)(f"{made.id}x"), input_blob_key="", **fields))
+    return await mill.store.batches.create(
+        Batch(id=type(made.id)(f"{made.id}x"), input_blob_key="", **fields)
+    )
 
 
 async def test_an_input_file_unknown_at_creation(mill: Any):
@@ -180,7 +182,7 @@ async def test_an_input_file_unknown_at_creation(mill: Any):
 
 async def test_an_input_file_of_another_purpose(mill: Any):
     now = int(time.time())
-    await mill.store.add_file(
+    await mill.store.files.add(
         File(FileId("file-1"), PROJECT, Purpose.VISION, "a.png", 1, now, None, "files/1")
     )
     batch = await batch_without_bytes(mill)
@@ -194,8 +196,8 @@ async def test_a_file_deleted_after_creation_is_still_read(mill: Any):
     batch = await mill.batch_of(requests(2))
     now = int(time.time())
     key = batch.input_blob_key
-    await mill.store.add_file(File(FileId("file-1"), PROJECT, Purpose.BATCH, "a.jsonl", 1, now, None, key))
-    await mill.store.delete_file(PROJECT, FileId("file-1"))
+    await mill.store.files.add(File(FileId("file-1"), PROJECT, Purpose.BATCH, "a.jsonl", 1, now, None, key))
+    await mill.store.files.delete(PROJECT, FileId("file-1"))
     await intake(mill).turn()
     assert (await mill.now(batch)).status is Status.IN_PROGRESS
 
@@ -218,7 +220,7 @@ async def test_who_lost_the_duty_neither_accepts_nor_disturbs_who_took_it(mill: 
     blobs = SlowBlobs(mill.blobs)
     late = asyncio.create_task(intake(mill, blobs=blobs, name="intake_late").turn())
     await blobs.reading.wait()
-    await mill.store.release_all_leases()  # as if the late one's duty had lapsed
+    await mill.store.leases.release_all()  # as if the late one's duty had lapsed
     assert await intake(mill, name="intake_2").turn() == 0
     blobs.go_on.set()
     await late
@@ -243,7 +245,9 @@ async def test_a_duty_is_kept_while_a_long_file_is_read(mill: Any, monkeypatch: 
     reading = asyncio.create_task(intake(mill, blobs=blobs, worker={"lease_ttl_s": 0.8}).turn())
     await begun.wait()
     while not reading.done():
-        assert await mill.store.lease_duty((Status.VALIDATING,), WorkerId("intake_2"), ttl_s=5) is None
+        assert (
+            await mill.store.batch_leases.lease((Status.VALIDATING,), WorkerId("intake_2"), ttl_s=5) is None
+        )
         await asyncio.wait([reading], timeout=0.05)
     assert await reading == 0
     assert (await mill.now(batch)).total == 80
@@ -264,12 +268,12 @@ async def test_an_intake_that_is_stopped_gives_the_batch_back_at_once(mill: Any)
 
 async def test_what_a_dead_intake_left_is_swept_by_the_next(mill: Any):
     batch = await mill.batch_of(requests(5))
-    duty = await mill.store.lease_duty((Status.VALIDATING,), WorkerId("intake_dead"), ttl_s=5)
+    duty = await mill.store.batch_leases.lease((Status.VALIDATING,), WorkerId("intake_dead"), ttl_s=5)
     assert duty is not None
     writer = await mill.blobs.open_writer(f"lines/{batch.id}/{duty.token}")
     await writer.write(b"half an index")
     await writer.commit()
-    await mill.store.release_all_leases()
+    await mill.store.leases.release_all()
     await intake(mill).turn()
     assert (await mill.now(batch)).status is Status.IN_PROGRESS
     assert await index_keys(mill, batch) == [f"lines/{batch.id}/2"]

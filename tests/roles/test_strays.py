@@ -49,7 +49,7 @@ async def put(mill, key):
 async def add_file(mill, key, name="file-1"):
     now = int(time.time())
     file = File(FileId(name), PROJECT, Purpose.BATCH, "in.jsonl", 5, now, now + 3_600, key)
-    return await mill.store.add_file(file)
+    return await mill.store.files.add(file)
 
 
 async def test_a_stray_goes_at_the_second_look_an_hour_later(mill, sweep, clock):
@@ -75,15 +75,15 @@ async def test_what_got_its_row_in_between_stays(mill, sweep):
 async def test_whatever_a_row_names_stays(mill, sweep):
     await add_file(mill, await put(mill, "files/file-1"))
     await add_file(mill, await put(mill, "files/file-gone"), "file-gone")
-    await mill.store.delete_file(PROJECT, FileId("file-gone"))
+    await mill.store.files.delete(PROJECT, FileId("file-gone"))
     batch = await mill.accepted(LINE)
     now = int(time.time())
     upload_id = UploadId("upload_" + secrets.token_hex(16))
-    await mill.store.add_upload(
+    await mill.store.uploads.add(
         Upload(upload_id, PROJECT, Purpose.BATCH, "in", "text/plain", 5, now, now + 3_600)
     )
     part_key = await put(mill, f"uploads/{upload_id}/part_1")
-    await mill.store.add_upload_part(UploadPart(PartId("part_1"), upload_id, 5, now, part_key))
+    await mill.store.uploads.add_part(UploadPart(PartId("part_1"), upload_id, 5, now, part_key))
 
     before = await keys(mill)
     assert batch.input_blob_key in before

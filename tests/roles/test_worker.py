@@ -8,6 +8,7 @@ from nightmill.core.outcome import Answered, Broken, Outcome, Throttled, TimedOu
 from nightmill.ids import WorkerId
 from nightmill.telemetry import UpstreamPaused, UpstreamResumed
 from tests.roles.conftest import Mill, answer, request_line, request_lines
+from tests.store_doubles import with_verb
 
 
 def content(body: bytes) -> str:
@@ -313,7 +314,7 @@ async def test_a_drained_worker_gives_its_segments_back_with_their_answers(mill:
 async def test_whoever_takes_over_sends_only_what_has_no_durable_answer(mill: Mill):
     """A holder dies without a word: its part is found, pinned, and never answered twice."""
     batch = await mill.accepted(request_lines(5))
-    [lease] = await mill.store.lease_segments(WorkerId("dead"), limit=1, ttl_s=0.01)
+    [lease] = await mill.store.segments.lease(WorkerId("dead"), limit=1, ttl_s=0.01)
     parts = mill.parts()
     writer = parts.open(lease)
     from nightmill.core.output_line import answered
@@ -355,17 +356,13 @@ async def test_a_worker_past_its_confirmed_lease_starts_nothing_new(mill: Mill):
         await asyncio.sleep(0)
         return answer()
 
-    class Mute:
-        """A store whose beats never come back."""
-
-        def __getattr__(self, name: str) -> object:
-            return getattr(mill.store, name)
-
-        async def beat(self, *_: object, **__: object) -> None:
-            raise OSError
+    async def failing(*_: object, **__: object) -> None:
+        raise OSError
 
     await mill.accepted(request_lines(5))
-    worker = mill.worker(send, slots=1, monotonic=monotonic, store=Mute())
+    worker = mill.worker(
+        send, slots=1, monotonic=monotonic, store=with_verb(mill.store, "segments", "renew", failing)
+    )
 
     async def has_turned_in_vain() -> bool:
         return len(mill.events) > 4

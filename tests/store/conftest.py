@@ -19,7 +19,7 @@ from nightmill.core.batch import Batch, Event, Status, Tally, Usage
 from nightmill.core.file import File, Purpose, Upload, UploadPart
 from nightmill.core.segment import Lease, PinnedPart, Report, cut_segments
 from nightmill.ids import BatchId, FileId, PartId, ProjectId, UploadId, WorkerId
-from nightmill.store import Duty, SqlStore, migrate, open_store
+from nightmill.store import BatchLease, Store, migrate, open_store
 from nightmill.store.schema import metadata
 from nightmill.store.steps import COMPATIBILITY_TABLE
 from tests.fleet.pooler import Pooler
@@ -111,7 +111,7 @@ class World:
     other_worker: WorkerId = _OTHER_WORKER
     ttl_s: float = 30.0
 
-    def open(self, *, busy_timeout_s: float = 10.0) -> SqlStore:
+    def open(self, *, busy_timeout_s: float = 10.0) -> Store:
         """One more store over the same database, as another process would have it."""
         store = open_store(self.url, clock=self.clock, busy_timeout_s=busy_timeout_s)
         self.stack.push_async_callback(store.close)
@@ -180,52 +180,52 @@ class World:
 
     # --- what roles do ---
 
-    async def duty(self, store: SqlStore, worker: WorkerId | None = None) -> Duty:
-        duty = await store.lease_duty((Status.VALIDATING,), worker or self.worker, ttl_s=self.ttl_s)
-        assert duty is not None
-        return duty
+    async def batch_lease(self, store: Store, worker: WorkerId | None = None) -> BatchLease:
+        lease = await store.batch_leases.lease((Status.VALIDATING,), worker or self.worker, ttl_s=self.ttl_s)
+        assert lease is not None
+        return lease
 
-    async def last_duty(self, store: SqlStore, worker: WorkerId | None = None) -> Duty | None:
+    async def last_batch_lease(self, store: Store, worker: WorkerId | None = None) -> BatchLease | None:
         statuses = (Status.FINALIZING, Status.CANCELLING)
-        return await store.lease_duty(statuses, worker or self.worker, ttl_s=self.ttl_s)
+        return await store.batch_leases.lease(statuses, worker or self.worker, ttl_s=self.ttl_s)
 
     async def accept(
-        self, store: SqlStore, duty: Duty, *, total: int = 10, lines_per_segment: int = 5
+        self, store: Store, lease: BatchLease, *, total: int = 10, lines_per_segment: int = 5
     ) -> Batch | None:
-        after = replace(duty.batch.after(Event.ACCEPTED, now=self.clock()), model="tiny", total=total)
-        segments = list(cut_segments(duty.batch.id, total=total, lines_per_segment=lines_per_segment))
-        key = f"indexes/{duty.batch.id}"
-        return await store.accept_batch(duty, after, index_blob_key=key, segments=segments)
+        after = replace(lease.batch.after(Event.ACCEPTED, now=self.clock()), model="tiny", total=total)
+        segments = list(cut_segments(lease.batch.id, total=total, lines_per_segment=lines_per_segment))
+        key = f"indexes/{lease.batch.id}"
+        return await store.batch_leases.accept(lease, after, index_blob_key=key, segments=segments)
 
     async def start(
-        self, store: SqlStore, *, total: int = 10, lines_per_segment: int = 5, **changes: Any
+        self, store: Store, *, total: int = 10, lines_per_segment: int = 5, **changes: Any
     ) -> Batch:
         """A batch that is in progress."""
-        made = await store.create_batch(self.batch(**changes))
-        duty = await self.duty(store)
-        assert duty.batch == made
-        assert await self.accept(store, duty, total=total, lines_per_segment=lines_per_segment)
+        made = await store.batches.create(self.batch(**changes))
+        lease = await self.batch_lease(store)
+        assert lease.batch == made
+        assert await self.accept(store, lease, total=total, lines_per_segment=lines_per_segment)
         return await self.again(store, made)
 
     async def lease(
-        self, store: SqlStore, *, limit: int = 100, worker: WorkerId | None = None
+        self, store: Store, *, limit: int = 100, worker: WorkerId | None = None
     ) -> Sequence[Lease]:
-        return await store.lease_segments(worker or self.worker, limit=limit, ttl_s=self.ttl_s)
+        return await store.segments.lease(worker or self.worker, limit=limit, ttl_s=self.ttl_s)
 
-    async def complete(self, store: SqlStore, leases: Sequence[Lease]) -> None:
+    async def complete(self, store: Store, leases: Sequence[Lease]) -> None:
         for lease in leases:
             report = self.report(lease, self.tally(lease.segment.count))
-            assert await store.complete_segment(lease, report, [self.part(lease)])
+            assert await store.segments.complete(lease, report, [self.part(lease)])
 
-    async def happen(self, store: SqlStore, batch: Batch, event: Event) -> Batch:
+    async def happen(self, store: Store, batch: Batch, event: Event) -> Batch:
         """Moves the batch as a role would, and reads it again."""
         before = await self.again(store, batch)
         after = before.after(event, now=self.clock())
-        assert await store.move_batch(after, expected=before.status)
+        assert await store.batches.move(after, expected=before.status)
         return await self.again(store, batch)
 
-    async def again(self, store: SqlStore, batch: Batch) -> Batch:
-        found = await store.batch(batch.project_id, batch.id)
+    async def again(self, store: Store, batch: Batch) -> Batch:
+        found = await store.batches.get(batch.project_id, batch.id)
         assert found is not None
         return found
 
@@ -293,11 +293,11 @@ async def world(databases: SqliteDatabases | PostgresDatabases | PooledDatabases
 
 
 @pytest.fixture
-def store(world: World) -> SqlStore:
+def store(world: World) -> Store:
     return world.open()
 
 
 @pytest.fixture
-def other_store(world: World) -> SqlStore:
+def other_store(world: World) -> Store:
     """A second process on the same database."""
     return world.open()

@@ -1,4 +1,4 @@
-"""Batches and duties: pages, the grid of expected statuses, and who may move a batch on."""
+"""Batches and batch leases: pages, the grid of expected statuses, and who may move a batch on."""
 
 import asyncio
 import re
@@ -18,63 +18,63 @@ from nightmill.store import Idempotency
 
 async def test_a_batch_comes_back_as_it_was_created(world, store):
     made = world.batch(metadata={"ключ": "\U0001f319", "empty": ""}, output_expires_after_s=3_600)
-    assert await store.create_batch(made) == made
-    assert await store.batch(world.project, made.id) == made
+    assert await store.batches.create(made) == made
+    assert await store.batches.get(world.project, made.id) == made
 
 
 @pytest.mark.parametrize("metadata", [None, {}])
 async def test_no_metadata_and_empty_metadata_stay_apart(world, store, metadata):
-    made = await store.create_batch(world.batch(metadata=metadata))
-    assert (await store.batch(world.project, made.id)).metadata == metadata
+    made = await store.batches.create(world.batch(metadata=metadata))
+    assert (await store.batches.get(world.project, made.id)).metadata == metadata
 
 
 async def test_a_batch_of_another_project_looks_unknown(world, store):
-    made = await store.create_batch(world.batch())
-    assert await store.batch(world.other_project, made.id) is None
+    made = await store.batches.create(world.batch())
+    assert await store.batches.get(world.other_project, made.id) is None
 
 
 async def test_a_repeated_create_names_the_first_batch_as_it_is_now(world, store):
     once = Idempotency("k", "f")
-    first = await store.create_batch(world.batch(), once)
+    first = await store.batches.create(world.batch(), once)
     cancelling = await world.happen(store, first, Event.CANCEL_REQUESTED)
-    assert await store.create_batch(world.batch(), once) == cancelling
+    assert await store.batches.create(world.batch(), once) == cancelling
     with pytest.raises(ConflictError):
-        await store.create_batch(world.batch(), Idempotency("k", "other"))
+        await store.batches.create(world.batch(), Idempotency("k", "other"))
 
 
 async def test_pages_run_newest_first_and_stay_stable_under_inserts(world, store):
-    made = [await store.create_batch(world.batch()) for _ in range(5)]
-    first = await store.list_batches(world.project, limit=2)
+    made = [await store.batches.create(world.batch()) for _ in range(5)]
+    first = await store.batches.list(world.project, limit=2)
     assert first.items == (made[4], made[3])
     assert first.has_more
-    await store.create_batch(world.batch())
-    second = await store.list_batches(world.project, after=made[3].id, limit=3)
+    await store.batches.create(world.batch())
+    second = await store.batches.list(world.project, after=made[3].id, limit=3)
     assert second.items == (made[2], made[1], made[0])
     assert not second.has_more
 
 
 async def test_a_cursor_nobody_ever_had_is_not_found(world, store):
-    foreign = await store.create_batch(world.batch(project_id=world.other_project))
+    foreign = await store.batches.create(world.batch(project_id=world.other_project))
     for cursor in (BatchId("batch_unknown"), foreign.id):
         with pytest.raises(NotFoundError, match=cursor):
-            await store.list_batches(world.project, after=cursor)
+            await store.batches.list(world.project, after=cursor)
 
 
 async def test_batches_are_counted_from_a_moment_on(world, store):
     since = int(world.clock()) + 10
-    await store.create_batch(world.batch())
-    await store.create_batch(world.batch(created_at=since))
-    await store.create_batch(world.batch(created_at=since, project_id=world.other_project))
-    assert await store.batches_created_since(world.project, since) == 1
+    await store.batches.create(world.batch())
+    await store.batches.create(world.batch(created_at=since))
+    await store.batches.create(world.batch(created_at=since, project_id=world.other_project))
+    assert await store.batches.count_since(world.project, since) == 1
 
 
 async def test_those_that_ended_are_told_apart(world, store):
-    running, ended = await world.start(store), await store.create_batch(world.batch())
-    duty = await world.duty(store)
-    await store.reject_batch(duty, duty.batch.after(Event.REJECTED, now=world.clock()))
+    running, ended = await world.start(store), await store.batches.create(world.batch())
+    lease = await world.batch_lease(store)
+    await store.batch_leases.reject(lease, lease.batch.after(Event.REJECTED, now=world.clock()))
     unknown = BatchId("batch_unknown")
-    assert await store.ended_among([running.id, ended.id, unknown]) == [ended.id]
-    assert not await store.ended_among([])
+    assert await store.batches.ended([running.id, ended.id, unknown]) == [ended.id]
+    assert not await store.batches.ended([])
 
 
 # --- the one statement that writes a status ---
@@ -88,15 +88,15 @@ async def test_those_that_ended_are_told_apart(world, store):
 async def test_a_status_moves_only_from_the_expected_one(world, store, status, event):
     """The whole grid: the batch is in `status`, the mover read it in the status its event starts from."""
     starts = [start for start, happening in TRANSITIONS if happening is event]
-    made = await store.create_batch(world.batch())
+    made = await store.batches.create(world.batch())
     if status is not Status.VALIDATING:
-        await world.accept(store, await world.duty(store), total=0)
+        await world.accept(store, await world.batch_lease(store), total=0)
         current = await world.again(store, made)
         forced = replace(current, status=status)
-        assert await store.move_batch(forced, expected=Status.IN_PROGRESS)
+        assert await store.batches.move(forced, expected=Status.IN_PROGRESS)
     for start in starts:
         after = replace(made, status=start).after(event, now=world.clock())
-        moved = await store.move_batch(after, expected=start)
+        moved = await store.batches.move(after, expected=start)
         assert moved == (start is status)
         assert (await world.again(store, made)).status is (after.status if moved else status)
         if moved:
@@ -117,8 +117,8 @@ async def test_of_two_that_move_a_batch_at_once_one_succeeds(world, store, other
     cancelling = batch.after(Event.CANCEL_REQUESTED, now=world.clock())
     finalizing = batch.after(Event.LAPSED, now=world.clock())
     moved = await asyncio.gather(
-        store.move_batch(cancelling, expected=batch.status),
-        other_store.move_batch(finalizing, expected=batch.status),
+        store.batches.move(cancelling, expected=batch.status),
+        other_store.batches.move(finalizing, expected=batch.status),
     )
     assert sorted(moved) == [False, True]
 
@@ -126,43 +126,43 @@ async def test_of_two_that_move_a_batch_at_once_one_succeeds(world, store, other
 async def test_a_batch_is_overdue_from_its_deadline_on(world, store):
     batch = await world.start(store)
     world.clock.now = batch.expires_at - 0.5
-    assert await store.overdue_batches() == []
+    assert await store.batches.overdue() == []
     world.clock.now = batch.expires_at
-    assert await store.overdue_batches() == [batch]
+    assert await store.batches.overdue() == [batch]
     await world.happen(store, batch, Event.LAPSED)
-    assert await store.overdue_batches() == []
+    assert await store.batches.overdue() == []
 
 
 async def test_a_batch_is_settled_when_its_last_segment_is_done(world, store):
     batch = await world.start(store)
     first, second = await world.lease(store)
     await world.complete(store, [first])
-    assert await store.settled_batches() == []
+    assert await store.batches.settled() == []
     await world.complete(store, [second])
-    settled = await store.settled_batches()
+    settled = await store.batches.settled()
     assert [it.id for it in settled] == [batch.id]
     assert settled[0].tally == world.tally(10)
     await world.happen(store, batch, Event.SETTLED)
-    assert await store.settled_batches() == []
+    assert await store.batches.settled() == []
 
 
 async def test_the_backlog_counts_what_waits_and_what_is_leased(world, store):
-    await store.create_batch(world.batch())
-    await world.happen(store, await store.create_batch(world.batch()), Event.CANCEL_REQUESTED)
-    empty = await store.backlog()
+    await store.batches.create(world.batch())
+    await world.happen(store, await store.batches.create(world.batch()), Event.CANCEL_REQUESTED)
+    empty = await store.batches.backlog()
     assert empty.batches == {Status.VALIDATING: 1, Status.CANCELLING: 1}
-    assert await world.accept(store, await world.duty(store), total=15)
+    assert await world.accept(store, await world.batch_lease(store), total=15)
     [lease] = await world.lease(store, limit=1)
-    backlog = await store.backlog()
+    backlog = await store.batches.backlog()
     assert backlog.batches == {Status.IN_PROGRESS: 1, Status.CANCELLING: 1}
     assert (backlog.waiting_segments, backlog.leased_segments) == (2, 1)
     await world.complete(store, [lease])
     await world.lease(store, limit=1)
-    backlog = await store.backlog()
+    backlog = await store.batches.backlog()
     assert (backlog.waiting_segments, backlog.leased_segments) == (1, 1)
-    batch = await store.batch(world.project, lease.segment.batch_id)
+    batch = await store.batches.get(world.project, lease.segment.batch_id)
     await world.happen(store, batch, Event.CANCEL_REQUESTED)
-    backlog = await store.backlog()
+    backlog = await store.batches.backlog()
     assert (backlog.waiting_segments, backlog.leased_segments) == (0, 1)
 
 
@@ -170,144 +170,147 @@ async def test_the_chart_scales_workers_by_that_backlog(world, store):
     template = Path(__file__).parents[2] / "deploy/helm/nightmill/templates/scaling.yaml"
     found = re.search(r"query: >-\n(.*?)\n +targetQueryValue", template.read_text(), re.DOTALL)
     query = text(" ".join(found[1].split()))
-    await store.create_batch(world.batch())
-    assert await store._read(lambda connection: connection.execute(query).scalar_one()) == 0
-    assert await world.accept(store, await world.duty(store), total=15)
+    await store.batches.create(world.batch())
+    assert await store.database.read(lambda connection: connection.execute(query).scalar_one()) == 0
+    assert await world.accept(store, await world.batch_lease(store), total=15)
     await world.lease(store, limit=1)
-    backlog = await store.backlog()
-    pending = await store._read(lambda connection: connection.execute(query).scalar_one())
+    backlog = await store.batches.backlog()
+    pending = await store.database.read(lambda connection: connection.execute(query).scalar_one())
     assert pending == backlog.waiting_segments + backlog.leased_segments == 3
 
 
-# --- duties ---
+# --- batch leases ---
 
 
 async def test_the_oldest_batch_is_taken_in_by_one_at_a_time(world, store, other_store):
-    made = [await store.create_batch(world.batch()) for _ in range(3)]
-    duties = await asyncio.gather(
-        *(one.lease_duty((Status.VALIDATING,), world.worker, ttl_s=30) for one in (store, other_store) * 2)
+    made = [await store.batches.create(world.batch()) for _ in range(3)]
+    leases = await asyncio.gather(
+        *(
+            one.batch_leases.lease((Status.VALIDATING,), world.worker, ttl_s=30)
+            for one in (store, other_store) * 2
+        )
     )
-    held = [duty.batch for duty in duties if duty is not None]
+    held = [lease.batch for lease in leases if lease is not None]
     assert sorted(held, key=made.index) == made
-    assert duties.count(None) == 1
+    assert leases.count(None) == 1
 
 
-async def test_a_duty_lapses_and_its_old_token_moves_nothing(world, store):
-    await store.create_batch(world.batch())
-    first = await world.duty(store)
+async def test_a_lease_lapses_and_its_old_token_moves_nothing(world, store):
+    await store.batches.create(world.batch())
+    first = await world.batch_lease(store)
     world.clock.step(world.ttl_s - 1)
-    assert await store.lease_duty((Status.VALIDATING,), world.other_worker, ttl_s=30) is None
-    assert await store.keep_duty(first)
+    assert await store.batch_leases.lease((Status.VALIDATING,), world.other_worker, ttl_s=30) is None
+    assert await store.batch_leases.renew(first)
     world.clock.step(world.ttl_s)
-    second = await world.duty(store, world.other_worker)
+    second = await world.batch_lease(store, world.other_worker)
     assert second.token == first.token + 1
-    assert not await store.keep_duty(first)
-    await store.release_duty(first)
-    assert await store.lease_duty((Status.VALIDATING,), world.worker, ttl_s=30) is None
+    assert not await store.batch_leases.renew(first)
+    await store.batch_leases.release(first)
+    assert await store.batch_leases.lease((Status.VALIDATING,), world.worker, ttl_s=30) is None
     assert not await world.accept(store, first)
-    assert not await store.reject_batch(first, first.batch.after(Event.REJECTED, now=world.clock()))
+    assert not await store.batch_leases.reject(first, first.batch.after(Event.REJECTED, now=world.clock()))
     assert await world.accept(store, second)
 
 
-async def test_a_late_holder_keeps_a_duty_nobody_took_over(world, store):
-    await store.create_batch(world.batch())
-    duty = await world.duty(store)
+async def test_a_late_holder_keeps_a_lease_nobody_took_over(world, store):
+    await store.batches.create(world.batch())
+    lease = await world.batch_lease(store)
     world.clock.step(world.ttl_s + 1)
-    assert await store.keep_duty(duty)
-    assert await store.lease_duty((Status.VALIDATING,), world.other_worker, ttl_s=30) is None
+    assert await store.batch_leases.renew(lease)
+    assert await store.batch_leases.lease((Status.VALIDATING,), world.other_worker, ttl_s=30) is None
 
 
-async def test_a_released_duty_is_free_at_once_and_void_for_its_holder(world, store):
-    await store.create_batch(world.batch())
-    first = await world.duty(store)
-    await store.release_duty(first)
+async def test_a_released_lease_is_free_at_once_and_void_for_its_holder(world, store):
+    await store.batches.create(world.batch())
+    first = await world.batch_lease(store)
+    await store.batch_leases.release(first)
     assert not await world.accept(store, first)
-    second = await world.duty(store, world.other_worker)
+    second = await world.batch_lease(store, world.other_worker)
     assert second.token > first.token
 
 
 async def test_an_accepted_batch_has_its_model_total_and_segments(world, store):
     batch = await world.start(store, total=12, lines_per_segment=5)
     assert (batch.status, batch.model, batch.total) == (Status.IN_PROGRESS, "tiny", 12)
-    results = await store.segment_results(batch.id)
+    results = await store.segments.results(batch.id)
     assert [result.segment for result in results] == [
         Segment(batch.id, 0, 0, 5),
         Segment(batch.id, 1, 5, 5),
         Segment(batch.id, 2, 10, 2),
     ]
-    assert await store.segment_results(batch.id, after=0, limit=1) == results[1:2]
+    assert await store.segments.results(batch.id, after=0, limit=1) == results[1:2]
     assert not any(result.is_done for result in results)
 
 
 async def test_a_batch_is_accepted_once(world, store):
-    await store.create_batch(world.batch())
-    duty = await world.duty(store)
-    assert await world.accept(store, duty)
-    assert not await world.accept(store, duty)
-    assert not await store.keep_duty(duty)
+    await store.batches.create(world.batch())
+    lease = await world.batch_lease(store)
+    assert await world.accept(store, lease)
+    assert not await world.accept(store, lease)
+    assert not await store.batch_leases.renew(lease)
 
 
 async def test_a_rejected_batch_keeps_its_errors_in_order(world, store):
-    made = await store.create_batch(world.batch())
-    duty = await world.duty(store)
+    made = await store.batches.create(world.batch())
+    lease = await world.batch_lease(store)
     errors = (
         LineError("invalid_json_line", "This line is not parseable as valid JSON.", None, 3),
         LineError("duplicate_custom_id", "twice", "custom_id", None),
     )
-    after = replace(duty.batch.after(Event.REJECTED, now=world.clock()), errors=errors)
-    assert await store.reject_batch(duty, after)
+    after = replace(lease.batch.after(Event.REJECTED, now=world.clock()), errors=errors)
+    assert await store.batch_leases.reject(lease, after)
     assert await world.again(store, made) == after
 
 
 async def test_a_batch_cancelled_under_intake_is_no_longer_intakes(world, store):
-    made = await store.create_batch(world.batch())
-    intake = await world.duty(store)
+    made = await store.batches.create(world.batch())
+    intake = await world.batch_lease(store)
     await world.happen(store, made, Event.CANCEL_REQUESTED)
-    assert not await store.keep_duty(intake)
+    assert not await store.batch_leases.renew(intake)
     assert not await world.accept(store, intake)
-    finalizing = await world.last_duty(store, world.other_worker)
+    finalizing = await world.last_batch_lease(store, world.other_worker)
     assert finalizing.batch.id == made.id
     assert finalizing.index_blob_key is None
-    await store.release_duty(intake)
-    assert await store.keep_duty(finalizing)
+    await store.batch_leases.release(intake)
+    assert await store.batch_leases.renew(finalizing)
 
 
-async def test_a_duty_to_finalize_waits_for_live_leases(world, store):
+async def test_a_lease_to_finalize_waits_for_live_leases(world, store):
     batch = await world.start(store)
     first, second = await world.lease(store)
     await world.happen(store, batch, Event.CANCEL_REQUESTED)
-    assert await world.last_duty(store) is None
-    assert await store.release_segment(first, world.report(first, world.tally(2)), [world.part(first)])
-    assert await world.last_duty(store) is None
+    assert await world.last_batch_lease(store) is None
+    assert await store.segments.release(first, world.report(first, world.tally(2)), [world.part(first)])
+    assert await world.last_batch_lease(store) is None
     await world.complete(store, [second])
-    duty = await world.last_duty(store)
-    assert duty.batch.tally == world.tally(7)
-    assert duty.index_blob_key == f"indexes/{batch.id}"
+    lease = await world.last_batch_lease(store)
+    assert lease.batch.tally == world.tally(7)
+    assert lease.index_blob_key == f"indexes/{batch.id}"
 
 
 async def test_a_batch_with_live_leases_keeps_no_other_waiting(world, store):
     held = await world.start(store)
     await world.lease(store)
-    free = await store.create_batch(world.batch())
+    free = await store.batches.create(world.batch())
     for batch in (held, free):
         await world.happen(store, batch, Event.CANCEL_REQUESTED)
-    assert (await world.last_duty(store)).batch.id == free.id
+    assert (await world.last_batch_lease(store)).batch.id == free.id
 
 
-async def test_a_duty_to_finalize_voids_lapsed_leases(world, store):
+async def test_a_lease_to_finalize_voids_lapsed_leases(world, store):
     batch = await world.start(store)
     held, other = await world.lease(store)
     await world.complete(store, [other])
     await world.happen(store, batch, Event.CANCEL_REQUESTED)
     world.clock.step(world.ttl_s)
-    duty = await world.last_duty(store)
-    assert duty.batch.id == batch.id
+    lease = await world.last_batch_lease(store)
+    assert lease.batch.id == batch.id
     late = world.report(held, world.tally(5))
-    assert not await store.complete_segment(held, late, [world.part(held)])
-    reply = await store.beat(world.worker, [late], ttl_s=30)
+    assert not await store.segments.complete(held, late, [world.part(held)])
+    reply = await store.segments.renew(world.worker, [late], ttl_s=30)
     assert reply.lost == {(batch.id, held.segment.number)}
     assert reply.stopping == {batch.id: Status.CANCELLING}
-    unfinished, done = await store.segment_results(batch.id)
+    unfinished, done = await store.segments.results(batch.id)
     assert (unfinished.token, unfinished.is_done) == (held.token + 1, False)
     assert (done.token, done.is_done) == (other.token, True)
     assert (await world.again(store, batch)).tally == world.tally(5)
@@ -317,66 +320,66 @@ async def test_publishing_shows_status_and_files_together_and_drops_the_segments
     batch = await world.start(store)
     await world.complete(store, await world.lease(store))
     await world.happen(store, batch, Event.SETTLED)
-    duty = await world.last_duty(store)
+    lease = await world.last_batch_lease(store)
     output, error = world.file(), world.file()
     after = replace(
-        duty.batch.after(Event.COMPLETED, now=world.clock()),
+        lease.batch.after(Event.COMPLETED, now=world.clock()),
         output_file_id=output.id,
         error_file_id=error.id,
         tally=world.tally(8, 2),
     )
-    assert await store.publish_batch(duty, after, files=[output, error])
+    assert await store.batch_leases.publish(lease, after, files=[output, error])
     assert await world.again(store, batch) == after
-    assert await store.file(world.project, output.id) == output
-    assert await store.file(world.project, error.id) == error
-    assert await store.segment_results(batch.id) == []
-    assert not await store.publish_batch(duty, after, files=[])
+    assert await store.files.get(world.project, output.id) == output
+    assert await store.files.get(world.project, error.id) == error
+    assert await store.segments.results(batch.id) == []
+    assert not await store.batch_leases.publish(lease, after, files=[])
 
 
-async def test_an_old_duty_publishes_nothing(world, store):
+async def test_an_old_lease_publishes_nothing(world, store):
     batch = await world.start(store)
     await world.happen(store, batch, Event.LAPSED)
-    old = await world.last_duty(store)
+    old = await world.last_batch_lease(store)
     world.clock.step(world.ttl_s)
-    new = await world.last_duty(store, world.other_worker)
+    new = await world.last_batch_lease(store, world.other_worker)
     output = world.file()
     after = replace(old.batch.after(Event.EXPIRED, now=world.clock()), output_file_id=output.id)
-    assert not await store.publish_batch(old, after, files=[output])
-    assert await store.file(world.project, output.id) is None
+    assert not await store.batch_leases.publish(old, after, files=[output])
+    assert await store.files.get(world.project, output.id) is None
     assert (await world.again(store, batch)).status is Status.FINALIZING
-    assert await store.publish_batch(new, after, files=[output])
+    assert await store.batch_leases.publish(new, after, files=[output])
 
 
 async def test_a_publish_that_breaks_a_rule_leaves_nothing_behind(world, store):
     batch = await world.start(store)
     await world.happen(store, batch, Event.LAPSED)
-    duty = await world.last_duty(store)
-    taken = await store.add_file(world.file())
-    after = replace(duty.batch.after(Event.EXPIRED, now=world.clock()), output_file_id=FileId(taken.id))
+    lease = await world.last_batch_lease(store)
+    taken = await store.files.add(world.file())
+    after = replace(lease.batch.after(Event.EXPIRED, now=world.clock()), output_file_id=FileId(taken.id))
     with pytest.raises(ValueError, match="rules"):
-        await store.publish_batch(duty, after, files=[world.file(), taken])
+        await store.batch_leases.publish(lease, after, files=[world.file(), taken])
     assert (await world.again(store, batch)).status is Status.FINALIZING
-    assert len(await store.segment_results(batch.id)) == 2
-    assert (await store.list_files(world.project)).items == (taken,)
+    assert len(await store.segments.results(batch.id)) == 2
+    assert (await store.files.list(world.project)).items == (taken,)
 
 
 async def test_a_completed_batch_must_have_answered_every_line(world, store):
     batch = await world.start(store)
     await world.happen(store, batch, Event.LAPSED)
-    duty = await world.last_duty(store)
-    after = replace(duty.batch.after(Event.COMPLETED, now=world.clock()), tally=world.tally(9))
+    lease = await world.last_batch_lease(store)
+    after = replace(lease.batch.after(Event.COMPLETED, now=world.clock()), tally=world.tally(9))
     with pytest.raises(ValueError, match="batch_complete"):
-        await store.publish_batch(duty, after, files=[])
+        await store.batch_leases.publish(lease, after, files=[])
 
 
-async def test_a_start_without_workers_frees_every_lease_and_duty(world, store):
+async def test_a_start_without_workers_frees_every_lease_and_lease(world, store):
     batch = await world.start(store)
     held, _ = await world.lease(store)
-    waiting = await store.create_batch(world.batch())
-    intake = await world.duty(store)
-    assert await store.release_all_leases() == 3
-    assert not await store.keep_duty(intake)
-    assert not await store.complete_segment(held, world.report(held, world.tally(5)), [])
-    assert (await world.duty(store)).batch.id == waiting.id
+    waiting = await store.batches.create(world.batch())
+    intake = await world.batch_lease(store)
+    assert await store.leases.release_all() == 3
+    assert not await store.batch_leases.renew(intake)
+    assert not await store.segments.complete(held, world.report(held, world.tally(5)), [])
+    assert (await world.batch_lease(store)).batch.id == waiting.id
     assert [lease.token for lease in await world.lease(store)] == [2, 2]
     assert (await world.again(store, batch)).status is Status.IN_PROGRESS

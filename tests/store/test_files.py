@@ -14,167 +14,167 @@ from nightmill.store import Idempotency
 
 async def test_a_file_comes_back_as_it_was_added(world, store):
     added = world.file(filename='we"ird/..\\ña\n.jsonl', expires_at=int(world.clock()) + 60)
-    assert await store.add_file(added) == added
-    assert await store.file(world.project, added.id) == added
+    assert await store.files.add(added) == added
+    assert await store.files.get(world.project, added.id) == added
 
 
 async def test_a_file_of_another_project_looks_unknown(world, store):
-    added = await store.add_file(world.file())
-    assert await store.file(world.other_project, added.id) is None
-    assert not await store.delete_file(world.other_project, added.id)
-    assert await store.file(world.project, added.id) == added
+    added = await store.files.add(world.file())
+    assert await store.files.get(world.other_project, added.id) is None
+    assert not await store.files.delete(world.other_project, added.id)
+    assert await store.files.get(world.project, added.id) == added
 
 
 async def test_a_file_is_gone_the_moment_it_expires(world, store):
-    added = await store.add_file(world.file(expires_at=int(world.clock()) + 60))
+    added = await store.files.add(world.file(expires_at=int(world.clock()) + 60))
     world.clock.step(59)
-    assert await store.file(world.project, added.id) == added
+    assert await store.files.get(world.project, added.id) == added
     world.clock.step(1)
-    assert await store.file(world.project, added.id) is None
-    assert (await store.list_files(world.project)).items == ()
-    assert await store.delete_expired_files() == 1
-    assert await store.delete_expired_files() == 0
+    assert await store.files.get(world.project, added.id) is None
+    assert (await store.files.list(world.project)).items == ()
+    assert await store.files.delete_expired() == 1
+    assert await store.files.delete_expired() == 0
 
 
 async def test_a_deleted_file_is_deleted_once(world, store):
-    added = await store.add_file(world.file())
-    assert await store.delete_file(world.project, added.id)
-    assert not await store.delete_file(world.project, added.id)
-    assert await store.file(world.project, added.id) is None
+    added = await store.files.add(world.file())
+    assert await store.files.delete(world.project, added.id)
+    assert not await store.files.delete(world.project, added.id)
+    assert await store.files.get(world.project, added.id) is None
 
 
 async def test_the_same_id_twice_is_refused(world, store):
-    added = await store.add_file(world.file())
+    added = await store.files.add(world.file())
     with pytest.raises(ValueError, match="rules"):
-        await store.add_file(added)
+        await store.files.add(added)
 
 
 async def test_files_made_in_one_second_are_listed_newest_first(world, store):
-    added = [await store.add_file(world.file()) for _ in range(5)]
-    assert (await store.list_files(world.project)).items == tuple(reversed(added))
-    assert (await store.list_files(world.project, order="asc")).items == tuple(added)
+    added = [await store.files.add(world.file()) for _ in range(5)]
+    assert (await store.files.list(world.project)).items == tuple(reversed(added))
+    assert (await store.files.list(world.project, order="asc")).items == tuple(added)
 
 
 async def test_an_older_stamp_is_listed_behind_a_newer_one(world, store):
-    newer = await store.add_file(world.file())
-    older = await store.add_file(world.file(created_at=newer.created_at - 5))
-    assert (await store.list_files(world.project)).items == (newer, older)
+    newer = await store.files.add(world.file())
+    older = await store.files.add(world.file(created_at=newer.created_at - 5))
+    assert (await store.files.list(world.project)).items == (newer, older)
 
 
 @pytest.mark.parametrize("order", ["asc", "desc"])
 async def test_pages_are_stable_while_files_are_added_and_deleted(world, store, order):
-    added = [await store.add_file(world.file()) for _ in range(7)]
+    added = [await store.files.add(world.file()) for _ in range(7)]
     expected = added if order == "asc" else added[::-1]
-    first = await store.list_files(world.project, limit=3, order=order)
+    first = await store.files.list(world.project, limit=3, order=order)
     assert first.items == tuple(expected[:3])
     assert first.has_more
-    await store.delete_file(world.project, first.items[-1].id)
+    await store.files.delete(world.project, first.items[-1].id)
     if order == "desc":
-        await store.add_file(world.file())
-    second = await store.list_files(world.project, after=first.items[-1].id, limit=4, order=order)
+        await store.files.add(world.file())
+    second = await store.files.list(world.project, after=first.items[-1].id, limit=4, order=order)
     assert second.items == tuple(expected[3:])
     assert not second.has_more
 
 
 async def test_a_page_with_exactly_its_limit_has_no_more(world, store):
     for _ in range(3):
-        await store.add_file(world.file())
-    assert not (await store.list_files(world.project, limit=3)).has_more
-    assert (await store.list_files(world.project, limit=2)).has_more
+        await store.files.add(world.file())
+    assert not (await store.files.list(world.project, limit=3)).has_more
+    assert (await store.files.list(world.project, limit=2)).has_more
 
 
 async def test_a_cursor_nobody_ever_had_is_not_found(world, store):
-    foreign = await store.add_file(world.file(project_id=world.other_project))
+    foreign = await store.files.add(world.file(project_id=world.other_project))
     for cursor in (FileId("file-unknown"), foreign.id):
         with pytest.raises(NotFoundError, match=cursor) as caught:
-            await store.list_files(world.project, after=cursor)
+            await store.files.list(world.project, after=cursor)
         assert caught.value.param == "after"
 
 
 async def test_files_are_listed_by_purpose(world, store):
-    await store.add_file(world.file())
-    output = await store.add_file(world.file(purpose=Purpose.BATCH_OUTPUT))
-    assert (await store.list_files(world.project, purpose="batch_output")).items == (output,)
-    assert (await store.list_files(world.project, purpose="no such purpose")).items == ()
+    await store.files.add(world.file())
+    output = await store.files.add(world.file(purpose=Purpose.BATCH_OUTPUT))
+    assert (await store.files.list(world.project, purpose="batch_output")).items == (output,)
+    assert (await store.files.list(world.project, purpose="no such purpose")).items == ()
 
 
 async def test_a_repeated_create_names_the_first_file(world, store):
     once = Idempotency("k", "f")
-    first = await store.add_file(world.file(), once)
-    assert await store.add_file(world.file(), once) == first
-    assert (await store.list_files(world.project)).items == (first,)
+    first = await store.files.add(world.file(), once)
+    assert await store.files.add(world.file(), once) == first
+    assert (await store.files.list(world.project)).items == (first,)
 
 
 async def test_a_key_used_for_another_request_is_a_conflict(world, store):
-    await store.add_file(world.file(), Idempotency("k", "f"))
+    await store.files.add(world.file(), Idempotency("k", "f"))
     with pytest.raises(ConflictError, match="Idempotency-Key"):
-        await store.add_file(world.file(), Idempotency("k", "other"))
+        await store.files.add(world.file(), Idempotency("k", "other"))
 
 
 async def test_a_key_belongs_to_one_project_and_one_operation(world, store):
     once = Idempotency("k", "f")
-    await store.add_file(world.file(), once)
+    await store.files.add(world.file(), once)
     foreign = world.file(project_id=world.other_project)
-    assert await store.add_file(foreign, once) == foreign
+    assert await store.files.add(foreign, once) == foreign
     batch = world.batch()
-    assert await store.create_batch(batch, once) == batch
+    assert await store.batches.create(batch, once) == batch
 
 
 async def test_a_key_is_forgotten_after_a_day(world, store):
-    await store.add_file(world.file(), Idempotency("k", "f"))
+    await store.files.add(world.file(), Idempotency("k", "f"))
     world.clock.step(86_400)
     later = world.file()
-    assert await store.add_file(later, Idempotency("k", "other")) == later
+    assert await store.files.add(later, Idempotency("k", "other")) == later
 
 
 async def test_creates_with_one_key_at_once_make_one_file(world, store, other_store):
     once = Idempotency("k", "f")
-    creates = [one.add_file(world.file(), once) for one in (store, other_store) * 5]
+    creates = [one.files.add(world.file(), once) for one in (store, other_store) * 5]
     made = await asyncio.gather(*creates)
     assert len({file.id for file in made}) == 1
-    assert len((await store.list_files(world.project)).items) == 1
+    assert len((await store.files.list(world.project)).items) == 1
 
 
 # --- bytes ---
 
 
 async def test_the_bytes_of_a_deleted_file_are_named_until_they_are_forgotten(world, store):
-    added = await store.add_file(world.file())
-    assert await store.unused_blobs() == []
-    await store.delete_file(world.project, added.id)
-    assert await store.unused_blobs() == [added.blob_key]
-    await store.forget_blobs([added.blob_key])
-    assert await store.unused_blobs() == []
-    page = await store.list_files(world.project, after=added.id)
+    added = await store.files.add(world.file())
+    assert await store.blob_references.unused() == []
+    await store.files.delete(world.project, added.id)
+    assert await store.blob_references.unused() == [added.blob_key]
+    await store.blob_references.remove([added.blob_key])
+    assert await store.blob_references.unused() == []
+    page = await store.files.list(world.project, after=added.id)
     assert page.items == ()
 
 
 async def test_the_bytes_an_unfinished_batch_reads_are_kept(world, store):
-    added = await store.add_file(world.file())
+    added = await store.files.add(world.file())
     batch = await world.start(store, input_file_id=added.id, input_blob_key=added.blob_key)
-    await store.delete_file(world.project, added.id)
-    assert await store.unused_blobs() == []
+    await store.files.delete(world.project, added.id)
+    assert await store.blob_references.unused() == []
     await world.happen(store, batch, Event.CANCEL_REQUESTED)
-    assert await store.unused_blobs() == []
-    duty = await world.last_duty(store)
-    after = duty.batch.after(Event.CANCELLED, now=world.clock())
-    assert await store.publish_batch(duty, after, files=())
+    assert await store.blob_references.unused() == []
+    lease = await world.last_batch_lease(store)
+    after = lease.batch.after(Event.CANCELLED, now=world.clock())
+    assert await store.batch_leases.publish(lease, after, files=())
     index_blob_key = f"indexes/{batch.id}"
-    assert sorted(await store.unused_blobs()) == [added.blob_key, index_blob_key]
-    assert len(await store.unused_blobs(limit=1)) == 1
-    await store.forget_blobs([added.blob_key, index_blob_key])
-    assert await store.unused_blobs() == []
+    assert sorted(await store.blob_references.unused()) == [added.blob_key, index_blob_key]
+    assert len(await store.blob_references.unused(limit=1)) == 1
+    await store.blob_references.remove([added.blob_key, index_blob_key])
+    assert await store.blob_references.unused() == []
 
 
 async def test_the_bytes_that_another_file_has_are_kept(world, store):
-    added = await store.add_file(world.file())
-    await store.add_file(world.file(blob_key=added.blob_key))
-    await store.delete_file(world.project, added.id)
-    assert await store.unused_blobs() == []
+    added = await store.files.add(world.file())
+    await store.files.add(world.file(blob_key=added.blob_key))
+    await store.files.delete(world.project, added.id)
+    assert await store.blob_references.unused() == []
 
 
 async def test_forgetting_nothing_does_nothing(store):
-    await store.forget_blobs([])
+    await store.blob_references.remove([])
 
 
 # --- uploads ---
@@ -182,131 +182,134 @@ async def test_forgetting_nothing_does_nothing(store):
 
 async def test_an_upload_becomes_its_file(world, store):
     upload = world.upload(file_expires_after_s=3_600)
-    await store.add_upload(upload)
+    await store.uploads.add(upload)
     parts = [world.upload_part(upload), world.upload_part(upload)]
     for part in parts:
-        assert await store.add_upload_part(part)
-    assert await store.upload(world.project, upload.id) == upload
-    assert await store.upload_parts(upload.id) == parts
+        assert await store.uploads.add_part(part)
+    assert await store.uploads.get(world.project, upload.id) == upload
+    assert await store.uploads.parts(upload.id) == parts
     made = world.file()
-    assert await store.complete_upload(upload, made)
+    assert await store.uploads.complete(upload, made)
     completed = replace(upload, status=UploadStatus.COMPLETED, file_id=made.id)
-    assert await store.upload(world.project, upload.id) == completed
-    assert await store.file(world.project, made.id) == made
+    assert await store.uploads.get(world.project, upload.id) == completed
+    assert await store.files.get(world.project, made.id) == made
 
 
 async def test_an_upload_ends_once(world, store):
     upload = world.upload()
-    await store.add_upload(upload)
-    assert await store.cancel_upload(upload)
+    await store.uploads.add(upload)
+    assert await store.uploads.cancel(upload)
     made = world.file()
-    assert not await store.cancel_upload(upload)
-    assert not await store.complete_upload(upload, made)
-    assert not await store.add_upload_part(world.upload_part(upload))
-    assert await store.file(world.project, made.id) is None
-    assert (await store.upload(world.project, upload.id)).status is UploadStatus.CANCELLED
+    assert not await store.uploads.cancel(upload)
+    assert not await store.uploads.complete(upload, made)
+    assert not await store.uploads.add_part(world.upload_part(upload))
+    assert await store.files.get(world.project, made.id) is None
+    assert (await store.uploads.get(world.project, upload.id)).status is UploadStatus.CANCELLED
 
 
 async def test_an_upload_expires_after_its_hour(world, store):
     upload = world.upload()
-    await store.add_upload(upload)
-    assert await store.expire_uploads() == 0
+    await store.uploads.add(upload)
+    assert await store.uploads.expire() == 0
     world.clock.step(3_600)
-    assert (await store.upload(world.project, upload.id)).status is UploadStatus.EXPIRED
-    assert not await store.add_upload_part(world.upload_part(upload))
-    assert not await store.complete_upload(upload, world.file())
-    assert not await store.cancel_upload(upload)
-    assert await store.expire_uploads() == 1
-    assert (await store.upload(world.project, upload.id)).status is UploadStatus.EXPIRED
+    assert (await store.uploads.get(world.project, upload.id)).status is UploadStatus.EXPIRED
+    assert not await store.uploads.add_part(world.upload_part(upload))
+    assert not await store.uploads.complete(upload, world.file())
+    assert not await store.uploads.cancel(upload)
+    assert await store.uploads.expire() == 1
+    assert (await store.uploads.get(world.project, upload.id)).status is UploadStatus.EXPIRED
 
 
 async def test_the_parts_of_an_ended_upload_may_go(world, store):
     upload = world.upload()
-    await store.add_upload(upload)
+    await store.uploads.add(upload)
     part = world.upload_part(upload)
-    await store.add_upload_part(part)
-    assert await store.unused_blobs() == []
-    await store.cancel_upload(upload)
-    assert await store.unused_blobs() == [part.blob_key]
-    await store.forget_blobs([part.blob_key])
-    assert await store.unused_blobs() == []
+    await store.uploads.add_part(part)
+    assert await store.blob_references.unused() == []
+    await store.uploads.cancel(upload)
+    assert await store.blob_references.unused() == [part.blob_key]
+    await store.blob_references.remove([part.blob_key])
+    assert await store.blob_references.unused() == []
 
 
 async def test_a_part_that_became_the_file_itself_is_kept(world, store):
     upload = world.upload()
-    await store.add_upload(upload)
+    await store.uploads.add(upload)
     part = world.upload_part(upload)
-    await store.add_upload_part(part)
+    await store.uploads.add_part(part)
     made = world.file(blob_key=part.blob_key)
-    await store.complete_upload(upload, made)
-    assert await store.unused_blobs() == []
-    await store.delete_file(world.project, made.id)
-    assert await store.unused_blobs() == [part.blob_key]
+    await store.uploads.complete(upload, made)
+    assert await store.blob_references.unused() == []
+    await store.files.delete(world.project, made.id)
+    assert await store.blob_references.unused() == [part.blob_key]
 
 
 async def test_parts_that_became_pieces_of_a_file_are_named_until_its_list_is_gone(world, store):
     upload = world.upload()
-    await store.add_upload(upload)
+    await store.uploads.add(upload)
     parts = [world.upload_part(upload) for _ in range(3)]
     for part in parts:
-        await store.add_upload_part(part)
+        await store.uploads.add_part(part)
     keys = [part.blob_key for part in parts]
     made = world.file(blob_key="files/one.pieces")
-    await store.complete_upload(upload, made, part_keys=keys[:2])
-    assert await store.unused_blobs() == [keys[2]], "nobody asked for the third"
-    await store.forget_blobs([keys[2]])
-    assert await store.named_among([*keys, "files/one.pieces"]) == {*keys[:2], "files/one.pieces"}
-    batch = await store.create_batch(world.batch(input_blob_key="files/one.pieces"))
-    await store.delete_file(world.project, made.id)
-    assert await store.unused_blobs() == [], "an unfinished batch reads it"
-    await store.move_batch(batch.after(Event.CANCEL_REQUESTED, now=1), expected=batch.status)
-    duty = await store.lease_duty((Status.CANCELLING,), world.worker, ttl_s=30)
-    await store.publish_batch(duty, duty.batch.after(Event.CANCELLED, now=1), files=[])
-    assert await store.unused_blobs() == ["files/one.pieces"]
-    await store.forget_blobs(["files/one.pieces"])
-    assert sorted(await store.unused_blobs()) == sorted(keys[:2])
-    assert await store.named_among(keys) == set(keys[:2])
-    await store.forget_blobs(keys[:2])
-    assert await store.unused_blobs() == []
-    assert await store.named_among(keys) == set()
+    await store.uploads.complete(upload, made, part_keys=keys[:2])
+    assert await store.blob_references.unused() == [keys[2]], "nobody asked for the third"
+    await store.blob_references.remove([keys[2]])
+    assert await store.blob_references.referenced([*keys, "files/one.pieces"]) == {
+        *keys[:2],
+        "files/one.pieces",
+    }
+    batch = await store.batches.create(world.batch(input_blob_key="files/one.pieces"))
+    await store.files.delete(world.project, made.id)
+    assert await store.blob_references.unused() == [], "an unfinished batch reads it"
+    await store.batches.move(batch.after(Event.CANCEL_REQUESTED, now=1), expected=batch.status)
+    lease = await store.batch_leases.lease((Status.CANCELLING,), world.worker, ttl_s=30)
+    await store.batch_leases.publish(lease, lease.batch.after(Event.CANCELLED, now=1), files=[])
+    assert await store.blob_references.unused() == ["files/one.pieces"]
+    await store.blob_references.remove(["files/one.pieces"])
+    assert sorted(await store.blob_references.unused()) == sorted(keys[:2])
+    assert await store.blob_references.referenced(keys) == set(keys[:2])
+    await store.blob_references.remove(keys[:2])
+    assert await store.blob_references.unused() == []
+    assert await store.blob_references.referenced(keys) == set()
 
 
 async def test_a_part_that_became_the_file_is_looked_at_no_more(world, store):
     upload = world.upload()
-    await store.add_upload(upload)
+    await store.uploads.add(upload)
     part = world.upload_part(upload)
-    await store.add_upload_part(part)
+    await store.uploads.add_part(part)
     made = world.file(blob_key=part.blob_key)
-    await store.complete_upload(upload, made, part_keys=[part.blob_key])
-    assert [it.blob_key for it in await store.upload_parts(upload.id)] == [""]
-    assert await store.unused_blobs() == []
-    assert await store.named_among([part.blob_key]) == {part.blob_key}
-    await store.delete_file(world.project, made.id)
-    assert await store.unused_blobs() == [part.blob_key]
+    await store.uploads.complete(upload, made, part_keys=[part.blob_key])
+    assert [it.blob_key for it in await store.uploads.parts(upload.id)] == [""]
+    assert await store.blob_references.unused() == []
+    assert await store.blob_references.referenced([part.blob_key]) == {part.blob_key}
+    await store.files.delete(world.project, made.id)
+    assert await store.blob_references.unused() == [part.blob_key]
 
 
 async def test_an_upload_that_ended_otherwise_hands_no_part_over(world, store):
     upload = world.upload()
-    await store.add_upload(upload)
+    await store.uploads.add(upload)
     part = world.upload_part(upload)
-    await store.add_upload_part(part)
-    await store.cancel_upload(upload)
+    await store.uploads.add_part(part)
+    await store.uploads.cancel(upload)
     made = world.file(blob_key="files/one.pieces")
-    assert not await store.complete_upload(upload, made, part_keys=[part.blob_key])
-    assert await store.unused_blobs() == [part.blob_key]
+    assert not await store.uploads.complete(upload, made, part_keys=[part.blob_key])
+    assert await store.blob_references.unused() == [part.blob_key]
 
 
 async def test_an_upload_of_another_project_looks_unknown(world, store):
     upload = world.upload()
-    await store.add_upload(upload)
-    assert await store.upload(world.other_project, upload.id) is None
-    assert await store.upload(world.project, UploadId("upload_unknown")) is None
+    await store.uploads.add(upload)
+    assert await store.uploads.get(world.other_project, upload.id) is None
+    assert await store.uploads.get(world.project, UploadId("upload_unknown")) is None
 
 
 async def test_of_two_that_end_an_upload_at_once_one_succeeds(world, store, other_store):
     upload = world.upload()
-    await store.add_upload(upload)
+    await store.uploads.add(upload)
     ended = await asyncio.gather(
-        store.complete_upload(upload, world.file()), other_store.cancel_upload(upload)
+        store.uploads.complete(upload, world.file()), other_store.uploads.cancel(upload)
     )
     assert sorted(ended) == [False, True]

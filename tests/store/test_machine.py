@@ -1,7 +1,7 @@
 """Hypothesis plays roles that stall, crash, come late and race, on two stores over one database.
 
 The model knows only who holds what. What it checks after every step: a batch counts what its segments count,
-tokens only grow, whoever does not hold a lease or duty changes nothing, and no batch is published twice.
+tokens only grow, whoever does not hold a lease changes nothing, and no batch is published twice.
 """
 
 import asyncio
@@ -24,7 +24,12 @@ from nightmill.core.batch import Batch, Event, Status, Tally, Usage
 from nightmill.core.file import File, Purpose
 from nightmill.core.segment import PinnedPart, Report, cut_segments
 from nightmill.core.slice import JoinedPiece, JoinedSlice, cut_slices
-from nightmill.store import batches, duties, open_store, segments, slices
+from nightmill.store import open_store
+from nightmill.store.batch_leases import BatchLeases
+from nightmill.store.batches import Batches
+from nightmill.store.leases import Leases
+from nightmill.store.segments import Segments
+from nightmill.store.slices import Slices
 
 TTL_S = 30.0
 CANCELLABLE = (Status.VALIDATING, Status.IN_PROGRESS)
@@ -37,14 +42,14 @@ class Died(Exception):  # noqa: N818 - it is an event, not an error
 
 
 def half_of_everything(connection) -> None:
-    """Moves all there is to move, and dies before it could commit."""
-    segments.lease_segments(connection, "ghost", 100, TTL_S)
-    segments.reap_segments(connection)
-    duties.lease_duty(connection, list(Status), "ghost", TTL_S)
-    duties.release_all_duties(connection)
-    slices.lease_slice(connection, "ghost", TTL_S)
-    for batch in batches.settled_batches(connection):
-        batches.move_batch(connection, batch.after(Event.SETTLED, now=0), batch.status)
+    """Changes rows of every kind and dies before the commit."""
+    Segments.lease(connection, "ghost", limit=100, ttl_s=TTL_S)
+    Segments.release_expired(connection)
+    BatchLeases.lease(connection, list(Status), "ghost", ttl_s=TTL_S)
+    Leases.release_all(connection)
+    Slices.lease(connection, "ghost", ttl_s=TTL_S)
+    for batch in Batches.settled(connection):
+        Batches.move(connection, batch.after(Event.SETTLED, now=0), expected=batch.status)
     raise Died
 
 
@@ -61,11 +66,11 @@ class StoreMachine(RuleBasedStateMachine):
         self.leases = []
         self.holders: dict[tuple[str, int], tuple[int, float]] = {}
         self.tokens: dict[tuple[str, int], int] = {}
-        self.duties = []
-        self.duty_holders: dict[str, tuple[int, float]] = {}
+        self.batch_leases = []
+        self.batch_holders: dict[str, tuple[int, float]] = {}
         self.published: set[str] = set()
         self.cut: dict[str, dict[int, tuple[int, float] | None]] = {}  # who holds what is not joined
-        self.slice_duties = []
+        self.slice_leases = []
 
     def teardown(self) -> None:
         if hasattr(self, "runner"):
@@ -79,17 +84,17 @@ class StoreMachine(RuleBasedStateMachine):
         token, _ = self.holders.get((lease.segment.batch_id, lease.segment.number), (0, 0.0))
         return token == lease.token
 
-    def holds_duty(self, duty) -> bool:
-        token, _ = self.duty_holders.get(duty.batch.id, (0, 0.0))
-        return token == duty.token and self.statuses[duty.batch.id] is duty.batch.status
+    def holds_batch(self, lease) -> bool:
+        token, _ = self.batch_holders.get(lease.batch.id, (0, 0.0))
+        return token == lease.token and self.statuses[lease.batch.id] is lease.batch.status
 
-    def holds_slice(self, duty) -> bool:
-        token, _ = self.cut.get(duty.slice.batch_id, {}).get(duty.slice.number) or (0, 0.0)
-        return token == duty.token
+    def holds_slice(self, lease) -> bool:
+        token, _ = self.cut.get(lease.slice.batch_id, {}).get(lease.slice.number) or (0, 0.0)
+        return token == lease.token
 
     def moved(self, batch_id: str, status: Status) -> None:
         self.statuses[batch_id] = status
-        self.duty_holders.pop(batch_id, None)
+        self.batch_holders.pop(batch_id, None)
 
     def drop_holders(self, batch_id: str | None = None, *, lapsed: bool = False) -> int:
         gone = [
@@ -102,7 +107,7 @@ class StoreMachine(RuleBasedStateMachine):
         return len(gone)
 
     def read(self, batch_id: str) -> Batch:
-        return self.runner.run(self.stores[0].batch("p", batch_id))
+        return self.runner.run(self.stores[0].batches.get("p", batch_id))
 
     # --- what happens ---
 
@@ -119,44 +124,44 @@ class StoreMachine(RuleBasedStateMachine):
             created_at=int(self.clock.now),
             expires_at=int(self.clock.now) + 86_400,
         )
-        assert self.runner.run(self.stores[store].create_batch(made)) == made
+        assert self.runner.run(self.stores[store].batches.create(made)) == made
         self.statuses[made.id] = Status.VALIDATING
 
     @rule(store=stores, wants_last=st.booleans())
-    def lease_duty(self, store: int, wants_last: bool) -> None:
+    def lease_batch(self, store: int, wants_last: bool) -> None:
         statuses = (Status.FINALIZING, Status.CANCELLING) if wants_last else (Status.VALIDATING,)
-        duty = self.runner.run(self.stores[store].lease_duty(statuses, "role", ttl_s=TTL_S))
+        lease = self.runner.run(self.stores[store].batch_leases.lease(statuses, "role", ttl_s=TTL_S))
         free = [
             batch_id
             for batch_id, status in self.statuses.items()
             if status in statuses
             and not self.cut.get(batch_id)
-            and self.duty_holders.get(batch_id, (0, 0.0))[1] <= self.clock.now
+            and self.batch_holders.get(batch_id, (0, 0.0))[1] <= self.clock.now
             and not any(
                 key[0] == batch_id and ends > self.clock.now for key, (_, ends) in self.holders.items()
             )
         ]
-        assert (duty.batch.id if duty else None) == (free[0] if free else None)
-        if duty is not None:
-            earlier = [it.token for it in self.duties if it.batch.id == duty.batch.id]
-            assert duty.token > max(earlier, default=0)
-            assert duty.is_sliced == (duty.batch.id in self.cut)
-            self.drop_holders(duty.batch.id)
-            self.duties.append(duty)
-            self.duty_holders[duty.batch.id] = (duty.token, self.clock.now + TTL_S)
+        assert (lease.batch.id if lease else None) == (free[0] if free else None)
+        if lease is not None:
+            earlier = [it.token for it in self.batch_leases if it.batch.id == lease.batch.id]
+            assert lease.token > max(earlier, default=0)
+            assert lease.is_sliced == (lease.batch.id in self.cut)
+            self.drop_holders(lease.batch.id)
+            self.batch_leases.append(lease)
+            self.batch_holders[lease.batch.id] = (lease.token, self.clock.now + TTL_S)
 
-    @precondition(lambda self: self.duties)
+    @precondition(lambda self: self.batch_leases)
     @rule(store=stores, pick=picks, total=st.integers(1, 7))
-    def end_duty(self, store: int, pick: int, total: int) -> None:
+    def end_batch_lease(self, store: int, pick: int, total: int) -> None:
         """Accepts or publishes, by right or too late."""
-        duty = self.duties[-1 - pick % len(self.duties)]
-        is_right = self.holds_duty(duty)
-        one, batch = self.stores[store], duty.batch
+        lease = self.batch_leases[-1 - pick % len(self.batch_leases)]
+        is_right = self.holds_batch(lease)
+        one, batch = self.stores[store], lease.batch
         match batch.status:
             case Status.VALIDATING:
                 after = replace(batch.after(Event.ACCEPTED, now=self.clock.now), total=total)
                 segments = list(cut_segments(batch.id, total=total, lines_per_segment=3))
-                accepting = one.accept_batch(duty, after, index_blob_key="index", segments=segments)
+                accepting = one.batch_leases.accept(lease, after, index_blob_key="index", segments=segments)
                 done = self.runner.run(accepting) == after
             case _:
                 is_cancelled = batch.status is Status.CANCELLING
@@ -171,7 +176,7 @@ class StoreMachine(RuleBasedStateMachine):
                     None,
                     "key",
                 )
-                done = self.runner.run(one.publish_batch(duty, after, files=[output]))
+                done = self.runner.run(one.batch_leases.publish(lease, after, files=[output]))
                 if done:
                     self.cut.pop(batch.id, None)
                     assert batch.id not in self.published
@@ -180,32 +185,32 @@ class StoreMachine(RuleBasedStateMachine):
         if done:
             self.moved(batch.id, after.status)
 
-    @precondition(lambda self: self.duties)
+    @precondition(lambda self: self.batch_leases)
     @rule(store=stores, pick=picks, keeps=st.booleans())
-    def keep_or_release_duty(self, store: int, pick: int, keeps: bool) -> None:
-        duty = self.duties[-1 - pick % len(self.duties)]
-        is_right = self.holds_duty(duty)
+    def renew_or_release_batch_lease(self, store: int, pick: int, keeps: bool) -> None:
+        lease = self.batch_leases[-1 - pick % len(self.batch_leases)]
+        is_right = self.holds_batch(lease)
         if keeps:
-            assert self.runner.run(self.stores[store].keep_duty(duty)) == is_right
+            assert self.runner.run(self.stores[store].batch_leases.renew(lease)) == is_right
             if is_right:
-                self.duty_holders[duty.batch.id] = (duty.token, self.clock.now + TTL_S)
+                self.batch_holders[lease.batch.id] = (lease.token, self.clock.now + TTL_S)
             return
-        self.runner.run(self.stores[store].release_duty(duty))
+        self.runner.run(self.stores[store].batch_leases.release(lease))
         if is_right:
-            del self.duty_holders[duty.batch.id]
+            del self.batch_holders[lease.batch.id]
 
-    @precondition(lambda self: self.duties)
+    @precondition(lambda self: self.batch_leases)
     @rule(store=stores, pick=picks, count=st.integers(1, 3))
     def cut_into_slices(self, store: int, pick: int, count: int) -> None:
-        duty = self.duties[-1 - pick % len(self.duties)]
-        batch_id = duty.batch.id
-        if duty.batch.status is Status.VALIDATING or duty.is_sliced:
+        lease = self.batch_leases[-1 - pick % len(self.batch_leases)]
+        batch_id = lease.batch.id
+        if lease.batch.status is Status.VALIDATING or lease.is_sliced:
             return
-        is_right = self.holds_duty(duty)
+        is_right = self.holds_batch(lease)
         pieces = list(cut_slices(batch_id, segments=count, segments_per_slice=1))
-        assert self.runner.run(self.stores[store].cut_slices(duty, pieces)) == is_right
+        assert self.runner.run(self.stores[store].slices.cut(lease, pieces)) == is_right
         if is_right:
-            del self.duty_holders[batch_id]
+            del self.batch_holders[batch_id]
             self.cut[batch_id] = dict.fromkeys(range(count))
 
     @rule(store=stores)
@@ -216,43 +221,43 @@ class StoreMachine(RuleBasedStateMachine):
             for number, holder in numbers.items()
             if holder is None or holder[1] <= self.clock.now
         }
-        duty = self.runner.run(self.stores[store].lease_slice("finalizer", ttl_s=TTL_S))
-        assert (duty is None) == (not free)
-        if duty is not None:
-            key = (duty.slice.batch_id, duty.slice.number)
+        lease = self.runner.run(self.stores[store].slices.lease("finalizer", ttl_s=TTL_S))
+        assert (lease is None) == (not free)
+        if lease is not None:
+            key = (lease.slice.batch_id, lease.slice.number)
             assert key in free
-            assert duty.batch.status is self.statuses[key[0]]
-            earlier = [it.token for it in self.slice_duties if it.slice == duty.slice]
-            assert duty.token == max(earlier, default=0) + 1
-            self.cut[key[0]][key[1]] = (duty.token, self.clock.now + TTL_S)
-            self.slice_duties.append(duty)
+            assert lease.batch.status is self.statuses[key[0]]
+            earlier = [it.token for it in self.slice_leases if it.slice == lease.slice]
+            assert lease.token == max(earlier, default=0) + 1
+            self.cut[key[0]][key[1]] = (lease.token, self.clock.now + TTL_S)
+            self.slice_leases.append(lease)
 
-    @precondition(lambda self: self.slice_duties)
+    @precondition(lambda self: self.slice_leases)
     @rule(store=stores, pick=picks, verb=st.sampled_from(["keep", "release", "complete", "complete"]))
     def speak_of_a_slice(self, store: int, pick: int, verb: str) -> None:
         """Whoever joins a slice, in time or long after it lost it."""
-        duty = self.slice_duties[-1 - pick % len(self.slice_duties)]
-        one, it, is_right = self.stores[store], duty.slice, self.holds_slice(duty)
+        lease = self.slice_leases[-1 - pick % len(self.slice_leases)]
+        one, it, is_right = self.stores[store], lease.slice, self.holds_slice(lease)
         match verb:
             case "keep":
-                assert self.runner.run(one.keep_slice(duty)) == is_right
+                assert self.runner.run(one.slices.renew(lease)) == is_right
                 if is_right:
-                    self.cut[it.batch_id][it.number] = (duty.token, self.clock.now + TTL_S)
+                    self.cut[it.batch_id][it.number] = (lease.token, self.clock.now + TTL_S)
             case "release":
-                self.runner.run(one.release_slice(duty))
+                self.runner.run(one.slices.release(lease))
                 if is_right:
                     self.cut[it.batch_id][it.number] = None
             case _:
-                piece = JoinedPiece(f"{it.batch_id}.{it.number}.{duty.token}", 5)
+                piece = JoinedPiece(f"{it.batch_id}.{it.number}.{lease.token}", 5)
                 joined = JoinedSlice(it, piece, None, 3, 0, Tally(3))
-                assert self.runner.run(one.complete_slice(duty, joined)) == is_right
+                assert self.runner.run(one.slices.complete(lease, joined)) == is_right
                 if is_right:
-                    assert joined in self.runner.run(one.joined_slices(it.batch_id))
+                    assert joined in self.runner.run(one.slices.joined(it.batch_id))
                     del self.cut[it.batch_id][it.number]
 
     @rule(store=stores, limit=st.integers(1, 3))
     def lease(self, store: int, limit: int) -> None:
-        leases = self.runner.run(self.stores[store].lease_segments("worker", limit=limit, ttl_s=TTL_S))
+        leases = self.runner.run(self.stores[store].segments.lease("worker", limit=limit, ttl_s=TTL_S))
         for lease in leases:
             key = (lease.segment.batch_id, lease.segment.number)
             assert key not in self.holders, "two hold one segment"
@@ -279,18 +284,18 @@ class StoreMachine(RuleBasedStateMachine):
         is_right = self.holds(lease)
         match verb:
             case "beat":
-                reply = self.runner.run(one.beat("worker", [report], ttl_s=TTL_S))
+                reply = self.runner.run(one.segments.renew("worker", [report], ttl_s=TTL_S))
                 assert (key not in reply.lost) == is_right
                 status = self.statuses[segment.batch_id]
                 assert reply.stopping.get(segment.batch_id, Status.IN_PROGRESS) is status
                 if is_right:
                     self.holders[key] = (lease.token, self.clock.now + TTL_S)
             case "pin":
-                assert self.runner.run(one.pin_parts(lease, [part], report)) == is_right
+                assert self.runner.run(one.segments.pin_parts(lease, [part], report)) == is_right
             case "complete":
-                assert self.runner.run(one.complete_segment(lease, report, [part])) == is_right
+                assert self.runner.run(one.segments.complete(lease, report, [part])) == is_right
             case _:
-                assert self.runner.run(one.release_segment(lease, report, [part])) == is_right
+                assert self.runner.run(one.segments.release(lease, report, [part])) == is_right
         if is_right and verb in ("complete", "release"):
             del self.holders[key]
 
@@ -303,21 +308,23 @@ class StoreMachine(RuleBasedStateMachine):
         if batch.status not in expected:
             return
         after = batch.after(event, now=self.clock.now)
-        assert self.runner.run(self.stores[store].move_batch(after, expected=batch.status))
-        assert not self.runner.run(self.stores[1 - store].move_batch(after, expected=batch.status))
+        assert self.runner.run(self.stores[store].batches.move(after, expected=batch.status))
+        assert not self.runner.run(self.stores[1 - store].batches.move(after, expected=batch.status))
         self.moved(batch_id, after.status)
 
     @rule(store=stores)
     def settle(self, store: int) -> None:
-        for batch in self.runner.run(self.stores[store].settled_batches()):
+        for batch in self.runner.run(self.stores[store].batches.settled()):
             assert batch.tally.answered == batch.total
             after = batch.after(Event.SETTLED, now=self.clock.now)
-            assert self.runner.run(self.stores[store].move_batch(after, expected=batch.status))
+            assert self.runner.run(self.stores[store].batches.move(after, expected=batch.status))
             self.moved(batch.id, after.status)
 
     @rule(store=stores)
     def reap(self, store: int) -> None:
-        assert self.runner.run(self.stores[store].reap_segments()) == self.drop_holders(lapsed=True)
+        assert self.runner.run(self.stores[store].segments.release_expired()) == self.drop_holders(
+            lapsed=True
+        )
 
     @rule(seconds=st.sampled_from([1.0, 29.0, 31.0]))
     def wait(self, seconds: float) -> None:
@@ -325,12 +332,12 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(store=stores)
     def start_again(self, store: int) -> None:
-        freed = self.drop_holders() + len(self.duty_holders)
-        self.duty_holders.clear()
+        freed = self.drop_holders() + len(self.batch_holders)
+        self.batch_holders.clear()
         for numbers in self.cut.values():
             freed += sum(holder is not None for holder in numbers.values())
             numbers.update(dict.fromkeys(numbers))
-        assert self.runner.run(self.stores[store].release_all_leases()) == freed
+        assert self.runner.run(self.stores[store].leases.release_all()) == freed
 
     @rule(store=stores, in_a_transaction=st.booleans())
     def crash(self, store: int, in_a_transaction: bool) -> None:
@@ -338,7 +345,7 @@ class StoreMachine(RuleBasedStateMachine):
         dying = self.stores[store]
         if in_a_transaction:
             with pytest.raises(Died):
-                self.runner.run(dying._database.write(half_of_everything))
+                self.runner.run(dying.database.write(half_of_everything))
         self.runner.run(dying.close())
         self.stores[store] = open_store(self.url, clock=self.clock)
 
@@ -348,10 +355,10 @@ class StoreMachine(RuleBasedStateMachine):
     def a_project_counts_what_it_has(self) -> None:
         if not hasattr(self, "runner"):
             return
-        used = self.runner.run(self.stores[0].consumption("p"))
+        used = self.runner.run(self.stores[0].projects.consumption("p"))
         assert used.open.batches == sum(not status.is_terminal for status in self.statuses.values())
         assert used.stored_bytes == len(self.published)
-        rows = self.runner.run(self.stores[1].usage(["project"]))
+        rows = self.runner.run(self.stores[1].usage.totals(["project"]))
         assert sum(row.batches for row in rows) == len(self.published)
 
     @invariant()
@@ -359,7 +366,7 @@ class StoreMachine(RuleBasedStateMachine):
         for batch_id, status in getattr(self, "statuses", {}).items():
             batch = self.read(batch_id)
             assert batch.status is status
-            results = self.runner.run(self.stores[1].segment_results(batch_id))
+            results = self.runner.run(self.stores[1].segments.results(batch_id))
             counted = Tally()
             for result in results:
                 counted = counted.plus(result.tally)

@@ -125,7 +125,7 @@ async def test_postgres_knows_which_nightmills_are_connected(kind, world, store)
     def seen(connection) -> list[str]:
         return connection.execute(text("SELECT application_name FROM pg_stat_activity")).scalars().all()
 
-    assert process_name() in await store._read(seen)
+    assert process_name() in await store.database.read(seen)
 
 
 async def test_a_missing_folder_is_named(tmp_path):
@@ -165,5 +165,5 @@ async def test_the_migrations_make_exactly_the_schema_in_postgres(kind, world, s
     def declared(connection) -> set[str]:
         return rules_of(connection, "declared", metadata.create_all)
 
-    assert await store._write(migrated) == await store._write(declared)
+    assert await store.database.write(migrated) == await store.database.write(declared)
     await asyncio.gather(*(migrate(world.url) for _ in range(3)))

@@ -5,7 +5,7 @@ from contextlib import closing
 import pytest
 from sqlalchemy.dialects import sqlite
 
-from nightmill.store import audit, batches, duties, files, projects, segments
+from nightmill.store import audit, batch_leases, batches, files, projects, segments
 from nightmill.store.clock import CLOCK_FUNCTION
 from nightmill.store.sqlite import sqlite_library
 
@@ -61,16 +61,16 @@ def test_leasing_looks_at_the_first_batches_and_their_first_segments_only(world)
         (batches._NEXT_PAGE, "batch_by_age (project_id=? AND created_at<?)"),
         (batches._OVERDUE, "batch_by_deadline (expires_at<?)"),
         (batches._SETTLED, "batch_settled"),
-        (duties._CANDIDATE, "batch_leasable"),
-        (segments._REAP, "segment_leased"),
+        (batch_leases._CANDIDATE, "batch_leasable"),
+        (segments._RELEASE_EXPIRED, "segment_leased"),
         (segments._HELD_BY_WORKER, "segment_held (worker_id=?)"),
         (segments._HELD_BY_LEASE, "PRIMARY KEY (batch_id=? AND number=?)"),
-        (files._ONE_FILE, "sqlite_autoindex_file_1 (id=?)"),
+        (files._ONE, "sqlite_autoindex_file_1 (id=?)"),
         (files._EXPIRED, "file_by_expiry (expires_at<?)"),
         (files._EXPIRED_PROJECTS, "file_by_expiry (expires_at<?)"),
-        (files._DELETE_FILE, "sqlite_autoindex_file_1 (id=?)"),
+        (files._DELETE, "sqlite_autoindex_file_1 (id=?)"),
         (projects._OPEN, "batch_open (project_id=?)"),
-        (audit._FORGET, "audit_by_age (at<?)"),
+        (audit._DELETE_OLD, "audit_by_age (at<?)"),
     ],
 )
 def test_a_frequent_statement_goes_by_its_index(world, statement, index):

@@ -6,7 +6,8 @@ import pytest
 from sqlalchemy import event, text
 
 from nightmill.errors import SetupError, UnavailableError
-from nightmill.store import open_store, segments
+from nightmill.store import open_store
+from nightmill.store.segments import Segments
 
 pytestmark = pytest.mark.parametrize("kind", ["postgres"])
 
@@ -24,7 +25,7 @@ async def test_no_statement_is_left_behind_in_the_session(world, store):
     def left_behind(connection) -> list[str]:
         return connection.execute(text("SELECT name FROM pg_prepared_statements")).scalars().all()
 
-    assert await store._read(left_behind) == []
+    assert await store.database.read(left_behind) == []
 
 
 async def test_statements_are_kept_in_the_session_only_when_the_url_asks_for_it(world):
@@ -38,7 +39,7 @@ async def test_statements_are_kept_in_the_session_only_when_the_url_asks_for_it(
     def kept(connection) -> int:
         return connection.execute(text("SELECT count(*) FROM pg_prepared_statements")).scalar_one()
 
-    assert await store._read(kept) > 5
+    assert await store.database.read(kept) > 5
 
 
 @pytest.mark.parametrize("asked", ["many", "-1", "1&prepared_statement_cache_size=2"])
@@ -48,9 +49,9 @@ def test_what_is_no_number_of_statements_is_refused(kind, asked):
 
 
 async def test_a_connection_that_broke_is_replaced_without_the_caller_noticing(world, store, other_store):
-    made = await store.create_batch(world.batch())
-    await other_store._write(lambda connection: connection.execute(_STOP_THE_OTHERS).all())
-    assert await store.batch(world.project, made.id) == made
+    made = await store.batches.create(world.batch())
+    await other_store.database.write(lambda connection: connection.execute(_STOP_THE_OTHERS).all())
+    assert await store.batches.get(world.project, made.id) == made
 
 
 async def test_a_transaction_whose_connection_breaks_is_run_again_whole(world, store, other_store):
@@ -64,14 +65,14 @@ async def test_a_transaction_whose_connection_breaks_is_run_again_whole(world, s
             connection.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": pid})
         runs.append(pid)
 
-    await store._write(break_once)
+    await store.database.write(break_once)
     assert len(runs) == 2
     assert runs[0] != runs[1]
-    assert await store.create_batch(made) == made
+    assert await store.batches.create(made) == made
 
 
 async def test_of_two_that_deadlock_both_succeed_one_after_the_other(world, store):
-    first, second = [await store.create_batch(world.batch()) for _ in range(2)]
+    first, second = [await store.batches.create(world.batch()) for _ in range(2)]
     lock = text("SELECT 1 FROM batch WHERE id = :batch_id FOR UPDATE")
 
     def lock_both(connection, batch_ids) -> None:
@@ -81,18 +82,18 @@ async def test_of_two_that_deadlock_both_succeed_one_after_the_other(world, stor
         connection.execute(lock, {"batch_id": batch_ids[1]})
 
     async with asyncio.timeout(10), asyncio.TaskGroup() as group:
-        group.create_task(store._write(lock_both, (first.id, second.id)))
-        group.create_task(store._write(lock_both, (second.id, first.id)))
+        group.create_task(store.database.write(lock_both, (first.id, second.id)))
+        group.create_task(store.database.write(lock_both, (second.id, first.id)))
 
 
 async def test_a_lock_held_too_long_is_unavailable(world, store):
-    made = await store.create_batch(world.batch())
+    made = await store.batches.create(world.batch())
     impatient = world.open(busy_timeout_s=0.2)
     await impatient.ping()
     holds, release = asyncio.Event(), asyncio.Event()
 
     async def hold() -> None:
-        async with store._database._engine.begin() as connection:
+        async with store.database._engine.begin() as connection:
             await connection.execute(text("SELECT 1 FROM batch FOR UPDATE"))
             holds.set()
             await release.wait()
@@ -102,9 +103,9 @@ async def test_a_lock_held_too_long_is_unavailable(world, store):
         await holds.wait()
         cancelling = made.after("cancel_requested", now=world.clock())
         with pytest.raises(UnavailableError):
-            await impatient.move_batch(cancelling, expected=made.status)
+            await impatient.batches.move(cancelling, expected=made.status)
         release.set()
-    assert await impatient.move_batch(cancelling, expected=made.status)
+    assert await impatient.batches.move(cancelling, expected=made.status)
 
 
 async def test_a_server_that_is_away_is_unavailable(world, tmp_path):
@@ -127,7 +128,7 @@ async def test_the_clock_is_the_databases_own(world):
     await world.start(store)
     await world.lease(store)
     world.clock.step(world.ttl_s)
-    assert await store.reap_segments() == 2
+    assert await store.segments.release_expired() == 2
     await store.close()
 
 
@@ -136,8 +137,8 @@ async def test_two_connections_lease_at_once_and_neither_waits_for_the_other(wor
     is_in, go_on = asyncio.Event(), asyncio.Event()
 
     async def lease_and_wait() -> list[int]:
-        async with store._database._engine.begin() as connection:
-            taken = await connection.run_sync(segments.lease_segments, world.worker, 2, world.ttl_s)
+        async with store.database._engine.begin() as connection:
+            taken = await connection.run_sync(Segments.lease, world.worker, limit=2, ttl_s=world.ttl_s)
             is_in.set()
             await go_on.wait()
         return [lease.segment.number for lease in taken]
@@ -145,7 +146,7 @@ async def test_two_connections_lease_at_once_and_neither_waits_for_the_other(wor
     async with asyncio.timeout(10), asyncio.TaskGroup() as group:
         holding = group.create_task(lease_and_wait())
         await is_in.wait()
-        others = await other_store.lease_segments(world.other_worker, limit=4, ttl_s=world.ttl_s)
+        others = await other_store.segments.lease(world.other_worker, limit=4, ttl_s=world.ttl_s)
         assert not holding.done()
         go_on.set()
     assert holding.result() == [0, 1]
@@ -154,37 +155,37 @@ async def test_two_connections_lease_at_once_and_neither_waits_for_the_other(wor
 
 async def test_a_beat_of_many_leases_is_one_statement_that_renews_rows_in_place(world, store):
     await world.start(store, total=500, lines_per_segment=5)
-    leases = await store.lease_segments(world.worker, limit=100, ttl_s=world.ttl_s)
+    leases = await store.segments.lease(world.worker, limit=100, ttl_s=world.ttl_s)
     written: list[str] = []
 
     def note(_connection, _cursor, statement: str, _parameters, _context, is_many: bool) -> None:
         if statement.startswith("UPDATE segment"):
             written.append("many" if is_many else "one")
 
-    event.listen(store._database._engine.sync_engine, "before_cursor_execute", note)
+    event.listen(store.database._engine.sync_engine, "before_cursor_execute", note)
     changed = text(
         "SELECT pg_stat_get_xact_tuples_updated('segment'::regclass),"
         " pg_stat_get_xact_tuples_hot_updated('segment'::regclass)"
     )
 
-    def beat(connection, answered: int) -> tuple[int, int]:
+    def renew(connection, answered: int) -> tuple[int, int]:
         before = connection.execute(changed).one()
         reports = [world.report(lease, world.tally(answered)) for lease in leases]
-        assert not segments.beat(connection, world.worker, reports, world.ttl_s).lost
+        assert not Segments.renew(connection, world.worker, reports, ttl_s=world.ttl_s).lost
         after = connection.execute(changed).one()
         return after[0] - before[0], after[1] - before[1]
 
     in_place = 0
     for answered in range(1, 5):
-        updated, here = await store._write(beat, answered)
+        updated, here = await store.database.write(renew, answered)
         assert updated == 100
         in_place += here
     assert written == ["one"] * 4
     assert in_place > 200, in_place
     world.clock.step(world.ttl_s - 1)
-    await store._write(beat, 5)
+    await store.database.write(renew, 5)
     world.clock.step(2)
-    assert await store.reap_segments() == 0
+    assert await store.segments.release_expired() == 0
 
 
 async def test_the_table_of_leases_leaves_room_on_its_pages(world, store):
@@ -193,4 +194,4 @@ async def test_the_table_of_leases_leaves_room_on_its_pages(world, store):
             text("SELECT reloptions FROM pg_class WHERE relname = 'segment'")
         ).scalar_one()
 
-    assert await store._read(options) == ["fillfactor=70", "autovacuum_vacuum_scale_factor=0.01"]
+    assert await store.database.read(options) == ["fillfactor=70", "autovacuum_vacuum_scale_factor=0.01"]

@@ -32,7 +32,7 @@ async def test_the_oldest_batch_is_served_first_in_the_order_of_its_segments(wor
 
 async def test_many_leasing_at_once_never_share_a_segment(world, store, other_store):
     await world.start(store, total=40, lines_per_segment=1)
-    asked = [one.lease_segments(world.worker, limit=3, ttl_s=30) for one in (store, other_store) * 10]
+    asked = [one.segments.lease(world.worker, limit=3, ttl_s=30) for one in (store, other_store) * 10]
     leased = [lease.segment.number for leases in await asyncio.gather(*asked) for lease in leases]
     assert sorted(leased) == list(range(40))
 
@@ -55,20 +55,20 @@ async def test_a_cancel_and_a_lease_at_once_end_in_one_of_two_orders(world, stor
     leases, _ = await asyncio.gather(
         world.lease(store), world.happen(other_store, batch, Event.CANCEL_REQUESTED)
     )
-    duty = await world.last_duty(other_store)
-    assert (duty is None) == bool(leases)
+    lease = await world.last_batch_lease(other_store)
+    assert (lease is None) == bool(leases)
 
 
 async def test_a_lapsed_lease_is_taken_over_under_the_next_token(world, store):
     await world.start(store, total=5)
     (first,) = await world.lease(store)
-    await store.beat(world.worker, [world.report(first, world.tally(2))], ttl_s=world.ttl_s)
+    await store.segments.renew(world.worker, [world.report(first, world.tally(2))], ttl_s=world.ttl_s)
     world.clock.step(world.ttl_s - 0.001)
-    assert await store.reap_segments() == 0
+    assert await store.segments.release_expired() == 0
     world.clock.step(0.001)
     assert await world.lease(store) == []
-    assert await store.reap_segments() == 1
-    assert await store.reap_segments() == 0
+    assert await store.segments.release_expired() == 1
+    assert await store.segments.release_expired() == 0
     (second,) = await world.lease(store, worker=world.other_worker)
     assert (second.token, second.tally) == (2, world.tally(2))
 
@@ -76,30 +76,30 @@ async def test_a_lapsed_lease_is_taken_over_under_the_next_token(world, store):
 async def test_an_old_token_changes_nothing(world, store):
     batch = await world.start(store, total=5)
     (old,) = await world.lease(store)
-    await store.release_segment(old, world.report(old, world.tally(2)), [world.part(old)])
+    await store.segments.release(old, world.report(old, world.tally(2)), [world.part(old)])
     (new,) = await world.lease(store, worker=world.other_worker)
-    before = await world.again(store, batch), await store.segment_results(batch.id)
+    before = await world.again(store, batch), await store.segments.results(batch.id)
     late = world.report(old, world.tally(5))
-    assert not await store.pin_parts(old, [world.part(old, 999)], late)
-    assert not await store.complete_segment(old, late, [world.part(old, 999)])
-    assert not await store.release_segment(old, late, [world.part(old, 999)])
-    reply = await store.beat(world.worker, [late], ttl_s=999)
+    assert not await store.segments.pin_parts(old, [world.part(old, 999)], late)
+    assert not await store.segments.complete(old, late, [world.part(old, 999)])
+    assert not await store.segments.release(old, late, [world.part(old, 999)])
+    reply = await store.segments.renew(world.worker, [late], ttl_s=999)
     assert reply.lost == {(batch.id, 0)}
-    assert (await world.again(store, batch), await store.segment_results(batch.id)) == before
-    assert await store.complete_segment(new, world.report(new, world.tally(5)), [world.part(new)])
+    assert (await world.again(store, batch), await store.segments.results(batch.id)) == before
+    assert await store.segments.complete(new, world.report(new, world.tally(5)), [world.part(new)])
 
 
 async def test_a_lease_of_another_worker_is_lost(world, store):
     batch = await world.start(store, total=5)
     (lease,) = await world.lease(store)
-    reply = await store.beat(world.other_worker, [world.report(lease, world.tally(1))], ttl_s=30)
+    reply = await store.segments.renew(world.other_worker, [world.report(lease, world.tally(1))], ttl_s=30)
     assert reply.lost == {(batch.id, 0)}
     assert (await world.again(store, batch)).tally == Tally()
 
 
 async def test_an_unknown_segment_is_lost(world, store):
     batch = await world.start(store, total=5)
-    reply = await store.beat(world.worker, [Report(batch.id, 7, 1, Tally())], ttl_s=30)
+    reply = await store.segments.renew(world.worker, [Report(batch.id, 7, 1, Tally())], ttl_s=30)
     assert reply.lost == {(batch.id, 7)}
 
 
@@ -108,20 +108,20 @@ async def test_a_beat_prolongs_and_counts(world, store):
     first, second = await world.lease(store)
     world.clock.step(world.ttl_s - 1)
     reports = [world.report(first, world.tally(2, 1)), world.report(second, world.tally(4))]
-    reply = await store.beat(world.worker, reports, ttl_s=world.ttl_s)
+    reply = await store.segments.renew(world.worker, reports, ttl_s=world.ttl_s)
     assert (reply.lost, reply.stopping) == (frozenset(), {})
     assert (await world.again(store, batch)).tally == world.tally(6, 1)
     world.clock.step(world.ttl_s - 1)
-    assert await store.reap_segments() == 0
+    assert await store.segments.release_expired() == 0
     world.clock.step(1)
-    assert await store.reap_segments() == 2
+    assert await store.segments.release_expired() == 2
 
 
 async def test_a_beat_that_was_overtaken_takes_nothing_back(world, store):
     batch = await world.start(store, total=5)
     (lease,) = await world.lease(store)
     for answered in (3, 1, 3, 2):
-        await store.beat(world.worker, [world.report(lease, world.tally(answered))], ttl_s=30)
+        await store.segments.renew(world.worker, [world.report(lease, world.tally(answered))], ttl_s=30)
         assert (await world.again(store, batch)).tally == world.tally(3)
 
 
@@ -129,21 +129,21 @@ async def test_a_lapsed_lease_nobody_took_over_can_be_prolonged(world, store):
     await world.start(store, total=5)
     (lease,) = await world.lease(store)
     world.clock.step(world.ttl_s + 5)
-    reply = await store.beat(world.worker, [world.report(lease, Tally())], ttl_s=world.ttl_s)
+    reply = await store.segments.renew(world.worker, [world.report(lease, Tally())], ttl_s=world.ttl_s)
     assert not reply.lost
-    assert await store.reap_segments() == 0
+    assert await store.segments.release_expired() == 0
 
 
 async def test_a_beat_with_nothing_to_say_is_answered(world, store):
     await world.start(store)
-    reply = await store.beat(world.worker, [], ttl_s=30)
+    reply = await store.segments.renew(world.worker, [], ttl_s=30)
     assert (reply.lost, reply.stopping) == (frozenset(), {})
 
 
 async def test_a_batch_that_goes_on_is_not_stopping(world, store):
     batch = await world.start(store)
-    assert await store.stopping({batch.id}) == {}
-    assert await store.stopping(set()) == {}
+    assert await store.batches.stopping({batch.id}) == {}
+    assert await store.batches.stopping(set()) == {}
 
 
 @pytest.mark.parametrize(
@@ -153,12 +153,12 @@ async def test_answers_in_flight_still_count_while_a_batch_ends(world, store, ev
     batch = await world.start(store)
     first, second = await world.lease(store)
     await world.happen(store, batch, event)
-    reply = await store.beat(world.worker, [world.report(first, world.tally(1))], ttl_s=world.ttl_s)
+    reply = await store.segments.renew(world.worker, [world.report(first, world.tally(1))], ttl_s=world.ttl_s)
     assert reply.stopping == {batch.id: status}
-    assert await store.stopping({batch.id}) == {batch.id: status}
+    assert await store.batches.stopping({batch.id}) == {batch.id: status}
     assert not reply.lost
-    assert await store.complete_segment(first, world.report(first, world.tally(5)), [world.part(first)])
-    assert await store.release_segment(second, world.report(second, world.tally(3)), [world.part(second)])
+    assert await store.segments.complete(first, world.report(first, world.tally(5)), [world.part(first)])
+    assert await store.segments.release(second, world.report(second, world.tally(3)), [world.part(second)])
     assert (await world.again(store, batch)).tally == world.tally(8)
     assert await world.lease(store) == []
 
@@ -168,9 +168,11 @@ async def test_a_beat_after_publishing_is_told_how_the_batch_ended(world, store)
     (lease,) = await world.lease(store)
     await world.happen(store, batch, Event.CANCEL_REQUESTED)
     world.clock.step(world.ttl_s)
-    duty = await world.last_duty(store)
-    assert await store.publish_batch(duty, duty.batch.after(Event.CANCELLED, now=world.clock()), files=[])
-    reply = await store.beat(world.worker, [world.report(lease, world.tally(5))], ttl_s=30)
+    finalizing = await world.last_batch_lease(store)
+    assert await store.batch_leases.publish(
+        finalizing, finalizing.batch.after(Event.CANCELLED, now=world.clock()), files=[]
+    )
+    reply = await store.segments.renew(world.worker, [world.report(lease, world.tally(5))], ttl_s=30)
     assert reply.lost == {(batch.id, 0)}
     assert reply.stopping == {batch.id: Status.CANCELLED}
     assert (await world.again(store, batch)).tally == Tally()
@@ -180,8 +182,8 @@ async def test_a_segment_is_done_only_with_every_line_answered(world, store):
     batch = await world.start(store, total=5)
     (lease,) = await world.lease(store)
     with pytest.raises(ValueError, match="5 lines, but 4"):
-        await store.complete_segment(lease, world.report(lease, world.tally(4)), [])
-    assert not (await store.segment_results(batch.id))[0].is_done
+        await store.segments.complete(lease, world.report(lease, world.tally(4)), [])
+    assert not (await store.segments.results(batch.id))[0].is_done
 
 
 @pytest.mark.parametrize("verb", ["beat", "pin", "release"])
@@ -192,11 +194,11 @@ async def test_more_answers_than_lines_are_refused(world, store, verb):
     with pytest.raises(ValueError, match="5 lines, but 6"):
         match verb:
             case "beat":
-                await store.beat(world.worker, [report], ttl_s=30)
+                await store.segments.renew(world.worker, [report], ttl_s=30)
             case "pin":
-                await store.pin_parts(lease, [], report)
+                await store.segments.pin_parts(lease, [], report)
             case _:
-                await store.release_segment(lease, report, [])
+                await store.segments.release(lease, report, [])
     assert (await world.again(store, batch)).tally == Tally()
 
 
@@ -205,22 +207,22 @@ async def test_a_done_segment_is_done_for_good(world, store):
     (lease,) = await world.lease(store)
     await world.complete(store, [lease])
     whole = world.report(lease, world.tally(5))
-    assert not await store.complete_segment(lease, whole, [])
-    assert not await store.release_segment(lease, whole, [])
-    assert await store.release_all_leases() == 0
-    (result,) = await store.segment_results(batch.id)
+    assert not await store.segments.complete(lease, whole, [])
+    assert not await store.segments.release(lease, whole, [])
+    assert await store.leases.release_all() == 0
+    (result,) = await store.segments.results(batch.id)
     assert (result.is_done, result.pinned, result.tally) == (True, (world.part(lease),), world.tally(5))
 
 
 async def test_a_segment_given_back_keeps_its_parts_for_the_next_holder(world, store):
     await world.start(store, total=5)
     (first,) = await world.lease(store)
-    await store.release_segment(first, world.report(first, world.tally(2)), [world.part(first)])
+    await store.segments.release(first, world.report(first, world.tally(2)), [world.part(first)])
     (second,) = await world.lease(store)
     assert (second.pinned, second.tally) == ((world.part(first),), world.tally(2))
     mine = world.part(second)
     longer = world.part(first, 5_000)
-    await store.release_segment(second, world.report(second, world.tally(3)), [longer, mine])
+    await store.segments.release(second, world.report(second, world.tally(3)), [longer, mine])
     (third,) = await world.lease(store)
     assert third.pinned == (world.part(first), mine)
 
@@ -228,16 +230,16 @@ async def test_a_segment_given_back_keeps_its_parts_for_the_next_holder(world, s
 async def test_a_take_over_pins_what_it_found(world, store):
     batch = await world.start(store, total=5)
     (first,) = await world.lease(store)
-    await store.beat(world.worker, [world.report(first, world.tally(4))], ttl_s=30)
+    await store.segments.renew(world.worker, [world.report(first, world.tally(4))], ttl_s=30)
     world.clock.step(world.ttl_s)
-    await store.reap_segments()
+    await store.segments.release_expired()
     (second,) = await world.lease(store)
     found = [PinnedPart("parts/found", 70)]
-    assert await store.pin_parts(second, found, world.report(second, world.tally(3)))
+    assert await store.segments.pin_parts(second, found, world.report(second, world.tally(3)))
     assert (await world.again(store, batch)).tally == world.tally(3)
-    (result,) = await store.segment_results(batch.id)
+    (result,) = await store.segments.results(batch.id)
     assert (result.pinned, result.tally) == (tuple(found), world.tally(3))
-    assert await store.complete_segment(
+    assert await store.segments.complete(
         second, world.report(second, world.tally(5)), [*found, world.part(second)]
     )
     assert (await world.again(store, batch)).tally == world.tally(5)
@@ -249,8 +251,11 @@ async def test_beats_at_once_from_two_processes_add_up(world, store, other_store
     theirs = await world.lease(other_store, limit=20, worker=world.other_worker)
     one = world.tally(1)
     await asyncio.gather(
-        *(store.beat(world.worker, [world.report(lease, one)], ttl_s=30) for lease in mine),
-        *(other_store.beat(world.other_worker, [world.report(lease, one)], ttl_s=30) for lease in theirs),
+        *(store.segments.renew(world.worker, [world.report(lease, one)], ttl_s=30) for lease in mine),
+        *(
+            other_store.segments.renew(world.other_worker, [world.report(lease, one)], ttl_s=30)
+            for lease in theirs
+        ),
     )
     assert (await world.again(store, batch)).tally == world.tally(40)
 
@@ -259,12 +264,12 @@ async def test_the_leases_of_a_dead_worker_are_free_and_those_of_others_are_not(
     await world.start(store, total=10)
     (held,) = await world.lease(store, limit=1)
     (others,) = await world.lease(store, limit=1, worker=world.other_worker)
-    await store.create_batch(world.batch())
-    intake = await world.duty(store)
-    assert await store.release_leases_of(world.worker) == 2
-    assert not await store.keep_duty(intake)
-    assert not await store.complete_segment(held, world.report(held, world.tally(5)), [])
-    assert await store.complete_segment(others, world.report(others, world.tally(5)), [world.part(others)])
+    await store.batches.create(world.batch())
+    intake = await world.batch_lease(store)
+    assert await store.leases.release_of_worker(world.worker) == 2
+    assert not await store.batch_leases.renew(intake)
+    assert not await store.segments.complete(held, world.report(held, world.tally(5)), [])
+    assert await store.segments.complete(others, world.report(others, world.tally(5)), [world.part(others)])
     (again,) = await world.lease(store, worker=world.other_worker)
     assert (again.segment, again.token) == (held.segment, 2)
 
@@ -274,12 +279,12 @@ async def test_workers_at_once_answer_every_line_of_a_batch_once(world, store, o
     completed = []
 
     async def work(name: str, one) -> None:
-        while leases := await one.lease_segments(name, limit=2, ttl_s=30):
+        while leases := await one.segments.lease(name, limit=2, ttl_s=30):
             reports = [world.report(lease, world.tally(1)) for lease in leases]
-            assert not (await one.beat(name, reports, ttl_s=30)).lost
+            assert not (await one.segments.renew(name, reports, ttl_s=30)).lost
             gives_back = leases[0].token == 1 and leases[0].segment.number % 5 == 0
             if gives_back:
-                assert await one.release_segment(leases[0], reports[0], [world.part(leases[0])])
+                assert await one.segments.release(leases[0], reports[0], [world.part(leases[0])])
             mine = leases[1:] if gives_back else leases
             await world.complete(one, mine)
             completed.extend(lease.segment.number for lease in mine)
@@ -288,6 +293,6 @@ async def test_workers_at_once_answer_every_line_of_a_batch_once(world, store, o
         for number in range(6):
             group.create_task(work(f"worker-{number}", (store, other_store)[number % 2]))
     assert sorted(completed) == list(range(30))
-    (settled,) = await store.settled_batches()
+    (settled,) = await store.batches.settled()
     assert settled.id == batch.id
     assert settled.tally == world.tally(90)

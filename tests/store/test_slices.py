@@ -12,23 +12,23 @@ from nightmill.core.slice import JoinedPiece, JoinedSlice, cut_slices
 async def finalizing(world, store, **changes):
     batch = await world.start(store, **changes)
     after = batch.after(Event.LAPSED, now=world.clock())
-    assert await store.move_batch(after, expected=batch.status)
+    assert await store.batches.move(after, expected=batch.status)
     return after
 
 
 async def cut(world, store, *, count=2, **changes):
     """A batch in as many slices."""
     batch = await finalizing(world, store, **changes)
-    duty = await world.last_duty(store)
+    lease = await world.last_batch_lease(store)
     slices = list(cut_slices(batch.id, segments=count, segments_per_slice=1))
-    assert await store.cut_slices(duty, slices)
+    assert await store.slices.cut(lease, slices)
     return batch, slices
 
 
-def joined(duty, *, missing=0):
-    it = duty.slice
-    output = JoinedPiece(f"files/out.{it.number}.{duty.token}", 50)
-    error = JoinedPiece(f"files/err.{it.number}.{duty.token}", 20) if missing else None
+def joined(lease, *, missing=0):
+    it = lease.slice
+    output = JoinedPiece(f"files/out.{it.number}.{lease.token}", 50)
+    error = JoinedPiece(f"files/err.{it.number}.{lease.token}", 20) if missing else None
     return JoinedSlice(it, output, error, lines=5, missing=missing, tally=Tally(5 - missing))
 
 
@@ -39,95 +39,97 @@ def test_segments_are_cut_into_runs_that_cover_them():
 
 async def test_slices_are_joined_by_several_and_published_by_one(world, store, other_store):
     batch, slices = await cut(world, store)
-    assert await world.last_duty(store) is None, "not before all slices are joined"
-    first = await store.lease_slice(world.worker, ttl_s=30)
-    second = await other_store.lease_slice(world.other_worker, ttl_s=30)
+    assert await world.last_batch_lease(store) is None, "not before all slices are joined"
+    first = await store.slices.lease(world.worker, ttl_s=30)
+    second = await other_store.slices.lease(world.other_worker, ttl_s=30)
     assert [first.slice, second.slice] == slices
     assert (first.batch.id, first.token, first.index_blob_key) == (batch.id, 1, f"indexes/{batch.id}")
-    assert await store.lease_slice(world.worker, ttl_s=30) is None
-    assert await store.complete_slice(first, joined(first))
-    assert await world.last_duty(store) is None
-    assert await other_store.complete_slice(second, joined(second, missing=2))
-    assert await store.joined_slices(batch.id) == [joined(first), joined(second, missing=2)]
+    assert await store.slices.lease(world.worker, ttl_s=30) is None
+    assert await store.slices.complete(first, joined(first))
+    assert await world.last_batch_lease(store) is None
+    assert await other_store.slices.complete(second, joined(second, missing=2))
+    assert await store.slices.joined(batch.id) == [joined(first), joined(second, missing=2)]
 
-    duty = await world.last_duty(store)
-    assert duty.is_sliced
+    lease = await world.last_batch_lease(store)
+    assert lease.is_sliced
     output = world.file(purpose=Purpose.BATCH_OUTPUT, blob_key="files/out.pieces")
     error = world.file(purpose=Purpose.BATCH_OUTPUT, blob_key="files/err.1.1")
-    after = replace(duty.batch.after(Event.EXPIRED, now=world.clock()), output_file_id=output.id)
+    after = replace(lease.batch.after(Event.EXPIRED, now=world.clock()), output_file_id=output.id)
     pieces = {"files/out.pieces": ["files/out.0.1", "files/out.1.1"]}
-    assert await store.publish_batch(duty, after, files=[output, error], pieces=pieces)
-    assert await store.joined_slices(batch.id) == []
+    assert await store.batch_leases.publish(lease, after, files=[output, error], pieces=pieces)
+    assert await store.slices.joined(batch.id) == []
     keys = ["files/out.0.1", "files/out.1.1", "files/err.1.1", "files/out.pieces"]
-    assert await store.named_among(keys) == set(keys)
-    await store.delete_file(world.project, output.id)
-    assert "files/out.0.1" not in await store.unused_blobs()
-    await store.forget_blobs(["files/out.pieces"])
-    assert {"files/out.0.1", "files/out.1.1"} <= set(await store.unused_blobs())
+    assert await store.blob_references.referenced(keys) == set(keys)
+    await store.files.delete(world.project, output.id)
+    assert "files/out.0.1" not in await store.blob_references.unused()
+    await store.blob_references.remove(["files/out.pieces"])
+    assert {"files/out.0.1", "files/out.1.1"} <= set(await store.blob_references.unused())
 
 
-async def test_a_batch_without_slices_has_a_duty_that_says_so(world, store):
+async def test_a_batch_without_slices_has_a_lease_that_says_so(world, store):
     await finalizing(world, store)
-    duty = await world.last_duty(store)
-    assert not duty.is_sliced
-    assert await store.lease_slice(world.worker, ttl_s=30) is None
+    lease = await world.last_batch_lease(store)
+    assert not lease.is_sliced
+    assert await store.slices.lease(world.worker, ttl_s=30) is None
 
 
-async def test_a_late_duty_cuts_nothing(world, store):
+async def test_a_late_lease_cuts_nothing(world, store):
     batch = await finalizing(world, store)
-    late = await world.last_duty(store)
+    late = await world.last_batch_lease(store)
     world.clock.step(world.ttl_s + 1)
-    duty = await world.last_duty(store)
-    assert not await store.cut_slices(late, list(cut_slices(batch.id, segments=2, segments_per_slice=1)))
-    assert await store.lease_slice(world.worker, ttl_s=30) is None
-    assert await store.keep_duty(duty)
+    lease = await world.last_batch_lease(store)
+    assert not await store.slices.cut(late, list(cut_slices(batch.id, segments=2, segments_per_slice=1)))
+    assert await store.slices.lease(world.worker, ttl_s=30) is None
+    assert await store.batch_leases.renew(lease)
 
 
 async def test_a_lapsed_slice_goes_to_another_and_its_old_holder_changes_nothing(world, store, other_store):
     batch, _ = await cut(world, store, count=1)
-    late = await store.lease_slice(world.worker, ttl_s=30)
+    late = await store.slices.lease(world.worker, ttl_s=30)
     world.clock.step(29)
-    assert await store.keep_slice(late)
+    assert await store.slices.renew(late)
     world.clock.step(29)
-    assert await other_store.lease_slice(world.other_worker, ttl_s=30) is None
+    assert await other_store.slices.lease(world.other_worker, ttl_s=30) is None
     world.clock.step(2)
-    quick = await other_store.lease_slice(world.other_worker, ttl_s=30)
+    quick = await other_store.slices.lease(world.other_worker, ttl_s=30)
     assert (quick.slice, quick.token) == (late.slice, late.token + 1)
-    assert not await store.keep_slice(late)
-    assert not await store.complete_slice(late, joined(late))
-    await store.release_slice(late)
-    assert await store.named_among(["files/out.0.1", "files/out.0.2"]) == set()
-    assert await other_store.complete_slice(quick, joined(quick))
-    assert not await store.complete_slice(late, joined(late))
-    assert await store.joined_slices(batch.id) == [joined(quick)]
-    assert await store.named_among(["files/out.0.1", "files/out.0.2"]) == {"files/out.0.2"}
+    assert not await store.slices.renew(late)
+    assert not await store.slices.complete(late, joined(late))
+    await store.slices.release(late)
+    assert await store.blob_references.referenced(["files/out.0.1", "files/out.0.2"]) == set()
+    assert await other_store.slices.complete(quick, joined(quick))
+    assert not await store.slices.complete(late, joined(late))
+    assert await store.slices.joined(batch.id) == [joined(quick)]
+    assert await store.blob_references.referenced(["files/out.0.1", "files/out.0.2"]) == {"files/out.0.2"}
 
 
 async def test_a_slice_that_is_given_back_waits_again(world, store):
     await cut(world, store, count=1)
-    first = await store.lease_slice(world.worker, ttl_s=30)
-    await store.release_slice(first)
-    second = await store.lease_slice(world.other_worker, ttl_s=30)
+    first = await store.slices.lease(world.worker, ttl_s=30)
+    await store.slices.release(first)
+    second = await store.slices.lease(world.other_worker, ttl_s=30)
     assert second.token == 2
-    assert await store.release_leases_of(world.worker) == 0
-    assert await store.release_leases_of(world.other_worker) == 1
-    assert (await store.lease_slice(world.worker, ttl_s=30)).token == 3
-    assert await store.release_all_leases() == 1
-    assert (await store.lease_slice(world.worker, ttl_s=30)).token == 4
+    assert await store.leases.release_of_worker(world.worker) == 0
+    assert await store.leases.release_of_worker(world.other_worker) == 1
+    assert (await store.slices.lease(world.worker, ttl_s=30)).token == 3
+    assert await store.leases.release_all() == 1
+    assert (await store.slices.lease(world.worker, ttl_s=30)).token == 4
 
 
 @pytest.mark.parametrize(("lines", "missing", "answered"), [(0, 0, 0), (5, 1, 5), (5, 0, 4)])
 async def test_a_slice_whose_lines_do_not_add_up_is_not_done(world, store, lines, missing, answered):
     await cut(world, store, count=1)
-    duty = await store.lease_slice(world.worker, ttl_s=30)
+    lease = await store.slices.lease(world.worker, ttl_s=30)
     with pytest.raises(ValueError, match="slice 0 has"):
-        await store.complete_slice(duty, JoinedSlice(duty.slice, None, None, lines, missing, Tally(answered)))
+        await store.slices.complete(
+            lease, JoinedSlice(lease.slice, None, None, lines, missing, Tally(answered))
+        )
 
 
 async def test_a_cancelled_batch_is_cut_too(world, store):
     batch = await world.start(store)
     after = batch.after(Event.CANCEL_REQUESTED, now=world.clock())
-    assert await store.move_batch(after, expected=batch.status)
-    duty = await world.last_duty(store)
-    assert await store.cut_slices(duty, list(cut_slices(batch.id, segments=2, segments_per_slice=2)))
-    assert (await store.lease_slice(world.worker, ttl_s=30)).batch.status is Status.CANCELLING
+    assert await store.batches.move(after, expected=batch.status)
+    lease = await world.last_batch_lease(store)
+    assert await store.slices.cut(lease, list(cut_slices(batch.id, segments=2, segments_per_slice=2)))
+    assert (await store.slices.lease(world.worker, ttl_s=30)).batch.status is Status.CANCELLING

@@ -65,19 +65,19 @@ async def test_a_locked_database_is_unavailable_and_nothing_is_written(world, pa
     with closing(_connect(path)) as locker:
         locker.execute("BEGIN IMMEDIATE")
         with pytest.raises(UnavailableError, match="locked"):
-            await store.create_batch(made)
+            await store.batches.create(made)
         locker.execute("ROLLBACK")
-    assert await store.batch(world.project, made.id) is None
-    assert await store.create_batch(made) == made
+    assert await store.batches.get(world.project, made.id) is None
+    assert await store.batches.create(made) == made
 
 
 async def test_readers_are_answered_while_another_process_writes(world, store, path):
-    made = await store.create_batch(world.batch())
+    made = await store.batches.create(world.batch())
     if sqlite_library().journal_mode != "WAL":
         pytest.skip("only with WAL do readers pass writers")
     with closing(_connect(path)) as locker:
         locker.execute("BEGIN IMMEDIATE")
-        assert await store.batch(world.project, made.id) == made
+        assert await store.batches.get(world.project, made.id) == made
 
 
 async def test_calls_queued_behind_a_lock_wait_for_one_timeout_in_all(world, path):
@@ -86,7 +86,7 @@ async def test_calls_queued_behind_a_lock_wait_for_one_timeout_in_all(world, pat
     with closing(_connect(path)) as locker:
         locker.execute("BEGIN IMMEDIATE")
         async with asyncio.timeout(2):
-            calls = [store.create_batch(world.batch()) for _ in range(50)]
+            calls = [store.batches.create(world.batch()) for _ in range(50)]
             outcomes = await asyncio.gather(*calls, return_exceptions=True)
     assert {type(outcome) for outcome in outcomes} == {UnavailableError}
 
@@ -94,12 +94,12 @@ async def test_calls_queued_behind_a_lock_wait_for_one_timeout_in_all(world, pat
 async def test_a_cancelled_caller_leaves_no_transaction_open(world, store):
     async with asyncio.timeout(10):
         for _ in range(20):
-            call = asyncio.create_task(store.create_batch(world.batch()))
+            call = asyncio.create_task(store.batches.create(world.batch()))
             await asyncio.sleep(0)
             call.cancel()
             await asyncio.gather(call, return_exceptions=True)
-        made = await store.create_batch(world.batch())
-    assert (await store.list_batches(world.project)).items[0] == made
+        made = await store.batches.create(world.batch())
+    assert (await store.batches.list(world.project)).items[0] == made
 
 
 async def test_a_database_that_cannot_be_opened_is_unavailable(tmp_path):
@@ -147,8 +147,7 @@ def test_each_code_of_sqlite_has_its_meaning(code, kind):
 
 _CRASH = """
 import asyncio, os, signal, sys
-from nightmill.store import duties
-from nightmill.store.sql import open_store
+from nightmill.store import batch_leases, open_store
 from nightmill.core.batch import Event, Status
 from nightmill.core.segment import cut_segments
 
@@ -159,16 +158,16 @@ def die(*_):
 
 async def main():
     store = open_store(url, clock=lambda: 1_760_000_000.0)
-    duty = await store.lease_duty((Status.VALIDATING,), "intake", ttl_s=30)
-    after = duty.batch.after(Event.ACCEPTED, now=1_760_000_000)
-    segments = list(cut_segments(duty.batch.id, total=0, lines_per_segment=1))
+    lease = await store.batch_leases.lease((Status.VALIDATING,), "intake", ttl_s=30)
+    after = lease.batch.after(Event.ACCEPTED, now=1_760_000_000)
+    segments = list(cut_segments(lease.batch.id, total=0, lines_per_segment=1))
     if point == "after the first statement":
-        real = duties.move
-        duties.move = lambda *a, **k: (real(*a, **k), die())
-    accept = duties.accept_batch
+        real = batch_leases.write_status
+        batch_leases.write_status = lambda *a, **k: (real(*a, **k), die())
     if point == "before the commit":
-        duties.accept_batch = lambda *a: (accept(*a), die())
-    await store.accept_batch(duty, after, index_blob_key="i", segments=segments)
+        real_insert = batch_leases.insert_all
+        batch_leases.insert_all = lambda *a: (real_insert(*a), die())
+    await store.batch_leases.accept(lease, after, index_blob_key="i", segments=segments)
     die()
 
 asyncio.run(main())
@@ -184,7 +183,7 @@ asyncio.run(main())
     ],
 )
 async def test_a_killed_process_leaves_nothing_half_written(world, store, point, status):
-    made = await store.create_batch(world.batch())
+    made = await store.batches.create(world.batch())
     crashed = await asyncio.to_thread(
         subprocess.run, [sys.executable, "-c", _CRASH, point, world.url], timeout=60, check=False
     )
@@ -192,7 +191,7 @@ async def test_a_killed_process_leaves_nothing_half_written(world, store, point,
     assert (await world.again(store, made)).status is status
     world.clock.step(world.ttl_s)
     if status is Status.VALIDATING:
-        assert await world.accept(store, await world.duty(store))
+        assert await world.accept(store, await world.batch_lease(store))
     assert (await world.happen(store, made, Event.CANCEL_REQUESTED)).status is Status.CANCELLING
 
 

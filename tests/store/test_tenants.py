@@ -12,26 +12,25 @@ from nightmill.core.batch import Event, Status
 from nightmill.core.legal_hold import HoldKind
 from nightmill.core.limits import Limits, ProjectRules
 from nightmill.errors import ConflictError, NotFoundError, QuotaError, RequestError
-from nightmill.store import files
-from nightmill.store.protocol import Idempotency
+from nightmill.store import Idempotency, files
 
 BY = Actor("key_1", "wxyz", "192.0.2.7", "req_1")
 
 
 async def stored_bytes(world, store) -> int:
-    return (await store.consumption(world.project)).stored_bytes
+    return (await store.projects.consumption(world.project)).stored_bytes
 
 
 async def acts(store, **asked) -> list[tuple[str, str]]:
-    return [(entry.act, entry.subject_id) for entry in (await store.audit(**asked)).items]
+    return [(entry.act, entry.subject_id) for entry in (await store.audit.list(**asked)).items]
 
 
 async def publish(world, store, made, event=Event.COMPLETED, *, tally=None, files=()):
-    duty = await world.last_duty(store)
-    after = duty.batch.after(event, now=world.clock())
+    lease = await world.last_batch_lease(store)
+    after = lease.batch.after(event, now=world.clock())
     if tally is not None:
         after = replace(after, tally=tally)
-    assert await store.publish_batch(duty, after, files=files)
+    assert await store.batch_leases.publish(lease, after, files=files)
     return after
 
 
@@ -40,18 +39,18 @@ async def publish(world, store, made, event=Event.COMPLETED, *, tally=None, file
 
 async def test_a_project_opens_no_more_batches_than_it_may(world, store):
     limits = Limits(open_batches=2)
-    first, _ = [await store.create_batch(world.batch(), limits=limits) for _ in range(2)]
+    first, _ = [await store.batches.create(world.batch(), limits=limits) for _ in range(2)]
     with pytest.raises(QuotaError, match="2 enqueued batches") as caught:
-        await store.create_batch(world.batch(), limits=limits)
+        await store.batches.create(world.batch(), limits=limits)
     assert caught.value.headers["x-should-retry"] == "false"
-    await store.create_batch(world.batch(project_id=world.other_project), limits=limits)
-    assert await store.move_batch(
+    await store.batches.create(world.batch(project_id=world.other_project), limits=limits)
+    assert await store.batches.move(
         first.after(Event.CANCEL_REQUESTED, now=world.clock()), expected=Status.VALIDATING
     )
     with pytest.raises(QuotaError):  # it has not ended yet
-        await store.create_batch(world.batch(), limits=limits)
+        await store.batches.create(world.batch(), limits=limits)
     await publish(world, store, first, Event.CANCELLED)
-    await store.create_batch(world.batch(), limits=limits)
+    await store.batches.create(world.batch(), limits=limits)
 
 
 async def test_of_many_creates_at_once_exactly_as_many_succeed_as_there_is_room(world, store, other_store):
@@ -59,14 +58,14 @@ async def test_of_many_creates_at_once_exactly_as_many_succeed_as_there_is_room(
 
     async def create(one) -> bool:
         try:
-            await one.create_batch(world.batch(input_bytes=10), limits=limits)
+            await one.batches.create(world.batch(input_bytes=10), limits=limits)
         except QuotaError:
             return False
         return True
 
     made = await asyncio.gather(*(create((store, other_store)[number % 2]) for number in range(12)))
     assert sum(made) == 5
-    assert (await store.consumption(world.project)).open.bytes == 50
+    assert (await store.projects.consumption(world.project)).open.bytes == 50
 
 
 async def test_of_many_files_at_once_exactly_as_many_are_kept_as_there_is_room(world, store, other_store):
@@ -74,7 +73,7 @@ async def test_of_many_files_at_once_exactly_as_many_are_kept_as_there_is_room(w
 
     async def add(one) -> bool:
         try:
-            await one.add_file(world.file(), limits=limits)
+            await one.files.add(world.file(), limits=limits)
         except RequestError as error:
             assert error.code == "storage_limit_exceeded"
             return False
@@ -88,20 +87,20 @@ async def test_of_many_files_at_once_exactly_as_many_are_kept_as_there_is_room(w
 async def test_a_refused_create_leaves_its_idempotency_key_free(world, store):
     once = Idempotency("key", "print")
     with pytest.raises(QuotaError):
-        await store.create_batch(world.batch(input_bytes=2), once, limits=Limits(open_bytes=1))
-    made = await store.create_batch(world.batch(input_bytes=2), once, limits=Limits(open_bytes=2))
-    assert await store.create_batch(world.batch(input_bytes=2), once, limits=Limits(open_bytes=2)) == made
+        await store.batches.create(world.batch(input_bytes=2), once, limits=Limits(open_bytes=1))
+    made = await store.batches.create(world.batch(input_bytes=2), once, limits=Limits(open_bytes=2))
+    assert await store.batches.create(world.batch(input_bytes=2), once, limits=Limits(open_bytes=2)) == made
 
 
 async def test_tokens_beyond_the_models_limit_fail_the_batch_as_at_openai(world, store):
     limits = Limits(enqueued_tokens=1_500)
 
     async def accept(tokens: int, model: str = "tiny"):
-        await store.create_batch(world.batch())
-        duty = await world.duty(store)
-        after = duty.batch.after(Event.ACCEPTED, now=world.clock())
+        await store.batches.create(world.batch())
+        lease = await world.batch_lease(store)
+        after = lease.batch.after(Event.ACCEPTED, now=world.clock())
         after = replace(after, model=model, total=1, enqueued_tokens=tokens)
-        return await store.accept_batch(duty, after, index_blob_key="i", segments=[], limits=limits)
+        return await store.batch_leases.accept(lease, after, index_blob_key="i", segments=[], limits=limits)
 
     assert (await accept(1_000)).status is Status.IN_PROGRESS
     refused = await accept(501)
@@ -115,53 +114,56 @@ async def test_tokens_beyond_the_models_limit_fail_the_batch_as_at_openai(world,
     assert await world.again(store, refused) == refused
     assert (await accept(1_500, "other")).status is Status.IN_PROGRESS
     assert (await accept(500)).status is Status.IN_PROGRESS
-    assert (await store.consumption(world.project)).enqueued_tokens == {"tiny": 1_500, "other": 1_500}
+    assert (await store.projects.consumption(world.project)).enqueued_tokens == {
+        "tiny": 1_500,
+        "other": 1_500,
+    }
 
 
 async def test_lines_beyond_the_limit_fail_the_batch_and_none_left_refuses_it(world, store):
     limits = Limits(open_lines=10)
 
     async def accept(total: int):
-        await store.create_batch(world.batch(), limits=limits)
-        duty = await world.duty(store)
-        after = replace(duty.batch.after(Event.ACCEPTED, now=world.clock()), total=total)
-        return await store.accept_batch(duty, after, index_blob_key="i", segments=[], limits=limits)
+        await store.batches.create(world.batch(), limits=limits)
+        lease = await world.batch_lease(store)
+        after = replace(lease.batch.after(Event.ACCEPTED, now=world.clock()), total=total)
+        return await store.batch_leases.accept(lease, after, index_blob_key="i", segments=[], limits=limits)
 
     assert (await accept(8)).status is Status.IN_PROGRESS
     (error,) = (await accept(3)).errors
     assert error.code == "request_limit_exceeded"
     assert (await accept(2)).status is Status.IN_PROGRESS
     with pytest.raises(QuotaError, match="10 enqueued requests"):
-        await store.create_batch(world.batch(), limits=limits)
+        await store.batches.create(world.batch(), limits=limits)
 
 
 async def test_what_is_set_for_a_project_goes_before_the_settings(world, store):
-    assert await store.project_rules(world.project) == ProjectRules()
+    assert await store.projects.rules(world.project) == ProjectRules()
     rules = ProjectRules(open_batches=1, stored_bytes=0, output_ttl_s=3_600)
-    await store.set_project_rules(world.project, rules, by=BY)
-    assert await store.project_rules(world.project) == rules
-    await store.create_batch(world.batch())
+    await store.projects.set_rules(world.project, rules, by=BY)
+    assert await store.projects.rules(world.project) == rules
+    await store.batches.create(world.batch())
     with pytest.raises(QuotaError):
-        await store.create_batch(world.batch(), limits=Limits(open_batches=5))
-    await store.add_file(world.file(), limits=Limits(stored_bytes=1))
-    await store.set_project_rules(world.project, ProjectRules())
-    await store.create_batch(world.batch(), limits=Limits(open_batches=5))
+        await store.batches.create(world.batch(), limits=Limits(open_batches=5))
+    await store.files.add(world.file(), limits=Limits(stored_bytes=1))
+    await store.projects.set_rules(world.project, ProjectRules())
+    await store.batches.create(world.batch(), limits=Limits(open_batches=5))
     assert await stored_bytes(world, store) == 10
 
 
 async def test_a_project_keeps_the_bytes_of_its_files_that_are_not_deleted(world, store):
     upload = world.upload()
-    await store.add_upload(upload)
-    await store.complete_upload(upload, world.file(size_bytes=100))
-    short = await store.add_file(world.file(expires_at=int(world.clock()) + 10))
-    gone = await store.add_file(world.file())
+    await store.uploads.add(upload)
+    await store.uploads.complete(upload, world.file(size_bytes=100))
+    short = await store.files.add(world.file(expires_at=int(world.clock()) + 10))
+    gone = await store.files.add(world.file())
     assert await stored_bytes(world, store) == 120
-    assert await store.delete_file(world.project, gone.id)
-    assert not await store.delete_file(world.project, gone.id)
+    assert await store.files.delete(world.project, gone.id)
+    assert not await store.files.delete(world.project, gone.id)
     world.clock.step(11)
-    assert await store.delete_expired_files() == 1
+    assert await store.files.delete_expired() == 1
     assert await stored_bytes(world, store) == 100
-    assert await store.file(world.project, short.id) is None
+    assert await store.files.get(world.project, short.id) is None
     made = await world.start(store)
     await world.happen(store, made, Event.CANCEL_REQUESTED)
     await publish(world, store, made, Event.CANCELLED, files=[world.file(size_bytes=7)])
@@ -172,87 +174,89 @@ async def test_a_project_keeps_the_bytes_of_its_files_that_are_not_deleted(world
 
 
 async def test_a_held_file_is_deleted_by_nobody_and_stays_to_be_read(world, store):
-    held = await store.add_file(world.file(expires_at=int(world.clock()) + 10))
-    assert await store.set_hold(HoldKind.FILE, held.id, reason="case 7")
-    assert not await store.set_hold(HoldKind.FILE, held.id)
+    held = await store.files.add(world.file(expires_at=int(world.clock()) + 10))
+    assert await store.holds.set(HoldKind.FILE, held.id, reason="case 7")
+    assert not await store.holds.set(HoldKind.FILE, held.id)
     world.clock.step(11)
-    assert await store.delete_expired_files() == 0
+    assert await store.files.delete_expired() == 0
     with pytest.raises(ConflictError, match="legal hold") as caught:
-        await store.delete_file(world.project, held.id)
+        await store.files.delete(world.project, held.id)
     assert caught.value.code == "legal_hold"
-    assert await store.file(world.project, held.id) == held
-    assert (await store.list_files(world.project)).items == (held,)
-    assert await store.unused_blobs() == []
-    (hold,) = await store.list_holds()
+    assert await store.files.get(world.project, held.id) == held
+    assert (await store.files.list(world.project)).items == (held,)
+    assert await store.blob_references.unused() == []
+    (hold,) = await store.holds.list()
     assert (hold.subject_id, hold.reason) == (held.id, "case 7")
-    assert await store.clear_hold(HoldKind.FILE, held.id)
-    assert not await store.clear_hold(HoldKind.FILE, held.id)
-    assert await store.file(world.project, held.id) is None
-    assert await store.delete_expired_files() == 1
+    assert await store.holds.clear(HoldKind.FILE, held.id)
+    assert not await store.holds.clear(HoldKind.FILE, held.id)
+    assert await store.files.get(world.project, held.id) is None
+    assert await store.files.delete_expired() == 1
 
 
 async def test_a_held_project_loses_nothing_and_others_go_on(world, store):
     held, other = world.file(), world.file(project_id=world.other_project)
     gone = world.file()
     for file in (held, other, gone):
-        await store.add_file(file)
-    await store.delete_file(world.project, gone.id)
-    await store.set_hold(HoldKind.PROJECT, world.project)
+        await store.files.add(file)
+    await store.files.delete(world.project, gone.id)
+    await store.holds.set(HoldKind.PROJECT, world.project)
     with pytest.raises(ConflictError):
-        await store.delete_file(world.project, held.id)
-    assert await store.delete_file(world.other_project, other.id)
-    assert await store.unused_blobs() == [other.blob_key]  # nor are bytes whose file was deleted before
-    await store.clear_hold(HoldKind.PROJECT, world.project)
-    assert set(await store.unused_blobs()) == {other.blob_key, gone.blob_key}
+        await store.files.delete(world.project, held.id)
+    assert await store.files.delete(world.other_project, other.id)
+    assert await store.blob_references.unused() == [
+        other.blob_key
+    ]  # nor are bytes whose file was deleted before
+    await store.holds.clear(HoldKind.PROJECT, world.project)
+    assert set(await store.blob_references.unused()) == {other.blob_key, gone.blob_key}
 
 
 async def test_a_held_batch_keeps_its_input_output_and_error_file(world, store):
-    files = [await store.add_file(world.file()) for _ in range(3)]
+    files = [await store.files.add(world.file()) for _ in range(3)]
     source, output, error = files
     made = await world.start(store, input_file_id=source.id, input_blob_key=source.blob_key)
-    await store.set_hold(HoldKind.BATCH, made.id)
+    await store.holds.set(HoldKind.BATCH, made.id)
     await world.happen(store, made, Event.CANCEL_REQUESTED)
-    duty = await world.last_duty(store)
-    after = duty.batch.after(Event.CANCELLED, now=world.clock())
+    lease = await world.last_batch_lease(store)
+    after = lease.batch.after(Event.CANCELLED, now=world.clock())
     after = replace(after, output_file_id=output.id, error_file_id=error.id)
-    assert await store.publish_batch(duty, after, files=[])
+    assert await store.batch_leases.publish(lease, after, files=[])
     for file in files:
         with pytest.raises(ConflictError):
-            await store.delete_file(world.project, file.id)
-    await store.clear_hold(HoldKind.BATCH, made.id)
+            await store.files.delete(world.project, file.id)
+    await store.holds.clear(HoldKind.BATCH, made.id)
     for file in files:
-        assert await store.delete_file(world.project, file.id)
+        assert await store.files.delete(world.project, file.id)
 
 
 async def test_a_held_batch_keeps_the_input_of_which_the_file_was_deleted(world, store):
-    source = await store.add_file(world.file())
+    source = await store.files.add(world.file())
     made = await world.start(store, input_file_id=source.id, input_blob_key=source.blob_key)
-    await store.delete_file(world.project, source.id)
-    await store.set_hold(HoldKind.BATCH, made.id)
+    await store.files.delete(world.project, source.id)
+    await store.holds.set(HoldKind.BATCH, made.id)
     await world.happen(store, made, Event.CANCEL_REQUESTED)
     await publish(world, store, made, Event.CANCELLED)
-    assert source.blob_key not in await store.unused_blobs()
-    await store.clear_hold(HoldKind.BATCH, made.id)
-    assert source.blob_key in await store.unused_blobs()
+    assert source.blob_key not in await store.blob_references.unused()
+    await store.holds.clear(HoldKind.BATCH, made.id)
+    assert source.blob_key in await store.blob_references.unused()
 
 
 async def test_a_hold_on_what_is_not_there_is_an_error(world, store):
-    gone = await store.add_file(world.file())
-    await store.delete_file(world.project, gone.id)
+    gone = await store.files.add(world.file())
+    await store.files.delete(world.project, gone.id)
     for kind, subject_id in [(HoldKind.FILE, gone.id), (HoldKind.BATCH, "batch_unknown")]:
         with pytest.raises(NotFoundError, match=subject_id):
-            await store.set_hold(kind, subject_id)
-    assert await store.list_holds() == []
+            await store.holds.set(kind, subject_id)
+    assert await store.holds.list() == []
 
 
 @pytest.mark.parametrize("kind", ["postgres"])
 async def test_a_deletion_under_way_is_over_before_the_hold_is_set(kind, world, store, other_store):
     """Else a file could be gone after somebody was told that it is held."""
-    file = await store.add_file(world.file())
+    file = await store.files.add(world.file())
     is_in, go_on = asyncio.Event(), asyncio.Event()
 
     async def delete_slowly() -> None:
-        async with store._database._engine.begin() as connection:
+        async with store.database._engine.begin() as connection:
             await connection.execute(text("SELECT 1 FROM project FOR UPDATE"))
             is_in.set()
             await go_on.wait()
@@ -270,7 +274,7 @@ async def test_a_deletion_under_way_is_over_before_the_hold_is_set(kind, world, 
 
 async def held_or_gone(store, file_id) -> str:
     try:
-        await store.set_hold(HoldKind.FILE, file_id)
+        await store.holds.set(HoldKind.FILE, file_id)
     except NotFoundError:
         return "gone"
     return "held"
@@ -288,58 +292,61 @@ async def test_usage_counts_each_ended_batch_once_by_project_model_and_day(world
     ]:
         made = await world.start(store, project_id=project)
         await world.happen(store, made, Event.CANCEL_REQUESTED)
-        duty = await world.last_duty(store)
-        after = replace(duty.batch.after(event, now=world.clock()), tally=world.tally(4, 1))
-        assert await store.publish_batch(duty, after, files=[])
-        assert not await store.publish_batch(duty, after, files=[])
+        lease = await world.last_batch_lease(store)
+        after = replace(lease.batch.after(event, now=world.clock()), tally=world.tally(4, 1))
+        assert await store.batch_leases.publish(lease, after, files=[])
+        assert not await store.batch_leases.publish(lease, after, files=[])
     world.clock.step(86_400)
     late = await world.start(store)
     world.clock.step(86_400)
     await world.happen(store, late, Event.LAPSED)
     await publish(world, store, late, Event.EXPIRED, tally=world.tally(2))
 
-    rows = await store.usage(["project", "model", "day"])
+    rows = await store.usage.totals(["project", "model", "day"])
     assert [(row.project_id, row.model, row.day - day, row.batches, row.requests) for row in rows] == [
         (world.project, "tiny", 0, 2, 20),
         (world.project, "tiny", 2, 1, 10),
         (world.other_project, "tiny", 0, 1, 10),
     ]
     assert rows[0].tally == world.tally(4, 1).plus(world.tally(4, 1))
-    (total,) = await store.usage([], project_id=world.project)
+    (total,) = await store.usage.totals([], project_id=world.project)
     assert (total.batches, total.tally) == (3, world.tally(8, 2).plus(world.tally(2)))
-    assert [row.batches for row in await store.usage(["day"], first_day=day + 1)] == [1]
-    assert [row.batches for row in await store.usage(["project"], last_day=day + 1, model="tiny")] == [2, 1]
-    assert await store.usage([], model="other") == []
+    assert [row.batches for row in await store.usage.totals(["day"], first_day=day + 1)] == [1]
+    assert [row.batches for row in await store.usage.totals(["project"], last_day=day + 1, model="tiny")] == [
+        2,
+        1,
+    ]
+    assert await store.usage.totals([], model="other") == []
 
 
 async def test_a_batch_that_failed_its_check_used_nothing(world, store):
-    await store.create_batch(world.batch())
-    duty = await world.duty(store)
-    assert await store.reject_batch(duty, duty.batch.after(Event.REJECTED, now=world.clock()))
-    assert await store.usage(["project"]) == []
+    await store.batches.create(world.batch())
+    lease = await world.batch_lease(store)
+    assert await store.batch_leases.reject(lease, lease.batch.after(Event.REJECTED, now=world.clock()))
+    assert await store.usage.totals(["project"]) == []
 
 
 # --- the audit log ----------------------------------------------------------------------------------------
 
 
 async def test_every_change_is_recorded_with_who_did_it_and_nothing_else_is(world, store):
-    file = await store.add_file(world.file(), by=BY)
+    file = await store.files.add(world.file(), by=BY)
     upload = world.upload()
-    await store.add_upload(upload, by=BY)
-    await store.cancel_upload(upload, by=BY)
-    made = await store.create_batch(world.batch(), by=BY)
+    await store.uploads.add(upload, by=BY)
+    await store.uploads.cancel(upload, by=BY)
+    made = await store.batches.create(world.batch(), by=BY)
     after = made.after(Event.CANCEL_REQUESTED, now=world.clock())
-    assert await store.move_batch(after, expected=made.status, by=BY)
+    assert await store.batches.move(after, expected=made.status, by=BY)
     key = ApiKey("key_2", world.project, "name", "digest", "wxyz", 1, scope=Scope.ADMIN)
-    await store.add_api_key(key, by=BY)
-    await store.revoke_api_key(key.id, by=BY)
-    await store.set_hold(HoldKind.FILE, file.id, by=BY)
-    await store.clear_hold(HoldKind.FILE, file.id, by=BY)
-    await store.set_project_rules(world.project, ProjectRules(open_lines=5), by=BY)
-    await store.record(BY, AuditAction.FILE_DOWNLOADED, file.id, project_id=world.project)
-    await store.delete_file(world.project, file.id, by=BY)
+    await store.api_keys.add(key, by=BY)
+    await store.api_keys.revoke(key.id, by=BY)
+    await store.holds.set(HoldKind.FILE, file.id, by=BY)
+    await store.holds.clear(HoldKind.FILE, file.id, by=BY)
+    await store.projects.set_rules(world.project, ProjectRules(open_lines=5), by=BY)
+    await store.audit.add(BY, AuditAction.FILE_DOWNLOADED, file.id, project_id=world.project)
+    await store.files.delete(world.project, file.id, by=BY)
 
-    page = await store.audit()
+    page = await store.audit.list()
     assert [(entry.act, entry.subject_id) for entry in reversed(page.items)] == [
         ("file.created", file.id),
         ("upload.created", upload.id),
@@ -360,18 +367,18 @@ async def test_every_change_is_recorded_with_who_did_it_and_nothing_else_is(worl
 
 
 async def test_what_changed_nothing_is_not_recorded(world, store):
-    assert not await store.delete_file(world.project, "file-unknown", by=BY)
-    assert not await store.revoke_api_key("key_unknown", by=BY)
+    assert not await store.files.delete(world.project, "file-unknown", by=BY)
+    assert not await store.api_keys.revoke("key_unknown", by=BY)
     with pytest.raises(QuotaError):
-        await store.create_batch(world.batch(input_bytes=2), limits=Limits(open_bytes=1), by=BY)
-    assert (await store.audit()).items == ()
+        await store.batches.create(world.batch(input_bytes=2), limits=Limits(open_bytes=1), by=BY)
+    assert (await store.audit.list()).items == ()
 
 
 async def test_what_expires_is_recorded_as_the_mills_own_doing(world, store):
-    files = [await store.add_file(world.file(expires_at=int(world.clock()) + 10)) for _ in range(2)]
+    files = [await store.files.add(world.file(expires_at=int(world.clock()) + 10)) for _ in range(2)]
     world.clock.step(10)
-    await store.delete_expired_files()
-    page = await store.audit()
+    await store.files.delete_expired()
+    page = await store.audit.list()
     assert {(entry.act, entry.subject_id, entry.by.name) for entry in page.items} == {
         ("file.expired", file.id, "nightmill") for file in files
     }
@@ -380,33 +387,33 @@ async def test_what_expires_is_recorded_as_the_mills_own_doing(world, store):
 async def test_however_much_has_expired_no_transaction_deletes_all_of_it(world, store, monkeypatch):
     monkeypatch.setattr(files, "_EXPIRED_AT_ONCE", 2)
     for _ in range(5):
-        await store.add_file(world.file(expires_at=int(world.clock()) + 10))
+        await store.files.add(world.file(expires_at=int(world.clock()) + 10))
     world.clock.step(10)
-    assert [await store.delete_expired_files() for _ in range(4)] == [2, 2, 1, 0]
+    assert [await store.files.delete_expired() for _ in range(4)] == [2, 2, 1, 0]
     assert await stored_bytes(world, store) == 0
 
 
 async def test_the_log_is_read_in_pages_by_project_and_time(world, store):
     for _ in range(5):
-        await store.add_file(world.file(), by=BY)
+        await store.files.add(world.file(), by=BY)
         world.clock.step(1)
-    await store.add_file(world.file(project_id=world.other_project), by=BY)
-    page = await store.audit(project_id=world.project, limit=3)
+    await store.files.add(world.file(project_id=world.other_project), by=BY)
+    page = await store.audit.list(project_id=world.project, limit=3)
     assert page.has_more
-    rest = await store.audit(project_id=world.project, before=page.items[-1].sequence, limit=3)
+    rest = await store.audit.list(project_id=world.project, before=page.items[-1].sequence, limit=3)
     assert not rest.has_more
     sequences = [entry.sequence for entry in (*page.items, *rest.items)]
     assert len(sequences) == 5
     assert sequences == sorted(sequences, reverse=True)
-    assert len((await store.audit(since=world.clock() - 2)).items) == 3
+    assert len((await store.audit.list(since=world.clock() - 2)).items) == 3
 
 
 async def test_old_entries_go_but_for_those_of_held_projects(world, store):
-    await store.add_file(world.file(), by=BY)
-    await store.add_file(world.file(project_id=world.other_project), by=BY)
-    await store.record(BY, AuditAction.SCHEMA_MIGRATED, "0003")
-    await store.set_hold(HoldKind.PROJECT, world.project)
+    await store.files.add(world.file(), by=BY)
+    await store.files.add(world.file(project_id=world.other_project), by=BY)
+    await store.audit.add(BY, AuditAction.SCHEMA_MIGRATED, "0003")
+    await store.holds.set(HoldKind.PROJECT, world.project)
     world.clock.step(100)
-    assert await store.forget_audit(kept_s=101) == 0
-    assert await store.forget_audit(kept_s=100) == 2
-    assert [entry.project_id for entry in (await store.audit()).items] == [world.project]
+    assert await store.audit.delete_older(kept_s=101) == 0
+    assert await store.audit.delete_older(kept_s=100) == 2
+    assert [entry.project_id for entry in (await store.audit.list()).items] == [world.project]

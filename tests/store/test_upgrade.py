@@ -76,7 +76,7 @@ async def test_without_a_stage_every_step_runs_and_rows_are_kept(path, next_vers
         assert await migrate(f"sqlite:///{path}") == AFTER
         async with opened(path) as store:
             await store.ping()
-            (entry,) = (await store.audit()).items
+            (entry,) = (await store.audit.list()).items
     assert run(path, "SELECT id, note FROM file") == [("file-1", "filled in")]
     assert (entry.act, entry.subject_id, entry.detail) == ("schema.migrated", AFTER, f"from {SCHEMA_VERSION}")
 

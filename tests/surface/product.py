@@ -14,7 +14,7 @@ from nightmill.cli import app as command_line
 from nightmill.cli.failures import MEANINGS
 from nightmill.errors import NightmillError
 from nightmill.settings import Settings
-from nightmill.store.protocol import Backlog
+from nightmill.store import Backlog
 
 __all__ = ["NightmillError", "Settings", "command_line"]
 

@@ -5,7 +5,7 @@ import pytest
 from nightmill.core.batch import Status
 from nightmill.runtime.ray.plan import Moves, Patience, Presence, is_needed, moves, wanted_workers
 from nightmill.settings import RaySettings
-from nightmill.store.protocol import Backlog
+from nightmill.store import Backlog
 
 BOUNDS = RaySettings(min_workers=0, max_workers=4, segments_per_worker=10)
 WAITING, AT_WORK, LEAVING = Presence.WAITING, Presence.AT_WORK, Presence.LEAVING

@@ -18,7 +18,7 @@ def audit_batches(inventory: Inventory, root: Path) -> Iterator[Finding]:
     """
     for stored in inventory.unfinished_batches():
         yield from _UnfinishedBatch(stored, root, list(inventory.segments(stored.batch.id))).findings()
-    for batch_id, count in inventory.left_segments():
+    for batch_id, count in inventory.leftover_segments():
         detail = f"it has ended and {count} of its segments are still there"
         yield Finding(Kind.LEFT_SEGMENTS, batch_id, detail, DropSegments(batch_id))
     for stored in inventory.finished_batches():

@@ -51,7 +51,7 @@ def audit_orphans(inventory: Inventory, root: Path, *, before: float) -> Iterato
     come.
     """
     for keys in _chunked(keys_in(root, before=before)):
-        named = inventory.named_among(keys)
+        named = inventory.referenced(keys)
         for key in keys:
             if key not in named:
                 yield _orphan(key, "nothing names it")

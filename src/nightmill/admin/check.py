@@ -19,7 +19,7 @@ from nightmill.admin.disk import blob_root
 from nightmill.admin.findings import Finding, Kind
 from nightmill.admin.repair import repair
 from nightmill.store.inventory import Inventory
-from nightmill.store.mending import mending
+from nightmill.store.row_repair import repairing
 from nightmill.store.snapshot import copy_database, database_file, reading
 
 _ORPHAN_AFTER_S = 3_600.0
@@ -60,8 +60,8 @@ def check_and_repair(folder: Path, store_url: str, *, depth: Depth = Depth.USUAL
     """Checks and repairs. The caller holds the folder's lock, so no other process is at work there: blobs
     that no row references are orphaned whatever their age.
     """
-    with mending(store_url) as mender:
-        mender.take_back_leases()
+    with repairing(store_url) as rows:
+        rows.release_leases()
     found: dict[Finding, None] = {}
     for _ in range(_MOST_ROUNDS):
         left = _audited(folder, store_url, depth, orphan_before=float("inf"))

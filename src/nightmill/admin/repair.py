@@ -27,7 +27,7 @@ from nightmill.admin.findings import (
 from nightmill.admin.line_index import indexed_again
 from nightmill.blobs import make_folders, reported, sync_folder
 from nightmill.ids import BatchId
-from nightmill.store.mending import Mender, mending
+from nightmill.store.row_repair import RowRepair, repairing
 
 
 def repair(store_url: str, root: Path, findings: Sequence[Finding]) -> None:
@@ -36,30 +36,30 @@ def repair(store_url: str, root: Path, findings: Sequence[Finding]) -> None:
         for one in repairs:
             if isinstance(one, WriteIndex):
                 _write_index(root, one)
-        with mending(store_url) as mender:
+        with repairing(store_url) as rows:
             for one in repairs:
-                _repair_row(mender, one)
+                _repair_row(rows, one)
             for batch_id in _counted_again(repairs):
-                mender.count_again(batch_id)
+                rows.recount(batch_id)
         for one in repairs:
             if isinstance(one, Remove):
                 _remove(root, one.path)
 
 
-def _repair_row(mender: Mender, one: Repair) -> None:
+def _repair_row(rows: RowRepair, one: Repair) -> None:
     match one:
         case DeleteFile(file):
-            mender.delete_file(file.id)
+            rows.delete_file(file.id)
         case ForgetPart(part):
-            mender.forget_part(part.id)
+            rows.delete_part(part.id)
         case ForgetKey(row):
-            mender.forget_key(row)
+            rows.delete_idempotency(row)
         case DropSegments(batch_id):
-            mender.drop_segments(batch_id)
+            rows.delete_segments(batch_id)
         case JoinAgain(batch_id):
-            mender.drop_slices(batch_id)
+            rows.delete_slices(batch_id)
         case Pin(segment, pinned, tally):
-            mender.pin(segment, pinned, tally)
+            rows.pin(segment, pinned, tally)
         case CountAgain() | WriteIndex() | Remove():
             return  # done after the segments, and on disk
         case _:

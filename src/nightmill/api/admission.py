@@ -60,7 +60,7 @@ def expires_at(
 async def limits_of(context: ApiContext, project: ProjectId) -> LimitSettings:
     """Those of the settings, with what was set for the project."""
     limits = context.settings.limits
-    rules = await context.store.project_rules(project)
+    rules = await context.store.projects.rules(project)
     if rules.input_ttl_s is None:
         return limits
     return limits.model_copy(update={"input_ttl_s": rules.input_ttl_s})

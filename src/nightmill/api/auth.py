@@ -126,7 +126,7 @@ class KeyRing:
     async def _keys_exist(self) -> bool:
         now = self._context.clock()
         if self._has_keys is None or not 0 <= now - self._has_keys[1] < _REMEMBERED_S:
-            self._has_keys = (await self._context.store.has_api_keys(), now)
+            self._has_keys = (await self._context.store.api_keys.any_exist(), now)
         return self._has_keys[0]
 
     async def _key(self, secret: str) -> ApiKey | None:
@@ -135,7 +135,7 @@ class KeyRing:
         remembered = self._keys.get(digest)
         if remembered is not None and 0 <= now - remembered[1] < _REMEMBERED_S:
             return remembered[0]
-        key = await self._context.store.api_key(digest)
+        key = await self._context.store.api_keys.get(digest)
         if key is not None and not compare_digest(key.digest, digest):
             key = None  # a store that finds more than was asked for opens no door
         if len(self._keys) >= _REMEMBERED_KEYS:

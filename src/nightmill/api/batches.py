@@ -93,20 +93,22 @@ async def create_batch(request: Request, context: Context, project: Project, by:
         output_expires_after_s=None if expires_after is None else expires_after.seconds,
     )
     failpoint("api.before_batch")
-    stored = await context.store.create_batch(batch, idempotency, limits=context.settings.quota.limits, by=by)
+    stored = await context.store.batches.create(
+        batch, idempotency, limits=context.settings.quota.limits, by=by
+    )
     failpoint("api.batch_created")
     context.notify()
     return _shown(stored)
 
 
 async def _input_file(context: ApiContext, project: ProjectId, file_id: FileId) -> File | None:
-    file = await context.store.file(project, file_id)
+    file = await context.store.files.get(project, file_id)
     return file if file is not None and file.purpose is Purpose.BATCH else None
 
 
 async def _check_rate(context: ApiContext, project: ProjectId, now: int) -> None:
     limit = context.settings.limits.batches_per_hour
-    if limit and await context.store.batches_created_since(project, now - _HOUR_S) >= limit:
+    if limit and await context.store.batches.count_since(project, now - _HOUR_S) >= limit:
         message = (
             f"Rate limit reached for batches: limit {limit} created per hour and project. "
             f"Please try again in {_RATE_RETRY_S}s."
@@ -128,7 +130,7 @@ async def list_batches(
 ) -> JsonResponse:
     if after and not checks.is_id_shaped(after):
         raise _unknown(after, param="after")
-    page = await context.store.list_batches(project, after=BatchId(after) if after else None, limit=limit)
+    page = await context.store.batches.list(project, after=BatchId(after) if after else None, limit=limit)
     data = [wire.batch_on_wire(batch) for batch in page.items]
     shown: dict[str, Any] = {
         "object": "list",
@@ -165,7 +167,7 @@ async def cancel_batch(batch_id: str, context: Context, project: Project, by: By
             return _shown(batch)
         after = batch.after(Event.CANCEL_REQUESTED, now=context.clock())
         failpoint("api.before_cancel")
-        if await context.store.move_batch(after, expected=batch.status, by=by):
+        if await context.store.batches.move(after, expected=batch.status, by=by):
             failpoint("api.batch_cancelling")
             context.notify()
             return _shown(after)
@@ -175,7 +177,9 @@ async def cancel_batch(batch_id: str, context: Context, project: Project, by: By
 async def _known(context: ApiContext, project: ProjectId, batch_id: str) -> Batch:
     if not batch_id.startswith(_ID_PREFIX):
         raise wrong_prefix(batch_id, _ID_PREFIX, param="batch_id")
-    batch = await context.store.batch(project, BatchId(batch_id)) if checks.is_id_shaped(batch_id) else None
+    batch = (
+        await context.store.batches.get(project, BatchId(batch_id)) if checks.is_id_shaped(batch_id) else None
+    )
     if batch is None:
         raise _unknown(batch_id, param=None)
     return batch

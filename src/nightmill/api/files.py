@@ -2,7 +2,7 @@
 
 Duty: upload, list, read, delete. Promise: a file is listed only when its bytes are safe on disk; bytes
 without a file lie under `files/<file id>` and can be found there. Not its duty: taking deleted bytes off the
-disk (the warden, by `Store.unused_blobs`).
+disk (the warden, by `store.blob_references.unused`).
 """
 
 import hashlib
@@ -41,7 +41,7 @@ from nightmill.errors import NotFoundError, RequestError, StorageFullError
 from nightmill.failpoints import failpoint
 from nightmill.ids import FileId, ProjectId, new_file_id
 from nightmill.settings import LimitSettings
-from nightmill.store.protocol import Idempotency
+from nightmill.store import Idempotency
 
 MAX_LIMIT = 10_000
 
@@ -101,7 +101,7 @@ async def list_files(
     files: tuple[File, ...] = ()
     has_more = False
     if purpose is None or purpose in frozenset(Purpose):
-        page = await context.store.list_files(
+        page = await context.store.files.list(
             project, purpose=purpose, after=FileId(after) if after else None, limit=limit, order=order
         )
         files, has_more = page.items, page.has_more
@@ -135,7 +135,7 @@ async def retrieve_file(file_id: str, context: Context, project: Project) -> Res
     responses=CONFLICT,
 )
 async def delete_file(file_id: str, context: Context, project: Project, by: By) -> Response:
-    if not is_id_shaped(file_id) or not await context.store.delete_file(project, FileId(file_id), by=by):
+    if not is_id_shaped(file_id) or not await context.store.files.delete(project, FileId(file_id), by=by):
         raise _unknown(file_id)
     return JsonResponse({"object": "file", "deleted": True, "id": file_id})
 
@@ -159,7 +159,7 @@ async def download_file(file_id: str, context: Context, project: Project, by: By
     if file.purpose in NOT_DOWNLOADABLE:
         raise RequestError(f"Not allowed to download files of purpose: {file.purpose}")
     if context.settings.audit.downloads:
-        await context.store.record(by, AuditAction.FILE_DOWNLOADED, file.id, project_id=project)
+        await context.store.audit.add(by, AuditAction.FILE_DOWNLOADED, file.id, project_id=project)
     blobs = context.settings.blobs
     if blobs.presigned_downloads:
         url = await context.blobs.signed_url(file.blob_key, ttl_s=blobs.presigned_ttl_s)
@@ -169,7 +169,7 @@ async def download_file(file_id: str, context: Context, project: Project, by: By
 
 
 async def _file(file_id: str, context: ApiContext, project: ProjectId) -> File:
-    file = await context.store.file(project, FileId(file_id)) if is_id_shaped(file_id) else None
+    file = await context.store.files.get(project, FileId(file_id)) if is_id_shaped(file_id) else None
     if file is None:
         raise _unknown(file_id)
     return file
@@ -208,7 +208,7 @@ async def _add(context: ApiContext, file: File, idempotency: Idempotency | None,
     """Dying between the commit of the bytes and here leaves a blob that no file names and nobody heard of."""
     failpoint("api.before_file")
     try:
-        stored = await context.store.add_file(file, idempotency, limits=context.settings.quota.limits, by=by)
+        stored = await context.store.files.add(file, idempotency, limits=context.settings.quota.limits, by=by)
     except STORED_NOTHING:
         await context.blobs.delete(file.blob_key)
         raise

@@ -14,7 +14,7 @@ from nightmill.api.context import ApiContext, Context
 from nightmill.api.health import VERSION
 from nightmill.core.batch import Status
 from nightmill.errors import UnavailableError
-from nightmill.store.protocol import Backlog
+from nightmill.store import Backlog
 
 KEPT_S: Final = 1.0
 _STORE_TIMEOUT_S: Final = 5.0
@@ -49,7 +49,7 @@ class Metrics:
     async def _backlog(self) -> Backlog:
         try:
             async with asyncio.timeout(_STORE_TIMEOUT_S):
-                return await self._context.store.backlog()
+                return await self._context.store.batches.backlog()
         except TimeoutError:
             message = f"The store did not answer within {_STORE_TIMEOUT_S:g} seconds."
             raise UnavailableError(message, retry_after_s=1) from None

@@ -32,7 +32,7 @@ async def usage(
     last: Annotated[str | None, Query(alias="to")] = None,
     group_by: Annotated[str, Query()] = "project,model",
 ) -> JsonResponse:
-    rows = await context.store.usage(
+    rows = await context.store.usage.totals(
         groups_of(group_by),
         project_id=require_project(caller, project_id),
         model=model,
@@ -45,8 +45,8 @@ async def usage(
 @router.get("/quotas")
 async def quotas(context: Context, caller: _Caller, project_id: _ProjectId = None) -> JsonResponse:
     project = require_project(caller, project_id) or caller.project_id
-    rules = await context.store.project_rules(project)
-    consumption = await context.store.consumption(project)
+    rules = await context.store.projects.rules(project)
+    consumption = await context.store.projects.consumption(project)
     defaults = context.settings.quota.limits
     return JsonResponse(project_on_wire(project, rules, rules.limits(defaults), consumption))
 
@@ -63,7 +63,7 @@ async def audit(
     """Newest first."""
     if caller.scope is not Scope.ADMIN:
         raise no_admin()
-    page = await context.store.audit(
+    page = await context.store.audit.list(
         project_id=None if project_id is None else ProjectId(project_id),
         since=since,
         before=after,

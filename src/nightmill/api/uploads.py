@@ -74,7 +74,7 @@ async def create_upload(request: Request, context: Context, project: Project, by
         expires_at=created_at + LIFE_S,
         file_expires_after_s=asked.expires_after.seconds if asked.expires_after else None,
     )
-    await context.store.add_upload(upload, by=by)
+    await context.store.uploads.add(upload, by=by)
     return JsonResponse(wire.upload_on_wire(upload))
 
 
@@ -90,7 +90,7 @@ async def add_upload_part(
 ) -> Response:
     upload = await _pending_upload(upload_id, context, project)
     limits = context.settings.limits
-    earlier = await context.store.upload_parts(upload.id)
+    earlier = await context.store.uploads.parts(upload.id)
     if len(earlier) >= MOST_PARTS:
         raise RequestError(f"Upload '{upload.id}' has {MOST_PARTS} parts already and takes no more.")
     left_bytes = limits.upload_bytes - sum(part.size_bytes for part in earlier)
@@ -110,7 +110,7 @@ async def add_upload_part(
     part = UploadPart(part_id, upload.id, form.size_bytes, created_at, blob_key)
     failpoint("api.before_part")
     try:
-        is_added = await context.store.add_upload_part(part)
+        is_added = await context.store.uploads.add_part(part)
     except STORED_NOTHING:
         await context.blobs.delete(blob_key)
         raise
@@ -136,7 +136,7 @@ async def complete_upload(
     asked = await read_json(request, wire.CompleteUploadRequest, settings=context.settings.api)
     with desk.alone_with(upload_id):
         upload = await _pending_upload(upload_id, context, project)
-        parts = _in_order(asked.part_ids, await context.store.upload_parts(upload.id))
+        parts = _in_order(asked.part_ids, await context.store.uploads.parts(upload.id))
         _require_size(upload, parts)
         try:
             if upload.purpose is Purpose.BATCH:
@@ -152,7 +152,7 @@ async def complete_upload(
         failpoint("api.before_complete")
         kept_keys = [part.blob_key for part in parts] if file.blob_key != blob_key_of(file.id) else []
         try:
-            is_completed = await context.store.complete_upload(
+            is_completed = await context.store.uploads.complete(
                 upload, file, part_keys=kept_keys, limits=context.settings.quota.limits, by=by
             )
         except STORED_NOTHING:
@@ -177,7 +177,7 @@ async def cancel_upload(upload_id: str, context: Context, project: Project, by: 
     upload = await _upload(upload_id, context, project)
     if upload.status is not UploadStatus.CANCELLED:
         failpoint("api.before_upload_cancel")
-        if not await context.store.cancel_upload(upload, by=by):
+        if not await context.store.uploads.cancel(upload, by=by):
             raise _ended(await _upload(upload_id, context, project))
         failpoint("api.upload_cancelled")
         upload = replace(upload, status=UploadStatus.CANCELLED)
@@ -188,7 +188,9 @@ async def cancel_upload(upload_id: str, context: Context, project: Project, by: 
 
 
 async def _upload(upload_id: str, context: ApiContext, project: ProjectId) -> Upload:
-    upload = await context.store.upload(project, UploadId(upload_id)) if is_id_shaped(upload_id) else None
+    upload = (
+        await context.store.uploads.get(project, UploadId(upload_id)) if is_id_shaped(upload_id) else None
+    )
     if upload is None:
         raise NotFoundError(f"No such Upload object: {echo(upload_id)}", param="upload_id")
     return upload

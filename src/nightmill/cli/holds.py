@@ -37,7 +37,7 @@ def set_hold(
     stored.with_store(
         folder,
         config,
-        lambda store: store.set_hold(HoldKind(kind), subject_id, reason=reason, by=stored.operator()),
+        lambda store: store.holds.set(HoldKind(kind), subject_id, reason=reason, by=stored.operator()),
     )
     if as_json:
         out_json({"kind": kind.value, "id": subject_id, "held": True})
@@ -57,7 +57,7 @@ def clear_hold(
     from nightmill.core.legal_hold import HoldKind
 
     if not stored.with_store(
-        folder, config, lambda store: store.clear_hold(HoldKind(kind), subject_id, by=stored.operator())
+        folder, config, lambda store: store.holds.clear(HoldKind(kind), subject_id, by=stored.operator())
     ):
         raise NotFoundError(f"{kind} {subject_id} is not held; see what is with: nightmill hold list")
     if as_json:
@@ -69,7 +69,7 @@ def clear_hold(
 @app.command("list")
 def list_holds(folder: flags.Folder = None, config: flags.Config = None, as_json: Json = False) -> None:
     """List the legal holds and when they were set."""
-    holds = stored.with_store(folder, config, lambda store: store.list_holds())
+    holds = stored.with_store(folder, config, lambda store: store.holds.list())
     if as_json:
         for hold in holds:
             out_json(

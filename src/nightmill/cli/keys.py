@@ -50,7 +50,7 @@ def create(
 
     async def add() -> None:
         async with stored.store_of(settings) as store:
-            await store.add_api_key(key, by=stored.operator())
+            await store.api_keys.add(key, by=stored.operator())
 
     finished(add())
     if as_json:
@@ -70,7 +70,7 @@ def list_keys(folder: flags.Folder = None, config: flags.Config = None, as_json:
 
     async def read() -> "list[ApiKey]":
         async with stored.store_of(settings) as store:
-            return list(await store.list_api_keys())
+            return list(await store.api_keys.list())
 
     keys = finished(read())
     if as_json:
@@ -109,7 +109,7 @@ def revoke(
 
     async def end() -> bool:
         async with stored.store_of(settings) as store:
-            return await store.revoke_api_key(key_id, by=stored.operator())
+            return await store.api_keys.revoke(key_id, by=stored.operator())
 
     if not finished(end()):
         raise NotFoundError(f"no key in use has the id {key_id}; see them with: nightmill keys list")

@@ -29,11 +29,11 @@ def show(
     """Show a project's limits and what it uses of them."""
     from nightmill.api.tenant_wire import project_on_wire
     from nightmill.core.limits import Consumption, ProjectRules
-    from nightmill.store.protocol import Store
+    from nightmill.store import Store
 
     async def read(store: Store) -> tuple[ProjectRules, Consumption]:
         project_id = ProjectId(project)
-        return await store.project_rules(project_id), await store.consumption(project_id)
+        return await store.projects.rules(project_id), await store.projects.consumption(project_id)
 
     rules, consumption = stored.with_store(folder, config, read)
     limits = rules.limits(stored.settings_in(folder, config).quota.limits)
@@ -74,7 +74,7 @@ def set_rules(
     from dataclasses import asdict, replace
 
     from nightmill.core.limits import ProjectRules
-    from nightmill.store.protocol import Store
+    from nightmill.store import Store
 
     asked = {
         "open_batches": open_batches,
@@ -89,8 +89,8 @@ def set_rules(
 
     async def change(store: Store) -> ProjectRules:
         project_id = ProjectId(project)
-        rules = replace(await store.project_rules(project_id), **changes)
-        await store.set_project_rules(project_id, rules, by=stored.operator())
+        rules = replace(await store.projects.rules(project_id), **changes)
+        await store.projects.set_rules(project_id, rules, by=stored.operator())
         return rules
 
     rules = stored.with_store(folder, config, change)

@@ -39,7 +39,7 @@ def usage(
     rows = stored.with_store(
         folder,
         config,
-        lambda store: store.usage(
+        lambda store: store.usage.totals(
             groups,
             project_id=None if project is None else ProjectId(project),
             model=model,
@@ -79,7 +79,9 @@ def audit(
 
     project_id = None if project is None else ProjectId(project)
     page = stored.with_store(
-        folder, config, lambda store: store.audit(project_id=project_id, since=_moment(since), limit=limit)
+        folder,
+        config,
+        lambda store: store.audit.list(project_id=project_id, since=_moment(since), limit=limit),
     )
     documents: list[dict[str, Any]] = [entry_on_wire(entry) for entry in page.items]
     if as_json:

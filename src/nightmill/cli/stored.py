@@ -15,7 +15,7 @@ from nightmill.errors import SetupError
 if TYPE_CHECKING:
     from nightmill.core.audit import Actor
     from nightmill.settings import Settings
-    from nightmill.store.protocol import Store
+    from nightmill.store import Store
 
 T = TypeVar("T")
 

@@ -194,7 +194,8 @@ class Client:
         timeout_s: float | None = None,
         on_change: Callable[[Batch], None] | None = None,
     ) -> Iterator[Answer]:
-        """Sends rows, waits with a progress bar, and returns their answers: `submit`, `wait` and `answers`."""
+        """Sends rows, waits with a progress bar, and returns their answers: `submit`, `wait` and `answers`.
+        """
         batch = self.submit(
             rows, endpoint=endpoint, model=model, completion_window=completion_window, metadata=metadata
         )

@@ -27,7 +27,7 @@ from nightmill.parts import Parts
 from nightmill.roles.join import Joined, JoinedFile, Joiner, Pages
 from nightmill.roles.loop import Notifier
 from nightmill.settings import Settings
-from nightmill.store import Duty, SliceDuty, Store
+from nightmill.store import BatchLease, SliceLease, Store
 from nightmill.telemetry import BatchMoved, Emit
 
 _DUTY_TTL_S = 60.0
@@ -74,25 +74,25 @@ class Finalizer:
         return _WAIT_S
 
     async def _take_duty(self) -> bool:
-        duty = await self._store.lease_duty(
+        duty = await self._store.batch_leases.lease(
             (Status.FINALIZING, Status.CANCELLING), self._worker_id, ttl_s=_DUTY_TTL_S
         )
         if duty is None:
             return False
-        await self._under(self._finalize(duty), lambda: self._store.release_duty(duty))
+        await self._under(self._finalize(duty), lambda: self._store.batch_leases.release(duty))
         self._owes_a_slice = self._knows_of_slices
         return True
 
     async def _take_slice(self) -> bool:
         self._owes_a_slice = False
-        duty = await self._store.lease_slice(self._worker_id, ttl_s=_DUTY_TTL_S)
+        duty = await self._store.slices.lease(self._worker_id, ttl_s=_DUTY_TTL_S)
         self._knows_of_slices = duty is not None
         if duty is None:
             return False
-        await self._under(self._join_slice(duty), lambda: self._store.release_slice(duty))
+        await self._under(self._join_slice(duty), lambda: self._store.slices.release(duty))
         return True
 
-    async def _under(self, work: Awaitable[None], release: Callable[[], Awaitable[None]]) -> None:
+    async def _under(self, work: Awaitable[None], release: Callable[[], Awaitable[object]]) -> None:
         try:
             await work
         except LeaseLost:
@@ -104,14 +104,14 @@ class Finalizer:
             raise
 
     async def _close_settled_batches(self) -> None:
-        for batch in await self._store.settled_batches():
+        for batch in await self._store.batches.settled():
             after = batch.after(Event.SETTLED, now=self._clock())
             failpoint("finalizer.before_settle")
-            if await self._store.move_batch(after, expected=batch.status):
+            if await self._store.batches.move(after, expected=batch.status):
                 failpoint("finalizer.settled")
                 self._emit(BatchMoved(after))
 
-    async def _finalize(self, duty: Duty) -> None:
+    async def _finalize(self, duty: BatchLease) -> None:
         failpoint("finalizer.leased")
         if duty.is_sliced:
             await self._publish_slices(duty)
@@ -125,7 +125,7 @@ class Finalizer:
 
     # --- in one go -----------------------------------------------------------------------------------
 
-    async def _join_whole(self, duty: Duty, pages: Pages) -> None:
+    async def _join_whole(self, duty: BatchLease, pages: Pages) -> None:
         batch = duty.batch
         output, error = (
             JoinedFile(
@@ -144,7 +144,7 @@ class Finalizer:
                 pages,
                 output=output,
                 error=error,
-                keep=lambda: self._store.keep_duty(duty),
+                keep=lambda: self._store.batch_leases.renew(duty),
                 keep_s=duty.ttl_s / 4,
             )
         _check_count(batch, joined.lines)
@@ -156,7 +156,7 @@ class Finalizer:
         }
         after = self._after(batch, joined.tally, joined.missing, files)
         failpoint("finalizer.before_publish")
-        if not await self._store.publish_batch(duty, after, files=list(files.values())):
+        if not await self._store.batch_leases.publish(duty, after, files=list(files.values())):
             for file in files.values():
                 await self._blobs.delete(file.blob_key)
             raise LeaseLost
@@ -174,15 +174,15 @@ class Finalizer:
         per_slice = max(1, self._slice_bytes * len(page) // part_bytes)
         return list(cut_slices(batch.id, segments=segments, segments_per_slice=per_slice))
 
-    async def _cut(self, duty: Duty, slices: Sequence[Slice]) -> None:
+    async def _cut(self, duty: BatchLease, slices: Sequence[Slice]) -> None:
         failpoint("finalizer.before_cut")
-        if not await self._store.cut_slices(duty, slices):
+        if not await self._store.slices.cut(duty, slices):
             raise LeaseLost
         failpoint("finalizer.cut")
         self._knows_of_slices = True
         self._notifier.notify()
 
-    async def _join_slice(self, duty: SliceDuty) -> None:
+    async def _join_slice(self, duty: SliceLease) -> None:
         failpoint("finalizer.slice_leased")
         batch, it = duty.batch, duty.slice
         output, error = (
@@ -200,7 +200,7 @@ class Finalizer:
             Pages(self._store, batch, first=it.first, count=it.count),
             output=output,
             error=error,
-            keep=lambda: self._store.keep_slice(duty),
+            keep=lambda: self._store.slices.renew(duty),
             keep_s=duty.ttl_s / 4,
         )
         done = JoinedSlice(
@@ -212,15 +212,15 @@ class Finalizer:
             tally=joined.tally,
         )
         failpoint("finalizer.before_slice")
-        if not await self._store.complete_slice(duty, done):
+        if not await self._store.slices.complete(duty, done):
             await self._blobs.delete(output.key)
             await self._blobs.delete(error.key)
             raise LeaseLost
         failpoint("finalizer.slice_joined")
 
-    async def _publish_slices(self, duty: Duty) -> None:
+    async def _publish_slices(self, duty: BatchLease) -> None:
         batch = duty.batch
-        slices = await self._store.joined_slices(batch.id)
+        slices = await self._store.slices.joined(batch.id)
         _check_count(batch, sum(it.lines for it in slices))
         tally = Tally()
         for it in slices:
@@ -240,13 +240,13 @@ class Finalizer:
                 pieces[key] = [it.key for it in joined]
         after = self._after(batch, tally, sum(it.missing for it in slices), files)
         failpoint("finalizer.before_publish")
-        if not await self._store.publish_batch(duty, after, files=list(files.values()), pieces=pieces):
+        if not await self._store.batch_leases.publish(duty, after, files=list(files.values()), pieces=pieces):
             for key in pieces:
                 await self._blobs.delete(key)
             raise LeaseLost
         self._published(after)
 
-    async def _whole(self, duty: Duty, suffix: str, joined: Sequence[JoinedPiece]) -> str:
+    async def _whole(self, duty: BatchLease, suffix: str, joined: Sequence[JoinedPiece]) -> str:
         """Where the pieces lie as one."""
         if len(joined) == 1:
             return joined[0].key
@@ -272,7 +272,7 @@ class Finalizer:
         )
 
     async def _ttl_s(self, batch: Batch) -> int:
-        rules = await self._store.project_rules(batch.project_id)
+        rules = await self._store.projects.rules(batch.project_id)
         return batch.output_expires_after_s or rules.output_ttl_s or self._output_ttl_s
 
     def _file(self, batch: Batch, suffix: str, blob_key: str, size_bytes: int, ttl_s: int) -> File:

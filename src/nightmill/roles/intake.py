@@ -20,7 +20,7 @@ from nightmill.failpoints import failpoint
 from nightmill.ids import WorkerId
 from nightmill.roles.loop import Notifier
 from nightmill.settings import Settings
-from nightmill.store import Duty, Store
+from nightmill.store import BatchLease, Store
 from nightmill.telemetry import BatchMoved, Emit
 from nightmill.validation import DuplicatePass, InputRules, InputValidator, ValidationResult
 
@@ -53,7 +53,7 @@ class Intake:
 
     async def turn(self) -> float:
         ttl_s = self._settings.worker.lease_ttl_s
-        duty = await self._store.lease_duty((Status.VALIDATING,), self._worker_id, ttl_s=ttl_s)
+        duty = await self._store.batch_leases.lease((Status.VALIDATING,), self._worker_id, ttl_s=ttl_s)
         if duty is None:
             return _WAIT_S
         try:
@@ -63,11 +63,11 @@ class Intake:
         except (UnavailableError, asyncio.CancelledError):
             # Anything else keeps the duty until it lapses, so that one odd batch can't hold up the others.
             with suppress(UnavailableError):
-                await self._store.release_duty(duty)
+                await self._store.batch_leases.release(duty)
             raise
         return 0
 
-    async def _judge(self, duty: Duty) -> None:
+    async def _judge(self, duty: BatchLease) -> None:
         failpoint("intake.leased")
         batch = duty.batch
         if duty.token > 1:
@@ -79,7 +79,7 @@ class Intake:
 
     async def _unreadable(self, batch: Batch) -> LineError | None:
         """Why the input file is not worth opening."""
-        file = await self._store.file(batch.project_id, batch.input_file_id)
+        file = await self._store.files.get(batch.project_id, batch.input_file_id)
         if file is not None and file.purpose is not Purpose.BATCH:
             message = f"The file {file.id} has purpose '{file.purpose}'. Upload it with purpose 'batch'."
             return LineError("invalid_request", message, "file_id")
@@ -97,7 +97,7 @@ class Intake:
             return LineError("file_too_large", message)
         return None
 
-    async def _inspect(self, duty: Duty) -> None:
+    async def _inspect(self, duty: BatchLease) -> None:
         batch = duty.batch
         rules = input_rules(self._settings, batch.endpoint)
         validator = InputValidator(rules)
@@ -121,7 +121,7 @@ class Intake:
         else:
             await self._accept(duty, result, index_blob_key)
 
-    async def _findings(self, duty: Duty, validator: InputValidator) -> ValidationResult:
+    async def _findings(self, duty: BatchLease, validator: InputValidator) -> ValidationResult:
         duplicate_pass = await asyncio.to_thread(validator.duplicate_pass)
         if duplicate_pass is not None:
             async for chunk in self._chunks(duty, duplicate_pass):
@@ -129,7 +129,7 @@ class Intake:
             await asyncio.to_thread(duplicate_pass.finish)
         return validator.result(duplicate_pass)
 
-    async def _chunks(self, duty: Duty, look: InputValidator | DuplicatePass) -> AsyncIterator[bytes]:
+    async def _chunks(self, duty: BatchLease, look: InputValidator | DuplicatePass) -> AsyncIterator[bytes]:
         """The input file, as far as `look` needs it; keeps the duty meanwhile.
 
         Raises:
@@ -144,11 +144,11 @@ class Intake:
             offset += len(chunk)
             if loop.time() - kept > duty.ttl_s / 4:
                 kept = loop.time()
-                if not await self._store.keep_duty(duty):
+                if not await self._store.batch_leases.renew(duty):
                     raise LeaseLost
             yield chunk
 
-    async def _accept(self, duty: Duty, result: ValidationResult, index_blob_key: str) -> None:
+    async def _accept(self, duty: BatchLease, result: ValidationResult, index_blob_key: str) -> None:
         after = replace(
             duty.batch.after(Event.ACCEPTED, now=self._clock()),
             model=result.model,
@@ -158,7 +158,7 @@ class Intake:
         lines_per_segment = self._settings.worker.lines_per_segment
         segments = list(cut_segments(after.id, total=result.total, lines_per_segment=lines_per_segment))
         failpoint("intake.before_accept")
-        moved = await self._store.accept_batch(
+        moved = await self._store.batch_leases.accept(
             duty,
             after,
             index_blob_key=index_blob_key,
@@ -173,12 +173,12 @@ class Intake:
         self._emit(BatchMoved(moved))
         self._notifier.notify()
 
-    async def _reject(self, duty: Duty, result: ValidationResult) -> None:
+    async def _reject(self, duty: BatchLease, result: ValidationResult) -> None:
         after = replace(
             duty.batch.after(Event.REJECTED, now=self._clock()), model=result.model, errors=result.errors
         )
         failpoint("intake.before_reject")
-        if not await self._store.reject_batch(duty, after):
+        if not await self._store.batch_leases.reject(duty, after):
             raise LeaseLost
         failpoint("intake.rejected")
         self._emit(BatchMoved(after))

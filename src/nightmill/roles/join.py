@@ -190,7 +190,7 @@ class Pages:
         if self._looked_at is None:
             limit = min(PAGE_SEGMENTS, self._end - self._next)
             self._looked_at = (
-                await self._store.segment_results(self._batch.id, after=self._next - 1, limit=limit)
+                await self._store.segments.results(self._batch.id, after=self._next - 1, limit=limit)
                 if limit
                 else ()
             )

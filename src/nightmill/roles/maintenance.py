@@ -83,25 +83,25 @@ class Maintenance:
         self._seen_at = now
         if now - self._healthy_since < self._lease_ttl_s:
             return 0
-        return await self._store.reap_segments()
+        return await self._store.segments.release_expired()
 
     async def _end_overdue_batches(self) -> int:
         moved = 0
-        for batch in await self._store.overdue_batches():
+        for batch in await self._store.batches.overdue():
             after = batch.after(Event.LAPSED, now=self._clock())
             failpoint("maintenance.before_lapse")
-            if await self._store.move_batch(after, expected=batch.status):
+            if await self._store.batches.move(after, expected=batch.status):
                 failpoint("maintenance.lapsed")
                 self._emit(BatchMoved(after))
                 moved += 1
         return moved
 
     async def _sweep(self) -> None:
-        await self._store.expire_uploads()
-        while await self._store.delete_expired_files():
+        await self._store.uploads.expire()
+        while await self._store.files.delete_expired():
             pass
         if self._audit_ttl_s:
-            await self._store.forget_audit(kept_s=self._audit_ttl_s)
+            await self._store.audit.delete_older(kept_s=self._audit_ttl_s)
         with self._deleting() as may_delete:
             if may_delete:
                 await self._delete_unused()
@@ -109,13 +109,14 @@ class Maintenance:
                     await self._orphans.look()
 
     async def _delete_unused(self) -> None:
-        while keys := await self._store.unused_blobs():
+        while keys := await self._store.blob_references.unused():
             for key in keys:
                 await self._blobs.delete(key)
             failpoint("maintenance.before_forget")
-            await self._store.forget_blobs(keys)
+            await self._store.blob_references.remove(keys)
             failpoint("maintenance.forgotten")
-        for batch_id in await self._store.ended_among(await self._parts.batches()):
+        batch_ids = await self._parts.batches()
+        for batch_id in await self._store.batches.ended(batch_ids) if batch_ids else ():
             failpoint("maintenance.before_parts")
             await self._parts.delete(batch_id)
             failpoint("maintenance.parts_deleted")

@@ -37,7 +37,7 @@ class OrphanSweep:
         """Says how many blobs it removed."""
         unnamed: set[str] = set()
         async for keys in self._keys():
-            unnamed.update(keys.difference(await self._store.named_among(keys)))
+            unnamed.update(keys.difference(await self._store.blob_references.referenced(keys)))
         gone = unnamed & self._unnamed
         for key in gone:
             await self._blobs.delete(key)

@@ -130,7 +130,7 @@ class Worker:
                 )
                 await self._drain(grace_s)
                 with suppress(UnavailableError):  # else it lapses by itself
-                    await self._store.grant(
+                    await self._store.grants.request(
                         self._slots.request(self._worker_id, in_flight=0, wanted=0), ttl_s=_LONGEST_PAUSE_S
                     )
             finally:
@@ -183,7 +183,7 @@ class Worker:
             self._emit(LeaseWasLost(lease.segment.batch_id, lease.segment.number, lease.token))
             return
         is_done = report.tally.answered == lease.segment.count
-        end = self._store.complete_segment if is_done else self._store.release_segment
+        end = self._store.segments.complete if is_done else self._store.segments.release
         failpoint("worker.before_complete" if is_done else "worker.before_release")
         try:
             ended = await end(lease, report, segment.parts)
@@ -207,7 +207,7 @@ class Worker:
         asked_at = self._monotonic()
         reports = [segment.report for segment in self._segments.values()]
         failpoint("worker.before_beat")
-        reply = await self._store.beat(self._worker_id, reports, ttl_s=self._settings.lease_ttl_s)
+        reply = await self._store.segments.renew(self._worker_id, reports, ttl_s=self._settings.lease_ttl_s)
         failpoint("worker.beaten")
         for key, segment in self._segments.items():
             if key in reply.lost:
@@ -224,7 +224,7 @@ class Worker:
             return
         self._next_look, self._heard = asked_at + _LOOK_S, self._notifier.count
         batch_ids = {segment.lease.segment.batch_id for segment in self._segments.values()}
-        self._stop(await self._store.stopping(batch_ids), asked_at)
+        self._stop(await self._store.batches.stopping(batch_ids), asked_at)
 
     def _stop(self, stopping: Mapping[BatchId, Status], asked_at: float) -> None:
         for segment in self._segments.values():
@@ -258,7 +258,7 @@ class Worker:
         limit = -(-lacking // self._settings.lines_per_segment)
         asked_at = self._monotonic()
         failpoint("worker.before_lease")
-        leases = await self._store.lease_segments(
+        leases = await self._store.segments.lease(
             self._worker_id, limit=limit, ttl_s=self._settings.lease_ttl_s
         )
         if leases:
@@ -282,7 +282,7 @@ class Worker:
             request = self._slots.request(
                 self._worker_id, in_flight=self._dispatcher.in_flight, wanted=wanted
             )
-            grant = await self._store.grant(request, ttl_s=self._settings.lease_ttl_s)
+            grant = await self._store.grants.request(request, ttl_s=self._settings.lease_ttl_s)
             self._slots.take(grant, asked_at=now)
             self._dispatcher.wake()
 
@@ -301,14 +301,14 @@ class Worker:
             text, offset, lines = await read_segment(self._blobs, lease, known)
         except UnavailableError as error:
             self._lease_again_at = self._monotonic() + error.retry_after_s
-            await self._store.release_segment(
+            await self._store.segments.release(
                 lease, Report(segment.batch_id, segment.number, lease.token, lease.tally), ()
             )
             raise
         if lease.token > 1:
             report = Report(segment.batch_id, segment.number, lease.token, earlier)
             failpoint("worker.before_pin")
-            if not await self._store.pin_parts(lease, pinned, report):
+            if not await self._store.segments.pin_parts(lease, pinned, report):
                 self._emit(LeaseWasLost(segment.batch_id, segment.number, lease.token))
                 return None
             failpoint("worker.pinned")

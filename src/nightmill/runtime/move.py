@@ -18,7 +18,7 @@ from nightmill.runtime.data_folder_lock import locked_folder
 from nightmill.runtime.start import open_stored, prepare
 from nightmill.runtime.storage import check_storage, open_storage
 from nightmill.settings import Settings
-from nightmill.store.copying import MovedSegment, copy_rows, needed_blobs, unfinished_batches
+from nightmill.store.row_copy import MovedSegment, copy_rows, needed_blobs, unfinished_batches
 
 MOVED = ".moved"
 
@@ -63,7 +63,7 @@ async def _move(source: Settings, target: Settings, say: Callable[[str], None]) 
     is_same_place = target.blobs.url is None and _same(source.folder, target.folder)
     moved: dict[tuple[str, int], MovedSegment] = {}
     try:
-        await store.release_all_leases()  # the lock proves that nobody holds any
+        await store.leases.release_all()  # the lock proves that nobody holds any
         keys = needed_blobs(source.store_url)
         blob_bytes = 0
         for number, key in enumerate(keys, 1):
@@ -74,7 +74,7 @@ async def _move(source: Settings, target: Settings, say: Callable[[str], None]) 
             if not is_same_place:
                 await new_parts.delete(batch.id)  # what an earlier try left
             after = -1
-            while results := await store.segment_results(batch.id, after=after):
+            while results := await store.segments.results(batch.id, after=after):
                 after = results[-1].segment.number
                 for result in results:
                     key = (batch.id, result.segment.number)

@@ -61,7 +61,7 @@ def release_leases_on_exit(store: Store, supervisor: Supervisor) -> Callable[[Pr
         if program.module != WORKER_MODULE:
             return
         try:
-            await store.release_leases_of(WorkerId(program.arguments[0]))
+            await store.leases.release_of_worker(WorkerId(program.arguments[0]))
         except UnavailableError:
             return  # they lapse by themselves
         supervisor.notify()

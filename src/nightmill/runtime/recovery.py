@@ -37,7 +37,7 @@ async def recovered(
         await _check_keys(settings, components.store)
         failpoint("serve.before_recovery")
         if settings.is_embedded:  # over a store that others share, leases lapse and writers may be alive
-            await components.store.release_all_leases()
+            await components.store.leases.release_all()
             await components.blobs.sweep_unfinished()
         failpoint("serve.recovered")
         supervisor.on_exit = release_leases_on_exit(components.store, supervisor)
@@ -47,7 +47,7 @@ async def recovered(
 async def _check_keys(settings: Settings, store: Store) -> None:
     if _is_loopback(settings.api.host) and settings.keyless_on_loopback:
         return
-    if await store.has_api_keys():
+    if await store.api_keys.any_exist():
         return
     message = (
         f"refusing to listen on {settings.api.host} without API keys; make one with "

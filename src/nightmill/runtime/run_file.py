@@ -99,7 +99,7 @@ async def run_file(
             async with _roles(components, programs) as worker:
                 while True:
                     count_before = notifier.count
-                    batch = await components.store.batch(_PROJECT, batch.id) or batch
+                    batch = await components.store.batches.get(_PROJECT, batch.id) or batch
                     if on_progress is not None:
                         on_progress(_progress(batch, worker, time.monotonic() - started))
                     if batch.status.is_terminal:
@@ -164,7 +164,7 @@ def _endpoint_of_first_line(path: Path) -> str:
 
 async def _batch(components: Components, path: Path, endpoint: str) -> Batch:
     """The batch of this input, made on the first run of it."""
-    await components.store.release_all_leases()
+    await components.store.leases.release_all()
     await components.blobs.sweep_unfinished()
     stat = await asyncio.to_thread(path.stat)
     fingerprint = f"{stat.st_size} {stat.st_mtime_ns} {endpoint}"
@@ -183,9 +183,9 @@ async def _batch(components: Components, path: Path, endpoint: str) -> Batch:
         created_at=now,
         expires_at=now + _YEAR_S,
     )
-    begun = (await components.store.list_batches(_PROJECT, limit=1)).items
+    begun = (await components.store.batches.list(_PROJECT, limit=1)).items
     if not begun:
-        return await components.store.create_batch(batch)
+        return await components.store.batches.create(batch)
     if begun[0].id != batch.id:
         folder = components.settings.folder
         message = (
@@ -248,7 +248,7 @@ async def _take_out(components: Components, file_id: FileId | None, path: Path) 
     """Puts a finished file under `path`, whole or not at all."""
     if file_id is None:
         return None
-    file = await components.store.file(_PROJECT, file_id)
+    file = await components.store.files.get(_PROJECT, file_id)
     if file is None:
         raise SetupError(
             f"the work folder {components.settings.folder} has lost {file_id}; remove it and run again"

@@ -8,12 +8,12 @@ import time
 
 from nightmill.runtime.clocks import steady_clock
 from nightmill.settings import Settings
-from nightmill.store import SqlStore, open_store
+from nightmill.store import Store, open_store
 from nightmill.store.migrate import migrate
 from nightmill.store.readiness import make_ready
 
 
-def open_stored(settings: Settings) -> SqlStore:
+def open_stored(settings: Settings) -> Store:
     return open_store(settings.store_url, clock=steady_clock, busy_timeout_s=settings.store_timeout_s)
 
 

@@ -1,7 +1,7 @@
-"""The audit log: who did what on which id, one row for a change, in the transaction of the change.
+"""The audit log: which actor did what to which id, one row for a change, in the transaction of the change.
 
-Rows are only added, and removed when they are older than the operator wants them. Those of a project under
-legal hold stay.
+Rows are only added, and deleted when they are older than the operator wants to keep them. Rows of a project
+under legal hold stay.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,9 +11,11 @@ from sqlalchemy import Connection, Insert, bindparam, delete, insert, or_, selec
 
 from nightmill.core.audit import Actor, AuditAction, AuditEntry
 from nightmill.core.legal_hold import HoldKind
+from nightmill.ids import ProjectId
 from nightmill.store.clock import now
-from nightmill.store.protocol import Page
+from nightmill.store.paging import Page
 from nightmill.store.schema import audit, hold
+from nightmill.store.verbs import Verbs, read, write
 
 _ADD: Insert = insert(audit).values(
     at=now(),
@@ -41,9 +43,62 @@ _ENTRIES = select(
 _IN_HELD_PROJECT = audit.c.project_id.in_(
     select(hold.c.subject_id).where(hold.c.kind == HoldKind.PROJECT.value)
 )
-_FORGET = delete(audit).where(
+_DELETE_OLD = delete(audit).where(
     audit.c.at <= now() - bindparam("kept_s"), or_(audit.c.project_id.is_(None), ~_IN_HELD_PROJECT)
 )
+
+
+class Audit(Verbs):
+    """The audit log."""
+
+    @write
+    @staticmethod
+    def add(
+        connection: Connection,
+        by: Actor,
+        act: AuditAction,
+        subject_id: str,
+        *,
+        project_id: ProjectId | None = None,
+    ) -> None:
+        """Records an action that changes nothing else in the store."""
+        record(connection, by, act, subject_id, project_id=project_id)
+
+    @read
+    @staticmethod
+    def list(
+        connection: Connection,
+        *,
+        project_id: ProjectId | None = None,
+        since: float | None = None,
+        before: int | None = None,
+        limit: int = 100,
+    ) -> Page[AuditEntry]:
+        """Newest first.
+
+        Args:
+            since: Unix seconds; only entries made then or later.
+            before: the sequence of the last entry of the page before.
+        """
+        query = _ENTRIES.order_by(audit.c.sequence.desc()).limit(bindparam("page_rows"))
+        given: dict[str, Any] = {"page_rows": limit + 1}
+        if project_id is not None:
+            query = query.where(audit.c.project_id == bindparam("of_project_id"))
+            given["of_project_id"] = project_id
+        if since is not None:
+            query = query.where(audit.c.at >= bindparam("since_at"))
+            given["since_at"] = since
+        if before is not None:
+            query = query.where(audit.c.sequence < bindparam("before_sequence"))
+            given["before_sequence"] = before
+        rows = connection.execute(query, given).all()
+        return Page(tuple(_as_entry(row) for row in rows[:limit]), has_more=len(rows) > limit)
+
+    @write
+    @staticmethod
+    def delete_older(connection: Connection, *, kept_s: float) -> int:
+        """Deletes entries older than `kept_s` seconds, except those of held projects. Returns how many."""
+        return connection.execute(_DELETE_OLD, {"kept_s": kept_s}).rowcount
 
 
 def record(
@@ -55,7 +110,7 @@ def record(
     project_id: str | None,
     detail: str | None = None,
 ) -> None:
-    """Nothing is recorded of an actor who is None: a role that does its duty."""
+    """Records nothing when `by` is None: a role that does its work."""
     if by is not None:
         record_all(connection, by, act, [(subject_id, project_id)], detail=detail)
 
@@ -86,29 +141,6 @@ def record_all(
     ]
     if rows:
         connection.execute(_ADD, rows)
-
-
-def entries(
-    connection: Connection, project_id: str | None, since: float | None, before: int | None, limit: int
-) -> Page[AuditEntry]:
-    """Newest first; `before` is the sequence of the last entry of the page before."""
-    query = _ENTRIES.order_by(audit.c.sequence.desc()).limit(bindparam("page_rows"))
-    given: dict[str, Any] = {"page_rows": limit + 1}
-    if project_id is not None:
-        query = query.where(audit.c.project_id == bindparam("of_project_id"))
-        given["of_project_id"] = project_id
-    if since is not None:
-        query = query.where(audit.c.at >= bindparam("since_at"))
-        given["since_at"] = since
-    if before is not None:
-        query = query.where(audit.c.sequence < bindparam("before_sequence"))
-        given["before_sequence"] = before
-    rows = connection.execute(query, given).all()
-    return Page(tuple(_as_entry(row) for row in rows[:limit]), has_more=len(rows) > limit)
-
-
-def forget_older_than(connection: Connection, kept_s: float) -> int:
-    return connection.execute(_FORGET, {"kept_s": kept_s}).rowcount
 
 
 def _as_entry(row: Sequence[Any]) -> AuditEntry:

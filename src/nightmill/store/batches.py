@@ -1,22 +1,24 @@
 """Batches: rows, pages, and the one statement that writes a status."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Update, bindparam, func, insert, select, text, update
 
 from nightmill.core.audit import Actor, AuditAction
 from nightmill.core.batch import TERMINAL, Batch, LineError, Status
-from nightmill.core.limits import Limits, refusal_to_create
+from nightmill.core.limits import NO_LIMITS, Limits, refusal_to_create
 from nightmill.ids import BatchId, ProjectId
 from nightmill.store import audit, projects, schema
 from nightmill.store.clock import now
-from nightmill.store.idempotent import first_object
-from nightmill.store.paging import named_place, place, place_of
-from nightmill.store.protocol import Backlog, Idempotency, Page
-from nightmill.store.schema import TALLY_COLUMNS, batch, segment
+from nightmill.store.idempotency_keys import Idempotency, first_object
+from nightmill.store.leased_table import LeasedTable
+from nightmill.store.paging import Page, named_place, place, place_of
+from nightmill.store.schema import IN_PROGRESS, TALLY_COLUMNS, batch, segment
 from nightmill.store.tallies import TALLY_WIDTH, tally_of, tally_values
+from nightmill.store.verbs import Verbs, read, write
 
 _STAMPS = tuple(f"{status}_at" for status in Status if status is not Status.VALIDATING)
 _BEFORE_TALLY = (
@@ -61,9 +63,12 @@ _ENDED = select(batch.c.id).where(
     batch.c.id.in_(bindparam("batch_ids", expanding=True)),
     batch.c.status.in_([status.value for status in TERMINAL]),
 )
+_STOPPING = select(batch.c.id, batch.c.status).where(
+    batch.c.id.in_(bindparam("batch_ids", expanding=True)), batch.c.status != IN_PROGRESS
+)
 _SETTLED = _BATCH.where(text(schema.IS_SETTLED)).order_by(batch.c.sequence)
 _BY_STATUS = select(batch.c.status, func.count()).where(text(schema.IS_UNFINISHED)).group_by(batch.c.status)
-# Counted without a look at what waits, which may be a million: what is left, less what is leased of it.
+# Waiting segments may be a million and are not read: they are the segments left, less the leased ones.
 _LEFT = (
     select(func.coalesce(func.sum(batch.c.segments_left), 0))
     .where(text("batch." + schema.IS_IN_PROGRESS))
@@ -79,7 +84,7 @@ _SEGMENTS = select(
 
 
 def as_batch(row: Sequence[Any]) -> Batch:
-    """From the columns of `BATCH_COLUMNS`, and whatever may stand behind them."""
+    """From a row that begins with `BATCH_COLUMNS`."""
     (
         batch_id,
         project_id,
@@ -159,104 +164,39 @@ def _batch_row(it: Batch) -> dict[str, Any]:
     }
 
 
-def create_batch(
-    connection: Connection, it: Batch, idempotency: Idempotency | None, limits: Limits, by: Actor | None
-) -> Batch:
-    first_id = first_object(
-        connection,
-        project_id=it.project_id,
-        operation="create_batch",
-        idempotency=idempotency,
-        object_id=it.id,
-    )
-    if first_id != it.id:
-        return as_batch(connection.execute(_ANY_BATCH, {"batch_id": first_id}).one())
-    limits = projects.limits_of(connection, it.project_id, limits)
-    if limits.open_batches or limits.open_bytes or limits.open_lines:
-        projects.locked_bytes(connection, it.project_id)
-        opened = projects.open_of(connection, it.project_id)
-        refusal = refusal_to_create(limits, opened, project_id=it.project_id, size_bytes=it.input_bytes)
-        if refusal is not None:
-            raise refusal
-    connection.execute(_ADD, _batch_row(it))
-    audit.record(connection, by, AuditAction.BATCH_CREATED, it.id, project_id=it.project_id)
-    return it
-
-
-def find_batch(connection: Connection, project_id: ProjectId, batch_id: BatchId) -> Batch | None:
-    row = connection.execute(_ONE_BATCH, {"batch_id": batch_id, "project_id": project_id}).one_or_none()
-    return None if row is None else as_batch(row)
-
-
-def list_batches(
-    connection: Connection, project_id: ProjectId, after: BatchId | None, limit: int
-) -> Page[Batch]:
-    given: dict[str, Any] = {"project_id": project_id, "page_rows": limit + 1}
-    query = _PAGE
-    if after is not None:
-        created_at, sequence = place_of(connection, batch, project_id, after)
-        given |= {"after_created_at": created_at, "after_sequence": sequence}
-        query = _NEXT_PAGE
-    rows = connection.execute(query, given).all()
-    return Page(tuple(as_batch(row) for row in rows[:limit]), has_more=len(rows) > limit)
-
-
-def batches_created_since(connection: Connection, project_id: ProjectId, since: int) -> int:
-    return connection.execute(_CREATED_SINCE, {"project_id": project_id, "since": since}).scalar_one()
-
-
-def overdue_batches(connection: Connection) -> Sequence[Batch]:
-    return [as_batch(row) for row in connection.execute(_OVERDUE)]
-
-
-def settled_batches(connection: Connection) -> Sequence[Batch]:
-    return [as_batch(row) for row in connection.execute(_SETTLED)]
-
-
-def ended_among(connection: Connection, batch_ids: Sequence[BatchId]) -> Sequence[BatchId]:
-    return [BatchId(row.id) for row in connection.execute(_ENDED, {"batch_ids": list(batch_ids)})]
-
-
-def backlog(connection: Connection) -> Backlog:
-    segments = connection.execute(_SEGMENTS).one()
-    return Backlog(
-        batches={Status(status): count for status, count in connection.execute(_BY_STATUS)},
-        waiting_segments=int(segments.waiting),
-        leased_segments=int(segments.leased),
-    )
-
-
 # --- the one statement that writes a status --------------------------------------------------------------
 
+LEASES = LeasedTable(
+    table=batch,
+    row=(batch.c.id == bindparam("of_batch_id"),),
+    token="lease_token",  # noqa: S106 - a column
+    worker_id="lease_worker_id",
+    all_leased=(text(schema.IS_LEASABLE), batch.c.lease_worker_id.is_not(None)),
+)
 _MOVE = (
     update(batch)
     .where(batch.c.id == bindparam("batch_id"), batch.c.status == bindparam("expected"))
     .values(
         status=bindparam("new_status"),
         **{stamp: bindparam(f"new_{stamp}") for stamp in _STAMPS},
-        # A duty is the right to move a batch on from one status: it ends with the status.
-        lease_worker_id=None,
-        lease_expires_at=None,
+        # A batch lease is the right to move a batch on from one status: it ends with the status.
+        **LEASES.released,
     )
-)
-HOLDS_DUTY: tuple[ColumnElement[bool], ...] = (
-    batch.c.lease_token == bindparam("held_token"),
-    batch.c.lease_worker_id.is_not(None),
 )
 
 
 def moving(*, fenced_by: Sequence[ColumnElement[bool]] = (), **values: Any) -> Update:
-    """The statement with more conditions and columns; run it with `move`."""
+    """The statement with more conditions and columns, to be run by `write_status`."""
     return _MOVE.where(*fenced_by).values(**values)
 
 
 _PLAIN_MOVE = moving()
 
 
-def move(
+def write_status(
     connection: Connection, statement: Update, after: Batch, *, expected: Status, **parameters: Any
 ) -> bool:
-    """Whether the batch was still in `expected` and the statement's other conditions held."""
+    """False when the batch was no longer in `expected`, or another condition of the statement failed."""
     given = {
         "batch_id": after.id,
         "expected": expected.value,
@@ -267,9 +207,127 @@ def move(
     return connection.execute(statement, given).rowcount == 1
 
 
-def move_batch(connection: Connection, after: Batch, expected: Status, by: Actor | None = None) -> bool:
-    if not move(connection, _PLAIN_MOVE, after, expected=expected):
-        return False
-    if after.status is Status.CANCELLING:
-        audit.record(connection, by, AuditAction.BATCH_CANCELLED, after.id, project_id=after.project_id)
-    return True
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """How much is unfinished: batches by status, their segments that wait or are leased."""
+
+    batches: dict[Status, int]
+    waiting_segments: int
+    leased_segments: int
+
+
+class Batches(Verbs):
+    """Batches of a project, and what the roles ask about all batches."""
+
+    @write
+    @staticmethod
+    def create(
+        connection: Connection,
+        it: Batch,
+        idempotency: Idempotency | None = None,
+        *,
+        limits: Limits = NO_LIMITS,
+        by: Actor | None = None,
+    ) -> Batch:
+        """The stored batch: `it`, or the batch that was first created with the idempotency key.
+
+        Raises:
+            ConflictError: the key was used for a request with another fingerprint.
+            QuotaError: the project has as much open as it may.
+        """
+        first_id = first_object(
+            connection,
+            project_id=it.project_id,
+            operation="create_batch",
+            idempotency=idempotency,
+            object_id=it.id,
+        )
+        if first_id != it.id:
+            return as_batch(connection.execute(_ANY_BATCH, {"batch_id": first_id}).one())
+        limits = projects.limits_of(connection, it.project_id, limits)
+        if limits.open_batches or limits.open_bytes or limits.open_lines:
+            projects.locked_bytes(connection, it.project_id)
+            opened = projects.open_of(connection, it.project_id)
+            refusal = refusal_to_create(limits, opened, project_id=it.project_id, size_bytes=it.input_bytes)
+            if refusal is not None:
+                raise refusal
+        connection.execute(_ADD, _batch_row(it))
+        audit.record(connection, by, AuditAction.BATCH_CREATED, it.id, project_id=it.project_id)
+        return it
+
+    @read
+    @staticmethod
+    def get(connection: Connection, project_id: ProjectId, batch_id: BatchId) -> Batch | None:
+        """None when the project has no such batch."""
+        row = connection.execute(_ONE_BATCH, {"batch_id": batch_id, "project_id": project_id}).one_or_none()
+        return None if row is None else as_batch(row)
+
+    @read
+    @staticmethod
+    def list(
+        connection: Connection, project_id: ProjectId, *, after: BatchId | None = None, limit: int = 20
+    ) -> Page[Batch]:
+        """Newest first by (created_at, order of insertion).
+
+        Raises:
+            NotFoundError: the project never had the batch `after`.
+        """
+        given: dict[str, Any] = {"project_id": project_id, "page_rows": limit + 1}
+        query = _PAGE
+        if after is not None:
+            created_at, sequence = place_of(connection, batch, project_id, after)
+            given |= {"after_created_at": created_at, "after_sequence": sequence}
+            query = _NEXT_PAGE
+        rows = connection.execute(query, given).all()
+        return Page(tuple(as_batch(row) for row in rows[:limit]), has_more=len(rows) > limit)
+
+    @read
+    @staticmethod
+    def count_since(connection: Connection, project_id: ProjectId, since: int) -> int:
+        """How many batches the project created at or after `since` (Unix seconds)."""
+        return connection.execute(_CREATED_SINCE, {"project_id": project_id, "since": since}).scalar_one()
+
+    @write
+    @staticmethod
+    def move(connection: Connection, after: Batch, *, expected: Status, by: Actor | None = None) -> bool:
+        """Writes status and stamps of `after`. False when the status is no longer `expected`."""
+        if not write_status(connection, _PLAIN_MOVE, after, expected=expected):
+            return False
+        if after.status is Status.CANCELLING:
+            audit.record(connection, by, AuditAction.BATCH_CANCELLED, after.id, project_id=after.project_id)
+        return True
+
+    @read
+    @staticmethod
+    def overdue(connection: Connection) -> Sequence[Batch]:
+        """Batches `in_progress` whose deadline has passed by the store's clock."""
+        return [as_batch(row) for row in connection.execute(_OVERDUE)]
+
+    @read
+    @staticmethod
+    def settled(connection: Connection) -> Sequence[Batch]:
+        """Batches `in_progress` whose every segment is done."""
+        return [as_batch(row) for row in connection.execute(_SETTLED)]
+
+    @read
+    @staticmethod
+    def ended(connection: Connection, batch_ids: Sequence[BatchId]) -> Sequence[BatchId]:
+        """Those of `batch_ids` whose status is terminal."""
+        return [BatchId(row.id) for row in connection.execute(_ENDED, {"batch_ids": list(batch_ids)})]
+
+    @read
+    @staticmethod
+    def stopping(connection: Connection, batch_ids: Collection[BatchId]) -> dict[BatchId, Status]:
+        """Those of `batch_ids` whose lines are no longer to be sent, with the status that is the reason."""
+        rows = connection.execute(_STOPPING, {"batch_ids": sorted(batch_ids)})
+        return {batch_id: Status(status) for batch_id, status in rows}
+
+    @read
+    @staticmethod
+    def backlog(connection: Connection) -> Backlog:
+        segments = connection.execute(_SEGMENTS).one()
+        return Backlog(
+            batches={Status(status): count for status, count in connection.execute(_BY_STATUS)},
+            waiting_segments=int(segments.waiting),
+            leased_segments=int(segments.leased),
+        )

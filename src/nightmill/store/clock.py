@@ -1,7 +1,7 @@
-"""The store's clock, as SQL: `now()` in a statement is the one time of its transaction.
+"""The store's clock, as SQL: `now()` in a statement is the time of its transaction.
 
-Postgres uses the database's own clock. SQLite has none that is one for all and can be moved in a test, so
-its connections carry the clock the store was opened with as a function.
+Postgres uses the database's own clock. SQLite connections carry the clock that the store was opened with as a
+function: SQLite has no clock that a test could move.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ Clock = Callable[[], float]
 CLOCK_FUNCTION: Final = "nightmill_now"
 
 
-class now(FunctionElement[float]):  # noqa: N801 - it stands in statements as the SQL function it is
+class now(FunctionElement[float]):  # noqa: N801 - named as the SQL function
     """Unix seconds by the store's clock."""
 
     inherit_cache = True

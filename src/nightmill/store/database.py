@@ -1,4 +1,4 @@
-"""What a database does for the store: it runs a body whole or not at all."""
+"""The interface of the two databases: run a function as one transaction, whole or not at all."""
 
 from collections.abc import Callable
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
@@ -11,10 +11,10 @@ Body = Callable[Concatenate[Connection, P], T]
 
 
 class Database(Protocol):
-    """Runs transactions. A body may be run more than once, so all it does is speak to its connection."""
+    """Runs transactions. A body may run more than once, so it may only act on its connection."""
 
     async def read(self, body: Body[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Runs `body` on what is committed; it writes nothing."""
+        """Runs `body`, which writes nothing, on committed data."""
         ...
 
     async def write(self, body: Body[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

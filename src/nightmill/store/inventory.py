@@ -1,25 +1,13 @@
-"""What the database says there is, for those who compare it with what lies on disk (backup and check).
+"""What the database says exists, for the comparison with the bytes on disk (backup and check).
 
-Promise: it only reads, and every answer is of the one state that its connection sees. Not its duty: the disk.
+Everything here only reads, and every answer is of the one state that the connection sees.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import (
-    BindParameter,
-    Connection,
-    Select,
-    and_,
-    bindparam,
-    exists,
-    func,
-    or_,
-    select,
-    text,
-    union_all,
-)
+from sqlalchemy import Connection, Select, and_, bindparam, exists, func, or_, select
 from sqlalchemy.exc import DBAPIError
 
 from nightmill.core.batch import TERMINAL, Batch, Status
@@ -27,8 +15,9 @@ from nightmill.core.file import File, UploadPart, UploadStatus
 from nightmill.core.segment import Segment, SegmentResult
 from nightmill.core.slice import JoinedSlice
 from nightmill.ids import BatchId, FileId
-from nightmill.store import schema, slices
+from nightmill.store import slices
 from nightmill.store.batches import BATCH_COLUMNS, as_batch
+from nightmill.store.blob_references import BlobReferences
 from nightmill.store.compatibility import schema_refusal
 from nightmill.store.files import FILE_COLUMNS, as_file
 from nightmill.store.schema import (
@@ -37,15 +26,13 @@ from nightmill.store.schema import (
     batch,
     file,
     idempotency,
-    piece,
     segment,
-    slice_,
     upload,
     upload_part,
 )
 from nightmill.store.tallies import load_parts, tally_of
 
-_TOLD: Final = 20
+_MOST_PROBLEMS: Final = 20
 _TERMINAL = tuple(status.value for status in TERMINAL)
 _is_live = file.c.deleted_at.is_(None)
 
@@ -80,7 +67,7 @@ _SEGMENTS = (
     .where(segment.c.batch_id == bindparam("of_batch_id"))
     .order_by(segment.c.number)
 )
-_LEFT_SEGMENTS = (
+_LEFTOVER_SEGMENTS = (
     select(segment.c.batch_id, func.count())
     .join(batch, batch.c.id == segment.c.batch_id)
     .where(batch.c.status.in_(_TERMINAL))
@@ -94,31 +81,12 @@ _DANGLING = select(idempotency).where(
         ),
     )
 )
-_KEYS: BindParameter[str] = bindparam("keys", expanding=True)
-# The conditions on a batch are those of its partial indexes, so that no key costs a look at every batch.
-_NAMED = union_all(
-    select(file.c.blob_key).where(file.c.blob_key.in_(_KEYS)),
-    select(upload_part.c.blob_key).where(
-        upload_part.c.blob_key.is_not(None), upload_part.c.blob_key.in_(_KEYS)
-    ),
-    select(piece.c.blob_key).where(piece.c.blob_key.in_(_KEYS)),
-    *(
-        select(column).where(column.is_not(None), column.in_(_KEYS))
-        for column in (slice_.c.output_blob_key, slice_.c.error_blob_key)
-    ),
-    select(batch.c.input_blob_key).where(text(schema.IS_UNFINISHED), batch.c.input_blob_key.in_(_KEYS)),
-    select(batch.c.index_blob_key).where(text(schema.IS_UNFINISHED), batch.c.index_blob_key.in_(_KEYS)),
-    select(batch.c.index_blob_key).where(
-        text(schema.IS_FINISHED_WITH_INDEX), batch.c.index_blob_key.in_(_KEYS)
-    ),
-)
 _STATUSES = select(batch.c.id, batch.c.status).where(batch.c.id.in_(bindparam("batch_ids", expanding=True)))
-_AT_ONCE: Final = 500
 
 
 @dataclass(frozen=True, slots=True)
 class StoredBatch:
-    """A batch with what only the store's roles know of it."""
+    """A batch with two columns that only the roles use."""
 
     batch: Batch
     index_blob_key: str | None
@@ -136,7 +104,7 @@ class IdempotencyRow:
 
 
 class Inventory:
-    """See the module. Each method is one look; iterators read on as they are asked."""
+    """Each method is one query; iterators read rows as they are consumed."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -149,12 +117,14 @@ class Inventory:
             return "it has no schema"
 
     def problems(self) -> Sequence[str]:
-        """What SQLite itself finds wrong with the file, at most twenty of each kind."""
+        """What SQLite itself finds wrong with the file, at most twenty problems of each kind."""
         try:
-            looked = self._connection.exec_driver_sql(f"PRAGMA integrity_check({_TOLD})").scalars().all()
-            if looked != ["ok"]:
-                return [str(problem) for problem in looked]
-            broken = self._connection.exec_driver_sql("PRAGMA foreign_key_check").fetchmany(_TOLD)
+            found = (
+                self._connection.exec_driver_sql(f"PRAGMA integrity_check({_MOST_PROBLEMS})").scalars().all()
+            )
+            if found != ["ok"]:
+                return [str(problem) for problem in found]
+            broken = self._connection.exec_driver_sql("PRAGMA foreign_key_check").fetchmany(_MOST_PROBLEMS)
         except DBAPIError as error:
             return [f"it can't be read: {error.orig}"]
         return [
@@ -171,7 +141,7 @@ class Inventory:
         return None if row is None else as_file(row)
 
     def knows_file(self, file_id: FileId) -> bool:
-        """Deleted ones are known too."""
+        """Deleted files are known too."""
         return self._connection.execute(_ANY_FILE, {"file_id": file_id}).first() is not None
 
     def pending_parts(self) -> Iterator[UploadPart]:
@@ -197,23 +167,26 @@ class Inventory:
             )
 
     def joined_slices(self) -> Iterator[JoinedSlice]:
-        """Of batches that aren't published yet."""
+        """Slices that are done, of batches that aren't published yet."""
         for row in self._connection.execute(slices.JOINED):
             yield slices.as_joined(row)
 
-    def left_segments(self) -> Sequence[tuple[BatchId, int]]:
+    def leftover_segments(self) -> Sequence[tuple[BatchId, int]]:
         """Finished batches that have segments, and how many."""
-        return [(BatchId(batch_id), count) for batch_id, count in self._connection.execute(_LEFT_SEGMENTS)]
+        return [
+            (BatchId(batch_id), count) for batch_id, count in self._connection.execute(_LEFTOVER_SEGMENTS)
+        ]
 
     def dangling_idempotency(self) -> Sequence[IdempotencyRow]:
-        """Rows whose object was never made."""
+        """Rows whose object does not exist and was never made."""
         return [
             IdempotencyRow(row.project_id, row.operation, row.key, row.object_id)
             for row in self._connection.execute(_DANGLING)
         ]
 
-    def named_among(self, keys: Collection[str]) -> set[str]:
-        return named_among(self._connection, keys)
+    def referenced(self, keys: Collection[str]) -> Set[str]:
+        """Those of `keys` that any row references."""
+        return BlobReferences.referenced(self._connection, keys)
 
     def statuses(self, batch_ids: Collection[BatchId]) -> dict[BatchId, Status]:
         """Unknown ids are left out."""
@@ -223,12 +196,3 @@ class Inventory:
     def _batches(self, query: Select[Any]) -> Iterator[StoredBatch]:
         for row in self._connection.execute(query):
             yield StoredBatch(as_batch(row), row.index_blob_key, row.segments_left)
-
-
-def named_among(connection: Connection, keys: Collection[str]) -> set[str]:
-    """Those of `keys` that any row names, tombstones whose bytes are not gone yet included."""
-    asked = list(keys)
-    named: set[str] = set()
-    for start in range(0, len(asked), _AT_ONCE):
-        named.update(connection.execute(_NAMED, {"keys": asked[start : start + _AT_ONCE]}).scalars())
-    return named

@@ -18,7 +18,7 @@ from nightmill.core.audit import NIGHTMILL, Actor, AuditAction
 from nightmill.errors import SetupError
 from nightmill.store import audit, steps
 from nightmill.store.compatibility import schema_refusal, version_of
-from nightmill.store.connection import is_postgres, parse_url, sqlite_path
+from nightmill.store.database_url import is_postgres, parse_url, sqlite_path
 from nightmill.store.schema import metadata, schema_compatibility
 from nightmill.store.sqlite import BUSY_TIMEOUT_S, sqlite_engine, sqlite_failure
 from nightmill.store.steps import Stage, next_stop, oldest_on, process_name

@@ -1,14 +1,25 @@
-"""Newest first, stable under inserts: pages by (created_at, sequence) behind the row a cursor names."""
+"""Pages by (created_at, sequence) behind the row that a cursor names: stable while rows are inserted."""
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 from sqlalchemy import ColumnElement, Connection, Table, bindparam, select, tuple_
 
 from nightmill.errors import NotFoundError
 
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[T]):
+    """One page of a list; `has_more` says whether more items follow the last one."""
+
+    items: tuple[T, ...]
+    has_more: bool
+
 
 def place_of(connection: Connection, table: Table, project_id: str, item_id: str) -> tuple[int, int]:
-    """Where the row stands that a cursor names; tombstones count.
+    """The place of the row that a cursor names; a tombstone has a place too.
 
     Raises:
         NotFoundError: the project never had such a row.

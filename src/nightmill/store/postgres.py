@@ -1,10 +1,9 @@
-"""Postgres through asyncpg: the same bodies, on an async engine.
+"""Postgres through asyncpg: the same functions as on SQLite, on an async engine.
 
-Promise: no session state and no named statement, so it works behind a pooler that changes the server
-connection with every transaction. Named statements halve what Postgres does for a lease: whoever connects
-directly, or through a pooler that keeps them, may ask for so many with `prepared_statement_cache_size` in the
-URL. A body that was undone by
-a deadlock or a lost connection runs again. Time is the database's own.
+No session state and no named statement is used, so a pooler may change the server connection with every
+transaction. Named statements halve the work of Postgres for a lease: a URL of a direct connection, or of a
+pooler that keeps them, may set how many with `prepared_statement_cache_size`. A transaction that was undone
+by a deadlock or a lost connection runs again. The clock is the database's own.
 """
 
 from collections.abc import Awaitable, Callable
@@ -32,7 +31,7 @@ def postgres_engine(url: URL, *, busy_timeout_s: float, command_timeout_s: float
     """Connects at the first transaction.
 
     Raises:
-        SetupError: asyncpg is not installed, or the URL asks for what is no number of statements.
+        SetupError: asyncpg is not installed, or the URL has a wrong number of statements.
     """
     prepared = _prepared_statements(url)
     url = url.difference_update_query([_PREPARED])
@@ -57,16 +56,16 @@ def postgres_engine(url: URL, *, busy_timeout_s: float, command_timeout_s: float
 
 
 def _prepared_statements(url: URL) -> int:
-    asked = url.query.get(_PREPARED, "0")
-    if isinstance(asked, str) and asked.isdecimal():
-        return int(asked)
+    size = url.query.get(_PREPARED, "0")
+    if isinstance(size, str) and size.isdecimal():
+        return int(size)
     raise SetupError(f"the store's URL asks for {_PREPARED} that is no whole number")
 
 
 def _connecting(url: URL) -> Callable[..., Awaitable[Any]]:
-    """The driver reads the URL itself: it knows what libpq knows, `sslmode` and `sslrootcert` among it."""
+    """The driver parses the URL itself: it supports libpq's options, such as `sslmode` and `sslrootcert`."""
     written = url.set(drivername="postgresql").render_as_string(hide_password=False)
-    # By it a migration sees which nightmills are still at work.
+    # A migration recognizes by this name which versions are still connected.
     named = {} if "application_name" in url.query else {"application_name": process_name()}
 
     async def connect(
@@ -82,7 +81,7 @@ def _connecting(url: URL) -> Callable[..., Awaitable[Any]]:
                 server_settings=named,
             )
         except (ValueError, asyncpg.InterfaceError, asyncpg.UndefinedObjectError) as error:
-            # Told by its kind alone: the message may hold a piece of the URL.
+            # Only the kind of the error is shown: the message may hold a piece of the URL.
             name = type(error).__name__
             raise SetupError(f"the store's URL asks Postgres for what it does not take ({name})") from None
 
@@ -105,9 +104,9 @@ class PostgresDatabase:
         self._engine = postgres_engine(
             url, busy_timeout_s=busy_timeout_s, command_timeout_s=command_timeout_s or busy_timeout_s
         )
-        # Of this transaction only: a process that is frozen in the middle must not keep its locks for ever.
+        # For one transaction: a process that is frozen in the middle must not keep its locks for ever.
         longest_ms = int(busy_timeout_s * 1_000)
-        self._give_up_frozen = text(f"SET LOCAL idle_in_transaction_session_timeout = {longest_ms}")
+        self._end_idle_transaction = text(f"SET LOCAL idle_in_transaction_session_timeout = {longest_ms}")
 
     async def read(self, body: Body[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return await self.write(body, *args, **kwargs)
@@ -119,7 +118,7 @@ class PostgresDatabase:
             is_committing = False
             try:
                 async with self._engine.begin() as connection:
-                    await connection.execute(self._give_up_frozen)
+                    await connection.execute(self._end_idle_transaction)
                     result = await connection.run_sync(body, *args, **kwargs)
                     is_committing = True
                 return result
@@ -144,7 +143,7 @@ def sqlstate(error: DBAPIError) -> str:
 
 
 def postgres_failure(error: DBAPIError) -> Exception:
-    """What a driver's error means to the caller. Only codes and names are told, never a value."""
+    """The error to raise for a driver's error. It shows only codes and names, never a value."""
     code = sqlstate(error)
     cause: Any = error.orig.__cause__ if error.orig is not None else None
     if error.connection_invalidated:

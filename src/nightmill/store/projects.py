@@ -1,20 +1,22 @@
-"""Projects: what the operator has set for each, what each keeps, and the lock decisions about one wait for.
+"""Projects: what the operator has set for a project, what it stores, and the lock for decisions about it.
 
-A limit is decided under the lock of the project's row, from sums over its unfinished batches and its counter
-of stored bytes; where no limit is set no lock is taken. On SQLite the one writer is the lock.
+A limit is checked under the lock of the project's row, from sums over its unfinished batches and its counter
+of stored bytes; where no limit is set no lock is taken. On SQLite the only writer is the lock.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import fields
-from typing import Any, Final
+from typing import Final
 
-from sqlalchemy import Connection, Insert, bindparam, func, select, text, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Connection, bindparam, func, select, text, update
 
 from nightmill.core.audit import Actor, AuditAction
 from nightmill.core.limits import Consumption, Limits, Open, ProjectRules
+from nightmill.ids import ProjectId
 from nightmill.store import audit, schema
+from nightmill.store.rows import insert_if_absent
 from nightmill.store.schema import batch, file, project
+from nightmill.store.verbs import Verbs, read, write
 
 _RULES: Final = {
     it.name: it.name if it.name.endswith("_ttl_s") else f"{it.name}_limit" for it in fields(ProjectRules)
@@ -29,27 +31,23 @@ _LOCK = (
     .order_by(project.c.id)
     .with_for_update()
 )
-_ROW: Mapping[str, Any] = {"id": bindparam("new_project_id")}
-_ADD: dict[str, Insert] = {
-    "sqlite": sqlite.insert(project).values(_ROW).on_conflict_do_nothing(),
-    "postgresql": postgresql.insert(project).values(_ROW).on_conflict_do_nothing(),
-}
+_ADD = insert_if_absent(project, {"id": bindparam("new_project_id")})
 _CHANGE = (
     update(project)
     .where(project.c.id == bindparam("of_project_id"))
     .values({column: bindparam(f"new_{name}") for name, column in _RULES.items()})
 )
-_KEEP = (
+_ADD_BYTES = (
     update(project)
     .where(project.c.id == bindparam("of_project_id"))
     .values(stored_bytes=project.c.stored_bytes + bindparam("more_bytes"))
 )
-_FREE = (
+_REMOVE_BYTES = (
     update(project)
     .where(project.c.id == bindparam("of_project_id"))
     .values(stored_bytes=project.c.stored_bytes - bindparam("fewer_bytes"))
 )
-_COUNT_AGAIN = update(project).values(
+_RECOUNT_BYTES = update(project).values(
     stored_bytes=select(func.coalesce(func.sum(file.c.size_bytes), 0))
     .where(file.c.project_id == project.c.id, file.c.deleted_at.is_(None))
     .scalar_subquery()
@@ -65,32 +63,55 @@ _ENQUEUED = (
 )
 
 
-def rules_of(connection: Connection, project_id: str) -> ProjectRules:
+class Projects(Verbs):
+    """Limits of projects, and how much of them is used."""
+
+    @read
+    @staticmethod
+    def rules(connection: Connection, project_id: ProjectId) -> ProjectRules:
+        """What was set for the project; nothing for an unknown project."""
+        return _rules_of(connection, project_id)
+
+    @write
+    @staticmethod
+    def set_rules(
+        connection: Connection, project_id: ProjectId, rules: ProjectRules, *, by: Actor | None = None
+    ) -> None:
+        locked_bytes(connection, project_id)
+        given = {f"new_{name}": getattr(rules, name) for name in _RULES}
+        connection.execute(_CHANGE, {"of_project_id": project_id, **given})
+        changed = ", ".join(
+            f"{name}={given[f'new_{name}']}" for name in _RULES if given[f"new_{name}"] is not None
+        )
+        audit.record(
+            connection,
+            by,
+            AuditAction.PROJECT_CHANGED,
+            project_id,
+            project_id=project_id,
+            detail=changed or "as the settings say",
+        )
+
+    @read
+    @staticmethod
+    def consumption(connection: Connection, project_id: ProjectId) -> Consumption:
+        """How much of its limits the project uses now."""
+        stored_bytes = connection.execute(_STORED, {"of_project_id": project_id}).scalar_one_or_none()
+        opened = open_of(connection, project_id)
+        return Consumption(opened, stored_bytes or 0, enqueued_tokens(connection, project_id))
+
+
+def _rules_of(connection: Connection, project_id: str) -> ProjectRules:
     row = connection.execute(_SELECT, {"of_project_id": project_id}).one_or_none()
     return ProjectRules() if row is None else ProjectRules(*row)
 
 
-def change_rules(connection: Connection, project_id: str, rules: ProjectRules, by: Actor | None) -> None:
-    locked_bytes(connection, project_id)
-    given = {f"new_{name}": getattr(rules, name) for name in _RULES}
-    connection.execute(_CHANGE, {"of_project_id": project_id, **given})
-    told = ", ".join(f"{name}={given[f'new_{name}']}" for name in _RULES if given[f"new_{name}"] is not None)
-    audit.record(
-        connection,
-        by,
-        AuditAction.PROJECT_CHANGED,
-        project_id,
-        project_id=project_id,
-        detail=told or "as the settings say",
-    )
-
-
 def limits_of(connection: Connection, project_id: str, defaults: Limits) -> Limits:
-    return rules_of(connection, project_id).limits(defaults)
+    return _rules_of(connection, project_id).limits(defaults)
 
 
 def locked_bytes(connection: Connection, project_id: str) -> int:
-    """What the project keeps. Until the transaction ends nobody else decides about the project."""
+    """Locks the project's row until the transaction ends and returns its stored bytes. Adds a missing row."""
     given = {"of_project_ids": [project_id]}
     row = connection.execute(_LOCK, given).one_or_none()
     if row is None:
@@ -100,29 +121,23 @@ def locked_bytes(connection: Connection, project_id: str) -> int:
 
 
 def lock(connection: Connection, project_ids: Collection[str]) -> None:
-    """In one order, so that two who lock several never wait for each other."""
+    """Locks in one order, so that two transactions that lock several projects never deadlock."""
     connection.execute(_LOCK, {"of_project_ids": sorted(project_ids)}).all()
 
 
-def keep_bytes(connection: Connection, project_id: str, size_bytes: int) -> None:
+def add_bytes(connection: Connection, project_id: str, size_bytes: int) -> None:
     given = {"of_project_id": project_id, "more_bytes": size_bytes}
-    if connection.execute(_KEEP, given).rowcount == 0:
+    if connection.execute(_ADD_BYTES, given).rowcount == 0:
         connection.execute(_ADD[connection.dialect.name], {"new_project_id": project_id})
-        connection.execute(_KEEP, given)
+        connection.execute(_ADD_BYTES, given)
 
 
-def free_bytes(connection: Connection, project_id: str, size_bytes: int) -> None:
-    connection.execute(_FREE, {"of_project_id": project_id, "fewer_bytes": size_bytes})
+def remove_bytes(connection: Connection, project_id: str, size_bytes: int) -> None:
+    connection.execute(_REMOVE_BYTES, {"of_project_id": project_id, "fewer_bytes": size_bytes})
 
 
-def consumption(connection: Connection, project_id: str) -> Consumption:
-    stored_bytes = connection.execute(_STORED, {"of_project_id": project_id}).scalar_one_or_none()
-    opened = open_of(connection, project_id)
-    return Consumption(opened, stored_bytes or 0, enqueued_tokens(connection, project_id))
-
-
-def count_bytes_again(connection: Connection) -> None:
-    connection.execute(_COUNT_AGAIN)
+def recount_bytes(connection: Connection) -> None:
+    connection.execute(_RECOUNT_BYTES)
 
 
 def open_of(connection: Connection, project_id: str) -> Open:
@@ -131,6 +146,6 @@ def open_of(connection: Connection, project_id: str) -> Open:
 
 
 def enqueued_tokens(connection: Connection, project_id: str) -> dict[str | None, int]:
-    """Of unfinished batches, by model; None is the batches whose lines name several."""
+    """Of unfinished batches, by model; None stands for batches whose lines name several models."""
     rows = connection.execute(_ENQUEUED, {"of_project_id": project_id})
     return {model: int(tokens) for model, tokens in rows}

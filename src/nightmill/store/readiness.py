@@ -1,8 +1,8 @@
-"""Whether a database that many processes share is fit to start on.
+"""Checks at start that a database which many processes share can be used.
 
-Promise: nothing a start looks at here is changed, but for a database without any schema, which gets one. A
-schema that others may be using is left alone: `nightmill migrate` is a step of its own. A newer one that says
-this nightmill may stay is fine. Not its duty: waiting.
+Only a database without any schema is changed: it gets one. An existing schema may be in use by other
+processes and is left alone: `nightmill migrate` is a command of its own. A newer schema is accepted if it
+records that this version may work on it. Nothing here waits or retries.
 """
 
 from collections.abc import Callable
@@ -14,19 +14,19 @@ from sqlalchemy.exc import DBAPIError
 from nightmill.errors import SetupError
 from nightmill.store.clock import now
 from nightmill.store.compatibility import schema_refusal, version_of
-from nightmill.store.connection import open_database
 from nightmill.store.database import Database
+from nightmill.store.database_url import open_database
 from nightmill.store.migrate import migrate
 
 CLOCK_TOLERANCE_S: Final = 30.0
-"""Deadlines are made by the API's clock and ended by the database's; so much apart is a fault of set-up."""
+"""Deadlines are set by the API's clock and checked by the database's: more difference is a setup error."""
 
 
 async def make_ready(url: str, *, clock: Callable[[], float], busy_timeout_s: float) -> None:
-    """Returns when processes of this nightmill may work on the database.
+    """Returns when processes of this version may work on the database.
 
     Raises:
-        SetupError: the schema is older or newer, the clocks are apart, or the database refuses us.
+        SetupError: the schema is older or newer, the clocks differ, or the database refuses the login.
         UnavailableError: the database can't be reached.
     """
     database = open_database(url, clock=clock, busy_timeout_s=busy_timeout_s)

@@ -1,11 +1,12 @@
 """The tables of the store, with a CHECK for every rule a single row can break.
 
-Promise: one metadata for SQLite and Postgres; the migrations produce exactly it (a test compares them).
-Not its duty: the statements (see the file named after each noun) and how the database is reached.
+One metadata serves SQLite and Postgres; the migrations produce exactly this schema (a test compares them).
+The statements are in the module of each noun.
 
-`sequence` counts insertions and orders what was created in the same second. A row that a cursor may name
-is never deleted: files stay as tombstones (`deleted_at`), with `blob_key` NULL once their bytes are gone.
-Statuses in index conditions are literals on purpose: SQLite uses a partial index only for a literal match.
+`sequence` counts insertions and orders rows that were created in the same second. A row that a cursor may
+name is never deleted: files stay as tombstones (`deleted_at`), with `blob_key` NULL once their bytes are
+gone. Statuses in index conditions are literals on purpose: SQLite uses a partial index only for a literal
+match.
 """
 
 from collections.abc import Iterable
@@ -35,6 +36,7 @@ from nightmill.store.steps import COMPATIBILITY_TABLE
 WAITING = literal_column("'waiting'", Text())
 LEASED = literal_column("'leased'", Text())
 DONE = literal_column("'done'", Text())
+PENDING = literal_column("'pending'", Text())
 IN_PROGRESS = literal_column("'in_progress'", Text())
 
 IS_WAITING = "state = 'waiting'"
@@ -176,7 +178,8 @@ upload_part = Table(
     sqlite_autoincrement=True,
 )
 
-# A file's `blob_key` may name a list of other blobs, its pieces. Those of a list that is gone are nobody's.
+# A file's `blob_key` may name a list of other blobs, its pieces. When the list is deleted, `of_blob_key` is
+# NULL.
 piece = Table(
     "piece",
     metadata,
@@ -269,11 +272,12 @@ segment = Table(
     _partial_index("segment_leased", "batch_id", where=IS_LEASED),
     _partial_index("segment_held", "worker_id", where=IS_LEASED),
     sqlite_with_rowid=False,
-    # A beat changes no indexed column, so with room on its page a row is renewed in place.
+    # Renewing a lease changes no indexed column, so with room on its page a row is renewed in place.
     postgresql_with={"fillfactor": 70, "autovacuum_vacuum_scale_factor": 0.01},
 )
 
-# Only a huge batch has any, from when it is cut until it is published. They name what was joined meanwhile.
+# Only a huge batch has slices, from when it is cut until it is published. They reference what was joined
+# meanwhile.
 slice_ = Table(
     "slice",
     metadata,
@@ -343,8 +347,8 @@ idempotency = Table(
     Index("idempotency_by_age", "created_at"),
 )
 
-# What the operator has set for a project (NULL: as the settings say), and what it keeps. Its row is also what
-# two decisions about the project wait for.
+# What the operator has set for a project (NULL: as the settings say), and how much it stores. The row is also
+# the lock for decisions about the project.
 project = Table(
     "project",
     metadata,
@@ -399,7 +403,7 @@ audit = Table(
 
 schema_compatibility = Table(COMPATIBILITY_TABLE, metadata, Column("oldest", Text, primary_key=True))
 
-# Its row is what the claims of all workers wait for.
+# The row is the lock for the claims of all workers.
 upstream = Table("upstream", metadata, Column("name", Text, primary_key=True))
 
 upstream_grant = Table(

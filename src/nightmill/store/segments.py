@@ -1,19 +1,21 @@
-"""Segments and their leases: who may answer which lines, and the tallies that follow.
+"""Segments and their leases: which worker may answer which lines, and the tallies that follow.
 
-Each write under a lease names its token. The tally of a segment and that of its batch move in one
-transaction, segment first, so that two holders never wait for each other.
+Each write under a lease names its token (see `leased_table`). The tally of a segment and that of its batch
+move in one transaction, segment first, so that two lease holders never wait for each other.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 from sqlalchemy import ARRAY, BigInteger, Connection, Text, bindparam, func, select, text, update
 
-from nightmill.core.batch import Status, Tally
+from nightmill.core.batch import Tally
 from nightmill.core.segment import BeatReply, Lease, PinnedPart, Report, Segment, SegmentResult
 from nightmill.ids import BatchId, WorkerId
 from nightmill.store import schema
+from nightmill.store.batches import Batches
 from nightmill.store.clock import now
+from nightmill.store.leased_table import LeasedTable
 from nightmill.store.schema import DONE, IN_PROGRESS, LEASED, TALLY_COLUMNS, WAITING, batch, segment
 from nightmill.store.tallies import (
     add_tally,
@@ -24,12 +26,19 @@ from nightmill.store.tallies import (
     tally_of,
     tally_parameters,
 )
+from nightmill.store.verbs import Verbs, read, write
 
 _TALLY = tuple(segment.c[name] for name in TALLY_COLUMNS)
 _SEGMENT = (segment.c.batch_id, segment.c.number, segment.c.first, segment.c.count)
-_LINES = segment.c.count.label("line_count")  # a row has a `count` of its own
+_LINES = segment.c.count.label("line_count")  # a row object has a method named `count`
 _NO_CHANGE = Tally()
-_SPARE_BATCHES = 8  # on Postgres others may be leasing all that waits in the first ones
+_EXTRA_BATCHES = 8  # on Postgres others may be leasing all that waits in the first ones
+
+LEASES = LeasedTable(
+    table=segment,
+    row=(segment.c.batch_id == bindparam("of_batch_id"), segment.c.number == bindparam("of_number")),
+    all_leased=(text(schema.IS_LEASED),),
+)
 
 # Batches first, then the segments of one: no planner may sort the many thousands that wait behind the first.
 _BATCHES = (
@@ -68,66 +77,49 @@ _NEXT = (
     .with_for_update(skip_locked=True, of=segment)
 )
 # By number, not by a join with what `_NEXT` finds: Postgres would then read all that waits.
-_LEASE = (
-    update(segment)
-    .where(
-        segment.c.batch_id == bindparam("of_batch_id"),
-        segment.c.number.in_(bindparam("of_numbers", expanding=True)),
-    )
-    .values(
-        state=LEASED,
-        token=segment.c.token + 1,
-        worker_id=bindparam("new_worker_id"),
-        lease_expires_at=now() + bindparam("ttl_s"),
-    )
-    .returning(*_SEGMENT, segment.c.token, segment.c.pinned, *_TALLY)
-)
-_OF_LEASE = (
+_NUMBERED = (
     segment.c.batch_id == bindparam("of_batch_id"),
-    segment.c.number == bindparam("of_number"),
-    segment.c.token == bindparam("of_token"),
-    segment.c.state == LEASED,
+    segment.c.number.in_(bindparam("of_numbers", expanding=True)),
 )
-_WAITS = {"state": WAITING, "worker_id": None, "lease_expires_at": None}
-_HELD_BY_LEASE = select(_LINES, segment.c.pinned, *_TALLY).where(*_OF_LEASE).with_for_update()
+_LEASE = LEASES.lease(_NUMBERED).returning(*_SEGMENT, segment.c.token, segment.c.pinned, *_TALLY)
+_HELD_BY_LEASE = select(_LINES, segment.c.pinned, *_TALLY).where(*LEASES.fence).with_for_update()
 _HELD_BY_WORKER = (
     select(segment.c.batch_id, segment.c.number, segment.c.token, _LINES, *_TALLY)
     .where(segment.c.worker_id == bindparam("holder"), text(schema.IS_LEASED))
     .order_by(segment.c.batch_id, segment.c.number)
     .with_for_update()
 )
-_PROLONG = (
-    update(segment).where(*_OF_LEASE).values(lease_expires_at=now() + bindparam("ttl_s"), **set_tally())
+_RENEW = LEASES.renew().values(**set_tally())
+_REPORT_COLUMNS = ("batch_id", "number", "token", *TALLY_COLUMNS)
+_reported = (
+    func.unnest(
+        *(
+            bindparam(f"reported_{name}", type_=ARRAY(Text if name == "batch_id" else BigInteger))
+            for name in _REPORT_COLUMNS
+        )
+    )
+    .table_valued(*_REPORT_COLUMNS)
+    .render_derived(name="reported")
 )
-_TOLD = ("batch_id", "number", "token", *TALLY_COLUMNS)
-_told = func.unnest(
-    *(bindparam(f"told_{name}", type_=ARRAY(Text if name == "batch_id" else BigInteger)) for name in _TOLD)
-).table_valued(*_TOLD)
-_told_rows = _told.render_derived(name="told")
-# Postgres takes the whole beat as one statement; SQLite, which has no arrays, is a call away anyhow.
-_PROLONG_ALL = (
+# Postgres renews all leases of a worker in one statement; SQLite has no arrays, and no network in between.
+_RENEW_ALL = (
     update(segment)
     .where(
-        segment.c.batch_id == _told_rows.c.batch_id,
-        segment.c.number == _told_rows.c.number,
-        segment.c.token == _told_rows.c.token,
+        segment.c.batch_id == _reported.c.batch_id,
+        segment.c.number == _reported.c.number,
+        segment.c.token == _reported.c.token,
         segment.c.state == LEASED,
     )
     .values(
-        lease_expires_at=now() + bindparam("ttl_s"), **{name: _told_rows.c[name] for name in TALLY_COLUMNS}
+        lease_expires_at=now() + bindparam("ttl_s"), **{name: _reported.c[name] for name in TALLY_COLUMNS}
     )
 )
-_PIN = update(segment).where(*_OF_LEASE).values(pinned=bindparam("new_pinned"), **set_tally())
-_COMPLETE = _PIN.values(state=DONE, worker_id=None, lease_expires_at=None)
-_RELEASE = _PIN.values(**_WAITS)
+_PIN = update(segment).where(*LEASES.fence).values(pinned=bindparam("new_pinned"), **set_tally())
+_COMPLETE = _PIN.values(**{**LEASES.released, "state": DONE})
+_RELEASE = _PIN.values(**LEASES.released)
 _COUNT = update(batch).where(batch.c.id == bindparam("of_batch_id")).values(**add_tally(batch))
 _COUNT_DONE = _COUNT.values(segments_left=batch.c.segments_left - 1)
-_STOPPING = select(batch.c.id, batch.c.status).where(
-    batch.c.id.in_(bindparam("batch_ids", expanding=True)), batch.c.status != IN_PROGRESS
-)
-_REAP = update(segment).where(text(schema.IS_LEASED), segment.c.lease_expires_at <= now()).values(**_WAITS)
-_RELEASE_ALL = update(segment).where(text(schema.IS_LEASED)).values(**_WAITS)
-_RELEASE_OF = _RELEASE_ALL.where(segment.c.worker_id == bindparam("holder"))
+_RELEASE_EXPIRED = LEASES.release_expired()
 _RESULTS = (
     select(*_SEGMENT, segment.c.token, segment.c.pinned, (segment.c.state == DONE).label("is_done"), *_TALLY)
     .where(segment.c.batch_id == bindparam("of_batch_id"), segment.c.number > bindparam("after_number"))
@@ -136,132 +128,156 @@ _RESULTS = (
 )
 
 
-def lease_segments(connection: Connection, worker_id: WorkerId, limit: int, ttl_s: float) -> Sequence[Lease]:
-    leases: list[Lease] = []
-    for owner in connection.execute(_BATCHES, {"batch_limit": limit + _SPARE_BATCHES}).all():
-        waiting = {"of_batch_id": owner.id, "segment_limit": limit - len(leases)}
-        numbers = connection.execute(_NEXT, waiting).scalars().all()
-        if not numbers:
-            continue
-        taken = {"of_batch_id": owner.id, "of_numbers": numbers, "new_worker_id": worker_id, "ttl_s": ttl_s}
-        rows = connection.execute(_LEASE, taken).all()
-        leases += sorted((_as_lease(row, owner, ttl_s) for row in rows), key=_number)
-        if len(leases) == limit:
-            break
-    return leases
+class Segments(Verbs):
+    """Segments of batches that are in progress or being ended."""
+
+    @write
+    @staticmethod
+    def lease(connection: Connection, worker_id: WorkerId, *, limit: int, ttl_s: float) -> Sequence[Lease]:
+        """Leases waiting segments of `in_progress` batches before their deadline, oldest batch first."""
+        leases: list[Lease] = []
+        for owner in connection.execute(_BATCHES, {"batch_limit": limit + _EXTRA_BATCHES}).all():
+            waiting = {"of_batch_id": owner.id, "segment_limit": limit - len(leases)}
+            numbers = connection.execute(_NEXT, waiting).scalars().all()
+            if not numbers:
+                continue
+            rows = connection.execute(
+                _LEASE,
+                {
+                    "of_batch_id": owner.id,
+                    "of_numbers": numbers,
+                    "new_worker_id": worker_id,
+                    "ttl_s": ttl_s,
+                },
+            ).all()
+            leases += sorted((_as_lease(row, owner, ttl_s) for row in rows), key=_number)
+            if len(leases) == limit:
+                break
+        return leases
+
+    @write
+    @staticmethod
+    def pin_parts(connection: Connection, lease: Lease, parts: Sequence[PinnedPart], report: Report) -> bool:
+        """Records what a new lease holder found: `parts` and the tally replace what the store knew.
+
+        False when the token is no longer the newest.
+        """
+        held = _held(connection, lease, report)
+        if held is None:
+            return False
+        connection.execute(_PIN, {**_write(lease, report), "new_pinned": dump_parts(parts)})
+        _count(connection, lease.segment.batch_id, minus(report.tally, tally_of(held[2:])))
+        return True
+
+    @write
+    @staticmethod
+    def renew(
+        connection: Connection, worker_id: WorkerId, reports: Sequence[Report], *, ttl_s: float
+    ) -> BeatReply:
+        """Renews every lease in `reports` and moves the tallies. Reports under old tokens change nothing.
+
+        Reports may overtake each other: one that counts less than an earlier one only renews the lease.
+        Leases of a batch that is `cancelling` or `finalizing` still count until they are released or expire.
+        """
+        if not reports:
+            return BeatReply(frozenset(), {})
+        held = {
+            (row.batch_id, row.number, row.token): row
+            for row in connection.execute(_HELD_BY_WORKER, {"holder": worker_id})
+        }
+        lost: set[tuple[BatchId, int]] = set()
+        renewed: list[tuple[Report, Tally]] = []
+        changes: dict[BatchId, Tally] = {}
+        for report in sorted(reports, key=lambda report: (report.batch_id, report.number)):
+            row = held.get((report.batch_id, report.number, report.token))
+            if row is None:
+                lost.add((report.batch_id, report.number))
+                continue
+            _check(report, count=row.line_count)
+            before = tally_of(row[4:])
+            tally = report.tally if report.tally.answered > before.answered else before
+            renewed.append((report, tally))
+            change = changes.get(report.batch_id, _NO_CHANGE).plus(minus(tally, before))
+            changes[report.batch_id] = change
+        if renewed:
+            _renew(connection, renewed, ttl_s)
+        for batch_id, change in changes.items():
+            _count(connection, batch_id, change)
+        stopping = Batches.stopping(connection, {report.batch_id for report in reports})
+        return BeatReply(frozenset(lost), stopping)
+
+    @write
+    @staticmethod
+    def complete(connection: Connection, lease: Lease, report: Report, parts: Sequence[PinnedPart]) -> bool:
+        """Ends the lease of a segment whose every line is answered. False when the token is outdated.
+
+        Of `parts`, those not pinned yet are pinned behind the others; a pinned part keeps its length. After
+        the last segment of a batch, `batches.settled` returns the batch.
+
+        Raises:
+            ValueError: the tally does not add up to the segment's count.
+        """
+        if report.tally.answered != lease.segment.count:
+            raise ValueError(_miscount(report, lease.segment.count))
+        held = _held(connection, lease, report)
+        if held is None:
+            return False
+        pinned = dump_parts(_joined(held.pinned, parts))
+        connection.execute(_COMPLETE, {**_write(lease, report), "new_pinned": pinned})
+        change = tally_parameters(minus(report.tally, tally_of(held[2:])))
+        connection.execute(_COUNT_DONE, {"of_batch_id": lease.segment.batch_id, **change})
+        return True
+
+    @write
+    @staticmethod
+    def release(connection: Connection, lease: Lease, report: Report, parts: Sequence[PinnedPart]) -> bool:
+        """Gives an unfinished segment back with its parts; the next lease holder goes on behind them.
+
+        False when the token is no longer the newest.
+        """
+        held = _held(connection, lease, report)
+        if held is None:
+            return False
+        pinned = dump_parts(_joined(held.pinned, parts))
+        connection.execute(_RELEASE, {**_write(lease, report), "new_pinned": pinned})
+        _count(connection, lease.segment.batch_id, minus(report.tally, tally_of(held[2:])))
+        return True
+
+    @write
+    @staticmethod
+    def release_expired(connection: Connection) -> int:
+        """Segments whose lease has expired wait again. Returns how many."""
+        return connection.execute(_RELEASE_EXPIRED).rowcount
+
+    @read
+    @staticmethod
+    def results(
+        connection: Connection, batch_id: BatchId, *, after: int = -1, limit: int = 1_000
+    ) -> Sequence[SegmentResult]:
+        """Segments in order of number, from `after + 1` on."""
+        given = {"of_batch_id": batch_id, "after_number": after, "segment_limit": limit}
+        rows = cast("Iterable[Any]", connection.execute(_RESULTS, given))
+        return [
+            SegmentResult(
+                segment=Segment(*row[:4]),
+                token=row.token,
+                pinned=load_parts(row.pinned),
+                tally=tally_of(row[7:]),
+                is_done=bool(row.is_done),
+            )
+            for row in rows
+        ]
 
 
-def pin_parts(connection: Connection, lease: Lease, parts: Sequence[PinnedPart], report: Report) -> bool:
-    held = _held(connection, lease, report)
-    if held is None:
-        return False
-    connection.execute(_PIN, {**_write(lease, report), "new_pinned": dump_parts(parts)})
-    _count(connection, lease.segment.batch_id, minus(report.tally, tally_of(held[2:])))
-    return True
-
-
-def beat(connection: Connection, worker_id: WorkerId, reports: Sequence[Report], ttl_s: float) -> BeatReply:
-    if not reports:
-        return BeatReply(frozenset(), {})
-    held = {
-        (row.batch_id, row.number, row.token): row
-        for row in connection.execute(_HELD_BY_WORKER, {"holder": worker_id})
+def segment_row(it: Segment) -> Mapping[str, str | int]:
+    return {
+        "batch_id": it.batch_id,
+        "number": it.number,
+        "first": it.first,
+        "count": it.count,
+        "state": "waiting",
+        "pinned": "[]",
     }
-    lost: set[tuple[BatchId, int]] = set()
-    prolonged: list[tuple[Report, Tally]] = []
-    changes: dict[BatchId, Tally] = {}
-    for report in sorted(reports, key=lambda report: (report.batch_id, report.number)):
-        row = held.get((report.batch_id, report.number, report.token))
-        if row is None:
-            lost.add((report.batch_id, report.number))
-            continue
-        _check(report, count=row.line_count)
-        before = tally_of(row[4:])
-        # Beats may overtake each other; the one that counts less is the older one.
-        tally = report.tally if report.tally.answered > before.answered else before
-        prolonged.append((report, tally))
-        change = changes.get(report.batch_id, _NO_CHANGE).plus(minus(tally, before))
-        changes[report.batch_id] = change
-    if prolonged:
-        _prolong(connection, prolonged, ttl_s)
-    for batch_id, change in changes.items():
-        _count(connection, batch_id, change)
-    return BeatReply(frozenset(lost), stopping(connection, {report.batch_id for report in reports}))
-
-
-def _prolong(connection: Connection, reports: Sequence[tuple[Report, Tally]], ttl_s: float) -> None:
-    rows = [
-        {**_of(report.batch_id, report.number, report.token), **tally_parameters(tally)}
-        for report, tally in reports
-    ]
-    if connection.dialect.name != "postgresql":
-        connection.execute(_PROLONG, [{**row, "ttl_s": ttl_s} for row in rows])
-        return
-    columns = zip(_TOLD, zip(*(row.values() for row in rows), strict=True), strict=True)
-    connection.execute(
-        _PROLONG_ALL, {f"told_{name}": list(column) for name, column in columns} | {"ttl_s": ttl_s}
-    )
-
-
-def stopping(connection: Connection, batch_ids: Collection[BatchId]) -> dict[BatchId, Status]:
-    rows = connection.execute(_STOPPING, {"batch_ids": sorted(batch_ids)})
-    return {batch_id: Status(status) for batch_id, status in rows}
-
-
-def complete_segment(
-    connection: Connection, lease: Lease, report: Report, parts: Sequence[PinnedPart]
-) -> bool:
-    if report.tally.answered != lease.segment.count:
-        raise ValueError(_miscount(report, lease.segment.count))
-    held = _held(connection, lease, report)
-    if held is None:
-        return False
-    pinned = dump_parts(_joined(held.pinned, parts))
-    connection.execute(_COMPLETE, {**_write(lease, report), "new_pinned": pinned})
-    change = tally_parameters(minus(report.tally, tally_of(held[2:])))
-    connection.execute(_COUNT_DONE, {"of_batch_id": lease.segment.batch_id, **change})
-    return True
-
-
-def release_segment(
-    connection: Connection, lease: Lease, report: Report, parts: Sequence[PinnedPart]
-) -> bool:
-    held = _held(connection, lease, report)
-    if held is None:
-        return False
-    pinned = dump_parts(_joined(held.pinned, parts))
-    connection.execute(_RELEASE, {**_write(lease, report), "new_pinned": pinned})
-    _count(connection, lease.segment.batch_id, minus(report.tally, tally_of(held[2:])))
-    return True
-
-
-def reap_segments(connection: Connection) -> int:
-    return connection.execute(_REAP).rowcount
-
-
-def release_all_segments(connection: Connection) -> int:
-    return connection.execute(_RELEASE_ALL).rowcount
-
-
-def release_segments_of(connection: Connection, worker_id: WorkerId) -> int:
-    return connection.execute(_RELEASE_OF, {"holder": worker_id}).rowcount
-
-
-def segment_results(
-    connection: Connection, batch_id: BatchId, after: int, limit: int
-) -> Sequence[SegmentResult]:
-    given = {"of_batch_id": batch_id, "after_number": after, "segment_limit": limit}
-    rows = cast("Iterable[Any]", connection.execute(_RESULTS, given))
-    return [
-        SegmentResult(
-            segment=Segment(*row[:4]),
-            token=row.token,
-            pinned=load_parts(row.pinned),
-            tally=tally_of(row[7:]),
-            is_done=bool(row.is_done),
-        )
-        for row in rows
-    ]
 
 
 def _number(lease: Lease) -> int:
@@ -283,20 +299,42 @@ def _as_lease(row: Any, owner: Any, ttl_s: float) -> Lease:
     )
 
 
+def _renew(connection: Connection, reports: Sequence[tuple[Report, Tally]], ttl_s: float) -> None:
+    if connection.dialect.name != "postgresql":
+        rows = [
+            {
+                **_fence(report.batch_id, report.number, report.token),
+                **tally_parameters(tally),
+                "ttl_s": ttl_s,
+            }
+            for report, tally in reports
+        ]
+        connection.execute(_RENEW, rows)
+        return
+    values = [
+        (report.batch_id, report.number, report.token, *tally_parameters(tally).values())
+        for report, tally in reports
+    ]
+    columns = zip(_REPORT_COLUMNS, zip(*values, strict=True), strict=True)
+    connection.execute(
+        _RENEW_ALL, {f"reported_{name}": list(column) for name, column in columns} | {"ttl_s": ttl_s}
+    )
+
+
 def _held(connection: Connection, lease: Lease, report: Report) -> Any:
-    """The segment's count, pinned parts and tally; None once the token is old or given back."""
+    """The segment's count, pinned parts and tally; None once the token is outdated or the lease released."""
     _check(report, count=lease.segment.count)
-    where = _of(lease.segment.batch_id, lease.segment.number, lease.token)
-    return connection.execute(_HELD_BY_LEASE, where).one_or_none()
+    fence = _fence(lease.segment.batch_id, lease.segment.number, lease.token)
+    return connection.execute(_HELD_BY_LEASE, fence).one_or_none()
 
 
-def _of(batch_id: str, number: int, token: int) -> dict[str, Any]:
-    return {"of_batch_id": batch_id, "of_number": number, "of_token": token}
+def _fence(batch_id: str, number: int, token: int) -> dict[str, Any]:
+    return {"of_batch_id": batch_id, "of_number": number, "held_token": token}
 
 
 def _write(lease: Lease, report: Report) -> dict[str, Any]:
-    where = _of(lease.segment.batch_id, lease.segment.number, lease.token)
-    return {**where, **tally_parameters(report.tally)}
+    fence = _fence(lease.segment.batch_id, lease.segment.number, lease.token)
+    return {**fence, **tally_parameters(report.tally)}
 
 
 def _count(connection: Connection, batch_id: BatchId, change: Tally) -> None:
@@ -305,7 +343,7 @@ def _count(connection: Connection, batch_id: BatchId, change: Tally) -> None:
 
 
 def _joined(pinned: str, parts: Sequence[PinnedPart]) -> Sequence[PinnedPart]:
-    """What is pinned already stays as it is pinned; the holder's own part comes behind it."""
+    """Pinned parts stay as they are pinned; the lease holder's own part comes behind them."""
     earlier = load_parts(pinned)
     keys = {part.key for part in earlier}
     return [*earlier, *(part for part in parts if part.key not in keys)]

@@ -1,26 +1,34 @@
 """Slices: several finalizers join one huge batch, each of them a run of its segments at a time.
 
-A slice is leased like a segment, with a token that grows by one each time. While one of a batch is not done,
-nobody gets the duty of the batch; when all are, whoever gets it publishes what they made.
+A slice is leased like a segment (see `leased_table`). While one slice of a batch is not done, the batch
+itself can't be leased; once all are done, the next lease holder of the batch publishes what the slices made.
 """
 
 from collections.abc import Sequence
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, insert, or_, select, text, update
 
+from nightmill.core.batch import Batch
 from nightmill.core.slice import JoinedPiece, JoinedSlice, Slice
 from nightmill.ids import BatchId, WorkerId
-from nightmill.store import duties, schema
+from nightmill.store import schema
+from nightmill.store.batch_leases import BatchLease, BatchLeases
 from nightmill.store.batches import BATCH_COLUMNS, as_batch
 from nightmill.store.clock import now
-from nightmill.store.protocol import Duty, SliceDuty
+from nightmill.store.leased_table import LeasedTable
+from nightmill.store.rows import insert_all
 from nightmill.store.schema import DONE, LEASED, TALLY_COLUMNS, WAITING, batch, slice_
 from nightmill.store.tallies import set_tally, tally_of, tally_parameters
+from nightmill.store.verbs import Verbs, read, write
 
-_ROWS_AT_ONCE: Final = 1_000
-_SEGMENTS = slice_.c.count.label("segments")  # a row has a `count` of its own
-_WAITS = {"state": WAITING, "worker_id": None, "lease_expires_at": None}
+LEASES = LeasedTable(
+    table=slice_,
+    row=(slice_.c.batch_id == bindparam("of_batch_id"), slice_.c.number == bindparam("of_number")),
+    all_leased=(text(schema.IS_OPEN_SLICE), slice_.c.state == LEASED),
+)
+_SEGMENTS = slice_.c.count.label("segments")  # a row object has a method named `count`
 _ADD = insert(slice_)
 _NEXT = (
     select(slice_.c.batch_id, slice_.c.number)
@@ -29,29 +37,17 @@ _NEXT = (
     .limit(1)
     .with_for_update(skip_locked=True)
 )
-_of_slice = (slice_.c.batch_id == bindparam("of_batch_id"), slice_.c.number == bindparam("of_number"))
-_LEASE = (
-    update(slice_)
-    .where(*_of_slice)
-    .values(
-        state=LEASED,
-        token=slice_.c.token + 1,
-        worker_id=bindparam("new_worker_id"),
-        lease_expires_at=now() + bindparam("ttl_s"),
-    )
-    .returning(slice_.c.batch_id, slice_.c.number, slice_.c.first, _SEGMENTS, slice_.c.token)
+_LEASE = LEASES.lease().returning(
+    slice_.c.batch_id, slice_.c.number, slice_.c.first, _SEGMENTS, slice_.c.token
 )
 _OWNER = select(*BATCH_COLUMNS, batch.c.index_blob_key).where(batch.c.id == bindparam("of_batch_id"))
-_held = (*_of_slice, slice_.c.token == bindparam("of_token"), slice_.c.state == LEASED)
-_KEEP = update(slice_).where(*_held).values(lease_expires_at=now() + bindparam("ttl_s"))
-_RELEASE = update(slice_).where(*_held).values(**_WAITS)
+_RENEW = LEASES.renew()
+_RELEASE = LEASES.release()
 _COMPLETE = (
     update(slice_)
-    .where(*_held)
+    .where(*LEASES.fence)
     .values(
-        state=DONE,
-        worker_id=None,
-        lease_expires_at=None,
+        **{**LEASES.released, "state": DONE},
         output_blob_key=bindparam("new_output_blob_key"),
         output_bytes=bindparam("new_output_bytes"),
         error_blob_key=bindparam("new_error_blob_key"),
@@ -79,58 +75,85 @@ JOINED = (
     .order_by(slice_.c.batch_id, slice_.c.number)
 )
 _JOINED_OF = JOINED.where(slice_.c.batch_id == bindparam("of_batch_id"))
-_DROP = delete(slice_).where(slice_.c.batch_id == bindparam("of_batch_id"))
-_RELEASE_ALL = update(slice_).where(text(schema.IS_OPEN_SLICE), slice_.c.state == LEASED).values(**_WAITS)
-_RELEASE_OF = _RELEASE_ALL.where(slice_.c.worker_id == bindparam("holder"))
+_DELETE = delete(slice_).where(slice_.c.batch_id == bindparam("of_batch_id"))
 
 
-def cut_slices(connection: Connection, duty: Duty, cut: Sequence[Slice]) -> bool:
-    if not duties.release_duty(connection, duty):
-        return False
-    for first in range(0, len(cut), _ROWS_AT_ONCE):
-        rows = [_row(it) for it in cut[first : first + _ROWS_AT_ONCE]]
-        connection.execute(_ADD, rows)
-    return True
+@dataclass(frozen=True, slots=True)
+class SliceLease:
+    """The right to join one slice of a batch in `finalizing` or `cancelling`."""
+
+    batch: Batch
+    index_blob_key: str
+    slice: Slice
+    token: int
+    ttl_s: float
 
 
-def lease_slice(connection: Connection, worker_id: WorkerId, ttl_s: float) -> SliceDuty | None:
-    found = connection.execute(_NEXT).one_or_none()
-    if found is None:
-        return None
-    given = {"of_batch_id": found.batch_id, "of_number": found.number}
-    *place, token = connection.execute(_LEASE, {**given, "new_worker_id": worker_id, "ttl_s": ttl_s}).one()
-    owner = connection.execute(_OWNER, {"of_batch_id": found.batch_id}).one()
-    return SliceDuty(as_batch(owner), owner.index_blob_key, Slice(*place), token, ttl_s)
+class Slices(Verbs):
+    """Slices of huge batches, from when a batch is cut until it is published."""
 
+    @write
+    @staticmethod
+    def cut(connection: Connection, lease: BatchLease, slices: Sequence[Slice]) -> bool:
+        """Ends the batch lease and makes slices that any finalizer may lease. False: the lease was lost."""
+        if not BatchLeases.release(connection, lease):
+            return False
+        insert_all(connection, _ADD, (_row(it) for it in slices))
+        return True
 
-def keep_slice(connection: Connection, duty: SliceDuty) -> bool:
-    return connection.execute(_KEEP, {**_fence(duty), "ttl_s": duty.ttl_s}).rowcount == 1
+    @write
+    @staticmethod
+    def lease(connection: Connection, worker_id: WorkerId, *, ttl_s: float) -> SliceLease | None:
+        """Leases a slice that waits or whose lease has expired; None when there is no such slice."""
+        found = connection.execute(_NEXT).one_or_none()
+        if found is None:
+            return None
+        given = {"of_batch_id": found.batch_id, "of_number": found.number}
+        leased = connection.execute(_LEASE, {**given, "new_worker_id": worker_id, "ttl_s": ttl_s})
+        *place, token = leased.one()
+        owner = connection.execute(_OWNER, {"of_batch_id": found.batch_id}).one()
+        return SliceLease(as_batch(owner), owner.index_blob_key, Slice(*place), token, ttl_s)
 
+    @write
+    @staticmethod
+    def renew(connection: Connection, lease: SliceLease) -> bool:
+        """False when the lease is lost."""
+        return connection.execute(_RENEW, {**_fence(lease), "ttl_s": lease.ttl_s}).rowcount == 1
 
-def release_slice(connection: Connection, duty: SliceDuty) -> None:
-    connection.execute(_RELEASE, _fence(duty))
+    @write
+    @staticmethod
+    def release(connection: Connection, lease: SliceLease) -> None:
+        connection.execute(_RELEASE, _fence(lease))
 
+    @write
+    @staticmethod
+    def complete(connection: Connection, lease: SliceLease, joined: JoinedSlice) -> bool:
+        """Done. From here on the slice references its pieces. False when the token is no longer the newest.
 
-def complete_slice(connection: Connection, duty: SliceDuty, joined: JoinedSlice) -> bool:
-    if not joined.lines or joined.tally.answered + joined.missing != joined.lines:
-        name = f"{joined.slice.batch_id} slice {joined.slice.number}"
-        counted = f"{joined.tally.answered} answered and {joined.missing} missing"
-        raise ValueError(f"{name} has {joined.lines} lines, but {counted} are reported")
-    output, error = joined.output, joined.error
-    given: dict[str, Any] = {
-        "new_output_blob_key": output.key if output else None,
-        "new_output_bytes": output.size_bytes if output else 0,
-        "new_error_blob_key": error.key if error else None,
-        "new_error_bytes": error.size_bytes if error else 0,
-        "new_lines": joined.lines,
-        "new_missing": joined.missing,
-        **tally_parameters(joined.tally),
-    }
-    return connection.execute(_COMPLETE, {**_fence(duty), **given}).rowcount == 1
+        Raises:
+            ValueError: the lines don't add up.
+        """
+        if not joined.lines or joined.tally.answered + joined.missing != joined.lines:
+            name = f"{joined.slice.batch_id} slice {joined.slice.number}"
+            counted = f"{joined.tally.answered} answered and {joined.missing} missing"
+            raise ValueError(f"{name} has {joined.lines} lines, but {counted} are reported")
+        output, error = joined.output, joined.error
+        given: dict[str, Any] = {
+            "new_output_blob_key": output.key if output else None,
+            "new_output_bytes": output.size_bytes if output else 0,
+            "new_error_blob_key": error.key if error else None,
+            "new_error_bytes": error.size_bytes if error else 0,
+            "new_lines": joined.lines,
+            "new_missing": joined.missing,
+            **tally_parameters(joined.tally),
+        }
+        return connection.execute(_COMPLETE, {**_fence(lease), **given}).rowcount == 1
 
-
-def joined_slices(connection: Connection, batch_id: BatchId) -> Sequence[JoinedSlice]:
-    return [as_joined(row) for row in connection.execute(_JOINED_OF, {"of_batch_id": batch_id})]
+    @read
+    @staticmethod
+    def joined(connection: Connection, batch_id: BatchId) -> Sequence[JoinedSlice]:
+        """The batch's slices that are done, in order of number."""
+        return [as_joined(row) for row in connection.execute(_JOINED_OF, {"of_batch_id": batch_id})]
 
 
 def as_joined(row: Any) -> JoinedSlice:
@@ -144,16 +167,8 @@ def as_joined(row: Any) -> JoinedSlice:
     )
 
 
-def drop_slices(connection: Connection, batch_id: BatchId) -> None:
-    connection.execute(_DROP, {"of_batch_id": batch_id})
-
-
-def release_all_slices(connection: Connection) -> int:
-    return connection.execute(_RELEASE_ALL).rowcount
-
-
-def release_slices_of(connection: Connection, worker_id: WorkerId) -> int:
-    return connection.execute(_RELEASE_OF, {"holder": worker_id}).rowcount
+def delete_slices(connection: Connection, batch_id: BatchId) -> None:
+    connection.execute(_DELETE, {"of_batch_id": batch_id})
 
 
 def _row(it: Slice) -> dict[str, str | int]:
@@ -166,11 +181,11 @@ def _row(it: Slice) -> dict[str, str | int]:
     }
 
 
-def _fence(duty: SliceDuty) -> dict[str, str | int]:
+def _fence(lease: SliceLease) -> dict[str, str | int]:
     return {
-        "of_batch_id": duty.slice.batch_id,
-        "of_number": duty.slice.number,
-        "of_token": duty.token,
+        "of_batch_id": lease.slice.batch_id,
+        "of_number": lease.slice.number,
+        "held_token": lease.token,
     }
 
 

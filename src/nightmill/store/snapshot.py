@@ -1,7 +1,7 @@
-"""A copy of the whole database, taken while others write to it.
+"""A copy of the whole database, taken while other processes write to it.
 
-Promise: the copy is one committed state, in one file, on stable storage when `copy_database` returns. Not its
-duty: the bytes that the rows name.
+The copy is one committed state, in one file, on stable storage when `copy_database` returns. The blobs that
+the rows reference are copied elsewhere.
 """
 
 import os
@@ -16,16 +16,16 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import StaticPool
 
 from nightmill.errors import SetupError
-from nightmill.store.connection import is_postgres, parse_url, sqlite_path
+from nightmill.store.database_url import is_postgres, parse_url, sqlite_path
 from nightmill.store.inventory import Inventory
 from nightmill.store.sqlite import BUSY_TIMEOUT_S, sqlite_failure, sqlite_library
 
 
 def database_file(url: str) -> Path:
-    """Where a SQLite store lies.
+    """The path of a SQLite store's file.
 
     Raises:
-        SetupError: the store is no SQLite file, or there is none yet.
+        SetupError: the store is not in SQLite, or its file does not exist yet.
     """
     parsed = parse_url(url)
     if is_postgres(parsed):
@@ -39,11 +39,11 @@ def database_file(url: str) -> Path:
 
 def copy_database(url: str, target: Path) -> None:
     """Args:
-    target: must not be there yet.
+    target: must not exist yet.
 
     Raises:
         SetupError: there is no database at `url`, or it is damaged beyond reading.
-        UnavailableError: the database is in use in a way that lets nobody read.
+        UnavailableError: the database is locked against readers.
     """
     source_file = database_file(url)
     module: Any = sqlite_library().module
@@ -54,7 +54,7 @@ def copy_database(url: str, target: Path) -> None:
             closing(module.connect(str(target), isolation_level=None)) as copy,
         ):
             source.backup(copy)
-            # The copy says WAL as its source does; without it, it is one file and can be opened read-only.
+            # The copy inherits WAL mode; in DELETE mode it is one file and can be opened read-only.
             copy.execute("PRAGMA journal_mode=DELETE")
     except module.Error as error:
         raise sqlite_failure(error) from error
@@ -67,7 +67,7 @@ def copy_database(url: str, target: Path) -> None:
 
 @contextmanager
 def reading(copy: Path) -> Generator[Inventory]:
-    """What stands in a copy that nobody writes to."""
+    """The contents of a copy that no process writes to."""
     module: Any = sqlite_library().module
 
     def connect() -> Any:

@@ -1,11 +1,11 @@
 """SQLite: a thread owns its connection, and a transaction runs whole in that thread.
 
-Promise: a transaction costs one switch of threads and is never left half open by a cancelled caller; whatever
-keeps it from committing is an `UnavailableError` and left nothing behind.
+A transaction costs one switch of threads and is never left half open by a cancelled caller. A transaction
+that can't commit raises `UnavailableError` and leaves nothing behind.
 
-A store must not be carried over a fork; each process opens its own. Nor may a process open the file with any
-other SQLite library (the standard one beside this one): the locks of one are nothing to the other, and
-closing either's file drops them all. Ask `sqlite_library()`.
+A store must not be used after a fork: each process opens its own. Nor may a process open the file with a
+second SQLite library (such as the one of the standard library): the two don't see each other's locks, and
+closing the file in one of them drops the locks of both. `sqlite_library()` says which library is in use.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ _JOURNAL_RETRY_S: Final = 0.01
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SqliteLibrary:
-    """The SQLite this process is linked with."""
+    """The SQLite library that this process uses."""
 
     module: ModuleType
     version: tuple[int, int, int]
@@ -98,7 +98,7 @@ def sqlite_engine(
 
 
 def _make_private(path: Path) -> None:
-    """SQLite would make a file that everybody may read; its journals take the mode of the file."""
+    """SQLite would make a file that every user can read; its journals take the mode of the file."""
     with suppress(OSError):
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
 
@@ -123,11 +123,11 @@ class _Lane:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"nightmill-store-{name}")
 
     async def run(self, work: Callable[[Connection], T]) -> T:
-        asked = monotonic()
+        called_at = monotonic()
 
         def transaction() -> T:
-            # A lock held elsewhere costs everybody in the queue one timeout, not one each.
-            if monotonic() - asked > self._busy_timeout_s:
+            # A lock held by another process costs the queued calls one timeout together, not one each.
+            if monotonic() - called_at > self._busy_timeout_s:
                 raise UnavailableError("the store is busy: the call waited too long for its turn; try again")
             with self._engine.connect() as connection, connection.begin():
                 return work(connection)
@@ -165,7 +165,7 @@ class SqliteDatabase:
 
 
 def sqlite_failure(error: Exception) -> Exception:
-    """What a driver's error means to the caller. Only the code is told: a message may hold a value."""
+    """The error to raise for a driver's error. It shows only the code: the message may hold a value."""
     cause = error.orig if isinstance(error, DBAPIError) else error
     code: str = getattr(cause, "sqlite_errorname", "") or ""
     match code.removeprefix("SQLITE_").split("_")[0]:

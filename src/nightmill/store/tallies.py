@@ -47,7 +47,7 @@ def add_tally(table: Table) -> dict[str, Any]:
 
 
 def minus(new: Tally, old: Tally) -> Tally:
-    """What is added to a batch when one of its segments goes from `old` to `new`."""
+    """The change of a batch's tally when the tally of one of its segments goes from `old` to `new`."""
     values, before = tally_values(new), tally_values(old)
     return tally_of([values[name] - before[name] for name in TALLY_COLUMNS])
 

@@ -1,7 +1,7 @@
 """Usage by project, model and day: what ended batches used, counted when each is published.
 
-Promise: a batch is counted once, in the transaction that ends it, under the day it ended (UTC, by the store's
-clock); `usage_day` on the batch says which. A batch that failed its check sent nothing and is not counted.
+A batch is counted once, in the transaction that ends it, under the day it ended (UTC, by the store's clock),
+which `usage_day` of the batch records. A batch that failed validation sent nothing and is not counted.
 """
 
 from collections.abc import Sequence
@@ -12,9 +12,11 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from nightmill.core.batch import Batch
 from nightmill.core.usage import DAY_S, GROUPS, Group, UsageRow
+from nightmill.ids import ProjectId
 from nightmill.store.clock import stamp
 from nightmill.store.schema import TALLY_COLUMNS, USAGE_COLUMNS, usage
 from nightmill.store.tallies import tally_of, tally_values
+from nightmill.store.verbs import Verbs, read
 
 TODAY: Final[ColumnElement[int]] = stamp() // DAY_S
 
@@ -49,27 +51,36 @@ def count(connection: Connection, after: Batch) -> None:
     connection.execute(_COUNT[connection.dialect.name], given)
 
 
-def report(
-    connection: Connection,
-    groups: Sequence[Group],
-    project_id: str | None,
-    model: str | None,
-    first_day: int | None,
-    last_day: int | None,
-) -> Sequence[UsageRow]:
-    chosen = [_GROUP_COLUMNS[group] for group in GROUPS if group in groups]
-    query = select(*chosen, *(func.sum(usage.c[name]) for name in USAGE_COLUMNS))
-    for given, condition in (
-        (project_id, usage.c.project_id == project_id),
-        (model, usage.c.model == model),
-        (first_day, usage.c.day >= (first_day or 0)),
-        (last_day, usage.c.day <= (last_day or 0)),
-    ):
-        if given is not None:
-            query = query.where(condition)
-    # Without a group a sum over nothing is a row of NULLs.
-    query = query.group_by(*chosen).order_by(*chosen).having(func.count() > 0)
-    return [_as_row(row, [group for group in GROUPS if group in groups]) for row in connection.execute(query)]
+class UsageTotals(Verbs):
+    """Sums of what ended batches used."""
+
+    @read
+    @staticmethod
+    def totals(
+        connection: Connection,
+        groups: Sequence[Group],
+        *,
+        project_id: ProjectId | None = None,
+        model: str | None = None,
+        first_day: int | None = None,
+        last_day: int | None = None,
+    ) -> Sequence[UsageRow]:
+        """Sums over ended batches, one row a group. Days count from 1970-01-01; both ends are included."""
+        chosen = [_GROUP_COLUMNS[group] for group in GROUPS if group in groups]
+        query = select(*chosen, *(func.sum(usage.c[name]) for name in USAGE_COLUMNS))
+        for given, condition in (
+            (project_id, usage.c.project_id == project_id),
+            (model, usage.c.model == model),
+            (first_day, usage.c.day >= (first_day or 0)),
+            (last_day, usage.c.day <= (last_day or 0)),
+        ):
+            if given is not None:
+                query = query.where(condition)
+        # Without a group a sum over nothing is a row of NULLs.
+        query = query.group_by(*chosen).order_by(*chosen).having(func.count() > 0)
+        return [
+            _as_row(row, [group for group in GROUPS if group in groups]) for row in connection.execute(query)
+        ]
 
 
 def _as_row(row: Sequence[Any], groups: Sequence[Group]) -> UsageRow:

@@ -14,7 +14,7 @@ from nightmill.core.segment import lease_at
 from nightmill.ids import ProjectId
 from nightmill.parts import FolderParts
 from nightmill.settings import Settings
-from nightmill.store.sql import SqlStore, open_store
+from nightmill.store import Store, open_store
 from nightmill.torture.proof import SETTLED_CHANGED, Proof
 
 TAG = "tag"
@@ -56,7 +56,7 @@ class Ledger:
         store = open_store(settings.store_url)
         parts = FolderParts(self._folder / "blobs" / "parts", commit_interval_s=0.0, buffer_bytes=1)
         try:
-            page = await store.list_batches(PROJECT, limit=MOST)
+            page = await store.batches.list(PROJECT, limit=MOST)
             unsettled = 0
             for batch in page.items:
                 if batch.status == "in_progress":
@@ -73,9 +73,9 @@ class Ledger:
         undone = {marker for marker in markers if marker not in self.settled and _tag(marker) not in over}
         return Death(frozenset(undone), unsettled)
 
-    async def _settled(self, batch: Batch, store: SqlStore, parts: FolderParts) -> int:
+    async def _settled(self, batch: Batch, store: Store, parts: FolderParts) -> int:
         count = 0
-        results = await store.segment_results(batch.id, limit=MOST)
+        results = await store.segments.results(batch.id, limit=MOST)
         for result in results:
             key = (batch.id, result.segment.number)
             if key in self._read:

@@ -127,7 +127,7 @@ class Launcher:
         UnavailableError: the store is away; workers stay as they are.
         ClusterLost: connect anew, in a new process.
         """
-        backlog = await self._store.backlog()
+        backlog = await self._store.batches.backlog()
         now = self._monotonic()
         if is_needed(backlog):
             self._needed_at = now

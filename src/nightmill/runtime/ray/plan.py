@@ -11,7 +11,7 @@ from enum import Enum, auto
 
 from nightmill.core.batch import Status
 from nightmill.settings import RaySettings
-from nightmill.store.protocol import Backlog
+from nightmill.store import Backlog
 
 
 class ActorState(Enum):

@@ -97,7 +97,7 @@ class WorkerActor(LeasedActor):
         """What a dead worker held goes to others at once, not when its leases lapse."""
         store = open_store(settings.store_url, clock=time.time, busy_timeout_s=settings.store_timeout_s)
         try:
-            await store.release_leases_of(worker_id)
+            await store.leases.release_of_worker(worker_id)
         except UnavailableError:
             return
         finally:

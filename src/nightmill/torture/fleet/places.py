@@ -18,8 +18,8 @@ from nightmill.parts import Parts
 from nightmill.runtime.start import open_stored, prepare
 from nightmill.runtime.storage import check_storage, open_bucket, open_storage
 from nightmill.settings import BlobSettings, Settings, load
-from nightmill.store import SqlStore
-from nightmill.store.clearing import drop_tables, is_shared, tables_in
+from nightmill.store import Store
+from nightmill.store.postgres_tables import drop_tables, is_shared, tables_in
 from nightmill.torture.fleet.link import Ends, Link
 from nightmill.torture.fleet.plan import LEASE_TTL_S, FleetPlan
 
@@ -106,7 +106,7 @@ class Places:
             finally:
                 await bucket.close()
 
-    def open(self) -> tuple[SqlStore, Parts]:
+    def open(self) -> tuple[Store, Parts]:
         """For looking, past every link."""
         return open_stored(self.settings), open_storage(self.settings)[1]
 

@@ -1,7 +1,7 @@
-"""Rows from a SQLite store into an empty Postgres, in one transaction.
+"""Copies the rows of a SQLite store into an empty Postgres, in one transaction.
 
-Promise: afterwards the new store holds every row of the old one, or none; the counts were compared before the
-commit. Not its duty: bytes, and who may be writing to either store (nobody may).
+Afterwards the new store holds every row of the old one, or none; the counts are compared before the commit.
+The caller must see to it that nothing else writes to either store. Bytes are copied elsewhere.
 """
 
 import time
@@ -18,24 +18,24 @@ from nightmill.core.segment import PinnedPart
 from nightmill.errors import SetupError
 from nightmill.ids import BatchId
 from nightmill.store.batches import BATCH_COLUMNS, as_batch
-from nightmill.store.connection import parse_url, sqlite_path
+from nightmill.store.database_url import parse_url, sqlite_path
 from nightmill.store.postgres import PostgresDatabase
+from nightmill.store.rows import ROWS_AT_ONCE
 from nightmill.store.schema import audit, batch, file, metadata, piece, segment, upload, upload_part
 from nightmill.store.sqlite import sqlite_engine, sqlite_failure
 from nightmill.store.tallies import dump_parts, tally_values
 
 T = TypeVar("T")
 
-_ROWS_AT_ONCE: Final = 500
 _TIMEOUT_S: Final = 120.0
-# Grants last as long as a lease, and what the new schema says of itself stays.
+# Grants last no longer than a lease, and the record of the new schema stays.
 _NOT_MOVED: Final = frozenset({"slice", "upstream", "upstream_grant", "schema_compatibility"})
 _ENDED: Final = tuple(status.value for status in TERMINAL)
 
 
 @dataclass(frozen=True, slots=True)
 class MovedSegment:
-    """What the new store is to say of a segment whose answers were written anew."""
+    """The new row of a segment whose answers were written anew."""
 
     token: int
     pinned: tuple[PinnedPart, ...]
@@ -51,7 +51,7 @@ def unfinished_batches(source_url: str) -> Sequence[Batch]:
 
 
 def needed_blobs(source_url: str) -> Sequence[str]:
-    """Keys without whose bytes the new store would be less than the old one."""
+    """Keys of the blobs that live files, pending uploads and unfinished batches need."""
     is_open = batch.c.status.not_in(_ENDED)
     queries = (
         select(file.c.blob_key).where(file.c.deleted_at.is_(None)),
@@ -85,7 +85,7 @@ async def copy_rows(source_url: str, target_url: str, moved: Moved) -> dict[str,
 
 def _copy_from(target: Connection, source_url: str, moved: Moved) -> dict[str, int]:
     tables = [table for table in metadata.sorted_tables if table.name not in _NOT_MOVED]
-    own_audit = _count(target, audit)  # of its making; the moved entries come behind
+    own_audit = _count(target, audit)  # entries of its own migration; the copied entries follow them
     if taken := [table.name for table in tables if table is not audit and _count(target, table)]:
         raise SetupError(f"the store to move to is not empty: it has rows of {', '.join(taken)}")
 
@@ -114,7 +114,7 @@ def _copy_table(
     tallies: Mapping[BatchId, Mapping[str, int]],
 ) -> None:
     result = source.execute(select(table)).mappings()
-    while rows := result.fetchmany(_ROWS_AT_ONCE):
+    while rows := result.fetchmany(ROWS_AT_ONCE):
         target.execute(insert(table), [_changed(table, dict(row), moved, tallies) for row in rows])
     if "sequence" in table.c:
         last = target.execute(select(func.coalesce(func.max(table.c.sequence), 0))).scalar_one()

@@ -1,12 +1,8 @@
-"""A Postgres of one's own: nothing in it before, nothing of ours after.
-
-Duty: say what tables a database holds, and take ours out of it again. Promise: a table that is not ours is
-never touched.
-"""
+"""Lists the tables of a Postgres database, and drops those of nightmill; other tables are never touched."""
 
 from sqlalchemy import Connection, inspect, text
 
-from nightmill.store.connection import is_postgres, parse_url
+from nightmill.store.database_url import is_postgres, parse_url
 from nightmill.store.postgres import PostgresDatabase
 from nightmill.store.schema import metadata
 
@@ -15,7 +11,7 @@ _VERSION = "alembic_version"
 
 
 def is_shared(url: str) -> bool:
-    """Whether the URL names a database that many processes share. Raises SetupError if it names none."""
+    """Whether the URL names a database that many processes share. Raises SetupError for a wrong URL."""
     return is_postgres(parse_url(url))
 
 

@@ -1,4 +1,4 @@
-"""Which database a URL means."""
+"""The URL of a store's database: parsing, and opening the database that it names."""
 
 from pathlib import Path
 
@@ -14,14 +14,14 @@ FORMS = "sqlite:///folder/file.sqlite or postgresql://user@host/database"
 
 
 def open_database(url: str, *, clock: Clock, busy_timeout_s: float) -> Database:
-    """Opens nothing yet: the first transaction connects.
+    """The first transaction connects; this call does not.
 
     Raises:
-        SetupError: the URL is of no kind the store knows, or its driver is not installed.
+        SetupError: the URL is of an unknown kind, or its driver is not installed.
     """
     parsed = parse_url(url)
     if is_postgres(parsed):
-        # Not everybody installs the driver.
+        # The driver is an optional dependency.
         from nightmill.store.postgres import PostgresDatabase  # noqa: PLC0415
 
         return PostgresDatabase(parsed, busy_timeout_s=busy_timeout_s)

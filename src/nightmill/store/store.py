@@ -1,0 +1,75 @@
+"""`Store`: the verbs of every noun over one database."""
+
+import time
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
+
+from nightmill.errors import UnavailableError
+from nightmill.store.api_keys import ApiKeys
+from nightmill.store.audit import Audit
+from nightmill.store.batch_leases import BatchLeases
+from nightmill.store.batches import Batches
+from nightmill.store.blob_references import BlobReferences
+from nightmill.store.clock import Clock
+from nightmill.store.compatibility import schema_refusal
+from nightmill.store.database import Database
+from nightmill.store.database_url import open_database
+from nightmill.store.files import Files
+from nightmill.store.grants import Grants
+from nightmill.store.holds import Holds
+from nightmill.store.leases import Leases
+from nightmill.store.projects import Projects
+from nightmill.store.segments import Segments
+from nightmill.store.slices import Slices
+from nightmill.store.sqlite import BUSY_TIMEOUT_S
+from nightmill.store.uploads import Uploads
+from nightmill.store.usage import UsageTotals
+
+
+def open_store(url: str, *, clock: Clock | None = None, busy_timeout_s: float = BUSY_TIMEOUT_S) -> "Store":
+    """A store over the database at `url`, which `migrate` has brought up to date. Connects at the first call.
+
+    Args:
+        url: `sqlite:///relative.sqlite`, `sqlite:////absolute.sqlite` or `postgresql://user@host/database`.
+        clock: the store's clock where the database has none of its own (SQLite).
+        busy_timeout_s: a call fails after waiting so long for another process's transaction, or an answer.
+    """
+    return Store(open_database(url, clock=clock or time.time, busy_timeout_s=busy_timeout_s))
+
+
+class Store:
+    """One attribute for each noun; `database` runs other transactions (tests, benchmarks)."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.files = Files(database)
+        self.uploads = Uploads(database)
+        self.blob_references = BlobReferences(database)
+        self.batches = Batches(database)
+        self.batch_leases = BatchLeases(database)
+        self.slices = Slices(database)
+        self.segments = Segments(database)
+        self.leases = Leases(database)
+        self.grants = Grants(database)
+        self.projects = Projects(database)
+        self.holds = Holds(database)
+        self.usage = UsageTotals(database)
+        self.audit = Audit(database)
+        self.api_keys = ApiKeys(database)
+
+    async def close(self) -> None:
+        await self.database.close()
+
+    async def ping(self) -> None:
+        """Raises UnavailableError when the store can't be used."""
+        try:
+            await self.database.read(_check_schema)
+        except DBAPIError as error:
+            message = "the store's schema can't be read: restart nightmill, which makes it"
+            raise UnavailableError(message) from error
+
+
+def _check_schema(connection: Connection) -> None:
+    if (reason := schema_refusal(connection)) is not None:
+        raise UnavailableError(reason)

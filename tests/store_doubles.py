@@ -1,0 +1,15 @@
+"""A store with one verb replaced."""
+
+from collections.abc import Callable
+from copy import copy
+from typing import Any
+
+from nightmill.store import Store
+
+
+def with_verb(store: Store, noun: str, verb: str, replacement: Callable[..., Any]) -> Any:
+    """A copy of `store` whose `store.<noun>.<verb>` is `replacement`; the original stays as it is."""
+    changed, verbs = copy(store), copy(getattr(store, noun))
+    setattr(verbs, verb, replacement)
+    setattr(changed, noun, verbs)
+    return changed
