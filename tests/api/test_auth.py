@@ -12,6 +12,7 @@ from nightmill.api.auth import is_loopback
 from nightmill.core.api_key import digest_of, make_api_key
 from nightmill.errors import UnavailableError
 from nightmill.store import Store
+from tests.store_doubles import broken_store, with_verb
 
 MISSING = "Missing bearer or basic authentication in header"
 
@@ -104,23 +105,20 @@ def test_a_revoked_key_stops_working_within_seconds(serve):
 def test_polls_do_not_ask_the_store_for_the_key_each_time(serve):
     from dataclasses import replace
 
-    class Counting:
-        def __init__(self, store):
-            self._store = store
-            self.asked = 0
+    asked = []
 
-        def __getattr__(self, name):
-            return getattr(self._store, name)
+    def counting(context):
+        async def get(digest):
+            asked.append(digest)
+            return await context.store.api_keys.get(digest)
 
-        async def api_key(self, digest):
-            self.asked += 1
-            return await self._store.api_keys.get(digest)
+        return replace(context, store=with_verb(context.store, "api_keys", "get", get))
 
-    server = serve(change=lambda context: replace(context, store=Counting(context.store)), clock=lambda: 5.0)
+    server = serve(change=counting, clock=lambda: 5.0)
     secret = server.new_key("p")
     for _ in range(5):
         assert server.send("GET", "/v1/batches", key=secret).status == 200
-    assert server.context.store.asked == 1
+    assert len(asked) == 1
 
 
 # --- no key yet --------------------------------------------------------------------------------------
@@ -218,14 +216,8 @@ def test_a_clock_that_steps_back_locks_nobody_out_for_longer(serve):
 def test_a_store_that_is_away_is_no_wrong_key(serve):
     from dataclasses import replace
 
-    class Away:
-        def __getattr__(self, name):
-            async def verb(*_args):
-                raise UnavailableError("away")
-
-            return verb
-
-    server = serve(change=lambda context: replace(context, store=Away()))
+    away = broken_store(UnavailableError("away"))
+    server = serve(change=lambda context: replace(context, store=away))
     assert server.send("GET", "/v1/batches", key="sk-any").status == 503
 
 

@@ -10,6 +10,7 @@ import openai
 import pytest
 
 from nightmill.errors import StorageFullError, UnavailableError
+from tests.store_doubles import broken_store
 
 GOOD = {"input_file_id": "file-abc", "endpoint": "/v1/embeddings", "completion_window": "24h"}
 ENDPOINTS = (
@@ -470,21 +471,8 @@ def test_headers_over_the_limit_are_refused(server, key):
 # --- what nobody expected, and what is away ------------------------------------------------------------
 
 
-class Broken:
-    """A store whose every verb raises."""
-
-    def __init__(self, error):
-        self._error = error
-
-    def __getattr__(self, name):
-        async def verb(*_args, **_options):
-            raise self._error
-
-        return verb
-
-
 def with_store(error):
-    return lambda context: replace(context, store=Broken(error))
+    return lambda context: replace(context, store=broken_store(error))
 
 
 def test_an_unexpected_error_is_a_500_that_tells_nothing(serve, caplog):

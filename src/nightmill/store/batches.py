@@ -139,28 +139,28 @@ def _dump_metadata(metadata: Mapping[str, str] | None) -> str | None:
     return None if metadata is None else json.dumps(dict(metadata))
 
 
-def _batch_row(it: Batch) -> dict[str, Any]:
+def _batch_row(new: Batch) -> dict[str, Any]:
     return {
-        "id": it.id,
-        "project_id": it.project_id,
-        "endpoint": it.endpoint,
-        "input_file_id": it.input_file_id,
-        "input_blob_key": it.input_blob_key,
-        "completion_window": it.completion_window,
-        "created_at": it.created_at,
-        "expires_at": it.expires_at,
-        "status": it.status.value,
-        "model": it.model,
-        "metadata": _dump_metadata(it.metadata),
-        "output_expires_after_s": it.output_expires_after_s,
-        "errors": dump_errors(it.errors),
-        "output_file_id": it.output_file_id,
-        "error_file_id": it.error_file_id,
-        "total": it.total,
-        "input_bytes": it.input_bytes,
-        "enqueued_tokens": it.enqueued_tokens,
-        **tally_values(it.tally),
-        **{stamp: getattr(it, stamp) for stamp in _STAMPS},
+        "id": new.id,
+        "project_id": new.project_id,
+        "endpoint": new.endpoint,
+        "input_file_id": new.input_file_id,
+        "input_blob_key": new.input_blob_key,
+        "completion_window": new.completion_window,
+        "created_at": new.created_at,
+        "expires_at": new.expires_at,
+        "status": new.status.value,
+        "model": new.model,
+        "metadata": _dump_metadata(new.metadata),
+        "output_expires_after_s": new.output_expires_after_s,
+        "errors": dump_errors(new.errors),
+        "output_file_id": new.output_file_id,
+        "error_file_id": new.error_file_id,
+        "total": new.total,
+        "input_bytes": new.input_bytes,
+        "enqueued_tokens": new.enqueued_tokens,
+        **tally_values(new.tally),
+        **{stamp: getattr(new, stamp) for stamp in _STAMPS},
     }
 
 
@@ -223,13 +223,13 @@ class Batches(Verbs):
     @staticmethod
     def create(
         connection: Connection,
-        it: Batch,
+        new: Batch,
         idempotency: Idempotency | None = None,
         *,
         limits: Limits = NO_LIMITS,
         by: Actor | None = None,
     ) -> Batch:
-        """The stored batch: `it`, or the batch that was first created with the idempotency key.
+        """The stored batch: `new`, or the batch that was first created with the idempotency key.
 
         Raises:
             ConflictError: the key was used for a request with another fingerprint.
@@ -237,23 +237,23 @@ class Batches(Verbs):
         """
         first_id = first_object(
             connection,
-            project_id=it.project_id,
+            project_id=new.project_id,
             operation="create_batch",
             idempotency=idempotency,
-            object_id=it.id,
+            object_id=new.id,
         )
-        if first_id != it.id:
+        if first_id != new.id:
             return as_batch(connection.execute(_ANY_BATCH, {"batch_id": first_id}).one())
-        limits = projects.limits_of(connection, it.project_id, limits)
+        limits = projects.limits_of(connection, new.project_id, limits)
         if limits.open_batches or limits.open_bytes or limits.open_lines:
-            projects.locked_bytes(connection, it.project_id)
-            opened = projects.open_of(connection, it.project_id)
-            refusal = refusal_to_create(limits, opened, project_id=it.project_id, size_bytes=it.input_bytes)
+            projects.locked_bytes(connection, new.project_id)
+            opened = projects.open_of(connection, new.project_id)
+            refusal = refusal_to_create(limits, opened, project_id=new.project_id, size_bytes=new.input_bytes)
             if refusal is not None:
                 raise refusal
-        connection.execute(_ADD, _batch_row(it))
-        audit.record(connection, by, AuditAction.BATCH_CREATED, it.id, project_id=it.project_id)
-        return it
+        connection.execute(_ADD, _batch_row(new))
+        audit.record(connection, by, AuditAction.BATCH_CREATED, new.id, project_id=new.project_id)
+        return new
 
     @read
     @staticmethod

@@ -72,13 +72,13 @@ class Files(Verbs):
     @staticmethod
     def add(
         connection: Connection,
-        it: File,
+        new: File,
         idempotency: Idempotency | None = None,
         *,
         limits: Limits = NO_LIMITS,
         by: Actor | None = None,
     ) -> File:
-        """The stored file: `it`, or the file that was first added with the idempotency key.
+        """The stored file: `new`, or the file that was first added with the idempotency key.
 
         Raises:
             ConflictError: the key was used for a request with another fingerprint.
@@ -86,16 +86,16 @@ class Files(Verbs):
         """
         first_id = first_object(
             connection,
-            project_id=it.project_id,
+            project_id=new.project_id,
             operation="add_file",
             idempotency=idempotency,
-            object_id=it.id,
+            object_id=new.id,
         )
-        if first_id != it.id:
+        if first_id != new.id:
             return as_file(connection.execute(_ANY, {"file_id": first_id}).one())
-        insert_file(connection, it, limits)
-        audit.record(connection, by, AuditAction.FILE_CREATED, it.id, project_id=it.project_id)
-        return it
+        insert_file(connection, new, limits)
+        audit.record(connection, by, AuditAction.FILE_CREATED, new.id, project_id=new.project_id)
+        return new
 
     @read
     @staticmethod
@@ -179,32 +179,32 @@ class Files(Verbs):
         return len(deleted)
 
 
-def insert_file(connection: Connection, it: File, limits: Limits) -> None:
+def insert_file(connection: Connection, new: File, limits: Limits) -> None:
     """Raises:
     RequestError: the project stores as much as it may.
     """
-    limits = projects.limits_of(connection, it.project_id, limits)
+    limits = projects.limits_of(connection, new.project_id, limits)
     if limits.stored_bytes:
-        stored_bytes = projects.locked_bytes(connection, it.project_id)
+        stored_bytes = projects.locked_bytes(connection, new.project_id)
         refusal = refusal_to_store(
-            limits, project_id=it.project_id, stored_bytes=stored_bytes, size_bytes=it.size_bytes
+            limits, project_id=new.project_id, stored_bytes=stored_bytes, size_bytes=new.size_bytes
         )
         if refusal is not None:
             raise refusal
-    connection.execute(_ADD, file_row(it))
-    projects.add_bytes(connection, it.project_id, it.size_bytes)
+    connection.execute(_ADD, file_row(new))
+    projects.add_bytes(connection, new.project_id, new.size_bytes)
 
 
-def file_row(it: File) -> dict[str, Any]:
+def file_row(new: File) -> dict[str, Any]:
     return {
-        "id": it.id,
-        "project_id": it.project_id,
-        "purpose": it.purpose.value,
-        "filename": it.filename,
-        "size_bytes": it.size_bytes,
-        "created_at": it.created_at,
-        "expires_at": it.expires_at,
-        "blob_key": it.blob_key,
+        "id": new.id,
+        "project_id": new.project_id,
+        "purpose": new.purpose.value,
+        "filename": new.filename,
+        "size_bytes": new.size_bytes,
+        "created_at": new.created_at,
+        "expires_at": new.expires_at,
+        "blob_key": new.blob_key,
     }
 
 

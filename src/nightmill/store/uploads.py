@@ -75,22 +75,22 @@ class Uploads(Verbs):
 
     @write
     @staticmethod
-    def add(connection: Connection, it: Upload, *, by: Actor | None = None) -> None:
+    def add(connection: Connection, new: Upload, *, by: Actor | None = None) -> None:
         row = {
-            "id": it.id,
-            "project_id": it.project_id,
-            "purpose": it.purpose.value,
-            "filename": it.filename,
-            "mime_type": it.mime_type,
-            "size_bytes": it.size_bytes,
-            "created_at": it.created_at,
-            "expires_at": it.expires_at,
-            "status": it.status.value,
-            "file_expires_after_s": it.file_expires_after_s,
-            "file_id": it.file_id,
+            "id": new.id,
+            "project_id": new.project_id,
+            "purpose": new.purpose.value,
+            "filename": new.filename,
+            "mime_type": new.mime_type,
+            "size_bytes": new.size_bytes,
+            "created_at": new.created_at,
+            "expires_at": new.expires_at,
+            "status": new.status.value,
+            "file_expires_after_s": new.file_expires_after_s,
+            "file_id": new.file_id,
         }
         connection.execute(_ADD, row)
-        audit.record(connection, by, AuditAction.UPLOAD_CREATED, it.id, project_id=it.project_id)
+        audit.record(connection, by, AuditAction.UPLOAD_CREATED, new.id, project_id=new.project_id)
 
     @read
     @staticmethod
@@ -147,7 +147,7 @@ class Uploads(Verbs):
     @staticmethod
     def complete(
         connection: Connection,
-        it: Upload,
+        pending: Upload,
         file: File,
         *,
         part_keys: Sequence[str] = (),
@@ -162,11 +162,11 @@ class Uploads(Verbs):
         Raises:
             RequestError: the project stores as much as it may; the upload then stays pending.
         """
-        if not _end(connection, it.id, UploadStatus.COMPLETED, file.id):
+        if not _end(connection, pending.id, UploadStatus.COMPLETED, file.id):
             return False
         insert_file(connection, file, limits)
         for keys in portions(part_keys):
-            connection.execute(_HAND_OVER_PARTS, {"of_upload_id": it.id, "keys": keys})
+            connection.execute(_HAND_OVER_PARTS, {"of_upload_id": pending.id, "keys": keys})
             pieces = [{"blob_key": key, "of_blob_key": file.blob_key} for key in keys if key != file.blob_key]
             if pieces:
                 connection.execute(_ADD_PIECES, pieces)
@@ -174,19 +174,19 @@ class Uploads(Verbs):
             connection,
             by,
             AuditAction.UPLOAD_COMPLETED,
-            it.id,
-            project_id=it.project_id,
+            pending.id,
+            project_id=pending.project_id,
             detail=f"made {file.id}",
         )
         return True
 
     @write
     @staticmethod
-    def cancel(connection: Connection, it: Upload, *, by: Actor | None = None) -> bool:
+    def cancel(connection: Connection, pending: Upload, *, by: Actor | None = None) -> bool:
         """False when the upload was no longer pending."""
-        if not _end(connection, it.id, UploadStatus.CANCELLED, None):
+        if not _end(connection, pending.id, UploadStatus.CANCELLED, None):
             return False
-        audit.record(connection, by, AuditAction.UPLOAD_CANCELLED, it.id, project_id=it.project_id)
+        audit.record(connection, by, AuditAction.UPLOAD_CANCELLED, pending.id, project_id=pending.project_id)
         return True
 
     @write
