@@ -49,10 +49,10 @@ class InstantUpstream:
         body: bytes,  # noqa: ARG002 - the port's
         *,
         timeout_s: float,  # noqa: ARG002 - the port's
-        told: Callable[[Any, Outcome], None],
+        on_outcome: Callable[[Any, Outcome], None],
     ) -> None:
         answer = Answered(200, bytes(bytearray(ANSWER)))
-        asyncio.get_running_loop().call_soon(told, tag, answer)
+        asyncio.get_running_loop().call_soon(on_outcome, tag, answer)
 
     def give_up(self, *_: object) -> None:
         raise AssertionError("nothing is given up here")

@@ -3,13 +3,13 @@
 import pytest
 
 from nightmill.core.batch import Status
-from nightmill.runtime.ray.plan import Moves, Patience, Presence, is_needed, moves, wanted_workers
+from nightmill.runtime.ray.plan import Moves, ScaleDownDelay, ActorState, is_needed, moves, wanted_workers
 from nightmill.settings import RaySettings
 from nightmill.store import Backlog
 
 BOUNDS = RaySettings(min_workers=0, max_workers=4, segments_per_worker=10)
-WAITING, AT_WORK, LEAVING = Presence.WAITING, Presence.AT_WORK, Presence.LEAVING
-SILENT, MISMATCHED = Presence.SILENT, Presence.MISMATCHED
+WAITING, AT_WORK, LEAVING = ActorState.WAITING, ActorState.AT_WORK, ActorState.LEAVING
+SILENT, MISMATCHED = ActorState.SILENT, ActorState.MISMATCHED
 
 
 def backlog(waiting: int = 0, leased: int = 0, **batches: int) -> Backlog:
@@ -40,7 +40,7 @@ def test_some_may_be_kept_while_nothing_is_to_do():
 
 
 def test_more_come_at_once_and_fewer_only_after_a_while():
-    patience = Patience(10.0)
+    patience = ScaleDownDelay(10.0)
     assert patience.target(0, present=0, now=0.0) == 0
     assert patience.target(3, present=0, now=11.0) == 3
     assert patience.target(1, present=3, now=12.0) == 3
@@ -51,7 +51,7 @@ def test_more_come_at_once_and_fewer_only_after_a_while():
 
 
 def test_a_launcher_that_starts_anew_sends_nobody_away_before_it_has_looked_for_a_while():
-    patience = Patience(10.0)
+    patience = ScaleDownDelay(10.0)
     assert patience.target(0, present=3, now=100.0) == 3
     assert patience.target(4, present=3, now=101.0) == 4
     assert patience.target(0, present=4, now=111.5) == 0
