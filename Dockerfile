@@ -1,9 +1,9 @@
 # nightmill in one image: API, workers, migrations. `docker build -t nightmill .`
 #
-# What is inside is what requirements.lock names, each file checked against its hash there. The container needs
-# no root, no shell and no writable root: only /data, if it keeps a data folder, and /tmp.
+# The image contains the packages of requirements.lock, each file checked against its hash there. The container needs
+# no root user, no shell and no writable root: only /data, for a data folder, and /tmp.
 #
-# EXTRAS: what else to install, see pyproject.toml. For workers on Ray:
+# EXTRAS: further extras of pyproject.toml. For workers on Ray:
 #   docker build --build-arg EXTRAS=postgres,objects,ray -t nightmill:ray .
 ARG PYTHON=3.13-slim-trixie
 
@@ -12,7 +12,7 @@ ARG EXTRAS=postgres,objects
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 WORKDIR /src
 COPY requirements.lock ./
-# uv is in the lock like everything else; these lines are its own.
+# uv is in the lock like all packages; awk selects its lines.
 RUN awk '/^uv==/ { found = 1 } found { print } found && !/\\$/ { exit }' requirements.lock > uv.lock \
     && pip install --no-cache-dir --require-hashes -r uv.lock \
     && uv venv --python /usr/local/bin/python /opt/nightmill
@@ -34,10 +34,10 @@ LABEL org.opencontainers.image.title="nightmill" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 COPY --from=build /opt/nightmill /opt/nightmill
-# The data folder of one machine; with Postgres and a bucket nothing is written there.
+# The data folder of one machine; with Postgres and a bucket it stays empty.
 RUN install -d -m 0700 -o 10001 -g 10001 /data
 WORKDIR /data
-# Within a container loopback reaches nobody. Without an API key it refuses to listen on anything else.
+# Loopback is not reachable from outside a container. Without an API key the server refuses to listen on other addresses.
 ENV PATH=/opt/nightmill/bin:/usr/local/bin:/usr/bin:/bin \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
@@ -47,7 +47,7 @@ ENV PATH=/opt/nightmill/bin:/usr/local/bin:/usr/bin:/bin \
 USER 10001:10001
 EXPOSE 8080
 STOPSIGNAL SIGTERM
-# For `serve`; what only works has no port to ask.
+# For `serve`; `work` has no port.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=20s --retries=3 \
     CMD ["python", "-c", "import os, urllib.request as r; r.urlopen(f\"http://127.0.0.1:{os.environ['NIGHTMILL_API__PORT']}/health\", timeout=2)"]
 ENTRYPOINT ["nightmill"]

@@ -1,8 +1,8 @@
-# Two commands do everything on a machine with Python 3.11 or newer and make:
+# Two commands are enough on a machine with Python 3.11 or newer and make:
 #   make run     an example batch through a real server, with the official openai client
 #   make test    every check: format, lint, types, layers, docs, tests
 
-# The first Python that is new enough; another one: make PYTHON=/path/to/python
+# The first Python that is new enough; to use another: make PYTHON=/path/to/python
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
 VENV := .venv
@@ -10,11 +10,11 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 
-# make run: a model of your own instead of the emulator, and how much of the example to send
+# make run: a model instead of the emulator, and the number of example lines to send
 MODEL ?=
 UPSTREAM ?=
 LINES ?=
-# make fuzz: how long for each reader
+# make fuzz: seconds for each parser
 FUZZ_S ?= 60
 
 .PHONY: help setup run test test-fleet torture-fleet lint types layers unit audit fuzz bench surface house docs lock clean
@@ -34,11 +34,11 @@ lint: $(STAMP)  ## format and lint
 types: $(STAMP)  ## strict types
 	$(BIN)/basedpyright
 
-layers: $(STAMP)  ## who may import whom
+layers: $(STAMP)  ## the import rules between layers
 	$(BIN)/lint-imports --no-logo --no-cache
 
-# Two at once: most tests wait for processes of their own. What fails is run once more, alone: those processes share
-# two cores with whatever else the machine does. What fails twice is broken; both runs stand in the output.
+# Two tests run at once, since most tests wait for processes of their own. Failed tests run once more, alone, because
+# other load on the machine can delay those processes. A test that fails twice is broken; the output has both runs.
 unit: $(STAMP)  ## the tests, docs included
 	$(BIN)/python -m pytest -q -rs -n 2 --dist worksteal \
 		|| $(BIN)/python -m pytest -q -rs --last-failed --last-failed-no-failures none
@@ -47,13 +47,13 @@ test-fleet: $(STAMP)  ## the fleet's tests, over a real S3 server where Ceph is 
 	TEST_FLEET=1 $(BIN)/python -m pytest -q -rs tests/blobs tests/parts tests/roles tests/fleet tests/deploy
 	TEST_FLEET=1 $(BIN)/python -m pytest -q -rs tests/store -k pooled
 
-torture-fleet: $(STAMP)  ## the fleet's torture alone, with real Postgres, S3 and a Ray cluster of several nodes
+torture-fleet: $(STAMP)  ## the fleet's torture test alone, with real Postgres, S3 and a Ray cluster of several nodes
 	TEST_FLEET=1 $(BIN)/python -m pytest -v -rs -p no:randomly tests/fleet/test_torture.py
 
 audit: $(STAMP)  ## known vulnerabilities of the locked dependencies; needs api.osv.dev
 	@$(BIN)/python .ci/audit.py
 
-fuzz: $(STAMP)  ## atheris on every reader of bytes from outside, FUZZ_S=60 seconds each
+fuzz: $(STAMP)  ## atheris on every parser of external bytes, FUZZ_S=60 seconds each
 	@test -d $(VENV)/atheris || $(PIP) install --target $(VENV)/atheris atheris
 	for target in input_file answer part form; do \
 		PYTHONPATH=$(VENV)/atheris $(BIN)/python -m tests.fuzz.atheris_targets $$target -max_total_time=$(FUZZ_S) || exit 1; done
@@ -67,14 +67,14 @@ surface: $(STAMP)  ## accept a change of commands, settings, metrics, errors or 
 house: $(STAMP)  ## the figures that the source code is held to
 	@$(BIN)/python -m tests.house.figures
 
-docs: $(STAMP)  ## print the generated parts of docs/ anew
+docs: $(STAMP)  ## write the generated parts of docs/
 	$(BIN)/python docs/generate.py
 	$(BIN)/python -m nightmill.cli.reference > docs/cli.md
 
-setup: $(STAMP)  ## everything into .venv
+setup: $(STAMP)  ## install everything into .venv
 
 $(STAMP): requirements.lock pyproject.toml
-	@test -n "$(PYTHON)" || { echo "nightmill needs Python 3.11 or newer and found none; try: make PYTHON=/path/to/python3.11"; exit 1; }
+	@test -n "$(PYTHON)" || { echo "nightmill needs Python 3.11 or newer, but none was found; try: make PYTHON=/path/to/python3.11"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "nightmill needs Python 3.11 or newer, $(PYTHON) is older; try: make PYTHON=/path/to/python3.11"; exit 1; }
 	@echo "Setting up $(VENV) (once, a minute or two)"
@@ -83,9 +83,9 @@ $(STAMP): requirements.lock pyproject.toml
 	@$(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
 
-lock: $(STAMP)  ## resolve pyproject.toml anew into requirements.lock
+lock: $(STAMP)  ## resolve pyproject.toml into requirements.lock
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 		--no-header --no-annotate --upgrade --extra llama --extra objects --extra postgres --extra ray --group dev pyproject.toml -o requirements.lock
 
-clean:  ## remove what make made, .venv included
+clean:  ## remove all files that make created, including .venv
 	rm -rf $(VENV) dist build .pytest_cache .ruff_cache .hypothesis .import_linter_cache .run

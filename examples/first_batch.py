@@ -3,7 +3,7 @@
 make run                                   answers made up by the emulator
 make run MODEL=path/to/model.gguf          a local model
 make run UPSTREAM=http://localhost:8000/v1 a model server
-python examples/first_batch.py --url http://127.0.0.1:8080/v1      a nightmill that runs already
+python examples/first_batch.py --url http://127.0.0.1:8080/v1      a running nightmill
 """
 
 import argparse
@@ -28,18 +28,18 @@ from openai.types import Batch
 HERE = Path(__file__).resolve().parent
 NIGHTMILL = Path(sys.executable).with_name("nightmill")
 FINAL = {"completed", "failed", "expired", "cancelled"}
-READY_S = 300.0  # a large model takes its time to load
+READY_S = 300.0  # a large model takes long to load
 STOP_S = 40.0
 POLL_S = 0.25
-PATIENCE_S = 3.0
+QUIET_S = 3.0
 SHOWN = 3
-EMULATED_DELAY_S = 0.5  # a model would take longer; without it there is no progress to see
-LINES_FOR_A_MODEL = 20  # enough to see it work, on a laptop too
+EMULATED_DELAY_S = 0.5  # without a delay the batch would end before any progress is shown
+LINES_FOR_A_MODEL = 20  # a small number, so that a laptop finishes soon
 
 
 @contextmanager
 def server(upstream: list[str], **environment: str) -> Generator[str]:
-    """`nightmill serve` as a child process on a free port; gives its base URL."""
+    """`nightmill serve` as a child process on a free port; yields its base URL."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -82,7 +82,7 @@ def wait_until_ready(child: "subprocess.Popen[bytes]", url: str, log: Path) -> N
 
 
 def input_lines(client: OpenAI, *, limit: int | None) -> str:
-    """chat.jsonl, its model replaced by one the server offers when it does not offer that one."""
+    """The lines of chat.jsonl; if the server does not offer their model, its first model replaces it."""
     with HERE.joinpath("chat.jsonl").open(encoding="utf-8") as file:
         lines = [json.loads(line) for line in islice(file, limit)]
     try:
@@ -105,7 +105,7 @@ def run_and_show(client: OpenAI, *, limit: int | None) -> Batch:
         input_file_id=uploaded.id, endpoint="/v1/chat/completions", completion_window="24h"
     )
     print(f"{uploaded.id} uploaded, {batch.id} created")
-    shown, told = "", ""
+    shown, reported = "", ""
     moved = time.monotonic()
     while True:
         counts = batch.request_counts
@@ -113,9 +113,9 @@ def run_and_show(client: OpenAI, *, limit: int | None) -> Batch:
         if (progress := f"{batch.status:<12} {done}") != shown:
             print(f"{time.monotonic() - started:6.1f} s  {progress}", flush=True)
             shown, moved = progress, time.monotonic()
-        elif time.monotonic() - moved > PATIENCE_S and (why := trouble(client)) not in {"", told}:
+        elif time.monotonic() - moved > QUIET_S and (why := trouble(client)) not in {"", reported}:
             print(f"{time.monotonic() - started:6.1f} s  still waiting: {why}", flush=True)
-            told = why
+            reported = why
         if batch.status in FINAL:
             show(client, batch)
             return batch
@@ -124,7 +124,7 @@ def run_and_show(client: OpenAI, *, limit: int | None) -> Batch:
 
 
 def trouble(client: OpenAI) -> str:
-    """What keeps lines from being answered, as the server's /ready tells it; empty if nothing does."""
+    """Why lines are not being answered, from the server's /ready; empty if there is no reason."""
     try:
         with urllib.request.urlopen(urljoin(str(client.base_url), "../ready"), timeout=2) as answer:  # noqa: S310 - http
             return str(json.load(answer).get("trouble", ""))

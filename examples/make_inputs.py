@@ -2,9 +2,9 @@
 
     python examples/make_inputs.py
 
-Three batches people really send: support tickets to sort, product texts to translate, and questions to
-embed for a search. The ingredients are below; the lines are always the same. The models named are small
-ones that Ollama serves under these names; put your own in with `--chat-model` and `--embedding-model`.
+Three typical batches: support tickets to classify, product texts to translate, and questions to embed for a
+search. The lines are always the same. The models are small models with these names in Ollama;
+`--chat-model` and `--embedding-model` set others.
 """
 
 import argparse
@@ -191,7 +191,7 @@ PHRASINGS = (
 
 
 def chat(model: str) -> Iterator[dict[str, Any]]:
-    """300 tickets: each problem ten times, each time in other words around it."""
+    """300 tickets: each problem ten times, each time with another opening and ending."""
     for number, (turn, problem) in enumerate(product(range(10), PROBLEMS), start=1):
         place = PROBLEMS.index(problem)
         opening, ending = OPENINGS[(turn + place) % 10], ENDINGS[(3 * turn + place) % 10]
@@ -228,7 +228,7 @@ def responses(model: str) -> Iterator[dict[str, Any]]:
 
 
 def embeddings(model: str) -> Iterator[dict[str, Any]]:
-    """240 questions as people type them into a search box."""
+    """240 questions as typed into a search box."""
     for (number, question), (turn, phrasing) in product(
         enumerate(QUESTIONS, start=1), enumerate(PHRASINGS, start=1)
     ):

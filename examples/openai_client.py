@@ -1,4 +1,4 @@
-"""A whole batch with nothing but the official openai package.
+"""A whole batch with only the official openai package.
 
     export OPENAI_BASE_URL=http://127.0.0.1:8080/v1 OPENAI_API_KEY=unused
     python examples/openai_client.py examples/chat.jsonl

@@ -1,9 +1,9 @@
-"""A batch from Python, without a server of nightmill's own.
+"""A batch from Python, without a nightmill server.
 
     python examples/python_run.py                               answers made up by the emulator
     python examples/python_run.py http://localhost:11434/v1     a model server
 
-Stop it with Ctrl-C and start it again: it goes on where it was.
+After Ctrl-C, the next run continues where this run stopped.
 """
 
 import shutil

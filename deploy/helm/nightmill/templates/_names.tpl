@@ -12,7 +12,7 @@
 {{- end -}}
 {{- end -}}
 
-{{/* Takes a list: the root, and the component. What selects pods must never change. */}}
+{{/* Takes a list: the root, and the component. Selector labels must never change. */}}
 {{- define "nightmill.selectorLabels" -}}
 {{- $root := index . 0 -}}
 app.kubernetes.io/name: {{ include "nightmill.name" $root }}

@@ -1,4 +1,4 @@
-{{/* What every pod has in common. Secrets are files; the environment names them. */}}
+{{/* Parts that all pods share. Secrets are files; the environment names them. */}}
 
 {{- define "nightmill.image" -}}
 {{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
@@ -93,7 +93,7 @@ capabilities: {drop: [ALL]}
 {{- end }}
 {{- end -}}
 
-{{/* Takes a dict: root, component, values (its part of the values), args, and what else its container has. */}}
+{{/* Takes a dict: root, component, values (its part of the values), args, and the rest of its container. */}}
 {{- define "nightmill.deployment" -}}
 {{- $root := .root -}}
 {{- $names := list .root .component -}}
@@ -131,7 +131,7 @@ spec:
       {{- end }}
       securityContext:
         {{- include "nightmill.podSecurity" $root | nindent 8 }}
-      # Longer than the drain and the pause before it: what is in flight comes home before Kubernetes kills.
+      # Longer than the drain and the pause before it: attempts in flight finish before Kubernetes kills the pod.
       terminationGracePeriodSeconds: {{ add $root.Values.drainSeconds 15 }}
       topologySpreadConstraints:
         {{- range list "topology.kubernetes.io/zone" "kubernetes.io/hostname" }}
