@@ -1,7 +1,6 @@
-"""A real server as a process group, the emulator beside it, the official client above; all of it killable."""
+"""A real server as a process group with the emulator and the official client beside it."""
 
 import asyncio
-import json
 import os
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -18,12 +17,14 @@ from nightmill.runtime.supervisor import free_port
 from nightmill.settings import load
 from nightmill.store import open_store
 from nightmill.store.migrate import migrate
-from nightmill.torture.load import Load, until_done
-from nightmill.torture.plan import Plan
-from nightmill.torture.proof import Found, Proof, prove, repeated
-from nightmill.torture.server import Server, clean_environment, serve_command
-from nightmill.torture.upstream import Record, emulator
-from nightmill.torture.watch import Watch, as_seen
+from nightmill_torture.load import Load
+from nightmill_torture.member import Member, clean_environment, serve_command
+from nightmill_torture.plan import Plan
+from nightmill_torture.proof import Found, Proof, prove, repeated
+from nightmill_torture.record import Record
+from nightmill_torture.run import all_found, rows_of
+from nightmill_torture.upstream import emulator
+from nightmill_torture.watch import Watch
 from tests.roles.conftest import Mill
 
 LIMIT_S = 60.0
@@ -38,12 +39,12 @@ SMALL = {
 
 @dataclass
 class Stand:
-    """One data folder and whoever serves it."""
+    """One data folder and the server on it."""
 
     folder: Path
     port: int
     url: str
-    server: Server
+    server: Member
     record: Record
     client: AsyncOpenAI
     watch: Watch
@@ -68,18 +69,10 @@ class Stand:
                 await asyncio.sleep(0.005)
 
     async def found(self) -> dict[str, Found]:
-        found: dict[str, Found] = {}
-        async for batch in self.client.batches.list(limit=100):
-            seen = as_seen(batch)
-            output, error = [await self.rows(file_id) for file_id in seen.files]
-            found[seen.batch_id] = Found(status=seen.status, counts=seen.counts, output=output, error=error)
-        return found
+        return await all_found(self.client, self.watch)
 
     async def rows(self, file_id: str | None) -> list[dict[str, Any]]:
-        if file_id is None:
-            return []
-        content = await until_done(lambda: self.client.files.content(file_id))
-        return [json.loads(row) for row in content.content.split(b"\n") if row]
+        return await rows_of(self.client, file_id)
 
     async def prove(self, *, settled: Mapping[str, str] | None = None) -> Proof:
         """Once every batch of the load has ended."""
@@ -115,15 +108,13 @@ async def stand_of(tmp_path: Path) -> AsyncIterator[MakeStand]:
         ) -> Stand:
             url, record = await stack.enter_async_context(emulator(tmp_path, delay_s=delay_s))
             port = free_port()
-            command = serve_command(
-                folder=tmp_path / "data", port=port, upstream=url, workers=workers, concurrency=concurrency
-            )
-            server = Server(
-                command,
-                environment=clean_environment(os.environ) | SMALL | environment,
+            folder = {"NIGHTMILL_FOLDER": str(tmp_path / "data")}
+            server = Member(
+                serve_command(port, upstream=url, workers=workers, concurrency=concurrency),
+                environment=clean_environment(os.environ) | SMALL | folder | environment,
                 log=tmp_path / "serve.log",
             )
-            stack.push_async_callback(server.kill_everyone)
+            stack.push_async_callback(server.close)
             client = AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", timeout=30)
             stack.push_async_callback(client.close)
             proof = Proof()

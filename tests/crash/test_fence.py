@@ -28,7 +28,7 @@ from nightmill.ids import WorkerId
 from nightmill.parts import FolderParts, PartRecord, Parts
 from nightmill.settings import as_message
 from nightmill.store import Store, open_store
-from nightmill.torture.proof import (
+from nightmill_torture.proof import (
     NOT_ENDED,
     SETTLED_CHANGED,
     Expected,
@@ -38,7 +38,7 @@ from nightmill.torture.proof import (
     prove,
     repeated,
 )
-from nightmill.torture.upstream import emulator
+from nightmill_torture.upstream import emulator
 from tests.roles.conftest import ENDPOINT, Mill
 from tests.store_doubles import with_verb
 

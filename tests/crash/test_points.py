@@ -12,7 +12,7 @@ import pytest
 from nightmill import failpoints
 from nightmill.errors import SetupError
 from nightmill.failpoints import FAILPOINTS
-from nightmill.torture.plan import Plan, Target, rounds
+from nightmill_torture.plan import Fault, Plan, injections
 
 _PASSES = """
 from nightmill.failpoints import failpoint
@@ -58,29 +58,33 @@ def test_a_misspelt_point_is_refused_and_not_ignored(asked: str) -> None:
 
 def test_every_point_stands_in_the_code_once_at_least() -> None:
     source = Path(failpoints.__file__).parent
-    components = [
-        path for path in source.rglob("*.py") if path.parent.name != "torture" and path.stem != "crash"
-    ]
+    components = [path for path in source.rglob("*.py") if path.stem != "crash"]
     code = "".join(path.read_text() for path in components)
     assert [name for name in FAILPOINTS if f'"{name}"' not in code] == []
 
 
 def _plan(tmp_path: Path, kills: int, seed: int) -> list:
-    return list(rounds(Plan(folder=tmp_path, kills=kills, seed=seed)))
+    return list(injections(Plan(folder=tmp_path, kills=kills, seed=seed)))
 
 
-def test_a_seed_makes_the_same_rounds_again(tmp_path: Path) -> None:
+def test_a_seed_makes_the_same_injections_again(tmp_path: Path) -> None:
     seed = Random().randrange(1_000_000)
     assert _plan(tmp_path, 100, seed) == _plan(tmp_path, 100, seed)
     assert _plan(tmp_path, 100, seed) != _plan(tmp_path, 100, seed + 1)
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_a_hundred_kills_play_every_point_and_random_instants_of_everyone(tmp_path: Path, seed: int) -> None:
-    played = _plan(tmp_path, 100, seed)
-    names = [name for one in played for name, _ in one.points] + [one.front for one in played if one.front]
+def test_a_hundred_kills_reach_every_failpoint_and_random_instants(tmp_path: Path, seed: int) -> None:
+    planned = _plan(tmp_path, 100, seed)
+    names = [name for injection in planned for name, _ in injection.points]
     assert sorted(names) == sorted(FAILPOINTS)
-    assert sum(one.kills for one in played) == 100
-    assert not any(blow.is_early for one in played if one.points for blow in one.blows)
-    assert all(one.front is None or not (one.points or one.blows) for one in played)
-    assert {blow.target for one in played for blow in one.blows} >= {Target.ALL, Target.API}
+    assert sum(injection.kills for injection in planned) == 100
+    assert not any(injection.is_early for injection in planned if injection.points)
+    assert all(len(injection.points) == 1 for injection in planned if injection.fault is Fault.FAILPOINT), (
+        "the API process ends the server"
+    )
+    assert {injection.fault for injection in planned} >= {
+        Fault.FAILPOINT,
+        Fault.SERVER_KILLED,
+        Fault.SERVER_ORPHANED,
+    }

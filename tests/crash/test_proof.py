@@ -1,4 +1,4 @@
-"""The proof sees each kind of breach; a proof that can't fail proves nothing."""
+"""The proof reports each kind of breach."""
 
 import json
 from collections.abc import Callable
@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from nightmill.emulator.answers import answer
-from nightmill.torture.proof import (
+from nightmill_torture.proof import (
     ANSWERS_MIXED,
-    ANSWERS_UNASKED,
+    ANSWERS_UNKNOWN,
     LINES_DOUBLED,
     LINES_LOST,
     MADE_TWICE,
@@ -25,7 +25,7 @@ from nightmill.torture.proof import (
     prove,
     repeated,
 )
-from nightmill.torture.watch import COUNTS_BACK, FILES_CHANGED, STAMPS_CHANGED, STATUS_BACK, Seen, Watch
+from nightmill_torture.watch import COUNTS_BACK, FILES_CHANGED, STAMPS_CHANGED, STATUS_BACK, Seen, Watch
 
 ENDPOINT = "/v1/chat/completions"
 MARKERS = ["a", "b", "a", "c"]
@@ -93,8 +93,8 @@ def changed(**changes: Any) -> Callable[[], Proof]:
         (LINES_DOUBLED, changed(output=[*FOUND.output, row("a", 3)], counts=(3, 4, 0))),
         (LINES_DOUBLED, changed(error=[missing("a")])),
         (ANSWERS_MIXED, changed(output=[*FOUND.output[:2], {**row("b", 4), "custom_id": "c"}])),
-        (ANSWERS_UNASKED, changed(output=[*FOUND.output[:2], row("c", 2)])),
-        (ANSWERS_UNASKED, changed(output=[*FOUND.output[:2], row("c", 9)])),
+        (ANSWERS_UNKNOWN, changed(output=[*FOUND.output[:2], row("c", 2)])),
+        (ANSWERS_UNKNOWN, changed(output=[*FOUND.output[:2], row("c", 9)])),
         (SETTLED_CHANGED, changed(output=[row("a", 1), *FOUND.output[1:]])),
         (NOT_ENDED, lambda: proven(None)),
         (NOT_ENDED, changed(status="finalizing")),

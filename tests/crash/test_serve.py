@@ -10,9 +10,9 @@ from contextlib import suppress
 import pytest
 
 from nightmill.core.batch import Event, Status
-from nightmill.torture.plan import Target
-from nightmill.torture.proof import Variety
-from nightmill.torture.server import members
+from nightmill_torture.plan import Part
+from nightmill_torture.processes import living
+from nightmill_torture.proof import Variety
 from tests.crash.conftest import LIMIT_S, MakeStand, Stand
 from tests.roles.conftest import Mill, request_lines
 
@@ -73,7 +73,7 @@ async def test_a_half_received_upload_leaves_nothing_after_the_next_start(stand_
         )
         client.sendall(head + bytes(1 << 20) * 3)
         await stand.until(lambda: list(unfinished.iterdir()))
-        await stand.server.kill(Target.ALL)
+        await stand.server.kill("all")
     assert list(unfinished.iterdir())
     stand.serve()
     await stand.until_it_answers()
@@ -108,7 +108,7 @@ async def test_orphans_of_a_killed_server_do_no_harm_to_one_started_at_once(stan
     await begun(stand)
     orphans = [one for one in stand.server.processes if one.command.startswith(("worker:", "intake:"))]
     assert len(orphans) == 3
-    await stand.server.kill(Target.API)
+    await stand.server.kill("parent")
     stand.serve()
     await stand.until_it_answers()
     orphan_ids = {one.process_id for one in orphans}
@@ -118,13 +118,13 @@ async def test_orphans_of_a_killed_server_do_no_harm_to_one_started_at_once(stan
     assert stand.repeated <= 8 + 8, "more was sent again than was in flight"
 
 
-@pytest.mark.parametrize("target", [Target.WORKER, Target.KEEPER])
+@pytest.mark.parametrize("part", ["worker", "background"])
 async def test_a_dead_child_is_replaced_and_what_it_held_is_free_at_once(
-    stand_of: MakeStand, target: Target
+    stand_of: MakeStand, part: Part
 ) -> None:
     stand = await stand_of(NIGHTMILL_WORKER__LEASE_TTL_S="600")
     await begun(stand)
-    assert await stand.server.kill(target)
+    assert await stand.server.kill(part)
     proof = await stand.prove()
     assert proof.is_kept, proof.examples
     assert stand.repeated <= 8 + 8
@@ -147,7 +147,7 @@ async def test_a_drain_loses_nothing_repeats_nothing_and_answers_polls_to_the_en
     assert await stand.server.has_ended(within_s=LIMIT_S) == 0
     assert time.monotonic() - asked < 10
     assert polls > 3
-    assert members({next(iter(stand.server._groups))}) == []
+    assert living({next(iter(stand.server._groups))}) == []
     undone = len(set(stand.record.markers))
     stand.serve()
     proof = await stand.prove()

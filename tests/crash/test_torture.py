@@ -1,4 +1,4 @@
-"""A small torture: every named point, and random kills between them. `nightmill torture` plays more of it."""
+"""A short run of the crash harness: every failpoint, and random kills between them."""
 
 import json
 import subprocess
@@ -10,12 +10,12 @@ import pytest
 from nightmill.failpoints import FAILPOINTS
 
 KILLS = 75
-"""As many as it takes to play every point once, with the kills that end their rounds."""
+"""Enough to reach every failpoint once, with the kills that end those starts."""
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)  # a minute on two quiet cores
-def test_nothing_is_lost_whatever_dies_and_whenever_it_dies(tmp_path: Path) -> None:
+def test_no_line_is_lost_at_any_failpoint_or_random_kill(tmp_path: Path) -> None:
     sizes = ["--kills", str(KILLS), "--lines", "150", "--batches", "2", "--workers", "1"]
     command = [sys.executable, "-m", "nightmill", "torture", *sizes, "--folder", str(tmp_path), "--json"]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -23,8 +23,22 @@ def test_nothing_is_lost_whatever_dies_and_whenever_it_dies(tmp_path: Path) -> N
     report = json.loads(ended.stdout)
     assert report["kept"]
     assert report["points"] == sorted(FAILPOINTS)
-    assert sum(report["kills"].values()) >= KILLS
+    assert sum(report["faults"].values()) >= KILLS
     assert set(report["breaches"].values()) == {0}
     assert report["repeated"] <= report["repeated_bound"]
     assert report["lines"] > 1_000
-    assert list(tmp_path.iterdir()) == [], "it leaves nothing behind"
+    assert list(tmp_path.iterdir()) == [], "the run removes its folder"
+
+
+def test_without_the_package_of_the_harness_the_command_says_so_in_one_line(tmp_path: Path) -> None:
+    code = "import sys; sys.modules['nightmill_torture'] = None; from nightmill.cli import main; main()"
+    ended = subprocess.run(
+        [sys.executable, "-c", code, "torture", "--folder", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 78
+    (line,) = ended.stderr.splitlines()
+    assert "the crash harness can't be loaded" in line
+    assert list(tmp_path.iterdir()) == []

@@ -30,7 +30,7 @@ import pytest
 from openai.types import Batch
 
 from nightmill.store import migrate
-from nightmill.torture.fleet.link import Link
+from nightmill_torture.link import Link
 
 TERMINAL = {"completed", "failed", "expired", "cancelled"}
 CHAT = "/v1/chat/completions"

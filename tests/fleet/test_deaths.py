@@ -15,7 +15,7 @@ from nightmill.runtime.storage import open_storage
 from nightmill.settings import load
 from nightmill.store import open_store
 from nightmill.store.migrate import migrate
-from nightmill.torture.proof import NOT_ENDED, SETTLED_CHANGED
+from nightmill_torture.proof import NOT_ENDED, SETTLED_CHANGED
 from tests.crash.dying import Die, deaths, turn
 from tests.crash.test_deaths import FINALIZER, INTAKE, LINES, settled
 from tests.crash.test_fence import a_zombie_writes_on, tokens_ignored

@@ -6,8 +6,8 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from nightmill.torture.fleet.link import Link
-from nightmill.torture.fleet.plan import Manner
+from nightmill_torture.link import Link
+from nightmill_torture.plan import Manner
 
 LIMIT_S = 10
 

@@ -60,7 +60,7 @@ class RayCluster:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("NIGHTMILL_")}
         with self.log.open("wb") as sink:
             self.process = subprocess.Popen(
-                [sys.executable, Path(__file__).with_name("ray_nodes.py"), str(self.port)],
+                [sys.executable, "-m", "nightmill_torture.ray_nodes", str(self.port), "2"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=sink,
@@ -82,7 +82,7 @@ class RayCluster:
         return told
 
     def add(self) -> None:
-        self.tell("add")
+        self.tell(f"add {self.added}")
         self.added += 1
 
     def workers(self) -> list[int]:

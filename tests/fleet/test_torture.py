@@ -1,4 +1,4 @@
-"""`nightmill torture --store`: whoever dies, freezes or is cut off, no line is lost and none is doubled."""
+"""`nightmill torture --store`: no line of a fleet is lost or doubled by a kill, a freeze or a cut."""
 
 import json
 import os
@@ -6,16 +6,17 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from nightmill.errors import SetupError
-from nightmill.torture.fleet.bound import SLACK_S, Bound, unexplained
-from nightmill.torture.fleet.places import Places
-from nightmill.torture.fleet.plan import LEASE_TTL_S, Blow, FleetPlan, strikes
-from nightmill.torture.upstream import Ask
+from nightmill_torture.plan import LEASE_TTL_S, Fault, Plan, injections
+from nightmill_torture.record import Request
+from nightmill_torture.repeats import SLACK_S, RepeatBound, unexplained
+from nightmill_torture.storage import Storage
 from tests.fleet.rgw import missing_programs
 
 only_in_fleet = pytest.mark.skipif(not os.environ.get("TEST_FLEET"), reason="long: make test-fleet")
@@ -54,14 +55,14 @@ def kept(ended: "subprocess.CompletedProcess[str]") -> dict:
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)  # half a minute on two quiet cores
-def test_no_line_is_lost_or_doubled_whoever_dies(postgres, s3, tmp_path):
+def test_no_line_is_lost_or_doubled_by_a_few_faults(postgres, s3, tmp_path):
     sizes = ("--kills", "6", "--lines", "60", "--batches", "3", "--seed", "5")
     store, bucket = postgres.fresh(), s3.make_bucket()
     report = kept(tortured(store, s3.settings(bucket), tmp_path, *sizes))
-    assert sum(report["blows"].values()) == 6
+    assert sum(report["faults"].values()) == 6
     assert not report["restart_was_real"]
     assert report["lines"] > 150
-    assert list(tmp_path.iterdir()) == [], "it leaves nothing behind"
+    assert list(tmp_path.iterdir()) == [], "the run removes its folder"
     tables = "SELECT count(*) FROM information_schema.tables WHERE table_schema = 'public'"
     assert postgres.of(store, tables) == "0"
     s3.remove_bucket(bucket)  # S3 removes empty ones only
@@ -77,93 +78,99 @@ def test_a_database_in_use_is_refused_in_one_line_and_left_alone(migrated, s3, t
 
 
 @pytest.mark.parametrize(
-    ("store", "told"),
+    ("store", "message"),
     [
         ("sqlite:///some.sqlite", "names the Postgres of a fleet"),
         ("postgresql://a,b/x", "name one host"),
         ("postgresql://a/x?sslmode=verify-full", "use sslmode=require"),
     ],
 )
-def test_what_can_not_be_tortured_is_told_in_one_line(store, told):
-    with pytest.raises(SetupError, match=told):
-        Places(plan_of(store=store), {})
+def test_a_url_that_links_can_not_stand_before_is_refused(store, message):
+    with pytest.raises(SetupError, match=message):
+        Storage(plan_of(store=store), {})
 
 
 # --- the plan and the bound ------------------------------------------------------------------------------
 
 
-def plan_of(**changes: object) -> FleetPlan:
-    return FleetPlan(**{"folder": Path("x"), "store": "postgresql://x/y", "blobs": "s3://b"} | changes)
+def plan_of(**changes: object) -> Plan:
+    return Plan(**{"folder": Path("x"), "store": "postgresql://x/y", "blobs": "s3://b"} | changes)
 
 
 def test_a_seed_repeats_the_choices_and_another_makes_others():
-    assert list(strikes(plan_of(seed=1))) == list(strikes(plan_of(seed=1)))
-    assert list(strikes(plan_of(seed=1))) != list(strikes(plan_of(seed=2)))
+    assert list(injections(plan_of(seed=1))) == list(injections(plan_of(seed=1)))
+    assert list(injections(plan_of(seed=1))) != list(injections(plan_of(seed=2)))
 
 
 @pytest.mark.parametrize("engine", ["local", "ray"])
-def test_every_kind_of_blow_is_struck_before_any_comes_again(engine):
-    kinds = plan_of(engine=engine).kinds
-    struck = [strike.blow for strike in strikes(plan_of(engine=engine, kills=len(kinds)))]
-    assert sorted(struck) == sorted(kinds)
-    assert plan_of(engine=engine).costly < set(kinds)
+def test_every_fault_is_injected_before_any_is_repeated(engine):
+    faults = plan_of(engine=engine).faults
+    injected = [injection.fault for injection in injections(plan_of(engine=engine, kills=len(faults)))]
+    assert Counter(injected) == Counter(faults)
+    costly = {fault for fault in faults if plan_of(engine=engine).may_repeat(fault)}
+    of_workers = {Fault.WORKER_KILLED, Fault.WORKER_FROZEN, Fault.HOST_CUT_FROM_STORE}
+    of_hosts = {Fault.HOST_KILLED, Fault.HOST_ORPHANED, Fault.HOST_FROZEN}
+    of_ray = {Fault.NODE_KILLED, Fault.NODE_FROZEN, Fault.HEAD_KILLED}
+    assert costly == of_workers | (of_ray if engine == "ray" else of_hosts)
 
 
-def test_only_what_is_there_is_struck():
-    assert set(plan_of(engine="ray").kinds) == set(Blow)
-    assert not any("Ray" in blow for blow in plan_of().kinds)
-    assert not any("bucket" in blow for blow in plan_of(blobs=None).kinds)
+def test_only_what_the_fleet_has_is_a_target():
+    of_one_machine = {Fault.FAILPOINT, Fault.SERVER_ORPHANED}
+    assert set(plan_of(engine="ray").faults) == set(Fault) - of_one_machine
+    assert not any("Ray" in fault.title for fault in plan_of().faults)
+    assert not any("bucket" in fault.title for fault in plan_of(blobs=None).faults)
 
 
 def test_a_freeze_outlasts_the_lease():
-    freezes = [strike for strike in strikes(plan_of(kills=200)) if "frozen" in strike.blow]
-    assert min(strike.for_s for strike in freezes) > LEASE_TTL_S
+    planned = injections(plan_of(kills=200))
+    freezes = [injection for injection in planned if injection.fault.action == "freeze"]
+    assert min(injection.for_s for injection in freezes) > LEASE_TTL_S
 
 
-@pytest.mark.parametrize(("workers", "crews", "each"), [(1, 1, 1), (2, 2, 1), (4, 2, 2), (8, 4, 2)])
-def test_workers_come_in_crews(workers, crews, each):
+@pytest.mark.parametrize(("workers", "hosts", "each"), [(1, 1, 1), (2, 2, 1), (4, 2, 2), (8, 4, 2)])
+def test_workers_come_in_hosts(workers, hosts, each):
     plan = plan_of(workers=workers)
-    assert (plan.crews, plan.workers_per_crew) == (crews, each)
+    assert (plan.worker_hosts, plan.workers_per_member) == (hosts, each)
 
 
-def asked_twice(*, first: float, again: float, sender: str = "crew-1") -> list[Ask]:
-    return [Ask("a", sender, first), Ask("b", sender, first), Ask("a", "crew-2", again)]
+def sent_twice(*, first: float, again: float, sender: str = "host-1") -> list[Request]:
+    return [Request("a", sender, first), Request("b", sender, first), Request("a", "host-2", again)]
 
 
-def told_by(bound: Bound, asks: list[Ask]) -> list[str]:
-    repeatable = bound.repeatable(asks, durable_after_s=lambda _: 0.5)
-    return [ask.marker for ask in unexplained(asks, repeatable)]
+def unexplained_by(bound: RepeatBound, requests: list[Request]) -> list[str]:
+    repeatable = bound.repeatable(requests, durable_after_s=lambda _: 0.5)
+    return [request.marker for request in unexplained(requests, repeatable)]
 
 
 def test_only_what_was_in_flight_or_not_durable_may_be_repeated():
-    bound = Bound()
-    bound.struck("crew-1", 100.0, 100.0)
-    assert told_by(bound, asked_twice(first=99.8, again=104.0)) == []
-    assert told_by(bound, asked_twice(first=99.4 - SLACK_S, again=104.0)) == ["a"]
-    assert told_by(bound, asked_twice(first=99.8, again=104.0, sender="crew-2")) == ["a"]
-    assert told_by(Bound(), asked_twice(first=99.8, again=104.0)) == ["a"]
+    bound = RepeatBound()
+    bound.add_fault("host-1", 100.0, 100.0)
+    assert unexplained_by(bound, sent_twice(first=99.8, again=104.0)) == []
+    assert unexplained_by(bound, sent_twice(first=99.4 - SLACK_S, again=104.0)) == ["a"]
+    assert unexplained_by(bound, sent_twice(first=99.8, again=104.0, sender="host-2")) == ["a"]
+    assert unexplained_by(RepeatBound(), sent_twice(first=99.8, again=104.0)) == ["a"]
 
 
 def test_since_the_bucket_stalled_nothing_was_durable():
-    bound = Bound()
-    bound.stalled("crew-1", 90.0, 96.0)
-    bound.struck("crew-1", 100.0, 100.0)
-    assert told_by(bound, asked_twice(first=90.0, again=104.0)) == []
-    other = Bound()
-    other.stalled("crew-2", 90.0, 96.0)
-    other.struck("crew-1", 100.0, 100.0)
-    assert told_by(other, asked_twice(first=90.0, again=104.0)) == ["a"]
+    bound = RepeatBound()
+    bound.add_stall("host-1", 90.0, 96.0)
+    bound.add_fault("host-1", 100.0, 100.0)
+    assert unexplained_by(bound, sent_twice(first=90.0, again=104.0)) == []
+    other = RepeatBound()
+    other.add_stall("host-2", 90.0, 96.0)
+    other.add_fault("host-1", 100.0, 100.0)
+    assert unexplained_by(other, sent_twice(first=90.0, again=104.0)) == ["a"]
 
 
-# --- on real places: make test-fleet ---------------------------------------------------------------------
+# --- on real services: make test-fleet ---------------------------------------------------------------------
 
 
 @pytest.fixture
 def restarted(postgres, tmp_path) -> Iterator[str]:
-    """A command that restarts Postgres as a machine that lost power."""
+    """A command that restarts Postgres as after a loss of power."""
     asked, done, is_over = tmp_path / "restart-asked", tmp_path / "restart-done", threading.Event()
 
-    def obey() -> None:
+    def restart() -> None:
         while not is_over.wait(0.05):
             if asked.exists():
                 postgres.stop()
@@ -172,11 +179,11 @@ def restarted(postgres, tmp_path) -> Iterator[str]:
                 asked.unlink()
                 done.touch()
 
-    obeying = threading.Thread(target=obey)
-    obeying.start()
+    restarting = threading.Thread(target=restart)
+    restarting.start()
     yield f"touch {asked}; while [ ! -e {done} ]; do sleep 0.05; done; rm {done}"
     is_over.set()
-    obeying.join()
+    restarting.join()
 
 
 @pytest.fixture
@@ -192,23 +199,23 @@ def real_bucket(request) -> dict[str, object]:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("seed", [1, 2])
-def test_every_blow_over_a_real_postgres_and_a_real_bucket(postgres, real_bucket, tmp_path, restarted, seed):
-    kinds = plan_of().kinds
-    sizes = ("--kills", str(2 * len(kinds)), "--seed", str(seed), "--restart-store", restarted)
+def test_every_fault_over_a_real_postgres_and_a_real_bucket(postgres, real_bucket, tmp_path, restarted, seed):
+    faults = plan_of().faults
+    sizes = ("--kills", str(2 * len(faults)), "--seed", str(seed), "--restart-store", restarted)
     report = kept(tortured(postgres.fresh(), real_bucket, tmp_path / "run", *sizes))
-    assert report["blows"] == {blow.value: 2 for blow in kinds}
+    assert report["faults"] == {fault.title: 2 for fault in faults}
     assert report["restart_was_real"]
 
 
 @only_in_fleet
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_every_blow_at_workers_on_a_ray_cluster_of_several_nodes(postgres, real_bucket, tmp_path, restarted):
+def test_every_fault_of_workers_on_a_ray_cluster_of_several_nodes(postgres, real_bucket, tmp_path, restarted):
     pytest.importorskip("ray", reason="the extra 'ray' is not installed")
-    kinds = plan_of(engine="ray").kinds
-    sizes = ("--kills", str(len(kinds)), "--engine", "ray", "--restart-store", restarted)
+    faults = plan_of(engine="ray").faults
+    sizes = ("--kills", str(len(faults)), "--engine", "ray", "--restart-store", restarted)
     report = kept(tortured(postgres.fresh(), real_bucket, tmp_path / "run", *sizes))
-    assert report["blows"] == {blow.value: 1 for blow in kinds}
+    assert report["faults"] == {fault.title: 1 for fault in faults}
 
 
 _FORGETFUL = """

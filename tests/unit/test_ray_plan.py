@@ -3,7 +3,7 @@
 import pytest
 
 from nightmill.core.batch import Status
-from nightmill.runtime.ray.plan import Moves, ScaleDownDelay, ActorState, is_needed, moves, wanted_workers
+from nightmill.runtime.ray.plan import ActorState, Moves, ScaleDownDelay, is_needed, moves, wanted_workers
 from nightmill.settings import RaySettings
 from nightmill.store import Backlog
 

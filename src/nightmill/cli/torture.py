@@ -3,8 +3,6 @@
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,11 +13,11 @@ from nightmill.cli.screen import Json, out_fields, out_json, say
 from nightmill.errors import SetupError
 
 if TYPE_CHECKING:
-    from nightmill.torture import Proof
+    from nightmill_torture.report import Report
 
 
 def torture(
-    kills: Annotated[int, typer.Option("--kills", metavar="N", min=1, help="Kills in all.")] = 100,
+    kills: Annotated[int, typer.Option("--kills", metavar="N", min=1, help="Faults in all.")] = 100,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="The same seed, the same choices.")] = 0,
     lines: Annotated[int, typer.Option("--lines", metavar="N", min=1, help="Lines of a batch.")] = 400,
     batches: Annotated[int, typer.Option("--batches", metavar="N", min=1, help="Batches open at once.")] = 4,
@@ -58,7 +56,7 @@ def torture(
         typer.Option(
             "--engine",
             metavar="local|ray",
-            help="Where the fleet's workers live; ray starts a cluster of several nodes.",
+            help="Where the fleet's workers run; ray starts a cluster of several nodes.",
         ),
     ] = "local",
     as_json: Json = False,
@@ -66,32 +64,26 @@ def torture(
     """Kill a server again and again on this disk, and prove that nothing was lost.
 
     It starts a server and the emulator, runs batches through the official client, kills with SIGKILL at
-    every named failpoint and at random instants, starts again, and in the end compares every file with
+    every failpoint and at random instants, starts the server again, and in the end compares every file with
     the upstream's own record. Any breach makes the exit code 1 and keeps the folder.
 
-    With --store it is a fleet: API servers and crews of workers, which it kills, freezes, and cuts off from
+    With --store it tests a fleet: API servers and worker hosts, which it kills, freezes, and cuts off from
     Postgres and the bucket.
     """
     if store is None and (blobs is not None or restart_store is not None):
-        raise SetupError("--blobs and --restart-store are of a fleet: name its Postgres with --store")
+        raise SetupError("--blobs and --restart-store need a fleet: name its Postgres with --store")
     if engine not in ("local", "ray"):
         raise SetupError(f"there is no engine '{engine}'; choose local or ray")
     if store is None and engine != "local":
-        raise SetupError("--engine is of a fleet: name its Postgres with --store")
+        raise SetupError("--engine needs a fleet: name its Postgres with --store")
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     place = Path(tempfile.mkdtemp(prefix="nightmill-torture-", dir=folder or Path.cwd()))
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: nobody is left behind
-    sizes = {"kills": kills, "seed": seed, "lines": lines, "batches": batches}
-    if workers is not None:
-        sizes["workers"] = workers
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: every process is ended
+    sizes = {"kills": kills, "seed": seed, "lines": lines, "batches": batches, "workers": workers}
+    services = {"store": store, "blobs": blobs, "restart_store": restart_store, "engine": engine}
     try:
-        if store is None:
-            told = _of_a_server(place, sizes)
-        else:
-            told = _of_a_fleet(
-                place, sizes, store=store, blobs=blobs, restart_store=restart_store, engine=engine
-            )
+        report, shown = _run(as_json, folder=place, **sizes, **services)
     except BaseException:
         if any(place.iterdir()):
             say(f"nightmill: everything is kept in {place}")
@@ -99,43 +91,27 @@ def torture(
             place.rmdir()
         raise
     if as_json:
-        out_json(told.document)
+        out_json(shown)
     else:
-        out_fields(told.rows)
-    if told.proof.is_kept:
+        out_fields(shown)
+    if report.is_kept:
         shutil.rmtree(place)
         return
-    for example in told.proof.examples:
+    for example in report.proof.examples:
         say(f"nightmill: {example}")
-    say(f"nightmill: the promise is broken; everything is kept in {place}{told.also_kept}")
+    also_kept = "" if store is None else ", in the database and in the bucket"
+    say(f"nightmill: the promise is broken; everything is kept in {place}{also_kept}")
     raise typer.Exit(ExitCode.SOME_FAILED)
 
 
-@dataclass(frozen=True, slots=True)
-class _Told:
-    proof: "Proof"
-    rows: Iterable[tuple[str, str]]
-    document: dict[str, Any]
-    also_kept: str = ""
-
-
-def _of_a_server(place: Path, sizes: dict[str, Any]) -> _Told:
+def _run(as_json: bool, **options: Any) -> tuple["Report", Any]:
+    """The report of a run, and what is printed of it."""
     from nightmill.client.local import finished
-    from nightmill.torture import Plan, table
-    from nightmill.torture import torture as tortured
 
-    report = finished(tortured(Plan(folder=place, **sizes), show=say))
-    return _Told(report.proof, table.rows(report), table.as_json(report))
-
-
-def _of_a_fleet(place: Path, sizes: dict[str, Any], **asked: Any) -> _Told:
-    from nightmill.client.local import finished
-    from nightmill.torture.fleet import FleetPlan, table, torture_fleet
-
-    report = finished(torture_fleet(FleetPlan(folder=place, **sizes, **asked), show=say))
-    return _Told(
-        report.proof,
-        table.rows(report),
-        table.as_json(report),
-        also_kept=", in the database and in the bucket",
-    )
+    try:
+        from nightmill_torture import Plan, report
+        from nightmill_torture import torture as run
+    except ImportError as error:
+        raise SetupError(f"the crash harness can't be loaded ({error}); reinstall nightmill") from None
+    made = finished(run(Plan(**options), show=say))
+    return made, report.as_json(made) if as_json else report.rows(made)

@@ -20,6 +20,7 @@ from nightmill.runtime.components import Components
 from nightmill.runtime.open_files import raise_open_file_limit
 from nightmill.runtime.signals import StopRequest
 from nightmill.runtime.supervisor import Supervisor
+from nightmill.runtime.systemd import notify_ready
 from nightmill.upstream.connect import open_upstream
 
 
@@ -29,6 +30,10 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None]:
         yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        notify_ready()
 
 
 async def serve_front(

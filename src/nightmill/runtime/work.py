@@ -19,6 +19,7 @@ from nightmill.runtime.signals import install_signal_handlers
 from nightmill.runtime.start import open_stored, prepare
 from nightmill.runtime.storage import check_storage
 from nightmill.runtime.supervisor import Program, Supervisor
+from nightmill.runtime.systemd import notify_ready
 from nightmill.runtime.upstreams import choose_upstream
 from nightmill.settings import Settings
 
@@ -58,8 +59,10 @@ async def work(
         async with asyncio.TaskGroup() as group:
             for program in [*programs, *role_programs(settings, roles)]:
                 group.create_task(supervisor.keep(program))
+            stop_request = install_signal_handlers(supervisor)
             say(f"nightmill works: {', '.join(roles)}")
-            await install_signal_handlers(supervisor).to_stop.wait()
+            notify_ready()
+            await stop_request.to_stop.wait()
             await supervisor.drain(grace_s=settings.api.drain_s + _EXTRA_S)
     finally:
         await store.close()

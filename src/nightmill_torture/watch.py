@@ -1,6 +1,6 @@
-"""Polls the server all the while, over every death, and holds each batch against what was seen of it before.
+"""Polls the server during the whole run and compares each batch with its state at the poll before.
 
-Promise: what a client could see is seen a few times a second. Not its duty: what the files say in the end
+Batches are polled several times a second, as a client would. The content of their files is checked at the end
 (`proof`).
 """
 
@@ -13,7 +13,7 @@ from time import monotonic
 from openai import AsyncOpenAI, OpenAIError
 from openai.types import Batch
 
-from nightmill.torture.proof import Proof
+from nightmill_torture.proof import Proof
 
 _PAUSE_S = 0.1
 _RETRY_S = 0.02
@@ -23,15 +23,13 @@ _RANK: Mapping[str, int] = {
     "in_progress": 1,
     "finalizing": 2,
     "cancelling": 2,
-    "completed": 3,
-    "expired": 3,
-    "cancelled": 3,
-    "failed": 3,
+    **dict.fromkeys(("completed", "expired", "cancelled", "failed"), 3),
 }
+_STAMPS = ("created", "expires", "in_progress", "finalizing", "completed", "failed", "expired", "cancelling")
 TERMINAL = frozenset(status for status, rank in _RANK.items() if rank == 3)
 
 DIED_CONNECTING = (AttributeError,)
-"""Its socket library asks a connection for its peer even when the server died in that very instant."""
+"""The client's socket library raises these when the server dies while a connection is made."""
 
 COUNTS_BACK = "request_counts that went backwards"
 STAMPS_CHANGED = "stamps that changed"
@@ -60,23 +58,13 @@ def as_seen(batch: Batch) -> Seen:
         batch.id,
         batch.status,
         (0, 0, 0) if counts is None else (counts.total, counts.completed, counts.failed),
-        {
-            "created_at": batch.created_at,
-            "expires_at": batch.expires_at,
-            "in_progress_at": batch.in_progress_at,
-            "finalizing_at": batch.finalizing_at,
-            "completed_at": batch.completed_at,
-            "failed_at": batch.failed_at,
-            "expired_at": batch.expired_at,
-            "cancelling_at": batch.cancelling_at,
-            "cancelled_at": batch.cancelled_at,
-        },
+        {f"{name}_at": getattr(batch, f"{name}_at") for name in (*_STAMPS, "cancelled")},
         (batch.output_file_id, batch.error_file_id),
     )
 
 
 class Watch:
-    """What was seen of every batch, and when the server last answered."""
+    """The latest state of every batch, and when the server last answered."""
 
     def __init__(self, client: AsyncOpenAI, proof: Proof) -> None:
         self._client = client.with_options(max_retries=0)
@@ -84,7 +72,7 @@ class Watch:
         self._changed = asyncio.Event()
         self.seen: dict[str, Seen] = {}
         self.answered_at = 0.0
-        """Monotonic time at which the latest poll that was answered had been asked."""
+        """Monotonic time at which the latest answered poll was sent."""
         self.longest_silence_s = 0.0
         self.polls = 0
         for name in (COUNTS_BACK, STAMPS_CHANGED, STATUS_BACK, FILES_CHANGED):
@@ -93,7 +81,7 @@ class Watch:
     async def keep_polling(self) -> None:
         before = monotonic()
         while True:
-            asked = monotonic()
+            sent = monotonic()
             try:
                 page = await self._client.batches.list(limit=_NEWEST)
             except (OpenAIError, *DIED_CONNECTING):
@@ -102,23 +90,23 @@ class Watch:
             now = monotonic()
             self.longest_silence_s = max(self.longest_silence_s, now - before)
             before = now
-            self.answered_at = asked
+            self.answered_at = sent
             self.polls += 1
             for batch in page.data or ():
                 self.note(as_seen(batch))
             with suppress(OpenAIError, *DIED_CONNECTING):
-                await self._look_after({batch.id for batch in page.data or ()})
-            self._tell()
+                await self._poll_older({batch.id for batch in page.data or ()})
+            self._notify()
             await asyncio.sleep(_PAUSE_S)
 
-    async def _look_after(self, listed: Collection[str]) -> None:
-        """Batches that have not ended, but are no longer among the newest."""
+    async def _poll_older(self, listed: Collection[str]) -> None:
+        """Polls batches that have not ended and are no longer among the newest."""
         for batch_id, seen in list(self.seen.items()):
             if not seen.is_terminal and batch_id not in listed:
                 self.note(as_seen(await self._client.batches.retrieve(batch_id)))
 
     async def answer_after(self, moment: float) -> float:
-        """Waits for the answer to a poll that was asked after `moment`; monotonic time of the answer."""
+        """Waits for the answer to a poll that was sent after `moment`; monotonic time of the answer."""
         while self.answered_at < moment:
             await self._changed.wait()
         return monotonic()
@@ -133,18 +121,18 @@ class Watch:
         self.seen[now.batch_id] = now
         if before is None:
             return
-        what = f"{now.batch_id} from {before.status} to {now.status}"
+        change = f"{now.batch_id} from {before.status} to {now.status}"
         if _RANK[now.status] < _RANK[before.status] or (before.is_terminal and now.status != before.status):
-            self._proof.breach(STATUS_BACK, what)
+            self._proof.breach(STATUS_BACK, change)
         if any(new < old for new, old in zip(now.counts, before.counts, strict=True)):
-            self._proof.breach(COUNTS_BACK, f"{what}: {before.counts}, then {now.counts}")
+            self._proof.breach(COUNTS_BACK, f"{change}: {before.counts}, then {now.counts}")
         for name, stamp in before.stamps.items():
             if stamp is not None and now.stamps[name] != stamp:
-                self._proof.breach(STAMPS_CHANGED, f"{what}: {name} was {stamp}, is {now.stamps[name]}")
+                self._proof.breach(STAMPS_CHANGED, f"{change}: {name} was {stamp}, is {now.stamps[name]}")
         for old, new in zip(before.files, now.files, strict=True):
             if old is not None and new != old:
-                self._proof.breach(FILES_CHANGED, f"{what}: {old}, then {new}")
+                self._proof.breach(FILES_CHANGED, f"{change}: {old}, then {new}")
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()

@@ -1,7 +1,7 @@
-"""Expected against found. Pure: batches, output lines and the upstream's record in, breaches out.
+"""Compares expected batches with found batches, output lines and the upstream's record. Pure.
 
-Every check is a named row with a count that must be 0; the one exception is how often lines were sent again,
-which is held against its bound.
+Every check is a named row with a count of breaches that must be 0. How often lines may be sent again is the
+subject of `repeats`.
 """
 
 import json
@@ -12,14 +12,14 @@ from enum import StrEnum
 from typing import Any
 
 from nightmill.emulator.answers import answer
-from nightmill.torture.upstream import REQUEST_ID_PREFIX
+from nightmill_torture.upstream import REQUEST_ID_PREFIX
 
 _TERMINAL = {"completed", "failed", "expired", "cancelled"}
 _KEPT_EXAMPLES = 5
 
 
 class Variety(StrEnum):
-    """How a batch is meant to go."""
+    """The course that a batch is made for."""
 
     PLAIN = "plain"
     PARTS = "parts"
@@ -41,7 +41,7 @@ _ENDS: Mapping[Variety, frozenset[str]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expected:
-    """A batch that the client made. `bodies` maps each custom_id, which is its marker too, to its body."""
+    """A batch that the client made. `bodies` maps each custom_id, the marker of its line, to the body."""
 
     batch_id: str
     variety: Variety
@@ -51,7 +51,7 @@ class Expected:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """What the server says of a batch in the end, and the rows of its two files."""
+    """A batch as the server reports it at the end, and the rows of its two files."""
 
     status: str
     counts: tuple[int, int, int]
@@ -61,19 +61,19 @@ class Found:
 
 @dataclass(slots=True)
 class Proof:
-    """Breaches by check; `examples` names the first few."""
+    """Counts of breaches by check; `examples` describes the first breaches."""
 
     breaches: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
 
     def check(self, name: str) -> None:
-        """The check was made, whatever it finds."""
+        """Adds the check, without a breach."""
         self.breaches[name] += 0
 
-    def breach(self, name: str, what: str, *, count: int = 1) -> None:
+    def breach(self, name: str, detail: str, *, count: int = 1) -> None:
         self.breaches[name] += count
         if len(self.examples) < _KEPT_EXAMPLES:
-            self.examples.append(f"{name}: {what}")
+            self.examples.append(f"{name}: {detail}")
 
     @property
     def is_kept(self) -> bool:
@@ -83,7 +83,7 @@ class Proof:
 LINES_LOST = "lines lost"
 LINES_DOUBLED = "lines doubled"
 ANSWERS_MIXED = "answers that belong to another line"
-ANSWERS_UNASKED = "answers the upstream never gave"
+ANSWERS_UNKNOWN = "answers the upstream never gave"
 SETTLED_CHANGED = "settled answers changed or lost"
 NOT_ENDED = "batches without an end"
 WRONG_END = "batches with a wrong end"
@@ -99,41 +99,39 @@ def prove(
     markers: Sequence[str],
     settled: Mapping[str, str],
 ) -> None:
-    """Adds what it finds to `proof`.
+    """Adds every check and its breaches to `proof`.
 
     Args:
-        markers: the upstream's record.
-        settled: custom_id -> request id of every answer that was seen on disk while the server was dead.
+        markers: the line of each request in the upstream's record.
+        settled: custom_id -> request id of every answer that was seen durable during the run.
     """
-    for name in (LINES_LOST, LINES_DOUBLED, ANSWERS_MIXED, ANSWERS_UNASKED, SETTLED_CHANGED, NOT_ENDED):
+    for name in (LINES_LOST, LINES_DOUBLED, ANSWERS_MIXED, ANSWERS_UNKNOWN, SETTLED_CHANGED, NOT_ENDED):
         proof.check(name)
     for name in (WRONG_END, MADE_TWICE, MISCOUNTED):
         proof.check(name)
     known: set[str] = set()
     for batch in expected:
         known.add(batch.batch_id)
-        its = found.get(batch.batch_id)
-        if its is None or its.status not in _TERMINAL:
-            proof.breach(NOT_ENDED, f"{batch.batch_id} is {its.status if its else 'unknown'}")
+        end = found.get(batch.batch_id)
+        if end is None or end.status not in _TERMINAL:
+            proof.breach(NOT_ENDED, f"{batch.batch_id} is {end.status if end else 'unknown'}")
             continue
-        if its.status not in _ENDS[batch.variety]:
-            proof.breach(WRONG_END, f"{batch.batch_id}, meant to be {batch.variety}, is {its.status}")
-        if its.status == "failed" or (its.status == "cancelled" and its.counts[0] == 0):
-            _prove_unread(proof, batch, its, markers=markers)
+        if end.status not in _ENDS[batch.variety]:
+            proof.breach(WRONG_END, f"{batch.batch_id}, made to be {batch.variety}, is {end.status}")
+        if end.status == "failed" or (end.status == "cancelled" and end.counts[0] == 0):
+            _prove_unsent(proof, batch, end, markers=markers)
         else:
-            _prove_lines(proof, batch, its, markers=markers, settled=settled)
+            _prove_lines(proof, batch, end, markers=markers, settled=settled)
     for batch_id in found.keys() - known:
         proof.breach(MADE_TWICE, batch_id)
 
 
-def _prove_unread(proof: Proof, batch: Expected, found: Found, *, markers: Sequence[str]) -> None:
-    """A batch refused, or cancelled before its input was accepted, has no lines and asked nothing."""
+def _prove_unsent(proof: Proof, batch: Expected, found: Found, *, markers: Sequence[str]) -> None:
+    """A batch that was refused, or cancelled before its input was accepted, has no rows and sent no line."""
     rows = [*found.output, *found.error]
-    asked = batch.bodies.keys() & set(markers)
-    if rows or asked:
-        proof.breach(
-            WRONG_END, f"{batch.batch_id}: {len(asked)} lines asked, {len(rows)} rows, none accepted"
-        )
+    sent = batch.bodies.keys() & set(markers)
+    if rows or sent:
+        proof.breach(WRONG_END, f"{batch.batch_id}: {len(sent)} lines sent, {len(rows)} rows, none accepted")
 
 
 def _prove_lines(
@@ -147,20 +145,20 @@ def _prove_lines(
     for custom_id, number in times.items():
         if number > 1 or custom_id not in batch.bodies:
             proof.breach(LINES_DOUBLED, f"{custom_id} of {batch.batch_id}", count=max(1, number - 1))
-    won: dict[str, str] = {}
+    answers: dict[str, str] = {}
     for row in found.output:
         custom_id, response = str(row["custom_id"]), row["response"]
         request_id = str(response["request_id"])
-        won[custom_id] = request_id
+        answers[custom_id] = request_id
         if custom_id in batch.bodies:
             right = json.loads(answer(batch.endpoint, batch.bodies[custom_id]).body)
             if response["status_code"] != 200 or response["body"] != right:
-                proof.breach(ANSWERS_MIXED, f"{custom_id} of {batch.batch_id} has the body of another")
-        if _asked_for(request_id, markers) != custom_id:
-            proof.breach(ANSWERS_UNASKED, f"{custom_id} of {batch.batch_id} by request {request_id}")
+                proof.breach(ANSWERS_MIXED, f"{custom_id} of {batch.batch_id} has the body of another line")
+        if _line_of(request_id, markers) != custom_id:
+            proof.breach(ANSWERS_UNKNOWN, f"{custom_id} of {batch.batch_id} by request {request_id}")
     for custom_id in batch.bodies.keys() & settled.keys():
-        if won.get(custom_id) != settled[custom_id]:
-            now = won.get(custom_id, "none")
+        if answers.get(custom_id) != settled[custom_id]:
+            now = answers.get(custom_id, "none")
             proof.breach(SETTLED_CHANGED, f"{custom_id} had answer {settled[custom_id]}, now {now}")
     if found.status == "completed" and found.error:
         proof.breach(WRONG_END, f"{batch.batch_id} is completed with {len(found.error)} error lines")
@@ -169,7 +167,7 @@ def _prove_lines(
         proof.breach(MISCOUNTED, f"{batch.batch_id}: {found.counts}, {len(found.output)} output lines")
 
 
-def _asked_for(request_id: str, markers: Sequence[str]) -> str | None:
+def _line_of(request_id: str, markers: Sequence[str]) -> str | None:
     number = request_id.removeprefix(REQUEST_ID_PREFIX)
     if not number.isdecimal() or not 1 <= int(number) <= len(markers):
         return None
@@ -177,5 +175,5 @@ def _asked_for(request_id: str, markers: Sequence[str]) -> str | None:
 
 
 def repeated(markers: Sequence[str]) -> int:
-    """How many requests asked for what had been asked for before."""
+    """How many requests were for a line that had been sent before."""
     return len(markers) - len(set(markers))

@@ -1,7 +1,7 @@
-"""A TCP link of a process to a place, that can be cut, kept waiting and slowed down.
+"""A TCP link from a process to a service, which can be cut, held back and slowed down.
 
-Duty: listen on a loopback port, and carry bytes both ways. Promise: an open link changes nothing of what it
-carries. Not its duty: what the bytes mean; TLS goes through it untouched.
+It listens on a loopback port and carries bytes both ways. An open link changes no byte, and TLS goes through
+untouched.
 """
 
 import asyncio
@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import TypeAlias
 
-from nightmill.torture.fleet.plan import Manner
+from nightmill_torture.plan import Manner
 
 Ends: TypeAlias = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -18,19 +18,19 @@ _HEAD_BYTES = 8 << 10
 
 
 class Link:
-    """To be entered: from then on it listens on `port`.
+    """Listens on `port` while it is entered.
 
     Args:
-        reach: opens a connection to the place.
-        is_tunnel: the place is named by each connection's CONNECT, as with a proxy for HTTPS; then `reach` is
-            given that name.
+        connect: opens a connection to the service.
+        is_tunnel: each connection names the service with CONNECT, as with a proxy for HTTPS; `connect` is
+            called with that name.
         host: the address to listen on.
     """
 
     def __init__(
-        self, reach: Callable[[str], Awaitable[Ends]], *, is_tunnel: bool = False, host: str = "127.0.0.1"
+        self, connect: Callable[[str], Awaitable[Ends]], *, is_tunnel: bool = False, host: str = "127.0.0.1"
     ) -> None:
-        self._reach = reach
+        self._connect = connect
         self._is_tunnel = is_tunnel
         self._host = host
         self._cut: Manner | None = None
@@ -40,7 +40,7 @@ class Link:
         self._carrying: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
         self.delay_s = 0.0
-        """Every piece of every answer and request waits so long."""
+        """Delay of every piece of every request and answer."""
 
     async def __aenter__(self) -> "Link":
         self._server = await asyncio.start_server(self._accept, self._host, 0, backlog=1_024)
@@ -85,7 +85,7 @@ class Link:
             with suppress(OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
                 await self._carry(reader, writer)
         except asyncio.CancelledError:
-            return  # a task of the listener's own: it would be told as an error of it
+            return  # asyncio logs a cancelled task of a listener as an error
         finally:
             writer.transport.abort()
             self._writers.discard(writer)
@@ -94,9 +94,9 @@ class Link:
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self._cut is Manner.REFUSED:
             return
-        name = await _name_asked_for(reader) if self._is_tunnel else ""
+        name = await _requested_name(reader) if self._is_tunnel else ""
         await self._healed.wait()
-        there, back = await self._reach(name)
+        there, back = await self._connect(name)
         self._writers.add(back)
         try:
             if self._is_tunnel:
@@ -105,7 +105,7 @@ class Link:
                 group.create_task(self._pump(reader, back, is_answer=False))
                 group.create_task(self._pump(there, writer, is_answer=True))
         except* OSError:
-            pass  # one side has gone: so does the other
+            pass  # one side has closed, so the other is closed too
         finally:
             back.transport.abort()
             self._writers.discard(back)
@@ -128,7 +128,7 @@ class Link:
             sink.write_eof()
 
 
-async def _name_asked_for(reader: asyncio.StreamReader) -> str:
+async def _requested_name(reader: asyncio.StreamReader) -> str:
     """The host and port of a CONNECT request, whose head it reads."""
     head = await reader.readuntil(b"\r\n\r\n")
     method, name, _ = head[:_HEAD_BYTES].decode("ascii", "replace").split(" ", 2)

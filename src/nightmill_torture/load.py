@@ -1,7 +1,7 @@
-"""The client's side: uploads, batches, cancels, with the official package, over a server that keeps dying.
+"""The client of a run: uploads, batches and cancels with the official package, while servers die.
 
-Promise: each step is repeated until it is known to have happened; a step whose answer was lost is asked for
-again under the same idempotency key. Not its duty: looking at what comes of it (`watch`, `proof`).
+Each step is repeated until it is known to have happened. A step whose answer was lost is sent again under the
+same idempotency key. The outcome is checked by `watch` and `proof`.
 """
 
 import asyncio
@@ -23,11 +23,11 @@ from openai import (
 )
 
 from nightmill.failpoints import FAILPOINTS, Failpoint
-from nightmill.torture.ledger import TAG, tag_of
-from nightmill.torture.plan import Plan
-from nightmill.torture.proof import Expected, Variety
-from nightmill.torture.upstream import SLOW
-from nightmill.torture.watch import DIED_CONNECTING, Watch
+from nightmill_torture.plan import Plan, seeded
+from nightmill_torture.proof import Expected, Variety
+from nightmill_torture.stored import TAG
+from nightmill_torture.upstream import SLOW
+from nightmill_torture.watch import DIED_CONNECTING, Watch
 
 T = TypeVar("T")
 
@@ -42,7 +42,7 @@ _MIX: Mapping[Variety, int] = {
     Variety.EXPIRING: 2,
     Variety.BAD: 1,
 }
-# What makes the server pass a point soon; all others are passed by any batch.
+# What makes the server reach a failpoint soon; all other failpoints are reached with any batch.
 _PROVOKED_BY: Mapping[Failpoint, Variety] = {
     "api.before_part": Variety.PARTS,
     "api.part_added": Variety.PARTS,
@@ -58,12 +58,12 @@ _PROVOKED_BY: Mapping[Failpoint, Variety] = {
     "maintenance.lapsed": Variety.EXPIRING,
 }
 _TAKES_MANY_LINES = frozenset(name for name in FAILPOINTS if "slice" in name or name.endswith("cut"))
-_GIVES_AN_UPLOAD_UP = frozenset({"api.before_upload_cancel", "api.upload_cancelled"})
+_CANCELS_AN_UPLOAD = frozenset({"api.before_upload_cancel", "api.upload_cancelled"})
 _FILE_OF_UPLOAD = re.compile(r"file-\w+")
 
 
 class Load:
-    """Keeps batches open until `end` is called, and makes some on demand."""
+    """Keeps batches open until `end` is called, and makes further batches on demand."""
 
     def __init__(self, client: AsyncOpenAI, watch: Watch, plan: Plan) -> None:
         self._client = client.with_options(max_retries=0)
@@ -75,14 +75,14 @@ class Load:
         self._making: set[asyncio.Task[Expected]] = set()
         self.expected: list[Expected] = []
         self.slow_lines: set[str] = set()
-        """The markers of lines that the upstream takes `SLOW_S` for."""
+        """Markers of the lines that the upstream answers after `SLOW_S`."""
 
     def end(self) -> None:
-        """No new batches; the open ones go on."""
+        """Makes no new batches; the open batches go on."""
         self._is_ending = True
 
     async def keep_busy(self) -> None:
-        """Returns after `end`, once every batch has ended, those made by `provoke` too."""
+        """Returns after `end`, once every batch has ended, including those made by `provoke`."""
         async with asyncio.TaskGroup() as group:
             for number in range(self._plan.batches):
                 group.create_task(self._one_after_another(seeded(self._plan, f"load {number}")))
@@ -92,12 +92,12 @@ class Load:
             await self._watch.end_of(batch.batch_id)
 
     async def provoke(self, points: tuple[Failpoint, ...]) -> None:
-        """Makes small batches that pass the points, until it is cancelled."""
+        """Makes small batches that reach the failpoints, until it is cancelled."""
         while True:
             async with asyncio.TaskGroup() as group:
                 for name in points:
-                    if name in _GIVES_AN_UPLOAD_UP:
-                        group.create_task(self._give_an_upload_up())
+                    if name in _CANCELS_AN_UPLOAD:
+                        group.create_task(self._cancel_an_upload())
                     else:
                         variety = _PROVOKED_BY.get(name, Variety.PLAIN)
                         lines = self._plan.lines if name in _TAKES_MANY_LINES else _FEW_LINES
@@ -110,7 +110,7 @@ class Load:
             await self._run(variety, lines=lines)
 
     async def _run(self, variety: Variety, *, lines: int) -> None:
-        # Shielded: a batch that was begun goes on the books, or it would look like one made twice.
+        # Shielded: a batch that was begun must be recorded as expected, or it counts as made twice.
         making = asyncio.create_task(self._make(variety, lines=lines))
         self._making.add(making)
         making.add_done_callback(self._making.discard)
@@ -120,7 +120,7 @@ class Load:
         await self._watch.end_of(batch.batch_id)
 
     async def _make(self, variety: Variety, *, lines: int) -> Expected:
-        tag = tag_of(next(self._tags))
+        tag = f"t{next(self._tags)}"
         has_slow_lines = variety in (Variety.CANCELLED, Variety.EXPIRING)
         bodies: dict[str, bytes] = {}
         rows: list[bytes] = []
@@ -172,7 +172,7 @@ class Load:
         try:
             done = await until_done(lambda: self._client.uploads.complete(upload, part_ids=part_ids))
         except BadRequestError as error:
-            # Completed before the answer was lost: the refusal names the file.
+            # The upload was completed before the answer was lost; the error names the file.
             found = _FILE_OF_UPLOAD.search(str(error))
             if found is None:
                 raise
@@ -180,7 +180,7 @@ class Load:
         assert done.file is not None
         return done.file.id
 
-    async def _give_an_upload_up(self) -> None:
+    async def _cancel_an_upload(self) -> None:
         upload = await self._open_upload(10)
         await until_done(lambda: self._client.uploads.cancel(upload))
 
@@ -197,21 +197,17 @@ class Load:
         try:
             await until_done(lambda: self._client.batches.cancel(batch_id))
         except ConflictError:
-            return  # it had ended
+            return  # the batch had ended
 
     def _new_key(self) -> str:
         return str(UUID(int=self._random.getrandbits(128)))
 
 
-def seeded(plan: Plan, what: str) -> Random:
-    return Random(f"{plan.seed} {what}")  # noqa: S311 - a run that can be repeated is the very aim
-
-
 async def until_done(step: Callable[[], Awaitable[T]]) -> T:
-    """Asks again while nobody answers, and while the answer is "later".
+    """Repeats the step while no server answers, and while the answer is to try again later.
 
     Raises:
-        APIStatusError: any other refusal.
+        APIStatusError: any other error.
     """
     while True:
         try:
@@ -219,8 +215,8 @@ async def until_done(step: Callable[[], Awaitable[T]]) -> T:
         except (APIConnectionError, InternalServerError, *DIED_CONNECTING):
             await asyncio.sleep(_RETRY_S)
         except APIStatusError as error:
-            # Another attempt of ours may still be at work on the same upload.
-            is_later = error.status_code == 429 or "already" in str(error)
-            if not is_later or error.status_code == 400:
+            # An earlier attempt may still be at work on the same upload.
+            is_temporary = error.status_code == 429 or "already" in str(error)
+            if not is_temporary or error.status_code == 400:
                 raise
             await asyncio.sleep(_RETRY_S)

@@ -1,11 +1,9 @@
-"""A Ray cluster of several nodes on this machine, beside the fleet.
+"""A Ray cluster of several nodes on this machine, for a run with workers on Ray.
 
-Duty: start it, kill and freeze its nodes and its head, start them again. Promise: all of it ends with us. Not
-its duty: what runs on it.
+Its nodes and its head can be killed, frozen and started again. All of the cluster ends with this process.
 """
 
 import asyncio
-import os
 import signal
 import subprocess
 import sys
@@ -17,13 +15,14 @@ from typing import Final
 
 from nightmill.errors import SetupError
 from nightmill.runtime.supervisor import free_port
+from nightmill_torture.processes import send_signal
 
-_MODULE: Final = "nightmill.runtime.ray.nodes"
-_ORDER_S = 120.0
+_MODULE: Final = "nightmill_torture.ray_nodes"
+_COMMAND_S = 120.0
 
 
 class RayCluster:
-    """`nodes` names those that can be struck."""
+    """`nodes` names the nodes besides the head."""
 
     def __init__(self, process: asyncio.subprocess.Process, *, port: int, nodes: int, log: Path) -> None:
         self.address = f"127.0.0.1:{port}"
@@ -33,33 +32,32 @@ class RayCluster:
         self._turn = asyncio.Lock()
 
     async def start(self) -> None:
-        """A new cluster; nodes of an earlier one are gone afterwards."""
-        await self.tell("head")
+        """A new, empty cluster in place of an earlier one."""
+        await self.send("head")
         for name in self.nodes:
-            await self.tell(f"add {name}")
+            await self.send(f"add {name}")
 
-    async def tell(self, order: str) -> str:
-        """Raises SetupError when it can't be done."""
+    async def send(self, command: str) -> str:
+        """The answer to a command of `ray_nodes`.
+
+        Raises:
+            SetupError: the command failed.
+        """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        async with self._turn, asyncio.timeout(_ORDER_S):
-            self._process.stdin.write(f"{order}\n".encode())
-            told = (await self._process.stdout.readline()).decode().strip()
-        if not told or told.startswith("!"):
-            raise SetupError(f"Ray did not take the order '{order}': {told[1:200]}; see {self._log}")
-        return told
+        async with self._turn, asyncio.timeout(_COMMAND_S):
+            self._process.stdin.write(f"{command}\n".encode())
+            answer = (await self._process.stdout.readline()).decode().strip()
+        if not answer or answer.startswith("!"):
+            raise SetupError(f"the command '{command}' to Ray failed: {answer[1:200]}; see {self._log}")
+        return answer
 
-    async def strike_worker(self, number: signal.Signals, *, random: Random) -> list[int]:
-        """Kills or freezes one of nightmill's workers; the id of its process, if there is any."""
+    async def signal_worker(self, number: signal.Signals, *, random: Random) -> list[int]:
+        """Sends the signal to one of nightmill's workers; the id of its process, or none."""
         for name in random.sample(self.nodes, len(self.nodes)):
-            workers = await self.tell(f"workers {name}")
-            if workers != "none":
-                victim = int(random.choice(workers.split()))
-                try:
-                    os.kill(victim, number)
-                except ProcessLookupError:
-                    continue
-                return [victim]
+            workers = await self.send(f"workers {name}")
+            if workers != "none" and (reached := send_signal(number, [int(random.choice(workers.split()))])):
+                return reached
         return []
 
 
@@ -67,6 +65,7 @@ class RayCluster:
 async def ray_cluster(
     folder: Path, *, nodes: int, cpus: int, environment: Mapping[str, str]
 ) -> AsyncGenerator[RayCluster]:
+    """A running cluster; each node besides the head has room for `cpus` workers."""
     log, port = folder / "ray.log", free_port()
     with log.open("wb") as sink:
         process = await asyncio.create_subprocess_exec(
