@@ -17,7 +17,7 @@ from bench.fleet_postgres import Postgres
 from bench.server import Server, wait_until_ready
 from bench.stubs import free_port
 
-_KEEPERS = "intake,finalizer,warden"
+_KEEPERS = "intake,finalizer,maintenance"
 
 
 @dataclass(slots=True)

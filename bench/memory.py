@@ -92,14 +92,11 @@ def _read(connection: http.client.HTTPConnection) -> Any:
 
 
 def _name_of(pid: int) -> str:
-    """Of a child with roles after its first role; of another after its program."""
+    """The process title of a child: its first role, or its kind."""
     name = Path(f"/proc/{pid}/comm").read_text().strip()
     if name == "intake":
         return "keeper"
-    if name.startswith("worker:"):
-        return name.replace(":", " ")
-    words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-    return next(word for word in words if word.startswith("nightmill."))
+    return name.replace(":", " ")
 
 
 def _status_mb(pid: int, name: str) -> float:

@@ -50,7 +50,7 @@ def _memory(rows: dict, folder: Path) -> None:
     figure, axes = plt.subplots()
     for name, label, color in (
         ("api", "API", "#8fb8de"),
-        ("keeper", "intake, finalizer, warden", "#e0a458"),
+        ("keeper", "intake, finalizer, maintenance", "#e0a458"),
         ("worker 0", "dispatcher", _OURS),
     ):
         axes.plot(
@@ -111,7 +111,7 @@ def _fleet(rows: dict, folder: Path) -> None:
     bars = list(dict.fromkeys((sample["place"], sample["workers"]) for sample in samples))
     parts = (
         ("worker", "workers", _OURS),
-        ("keeper", "intake, finalizer, warden", "#e0a458"),
+        ("keeper", "intake, finalizer, maintenance", "#e0a458"),
         ("api", "API", "#8fb8de"),
         ("parents", "parents", "#efcb8b"),
         ("postgres", "Postgres", "#6a994e"),

@@ -16,7 +16,7 @@ from typing import Any
 
 from nightmill_torture.processes import command_of, send_signal, with_children
 
-_WORKER = "nightmill.runtime.child_main"
+_WORKER = "nightmill.runtime.child roles"
 _NODE: dict[str, Any] = {
     "object_store_memory": 80 << 20,
     "include_dashboard": False,

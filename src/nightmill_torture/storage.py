@@ -18,8 +18,7 @@ from urllib.parse import SplitResult, parse_qs, unquote, urlencode, urlsplit
 
 from nightmill.errors import SetupError, UnavailableError
 from nightmill.parts import Parts
-from nightmill.runtime.start import open_stored, prepare
-from nightmill.runtime.storage import check_storage, open_bucket, open_storage
+from nightmill.runtime.storage import check_storage, open_bucket, open_storage, open_stored, prepare
 from nightmill.settings import BlobSettings, Settings, load
 from nightmill.store import Store
 from nightmill.store.postgres_tables import drop_tables, is_shared, tables_in

@@ -30,7 +30,7 @@ async def emulator(folder: Path, *, delay_s: float) -> AsyncGenerator[tuple[str,
     faults = json.dumps([{"fault": "slow", "match": SLOW, "times": None, "delay_s": SLOW_S}])
     record.touch()
     command = [
-        *(sys.executable, "-m", "nightmill.emulator.server", "--port-file", str(port_file)),
+        *(sys.executable, "-m", "nightmill.runtime.child", "emulator", "--port-file", str(port_file)),
         *("--record", str(record), "--delay-s", str(delay_s), "--faults", faults),
     ]
     child = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)

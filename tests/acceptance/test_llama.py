@@ -57,7 +57,7 @@ def test_a_model_server_that_is_killed_comes_back_and_the_batch_goes_on(serve, m
     uploaded = client.files.create(file=lines, purpose="batch")
     batch = client.batches.create(input_file_id=uploaded.id, endpoint=CHAT, completion_window="24h")
     until(lambda: client.batches.retrieve(batch.id).request_counts.completed > 0, timeout_s=100)
-    (killed,) = server.children("llama_server")
+    (killed,) = server.children("runtime.child llama")
     os.kill(killed, signal.SIGKILL)
     counts = client.batches.retrieve(batch.id).request_counts
     assert counts.completed < 200, "it was answered too quickly for this test"
@@ -68,5 +68,5 @@ def test_a_model_server_that_is_killed_comes_back_and_the_batch_goes_on(serve, m
     assert [row["custom_id"] for row in server.rows(batch.output_file_id)] == [
         f"line-{number}" for number in range(200)
     ]
-    assert killed not in server.children("llama_server")
-    assert len(server.children("llama_server")) == 1
+    assert killed not in server.children("runtime.child llama")
+    assert len(server.children("runtime.child llama")) == 1

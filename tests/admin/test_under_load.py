@@ -28,7 +28,7 @@ def emulator(record):
     port = free_port()
     process = subprocess.Popen(
         [
-            *(sys.executable, "-m", "nightmill.emulator.server", "--port", str(port)),
+            *(sys.executable, "-m", "nightmill.runtime.child", "emulator", "--port", str(port)),
             *("--delay-s", "0.02", "--record", str(record)),
         ],
         stdin=subprocess.PIPE,

@@ -85,7 +85,7 @@ class Child:
         settings = mill.settings.model_copy(update={"upstream": upstream})
         worker_id = f"worker_{roles[0]}_{time.monotonic_ns()}"
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "nightmill.runtime.child_main", worker_id, *roles],
+            [sys.executable, "-m", "nightmill.runtime.child", "roles", worker_id, *roles],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
         )
@@ -139,7 +139,7 @@ async def test_a_worker_that_was_stopped_and_wakes_late_changes_nothing(
         settled = await on_disk(mill, batch)
         assert 8 <= len(settled) < 60
         child(url, "worker:0")
-        child(url, "intake", "finalizer", "warden")
+        child(url, "intake", "finalizer", "maintenance")
 
         async def was_taken_over() -> bool:
             return any(result.token > 1 for result in await mill.store.segments.results(batch.id))

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from helm_python import Chart, HelmError
 
+from nightmill.roles.registry import WORKER, ProcessGroup, roles_of
 from tests.deploy.kubernetes import Object, check
 from tests.deploy.told import ROOT, loaded, understood
 
@@ -199,7 +200,7 @@ def test_every_role_is_held(objects: list[Object]):
     }
     assert understood(words["api"])["workers"] == 0
     roles = [understood(words[name])["roles"] for name in ("worker", "keeper")]
-    assert roles == ["worker", "intake,finalizer,warden"]
+    assert roles == [WORKER, ",".join(roles_of(ProcessGroup.KEEPER))]
 
 
 @pytest.mark.parametrize(("values", "making_up"), [("trying-out", ["worker"]), ("minimal", [])])

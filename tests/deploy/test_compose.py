@@ -13,6 +13,7 @@ import compose_spec
 import pytest
 import yaml
 
+from nightmill.roles.registry import ROLE_NAMES, WORKER
 from tests.deploy.told import ROOT, interpolated, loaded, understood
 
 Document = dict[str, Any]
@@ -81,8 +82,8 @@ def test_nightmill_understands_its_command_line_and_environment(services: Docume
 
 def test_every_role_is_held_and_only_workers_send_lines(services: Document, made: Path):
     roles = {name: understood(services[name]["command"])["roles"] for name in ("worker", "keeper")}
-    assert set(",".join(roles.values()).split(",")) == {"worker", "intake", "finalizer", "warden"}
-    assert roles["worker"] == "worker"
+    assert set(",".join(roles.values()).split(",")) == set(ROLE_NAMES)
+    assert roles["worker"] == WORKER
     assert understood(services["api"]["command"])["workers"] == 0
     assert settings_of(services["worker"], made).emulator.enabled
 

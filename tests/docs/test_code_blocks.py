@@ -202,7 +202,7 @@ def model_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int
     [port] = free_ports(0).values()
     with log.open("wb") as sink:
         child = subprocess.Popen(
-            [sys.executable, "-m", "nightmill.emulator.server", "--port", str(port)],
+            [sys.executable, "-m", "nightmill.runtime.child", "emulator", "--port", str(port)],
             stdin=subprocess.PIPE,
             stdout=sink,
             stderr=subprocess.STDOUT,

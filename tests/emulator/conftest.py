@@ -43,7 +43,15 @@ class Emulator:
 def running(folder: Path, *arguments: str) -> Iterator[Emulator]:
     port_file = folder / "port"
     port_file.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "nightmill.emulator.server", "--port-file", str(port_file), *arguments]
+    command = [
+        sys.executable,
+        "-m",
+        "nightmill.runtime.child",
+        "emulator",
+        "--port-file",
+        str(port_file),
+        *arguments,
+    ]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as child:
         try:
             until = time.monotonic() + 20

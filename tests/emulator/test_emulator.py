@@ -295,7 +295,7 @@ def test_it_finishes_what_it_has_begun_when_it_is_drained(start: Callable) -> No
 
 def test_the_port_can_be_told_through_a_descriptor() -> None:
     reading, writing = os.pipe()
-    command = [sys.executable, "-m", "nightmill.emulator.server", "--port-fd", str(writing)]
+    command = [sys.executable, "-m", "nightmill.runtime.child", "emulator", "--port-fd", str(writing)]
     with (
         subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[writing]) as child,
         os.fdopen(reading) as pipe,
@@ -312,7 +312,7 @@ def test_the_port_can_be_told_through_a_descriptor() -> None:
     [("--faults", "{"), ("--faults", '[{"fault": "nonsense"}]'), ("--faults", '[{"fault": "slow", "x": 1}]')],
 )
 def test_bad_orders_are_told_at_start(arguments: tuple[str, ...]) -> None:
-    command = [sys.executable, "-m", "nightmill.emulator.server", *arguments]
+    command = [sys.executable, "-m", "nightmill.runtime.child", "emulator", *arguments]
     done = subprocess.run(
         command, check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20
     )

@@ -57,9 +57,9 @@ class SteppingMill(FaultyMill):
         return intake
 
     def maintenance(self) -> Maintenance:
-        warden = super().maintenance()
-        warden._clock = self.clock
-        return warden
+        maintenance = super().maintenance()
+        maintenance._clock = self.clock
+        return maintenance
 
 
 Mills = Callable[[Callable[[], float]], SteppingMill]
@@ -148,7 +148,7 @@ async def test_without_the_doubt_a_moment_ahead_would_have_expired_the_batch(ste
 
 
 async def test_a_lasting_step_ahead_while_idle_takes_no_lease_from_a_worker_for_good(stepping: Mills):
-    """The warden follows the step before the worker does: the leases look lapsed, and are taken again."""
+    """Maintenance follows the step before the worker does: the leases look lapsed, and are taken again."""
     hands = Hands(doubt_s=0.0)
     mill = stepping(hands.clock)
     slow = SteadyClock(wall=hands.wall, doubt_s=DOUBT_S)

@@ -360,7 +360,7 @@ def upstream(tmp_path: Path) -> Iterator[Callable[..., Upstream]]:
             port, record = tmp_path / "upstream.port", tmp_path / "upstream.jsonl"
             process = subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "nightmill.emulator.server", "--port-file", str(port)),
+                    *(sys.executable, "-m", "nightmill.runtime.child", "emulator", "--port-file", str(port)),
                     *("--delay-s", str(delay_s), "--record", str(record)),
                 ],
                 stdin=subprocess.PIPE,

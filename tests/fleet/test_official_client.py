@@ -72,7 +72,8 @@ def server(places: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("fleet")
     port = folder / "port"
     emulator = subprocess.Popen(
-        [sys.executable, "-m", "nightmill.emulator.server", "--port-file", str(port)], stdin=subprocess.PIPE
+        [sys.executable, "-m", "nightmill.runtime.child", "emulator", "--port-file", str(port)],
+        stdin=subprocess.PIPE,
     )
     assert emulator.stdin is not None
     try:

@@ -261,10 +261,10 @@ def test_workers_need_no_launcher_and_leave_when_nobody_asks_after_them(on_ray, 
     source = upstream(delay_s=0.2)
     flags = ("--upstream", source.url, "--concurrency", "8")
     server = on_ray.serve(*flags)
-    keeper = on_ray.work("--roles", "intake,finalizer,warden")
+    keeper = on_ray.work("--roles", "intake,finalizer,maintenance")
     made = begin(server.client(), 2 * LINES)
     until(lambda: len(source.requests()) > 10)
-    (launcher,) = [pid for pid in server.group() if "nightmill.runtime.launch" in command(pid)]
+    (launcher,) = [pid for pid in server.group() if "nightmill.runtime.child launcher" in command(pid)]
     workers = cluster.workers()
     os.kill(launcher, signal.SIGKILL)
     until(lambda: "the launcher process ended" in server.said)
@@ -366,26 +366,28 @@ def test_a_model_is_run_while_batches_need_it_and_replaced_when_it_dies(on_ray, 
     server = on_ray.serve("--concurrency", "4", environment=ONE | model)
     client = server.client()
     assert [offered.id for offered in client.models.list()] == ["m"]
-    assert not cluster.having("llama_server")
+    assert not cluster.having("runtime.child llama")
     began = time.monotonic()
     made = begin(client, 4, max_tokens=4)
     each_once(client, ended(client, made.id, timeout_s=120), 4)
     tell("nothing, a first batch of a model that was not there was done", time.monotonic() - began)
-    (model_process,) = cluster.having("llama_server")
+    (model_process,) = cluster.having("runtime.child llama")
 
     made = begin(client, 60, max_tokens=64)
     until(lambda: client.batches.retrieve(made.id).request_counts.completed > 5)
     os.kill(model_process, signal.SIGKILL)
     killed = time.monotonic()
-    until(lambda: [pid for pid in cluster.having("llama_server") if pid != model_process], timeout_s=120)
+    until(
+        lambda: [pid for pid in cluster.having("runtime.child llama") if pid != model_process], timeout_s=120
+    )
     tell("the model was killed, another was there", time.monotonic() - killed)
     batch = ended(client, made.id, timeout_s=120)
     each_once(client, batch, 60)
     assert batch.request_counts.failed == 0
 
     until(lambda: not cluster.workers())
-    assert cluster.having("llama_server"), "workers end before the model"
-    until(lambda: not cluster.having("llama_server"))
+    assert cluster.having("runtime.child llama"), "workers end before the model"
+    until(lambda: not cluster.having("runtime.child llama"))
     assert server.end() == 0, server.said
 
 
@@ -424,7 +426,7 @@ def test_nodes_may_bring_their_own_secrets(on_ray, cluster, upstream, tmp_path):
 @SLOW
 @pytest.mark.parametrize(
     ("version", "told"),
-    [("0.0.9", "has nightmill 0.0.9 and this is"), (None, "No module named 'nightmill.")],
+    [("0.0.9", "has nightmill 0.0.9, this process has"), (None, "No module named 'nightmill.")],
 )
 def test_a_node_with_another_nightmill_is_told_of(on_ray, cluster, upstream, tmp_path, version, told):
     other = tmp_path / "other" / "nightmill"

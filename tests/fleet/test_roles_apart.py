@@ -60,7 +60,7 @@ def test_roles_can_be_named(fleet, upstream):
     source = upstream()
     server = fleet.serve("--workers", "0")
     made = begin(server.client(), 5)
-    fleet.work("--roles", "intake,finalizer,warden")
+    fleet.work("--roles", "intake,finalizer,maintenance")
     until(lambda: server.client().batches.retrieve(made.id).status == "in_progress")
     fleet.work("--roles", "worker", "--upstream", source.url)
     assert ended(server.client(), made.id).status == "completed"

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import random
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
@@ -19,6 +20,7 @@ from nightmill.blobs.connect import connect
 from nightmill.blobs.objects import ObjectBlobs
 from nightmill.core.batch import Batch, Event, Status
 from nightmill.core.circuit_breaker import CircuitBreaker
+from nightmill.core.clocks import Clocks
 from nightmill.core.outcome import Answered, Outcome
 from nightmill.ids import FileId, ProjectId, WorkerId, new_batch_id
 from nightmill.parts import FolderParts, Parts
@@ -146,8 +148,7 @@ class Mill:
             settings=self.settings,
             notifier=self.notifier,
             emit=self.events.append,
-            clock=time.time,
-            monotonic=time.monotonic,
+            clocks=Clocks(time.time, time.monotonic, random.random),
         )
 
     async def batch_of(self, text: bytes, *, window_s: int = 3_600, **fields: Any) -> Batch:

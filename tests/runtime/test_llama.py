@@ -1,4 +1,4 @@
-"""A real llama.cpp, run as the engine runs it, with a model the test writes itself."""
+"""A real llama.cpp in a child process as the supervisor starts it, with a model that the test writes."""
 
 import http.client
 import importlib.util
@@ -22,6 +22,7 @@ from openai.types.chat import ChatCompletion
 from nightmill.errors import SetupError
 from nightmill.runtime import llama
 from nightmill.runtime.llama import llama_command, llama_program
+from nightmill.runtime.supervisor import child_command
 from nightmill.settings import ModelSettings
 
 pytest.importorskip("xllamacpp")
@@ -122,7 +123,9 @@ def test_each_slot_has_the_whole_context(server: Llama) -> None:
     assert server.request("POST", "/v1/completions", too_long)[0] == 400
 
 
-def test_without_a_context_the_model_knows_best(model: Path, start: Callable[..., Llama]) -> None:
+def test_without_a_context_setting_the_context_of_the_model_is_used(
+    model: Path, start: Callable[..., Llama]
+) -> None:
     server = start(ModelSettings(path=model, slots=2))
     long = {"prompt": "night " * 300, "max_tokens": 1}
     assert server.request("POST", "/v1/completions", long)[0] == 200
@@ -135,10 +138,10 @@ def test_a_model_that_pools_its_tokens_makes_embeddings(tmp_path: Path, start: C
     assert [len(entry.embedding) for entry in CreateEmbeddingResponse.model_validate(answer).data] == [64, 64]
 
 
-def test_it_ends_when_its_parent_is_gone_and_says_nothing_on_standard_output(
+def test_the_child_exits_with_its_parent_and_writes_nothing_to_standard_output(
     model: Path, start: Callable[..., Llama]
 ) -> None:
-    """There each line would ring a notifier."""
+    """Each line there would notify all processes."""
     server = start(ModelSettings(path=model))
     assert server.child.stdin is not None
     assert server.child.stdout is not None
@@ -149,7 +152,7 @@ def test_it_ends_when_its_parent_is_gone_and_says_nothing_on_standard_output(
     assert server.child.stdout.read() == b""
 
 
-def test_it_finishes_what_it_has_begun_when_it_is_drained(model: Path, start: Callable[..., Llama]) -> None:
+def test_a_drain_finishes_requests_in_flight(model: Path, start: Callable[..., Llama]) -> None:
     server = start(ModelSettings(path=model, slots=1, threads=1))
     assert server.child.stdin is not None
     answers: list[tuple[int, Any]] = []
@@ -167,7 +170,7 @@ def test_it_finishes_what_it_has_begun_when_it_is_drained(model: Path, start: Ca
     assert answer["usage"]["completion_tokens"] == 400
 
 
-def test_a_killed_one_comes_back_on_the_same_port(model: Path, start: Callable[..., Llama]) -> None:
+def test_a_restarted_child_listens_on_the_same_port(model: Path, start: Callable[..., Llama]) -> None:
     first = start(ModelSettings(path=model))
     assert first.request("GET", "/health")[0] == 200
     first.child.kill()
@@ -178,7 +181,7 @@ def test_a_killed_one_comes_back_on_the_same_port(model: Path, start: Callable[.
 
 
 @pytest.mark.parametrize(("content", "told"), [(b"no model", "is not a GGUF file"), (b"GGUF", "can't serve")])
-def test_a_file_that_is_no_model_is_told_as_such(tmp_path: Path, content: bytes, told: str) -> None:
+def test_a_file_that_is_no_model_is_a_setup_error(tmp_path: Path, content: bytes, told: str) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(content)
     command = llama_command(ModelSettings(path=path))
@@ -191,21 +194,23 @@ def test_a_file_that_is_no_model_is_told_as_such(tmp_path: Path, content: bytes,
     assert "Traceback" not in said
 
 
-def test_the_program_and_the_command_say_the_same(model: Path) -> None:
+def test_the_program_and_the_command_have_the_same_arguments(model: Path) -> None:
     settings = ModelSettings(path=model, slots=3, context_tokens=512, threads=2)
     assert "--threads 2" in " ".join(llama_command(settings))
     program = llama_program(settings, port=8_123)
-    assert llama_command(settings, port=8_123) == [sys.executable, "-m", program.module, *program.arguments]
+    assert llama_command(settings, port=8_123) == child_command(program.kind, *program.arguments)
 
 
-def test_a_missing_model_is_told_before_anything_starts(tmp_path: Path) -> None:
+def test_a_missing_model_is_an_error_before_a_child_starts(tmp_path: Path) -> None:
     with pytest.raises(SetupError, match="there is no model file at"):
         llama_program(ModelSettings(path=tmp_path / "none.gguf"), port=0)
     with pytest.raises(SetupError, match="no model is named"):
         llama_program(ModelSettings(), port=0)
 
 
-def test_a_missing_llama_says_what_to_install(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_llama_cpp_the_error_says_what_to_install(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = importlib.util.find_spec
 
     def find_spec(name: str) -> object:

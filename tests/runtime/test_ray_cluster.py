@@ -1,4 +1,4 @@
-"""Where a Ray address points, and what is told when nobody is there."""
+"""Which endpoint a Ray address names, and the error when no cluster answers."""
 
 import socket
 from collections.abc import Iterator
@@ -30,11 +30,11 @@ def listening() -> Iterator[int]:
         ("auto", None),
     ],
 )
-def test_an_address_names_a_place(address: str, place: tuple[str, int] | None) -> None:
-    assert cluster._place(address) == place
+def test_an_address_names_an_endpoint(address: str, place: tuple[str, int] | None) -> None:
+    assert cluster._endpoint(address) == place
 
 
-def test_a_cluster_that_listens_on_loopback_only_is_asked_there(listening: int) -> None:
+def test_a_cluster_that_listens_on_loopback_only_is_recognized(listening: int) -> None:
     assert cluster._is_on_loopback(f"127.0.0.1:{listening}")
     assert cluster._is_on_loopback(f"localhost:{listening}")
     assert not cluster._is_on_loopback(f"10.0.0.1:{listening}")
@@ -42,13 +42,13 @@ def test_a_cluster_that_listens_on_loopback_only_is_asked_there(listening: int) 
     assert not cluster._is_on_loopback("auto")
 
 
-def test_nobody_at_the_address_is_told_at_once(listening: int) -> None:
+def test_an_address_without_a_cluster_is_an_error_at_once(listening: int) -> None:
     taken = Cluster(RaySettings(address="127.0.0.1:1"))
     with pytest.raises(ClusterLost, match=r"no Ray cluster answers at 127\.0\.0\.1:1 \(.+refused"):
         taken.connect()
 
 
-def test_what_only_an_api_or_a_launcher_reads_makes_no_other_workers() -> None:
+def test_settings_that_workers_do_not_read_do_not_change_their_fingerprint() -> None:
     plain = Settings(store="postgresql://db/x")
     same = Settings.model_validate(
         {"store": "postgresql://db/x", "api": {"port": 1}, "ray": {"max_workers": 9}, "engine": "ray"}
@@ -58,7 +58,7 @@ def test_what_only_an_api_or_a_launcher_reads_makes_no_other_workers() -> None:
     assert fingerprint(worker_message(plain)) != fingerprint(worker_message(other))
 
 
-def test_secrets_may_stay_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secrets_may_come_from_the_environment_of_the_node(monkeypatch: pytest.MonkeyPatch) -> None:
     flags = {
         "store": "postgresql://user:hush@db/x",
         "upstream": {"url": "http://model/v1", "api_key": "hush"},

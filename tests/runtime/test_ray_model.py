@@ -1,4 +1,4 @@
-"""A model's settings become what Ray's own code takes."""
+"""A model's settings become arguments that Ray accepts."""
 
 import ast
 import inspect
@@ -68,7 +68,7 @@ def of_ones_own(settings: RayModelSettings) -> str:
     return f"serves {settings.name}"
 
 
-def test_an_application_of_ones_own_is_made_by_its_function() -> None:
+def test_an_application_of_the_user_is_made_by_the_named_function() -> None:
     path = f"{of_ones_own.__module__}:of_ones_own"
     module = inspect.getmodule(of_ones_own)
     assert module is not None
@@ -79,6 +79,6 @@ def test_an_application_of_ones_own_is_made_by_its_function() -> None:
 
 
 @pytest.mark.parametrize("engine", ["sglang", "no_such_module:app", "json:no_such_name"])
-def test_an_engine_that_is_not_there_is_told(engine: str) -> None:
-    with pytest.raises(SetupError, match="is not to be had on this node"):
+def test_an_engine_that_can_not_be_imported_is_an_error(engine: str) -> None:
+    with pytest.raises(SetupError, match="can't be imported on this node"):
         model_apps.application_of(MODEL.model_copy(update={"engine": engine}))

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from nightmill.runtime.logs import start_logs
+from nightmill.runtime.process_setup import start_logs
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ def require_store(settings: "Settings") -> None:
 
 @asynccontextmanager
 async def store_of(settings: "Settings") -> "AsyncGenerator[Store]":
-    from nightmill.runtime.start import open_stored, prepare
+    from nightmill.runtime.storage import open_stored, prepare
 
     await prepare(settings)
     store = open_stored(settings)

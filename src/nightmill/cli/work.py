@@ -6,6 +6,10 @@ import typer
 
 from nightmill.cli import flags
 from nightmill.cli.screen import say
+from nightmill.roles.registry import ROLE_NAMES, resolve_roles
+
+_ALL_BUT_LAST = ", ".join(ROLE_NAMES[:-1])
+_LAST = ROLE_NAMES[-1]
 
 
 def work(
@@ -15,10 +19,8 @@ def work(
     emulate: flags.Emulate = False,
     roles: Annotated[
         str,
-        typer.Option(
-            "--roles", metavar="ROLES", help="Which of worker, intake, finalizer and warden to hold here."
-        ),
-    ] = "worker,intake,finalizer,warden",
+        typer.Option("--roles", metavar="ROLES", help=f"Which of {_ALL_BUT_LAST} and {_LAST} to run here."),
+    ] = ",".join(ROLE_NAMES),
     folder: flags.Folder = None,
     workers: Annotated[
         int | None, typer.Option("--workers", metavar="N", help="Worker processes on this machine [1].")
@@ -29,10 +31,10 @@ def work(
     log_level: flags.LogLevel = None,
     config: flags.Config = None,
 ) -> None:
-    """Hold roles without an API, beside as many others as are wanted.
+    """Run roles without an API, on as many machines as needed.
 
-    NIGHTMILL_STORE must name a Postgres, and the blobs must lie where every machine reaches them. Any of them
-    may be killed: what it held goes on elsewhere. SIGTERM finishes what is in flight and leaves.
+    NIGHTMILL_STORE must name a Postgres, and every machine must reach the blobs. Any of these processes may
+    be killed: others take over its work. SIGTERM finishes the requests in flight and exits.
     """
     tree = flags.upstream_tree(
         upstream=upstream, upstream_key=upstream_key, model=model, emulate=emulate, concurrency=concurrency
@@ -49,6 +51,6 @@ def work(
     from nightmill.runtime.programs import prefork_roles
     from nightmill.runtime.work import work as worked
 
-    named = [role.strip() for role in roles.split(",") if role.strip()]
+    named = resolve_roles([role.strip() for role in roles.split(",") if role.strip()])
     preforked = prefork_roles(settings, named)
     raise typer.Exit(finished(worked(settings, roles=named, say=say, preforked=preforked)))

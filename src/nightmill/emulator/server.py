@@ -1,18 +1,16 @@
-"""`python -m nightmill.emulator.server`: the emulator over real HTTP, for as long as its parent lives.
+"""The emulator over real HTTP, in a child process of kind `emulator`: `python -m nightmill.runtime.child
+emulator`.
 
-It listens on loopback only. The port goes into `--port-file` or through `--port-fd` once it takes
-connections. It ends at the end of its standard input; a byte `d` there, after the first line, asks for a
-graceful end.
+It listens on loopback only, and announces its port once it takes connections. A drain finishes the requests
+in flight. The process exits when its parent exits.
 """
 
 import argparse
 import asyncio
 import contextlib
-import os
 import socket
 import sys
-import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import uvicorn
@@ -24,11 +22,10 @@ from nightmill.errors import SetupError
 
 _BACKLOG = 4_096
 _KEEP_ALIVE_S = 3_600
-_DRAIN = b"d"
 
 
 class _Protocol(HttpToolsProtocol):
-    """Hands the connection to the app, which breaks it on order."""
+    """Hands the connection to the app, which breaks it for an injected fault."""
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -38,16 +35,15 @@ class _Protocol(HttpToolsProtocol):
 class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None]:
-        """Ctrl-C reaches the whole process group; whoever started us decides."""
+        """Handles signals only when run by hand: otherwise the parent decides what Ctrl-C means."""
         if sys.stdin.isatty():
             with super().capture_signals():
                 yield
             return
         yield
 
-    def stop(self, *, now: bool) -> None:
+    def stop(self) -> None:
         self.should_exit = True
-        self.force_exit = now
 
 
 def _listen(port: int) -> socket.socket:
@@ -62,55 +58,32 @@ def _listen(port: int) -> socket.socket:
     return listener
 
 
-def _tell_port(port: int, *, file: Path | None, descriptor: int | None) -> None:
-    line = f"{port}\n"
-    if file is not None:
-        unfinished = file.with_name(file.name + ".tmp")
-        unfinished.write_text(line, encoding="ascii")
-        unfinished.replace(file)
-    if descriptor is not None:
-        with os.fdopen(descriptor, "w", encoding="ascii") as pipe:
-            pipe.write(line)
-
-
-def _watch_input(server: _Server, loop: asyncio.AbstractEventLoop) -> None:
-    """In a thread of its own: standard input may be anything, also a file or /dev/null."""
-    past_first_line = False
-    while received := os.read(sys.stdin.fileno(), 1_024):
-        if not past_first_line:
-            _, line_break, received = received.partition(b"\n")
-            past_first_line = bool(line_break)
-        if past_first_line and _DRAIN in received:
-            break
-    is_orphan = not received
-    with contextlib.suppress(RuntimeError):  # the loop has ended by itself
-        loop.call_soon_threadsafe(lambda: server.stop(now=is_orphan))
-
-
-async def _serve(server: _Server, listener: socket.socket) -> None:
-    loop = asyncio.get_running_loop()
-    threading.Thread(target=_watch_input, args=(server, loop), daemon=True).start()
-    await server.serve(sockets=[listener])
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m nightmill.emulator.server", description=__doc__)
-    parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
-    parser.add_argument("--port-file", type=Path, help="is written once connections are taken")
-    parser.add_argument("--port-fd", type=int, help="an open descriptor that gets the port as a line")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options of the child."""
     parser.add_argument("--delay-s", type=float, default=0.0, help="wait before each answer")
     parser.add_argument("--record", type=Path, help="a file that gets a line for each request")
     parser.add_argument("--faults", default="[]", help="a JSON list of faults, or @file")
-    asked = parser.parse_args(arguments)
+
+
+def run(
+    options: argparse.Namespace,
+    *,
+    announce: Callable[[int], None],
+    on_drain: Callable[[Callable[[], None]], None],
+) -> None:
+    """Serves until it is drained.
+
+    Raises:
+        SetupError: the faults or the record can't be read, or the port is taken.
+    """
     try:
-        faults: str = asked.faults
+        faults: str = options.faults
         if faults.startswith("@"):
             faults = Path(faults[1:]).read_text(encoding="utf-8")
-        app = emulator_app(delay_s=asked.delay_s, record=asked.record, faults=read_faults(faults))
-        listener = _listen(asked.port)
-    except (SetupError, OSError) as error:
-        sys.stderr.write(f"nightmill emulator: {error}\n")
-        sys.exit(SetupError.exit_code)
+        app = emulator_app(delay_s=options.delay_s, record=options.record, faults=read_faults(faults))
+    except OSError as error:
+        raise SetupError(str(error)) from None
+    listener = _listen(options.port)
     config = uvicorn.Config(
         app,
         http=_Protocol,
@@ -125,10 +98,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         backlog=_BACKLOG,
     )
     server = _Server(config)
-    _tell_port(listener.getsockname()[1], file=asked.port_file, descriptor=asked.port_fd)
+    announce(listener.getsockname()[1])
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
-        runner.run(_serve(server, listener))
+        runner.run(_serve(server, listener, on_drain))
 
 
-if __name__ == "__main__":
-    main()
+async def _serve(
+    server: _Server, listener: socket.socket, on_drain: Callable[[Callable[[], None]], None]
+) -> None:
+    loop = asyncio.get_running_loop()
+
+    def drain() -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has already ended
+            loop.call_soon_threadsafe(server.stop)
+
+    on_drain(drain)
+    await server.serve(sockets=[listener])

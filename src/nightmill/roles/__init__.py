@@ -1,1 +1,1 @@
-"""The long-running duties: intake, worker, finalizer, warden. `loop` runs any of them."""
+"""The long-running tasks of a server. `registry` lists them, `loop` runs them."""

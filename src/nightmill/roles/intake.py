@@ -1,8 +1,8 @@
-"""Reads the input file of a batch once, checks every line, and writes the line index beside it.
+"""Validates the input file of a batch in one read, and writes the line index.
 
-Promise: all or nothing. A batch goes on only when every line is good, in one transaction with its segments;
-else it fails with what is wrong, by line. It may die at any instruction: the next intake starts over under a
-newer token, and an index that was not accepted is never read. Not its duty: the checks themselves (`check`).
+A batch is accepted only when every line is valid, in one transaction with its segments; otherwise it fails
+with errors by line. The process may die at any instruction: the next intake starts again under a newer token,
+and an index that was not accepted is never read. The checks themselves are in `validation`.
 """
 
 import asyncio
@@ -30,6 +30,8 @@ _CHUNK_BYTES = 1 << 20
 
 
 class Intake:
+    """The role that accepts or rejects batches in status `validating`."""
+
     name = "intake"
 
     def __init__(
@@ -61,7 +63,7 @@ class Intake:
         except LeaseLost:
             return 0
         except (UnavailableError, asyncio.CancelledError):
-            # Anything else keeps the duty until it lapses, so that one odd batch can't hold up the others.
+            # Any other error keeps the lease until it lapses, so that one bad batch can't delay the others.
             with suppress(UnavailableError):
                 await self._store.batch_leases.release(duty)
             raise
@@ -71,14 +73,14 @@ class Intake:
         failpoint("intake.leased")
         batch = duty.batch
         if duty.token > 1:
-            await self._blobs.delete_under(f"lines/{batch.id}")  # what dead holders of the duty may have left
+            await self._blobs.delete_under(f"lines/{batch.id}")  # left by holders of the lease that died
         if fault := await self._unreadable(batch):
             await self._reject(duty, ValidationResult(0, None, (fault,)))
         else:
             await self._inspect(duty)
 
     async def _unreadable(self, batch: Batch) -> LineError | None:
-        """Why the input file is not worth opening."""
+        """The error of an input file that can't be read or is too large; None when it can be validated."""
         file = await self._store.files.get(batch.project_id, batch.input_file_id)
         if file is not None and file.purpose is not Purpose.BATCH:
             message = f"The file {file.id} has purpose '{file.purpose}'. Upload it with purpose 'batch'."
@@ -130,10 +132,10 @@ class Intake:
         return validator.result(duplicate_pass)
 
     async def _chunks(self, duty: BatchLease, look: InputValidator | DuplicatePass) -> AsyncIterator[bytes]:
-        """The input file, as far as `look` needs it; keeps the duty meanwhile.
+        """The input file, as far as `look` needs it; renews the lease meanwhile.
 
         Raises:
-            LeaseLost: somebody else took over, or the batch was cancelled.
+            LeaseLost: another process took over, or the batch was cancelled.
         """
         loop = asyncio.get_running_loop()
         kept = loop.time()
@@ -185,7 +187,7 @@ class Intake:
 
 
 def input_rules(settings: Settings, endpoint: str) -> InputRules:
-    """What the operator's settings ask of an input file for `endpoint`."""
+    """What the settings require of an input file for `endpoint`."""
     limits = settings.limits
     return InputRules(
         endpoint=endpoint,

@@ -1,7 +1,7 @@
-"""One loop for every role: turn, jitter, error pause, drain; and the notifier that shortens waits.
+"""The loop that runs a role: turn, wait, pause after an error, drain; and the notifier that shortens waits.
 
-Promise: a role outlives any error of one turn. A notifier is only a hint: losing a ring costs one wait, never
-work. Not its duty: what a turn does.
+An error in one turn does not end a role. A notification is only a hint: a lost one costs one wait, never
+work.
 """
 
 import asyncio
@@ -19,12 +19,12 @@ class Role(Protocol):
     name: str
 
     async def turn(self) -> float:
-        """Does what there is to do; returns seconds until the next turn, 0 when there may be more now."""
+        """Does the work that is ready; returns seconds until the next turn, 0 when more may be ready now."""
         ...
 
 
 class Notifier:
-    """Wakes every role of this process, and through `notify_others` those of others."""
+    """Wakes the roles of this process, and through `notify_others` those of other processes."""
 
     def __init__(self, notify_others: Callable[[], None] | None = None) -> None:
         self._notify_others = notify_others
@@ -32,18 +32,18 @@ class Notifier:
         self.count = 0
 
     def notify(self) -> None:
-        """There may be work, for anyone."""
+        """There may be work for a role of any process."""
         self.notify_local()
         if self._notify_others is not None:
             self._notify_others()
 
     def notify_local(self) -> None:
-        """There may be work for this process."""
+        """There may be work for a role of this process."""
         self.count += 1
         self._event.set()
 
     async def wait(self, *, since: int, timeout_s: float) -> None:
-        """Returns once the notifier has rung more than `since` times, or after `timeout_s`."""
+        """Returns once `count` differs from `since`, or after `timeout_s`."""
         if self.count != since:
             return
         self._event.clear()
@@ -63,17 +63,17 @@ async def keep_turning(
     random: Callable[[], float],
     longest_pause_s: float = math.inf,
 ) -> None:
-    """Runs `role` until `stop` is set (ring the notifier after setting it).
+    """Runs `role` until `stop` is set (call `notifier.notify_local` after setting it).
 
     Args:
-        random: numbers in [0, 1); waits are spread by up to a fifth so that processes don't march in step.
-        longest_pause_s: after an error; who holds leases must try again before they lapse.
+        random: numbers in [0, 1); waits vary by a tenth either way, so that processes do not act in step.
+        longest_pause_s: after an error; a holder of leases must try again before they lapse.
     """
     while not stop.is_set():
         count_before = notifier.count
         try:
             pause_s = await role.turn()
-        except Exception as error:  # noqa: BLE001 - a role outlives any error of one turn; the event tells of it
+        except Exception as error:  # noqa: BLE001 - no error of one turn ends a role; the event reports it
             error = plain(error)
             emit(RoleFailed(role.name, error))
             pause_s, count_before = min(_pause_after(error), longest_pause_s), notifier.count
@@ -82,7 +82,7 @@ async def keep_turning(
 
 
 def plain(error: Exception) -> Exception:
-    """The error itself, or the first of a group that all say the same: something is away."""
+    """The error itself, or the first of a group whose errors are all `UnavailableError`."""
     leaves = _leaves(error)
     first = leaves[0]
     if isinstance(first, UnavailableError) and all(isinstance(leaf, UnavailableError) for leaf in leaves):
@@ -94,7 +94,7 @@ def _leaves(error: BaseException) -> list[BaseException]:
     if not isinstance(error, BaseExceptionGroup):
         return [error]
     inside = cast("BaseExceptionGroup[BaseException]", error).exceptions
-    return [leaf for one in inside for leaf in _leaves(one)]
+    return [leaf for inner in inside for leaf in _leaves(inner)]
 
 
 def _pause_after(error: Exception) -> float:

@@ -1,7 +1,7 @@
-"""Takes back lapsed leases, ends overdue batches, removes what has expired.
+"""Takes back lapsed leases, ends overdue batches, deletes expired files, unused blobs and parts.
 
-Promise: each look is cheap and can be repeated by any number of wardens at once; whatever it leaves undone
-the next look does. Not its duty: finalizing (it only moves an overdue batch on).
+Each turn is cheap. Any number of processes may run this role at once, and a turn that was cut short is
+completed by the next. Finalizing is the finalizer's work: an overdue batch only changes its status here.
 """
 
 from collections.abc import Callable
@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 from nightmill.blobs import Blobs
 from nightmill.core.batch import Event
+from nightmill.core.clocks import Clocks
 from nightmill.errors import UnavailableError
 from nightmill.failpoints import failpoint
 from nightmill.parts import Parts
@@ -23,10 +24,11 @@ _LOOK_S = 1.0
 
 class Maintenance:
     """Args:
-    deleting: whether bytes may be deleted within; a backup or a check may be reading them.
+    deleting: a context whose value says whether bytes may be deleted inside; a backup or a check may be
+        reading them.
     """
 
-    name = "warden"
+    name = "maintenance"
 
     def __init__(
         self,
@@ -37,8 +39,7 @@ class Maintenance:
         settings: Settings,
         notifier: Notifier,
         emit: Emit,
-        clock: Callable[[], float],
-        monotonic: Callable[[], float],
+        clocks: Clocks,
         deleting: Callable[[], AbstractContextManager[bool]] = lambda: nullcontext(True),
     ) -> None:
         self._store = store
@@ -48,14 +49,14 @@ class Maintenance:
         self._audit_ttl_s = settings.audit.ttl_s
         self._notifier = notifier
         self._emit = emit
-        self._clock = clock
-        self._monotonic = monotonic
+        self._clock = clocks.wall
+        self._monotonic = clocks.monotonic
         self._deleting = deleting
         self._next_sweep = 0.0
         self._lease_ttl_s = settings.worker.lease_ttl_s
         self._healthy_since: float | None = None
         self._seen_at = 0.0
-        self._orphans = OrphanSweep(store=store, blobs=blobs, monotonic=monotonic)
+        self._orphans = OrphanSweep(store=store, blobs=blobs, monotonic=clocks.monotonic)
 
     async def turn(self) -> float:
         try:
@@ -73,9 +74,11 @@ class Maintenance:
         return min(_LOOK_S, self._sweep_s)
 
     async def _reap(self) -> int:
-        """After an outage every lease looks lapsed: holders get as long as one lasts to be heard again.
+        """Takes back lapsed leases; returns their number.
 
-        What this warden did not see, because it was frozen or has just begun, may have been an outage.
+        After an outage of the store every lease looks lapsed. Holders therefore get the length of a lease to
+        renew it before any is taken back. A gap between two turns (this process was frozen, or has just
+        started) may hide an outage and counts as one.
         """
         now = self._monotonic()
         if self._healthy_since is None or now - self._seen_at > self._lease_ttl_s:
@@ -106,7 +109,7 @@ class Maintenance:
             if may_delete:
                 await self._delete_unused()
                 if self._orphans.is_due:
-                    await self._orphans.look()
+                    await self._orphans.sweep()
 
     async def _delete_unused(self) -> None:
         while keys := await self._store.blob_references.unused():

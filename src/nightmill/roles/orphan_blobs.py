@@ -1,7 +1,8 @@
-"""Removes bytes that nothing names: what a process left that died between writing a blob and its row.
+"""Deletes orphaned blobs: those that no row references.
 
-Promise: only a blob that two looks an hour apart found unnamed goes; from the last byte of a blob to the row
-that names it is a matter of moments. Not its duty: what a row names and nobody needs (`warden`), and parts.
+A process that dies between writing a blob and inserting its row leaves one. Only a blob that two sweeps an
+hour apart found unreferenced is deleted; from the last byte of a blob to the row that references it takes
+moments. Blobs that a row references but nothing uses any more are deleted by `maintenance`, and so are parts.
 """
 
 from collections.abc import AsyncIterator, Callable
@@ -11,12 +12,12 @@ from nightmill.blobs import Blobs
 from nightmill.store import Store
 
 _FOLDERS: Final = ("files", "lines", "uploads")
-_AT_ONCE: Final = 1_000
+_KEYS_PER_QUERY: Final = 1_000
 
 
 class OrphanSweep:
     """Args:
-    pause_s: time between two looks. Memory follows the number of orphaned blobs, not that of blobs.
+    pause_s: time between two sweeps. Memory grows with the number of orphaned blobs, not of all blobs.
     """
 
     def __init__(
@@ -26,31 +27,31 @@ class OrphanSweep:
         self._blobs = blobs
         self._monotonic = monotonic
         self._pause_s = pause_s
-        self._next_look = 0.0
-        self._unnamed: set[str] = set()
+        self._next_sweep = 0.0
+        self._suspects: set[str] = set()
 
     @property
     def is_due(self) -> bool:
-        return self._monotonic() >= self._next_look
+        return self._monotonic() >= self._next_sweep
 
-    async def look(self) -> int:
-        """Says how many blobs it removed."""
-        unnamed: set[str] = set()
+    async def sweep(self) -> int:
+        """Deletes the blobs that this sweep and the previous one found unreferenced; returns their number."""
+        unreferenced: set[str] = set()
         async for keys in self._keys():
-            unnamed.update(keys.difference(await self._store.blob_references.referenced(keys)))
-        gone = unnamed & self._unnamed
-        for key in gone:
+            unreferenced.update(keys.difference(await self._store.blob_references.referenced(keys)))
+        orphans = unreferenced & self._suspects
+        for key in orphans:
             await self._blobs.delete(key)
-        self._unnamed = unnamed - gone
-        self._next_look = self._monotonic() + self._pause_s
-        return len(gone)
+        self._suspects = unreferenced - orphans
+        self._next_sweep = self._monotonic() + self._pause_s
+        return len(orphans)
 
     async def _keys(self) -> AsyncIterator[set[str]]:
         keys: set[str] = set()
         for folder in _FOLDERS:
             async for key in self._blobs.keys_under(folder):
                 keys.add(key)
-                if len(keys) == _AT_ONCE:
+                if len(keys) == _KEYS_PER_QUERY:
                     yield keys
                     keys = set()
         if keys:

@@ -1,7 +1,7 @@
-"""The API of `nightmill serve`: answer, and at the end answer on while the roles drain.
+"""Runs the API of `nightmill serve`, and on a stop keeps answering while the roles drain.
 
-Not its duty: the lock, the listener and the children themselves (`serve`), and what must come before
-(`recovery`). Loaded late: it takes as long to load as all the rest.
+The lock, the listener, recovery and the children belong to `serve`. This module is loaded late, because
+loading the API takes as long as loading everything else.
 """
 
 import asyncio
@@ -17,15 +17,15 @@ from nightmill.api.connection import http_config
 from nightmill.api.context import ApiContext
 from nightmill.runtime.clocks import steady_clock
 from nightmill.runtime.components import Components
-from nightmill.runtime.open_files import raise_open_file_limit
-from nightmill.runtime.signals import StopRequest
+from nightmill.runtime.process_setup import StopRequest, raise_open_file_limit
 from nightmill.runtime.supervisor import Supervisor
 from nightmill.runtime.systemd import notify_ready
+from nightmill.upstream import Upstream
 from nightmill.upstream.connect import open_upstream
 
 
 class _Server(uvicorn.Server):
-    """uvicorn without its own signal handlers: a signal here drains the roles first."""
+    """uvicorn without its own signal handlers, because a signal must drain the roles first."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None]:
@@ -36,7 +36,7 @@ class _Server(uvicorn.Server):
         notify_ready()
 
 
-async def serve_front(
+async def serve_api(
     components: Components,
     *,
     supervisor: Supervisor,
@@ -44,21 +44,12 @@ async def serve_front(
     stop_request: StopRequest,
     say: Callable[[str], None],
 ) -> None:
-    """Serves until it is asked to stop, and ends every child."""
+    """Serves until a stop is requested, and drains every child."""
     raise_open_file_limit()
     settings = components.settings
     url = settings.upstream.url
     upstream = None if url is None else open_upstream(settings.upstream, url=url)
-    context = ApiContext(
-        store=components.store,
-        blobs=components.blobs,
-        settings=settings,
-        notify=supervisor.notify,
-        upstream_models=_no_models if upstream is None else upstream.models,
-        clock=steady_clock,
-        random=secrets.token_bytes,
-        trouble=lambda: supervisor.trouble,
-    )
+    context = _context(components, supervisor, upstream)
     server = _Server(
         http_config(
             create_app(context),
@@ -68,12 +59,12 @@ async def serve_front(
         )
     )
 
-    async def end_when_asked() -> None:
+    async def drain_on_stop() -> None:
         await stop_request.to_stop.wait()
         await supervisor.drain(grace_s=settings.api.drain_s + 1)
         server.should_exit = True
 
-    async def hurry_when_asked() -> None:
+    async def exit_on_second_signal() -> None:
         await stop_request.to_hurry.wait()
         server.should_exit = server.force_exit = True
 
@@ -81,17 +72,30 @@ async def serve_front(
     shown = f"[{host}]" if ":" in host else host
     try:
         async with asyncio.TaskGroup() as group:
-            group.create_task(end_when_asked())
-            hurrying = group.create_task(hurry_when_asked())
+            group.create_task(drain_on_stop())
+            exiting = group.create_task(exit_on_second_signal())
             source = "what its workers ask" if url is None else url
             say(f"nightmill listens on http://{shown}:{port}/v1 and answers from {source}")
             await server.serve(sockets=[listener])
-            hurrying.cancel()
+            exiting.cancel()
     finally:
         if upstream is not None:
             await upstream.close()
 
 
+def _context(components: Components, supervisor: Supervisor, upstream: Upstream | None) -> ApiContext:
+    return ApiContext(
+        store=components.store,
+        blobs=components.blobs,
+        settings=components.settings,
+        notify=supervisor.notify,
+        upstream_models=_no_models if upstream is None else upstream.models,
+        clock=steady_clock,
+        random=secrets.token_bytes,
+        trouble=lambda: supervisor.trouble,
+    )
+
+
 async def _no_models() -> bytes | None:
-    """No upstream is named here; `upstream.models` says what is offered."""
+    """Without an upstream in this process, the setting `upstream.models` lists the models."""
     return None

@@ -1,8 +1,8 @@
-"""The wall clock, not believed at once when it steps.
+"""A wall clock that follows a step of the system's clock only when the step lasts.
 
-Duty: the time that deadlines, leases, expiries and stamps are counted in. Promise: a step in either direction
-that is taken back within `doubt_s` changes nothing; one that lasts is followed. Not its duty: order within a
-batch (`Batch.after` keeps its stamps from going back) and what is measured by the monotonic clock anyway.
+Deadlines, leases, expiries and timestamps are counted in this time. A step in either direction that is
+reverted within `doubt_s` changes nothing; a step that lasts longer is followed. The order of timestamps
+within a batch is kept by `Batch.after`; durations are measured by the monotonic clock.
 """
 
 import time
@@ -13,11 +13,12 @@ SLACK_S = 1.0
 
 
 class SteadyClock:
-    """Unix seconds. Between steps it is the wall clock; while it doubts one, it goes on as before.
+    """Unix seconds of the wall clock; after a step, until it is followed, of the time before the step
+    continued.
 
     Args:
-        doubt_s: how long a step must last before it is followed.
-        slack_s: less than this is drift or a clock being disciplined, and followed at once.
+        doubt_s: seconds that a step must last before it is followed.
+        slack_s: a smaller difference is drift or the adjustment of a clock, and followed at once.
     """
 
     def __init__(
@@ -36,7 +37,7 @@ class SteadyClock:
         self._doubted: tuple[float, float] | None = None
 
     def __call__(self) -> float:
-        """Any thread may ask: each field is read once and replaced whole."""
+        """May be called from any thread: each field is read once and replaced as a whole."""
         elapsed_s, wall = self._monotonic(), self._wall()
         offset_s = wall - elapsed_s
         if abs(offset_s - self._offset_s) <= self._slack_s:
@@ -52,4 +53,4 @@ class SteadyClock:
 
 
 steady_clock = SteadyClock()
-"""This process's."""
+"""The steady clock of this process."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from nightmill.admin.delete_lock import may_delete
 from nightmill.blobs import PiecedBlobs
 from nightmill.core.circuit_breaker import CircuitBreaker
+from nightmill.core.clocks import Clocks
 from nightmill.ids import WorkerId, new_worker_id
 from nightmill.parts import Parts
 from nightmill.roles.finalizer import Finalizer
@@ -22,8 +23,7 @@ from nightmill.roles.loop import Notifier
 from nightmill.roles.maintenance import Maintenance
 from nightmill.roles.worker import Worker
 from nightmill.runtime.clocks import steady_clock
-from nightmill.runtime.start import open_stored
-from nightmill.runtime.storage import open_storage
+from nightmill.runtime.storage import open_storage, open_stored
 from nightmill.runtime.upstreams import shared_name
 from nightmill.settings import Settings
 from nightmill.store import Store
@@ -77,8 +77,7 @@ class Components:
             settings=self.settings,
             notifier=self.notifier,
             emit=self.emit,
-            clock=steady_clock,
-            monotonic=time.monotonic,
+            clocks=Clocks(steady_clock, time.monotonic, random.random),
             deleting=lambda: may_delete(self.settings.folder) if keeps_folder else nullcontext(True),
         )
 

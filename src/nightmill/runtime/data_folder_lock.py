@@ -1,7 +1,7 @@
-"""One server per data folder.
+"""The lock that allows one server per data folder.
 
-Promise: the lock ends with the process that holds it, however that dies. Not its duty: fencing workers that
-outlive their server (leases do that).
+The lock ends with the process that holds it, whatever the cause of the exit. Workers that outlive their
+server are fenced by leases, not by this lock.
 """
 
 import os
@@ -13,13 +13,13 @@ from nightmill.errors import SetupError
 
 try:
     import fcntl
-except ImportError:  # Windows has no flock; there nightmill relies on SQLite's own locks
+except ImportError:  # Windows has no flock; there SQLite's own locks must do
     fcntl = None
 
 
 @contextmanager
 def locked_folder(folder: Path) -> Generator[None]:
-    """Makes the folder, for its owner only, and holds its lock.
+    """Makes the folder, readable by its owner only, and holds its lock.
 
     Raises:
         SetupError: another process holds it, or the folder can't be written.

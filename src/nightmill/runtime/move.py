@@ -1,8 +1,10 @@
-"""`nightmill move`: a data folder with SQLite becomes a store in Postgres, its bytes go where fleets look.
+"""`nightmill move`: moves a data folder with SQLite to a store in Postgres and to storage that all machines
+reach.
 
-Duty: bytes first, then answers of unfinished batches, then all rows in one transaction. Promise: until that
-commits the folder is as it was, and the same command goes on; afterwards its database has another name, so
-that no server goes on with it by mistake. Not its duty: moving while a server runs (the folder lock is held).
+Blobs are copied first, then the answers of unfinished batches, then all rows in one transaction. Until that
+transaction commits, the data folder is unchanged and the same command continues the move. Afterwards the old
+database has another name, so that no server uses it by mistake. The lock of the data folder is held, because
+nothing may be moved while a server runs.
 """
 
 from collections.abc import Callable
@@ -15,8 +17,7 @@ from nightmill.core.segment import SegmentResult, lease_at
 from nightmill.errors import SetupError
 from nightmill.parts import Parts
 from nightmill.runtime.data_folder_lock import locked_folder
-from nightmill.runtime.start import open_stored, prepare
-from nightmill.runtime.storage import check_storage, open_storage
+from nightmill.runtime.storage import check_storage, open_storage, open_stored, prepare
 from nightmill.settings import Settings
 from nightmill.store.row_copy import MovedSegment, copy_rows, needed_blobs, unfinished_batches
 
@@ -25,7 +26,7 @@ MOVED = ".moved"
 
 @dataclass(frozen=True, slots=True)
 class MoveSummary:
-    """What a move has brought over."""
+    """What a move has copied."""
 
     rows: dict[str, int]
     blobs: int
@@ -34,9 +35,11 @@ class MoveSummary:
 
 
 async def move(source: Settings, target: Settings, *, say: Callable[[str], None]) -> MoveSummary:
-    """Args:
-        source: of the data folder, with its own SQLite.
-        target: as the fleet will run with.
+    """Moves everything; returns what was copied.
+
+    Args:
+        source: settings of the data folder, with its SQLite.
+        target: settings that the servers will run with.
 
     Raises:
         SetupError: there is no such folder, the folder is in use, or the new store is not empty.
@@ -63,7 +66,7 @@ async def _move(source: Settings, target: Settings, say: Callable[[str], None]) 
     is_same_place = target.blobs.url is None and _same(source.folder, target.folder)
     moved: dict[tuple[str, int], MovedSegment] = {}
     try:
-        await store.leases.release_all()  # the lock proves that nobody holds any
+        await store.leases.release_all()  # the lock proves that no process holds any
         keys = needed_blobs(source.store_url)
         blob_bytes = 0
         for number, key in enumerate(keys, 1):
@@ -72,7 +75,7 @@ async def _move(source: Settings, target: Settings, say: Callable[[str], None]) 
                 say(f"{number} of {len(keys)} blobs are there")
         for batch in unfinished_batches(source.store_url):
             if not is_same_place:
-                await new_parts.delete(batch.id)  # what an earlier try left
+                await new_parts.delete(batch.id)  # left by an earlier run
             after = -1
             while results := await store.segments.results(batch.id, after=after):
                 after = results[-1].segment.number
@@ -89,7 +92,7 @@ async def _move(source: Settings, target: Settings, say: Callable[[str], None]) 
 
 
 async def _copy_blob(old: Blobs, new: Blobs, key: str) -> int:
-    """The blob's size. What an earlier try has copied is not copied again: bytes under a key never change."""
+    """Copies a blob, unless an earlier run has; returns its size. The bytes under a key never change."""
     size_bytes = await old.size_bytes(key)
     if size_bytes is None:
         raise SetupError(f"blob {key} is missing; run 'nightmill check --repair' before moving")
@@ -108,7 +111,7 @@ async def _copy_blob(old: Blobs, new: Blobs, key: str) -> int:
 
 
 async def _copy_answers(batch: Batch, result: SegmentResult, old: Parts, new: Parts) -> MovedSegment:
-    """Each answered line once, in one part, under a token that nobody has held."""
+    """Copies each answered line once, in one part, under a token that no process has held."""
     lease = lease_at(batch, result, token=result.token + 1)
     known: set[int] = set()
     writer = new.open(lease)
@@ -131,7 +134,7 @@ async def _copy_answers(batch: Batch, result: SegmentResult, old: Parts, new: Pa
 
 
 def source_settings(target: Settings, folder: Path) -> Settings:
-    """Those of a server on the folder alone."""
+    """The settings of a server that uses the data folder alone."""
     blobs = target.blobs.model_copy(update={"url": None})
     return target.model_copy(update={"folder": folder, "store": None, "blobs": blobs})
 

@@ -1,9 +1,9 @@
-"""Processes forked from this one once everything is loaded, so that no child loads it all again.
+"""Forks child processes once this process has loaded all modules, so that no child loads them again.
 
-Duty: `prefork` before there is a loop, a thread, a lock or a listener; `PreforkedChild.begin` tells one what
-to be. Promise: a preforked holds nothing of its parent's but standard error, and ends when its parent does,
-begun or not. Not its duty: children that take a dead one's place: those are started anew (`local`), since a
-process with threads is not forked.
+`prefork` must be called before there is an event loop, a thread, a lock or a listener. A preforked child
+waits until `PreforkedChild.begin` gives it its arguments. It inherits standard error from its parent and
+nothing else, and exits when its parent exits, whether it has begun or not. The supervisor starts the
+replacement of a child that has exited as a new process, because a process with threads must not be forked.
 """
 
 import asyncio
@@ -18,55 +18,80 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import Final, NoReturn, Protocol
 
-from nightmill.runtime.child import Child, first_line, is_hidden
+from nightmill.runtime.child import first_line, is_hidden
 
-_ENV_START, _ENV_END = 49, 50
-"""Of the fields of /proc/self/stat, counted from 0."""
+_ENV_START: Final = 49
+_ENV_END: Final = 50
+"""Fields of /proc/self/stat, counted from 0."""
+
+
+class Pipe(Protocol):
+    """The part of `asyncio.StreamWriter` and of `asyncio.WriteTransport` that the supervisor uses."""
+
+    def write(self, data: bytes) -> None: ...
+    def is_closing(self) -> bool: ...
+
+
+class Child(Protocol):
+    """A child process; the part of `asyncio.subprocess.Process` that the supervisor uses."""
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def stdin(self) -> Pipe | None: ...
+    @property
+    def stdout(self) -> asyncio.StreamReader | None: ...
+    @property
+    def returncode(self) -> int | None: ...
+    async def wait(self) -> int: ...
+    def kill(self) -> None: ...
+    def send_signal(self, signal: int) -> None: ...
 
 
 class PreforkedChild:
-    """A child that waits to be told what it is. Whoever never begins it ends it by ending."""
+    """A forked child that waits for its arguments."""
 
-    def __init__(self, module: str, process_id: int, to_it: int, from_it: int) -> None:
-        self.module = module
+    def __init__(self, kind: str, process_id: int, to_child: int, from_child: int) -> None:
+        self.kind = kind
         self._process_id = process_id
-        self._to_it = to_it
-        self._from_it = from_it
+        self._to_child = to_child
+        self._from_child = from_child
 
     async def begin(self, *arguments: str) -> Child:
-        """What `python -m module arguments...` would be."""
+        """The child runs `main(arguments)`."""
         loop = asyncio.get_running_loop()
         reader = asyncio.StreamReader()
-        out = os.fdopen(self._from_it, "rb", buffering=0)
-        heard, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), out)
-        pipe, _ = await loop.connect_write_pipe(asyncio.Protocol, os.fdopen(self._to_it, "wb", buffering=0))
+        out = os.fdopen(self._from_child, "rb", buffering=0)
+        output, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), out)
+        into = os.fdopen(self._to_child, "wb", buffering=0)
+        pipe, _ = await loop.connect_write_pipe(asyncio.Protocol, into)
         pipe.write(json.dumps(arguments).encode() + b"\n")
-        return _Begun(self._process_id, pipe, reader, heard)
+        return _ForkedChild(self._process_id, pipe, reader, output)
 
 
-class _Begun:
-    """As `asyncio.subprocess.Process`, for a child of a fork."""
+class _ForkedChild:
+    """`asyncio.subprocess.Process` for a forked child."""
 
     def __init__(
         self,
         pid: int,
         stdin: asyncio.WriteTransport,
         stdout: asyncio.StreamReader,
-        heard: asyncio.ReadTransport,
+        output: asyncio.ReadTransport,
     ) -> None:
         self.pid = pid
         self.stdin = stdin
         self.stdout = stdout
-        self._heard = heard
+        self._output = output
         self.returncode: int | None = None
-        self._ended = asyncio.Event()
-        self._watched = os.pidfd_open(pid)
-        asyncio.get_running_loop().add_reader(self._watched, self._take_note)
+        self._exited = asyncio.Event()
+        self._pidfd = os.pidfd_open(pid)
+        asyncio.get_running_loop().add_reader(self._pidfd, self._note_exit)
 
     async def wait(self) -> int:
-        await self._ended.wait()
+        await self._exited.wait()
         assert self.returncode is not None
         return self.returncode
 
@@ -77,60 +102,61 @@ class _Begun:
         if self.returncode is None:
             os.kill(self.pid, signal)
 
-    def _take_note(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._watched)
-        os.close(self._watched)
+    def _note_exit(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._pidfd)
+        os.close(self._pidfd)
         _, status = os.waitpid(self.pid, 0)
         self.returncode = os.waitstatus_to_exitcode(status)
         self.stdin.close()
-        # What it said last is read in this very round; a loop that ends now leaves no pipe open.
-        asyncio.get_running_loop().call_soon(self._heard.close)
-        self._ended.set()
+        # The last output is read in this iteration of the loop; a loop that ends now leaves no pipe open.
+        asyncio.get_running_loop().call_soon(self._output.close)
+        self._exited.set()
 
 
-def prefork(count: int, *, module: str, main: Callable[[list[str]], None]) -> list[PreforkedChild]:
-    """So many preforked of what is loaded by now, or none where that is not to be done safely (only Linux
-    forks well, and only a process with one thread).
+def prefork(count: int, *, kind: str, main: Callable[[list[str]], None]) -> list[PreforkedChild]:
+    """Forks `count` children, or none where that is not safe: only on Linux, from a process with one thread.
 
     Args:
-        main: what `python -m module` runs, given its arguments.
+        kind: the kind of child that the loaded modules serve.
+        main: runs in the child, with the arguments of `PreforkedChild.begin`.
     """
     if sys.platform != "linux" or threading.active_count() > 1:
         return []
     gc.collect()
-    gc.freeze()  # a collection in a child would copy every page it looks at
+    gc.freeze()  # a collection in a child would copy every page that it visits
     sys.stderr.flush()
     preforked: list[PreforkedChild] = []
-    with suppress(OSError):  # no process to be had: the engine tries again
-        preforked.extend(_fork(module, main) for _ in range(count))
+    with suppress(OSError):  # no process is to be had now: the supervisor tries again
+        preforked.extend(_fork(kind, main) for _ in range(count))
     return preforked
 
 
-def _fork(module: str, main: Callable[[list[str]], None]) -> PreforkedChild:
-    in_it, to_it = os.pipe()
-    from_it, out_of_it = os.pipe()
+def _fork(kind: str, main: Callable[[list[str]], None]) -> PreforkedChild:
+    child_input, to_child = os.pipe()
+    from_child, child_output = os.pipe()
     process_id = os.fork()
     if process_id == 0:
-        _live(in_it, out_of_it, main)
-    os.close(in_it)
-    os.close(out_of_it)
-    return PreforkedChild(module, process_id, to_it, from_it)
+        _run_child(child_input, child_output, main)
+    os.close(child_input)
+    os.close(child_output)
+    return PreforkedChild(kind, process_id, to_child, from_child)
 
 
-def _live(stdin: int, stdout: int, main: Callable[[list[str]], None]) -> NoReturn:
-    """The child's whole life. It must never return into what its parent was doing."""
+def _run_child(stdin: int, stdout: int, main: Callable[[list[str]], None]) -> NoReturn:
+    """The whole life of the child. It must never return into the code of its parent."""
     exit_code = 1
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         os.dup2(stdin, 0)
         os.dup2(stdout, 1)
-        os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # a brother's pipe would outlive our parent in us
+        # The pipe of another child, kept open here, would hide the parent's exit from that child.
+        os.closerange(3, os.sysconf("SC_OPEN_MAX"))
         sys.stdin = open(0, closefd=False)  # noqa: SIM115 - as the interpreter opens it
         sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - as above
-        _forget_settings()
-        told = first_line(0)
-        if told:
-            main(json.loads(told))
+        _erase_hidden_environment()
+        arguments = first_line(0)
+        if arguments:
+            main(json.loads(arguments))
         exit_code = 0
     except SystemExit as end:
         exit_code = end.code if isinstance(end.code, int) else 1
@@ -142,9 +168,11 @@ def _live(stdin: int, stdout: int, main: Callable[[list[str]], None]) -> NoRetur
         os._exit(exit_code)
 
 
-def _forget_settings() -> None:
-    """A child started anew has none in its environment (`local`); one that is forked has its parent's, which
-    the system shows to whoever may look until the very bytes are overwritten."""
+def _erase_hidden_environment() -> None:
+    """Removes settings from the environment of a forked child, as the supervisor does for a new process.
+
+    The system shows the environment that the parent was started with until its bytes are overwritten.
+    """
     for name in filter(is_hidden, tuple(os.environ)):
         del os.environ[name]
     fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()

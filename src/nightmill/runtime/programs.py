@@ -1,69 +1,104 @@
-"""The child processes that hold the roles: one for each worker, one that keeps the others.
+"""The child processes that hold the roles: one for each worker, and one, the keeper, for all other roles.
 
-With engine `ray` the workers are elsewhere, and one child launches them.
-
-Promise: ids are made fresh at each start, so no process needs a name or a disk that outlives it.
+With engine `ray` the workers run on the cluster, and one child launches them. Ids are made anew at each
+start, so no process needs a name or a disk that outlives it.
 """
 
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Final
 
-from nightmill.errors import UnavailableError
+from nightmill.errors import SetupError, UnavailableError
 from nightmill.ids import WorkerId, new_worker_id
+from nightmill.roles.registry import ROLE_NAMES, WORKER, ProcessGroup, roles_of
+from nightmill.runtime import child
 from nightmill.runtime.prefork import PreforkedChild, prefork
 from nightmill.runtime.supervisor import Program, Supervisor
 from nightmill.settings import Settings, as_message
 from nightmill.store import Store
 
-WORKER: Final = "worker"
-KEEPERS: Final = ("intake", "finalizer", "warden")
-ROLES: Final = (WORKER, *KEEPERS)
-WORKER_MODULE: Final = "nightmill.runtime.child_main"
-_LAUNCHER_MODULE: Final = "nightmill.runtime.launch"
+_EMBEDDED: Final = (
+    "engine 'ray' needs a store and a place for bytes that every node reaches:"
+    " NIGHTMILL_STORE=postgresql://user@host/database, and NIGHTMILL_BLOBS__URL=s3://bucket or a folder"
+    " that all share"
+)
+_MISSING: Final = "engine 'ray' needs Ray; run: pip install 'nightmill[ray]'"
 
 
-def role_programs(settings: Settings, roles: Sequence[str] = ROLES) -> list[Program]:
-    """No worker process means no roles at all: others hold them."""
+def check_engine(settings: Settings) -> Settings:
+    """The settings, with the values that follow from the engine filled in.
+
+    Raises:
+        SetupError: with engine `ray`: other machines can't reach the store, Ray is not installed, or a bound
+            makes no sense.
+    """
+    if settings.engine == "local":
+        return settings
+    if find_spec("ray") is None:
+        raise SetupError(_MISSING)
+    if settings.is_embedded:
+        raise SetupError(_EMBEDDED)
+    ray = settings.ray
+    if ray.min_workers > ray.max_workers:
+        raise SetupError(
+            f"ray.min_workers ({ray.min_workers}) is more than ray.max_workers ({ray.max_workers})"
+        )
+    if ray.model.name is None or settings.upstream.models:
+        return settings
+    upstream = settings.upstream.model_copy(update={"models": (ray.model.name,)})
+    return settings.model_copy(update={"upstream": upstream})
+
+
+def worker_arguments(worker_id: WorkerId, number: int) -> tuple[str, ...]:
+    """The arguments of a child process that runs one worker."""
+    return worker_id, f"{WORKER}:{number}"
+
+
+def role_programs(settings: Settings, roles: Sequence[str] = ROLE_NAMES) -> list[Program]:
+    """The programs that run the roles. With 0 worker processes there are none: other processes hold the
+    roles.
+    """
     if settings.worker.processes == 0:
         return []
-    has_workers = WORKER in roles and settings.engine == "local"
-    numbers = range(settings.worker.processes) if has_workers else range(0)
-    groups: list[tuple[str, tuple[str, ...]]] = [
-        (f"worker {number}", (f"worker:{number}",)) for number in numbers
-    ]
-    keepers = tuple(role for role in KEEPERS if role in roles)
-    if keepers:
-        groups.append(("keeper", keepers))
     message = as_message(settings)
-    programs = [
-        Program(name, WORKER_MODULE, (new_worker_id(secrets.token_bytes(16)), *names), message)
-        for name, names in groups
-    ]
+    programs: list[Program] = []
+    if WORKER in roles and settings.engine == "local":
+        programs.extend(
+            Program(f"worker {number}", child.ROLES, worker_arguments(_new_id(), number), message)
+            for number in range(settings.worker.processes)
+        )
+    kept = tuple(role for role in roles_of(ProcessGroup.KEEPER) if role in roles)
+    if kept:
+        programs.append(Program("keeper", child.ROLES, (_new_id(), *kept), message))
     if WORKER in roles and settings.engine == "ray":
-        programs.append(Program("launcher", _LAUNCHER_MODULE, (secrets.token_hex(8),), message))
+        programs.append(Program("launcher", child.LAUNCHER, (secrets.token_hex(8),), message))
     return programs
 
 
-def prefork_roles(settings: Settings, roles: Sequence[str] = ROLES) -> list[PreforkedChild]:
-    """For each of `role_programs` a process that has loaded all it needs. Call it before there is a loop."""
-    from nightmill.runtime import child_main  # noqa: PLC0415 - it loads all that roles need
+def prefork_roles(settings: Settings, roles: Sequence[str] = ROLE_NAMES) -> list[PreforkedChild]:
+    """Forks a process for each of `role_programs` that runs roles. Call it before there is an event loop."""
+    import_module("nightmill.runtime.role_process")  # loads all that roles need, for the children to share
 
-    programs = [one for one in role_programs(settings, roles) if one.module == WORKER_MODULE]
-    return prefork(len(programs), module=WORKER_MODULE, main=child_main.main)
+    count = sum(program.kind == child.ROLES for program in role_programs(settings, roles))
+    return prefork(count, kind=child.ROLES, main=child.main)
 
 
 def release_leases_on_exit(store: Store, supervisor: Supervisor) -> Callable[[Program], Awaitable[None]]:
-    """What the engine does with a child of ours that has died."""
+    """The supervisor's `on_exit`: other processes take over the work of an exited child at once."""
 
     async def on_exit(program: Program) -> None:
-        """What a dead child held goes to others at once, not when its leases lapse."""
-        if program.module != WORKER_MODULE:
+        if program.kind != child.ROLES:
             return
         try:
             await store.leases.release_of_worker(WorkerId(program.arguments[0]))
         except UnavailableError:
-            return  # they lapse by themselves
+            return  # the leases lapse by themselves
         supervisor.notify()
 
     return on_exit
+
+
+def _new_id() -> WorkerId:
+    return new_worker_id(secrets.token_bytes(16))

@@ -1,7 +1,7 @@
-"""Runs one JSONL file without a server: the same store, parts and roles, in a work folder beside the input.
+"""`nightmill run`: answers one JSONL file without a server, with the same store, parts and roles.
 
-Promise: run again after Ctrl-C or a crash, it goes on where it was; the output appears whole, under its final
-name, or not at all. Not its duty: showing progress.
+All state is in a work folder beside the input. After Ctrl-C or a crash the same command continues the run.
+The output appears complete, under its final name, or not at all. Progress is displayed by the caller.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from nightmill.roles.loop import Notifier, keep_turning
 from nightmill.roles.worker import Worker
 from nightmill.runtime.components import Components, open_components
 from nightmill.runtime.data_folder_lock import locked_folder
-from nightmill.runtime.gc_setup import spare_collections
+from nightmill.runtime.process_setup import limit_memory_use
 from nightmill.runtime.supervisor import Program, Supervisor
 from nightmill.runtime.upstreams import choose_upstream, listens
 from nightmill.settings import BlobSettings, QuotaSettings, Settings
@@ -34,14 +34,14 @@ from nightmill.upstream.connect import open_upstream
 _PROJECT = ProjectId("default")
 _INPUT_KEY = "files/input"
 _YEAR_S = 365 * 86_400
-_LOOK_S = 0.2
+_POLL_S = 0.2
 _START_S = 10.0
 _UNLIMITED = 1 << 40
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a run is. `elapsed_s` counts from this start, not from the first."""
+    """The progress of a run. `elapsed_s` counts from this start of the command, not from the first."""
 
     status: Status
     total: int
@@ -53,7 +53,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class RunSummary:
-    """How a run ended. A path is None when there is no line for that file."""
+    """The result of a run. A path is None when the run has no line for that file."""
 
     status: Status
     total: int
@@ -86,7 +86,7 @@ async def run_file(
     """
     if not await asyncio.to_thread(input_path.is_file):
         raise RequestError(f"there is no file at {input_path}")
-    settings = _for_a_run(settings, work_folder(input_path))
+    settings = _run_settings(settings, work_folder(input_path))
     settings, programs = await choose_upstream(settings, say=say or _say_nothing)
     endpoint = endpoint or _endpoint_of_first_line(input_path)
     started = time.monotonic()
@@ -95,19 +95,17 @@ async def run_file(
         notifier = Notifier()
         async with open_components(settings, emit=telemetry.log, notifier=notifier) as components:
             batch = await _batch(components, input_path, endpoint)
-            spare_collections()
+            limit_memory_use()
             async with _roles(components, programs) as worker:
-                while True:
-                    count_before = notifier.count
-                    batch = await components.store.batches.get(_PROJECT, batch.id) or batch
+
+                def report(batch: Batch) -> None:
                     if on_progress is not None:
                         on_progress(_progress(batch, worker, time.monotonic() - started))
-                    if batch.status.is_terminal:
-                        break
-                    await notifier.wait(since=count_before, timeout_s=_LOOK_S)
+
+                batch = await _ended(components, batch, report)
             outputs = (
-                await _take_out(components, batch.output_file_id, output_path),
-                await _take_out(components, batch.error_file_id, error_path),
+                await _write_output(components, batch.output_file_id, output_path),
+                await _write_output(components, batch.error_file_id, error_path),
             )
     await asyncio.to_thread(shutil.rmtree, settings.folder)
     tally = batch.tally
@@ -116,13 +114,25 @@ async def run_file(
     )
 
 
+async def _ended(components: Components, batch: Batch, report: Callable[[Batch], None]) -> Batch:
+    """Waits for the end of the batch; returns the batch in its terminal status."""
+    notifier = components.notifier
+    while True:
+        count_before = notifier.count
+        batch = await components.store.batches.get(_PROJECT, batch.id) or batch
+        report(batch)
+        if batch.status.is_terminal:
+            return batch
+        await notifier.wait(since=count_before, timeout_s=_POLL_S)
+
+
 def work_folder(input_path: Path) -> Path:
-    """Where an unfinished run of the input keeps its state."""
+    """The folder with the state of an unfinished run of the input."""
     return input_path.with_name(input_path.name + ".nightmill")
 
 
-def _for_a_run(settings: Settings, folder: Path) -> Settings:
-    """No limits but those on a single line: they protect a server from its clients, and there are none."""
+def _run_settings(settings: Settings, folder: Path) -> Settings:
+    """Lifts all limits except those on a single line: the others protect a server from its clients."""
     limits = settings.limits.model_copy(
         update={
             "lines_per_file": _UNLIMITED,
@@ -170,7 +180,7 @@ async def _batch(components: Components, path: Path, endpoint: str) -> Batch:
     fingerprint = f"{stat.st_size} {stat.st_mtime_ns} {endpoint}"
     digest = hashlib.sha256(fingerprint.encode()).hexdigest()
     if await components.blobs.size_bytes(_INPUT_KEY) is None:
-        await _copy_in(components, path)
+        await _copy_input(components, path)
     now = int(time.time())
     batch = Batch(
         id=BatchId("batch_" + digest[:32]),
@@ -195,8 +205,8 @@ async def _batch(components: Components, path: Path, endpoint: str) -> Batch:
     return begun[0]
 
 
-async def _copy_in(components: Components, path: Path) -> None:
-    """A copy, so that a change of the input while it runs can't mix two files."""
+async def _copy_input(components: Components, path: Path) -> None:
+    """Copies the input, so that a change of the file during the run can't mix two versions."""
     writer = await components.blobs.open_writer(_INPUT_KEY)
     try:
         with path.open("rb") as file:
@@ -210,7 +220,7 @@ async def _copy_in(components: Components, path: Path) -> None:
 
 @asynccontextmanager
 async def _roles(components: Components, programs: list[Program]) -> AsyncGenerator[Worker]:
-    """Every role in this process, and the upstream's own program if there is one."""
+    """Runs every role in this process, and the program of the upstream if there is one."""
     assert components.settings.upstream.url is not None
     upstream = open_upstream(components.settings.upstream, url=components.settings.upstream.url)
     worker = components.worker(upstream, slots=components.settings.upstream.concurrency)
@@ -220,8 +230,7 @@ async def _roles(components: Components, programs: list[Program]) -> AsyncGenera
     stop = asyncio.Event()
     try:
         async with asyncio.TaskGroup() as group:
-            for program in programs:
-                group.create_task(supervisor.keep(program))
+            supervisor.start(programs, group=group)
             for role in (components.intake(), components.finalizer(), components.maintenance()):
                 group.create_task(
                     keep_turning(
@@ -244,8 +253,8 @@ async def _roles(components: Components, programs: list[Program]) -> AsyncGenera
         await upstream.close()
 
 
-async def _take_out(components: Components, file_id: FileId | None, path: Path) -> Path | None:
-    """Puts a finished file under `path`, whole or not at all."""
+async def _write_output(components: Components, file_id: FileId | None, path: Path) -> Path | None:
+    """Writes a finished file to `path`, complete or not at all."""
     if file_id is None:
         return None
     file = await components.store.files.get(_PROJECT, file_id)

@@ -1,36 +1,43 @@
-"""`nightmill serve`: the API in this process, the roles and any upstream of our own in children.
+"""`nightmill serve`: the API in this process; the roles, and any model server of our own, in child processes.
 
-Order of a start: fork the roles' processes (`preforked`), lock, listen (who connects from now on waits a
-moment instead of being refused), recover, let the children begin, and meanwhile load the API (`front`). Order
-of an
-end: drain the roles while the API still answers, then close it.
+Order of a start: fork the processes of the roles (`prefork`); lock the data folder; listen, so that a client
+that connects from now on waits a moment instead of being refused; recover; let the children begin; and
+meanwhile load the API (`api_server`). Order of an end: drain the roles while the API still answers, then
+close the API.
+
+After recovery no lease is held in a store of this machine's own (the lock proves that all earlier holders are
+dead), and no half-written blob is left. Recovery does not need the API, so the roles begin while the API
+loads.
 """
 
 import asyncio
 import contextlib
+import ipaddress
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager
 from importlib import import_module
 
 from nightmill import telemetry
 from nightmill.errors import SetupError
+from nightmill.failpoints import failpoint
 from nightmill.roles.loop import Notifier
+from nightmill.runtime.components import Components, open_components
 from nightmill.runtime.data_folder_lock import locked_folder
-from nightmill.runtime.logs import start_logs
-from nightmill.runtime.on_ray import check_engine
 from nightmill.runtime.prefork import PreforkedChild
-from nightmill.runtime.programs import role_programs
-from nightmill.runtime.recovery import recovered
-from nightmill.runtime.signals import install_signal_handlers
+from nightmill.runtime.process_setup import install_signal_handlers, start_logs
+from nightmill.runtime.programs import check_engine, release_leases_on_exit, role_programs
+from nightmill.runtime.storage import check_storage, prepare
 from nightmill.runtime.supervisor import Supervisor
 from nightmill.runtime.upstreams import choose_upstream
 from nightmill.settings import Settings
+from nightmill.store import Store
 
 Say = Callable[[str], None]
 
-_NOBODY_WORKS = (
-    "with 0 workers somebody else must answer the lines, over a store that both reach: "
+_NO_WORKERS = (
+    "with 0 workers other processes must answer the lines, over a store that both reach: "
     "NIGHTMILL_STORE=postgresql://user@host/database, and 'nightmill work' on any machine"
 )
 
@@ -39,7 +46,8 @@ async def serve(settings: Settings, *, say: Say, preforked: Sequence[PreforkedCh
     """Serves until SIGTERM or SIGINT; returns the exit code.
 
     Args:
-        preforked: see `preforked.prefork_roles`; without them each child is started anew.
+        say: shows a line to the operator.
+        preforked: see `programs.prefork_roles`; without them each child is started anew.
 
     Raises:
         SetupError: there is no upstream, the folder is in use, the address is taken or not allowed.
@@ -47,7 +55,7 @@ async def serve(settings: Settings, *, say: Say, preforked: Sequence[PreforkedCh
     start_logs(settings.log_level)
     settings = check_engine(settings)
     if settings.worker.processes == 0 and settings.is_embedded:
-        raise SetupError(_NOBODY_WORKS)
+        raise SetupError(_NO_WORKERS)
     has_roles = settings.worker.processes > 0
     settings, programs = await choose_upstream(settings, say=say) if has_roles else (settings, [])
     lock = locked_folder(settings.folder) if settings.is_embedded else contextlib.nullcontext()
@@ -61,16 +69,17 @@ async def serve(settings: Settings, *, say: Say, preforked: Sequence[PreforkedCh
         )
         supervisor.close_start_barrier()
         async with asyncio.TaskGroup() as group:
-            for program in [*programs, *role_programs(settings)]:
-                group.create_task(supervisor.keep(program))
-            async with recovered(settings, supervisor=supervisor, notifier=notifier) as components:
-                stop_request = install_signal_handlers(supervisor)
+            supervisor.start([*programs, *role_programs(settings)], group=group)
+            async with _recovered(settings, supervisor=supervisor, notifier=notifier) as components:
+                stop_request = install_signal_handlers(
+                    on_first=supervisor.start_drain, on_second=supervisor.kill
+                )
                 supervisor.open_start_barrier()
-                # In a thread, so that the children's bells are passed on meanwhile.
+                # Loaded in a thread, so that notifications from the children are passed on meanwhile.
                 await asyncio.to_thread(import_module, "nightmill.runtime.api_server")
-                from nightmill.runtime.api_server import serve_front  # noqa: PLC0415 - see above
+                from nightmill.runtime.api_server import serve_api  # noqa: PLC0415 - see above
 
-                await serve_front(
+                await serve_api(
                     components, supervisor=supervisor, listener=listener, stop_request=stop_request, say=say
                 )
     return 0
@@ -90,3 +99,47 @@ def _listen(settings: Settings) -> socket.socket:
         message = f"can't listen on {host}:{port}: {reason}; choose another with --host and --port"
         raise SetupError(message) from None
     return listener
+
+
+@asynccontextmanager
+async def _recovered(
+    settings: Settings, *, supervisor: Supervisor, notifier: Notifier
+) -> AsyncGenerator[Components]:
+    """The components, once the children may begin to work on the store.
+
+    Raises:
+        SetupError: the store, the bucket or the address is not fit to start on.
+    """
+    await prepare(settings)
+    await check_storage(settings)
+    async with open_components(settings, emit=telemetry.log, notifier=notifier) as components:
+        await _check_keys(settings, components.store)
+        failpoint("serve.before_recovery")
+        # In a store that other machines share, the holders may be alive; leases of dead holders lapse.
+        if settings.is_embedded:
+            await components.store.leases.release_all()
+            await components.blobs.sweep_unfinished()
+        failpoint("serve.recovered")
+        supervisor.on_exit = release_leases_on_exit(components.store, supervisor)
+        yield components
+
+
+async def _check_keys(settings: Settings, store: Store) -> None:
+    if _is_loopback(settings.api.host) and settings.keyless_on_loopback:
+        return
+    if await store.api_keys.any_exist():
+        return
+    message = (
+        f"refusing to listen on {settings.api.host} without API keys; make one with "
+        f"'nightmill keys create NAME --folder {settings.folder}', or listen on 127.0.0.1"
+    )
+    raise SetupError(message)
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,28 +1,52 @@
-"""Where bytes lie: in the data folder, or in an object store.
+"""Opens the store (SQLite or Postgres) and the place for bytes (data folder or object store) of the settings.
 
-Duty: choose blobs and parts by the settings, and look at a store before anything depends on it. Not its duty:
-the store of truth (`start`).
+Both are checked before any process works on them. A store of this machine's own is migrated; a store that
+other machines share is only inspected, and an error about it is one line that says what to do. Nothing here
+waits for a store that is away.
 """
 
+import time
 from typing import TYPE_CHECKING
 
 from nightmill.blobs import FolderBlobs, PiecedBlobs
 from nightmill.errors import SetupError
 from nightmill.parts import FolderParts, Parts
+from nightmill.runtime.clocks import steady_clock
 from nightmill.settings import Settings
+from nightmill.store import Store, open_store
+from nightmill.store.migrate import migrate
+from nightmill.store.readiness import make_ready
 
 if TYPE_CHECKING:
     from nightmill.blobs.bucket import Bucket
 
 
-def open_storage(settings: Settings) -> tuple[PiecedBlobs, Parts]:
-    """Opens no connection yet.
+def open_stored(settings: Settings) -> Store:
+    """The store, on this process's steady clock. Opens no connection yet."""
+    return open_store(settings.store_url, clock=steady_clock, busy_timeout_s=settings.store_timeout_s)
+
+
+async def prepare(settings: Settings) -> None:
+    """Makes sure that the store is fit to work on.
 
     Raises:
-        SetupError: the settings name no object store that we know, or its library is missing.
+        SetupError: the store is not fit to start on.
+        UnavailableError: the store can't be reached.
+    """
+    if settings.is_embedded:
+        await migrate(settings.store_url)
+    else:
+        await make_ready(settings.store_url, clock=time.time, busy_timeout_s=settings.store_timeout_s)
+
+
+def open_storage(settings: Settings) -> tuple[PiecedBlobs, Parts]:
+    """The blobs and the parts. Opens no connection yet.
+
+    Raises:
+        SetupError: the settings name an object store of an unknown kind, or its library is missing.
     """
     if settings.blobs.url is not None:
-        return _in_a_bucket(settings)
+        return _open_bucket_storage(settings)
     root = settings.folder.absolute() / "blobs"
     blobs = FolderBlobs(root, watermark_bytes=settings.retention.free_bytes)
     parts = FolderParts(
@@ -35,9 +59,11 @@ def open_storage(settings: Settings) -> tuple[PiecedBlobs, Parts]:
 
 
 async def check_storage(settings: Settings) -> None:
-    """Raises:
-    SetupError: the bucket is missing, the keys don't open it, or it is one that processes can't share.
-    UnavailableError: the object store can't be reached.
+    """Makes sure that the bucket can be used, if the settings name one.
+
+    Raises:
+        SetupError: the bucket is missing, the keys don't open it, or processes can't share it.
+        UnavailableError: the object store can't be reached.
     """
     if settings.blobs.url is None:
         return
@@ -50,7 +76,7 @@ async def check_storage(settings: Settings) -> None:
         await bucket.close()
 
 
-def _in_a_bucket(settings: Settings) -> tuple[PiecedBlobs, Parts]:
+def _open_bucket_storage(settings: Settings) -> tuple[PiecedBlobs, Parts]:
     bucket = open_bucket(settings)
     from nightmill.blobs.objects import ObjectBlobs  # noqa: PLC0415 - needs an extra
     from nightmill.parts.objects import ObjectParts  # noqa: PLC0415 - as above
@@ -67,7 +93,7 @@ def _in_a_bucket(settings: Settings) -> tuple[PiecedBlobs, Parts]:
 
 
 def open_bucket(settings: Settings) -> "Bucket":
-    """The bucket itself, for those who look after it. `blobs.url` must name one."""
+    """The bucket itself, for checks and administration. `blobs.url` must name one."""
     try:
         from nightmill.blobs.connect import connect  # noqa: PLC0415 - needs an extra
     except ImportError:

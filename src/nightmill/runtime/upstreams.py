@@ -9,6 +9,7 @@ from dataclasses import replace
 from urllib.parse import urlsplit
 
 from nightmill.errors import SetupError
+from nightmill.runtime.child import EMULATOR
 from nightmill.runtime.supervisor import Program, free_port
 from nightmill.settings import Settings
 from nightmill.upstream.probe import find_local_servers
@@ -55,9 +56,7 @@ async def choose_upstream(
         port = free_port()
         delay_s = str(settings.emulator.delay_s)
         arguments = ("--port", str(port), "--delay-s", delay_s)
-        return _with_url(settings, port), [
-            _upstream(Program("emulator", "nightmill.emulator.server", arguments))
-        ]
+        return _with_url(settings, port), [_upstream(Program("emulator", EMULATOR, arguments))]
     if settings.model.path is not None:
         from nightmill.runtime.llama import llama_program  # noqa: PLC0415 - an extra, seldom installed
 

@@ -1,8 +1,7 @@
-"""`nightmill work`: roles without an API, beside as many others as are wanted.
+"""`nightmill work`: roles without an API, in child processes, on any number of machines.
 
-Duty: the children that hold the roles, on a store and a blob store that all machines reach. Promise: SIGTERM
-finishes what is in flight and gives every lease back; whatever else ends it costs others one lease. Not its
-duty: the roles themselves (`work`).
+The store and the blobs must be ones that all machines reach. SIGTERM finishes the requests in flight and
+gives every lease back. Any other end of this process costs other processes the wait until its leases lapse.
 """
 
 import asyncio
@@ -11,13 +10,11 @@ from collections.abc import Callable, Sequence
 
 from nightmill import telemetry
 from nightmill.errors import SetupError
-from nightmill.runtime.logs import start_logs
-from nightmill.runtime.on_ray import check_engine
+from nightmill.roles.registry import WORKER
 from nightmill.runtime.prefork import PreforkedChild
-from nightmill.runtime.programs import ROLES, WORKER, release_leases_on_exit, role_programs
-from nightmill.runtime.signals import install_signal_handlers
-from nightmill.runtime.start import open_stored, prepare
-from nightmill.runtime.storage import check_storage
+from nightmill.runtime.process_setup import install_signal_handlers, start_logs
+from nightmill.runtime.programs import check_engine, release_leases_on_exit, role_programs
+from nightmill.runtime.storage import check_storage, open_stored, prepare
 from nightmill.runtime.supervisor import Program, Supervisor
 from nightmill.runtime.systemd import notify_ready
 from nightmill.runtime.upstreams import choose_upstream
@@ -37,14 +34,19 @@ async def work(
     say: Callable[[str], None],
     preforked: Sequence[PreforkedChild] = (),
 ) -> int:
-    """Holds the roles until SIGTERM or SIGINT; returns the exit code. `preforked` as for `serve`.
+    """Runs the roles until SIGTERM or SIGINT; returns the exit code.
+
+    Args:
+        roles: names as `roles.registry.resolve_roles` returns them.
+        say, preforked: as for `serve`.
 
     Raises:
-        SetupError: the store is this machine's own or not fit to start on, or there is no upstream.
+        SetupError: other machines can't reach the store, the store is not fit to start on, or there is no
+            upstream.
     """
     start_logs(settings.log_level)
     settings = check_engine(settings)
-    _check(settings, roles)
+    _check(settings)
     programs: list[Program] = []
     if WORKER in roles:
         settings, programs = await choose_upstream(settings, say=say)
@@ -57,9 +59,8 @@ async def work(
     try:
         supervisor.on_exit = release_leases_on_exit(store, supervisor)
         async with asyncio.TaskGroup() as group:
-            for program in [*programs, *role_programs(settings, roles)]:
-                group.create_task(supervisor.keep(program))
-            stop_request = install_signal_handlers(supervisor)
+            supervisor.start([*programs, *role_programs(settings, roles)], group=group)
+            stop_request = install_signal_handlers(on_first=supervisor.start_drain, on_second=supervisor.kill)
             say(f"nightmill works: {', '.join(roles)}")
             notify_ready()
             await stop_request.to_stop.wait()
@@ -69,15 +70,12 @@ async def work(
     return 0
 
 
-def _check(settings: Settings, roles: Sequence[str]) -> None:
+def _check(settings: Settings) -> None:
     if settings.is_embedded:
         raise SetupError(_EMBEDDED)
-    unknown = [role for role in roles if role not in ROLES]
-    if unknown or not roles:
-        raise SetupError(f"there is no role '{', '.join(unknown)}'; choose from {', '.join(ROLES)}")
     if settings.worker.processes == 0:
         raise SetupError("nightmill work with 0 worker processes does nothing; leave out --workers")
 
 
 def _no_local_roles() -> None:
-    """This process has no roles of its own to wake."""
+    """This process runs no roles itself that could be woken."""

@@ -1,11 +1,12 @@
-"""The verbs of a Ray cluster, for one launcher: connect, see actors, start, ask, end, tell the autoscaler.
+"""The operations of one launcher on a Ray cluster: connect; list, start, poll, call and kill actors; request
+resources.
 
-Duty: named, detached actors of one namespace. Promise: each verb is idempotent, any number of launchers may
-use them, and all that a launcher knows it can read again from the cluster. Not its duty: what is wanted
-(`plan`).
+Actors are named, detached and of one namespace. Each operation is idempotent, any number of launchers may use
+the cluster at once, and a launcher can read everything it needs again from the cluster. How many actors there
+should be is decided in `plan`.
 
-Every verb blocks and must be called from one thread that lives as long as the process: a cluster that Ray
-starts for us ends with the thread that started it. Any error Ray has becomes `ClusterLost`.
+Every operation blocks and must be called from one thread that lives as long as the process: a cluster that
+Ray starts for us ends with the thread that started it. Any error of Ray becomes `ClusterLost`.
 """
 
 import contextlib
@@ -24,9 +25,9 @@ from nightmill.runtime.ray.leased_actor import Command, Report
 from nightmill.settings import RaySettings
 
 _OBJECT_STORE_BYTES: Final = 100 << 20
-"""Nothing of ours goes through it; Ray's own choice would be a third of the machine's memory."""
+"""Nightmill stores no objects in Ray; Ray's own choice would be a third of the machine's memory."""
 _CONNECT_S: Final = 2.0
-_ASK_S: Final = 15.0
+_REQUEST_S: Final = 15.0
 _CLIENT_PORT: Final = 10_001
 _QUIET: Final = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -37,39 +38,41 @@ _QUIET: Final = {
 _STAY_ON_LOOPBACK: Final = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 
-class ClusterLost(NightmillError):  # noqa: N818 - it says what happened
-    """The cluster does not answer, or Ray failed in a way that only a new connection mends."""
+class ClusterLost(NightmillError):  # noqa: N818 - named after the event
+    """The cluster does not answer, or Ray failed in a way that only a new connection repairs."""
 
 
 @dataclass(frozen=True, slots=True)
-class Gone:
-    """The actor of that name is dead. `reason` is Ray's own, in one line."""
+class Dead:
+    """The actor of that name is dead. `reason` is Ray's, in one line."""
 
     reason: str
 
 
-Answer = Report | Gone | None
-"""None: no answer yet, or it is being restarted."""
+Answer = Report | Dead | None
+"""None: the actor has not answered yet, or is being restarted."""
 
 
 class Cluster:
-    """A connection. `connect` first."""
+    """A connection to a cluster. Call `connect` first."""
 
     def __init__(self, settings: RaySettings) -> None:
         self._settings = settings
         self._ray: Any = None
         self._handles: dict[str, Any] = {}
-        self._asked: dict[str, Any] = {}
+        self._pending: dict[str, Any] = {}
 
     @property
     def is_ours(self) -> bool:
-        """Whether it was started by and ends with this process."""
+        """Whether this process starts the cluster and ends it."""
         return self._settings.address is None
 
     def connect(self) -> None:
-        """Raises:
-        ClusterLost: nobody answers there.
-        SetupError: its Ray or Python is another than ours, or it wants other credentials.
+        """Connects to the cluster of the settings, or starts one on this machine.
+
+        Raises:
+            ClusterLost: no cluster answers at the address.
+            SetupError: the cluster has another version of Ray or Python.
         """
         address = self._settings.address
         os.environ.update(_QUIET)
@@ -96,14 +99,14 @@ class Cluster:
                 raise
 
     def close(self) -> None:
-        """A cluster of ours ends with it."""
+        """Disconnects. A cluster that this process started ends."""
         if self._ray is not None:
-            with _failures("can't leave Ray"):
+            with _failures("can't disconnect from Ray"):
                 self._ray.shutdown()
 
     def names(self, prefix: str) -> list[str]:
-        """Of the actors of our namespace that are alive, being restarted or waiting for a place."""
-        with _failures("Ray does not say which actors there are"):
+        """Names of the actors that are alive, being restarted or waiting for a node."""
+        with _failures("Ray does not list its actors"):
             found = cast("list[str]", self._ray.util.list_named_actors())
         return [name for name in found if name.startswith(prefix)]
 
@@ -116,7 +119,7 @@ class Cluster:
         cpus: float,
         resources: Mapping[str, float],
     ) -> None:
-        """Nothing happens when there is one of that name."""
+        """Starts an actor, unless one of that name exists."""
         options: dict[str, Any] = {
             "name": name,
             "lifetime": "detached",
@@ -132,40 +135,43 @@ class Cluster:
         with _failures(f"can't start the actor {name}"):
             self._handles[name] = self._ray.remote(actor).options(**options).remote(**arguments)
 
-    def ask(self, names: Sequence[str], command: Command, *, wait_s: float) -> dict[str, Answer]:
-        """What each answers within `wait_s`. One that has not answered yet is not asked a second time."""
+    def poll(self, names: Sequence[str], command: Command, *, wait_s: float) -> dict[str, Answer]:
+        """Sends the command to each actor and returns the answers that arrive within `wait_s`.
+
+        An actor that has not answered an earlier command gets no second one; its answer may arrive now.
+        """
         answers: dict[str, Answer] = {}
-        with _failures("Ray carries no questions to its actors"):
+        with _failures("Ray delivers no calls to its actors"):
             for name in names:
-                if name in self._asked:
+                if name in self._pending:
                     continue
                 handle = self._handle(name)
                 if handle is None:
-                    answers[name] = Gone("it has ended")
+                    answers[name] = Dead("the actor does not exist any more")
                 else:
-                    self._asked[name] = handle.attend.remote(command)
-            asked = {name: self._asked[name] for name in names if name in self._asked}
-            if asked:
-                done, _ = self._ray.wait(list(asked.values()), num_returns=len(asked), timeout=wait_s)
+                    self._pending[name] = handle.renew.remote(command)
+            pending = {name: self._pending[name] for name in names if name in self._pending}
+            if pending:
+                done, _ = self._ray.wait(list(pending.values()), num_returns=len(pending), timeout=wait_s)
                 answered = set(done)
-                for name, question in asked.items():
-                    answers[name] = self._answer(name) if question in answered else None
+                for name, reference in pending.items():
+                    answers[name] = self._answer(name) if reference in answered else None
         return answers
 
-    def tell(self, name: str, verb: str, *arguments: object, wait_s: float) -> object | None:
-        """What the actor's method says; None when it says nothing in time, or is dead."""
+    def call(self, name: str, method: str, *arguments: object, wait_s: float) -> object | None:
+        """Calls a method of the actor; returns None when no result arrives in time, or the actor is dead."""
         with _failures(f"Ray does not reach the actor {name}"):
             handle = self._handle(name)
             if handle is None:
                 return None
             try:
-                return self._ray.get(getattr(handle, verb).remote(*arguments), timeout=wait_s)
+                return self._ray.get(getattr(handle, method).remote(*arguments), timeout=wait_s)
             except (self._ray.exceptions.RayActorError, self._ray.exceptions.GetTimeoutError):
                 return None
 
-    def drop(self, name: str) -> None:
-        """Ends the actor at once and for good. What it held is found by others."""
-        with _failures(f"Ray does not end the actor {name}"):
+    def kill(self, name: str) -> None:
+        """Ends the actor at once; Ray does not restart it. Its leases lapse or are released by others."""
+        with _failures(f"Ray does not kill the actor {name}"):
             handle = self._handle(name)
             if handle is not None:
                 self._ray.kill(handle, no_restart=True)
@@ -173,17 +179,17 @@ class Cluster:
 
     def forget(self, name: str) -> None:
         self._handles.pop(name, None)
-        self._asked.pop(name, None)
+        self._pending.pop(name, None)
 
-    def ask_for(self, bundles: Sequence[Mapping[str, float]]) -> None:
-        """Tells the autoscaler what must fit the cluster at once; nothing at all lets it shrink."""
+    def request_resources(self, bundles: Sequence[Mapping[str, float]]) -> None:
+        """Tells the autoscaler what must fit the cluster at once; an empty list lets the cluster shrink."""
         wanted = [dict(bundle) for bundle in bundles]
         with _failures("Ray's autoscaler takes no requests"):
-            if (self._settings.address or "").startswith("ray://"):  # from outside only a program inside can
-                asking = self._ray.remote(_ask_for).options(num_cpus=0).remote(wanted)
-                self._ray.get(asking, timeout=_ASK_S)
+            if (self._settings.address or "").startswith("ray://"):  # only a program inside the cluster may
+                request = self._ray.remote(_request_resources).options(num_cpus=0).remote(wanted)
+                self._ray.get(request, timeout=_REQUEST_S)
             else:
-                _ask_for(wanted)
+                _request_resources(wanted)
 
     # --- inside ------------------------------------------------------------------------------------
 
@@ -196,26 +202,28 @@ class Cluster:
         return self._handles[name]
 
     def _answer(self, name: str) -> Answer:
-        question = self._asked.pop(name)
+        reference = self._pending.pop(name)
         exceptions = self._ray.exceptions
         try:
-            return cast("Report", self._ray.get(question))
+            return cast("Report", self._ray.get(reference))
         except exceptions.ActorUnavailableError:
             return None
         except exceptions.RayActorError as error:
             self.forget(name)
-            return Gone(_one_line(error))
+            return Dead(_one_line(error))
         except exceptions.RayTaskError as error:
-            return Gone(_one_line(error))
+            return Dead(_one_line(error))
 
 
-def _ask_for(bundles: list[dict[str, float]]) -> None:
+def _request_resources(bundles: list[dict[str, float]]) -> None:
     importlib.import_module("ray.autoscaler.sdk").request_resources(bundles=bundles)
 
 
 @contextlib.contextmanager
 def _failures(what: str) -> Generator[None]:
-    """Ray has no common root of errors; nothing but a new connection mends those that come through here."""
+    """Turns any error of Ray into `ClusterLost`: Ray's errors have no common base, and only a new connection
+    helps.
+    """
     try:
         yield
     except NightmillError:
@@ -231,23 +239,26 @@ def _one_line(error: Exception) -> str:
 
 def _mismatch(error: RuntimeError) -> str:
     found = " ".join(str(error).split())
-    return f"the cluster's Ray or Python is another than this one's; make both the same ({found[:300]})"
+    return (
+        "the cluster has another version of Ray or Python than this process; install the same versions"
+        f" ({found[:300]})"
+    )
 
 
 def _probe(address: str) -> None:
-    """Ray itself tries for a minute, and aborts the process then."""
-    place = _place(address)
-    if place is None:
+    """Tests the connection first, because Ray itself retries for a minute and then aborts the process."""
+    endpoint = _endpoint(address)
+    if endpoint is None:
         return
-    host, port = place
+    host, port = endpoint
     try:
         socket.create_connection((host, port), timeout=_CONNECT_S).close()
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        raise ClusterLost(f"no Ray cluster answers at {address} ({reason}); it is tried again") from None
+        raise ClusterLost(f"no Ray cluster answers at {address} ({reason}); retrying") from None
 
 
-def _place(address: str) -> tuple[str, int] | None:
+def _endpoint(address: str) -> tuple[str, int] | None:
     if address == "auto":
         return None
     parts = urlsplit(address if "://" in address else f"gcs://{address}")
@@ -256,17 +267,16 @@ def _place(address: str) -> tuple[str, int] | None:
 
 
 def _is_on_loopback(address: str) -> bool:
-    """Whether the cluster listens on loopback only. Ray takes 127.0.0.1 to mean this machine's outer
-    address."""
-    place = _place(address)
-    if place is None or address.startswith("ray://"):
+    """Whether the cluster listens on loopback only. Ray replaces 127.0.0.1 by the machine's outer address."""
+    endpoint = _endpoint(address)
+    if endpoint is None or address.startswith("ray://"):
         return False
-    host, port = place
+    host, port = endpoint
     if host != "localhost" and not _is_loopback(host):
         return False
     with contextlib.suppress(OSError):
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect(("8.8.8.8", 53))  # sends nothing: it is how Ray finds the address, too
+            probe.connect(("8.8.8.8", 53))  # sends nothing; Ray finds the address in the same way
             outer = probe.getsockname()[0]
         socket.create_connection((outer, port), timeout=_CONNECT_S).close()
         return False

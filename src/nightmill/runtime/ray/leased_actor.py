@@ -1,11 +1,12 @@
-"""An actor that stays while some launcher asks after it, and leaves the cluster by itself when none does.
+"""An actor that leaves the cluster by itself when no launcher renews its lease.
 
-Duty: the thread with the event loop in which the actor's own duty runs, the command of launchers, the end.
-Promise: it needs no launcher to go on working, nor to be restarted by Ray. It leaves when asked to by the
-only launcher it has heard of lately, or when unattended for `unattended_s`; then it has finished what it was
-at. Not its duty: what it does meanwhile (`worker_actor`, `model_actor`).
+Launchers call `renew` every second or two. The actor works on without a launcher, and needs none to be
+restarted by Ray. It leaves when the only launcher that has called lately asks for it, or when no launcher has
+called for `unattended_s`; it finishes its current work first. The work itself is in `worker_actor` and
+`model_actor`.
 
-Ray calls the methods in its own thread; everything that waits is done in ours.
+Ray calls the methods in a thread of its own. The work runs in an event loop in another thread, which this
+class starts and ends.
 """
 
 import asyncio
@@ -17,13 +18,12 @@ from typing import Any, TypedDict
 from nightmill import __version__
 
 _LATELY_S = 15.0
-"""A launcher asks every second or two. One not heard of for so long has gone or will introduce itself
-again."""
-_LOOK_S = 0.5
+"""A launcher that has not called for so long is gone, or will call again."""
+_POLL_S = 0.5
 
 
 class Command(TypedDict):
-    """What a launcher says when it asks. `url`: where the model answers, None while it doesn't."""
+    """What a launcher sends. `url`: where the model answers, None while there is none."""
 
     launcher_id: str
     url: str | None
@@ -31,7 +31,7 @@ class Command(TypedDict):
 
 
 class Report(TypedDict):
-    """What an actor answers. `url`: of a model that answers."""
+    """What an actor answers. `url`: where its model answers."""
 
     version: str
     node: str
@@ -42,28 +42,29 @@ class Report(TypedDict):
 
 class LeasedActor:
     """Args:
-    unattended_s: it leaves when nobody has asked for so long.
+    unattended_s: the actor leaves when no launcher has called for so long.
     """
 
     def __init__(self, *, unattended_s: float) -> None:
         self._unattended_s = unattended_s
-        self._asked: dict[str, float] = {}
-        self._asked_at = time.monotonic()
+        self._launchers: dict[str, float] = {}
+        self._renewed_at = time.monotonic()
         self._is_leaving = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._changed = asyncio.Event()
         self._node = _ray().util.get_node_ip_address()
 
-    def begin(self) -> None:
-        """Starts the duty; the constructor's last act, so that a restart by Ray needs nobody."""
-        threading.Thread(target=self._live, name="nightmill", daemon=True).start()
+    def start(self) -> None:
+        """Starts the work. The constructor calls it last, so that a restart by Ray needs no launcher."""
+        threading.Thread(target=self._run, name="nightmill", daemon=True).start()
 
-    # --- what launchers call -----------------------------------------------------------------------
+    # --- called by launchers -----------------------------------------------------------------------
 
-    def attend(self, command: Command) -> Report:
-        self._asked_at = time.monotonic()
-        self._asked[command["launcher_id"]] = self._asked_at
-        self.take(command)
+    def renew(self, command: Command) -> Report:
+        """Renews the lease of a launcher on this actor."""
+        self._renewed_at = time.monotonic()
+        self._launchers[command["launcher_id"]] = self._renewed_at
+        self.receive(command)
         return Report(
             version=__version__,
             node=self._node,
@@ -73,22 +74,22 @@ class LeasedActor:
         )
 
     def leave(self, launcher_id: str) -> bool:
-        """Whether it leaves now: not while other launchers count on it."""
-        self._asked.pop(launcher_id, None)
-        if any(time.monotonic() - asked_at < _LATELY_S for asked_at in self._asked.values()):
+        """Leaves, unless other launchers have called lately; returns whether it leaves."""
+        self._launchers.pop(launcher_id, None)
+        if any(time.monotonic() - renewed_at < _LATELY_S for renewed_at in self._launchers.values()):
             return False
         self._leave()
         return True
 
     def dismiss(self) -> None:
-        """It is not needed any more, whoever else asks after it: it leaves."""
+        """Leaves, even when other launchers call: the work has no need of this actor."""
         self._leave()
 
     def end(self) -> None:
-        """Called by itself: to Ray this is an end that needs no restart."""
+        """Called by the actor itself: Ray does not restart an actor that exits so."""
         _ray().actor.exit_actor()
 
-    # --- what an actor of ours fills in ------------------------------------------------------------
+    # --- for subclasses to override ----------------------------------------------------------------
 
     @property
     def trouble(self) -> str | None:
@@ -98,21 +99,21 @@ class LeasedActor:
     def url(self) -> str | None:
         return None
 
-    def take(self, command: Command) -> None:
-        """Hears what a launcher says."""
+    def receive(self, command: Command) -> None:
+        """Acts on the command of a launcher."""
 
     async def work(self) -> None:
-        """The duty, until `is_leaving`; wait with `change`."""
+        """Works until `is_leaving`; wait with `wait`."""
         raise NotImplementedError
 
-    # --- for those ---------------------------------------------------------------------------------
+    # --- for subclasses to call --------------------------------------------------------------------
 
     @property
     def is_leaving(self) -> bool:
         return self._is_leaving
 
-    async def change(self, *, timeout_s: float | None = None) -> None:
-        """Returns when `note_change` was called, or it is to leave, or after `timeout_s`."""
+    async def wait(self, *, timeout_s: float | None = None) -> None:
+        """Returns after `wake`, when the actor is to leave, or after `timeout_s`."""
         try:
             async with asyncio.timeout(timeout_s):
                 await self._changed.wait()
@@ -120,13 +121,14 @@ class LeasedActor:
             return
         self._changed.clear()
 
-    def note_change(self) -> None:
-        """From any thread."""
+    def wake(self) -> None:
+        """Ends `wait`. May be called from any thread."""
         loop = self._loop
         if loop is not None and not loop.is_closed():
             loop.call_soon_threadsafe(self._changed.set)
 
     def call_in_loop(self, call: Any) -> None:
+        """Calls a function in the thread of the work."""
         loop = self._loop
         if loop is not None and not loop.is_closed():
             loop.call_soon_threadsafe(call)
@@ -135,9 +137,9 @@ class LeasedActor:
 
     def _leave(self) -> None:
         self._is_leaving = True
-        self.note_change()
+        self.wake()
 
-    def _live(self) -> None:
+    def _run(self) -> None:
         try:
             asyncio.run(self._work())
         finally:
@@ -148,17 +150,17 @@ class LeasedActor:
         if self._is_leaving:
             return
         async with asyncio.TaskGroup() as group:
-            looking = group.create_task(self._leave_when_alone())
+            watching = group.create_task(self._leave_when_unattended())
             await self.work()
-            looking.cancel()
+            watching.cancel()
 
-    async def _leave_when_alone(self) -> None:
+    async def _leave_when_unattended(self) -> None:
         while not self._is_leaving:
-            await asyncio.sleep(min(_LOOK_S, self._unattended_s))
-            if time.monotonic() - self._asked_at > self._unattended_s:
+            await asyncio.sleep(min(_POLL_S, self._unattended_s))
+            if time.monotonic() - self._renewed_at > self._unattended_s:
                 self._leave()
 
 
 def _ray() -> Any:
-    # Its types are not complete enough for strict checks; and a module of ours must be importable without it.
+    # Ray's types are too incomplete for strict checks, and this module must be importable without Ray.
     return importlib.import_module("ray")

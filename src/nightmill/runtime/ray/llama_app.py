@@ -1,8 +1,8 @@
-"""llama.cpp as a Serve application: each replica runs its own server as a child and passes requests on to it.
+"""llama.cpp as a Serve application: each replica runs a server (`runtime.llama`) as a child and forwards
+requests.
 
-Duty: one child (`engine.llama_server`) per replica, and HTTP from Serve's proxy to it and back. Promise:
-bodies go both ways byte for byte; a child that ends makes the replica unhealthy, and Serve replaces it. Not
-its duty: what llama.cpp answers.
+Bodies are forwarded byte for byte in both directions. A child that exits makes its replica unhealthy, and
+Serve replaces the replica.
 """
 
 import importlib
@@ -24,9 +24,9 @@ from nightmill.upstream.connect import open_upstream
 
 _LOAD_S: Final = 1_800.0
 _ANSWER_S: Final = 3_600.0
-_LOOK_S: Final = 0.05
+_POLL_S: Final = 0.05
 _QUEUED: Final = 4
-"""Requests that a replica takes at once, for each slot: more wait in Serve."""
+"""Requests that a replica takes at once, per slot; further requests wait in Serve."""
 
 
 def llama_application(settings: RayModelSettings) -> Any:
@@ -44,10 +44,10 @@ def llama_application(settings: RayModelSettings) -> Any:
 class LlamaReplica:
     """Args:
     message: the model's settings as JSON.
-    name: what lines call the model.
+    name: the model's name in request lines.
 
     Raises:
-        SetupError: llama.cpp ended before it had loaded the model.
+        SetupError: llama.cpp exited before it had loaded the model.
     """
 
     def __init__(self, message: str, name: str) -> None:
@@ -57,14 +57,14 @@ class LlamaReplica:
             command = llama_command(ModelSettings.model_validate_json(message))
             self._child = subprocess.Popen(  # noqa: S603 - our own program
                 [*command, "--port-file", str(port_file)],
-                stdin=subprocess.PIPE,  # the child ends at its end, and so with this process
+                stdin=subprocess.PIPE,  # ends with this process, and the child exits then
             )
             give_up_at = time.monotonic() + _LOAD_S
             while not port_file.exists():
                 if self._child.poll() is not None or time.monotonic() > give_up_at:
                     self._child.kill()
                     raise SetupError("llama.cpp ended before it had loaded the model; see the replica's log")
-                time.sleep(_LOOK_S)
+                time.sleep(_POLL_S)
             self._url = f"http://127.0.0.1:{port_file.read_text().strip()}/v1"
         assert self._child.stdin is not None
         self._child.stdin.write(b"\n")
@@ -72,7 +72,7 @@ class LlamaReplica:
         self._upstream: Upstream | None = None
 
     def check_health(self) -> None:
-        """Serve asks this every few seconds; raising makes it replace the replica."""
+        """Serve calls this every few seconds; an error makes Serve replace the replica."""
         if self._child.poll() is not None:
             raise RuntimeError("llama.cpp has ended")
 

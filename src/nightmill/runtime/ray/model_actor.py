@@ -1,8 +1,8 @@
-"""The actor that has Ray Serve run a model, and says where it answers.
+"""The actor that has Ray Serve run a model, and reports the URL where the model answers.
 
-Duty: deploy one Serve application, ask it until it answers, tell its URL, delete it in the end. Promise: no
-URL before a request was answered there; the application is gone when this actor leaves, also when every
-nightmill is. Not its duty: replicas (Serve restarts them) and when the model is needed (the launcher).
+The actor deploys one Serve application, polls it until it answers, and deletes it at the end. It reports no
+URL before a request was answered there. The application is deleted when this actor leaves, even when every
+nightmill process is gone. Serve restarts replicas; the launcher decides when the model is needed.
 """
 
 import asyncio
@@ -15,16 +15,16 @@ from nightmill.runtime.ray.model_apps import application_of
 from nightmill.settings import RayModelSettings, UpstreamSettings
 from nightmill.upstream.connect import open_upstream
 
-_LOOK_S: Final = 1.0
+_POLL_S: Final = 1.0
 _ANSWER_S: Final = 10.0
-_AGAIN_S: Final = 5.0
+_RETRY_S: Final = 5.0
 
 
 class ModelActor(LeasedActor):
     """Args:
     message: the model's settings as JSON.
-    application: its name in Serve, and its route.
-    host: where Serve's proxies listen if Serve does not run yet.
+    application: the name of the application in Serve, and its route.
+    host: address on which Serve's proxies listen, if this actor starts Serve.
     """
 
     def __init__(self, message: str, *, application: str, host: str, unattended_s: float) -> None:
@@ -34,7 +34,7 @@ class ModelActor(LeasedActor):
         self._host = host
         self._url: str | None = None
         self._trouble: str | None = None
-        self.begin()
+        self.start()
 
     @property
     def url(self) -> str | None:
@@ -47,37 +47,38 @@ class ModelActor(LeasedActor):
     async def work(self) -> None:
         try:
             while not self.is_leaving:
-                pause_s = _LOOK_S
+                pause_s = _POLL_S
                 try:
-                    await self._look()
-                except Exception as error:  # whatever Serve has: it is told of and tried again
+                    await self._update()
+                except Exception as error:  # any error of Serve is reported, and the next turn tries again
                     logging.getLogger("nightmill").error("the model's application failed", exc_info=error)
                     self._url, self._trouble = None, f"the model can't be run: {_one_line(error)}"
-                    pause_s = _AGAIN_S
-                await self.change(timeout_s=pause_s)
+                    pause_s = _RETRY_S
+                await self.wait(timeout_s=pause_s)
         finally:
             self._url = None
             await asyncio.to_thread(self._delete)
 
-    async def _look(self) -> None:
+    async def _update(self) -> None:
+        """Deploys the application when it is missing; sets `url` and `trouble`."""
         status = await asyncio.to_thread(self._status)
         if status is None or status in ("DEPLOY_FAILED", "NOT_STARTED"):
             await asyncio.to_thread(self._deploy)
             return
         if status != "RUNNING":
-            self._trouble = f"the model is not there yet: Ray Serve says {status}"
+            self._trouble = f"the model is not ready: Ray Serve reports {status}"
             self._url = self._url if status == "UNHEALTHY" else None
             return
-        places = await asyncio.to_thread(self._places)
-        if self._url in places:
+        urls = await asyncio.to_thread(self._urls)
+        if self._url in urls:
             return
-        for url in places:
+        for url in urls:
             if await _answers(url):
                 self._url, self._trouble = url, None
                 return
         self._url, self._trouble = None, "Ray Serve runs the model, but it does not answer"
 
-    # --- Serve's verbs, which block --------------------------------------------------------------------
+    # --- calls of Serve, which block -------------------------------------------------------------------
 
     def _deploy(self) -> None:
         serve = _serve()
@@ -98,7 +99,7 @@ class ModelActor(LeasedActor):
             self._trouble = f"the model can't be run: {_one_line(found.message)}"
         return status
 
-    def _places(self) -> list[str]:
+    def _urls(self) -> list[str]:
         """The URL behind each healthy proxy."""
         addresses = {
             node["NodeID"]: node["NodeManagerAddress"]

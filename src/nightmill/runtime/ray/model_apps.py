@@ -1,7 +1,7 @@
-"""A model's settings -> a Serve application: vLLM by `ray.serve.llm`, llama.cpp, or a function of the user's.
+"""Makes a Serve application of a model's settings: vLLM by `ray.serve.llm`, llama.cpp, or a function of the
+user.
 
-Duty: the arguments. Promise: all of them take one way from here on (`model_actor`). Not its duty: to run
-them.
+`model_actor` deploys all of them in the same way.
 """
 
 import importlib
@@ -17,8 +17,10 @@ _BUILT_IN = {
 
 
 def application_of(settings: RayModelSettings) -> Any:
-    """Raises:
-    SetupError: there is no such function.
+    """The application of the engine that the settings name.
+
+    Raises:
+        SetupError: the engine's function can't be imported on this node.
     """
     path = _BUILT_IN.get(settings.engine, settings.engine)
     module, _, name = path.partition(":")
@@ -26,13 +28,13 @@ def application_of(settings: RayModelSettings) -> Any:
         make = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise SetupError(
-            f"ray.model.engine '{settings.engine}' is not to be had on this node: {error}"
+            f"ray.model.engine '{settings.engine}' can't be imported on this node: {error}"
         ) from None
     return make(settings)
 
 
 def vllm_application(settings: RayModelSettings) -> Any:
-    """vLLM behind Ray's own OpenAI-compatible front."""
+    """vLLM behind Ray's own OpenAI-compatible server."""
     llm = importlib.import_module("ray.serve.llm")
     return llm.build_openai_app({"llm_configs": [llm.LLMConfig(**llm_config(settings))]})
 

@@ -1,8 +1,8 @@
-"""How many workers there should be, and what must happen to those there are. No I/O.
+"""How many workers a cluster should have, and which to start, drain or kill. No I/O.
 
-Promise: what is wanted follows from the store's backlog alone. More workers come at once, fewer only when
-fewer have been enough for `idle_s`. A launcher that starts anew knows nothing and does no harm: it waits
-`idle_s` before it sends anybody away.
+The wanted number follows from the store's backlog alone. Workers are added at once, and removed only when
+fewer have been enough for `idle_s`. A new launcher has no history: it waits `idle_s` before it removes a
+worker.
 """
 
 from collections.abc import Collection, Mapping
@@ -15,22 +15,23 @@ from nightmill.store import Backlog
 
 
 class ActorState(Enum):
-    """What is known of one actor."""
+    """What the launcher knows of one actor."""
 
     WAITING = auto()
-    """It has not answered yet: Ray looks for a place, or starts it."""
+    """The actor has not answered yet: Ray looks for a node, or starts the actor."""
     AT_WORK = auto()
+    """The actor answers and works."""
     LEAVING = auto()
-    """It drains and goes by itself."""
+    """The actor drains and then exits by itself."""
     SILENT = auto()
-    """It answered before and does not any more: frozen, or its node is gone."""
+    """The actor answered before and no longer does: it is frozen, or its node is gone."""
     MISMATCHED = auto()
-    """It is of no use: its node has another nightmill."""
+    """The node of the actor has another version of nightmill, so the actor is of no use."""
 
 
 @dataclass(frozen=True, slots=True)
 class Moves:
-    """Numbers of workers. `drop` are ended at once, `leave` are asked to drain."""
+    """Numbers of workers to start, to drain (`leave`) and to kill (`drop`)."""
 
     start: tuple[int, ...] = ()
     leave: tuple[int, ...] = ()
@@ -38,7 +39,7 @@ class Moves:
 
 
 def is_needed(backlog: Backlog) -> bool:
-    """Whether lines wait or are being answered, or soon may: a batch is being read."""
+    """Whether lines wait or are in flight, or soon may be: a batch is being validated."""
     return pending_segments(backlog) > 0 or backlog.batches.get(Status.VALIDATING, 0) > 0
 
 
@@ -47,7 +48,7 @@ def pending_segments(backlog: Backlog) -> int:
 
 
 def wanted_workers(backlog: Backlog, settings: RaySettings) -> int:
-    """Within the bounds: one for each `segments_per_worker` unfinished segments."""
+    """One for each `segments_per_worker` unfinished segments, within the bounds of the settings."""
     wanted = -(-pending_segments(backlog) // settings.segments_per_worker)
     if is_needed(backlog):
         wanted = max(1, wanted)
@@ -57,26 +58,28 @@ def wanted_workers(backlog: Backlog, settings: RaySettings) -> int:
 
 @dataclass(slots=True)
 class ScaleDownDelay:
-    """Follows a number up at once, and down to the most of the last `idle_s`."""
+    """Follows the wanted number up at once, and down to the maximum of the last `idle_s`."""
 
     idle_s: float
-    _lately: list[tuple[float, int]] = field(default_factory=list)
+    _recent: list[tuple[float, int]] = field(default_factory=list)
     _since: float | None = None
 
     def target(self, wanted: int, *, present: int, now: float) -> int:
-        """How many there should be, when `wanted` would do and `present` are there."""
+        """How many workers there should be, when `wanted` are enough and `present` exist."""
         if self._since is None:
             self._since = now
-        self._lately = [entry for entry in self._lately if now - entry[0] < self.idle_s and entry[1] > wanted]
-        self._lately.append((now, wanted))
+        self._recent = [entry for entry in self._recent if now - entry[0] < self.idle_s and entry[1] > wanted]
+        self._recent.append((now, wanted))
         if now - self._since < self.idle_s:
             return max(wanted, present)
-        return max(count for _, count in self._lately)
+        return max(count for _, count in self._recent)
 
 
 def moves(present: Mapping[int, ActorState], *, target: int) -> Moves:
-    """What brings the workers to `target`. The silent and the mismatched are dropped and count for
-    nothing."""
+    """What brings the number of workers to `target`.
+
+    Actors that do not answer, or run another version, are killed and not counted.
+    """
     useless = tuple(
         sorted(
             number for number, kind in present.items() if kind in (ActorState.SILENT, ActorState.MISMATCHED)
@@ -93,12 +96,12 @@ def moves(present: Mapping[int, ActorState], *, target: int) -> Moves:
 
 
 def _having(present: Mapping[int, ActorState], kind: ActorState) -> tuple[int, ...]:
-    """Highest first: those go first."""
+    """Numbers of the actors in a state, highest first: those are removed first."""
     return tuple(sorted((number for number, other in present.items() if other is kind), reverse=True))
 
 
 def _free(taken: Collection[int], count: int) -> tuple[int, ...]:
-    """The lowest numbers that nobody has."""
+    """The lowest unused numbers."""
     free: list[int] = []
     number = 0
     while len(free) < count:

@@ -1,4 +1,4 @@
-"""Bytes without a row are removed by the second of two looks, and nothing else ever is."""
+"""A blob without a row is deleted by the second of two sweeps, and no other blob ever is."""
 
 import secrets
 import time
@@ -52,27 +52,27 @@ async def add_file(mill, key, name="file-1"):
     return await mill.store.files.add(file)
 
 
-async def test_a_stray_goes_at_the_second_look_an_hour_later(mill, sweep, clock):
+async def test_an_orphaned_blob_is_deleted_by_the_second_sweep_an_hour_later(mill, sweep, clock):
     made = [await put(mill, key) for key in ("files/file-x", "lines/batch_x/3", "uploads/upload_x/part_x")]
     assert sweep.is_due
-    assert await sweep.look() == 0
+    assert await sweep.sweep() == 0
     assert not sweep.is_due
     assert [await mill.blobs.size_bytes(key) for key in made] == [5, 5, 5]
     clock.now = 3_600.0
     assert sweep.is_due
-    assert await sweep.look() == 3
+    assert await sweep.sweep() == 3
     assert [await mill.blobs.size_bytes(key) for key in made] == [None, None, None]
 
 
-async def test_what_got_its_row_in_between_stays(mill, sweep):
+async def test_a_blob_whose_row_appears_between_two_sweeps_stays(mill, sweep):
     key = await put(mill, "files/file-late")
-    await sweep.look()
+    await sweep.sweep()
     await add_file(mill, key)
-    assert await sweep.look() == 0
+    assert await sweep.sweep() == 0
     assert await mill.blobs.size_bytes(key) == 5
 
 
-async def test_whatever_a_row_names_stays(mill, sweep):
+async def test_blobs_that_a_row_references_stay(mill, sweep):
     await add_file(mill, await put(mill, "files/file-1"))
     await add_file(mill, await put(mill, "files/file-gone"), "file-gone")
     await mill.store.files.delete(PROJECT, FileId("file-gone"))
@@ -89,16 +89,18 @@ async def test_whatever_a_row_names_stays(mill, sweep):
     assert batch.input_blob_key in before
     assert len(before) == 5
     for _ in range(3):
-        assert await sweep.look() == 0
+        assert await sweep.sweep() == 0
     after = await keys(mill)
     assert after == before
 
 
-async def test_a_warden_sweeps_strays_too(mill):
+async def test_maintenance_deletes_orphaned_blobs_too(mill):
     await put(mill, "files/file-x")
-    warden = mill.maintenance()
-    warden._orphans = OrphanSweep(store=mill.store, blobs=mill.blobs, monotonic=time.monotonic, pause_s=0.0)
-    warden._sweep_s = 0.0
-    await warden.turn()
-    await warden.turn()
+    maintenance = mill.maintenance()
+    maintenance._orphans = OrphanSweep(
+        store=mill.store, blobs=mill.blobs, monotonic=time.monotonic, pause_s=0.0
+    )
+    maintenance._sweep_s = 0.0
+    await maintenance.turn()
+    await maintenance.turn()
     assert await mill.blobs.size_bytes("files/file-x") is None

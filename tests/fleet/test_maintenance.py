@@ -1,5 +1,6 @@
-"""When a warden takes leases back: never before it has seen the store well for as long as a lease lasts."""
+"""When maintenance takes leases back: only after the store has answered for the length of a lease."""
 
+import random
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from nightmill.core.clocks import Clocks
 from nightmill.errors import UnavailableError
 from nightmill.roles.loop import Notifier
 from nightmill.roles.maintenance import Maintenance
@@ -53,23 +55,22 @@ class World:
         flags = {"folder": folder, "worker": {"lease_ttl_s": TTL_S}, "retention": {"sweep_s": 1e9}}
         store: Any = self.store
         nothing: Any = Nothing()
-        self.warden = Maintenance(
+        self.maintenance = Maintenance(
             store=store,
             blobs=nothing,
             parts=nothing,
             settings=load(flags=flags, environment={}),
             notifier=Notifier(),
             emit=lambda _: None,
-            clock=time.time,
-            monotonic=lambda: self.now,
+            clocks=Clocks(time.time, lambda: self.now, random.random),
         )
-        self.warden._next_sweep = 1e12
+        self.maintenance._next_sweep = 1e12
 
     async def look(self, *, every_s: float, for_s: float) -> int:
-        """How often it took leases back."""
+        """How often leases were taken back."""
         before, until = self.store.reaped, self.now + for_s
         while self.now < until:
-            await self.warden.turn()
+            await self.maintenance.turn()
             self.now += every_s
         return self.store.reaped - before
 
@@ -79,7 +80,7 @@ def world(tmp_path: Path) -> World:
     return World(tmp_path)
 
 
-async def test_a_new_warden_waits_as_long_as_a_lease_lasts(world):
+async def test_a_new_process_waits_as_long_as_a_lease_lasts(world):
     assert await world.look(every_s=1, for_s=TTL_S) == 0
     assert await world.look(every_s=1, for_s=5) == 5
 
@@ -88,14 +89,14 @@ async def test_after_an_outage_it_waits_again(world):
     await world.look(every_s=1, for_s=TTL_S + 5)
     world.store.is_away = True
     with pytest.raises(UnavailableError):
-        await world.warden.turn()
+        await world.maintenance.turn()
     world.store.is_away = False
     world.now += 3
     assert await world.look(every_s=1, for_s=TTL_S) == 0
     assert await world.look(every_s=1, for_s=5) == 5
 
 
-async def test_a_warden_that_was_frozen_may_have_slept_through_an_outage(world):
+async def test_a_process_that_was_frozen_may_have_missed_an_outage(world):
     await world.look(every_s=1, for_s=TTL_S + 5)
     world.now += TTL_S + 1
     assert await world.look(every_s=1, for_s=TTL_S) == 0

@@ -1,4 +1,4 @@
-"""Where bytes lie, and what is said before a start when they can't lie there."""
+"""Which storage the settings choose, and the errors before a start when it can't be used."""
 
 import subprocess
 import sys
@@ -24,7 +24,7 @@ def settings_of(folder: Path, **blobs: Any) -> Settings:
     return load(flags={"folder": folder, "blobs": blobs}, environment={})
 
 
-async def test_without_a_url_bytes_lie_in_the_data_folder(tmp_path: Path) -> None:
+async def test_without_a_url_blobs_are_in_the_data_folder(tmp_path: Path) -> None:
     settings = settings_of(tmp_path)
     await check_storage(settings)
     blobs, parts = open_storage(settings)
@@ -33,7 +33,7 @@ async def test_without_a_url_bytes_lie_in_the_data_folder(tmp_path: Path) -> Non
     await parts.close()
 
 
-async def test_a_url_puts_them_into_the_bucket(tmp_path: Path, s3: S3Server) -> None:
+async def test_with_a_url_blobs_are_in_the_bucket(tmp_path: Path, s3: S3Server) -> None:
     settings = settings_of(tmp_path, **s3.settings(s3.make_bucket()))
     await check_storage(settings)
     blobs, parts = open_storage(settings)
@@ -48,7 +48,9 @@ async def test_a_url_puts_them_into_the_bucket(tmp_path: Path, s3: S3Server) -> 
     assert not (tmp_path / "blobs").exists()
 
 
-async def test_a_start_is_refused_where_bytes_cannot_lie(tmp_path: Path, s3: S3Server) -> None:
+async def test_storage_that_can_not_be_used_is_an_error_before_the_start(
+    tmp_path: Path, s3: S3Server
+) -> None:
     with pytest.raises(SetupError, match="there is no such bucket"):
         await check_storage(settings_of(tmp_path, **s3.settings("no-such-bucket")))
     with pytest.raises(SetupError, match="for tests in one process"):
@@ -71,20 +73,20 @@ except SetupError as error:
 """
 
 
-def test_a_missing_library_is_told_with_what_to_run() -> None:
+def test_a_missing_library_is_an_error_that_says_what_to_install() -> None:
     told = subprocess.run(
         [sys.executable, "-c", MISSING], capture_output=True, text=True, timeout=60, check=True
     )
     assert told.stdout == "blobs.url names an object store; run: pip install 'nightmill[objects]'\n"
 
 
-def test_the_library_is_loaded_only_when_a_bucket_is_asked_for() -> None:
-    modules = "nightmill.runtime.child_main, nightmill.runtime.api_server"
+def test_the_library_is_loaded_only_for_a_bucket() -> None:
+    modules = "nightmill.runtime.role_process, nightmill.runtime.api_server"
     script = f"import sys, {modules}; sys.exit('obstore' in sys.modules)"
     subprocess.run([sys.executable, "-c", script], timeout=60, check=True)
 
 
-async def test_over_a_bucket_a_sweep_leaves_nothing_in_the_data_folder(tmp_path: Path, s3: S3Server) -> None:
+async def test_with_a_bucket_maintenance_leaves_the_data_folder_empty(tmp_path: Path, s3: S3Server) -> None:
     (image := tmp_path / "data").mkdir()
     (database := tmp_path / "database").mkdir()
     settings = load(

@@ -1,4 +1,6 @@
-"""Spares of a real parent: it forks them as `nightmill serve` does, before it has a loop."""
+"""Preforked children of a real parent, which forks them as `nightmill serve` does, before it has an event
+loop.
+"""
 
 import os
 import subprocess
@@ -21,7 +23,7 @@ def main(arguments):
     sys.exit(len(said))
 
 held = open(os.devnull)
-preforked = prefork(2, module="some.module", main=main)
+preforked = prefork(2, kind="some kind", main=main)
 
 async def begin_one():
     child = await preforked[0].begin("worker:0", "second")
@@ -56,7 +58,7 @@ def children_of(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def test_a_spare_becomes_what_it_is_told_and_holds_nothing_of_its_parent():
+def test_a_preforked_child_runs_its_arguments_and_inherits_only_standard_error():
     with parent() as it:
         assert it.stdout is not None
         assert it.stdin is not None
@@ -72,7 +74,7 @@ def test_a_spare_becomes_what_it_is_told_and_holds_nothing_of_its_parent():
         assert it.wait(10) == 0
 
 
-def test_spares_end_with_their_parent_whether_they_have_begun_or_not():
+def test_preforked_children_exit_with_their_parent_whether_they_have_begun_or_not():
     with parent() as it:
         assert it.stdout is not None
         it.stdout.readline()

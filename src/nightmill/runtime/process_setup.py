@@ -1,0 +1,115 @@
+"""Sets up a process: log format, open files, memory, event loop and signal handlers."""
+
+import asyncio
+import ctypes
+import gc
+import logging
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+try:
+    import resource
+except ImportError:  # Windows has no limit on open files
+    resource = None
+
+_MOST_OPEN_FILES: Final = 65_536
+_YOUNG_OBJECTS: Final = 50_000
+_M_ARENA_MAX: Final = -8  # from glibc's <malloc.h>
+
+
+class _SafeFormatter(logging.Formatter):
+    """Escapes control characters and indents further lines.
+
+    No text from a client or an upstream can therefore begin a line of the log or move the cursor.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n    ".join(_escaped(line) for line in super().format(record).split("\n"))
+
+
+def start_logs(level: str) -> None:
+    """Sends log lines to standard error, with time and level."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_SafeFormatter("%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.getLogger("nightmill").setLevel(level.upper())
+
+
+def _escaped(line: str) -> str:
+    if line.isprintable():
+        return line
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
+
+
+def raise_open_file_limit() -> None:
+    """Raises the soft limit of open files as far as the system allows, to 65,536 at most.
+
+    The usual soft limit of 1,024 is for programs that use select(), and less than `api.max_connections`.
+    """
+    if resource is None:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_OPEN_FILES)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    with suppress(ValueError, OSError):  # the real limit of macOS is lower than the one it reports
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def limit_memory_use() -> None:
+    """Sets garbage collection and the C library's heap for a process that lives long. Call it after start-up.
+
+    A role makes a few objects per line, which die by reference count, and hardly any cycles. At Python's own
+    threshold the collector would look at them and at everything from start-up every few hundred lines: a
+    third of the dispatcher's time. Objects that exist now are therefore never looked at again. The C library
+    would keep the memory that was freed after loading the program, and one heap per thread: a tenth of the
+    dispatcher's memory.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_YOUNG_OBJECTS, 20, 50)
+    if sys.platform == "linux":
+        library = ctypes.CDLL(None)
+        with suppress(AttributeError):  # glibc has both functions, musl has neither
+            library.mallopt(_M_ARENA_MAX, 1)
+            library.malloc_trim(0)
+
+
+def run_event_loop(work: Coroutine[Any, Any, None]) -> None:
+    """Runs `work` to its end, on uvloop where there is one."""
+    try:
+        import uvloop  # noqa: PLC0415 - absent on Windows
+    except ImportError:
+        asyncio.run(work)
+    else:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(work)
+
+
+@dataclass(frozen=True, slots=True)
+class StopRequest:
+    """What signals have asked of this process: `to_stop` is set by the first, `to_hurry` by a second."""
+
+    to_stop: asyncio.Event = field(default_factory=asyncio.Event)
+    to_hurry: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+def install_signal_handlers(*, on_first: Callable[[], None], on_second: Callable[[], None]) -> StopRequest:
+    """From now on the first SIGTERM or Ctrl-C calls `on_first`, and a second also calls `on_second`."""
+    stop_request = StopRequest()
+
+    def stop() -> None:
+        if stop_request.to_stop.is_set():
+            stop_request.to_hurry.set()
+            on_second()
+        stop_request.to_stop.set()
+        on_first()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    return stop_request
