@@ -94,11 +94,11 @@ def _emit_to(parent: Parent) -> telemetry.Emit:
     def emit(event: telemetry.Event) -> None:
         telemetry.log(event)
         match event:
-            case telemetry.UpstreamPaused(reason, is_held=True):
+            case telemetry.UpstreamPaused(reason=reason, is_held=True):
                 parent.report(f"the upstream answers no line: {reason}")
-            case telemetry.UpstreamPaused(reason):
+            case telemetry.UpstreamPaused(reason=reason):
                 parent.report(f"the upstream is paused: {reason}")
-            case telemetry.WritingPaused(reason):
+            case telemetry.WritingPaused(reason=reason):
                 parent.report(f"answers can't be written: {reason}")
             case telemetry.UpstreamResumed() | telemetry.WritingResumed():
                 parent.report(None)
