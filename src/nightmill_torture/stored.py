@@ -11,10 +11,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from nightmill.core.batch import Batch
-from nightmill.core.segment import PinnedPart, SegmentResult, lease_at
+from nightmill.core.segment import PinnedPart, SegmentResult
 from nightmill.errors import DamageError, UnavailableError
 from nightmill.ids import ProjectId
-from nightmill.parts import Parts
+from nightmill.parts import Parts, counted_parts
 from nightmill.store import Store
 from nightmill_torture.proof import SETTLED_CHANGED, Proof
 from nightmill_torture.record import Record
@@ -85,7 +85,7 @@ class StoredAnswers:
         answered = 0
         for result in await store.segments.results(batch.id, limit=_MOST):
             try:
-                durable = await _durable_parts(batch, result, parts, has_writers=has_writers)
+                durable = await _durable_parts(result, parts, has_writers=has_writers)
                 ordinals = [await self._ordinals_in(part, parts) for part in durable]
             except (DamageError, FileNotFoundError) as error:
                 # The parts of a batch that has ended meanwhile may be deleted.
@@ -99,17 +99,16 @@ class StoredAnswers:
     async def _ordinals_in(self, part: PinnedPart, parts: Parts) -> frozenset[int]:
         if part not in self._ordinals:
             found: set[int] = set()
-            async for record in parts.read([part]):
-                found.add(record.ordinal)
-                if conflict := self._record.add_answer(record.output.text):
-                    self._proof.breach(SETTLED_CHANGED, conflict)
+            async for records in parts.read([part]):
+                for record in records:
+                    found.add(record.ordinal)
+                    if conflict := self._record.add_answer(record.output.text):
+                        self._proof.breach(SETTLED_CHANGED, conflict)
             self._ordinals[part] = frozenset(found)
         return self._ordinals[part]
 
 
-async def _durable_parts(
-    batch: Batch, result: SegmentResult, parts: Parts, *, has_writers: bool
-) -> Iterable[PinnedPart]:
-    if has_writers or result.is_done:
+async def _durable_parts(result: SegmentResult, parts: Parts, *, has_writers: bool) -> Iterable[PinnedPart]:
+    if has_writers:
         return result.pinned
-    return await parts.find(lease_at(batch, result, token=result.token + 1))
+    return await counted_parts(parts, result, below=result.token + 1)

@@ -73,5 +73,5 @@ def any_blobs(request: pytest.FixtureRequest) -> Blobs:
 
 @pytest.fixture(params=["folder", "memory"])
 def any_plain_blobs(request: pytest.FixtureRequest) -> Callable[[], Blobs]:
-    """Opens an own store each time it is asked; for properties that write many times over the same keys."""
+    """Opens a new store at each call, for property tests that write the same keys many times."""
     return lambda: KINDS[request.param](request)

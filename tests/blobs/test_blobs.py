@@ -1,4 +1,4 @@
-"""What every blob store promises, whatever it is made of."""
+"""The guarantees of every blob store."""
 
 import asyncio
 import os
@@ -58,7 +58,7 @@ async def test_the_callers_memory_may_change_once_write_returns(any_blobs: Blobs
     for letter in b"abc":
         memory[:] = bytes([letter]) * 3 * MIB
         await writer.write(memoryview(memory))
-    memory.clear()  # fails while anybody still holds a view of it
+    memory.clear()  # fails while a view of the memory exists
     await writer.commit()
     assert await everything(any_blobs, "one") == b"".join(bytes([letter]) * 3 * MIB for letter in b"abc")
 
@@ -96,7 +96,7 @@ async def test_a_missing_blob_is_a_missing_file(any_blobs: Blobs) -> None:
     assert [key async for key in any_blobs.keys_under("none")] == []
 
 
-async def test_deleting_under_a_prefix_spares_its_neighbours(any_blobs: Blobs) -> None:
+async def test_deleting_under_a_prefix_keeps_similar_prefixes(any_blobs: Blobs) -> None:
     for key in ("a/1", "a/b/2", "ab/3", "c"):
         await put(any_blobs, key, b"x")
     assert sorted([key async for key in any_blobs.keys_under("a")]) == ["a/1", "a/b/2"]
@@ -158,7 +158,7 @@ async def test_a_cancelled_writer_leaves_nothing(any_blobs: Blobs, chunk_bytes: 
     assert await any_blobs.sweep_unfinished() == 0
 
 
-async def test_a_link_gives_the_bytes_to_whoever_has_it(
+async def test_a_link_gives_the_bytes_without_credentials(
     any_blobs: Blobs, request: pytest.FixtureRequest
 ) -> None:
     if "gcs" in request.node.callspec.id:

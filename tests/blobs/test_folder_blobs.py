@@ -160,7 +160,7 @@ async def test_the_watermark_holds_while_a_blob_is_being_written(
     ],
 )
 @pytest.mark.parametrize("call", ["open", "write", "fsync"])
-async def test_a_failing_disk_is_told_as_such_and_leaves_nothing(
+async def test_a_failing_disk_raises_an_error_that_says_so_and_leaves_nothing(
     blobs: FolderBlobs, monkeypatch: pytest.MonkeyPatch, call: str, number: int, expected: type[Exception]
 ) -> None:
     def fail(*args: object) -> None:
@@ -231,7 +231,7 @@ async def test_abort_lets_a_write_in_flight_finish_before_it_closes_the_file(
     assert unfinished(blobs) == []
 
 
-async def test_commits_survive_that_their_folder_is_deleted_meanwhile(blobs: FolderBlobs) -> None:
+async def test_a_commit_succeeds_although_its_folder_is_deleted_meanwhile(blobs: FolderBlobs) -> None:
     async def write_all() -> None:
         for number in range(50):
             await put(blobs, f"busy/{number}", b"x")

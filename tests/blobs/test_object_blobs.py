@@ -1,4 +1,4 @@
-"""ObjectBlobs against an S3 server that misbehaves on order."""
+"""ObjectBlobs against an S3 server that fails in the ways that a test orders."""
 
 import asyncio
 import base64
@@ -201,7 +201,7 @@ async def test_a_good_bucket_passes_the_check_and_keeps_nothing_of_it(objects: O
     assert [key async for key in objects.keys_under("probe")] == []
 
 
-async def test_a_missing_bucket_is_told_in_one_line(s3: S3Server) -> None:
+async def test_a_missing_bucket_gives_an_error_of_one_line(s3: S3Server) -> None:
     with pytest.raises(
         SetupError, match=r"^s3://none/some/prefix: there is no such bucket; see blobs.url"
     ) as caught:
@@ -209,7 +209,7 @@ async def test_a_missing_bucket_is_told_in_one_line(s3: S3Server) -> None:
     assert "\n" not in str(caught.value)
 
 
-async def test_keys_that_are_refused_are_told_in_one_line(objects: ObjectBlobs, s3: S3Server) -> None:
+async def test_refused_credentials_give_an_error_of_one_line(objects: ObjectBlobs, s3: S3Server) -> None:
     s3.order(Order("deny"))
     with pytest.raises(
         SetupError, match=r"access denied \(HTTP 403 AccessDenied\); see .*access_key_id"
@@ -243,7 +243,7 @@ async def test_a_store_that_is_away_at_the_check_is_unavailable() -> None:
         ({"url": "gs://b/p", "secret_access_key": "no json"}, "gs://b/p"),
     ],
 )
-def test_settings_no_store_can_use_are_told_in_one_line(
+def test_unusable_settings_give_an_error_of_one_line(
     s3: S3Server, changes: dict[str, Any], told: str
 ) -> None:
     with pytest.raises(SetupError, match=told) as caught:
@@ -295,7 +295,7 @@ async def test_a_signed_link_gives_the_bytes_without_a_key(objects: ObjectBlobs)
     assert "X-Amz-Expires=60" in url
 
 
-async def test_encryption_is_asked_for(s3: S3Server, bucket_name: str) -> None:
+async def test_encryption_is_requested(s3: S3Server, bucket_name: str) -> None:
     s3.order()
     blobs = blobs_of(s3, bucket_name, encryption="aws:kms", encryption_key="alias/ours")
     await put(blobs, "one", b"x")
@@ -332,7 +332,7 @@ async def test_a_large_upload_and_download_are_flat_in_memory(objects: ObjectBlo
     assert peak_bytes < 30 * MIB
 
 
-async def test_a_quota_is_told_as_a_lack_of_room(
+async def test_an_exceeded_quota_is_reported_as_a_lack_of_room(
     objects: ObjectBlobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from nightmill.blobs import bucket

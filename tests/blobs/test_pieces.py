@@ -1,4 +1,4 @@
-"""A blob made of pieces reads as their bytes joined, whatever the cuts and whatever store they lie in."""
+"""A blob made of pieces reads as the joined bytes of the pieces, for any cuts and in any store."""
 
 import asyncio
 
@@ -76,7 +76,7 @@ async def test_deleting_a_blob_of_pieces_leaves_the_pieces_to_whom_they_belong(a
     assert await blobs.read("uploads/1", 0, 3) == b"def"
 
 
-async def test_a_piece_that_is_gone_or_short_is_told_and_never_skipped(any_blobs: Blobs) -> None:
+async def test_a_missing_or_short_piece_raises_an_error_and_is_never_skipped(any_blobs: Blobs) -> None:
     blobs = await pieced(any_blobs, "files/one.pieces", [b"abc", b"def", b"ghi"])
     await blobs.delete("uploads/1")
     with pytest.raises(UnavailableError, match="deleted while it was read"):
@@ -92,7 +92,7 @@ async def test_a_piece_that_is_gone_or_short_is_told_and_never_skipped(any_blobs
 
 
 @pytest.mark.parametrize("text", [b"", b"{}", b"[]", b'{"pieces": [["../x", 1]]}', b'{"pieces": [["a"]]}'])
-async def test_a_damaged_list_is_told(any_blobs: Blobs, text: bytes) -> None:
+async def test_a_damaged_list_raises_an_error(any_blobs: Blobs, text: bytes) -> None:
     await put(any_blobs, "files/one.pieces", text)
     with pytest.raises(ValueError, match="run 'nightmill check'"):
         await PiecedBlobs(any_blobs).read("files/one.pieces", 0, 1)

@@ -12,6 +12,7 @@ from nightmill import failpoints
 from nightmill.ids import WorkerId
 from nightmill.roles.finalizer import Finalizer
 from nightmill.roles.intake import Intake
+from nightmill.roles.join import Joiner
 from nightmill.roles.loop import Notifier
 from nightmill.runtime.storage import open_storage
 from nightmill.settings import Settings, as_message, from_message, load
@@ -72,7 +73,8 @@ async def turn(role: str, settings: Settings) -> None:
         if role == "intake":
             await Intake(**shared).turn()
         else:
-            finalizer = Finalizer(**shared, parts=parts, monotonic=time.monotonic)
+            joiner = Joiner(store=store, blobs=blobs, parts=parts, monotonic=time.monotonic)
+            finalizer = Finalizer(**shared, joiner=joiner)
             while await finalizer.turn() == 0:
                 pass
     finally:

@@ -25,7 +25,7 @@ from nightmill.core.segment import Lease, PinnedPart, Report, Segment
 from nightmill.emulator.answers import answer
 from nightmill.errors import UnavailableError
 from nightmill.ids import WorkerId
-from nightmill.parts import FolderParts, PartRecord, Parts
+from nightmill.parts import FolderParts, PartRecord, Parts, standing_records
 from nightmill.settings import as_message
 from nightmill.store import Store, open_store
 from nightmill_torture.proof import (
@@ -179,29 +179,14 @@ async def on_disk(mill: Mill, batch: Batch) -> dict[str, str]:
     settled: dict[str, str] = {}
     parts = mill.parts()
     for path in (mill.folder / "parts" / batch.id).iterdir():
-        whole = PinnedPart(f"{batch.id}/{path.name}", 0)
-        found = await parts.find(_looking_at(batch, whole))
-        async for record in parts.read(found):
+        number, token, _ = path.name.split(".")
+        segment = Segment(batch.id, int(number), 0, 0)
+        found = await parts.find(segment, below=int(token) + 1)
+        async for record in standing_records(parts, found):
             row = json.loads(record.output.text)
             settled[row["custom_id"]] = row["response"]["request_id"]
     await parts.close()
     return settled
-
-
-def _looking_at(batch: Batch, part: PinnedPart) -> Lease:
-    number, token, _ = part.key.rpartition("/")[2].split(".")
-    return Lease(
-        segment=Segment(batch.id, int(number), 0, 0),
-        token=int(token) + 1,
-        pinned=(),
-        tally=Tally(),
-        endpoint=ENDPOINT,
-        model=None,
-        input_blob_key="",
-        index_blob_key="",
-        deadline=0,
-        ttl_s=0,
-    )
 
 
 async def test_a_worker_whose_clock_jumped_sends_nothing_before_its_lease_is_confirmed(mill: Mill) -> None:
@@ -249,10 +234,10 @@ async def answering(endpoint: str, body: bytes) -> Any:
 class PastThePin(FolderParts):
     """Reads whatever lies in a part, also what was written after somebody else had taken over."""
 
-    async def read(self, parts: Sequence[PinnedPart]) -> AsyncIterator[PartRecord]:
+    async def read(self, parts: Sequence[PinnedPart]) -> AsyncIterator[Sequence[PartRecord]]:
         whole = [replace(part, length_bytes=(self._root / part.key).stat().st_size) for part in parts]
-        async for record in super().read(whole):
-            yield record
+        async for records in super().read(whole):
+            yield records
 
 
 def tokens_ignored(store: Store) -> Store:
@@ -292,7 +277,7 @@ async def a_zombie_writes_on(mill: Mill, *, store: Store, reader: Parts) -> Proo
 
     async def settle(lease: Lease, *ordinals: int, counts: bool) -> Any:
         if lease.token not in writers:
-            writers[lease.token] = parts.open(lease)
+            writers[lease.token] = parts.open(lease.segment, lease.token)
         writer = writers[lease.token]
         for ordinal in ordinals:
             writer.append(ordinal, answers.next_for(ordinal))
@@ -307,7 +292,7 @@ async def a_zombie_writes_on(mill: Mill, *, store: Store, reader: Parts) -> Proo
     await asyncio.sleep(0.02)
     assert await store.segments.release_expired() == 1
     (of_b,) = await store.segments.lease(WorkerId("b"), limit=1, ttl_s=30)
-    pinned = tuple(await parts.find(of_b))
+    pinned = tuple(await parts.find(of_b.segment, below=of_b.token))
     assert await store.segments.pin_parts(of_b, pinned, Report(batch.id, 0, of_b.token, Tally(2)))
     by_b = await settle(of_b, 2, 3, counts=True)
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from nightmill.core.batch import Tally, Usage
 from nightmill.core.output_line import OutputLine
-from nightmill.core.segment import Lease, PinnedPart, Segment
+from nightmill.core.segment import PinnedPart, Segment
 from nightmill.errors import DamageError, UnavailableError
 from nightmill.ids import BatchId
 from nightmill.parts import FolderParts, PartRecord
@@ -26,19 +26,8 @@ from nightmill.parts import FolderParts, PartRecord
 BATCH = BatchId("batch_1")
 
 
-def lease_of(token: int = 1, *, number: int = 0, pinned: Sequence[PinnedPart] = ()) -> Lease:
-    return Lease(
-        segment=Segment(BATCH, number, 0, 500),
-        token=token,
-        pinned=tuple(pinned),
-        tally=Tally(),
-        endpoint="/v1/chat/completions",
-        model=None,
-        input_blob_key="input",
-        index_blob_key="index",
-        deadline=0,
-        ttl_s=30,
-    )
+def segment_of(number: int = 0) -> Segment:
+    return Segment(BATCH, number, 0, 500)
 
 
 def line(number: int, *, is_error: bool = False, usage: Usage | None = None) -> OutputLine:
@@ -46,11 +35,11 @@ def line(number: int, *, is_error: bool = False, usage: Usage | None = None) -> 
 
 
 async def records(parts: FolderParts, pinned: Sequence[PinnedPart]) -> list[PartRecord]:
-    return [record async for record in parts.read(pinned)]
+    return [record async for some in parts.read(pinned) for record in some]
 
 
 async def written(parts: FolderParts, count: int, *, token: int = 1) -> PinnedPart:
-    writer = parts.open(lease_of(token))
+    writer = parts.open(segment_of(), token)
     for number in range(count):
         writer.append(number, line(number))
     await writer.close()
@@ -69,8 +58,7 @@ def name_of(descriptor: int) -> str:
 async def test_nothing_counts_and_no_file_is_made_before_the_commit(
     parts: FolderParts, tmp_path: Path
 ) -> None:
-    seen: list[int] = []
-    writer = parts.open(lease_of(), seen.append)
+    writer = parts.open(segment_of(), 1)
     await writer.flush()
     assert writer.pinned is None
     assert list((tmp_path / "parts").iterdir()) == []
@@ -78,35 +66,30 @@ async def test_nothing_counts_and_no_file_is_made_before_the_commit(
     writer.append(1, line(1))
     assert writer.durable_tally == Tally()
     assert writer.pinned is None
-    assert seen == []
     await writer.flush()
     assert writer.durable_tally.answered == 2
-    assert seen == [2]
 
 
-async def test_the_callback_comes_after_the_sync_and_never_from_another_thread(
+async def test_an_answer_counts_after_the_sync_and_the_sync_runs_in_another_thread(
     parts: FolderParts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import threading
 
-    steps: list[str] = []
+    counted_at_sync: list[int] = []
     loop_thread = threading.get_ident()
     fdatasync = os.fdatasync
 
     def seen_fdatasync(descriptor: int) -> None:
         assert threading.get_ident() != loop_thread
         fdatasync(descriptor)
-        steps.append("synced")
-
-    def committed(count: int) -> None:
-        assert threading.get_ident() == loop_thread
-        steps.append(f"{count} counted")
+        counted_at_sync.append(writer.durable_tally.answered)
 
     monkeypatch.setattr(os, "fdatasync", seen_fdatasync)
-    writer = parts.open(lease_of(), committed)
+    writer = parts.open(segment_of(), 1)
     writer.append(0, line(0))
     await writer.flush()
-    assert steps == ["synced", "1 counted"]
+    assert counted_at_sync == [0]
+    assert writer.durable_tally.answered == 1
 
 
 async def test_a_thousand_answers_of_three_writers_cost_one_sync_each(
@@ -118,7 +101,7 @@ async def test_a_thousand_answers_of_three_writers_cost_one_sync_each(
     fdatasync, fsync = os.fdatasync, os.fsync
     monkeypatch.setattr(os, "fdatasync", lambda fd: (synced.append(name_of(fd)), fdatasync(fd)))
     monkeypatch.setattr(os, "fsync", lambda fd: (named.append(name_of(fd)), fsync(fd)))
-    writers = [parts.open(lease_of(number=number)) for number in range(3)]
+    writers = [parts.open(segment_of(number), 1) for number in range(3)]
     for ordinal in range(1_000):
         writers[ordinal % 3].append(ordinal, line(ordinal))
     async with asyncio.TaskGroup() as tasks:
@@ -139,22 +122,19 @@ async def test_without_a_flush_the_answers_of_one_interval_share_one_sync(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts = FolderParts(tmp_path / "parts", commit_interval_s=0.1, buffer_bytes=1 << 20)
-    counts: list[int] = []
-    all_counted = asyncio.Event()
-
-    def committed(count: int) -> None:
-        counts.append(count)
-        if sum(counts) == 50:
-            all_counted.set()
-
-    writer = parts.open(lease_of(), committed)
+    synced: list[int] = []
+    fdatasync = os.fdatasync
+    monkeypatch.setattr(os, "fdatasync", lambda fd: (synced.append(fd), fdatasync(fd)))
+    writer = parts.open(segment_of(), 1)
     started = time.monotonic()
     for ordinal in range(50):
         writer.append(ordinal, line(ordinal))
         await asyncio.sleep(0)
     async with asyncio.timeout(5):
-        await all_counted.wait()
-    assert counts == [50]
+        while writer.pending_count:
+            await parts._commit_ended.wait()
+    assert writer.durable_tally.answered == 50
+    assert len(synced) == 1
     assert time.monotonic() - started >= 0.1
     await parts.close()
 
@@ -184,14 +164,14 @@ async def test_a_part_cut_at_any_byte_gives_exactly_the_whole_records_before_the
     ends = [0]
     for _, output, _ in outputs:
         ends.append(ends[-1] + 44 + len(output.text))
-    # Everything is drawn first: a draw may end the example, and nothing may be open then.
+    # All values are drawn first: a draw may end the example, and no file may be open then.
     cut = data.draw(st.integers(0, ends[-1]))
     tail = data.draw(st.binary(max_size=100))
 
     root = tmp_path_factory.mktemp("cut")
     parts = FolderParts(root / "parts", commit_interval_s=0, buffer_bytes=1 << 20)
     try:
-        writer = parts.open(lease_of())
+        writer = parts.open(segment_of(), 1)
         for ordinal, output, flushes in outputs:
             writer.append(ordinal, output)
             if flushes:
@@ -205,7 +185,7 @@ async def test_a_part_cut_at_any_byte_gives_exactly_the_whole_records_before_the
         goes_on_rightly = whole[cut : cut + 1] == tail[:1]
         file.write_bytes(whole[:cut] + (b"" if goes_on_rightly else tail))
         count = max(place for place, end in enumerate(ends) if end <= cut)
-        [found] = await parts.find(lease_of(2)) or [PinnedPart(writer.pinned.key, 0)]
+        [found] = await parts.find(segment_of(), below=2) or [PinnedPart(writer.pinned.key, 0)]
         assert found.length_bytes == ends[count]
         expected = [PartRecord(ordinal, output) for ordinal, output, _ in outputs[:count]]
         assert await records(parts, [found]) == expected
@@ -224,7 +204,7 @@ async def test_a_flipped_bit_ends_the_part_before_its_record(
     place = chance.randrange(len(damaged))
     damaged[place] ^= 1 << chance.randrange(8)
     file.write_bytes(damaged)
-    found = await parts.find(lease_of(2))
+    found = await parts.find(segment_of(), below=2)
     length = found[0].length_bytes if found else 0
     assert length <= place
     assert place - length < 44 + len(line(0).text)
@@ -232,45 +212,47 @@ async def test_a_flipped_bit_ends_the_part_before_its_record(
         await records(parts, [part])
 
 
-async def test_damage_is_told_after_the_records_before_it(parts: FolderParts, tmp_path: Path) -> None:
+async def test_the_records_before_the_damage_are_read_before_the_error(
+    parts: FolderParts, tmp_path: Path
+) -> None:
     part = await written(parts, 5)
     os.truncate(file_of(tmp_path, part), part.length_bytes - 1)
     seen: list[int] = []
     with pytest.raises(DamageError, match=rf"{part.key} is damaged behind byte \d+ of {part.length_bytes}"):
-        async for record in parts.read([part]):
-            seen.append(record.ordinal)  # noqa: PERF401 - what came before the error is wanted
+        async for some in parts.read([part]):
+            seen += [record.ordinal for record in some]
     assert seen == [0, 1, 2, 3]
     file_of(tmp_path, part).unlink()
     with pytest.raises(DamageError, match=part.key):
         await records(parts, [part])
 
 
-async def test_what_a_take_over_pins_is_synced_first(
+async def test_a_found_part_is_synced_before_it_is_pinned(
     parts: FolderParts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     part = await written(parts, 1)
     synced: list[str] = []
     fdatasync = os.fdatasync
     monkeypatch.setattr(os, "fdatasync", lambda fd: (synced.append(name_of(fd)), fdatasync(fd)))
-    await parts.find(lease_of(2))
+    await parts.find(segment_of(), below=2)
     assert [name.endswith(part.key) for name in synced] == [True]
 
 
-async def test_a_file_that_lies_under_our_token_already_is_left_alone(
+async def test_a_file_that_exists_under_the_token_is_left_as_it_is(
     parts: FolderParts, tmp_path: Path
 ) -> None:
-    """A store brought back from a copy gives out the same tokens again."""
+    """A database restored from a backup gives out the same tokens again."""
     older = await written(parts, 3)
     newer = await written(parts, 2)
     assert older.key != newer.key
     assert len(await records(parts, [older])) == 3
     assert len(await records(parts, [newer])) == 2
-    assert await parts.find(lease_of(2)) == [older, newer]
+    assert await parts.find(segment_of(), below=2) == [older, newer]
 
 
 async def test_closing_in_the_middle_of_commits_drops_nothing(parts: FolderParts) -> None:
     async def answer(number: int) -> PinnedPart:
-        writer = parts.open(lease_of(number=number))
+        writer = parts.open(segment_of(number), 1)
         chance = random.Random(number)
         for ordinal in range(200):
             writer.append(ordinal, line(ordinal))
@@ -295,8 +277,8 @@ def open_files(parts: FolderParts) -> list[str]:
     return [str(name) for name in names if str(name).startswith(str(parts._root))]
 
 
-async def test_a_close_that_is_cancelled_still_lets_the_file_go(parts: FolderParts) -> None:
-    writer = parts.open(lease_of())
+async def test_a_cancelled_close_still_closes_the_file(parts: FolderParts) -> None:
+    writer = parts.open(segment_of(), 1)
     writer.append(0, line(0))
     closing = asyncio.create_task(writer.close())
     await asyncio.sleep(0)
@@ -311,11 +293,11 @@ async def test_a_close_that_is_cancelled_still_lets_the_file_go(parts: FolderPar
 async def test_room_waits_while_too_much_is_queued(tmp_path: Path) -> None:
     parts = FolderParts(tmp_path / "parts", commit_interval_s=60, buffer_bytes=10_000)
     await parts.room()
-    writer = parts.open(lease_of())
+    writer = parts.open(segment_of(), 1)
     for ordinal in range(300):
         writer.append(ordinal, line(ordinal))
     assert parts.queued_bytes > 10_000
-    async with asyncio.timeout(5):  # far below the interval: who waits for room hurries the commit
+    async with asyncio.timeout(5):  # far below the interval: a task that waits for room hurries the commit
         await parts.room()
     assert parts.queued_bytes == 0
     assert writer.durable_tally.answered == 300
@@ -334,10 +316,10 @@ async def test_while_the_disk_refuses_nothing_counts_and_later_everything_does(
     def refuse(*arguments: object) -> int:
         loop.call_soon_threadsafe(refused.set)
         if call == "pwrite":
-            real(arguments[0], bytes(arguments[1])[:7], arguments[2])  # a part of it gets through
+            real(arguments[0], bytes(arguments[1])[:7], arguments[2])  # the first 7 bytes are written
         raise OSError(number, os.strerror(number))
 
-    writer = parts.open(lease_of())
+    writer = parts.open(segment_of(), 1)
     if call in {"pwrite", "fdatasync"}:
         writer.append(0, line(0))
         await writer.flush()
@@ -349,13 +331,13 @@ async def test_while_the_disk_refuses_nothing_counts_and_later_everything_does(
         async with asyncio.timeout(5):
             await refused.wait()
             while parts.stalled is None:
-                await parts._next_turn()
+                await parts._next_commit()
         assert os.strerror(number) in parts.stalled
         assert writer.pinned == before
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.05):
                 await parts.room()
-        found = await parts.find(lease_of(2)) if call == "pwrite" else []
+        found = await parts.find(segment_of(), below=2) if call == "pwrite" else []
         assert found == ([before] if call == "pwrite" else [])
         writer.append(10, line(10))
     async with asyncio.timeout(5):
@@ -377,7 +359,7 @@ async def test_a_writer_whose_file_could_not_be_made_names_it_later(
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         return opened(path, *arguments)
 
-    one, other = parts.open(lease_of(number=0)), parts.open(lease_of(number=1))
+    one, other = parts.open(segment_of(0), 1), parts.open(segment_of(1), 1)
     with monkeypatch.context() as patched:
         patched.setattr(os, "open", refuse)
         one.append(0, line(0))
@@ -396,7 +378,7 @@ async def test_below_the_watermark_answers_are_still_written_but_room_waits(tmp_
     parts = FolderParts(
         tmp_path / "parts", commit_interval_s=0, buffer_bytes=1 << 20, watermark_bytes=1 << 60, retry_s=0.01
     )
-    writer = parts.open(lease_of())
+    writer = parts.open(segment_of(), 1)
     writer.append(0, line(0))
     await writer.flush()
     assert writer.durable_tally.answered == 1
@@ -417,7 +399,7 @@ async def test_closing_on_a_full_disk_says_how_many_answers_were_not_written(
     def refuse(*_: object) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    writer = parts.open(lease_of())
+    writer = parts.open(segment_of(), 1)
     monkeypatch.setattr(os, "pwrite", refuse)
     writer.append(0, line(0))
     writer.append(1, line(1))
@@ -428,16 +410,19 @@ async def test_closing_on_a_full_disk_says_how_many_answers_were_not_written(
         with pytest.raises(UnavailableError):
             await flushing
     with pytest.raises(ValueError, match="closed"):
-        parts.open(lease_of())
+        parts.open(segment_of(), 1)
 
 
-async def test_an_error_in_the_callback_is_not_swallowed(tmp_path: Path) -> None:
+async def test_an_error_in_the_commit_loop_is_not_swallowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     parts = FolderParts(tmp_path / "parts", commit_interval_s=0, buffer_bytes=1 << 20)
 
-    def committed(count: int) -> None:
+    def shortage() -> str | None:
         raise RuntimeError("a bug")
 
-    writer = parts.open(lease_of(), committed)
+    monkeypatch.setattr(parts, "_shortage", shortage)
+    writer = parts.open(segment_of(), 1)
     writer.append(0, line(0))
     await asyncio.wait([parts._loop_task])
     with pytest.raises(UnavailableError):
@@ -446,8 +431,8 @@ async def test_an_error_in_the_callback_is_not_swallowed(tmp_path: Path) -> None
         await parts.close()
 
 
-async def test_token_counts_beyond_belief_are_bounded(parts: FolderParts) -> None:
-    writer = parts.open(lease_of())
+async def test_token_counts_that_do_not_fit_are_bounded(parts: FolderParts) -> None:
+    writer = parts.open(segment_of(), 1)
     writer.append(0, line(0, usage=Usage(-5, 1, 1 << 80, 2, 3)))
     await writer.flush()
     expected = Usage(0, 1, (1 << 32) - 1, 2, 3)
@@ -473,14 +458,14 @@ KILLED = """
 import asyncio, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from test_folder_parts import lease_of, line
+from test_folder_parts import line, segment_of
 from nightmill.parts import FolderParts
 
 async def main() -> None:
     parts = FolderParts(Path(sys.argv[1]), commit_interval_s=0.001, buffer_bytes=1 << 20)
 
     async def answer(number: int) -> None:
-        writer = parts.open(lease_of(number=number))
+        writer = parts.open(segment_of(number), 1)
         ordinal = 0
         while True:
             for _ in range(1 + ordinal % 7):
@@ -522,7 +507,7 @@ async def test_sigkill_loses_nothing_that_was_acknowledged(
         acknowledged_until_killed, tmp_path / "parts", acknowledgements=acknowledgements
     )
     for number, count in acknowledged.items():
-        found = await parts.find(lease_of(2, number=number))
+        found = await parts.find(segment_of(number), below=2)
         settled = await records(parts, found)
         assert [record.ordinal for record in settled] == list(range(len(settled)))
         assert len(settled) >= count
@@ -533,14 +518,14 @@ LIMITED = """
 import asyncio, resource, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from test_folder_parts import lease_of, line, records
+from test_folder_parts import line, segment_of, records
 from nightmill.parts import FolderParts
 
 async def main() -> None:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, resource.RLIM_INFINITY))
     parts = FolderParts(Path(sys.argv[1]), commit_interval_s=0, buffer_bytes=1 << 20, retry_s=0.01)
-    writer = parts.open(lease_of())
+    writer = parts.open(segment_of(), 1)
     writer.append(0, line(0))
     await writer.flush()
     for ordinal in range(1, 100):
@@ -550,7 +535,7 @@ async def main() -> None:
     assert writer.durable_tally.answered == 1
     torn = (Path(sys.argv[1]) / writer.pinned.key).stat().st_size
     assert torn == 1_000, torn
-    assert len(await records(parts, await parts.find(lease_of(2)))) < 30
+    assert len(await records(parts, await parts.find(segment_of(), below=2))) < 30
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     await parts.room()
     await writer.close()
@@ -562,6 +547,6 @@ asyncio.run(main())
 
 
 @pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE"), reason="needs a limit on the size of files")
-def test_a_really_torn_write_is_mended_when_there_is_room(tmp_path: Path) -> None:
+def test_a_really_torn_write_is_overwritten_when_there_is_room(tmp_path: Path) -> None:
     command = [sys.executable, "-c", LIMITED, str(tmp_path), str(Path(__file__).parent)]
     subprocess.run(command, check=True, timeout=30)

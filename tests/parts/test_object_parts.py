@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 
 from nightmill.blobs.bucket import Bucket
-from nightmill.core.batch import Tally
 from nightmill.core.output_line import OutputLine
-from nightmill.core.segment import Lease, PinnedPart, Segment
+from nightmill.core.segment import PinnedPart, Segment
 from nightmill.errors import DamageError, LeaseLost, UnavailableError
 from nightmill.ids import BatchId
 from nightmill.parts.objects import ObjectParts
@@ -19,19 +18,8 @@ from tests.s3_server import Order, S3Server
 BATCH = BatchId("batch_1")
 
 
-def lease_of(token: int = 1, *, number: int = 0, pinned: Sequence[PinnedPart] = ()) -> Lease:
-    return Lease(
-        segment=Segment(BATCH, number, 0, 500),
-        token=token,
-        pinned=tuple(pinned),
-        tally=Tally(),
-        endpoint="/v1/chat/completions",
-        model=None,
-        input_blob_key="input",
-        index_blob_key="index",
-        deadline=0,
-        ttl_s=30,
-    )
+def segment_of(number: int = 0) -> Segment:
+    return Segment(BATCH, number, 0, 500)
 
 
 def line(number: int) -> OutputLine:
@@ -39,7 +27,7 @@ def line(number: int) -> OutputLine:
 
 
 async def ordinals(parts: ObjectParts, pinned: Sequence[PinnedPart]) -> list[int]:
-    return [record.ordinal async for record in parts.read(pinned)]
+    return [record.ordinal async for records in parts.read(pinned) for record in records]
 
 
 def puts(s3: S3Server) -> list[str]:
@@ -49,12 +37,12 @@ def puts(s3: S3Server) -> list[str]:
 async def has_stalled(parts: ObjectParts) -> None:
     async with asyncio.timeout(5):
         while parts.stalled is None:
-            await parts.next_turn()
+            await parts._next_commit()
 
 
 async def test_every_flush_is_one_more_object(s3_parts: ObjectParts, s3: S3Server) -> None:
     s3.order()
-    writer = s3_parts.open(lease_of(7, number=3))
+    writer = s3_parts.open(segment_of(3), 7)
     for ordinal in range(3):
         writer.append(ordinal, line(ordinal))
         await writer.flush()
@@ -64,7 +52,7 @@ async def test_every_flush_is_one_more_object(s3_parts: ObjectParts, s3: S3Serve
 async def test_a_thousand_answers_of_one_interval_are_one_object(bucket: Bucket, s3: S3Server) -> None:
     parts = object_parts(bucket, interval_s=60)
     s3.order()
-    writer = parts.open(lease_of())
+    writer = parts.open(segment_of(), 1)
     for ordinal in range(1_000):
         writer.append(ordinal, line(ordinal))
     await writer.close()
@@ -74,18 +62,18 @@ async def test_a_thousand_answers_of_one_interval_are_one_object(bucket: Bucket,
 
 async def test_a_full_piece_does_not_wait_for_the_interval(bucket: Bucket) -> None:
     parts = object_parts(bucket, interval_s=60)
-    counted = asyncio.Event()
-    writer = parts.open(lease_of(), lambda _: counted.set())
+    writer = parts.open(segment_of(), 1)
     writer.append(0, OutputLine(text=b"x" * (1 << 16), is_error=False, usage=None))
     async with asyncio.timeout(5):
-        await counted.wait()
+        while writer.pending_count:
+            await parts._commit_ended.wait()
     await parts.close()
 
 
-async def test_who_flushes_hurries_nobody_else(bucket: Bucket, s3: S3Server) -> None:
+async def test_a_flush_does_not_hurry_other_writers(bucket: Bucket, s3: S3Server) -> None:
     parts = object_parts(bucket, interval_s=60)
     s3.order()
-    patient, hasty = parts.open(lease_of(number=0)), parts.open(lease_of(number=1))
+    patient, hasty = parts.open(segment_of(0), 1), parts.open(segment_of(1), 1)
     patient.append(0, line(0))
     hasty.append(0, line(0))
     await hasty.flush()
@@ -98,7 +86,7 @@ async def test_who_flushes_hurries_nobody_else(bucket: Bucket, s3: S3Server) -> 
 async def test_while_the_store_refuses_nothing_counts_and_later_everything_does_once(
     s3_parts: ObjectParts, s3: S3Server, deed: Any
 ) -> None:
-    writer = s3_parts.open(lease_of())
+    writer = s3_parts.open(segment_of(), 1)
     writer.append(0, line(0))
     await writer.flush()
     before = writer.pinned
@@ -107,8 +95,8 @@ async def test_while_the_store_refuses_nothing_counts_and_later_everything_does_
         writer.append(ordinal, line(ordinal))
     await has_stalled(s3_parts)
     room = asyncio.create_task(s3_parts.room())
-    writer.append(10, line(10))  # what was in flight may still come back
-    await s3_parts.next_turn()
+    writer.append(10, line(10))  # an answer to a request that was in flight
+    await s3_parts._next_commit()
     assert writer.pinned == before
     assert writer.durable_tally.answered == 1
     assert not room.done()
@@ -119,18 +107,18 @@ async def test_while_the_store_refuses_nothing_counts_and_later_everything_does_
     await writer.close()
     assert writer.pinned is not None
     assert await ordinals(s3_parts, [writer.pinned]) == list(range(11))
-    assert await s3_parts.find(lease_of(2)) == [writer.pinned]
+    assert await s3_parts.find(segment_of(), below=2) == [writer.pinned]
     assert s3_parts.queued_bytes == 0
 
 
-async def test_a_put_whose_answer_was_lost_is_what_the_heir_pinned(
+async def test_a_put_whose_response_was_lost_is_what_the_next_holder_pins(
     s3_parts: ObjectParts, s3: S3Server
 ) -> None:
-    writer = s3_parts.open(lease_of())
+    writer = s3_parts.open(segment_of(), 1)
     s3.order(Order("lose the answer", "PUT"))
     writer.append(0, line(0))
     await has_stalled(s3_parts)
-    found = await s3_parts.find(lease_of(2))
+    found = await s3_parts.find(segment_of(), below=2)
     writer.append(1, line(1))
     s3.order()
     await writer.close()
@@ -141,23 +129,23 @@ async def test_a_put_whose_answer_was_lost_is_what_the_heir_pinned(
 
 async def test_a_store_that_ignores_conditions_loses_nothing(s3_parts: ObjectParts, s3: S3Server) -> None:
     s3.order(Order("lose the answer", "PUT", times=1), Order("ignore conditions", "PUT"))
-    writer = s3_parts.open(lease_of())
+    writer = s3_parts.open(segment_of(), 1)
     for ordinal in range(5):
         writer.append(ordinal, line(ordinal))
         await writer.flush()
     assert writer.pinned is not None
     assert await ordinals(s3_parts, [writer.pinned]) == list(range(5))
-    assert await s3_parts.find(lease_of(2)) == [writer.pinned]
+    assert await s3_parts.find(segment_of(), below=2) == [writer.pinned]
 
 
 async def test_parts_are_found_though_the_listing_lags_behind(s3_parts: ObjectParts, s3: S3Server) -> None:
-    writer = s3_parts.open(lease_of())
+    writer = s3_parts.open(segment_of(), 1)
     for ordinal in range(20):
         writer.append(ordinal, line(ordinal))
         await writer.flush()
     s3.order(Order("hide", "GET", "list-type"))
-    assert await s3_parts.find(lease_of(2)) == [writer.pinned]
-    await s3_parts.delete(BATCH)  # sees nothing
+    assert await s3_parts.find(segment_of(), below=2) == [writer.pinned]
+    await s3_parts.delete(BATCH)  # the listing shows no object
     s3.order()
     assert await s3_parts.batches() == [BATCH]
     await s3_parts.delete(BATCH)
@@ -167,7 +155,7 @@ async def test_parts_are_found_though_the_listing_lags_behind(s3_parts: ObjectPa
 async def test_many_objects_are_fetched_several_at_once_and_hardly_any_in_vain(
     s3_parts: ObjectParts, s3: S3Server
 ) -> None:
-    writer = s3_parts.open(lease_of())
+    writer = s3_parts.open(segment_of(), 1)
     for ordinal in range(40):
         writer.append(ordinal, line(ordinal))
         await writer.flush()
@@ -177,8 +165,10 @@ async def test_many_objects_are_fetched_several_at_once_and_hardly_any_in_vain(
     assert 40 <= len(s3.seen()) <= 43
 
 
-async def test_damage_is_told_after_the_records_before_it(s3_parts: ObjectParts, bucket: Bucket) -> None:
-    writer = s3_parts.open(lease_of())
+async def test_the_records_before_the_damage_are_read_before_the_error(
+    s3_parts: ObjectParts, bucket: Bucket
+) -> None:
+    writer = s3_parts.open(segment_of(), 1)
     for ordinal in range(5):
         writer.append(ordinal, line(ordinal))
         await writer.flush()
@@ -195,19 +185,19 @@ async def test_damage_is_told_after_the_records_before_it(s3_parts: ObjectParts,
         with pytest.raises(
             DamageError, match=rf"{part.key} is damaged behind byte \d+ of {part.length_bytes}"
         ):
-            async for record in s3_parts.read([part]):
-                seen.append(record.ordinal)  # noqa: PERF401 - what came before the error is wanted
+            async for records in s3_parts.read([part]):
+                seen += [record.ordinal for record in records]
         assert seen[:3] == [0, 1, 2]
-        [found] = await s3_parts.find(lease_of(2))
+        [found] = await s3_parts.find(segment_of(), below=2)
         assert found.length_bytes < part.length_bytes
         assert await ordinals(s3_parts, [found]) in ([0, 1, 2], [0, 1, 2, 3])
 
 
-async def test_what_is_pinned_is_looked_for_again_before_it_counts_as_gone(
+async def test_a_missing_pinned_object_is_read_again_before_it_counts_as_deleted(
     s3_parts: ObjectParts, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nightmill.parts.objects._LOOK_AGAIN_S", 0.01)
-    writer = s3_parts.open(lease_of())
+    monkeypatch.setattr("nightmill.parts.objects._READ_AGAIN_S", 0.01)
+    writer = s3_parts.open(segment_of(), 1)
     writer.append(0, line(0))
     await writer.close()
     assert writer.pinned is not None
@@ -224,10 +214,10 @@ async def test_what_is_pinned_is_looked_for_again_before_it_counts_as_gone(
     assert await ordinals(s3_parts, [writer.pinned]) == [0]
 
 
-async def test_who_finds_anothers_object_in_its_way_has_lost_its_lease(
+async def test_an_object_of_another_writer_in_the_row_means_that_the_lease_is_lost(
     s3_parts: ObjectParts, bucket: Bucket
 ) -> None:
-    writer = s3_parts.open(lease_of())
+    writer = s3_parts.open(segment_of(), 1)
     writer.append(0, line(0))
     await writer.flush()
     await bucket.put(f"parts/{writer.key}/1", b"not ours")
@@ -244,19 +234,19 @@ async def test_who_finds_anothers_object_in_its_way_has_lost_its_lease(
 async def test_room_waits_while_too_much_is_queued(bucket: Bucket) -> None:
     parts = object_parts(bucket, interval_s=60, buffer_bytes=10_000)
     await parts.room()
-    writer = parts.open(lease_of())
+    writer = parts.open(segment_of(), 1)
     for ordinal in range(300):
         writer.append(ordinal, line(ordinal))
     assert parts.queued_bytes > 10_000
-    async with asyncio.timeout(5):  # far below the interval: who waits for room hurries the put
+    async with asyncio.timeout(5):  # far below the interval: a task that waits for room hurries the put
         await parts.room()
     assert parts.queued_bytes == 0
     await parts.close()
 
 
-async def test_closing_tries_once_more_and_says_what_is_lost(bucket: Bucket, s3: S3Server) -> None:
+async def test_closing_tries_once_more_and_reports_what_is_lost(bucket: Bucket, s3: S3Server) -> None:
     parts = object_parts(bucket)
-    writer = parts.open(lease_of())
+    writer = parts.open(segment_of(), 1)
     s3.order(Order("slow down", "PUT"))
     writer.append(0, line(0))
     writer.append(1, line(1))
@@ -266,17 +256,19 @@ async def test_closing_tries_once_more_and_says_what_is_lost(bucket: Bucket, s3:
     with pytest.raises(UnavailableError, match="no longer written"):
         await writer.flush()
     with pytest.raises(ValueError, match="closed"):
-        parts.open(lease_of(2))
+        parts.open(segment_of(), 2)
 
 
-async def test_find_and_read_say_when_the_store_is_away(s3_parts: ObjectParts, s3: S3Server) -> None:
-    writer = s3_parts.open(lease_of())
+async def test_find_and_read_raise_an_error_while_the_store_is_unreachable(
+    s3_parts: ObjectParts, s3: S3Server
+) -> None:
+    writer = s3_parts.open(segment_of(), 1)
     writer.append(0, line(0))
     await writer.close()
     assert writer.pinned is not None
     s3.order(Order("cut"))
     with pytest.raises(UnavailableError):
-        await s3_parts.find(lease_of(2))
+        await s3_parts.find(segment_of(), below=2)
     with pytest.raises(UnavailableError):
         await ordinals(s3_parts, [writer.pinned])
     with pytest.raises(UnavailableError):

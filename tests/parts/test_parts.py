@@ -1,4 +1,4 @@
-"""What parts promise, in a folder or in a bucket."""
+"""The guarantees of parts, in a folder and in a bucket."""
 
 import asyncio
 import random
@@ -8,7 +8,7 @@ import pytest
 
 from nightmill.core.batch import Tally, Usage
 from nightmill.core.output_line import OutputLine
-from nightmill.core.segment import Lease, PinnedPart, Segment
+from nightmill.core.segment import PinnedPart, Segment
 from nightmill.errors import DamageError
 from nightmill.ids import BatchId
 from nightmill.parts import PartRecord, Parts
@@ -16,21 +16,8 @@ from nightmill.parts import PartRecord, Parts
 BATCH = BatchId("batch_1")
 
 
-def lease_of(
-    token: int = 1, *, number: int = 0, pinned: Sequence[PinnedPart] = (), batch_id: BatchId = BATCH
-) -> Lease:
-    return Lease(
-        segment=Segment(batch_id, number, 0, 500),
-        token=token,
-        pinned=tuple(pinned),
-        tally=Tally(),
-        endpoint="/v1/chat/completions",
-        model=None,
-        input_blob_key="input",
-        index_blob_key="index",
-        deadline=0,
-        ttl_s=30,
-    )
+def segment_of(number: int = 0, *, batch_id: BatchId = BATCH) -> Segment:
+    return Segment(batch_id, number, 0, 500)
 
 
 def line(number: int, *, is_error: bool = False, usage: Usage | None = None) -> OutputLine:
@@ -38,11 +25,11 @@ def line(number: int, *, is_error: bool = False, usage: Usage | None = None) -> 
 
 
 async def records(parts: Parts, pinned: Sequence[PinnedPart]) -> list[PartRecord]:
-    return [record async for record in parts.read(pinned)]
+    return [record async for some in parts.read(pinned) for record in some]
 
 
 async def written(parts: Parts, count: int, *, token: int = 1, flushes: int = 1) -> PinnedPart:
-    writer = parts.open(lease_of(token))
+    writer = parts.open(segment_of(), token)
     for number in range(count):
         writer.append(number, line(number))
         if flushes > 1 and (number + 1) % (count // flushes) == 0:
@@ -60,7 +47,7 @@ async def test_what_was_flushed_comes_back_as_it_was(any_parts: Parts) -> None:
         PartRecord(3, OutputLine(text=b"", is_error=False, usage=Usage())),
         PartRecord(4, OutputLine(text=b"x" * (3 << 20), is_error=False, usage=None)),
     ]
-    writer = any_parts.open(lease_of())
+    writer = any_parts.open(segment_of(), 1)
     for record in settled:
         writer.append(record.ordinal, record.output)
     await writer.flush()
@@ -70,8 +57,7 @@ async def test_what_was_flushed_comes_back_as_it_was(any_parts: Parts) -> None:
 
 
 async def test_nothing_counts_before_the_commit(any_parts: Parts) -> None:
-    seen: list[int] = []
-    writer = any_parts.open(lease_of(), seen.append)
+    writer = any_parts.open(segment_of(), 1)
     await writer.flush()
     assert writer.pinned is None
     assert await any_parts.batches() == []
@@ -79,38 +65,36 @@ async def test_nothing_counts_before_the_commit(any_parts: Parts) -> None:
     writer.append(1, line(1))
     assert writer.durable_tally == Tally()
     assert writer.pinned is None
-    assert seen == []
     await writer.flush()
     assert writer.durable_tally.answered == 2
-    assert seen == [2]
     assert await any_parts.batches() == [BATCH]
 
 
 async def test_answers_count_by_themselves_after_the_interval(any_parts: Parts) -> None:
-    all_counted = asyncio.Event()
-    writer = any_parts.open(lease_of(), lambda _: all_counted.set())
+    writer = any_parts.open(segment_of(), 1)
     writer.append(0, line(0))
     async with asyncio.timeout(5):
-        await all_counted.wait()
+        while writer.pending_count:  # noqa: ASYNC110 - `flush` would start the commit
+            await asyncio.sleep(0.001)
     assert writer.durable_tally.answered == 1
 
 
 async def test_a_take_over_pins_what_it_finds_and_later_bytes_are_never_read(any_parts: Parts) -> None:
-    stalled_worker = any_parts.open(lease_of(1))
+    stalled_worker = any_parts.open(segment_of(), 1)
     stalled_worker.append(0, line(0))
     await stalled_worker.flush()
-    found = await any_parts.find(lease_of(2))
+    found = await any_parts.find(segment_of(), below=2)
     assert found == [stalled_worker.pinned]
 
     stalled_worker.append(1, line(1))
     await stalled_worker.flush()
-    heir = any_parts.open(lease_of(2, pinned=found))
-    heir.append(1, line(100))
-    await heir.flush()
-    assert heir.pinned is not None
+    successor = any_parts.open(segment_of(), 2)
+    successor.append(1, line(100))
+    await successor.flush()
+    assert successor.pinned is not None
 
-    third = await any_parts.find(lease_of(3, pinned=found))
-    assert third == [*found, heir.pinned]
+    third = await any_parts.find(segment_of(), below=3, pinned=found)
+    assert third == [*found, successor.pinned]
     assert [record.output for record in await records(any_parts, third)] == [line(0), line(100)]
 
 
@@ -118,21 +102,21 @@ async def test_parts_of_the_own_and_of_newer_tokens_and_of_other_segments_are_no
     any_parts: Parts,
 ) -> None:
     for token, number in ((2, 0), (3, 0), (1, 1), (1, 10)):
-        writer = any_parts.open(lease_of(token, number=number))
+        writer = any_parts.open(segment_of(number), token)
         writer.append(0, line(0))
         await writer.close()
-    assert await any_parts.find(lease_of(2)) == []
-    assert [part.key for part in await any_parts.find(lease_of(3))] == [f"{BATCH}/0.2.part"]
+    assert await any_parts.find(segment_of(), below=2) == []
+    assert [part.key for part in await any_parts.find(segment_of(), below=3)] == [f"{BATCH}/0.2.part"]
 
 
-async def test_what_lies_under_our_token_already_is_left_alone(any_parts: Parts) -> None:
-    """A store brought back from a copy gives out the same tokens again."""
+async def test_a_part_that_exists_under_the_token_is_left_as_it_is(any_parts: Parts) -> None:
+    """A database restored from a backup gives out the same tokens again."""
     older = await written(any_parts, 3)
     newer = await written(any_parts, 2)
     assert older.key != newer.key
     assert len(await records(any_parts, [older])) == 3
     assert len(await records(any_parts, [newer])) == 2
-    assert await any_parts.find(lease_of(2)) == [older, newer]
+    assert await any_parts.find(segment_of(), below=2) == [older, newer]
 
 
 async def test_a_length_pinned_inside_a_record_is_damage(any_parts: Parts) -> None:
@@ -148,7 +132,7 @@ async def test_a_length_pinned_behind_the_end_is_damage(any_parts: Parts) -> Non
 
 
 async def test_a_pinned_length_may_end_at_any_flush(any_parts: Parts) -> None:
-    writer = any_parts.open(lease_of())
+    writer = any_parts.open(segment_of(), 1)
     pins: list[PinnedPart] = []
     for ordinal in range(30):
         writer.append(ordinal, line(ordinal))
@@ -158,7 +142,7 @@ async def test_a_pinned_length_may_end_at_any_flush(any_parts: Parts) -> None:
     for place, pin in enumerate(pins):
         seen = [record.ordinal for record in await records(any_parts, [pin])]
         assert seen == list(range(place + 1))
-    assert await any_parts.find(lease_of(2)) == [pins[-1]]
+    assert await any_parts.find(segment_of(), below=2) == [pins[-1]]
 
 
 async def test_what_lies_behind_a_pin_is_not_read_even_from_the_same_flush(any_parts: Parts) -> None:
@@ -169,15 +153,15 @@ async def test_what_lies_behind_a_pin_is_not_read_even_from_the_same_flush(any_p
 
 
 async def test_one_token_has_one_writer(any_parts: Parts) -> None:
-    writer = any_parts.open(lease_of())
+    writer = any_parts.open(segment_of(), 1)
     with pytest.raises(ValueError, match="already open"):
-        any_parts.open(lease_of())
+        any_parts.open(segment_of(), 1)
     await writer.close()
-    await any_parts.open(lease_of()).close()
+    await any_parts.open(segment_of(), 1).close()
 
 
 async def test_a_closed_writer_takes_nothing(any_parts: Parts) -> None:
-    writer = any_parts.open(lease_of())
+    writer = any_parts.open(segment_of(), 1)
     writer.append(0, line(0))
     closing = asyncio.create_task(writer.close())
     await asyncio.sleep(0)
@@ -189,7 +173,7 @@ async def test_a_closed_writer_takes_nothing(any_parts: Parts) -> None:
 
 
 async def test_a_close_that_is_cancelled_still_makes_durable_what_was_appended(any_parts: Parts) -> None:
-    writer = any_parts.open(lease_of())
+    writer = any_parts.open(segment_of(), 1)
     writer.append(0, line(0))
     closing = asyncio.create_task(writer.close())
     await asyncio.sleep(0)
@@ -202,7 +186,7 @@ async def test_a_close_that_is_cancelled_still_makes_durable_what_was_appended(a
 
 async def test_closing_in_the_middle_of_commits_drops_nothing(any_parts: Parts) -> None:
     async def answer(number: int) -> PinnedPart:
-        writer = any_parts.open(lease_of(number=number))
+        writer = any_parts.open(segment_of(number), 1)
         chance = random.Random(number)
         for ordinal in range(200):
             writer.append(ordinal, line(ordinal))
@@ -221,7 +205,7 @@ async def test_closing_in_the_middle_of_commits_drops_nothing(any_parts: Parts) 
 
 
 async def test_token_counts_that_do_not_fit_are_cut_to_the_largest_that_does(any_parts: Parts) -> None:
-    writer = any_parts.open(lease_of())
+    writer = any_parts.open(segment_of(), 1)
     writer.append(0, line(0, usage=Usage(1 << 40, -1, 2, 3, 4)))
     await writer.close()
     assert writer.pinned is not None
@@ -229,15 +213,15 @@ async def test_token_counts_that_do_not_fit_are_cut_to_the_largest_that_does(any
     assert record.output.usage == Usage((1 << 32) - 1, 0, 2, 3, 4)
 
 
-async def test_deleting_a_batch_spares_the_others(any_parts: Parts) -> None:
+async def test_deleting_a_batch_keeps_the_parts_of_others(any_parts: Parts) -> None:
     other = BatchId("batch_12")
     for batch_id in (BATCH, other):
-        writer = any_parts.open(lease_of(batch_id=batch_id))
+        writer = any_parts.open(segment_of(batch_id=batch_id), 1)
         writer.append(0, line(0))
         await writer.close()
     assert sorted(await any_parts.batches()) == [BATCH, other]
     await any_parts.delete(BATCH)
     await any_parts.delete(BATCH)
     assert await any_parts.batches() == [other]
-    assert await any_parts.find(lease_of(2)) == []
-    assert len(await any_parts.find(lease_of(2, batch_id=other))) == 1
+    assert await any_parts.find(segment_of(), below=2) == []
+    assert len(await any_parts.find(segment_of(batch_id=other), below=2)) == 1

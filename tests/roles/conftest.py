@@ -27,6 +27,7 @@ from nightmill.parts import FolderParts, Parts
 from nightmill.parts.objects import ObjectParts
 from nightmill.roles.finalizer import Finalizer
 from nightmill.roles.intake import Intake
+from nightmill.roles.join import Joiner
 from nightmill.roles.loop import Notifier, keep_turning
 from nightmill.roles.maintenance import Maintenance
 from nightmill.roles.worker import Worker
@@ -120,13 +121,12 @@ class Mill:
         return Finalizer(
             store=self.store,
             blobs=self.blobs,
-            parts=self.parts(),
+            joiner=Joiner(store=self.store, blobs=self.blobs, parts=self.parts(), monotonic=time.monotonic),
             settings=self.settings,
             worker_id=WorkerId("finalizer_1"),
             notifier=self.notifier,
             emit=self.events.append,
             clock=time.time,
-            monotonic=time.monotonic,
         )
 
     def intake(self) -> Intake:

@@ -45,7 +45,7 @@ async def test_a_bucket_that_is_away_for_a_while_costs_no_answer(
     async def come_back() -> None:
         await half_way.wait()
         while parts.stalled is None:
-            await parts.next_turn()
+            await parts._next_commit()
         stall_seen.set()
         while worker.in_flight:  # noqa: ASYNC110 - nothing tells of it
             await asyncio.sleep(0.01)

@@ -316,7 +316,7 @@ async def test_whoever_takes_over_sends_only_what_has_no_durable_answer(mill: Mi
     batch = await mill.accepted(request_lines(5))
     [lease] = await mill.store.segments.lease(WorkerId("dead"), limit=1, ttl_s=0.01)
     parts = mill.parts()
-    writer = parts.open(lease)
+    writer = parts.open(lease.segment, lease.token)
     from nightmill.core.output_line import answered
     from nightmill.core.request_line import RequestLine
 

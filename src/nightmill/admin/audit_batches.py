@@ -4,11 +4,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nightmill.admin.blob import blob_chunks, blob_size
-from nightmill.admin.disk import Answers, PartName, answers_in, parts_of
+from nightmill.admin.disk import Answers, answers_in, parts_of
 from nightmill.admin.findings import CountAgain, DropSegments, Finding, Kind, Pin, WriteIndex
 from nightmill.admin.line_index import fault_of, indexed_again, names_same_lines
 from nightmill.core.batch import Batch, Status, Tally
 from nightmill.core.segment import INDEX_RECORD_BYTES, SegmentResult, unpack_lines
+from nightmill.parts.record import PartName
 from nightmill.store.inventory import Inventory, StoredBatch
 
 

@@ -4,9 +4,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from nightmill.admin.blob import blob_size
-from nightmill.admin.disk import PARTS, UNFINISHED, PartName, is_older, keys_in, size_of
+from nightmill.admin.disk import PARTS, UNFINISHED, is_older, keys_in, size_of
 from nightmill.admin.findings import DeleteFile, Finding, ForgetKey, ForgetPart, JoinAgain, Kind, Remove
 from nightmill.ids import BatchId
+from nightmill.parts.record import PartName
 from nightmill.store.inventory import Inventory
 
 _AT_ONCE = 1_000

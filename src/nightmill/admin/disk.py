@@ -1,29 +1,28 @@
-"""What lies in a data folder's blobs: by key, and as the parts of a batch. It only looks."""
+"""Reads the blobs and the parts of a data folder as files, without a server. Changes nothing."""
 
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from nightmill.core.batch import Tally, Usage
+from nightmill.core.batch import Tally
 from nightmill.core.segment import PinnedPart, SegmentResult
 from nightmill.errors import SetupError
 from nightmill.ids import BatchId
-from nightmill.parts.record import read_records
+from nightmill.parts import FirstAnswers
+from nightmill.parts.record import PartName, read_records
 from nightmill.settings import Settings
 
 PARTS = "parts"
 UNFINISHED = "tmp"
-_PART = re.compile(r"([0-9]+)\.([0-9]+)(?:-([0-9]+))?\.part", re.ASCII)
 _READ_BYTES = 1 << 20
 
 
 def kept_folder(settings: Settings) -> Path:
-    """The data folder that has everything.
+    """The data folder, which holds the database and all blobs.
 
     Raises:
-        SetupError: the bytes lie elsewhere.
+        SetupError: the blobs are in an object store.
     """
     if settings.blobs.url is not None:
         message = (
@@ -46,26 +45,8 @@ def size_of(path: Path) -> int | None:
         return None
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class PartName:
-    """Ordered as parts are read: the first answer of a line stands."""
-
-    number: int
-    token: int
-    copy: int
-
-    @staticmethod
-    def of(name: str) -> "PartName | None":
-        match = _PART.fullmatch(name)
-        return PartName(int(match[1]), int(match[2]), int(match[3] or 0)) if match else None
-
-    def key(self, batch_id: BatchId) -> str:
-        copy = f"-{self.copy}" if self.copy else ""
-        return f"{batch_id}/{self.number}.{self.token}{copy}.part"
-
-
 def parts_of(root: Path, batch_id: BatchId) -> list[PartName]:
-    """In order; names that are no part's are left out."""
+    """The batch's parts in reading order. Files with other names are left out."""
     try:
         names = [path.name for path in (root / PARTS / batch_id).iterdir()]
     except FileNotFoundError:
@@ -75,7 +56,11 @@ def parts_of(root: Path, batch_id: BatchId) -> list[PartName]:
 
 @dataclass(slots=True)
 class Answers:
-    """What a segment's parts hold: whole records only, the first answer of each line."""
+    """The answers in a segment's parts.
+
+    `pinned` are the parts, each as far as its records are whole; `damage` has one sentence for each pinned
+    part that is missing or damaged; `tallies` has the tally of each answered line by ordinal.
+    """
 
     pinned: list[PinnedPart]
     damage: list[str]
@@ -83,26 +68,26 @@ class Answers:
 
     def tally(self, ordinals: "set[int] | None" = None) -> Tally:
         total = Tally()
-        for ordinal, one in self.tallies.items():
+        for ordinal, line_tally in self.tallies.items():
             if ordinals is None or ordinal in ordinals:
-                total = total.plus(one)
+                total = total.plus(line_tally)
         return total
 
 
 def answers_in(root: Path, result: SegmentResult, names: list[PartName]) -> Answers:
-    """Reads every part that counts for the segment.
+    """Reads the parts that count for the segment, as `parts.counted_parts` does, past any damage.
 
-    What is pinned counts as far as it is pinned. Of a segment that is not done so do parts of dead holders
-    that nobody has pinned yet: the next holder will.
+    Pinned parts count up to their pinned length. Of a segment that is not done, parts of dead lease holders
+    that are not pinned count too: the next lease holder pins them.
 
     Args:
         names: the batch's parts on disk.
     """
     batch_id, number = result.segment.batch_id, result.segment.number
-    answers = Answers([], [], {})
+    answers, first = Answers([], [], {}), FirstAnswers()
     known = {part.key for part in result.pinned}
     for part in result.pinned:
-        end = _read_into(answers, root / PARTS / part.key, part.length_bytes)
+        end = _read_into(answers, first, root / PARTS / part.key, part.length_bytes)
         if end is None:
             answers.damage.append(f"part {part.key} is gone")
             continue
@@ -117,30 +102,29 @@ def answers_in(root: Path, result: SegmentResult, names: list[PartName]) -> Answ
         if name.number != number or name.token > result.token or key in known:
             continue
         path = root / PARTS / key
-        end = _read_into(answers, path, size_of(path) or 0)
+        end = _read_into(answers, first, path, size_of(path) or 0)
         if end:
             answers.pinned.append(PinnedPart(key, end))
     return answers
 
 
-def _read_into(answers: Answers, path: Path, length_bytes: int) -> int | None:
-    """Where the whole records end; None without a file."""
+def _read_into(answers: Answers, first: FirstAnswers, path: Path, length_bytes: int) -> int | None:
+    """The offset of the end of the whole records; None without a file."""
     end = 0
     try:
         with path.open("rb", _READ_BYTES) as file:
-            for end, record in read_records(file, length_bytes):  # noqa: B007 - the last is wanted
-                is_error = record.output.is_error
-                tally = Tally(not is_error, int(is_error), record.output.usage or Usage())
-                answers.tallies.setdefault(record.ordinal, tally)
+            for end, record in read_records(file, length_bytes):  # noqa: B007 - the last end is returned
+                if first.stands(record):
+                    answers.tallies[record.ordinal] = record.tally
     except FileNotFoundError:
         return None
     except OSError:
-        return end  # a bad sector: as far as it could be read
+        return end  # a bad sector: the records before it count
     return end
 
 
 def keys_in(root: Path, *, before: float) -> Iterator[str]:
-    """Keys of all blobs that were last written before then; parts and unfinished ones are not among them."""
+    """Keys of all blobs last written before `before` (Unix seconds), without parts and unfinished blobs."""
     for folder, folders, names in os.walk(root):
         if Path(folder) == root:
             folders[:] = [name for name in folders if name not in (PARTS, UNFINISHED)]

@@ -1,6 +1,6 @@
-"""Bytes under keys, streamed both ways at flat memory: in a folder, or in an object store.
+"""Bytes under keys, in a folder or in an object store, read and written as streams with constant memory.
 
-`Blobs` says what nightmill asks of a blob store, and the modules here say how each kind keeps the promise.
+`Blobs` is the interface; `folder`, `objects` and `pieces` implement it.
 """
 
 from nightmill.blobs.folder import FolderBlobs, delete_folder, make_folders, reported, sync_folder

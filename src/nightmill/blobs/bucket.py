@@ -1,9 +1,8 @@
-"""One bucket of an object store: the few verbs we ask of it, and its failures in our words.
+"""One bucket of an object store: the requests that nightmill makes, and the store's failures as its errors.
 
-Duty: speak to the store, and name what went wrong. Promise: a missing object is a FileNotFoundError,
-everything else an UnavailableError (a missing bucket too, so that no blob looks deleted when the whole bucket
-is away); no message holds a secret or a body. Not its duty: what the objects mean (`objects`,
-`parts.objects`).
+A missing object raises FileNotFoundError, any other failure UnavailableError. A missing bucket does too, so
+that no blob looks deleted when the whole bucket is missing. No message contains a secret or a body. What the
+objects mean is defined in `objects` and `parts.objects`.
 """
 
 import asyncio
@@ -30,7 +29,7 @@ _CODE = re.compile(r"<Code>(\w{1,64})</Code>")
 _KIND = re.compile(r"kind: (Connect|Timeout|Interrupted|Decode|Request)\b")
 _NO_BUCKET = frozenset({"NoSuchBucket", "ContainerNotFound", "AllAccessDisabled"})
 _NO_ROOM = frozenset({"QuotaExceeded", "XMinioStorageFull", "507"})
-# The last one is how Azure's emulator answers for an empty object.
+# The last alternative is the response of Azure's emulator for an empty object.
 _NO_RANGE = re.compile(r"status code: 416\b|<Code>InvalidRange|StartTooLarge|bytes 0--1/0")
 _KINDS = {
     "Connect": "no connection",
@@ -45,37 +44,37 @@ _LISTED_AT_ONCE = 1_000
 _DELETED_AT_ONCE = 1_000
 _T = TypeVar("_T")
 
-# The library's threads are done with a request a moment after it has answered. One that still needs the
-# interpreter while it ends aborts the process.
+# The library's threads finish a request a moment after its response. A thread that needs the interpreter
+# while the interpreter ends aborts the process.
 atexit.register(time.sleep, _SETTLE_S)
 
 
 class RefusedError(UnavailableError):
-    """The store says that we may not, or that there is no such bucket. Waiting seldom helps."""
+    """The store denies access, or has no such bucket. Waiting seldom helps."""
 
 
 class PastTheEndError(Exception):
-    """A range that begins behind the last byte."""
+    """A range begins behind the last byte."""
 
 
 class Bucket:
     """Objects by key, below the prefix of the URL.
 
     Args:
-        store: as `connect` makes it.
-        name: the URL for messages; holds no secret.
+        store: as `connect` creates it.
+        name: the URL for messages, without secrets.
     """
 
     def __init__(self, store: "ObjectStore", *, name: str) -> None:
         self._store = store
         self.name = name
-        self._under_way: set[asyncio.Future[Any]] = set()
+        self._in_progress: set[asyncio.Future[Any]] = set()
 
     async def check(self) -> None:
         """Writes, reads, lists and deletes a probe.
 
         Raises:
-            SetupError: there is no such bucket, or the keys don't allow it.
+            SetupError: there is no such bucket, or the credentials don't permit these requests.
             UnavailableError: the store can't be reached.
         """
         folder = f"probe/{secrets.token_hex(8)}"
@@ -93,7 +92,7 @@ class Bucket:
     async def put(
         self, key: str, content: bytes | bytearray, *, attributes: Mapping[str, str] | None = None
     ) -> None:
-        """Whole or not at all. Safe to repeat with the same bytes."""
+        """Stores the whole object or nothing. Safe to repeat with the same bytes."""
         with self._reported(key), _written():
             await self._whole(
                 obstore.put_async(
@@ -106,8 +105,8 @@ class Bucket:
             )
 
     async def put_new(self, key: str, content: bytes) -> None:
-        """Raises FileExistsError when the store heeds `If-None-Match` and has such an object, even from a put
-        of ours whose answer was lost. Stores that don't heed it overwrite."""
+        """Raises FileExistsError when the store supports `If-None-Match` and has such an object, even from an
+        earlier put whose response was lost. Stores without that support overwrite the object."""
         with self._reported(key), _written():
             try:
                 await self._whole(
@@ -125,7 +124,7 @@ class Bucket:
         at_once: int,
         attributes: Mapping[str, str],
     ) -> None:
-        """A multipart upload of what `pieces` brings. When `pieces` raises, the upload is aborted."""
+        """A multipart upload of all `pieces`. When `pieces` raises an error, the upload is aborted."""
         with self._reported(key), _written():
             await self._whole(
                 obstore.put_async(
@@ -144,7 +143,7 @@ class Bucket:
             return bytes(await self._whole(result.bytes_async()))
 
     async def get_range(self, key: str, start: int, length_bytes: int) -> tuple[bytes, int]:
-        """Up to so many bytes, and the size of the whole. Raises PastTheEndError."""
+        """Up to `length_bytes` bytes, and the size of the whole object. Raises PastTheEndError."""
         with self._reported(key):
             options: obstore.GetOptions = {"range": (start, start + length_bytes)}
             result = await self._whole(obstore.get_async(self._store, key, options=options))
@@ -170,7 +169,7 @@ class Bucket:
                 try:
                     await self._whole(obstore.delete_async(self._store, some))
                 except FileNotFoundError as error:
-                    # Some stores report what is gone already, and may have stopped there.
+                    # Some stores report an object that is deleted already, and may have stopped there.
                     if _code(error) in _NO_BUCKET:
                         raise
                     for key in some:
@@ -183,7 +182,7 @@ class Bucket:
             return
 
     async def keys_under(self, prefix: str) -> AsyncIterator[str]:
-        """Every key that starts with `prefix + '/'`, as listed now. A listing may lag behind."""
+        """Every key that starts with `prefix + '/'`. A listing may lag behind."""
         with self._reported(prefix):
             listing = obstore.list(  # pyright: ignore[reportUnknownMemberType] - the Arrow overload is untyped
                 self._store, prefix, chunk_size=_LISTED_AT_ONCE
@@ -193,7 +192,7 @@ class Bucket:
                     yield listed["path"]
 
     async def folders_under(self, prefix: str) -> Sequence[str]:
-        """The next steps of the keys that start with `prefix + '/'`."""
+        """The next path steps of the keys that start with `prefix + '/'`."""
         with self._reported(prefix):
             listing = obstore.list_with_delimiter_async(  # pyright: ignore[reportUnknownMemberType] - as above
                 self._store, prefix
@@ -202,7 +201,7 @@ class Bucket:
         return [folder.rstrip("/").rpartition("/")[2] for folder in listed["common_prefixes"]]
 
     async def signed_url(self, key: str, *, ttl_s: float) -> str | None:
-        """A link to the object for whoever has it, or None where the store has no such thing."""
+        """A link that grants read access to the object, or None where the store has no such links."""
         if isinstance(self._store, MemoryStore):
             return None
         with self._reported(key):
@@ -210,24 +209,24 @@ class Bucket:
             return await self._whole(obstore.sign_async(store, "GET", key, timedelta(seconds=ttl_s)))
 
     async def close(self) -> None:
-        """Waits a moment for what was begun and given up."""
-        if self._under_way:
-            await asyncio.wait(self._under_way, timeout=_END_S)
+        """Waits a moment for cancelled requests to end."""
+        if self._in_progress:
+            await asyncio.wait(self._in_progress, timeout=_END_S)
 
     async def _whole(self, request: Awaitable[_T]) -> _T:
-        """A request that goes on to its end whoever stops waiting for it.
+        """Runs a request to its end even when the caller is cancelled.
 
-        A cancelled one may end while the interpreter does, and then obstore aborts the process.
+        A cancelled request may end together with the interpreter, and then obstore aborts the process.
         """
         future = asyncio.ensure_future(request)
-        self._under_way.add(future)
+        self._in_progress.add(future)
         future.add_done_callback(self._over)
         return await asyncio.shield(future)
 
     def _over(self, future: "asyncio.Future[Any]") -> None:
-        self._under_way.discard(future)
+        self._in_progress.discard(future)
         if not future.cancelled():
-            future.exception()  # told to whoever still waits
+            future.exception()  # counts as retrieved; a caller that still waits gets it too
 
     async def _steps(self, stream: AsyncIterator[_T]) -> AsyncIterator[_T]:
         while True:
@@ -239,7 +238,7 @@ class Bucket:
 
     @contextmanager
     def _reported(self, key: str) -> Generator[None]:
-        """Turns what the store says into our errors."""
+        """Raises nightmill's errors in place of the store's."""
         try:
             yield
         except FileExistsError:
@@ -270,7 +269,8 @@ class Bucket:
 
 @contextmanager
 def _written() -> Generator[None]:
-    """A write that finds something missing misses the bucket, or the upload it belongs to."""
+    """Raises BaseError in place of FileNotFoundError: a write that finds nothing misses the bucket, or the
+    multipart upload it belongs to."""
     try:
         yield
     except FileNotFoundError as error:
@@ -288,7 +288,7 @@ def _code(error: Exception) -> str | None:
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong in a few words. The whole message may hold addresses, names of keys and more."""
+    """The failure in a few words. The store's whole message may contain addresses, key names and more."""
     status, code = _status(error), _code(error)
     if status is not None:
         return f"HTTP {status} {code}" if code else f"HTTP {status}"

@@ -1,7 +1,7 @@
-"""The connection to an object store, made from the settings.
+"""Creates the client of an object store from the settings.
 
-Duty: choose the kind of store by the URL and hand it what the operator said. Promise: it makes no request,
-and what can't be used is told in one line without a secret. Not its duty: speaking to the store (`bucket`).
+The scheme of the URL selects the kind of store. No request is made here (see `bucket`), and settings that
+can't be used give an error of one line without secrets.
 """
 
 from datetime import timedelta
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 def connect(settings: BlobSettings) -> Bucket:
-    """Makes no request yet.
+    """Makes no request.
 
     Raises:
-        SetupError: the settings name no store that we know, or an option that it does not.
+        SetupError: the settings name an unknown kind of store, or an option that the store does not have.
     """
     assert settings.url is not None
     url = urlsplit(settings.url)
@@ -33,7 +33,7 @@ def connect(settings: BlobSettings) -> Bucket:
         "allow_http": settings.allow_http,
         "connect_timeout": timedelta(seconds=min(settings.timeout_s, 10)),
         "read_timeout": timedelta(seconds=settings.timeout_s),
-        # Bounds the whole of a request, and so the length of a download.
+        # Limits a whole request, and so the duration of a download.
         "timeout": timedelta(days=1),
     }
     retry: RetryConfig = {

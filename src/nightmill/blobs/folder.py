@@ -1,19 +1,14 @@
-"""Blobs as files in a folder.
-
-Duty: `FolderBlobs` keeps the promise of the protocol on one file system. Not its duty: what the bytes mean.
-"""
+"""Blobs as files in a folder of one file system, as the protocol describes."""
 
 import asyncio
 import errno
 import os
-import secrets
 import shutil
 from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
-from nightmill.blobs.protocol import UNFINISHED, check_key
+from nightmill.blobs.protocol import UNFINISHED, check_key, has_been_cancelled_until, random_name
 from nightmill.errors import StorageFullError, UnavailableError
 from nightmill.failpoints import failpoint
 
@@ -33,21 +28,17 @@ _AWAY = frozenset(
 )
 
 
-def _random_name() -> str:
-    return secrets.token_hex(16)
-
-
 class FolderBlobs:
-    """Blobs as files under `root`, named by their keys; unfinished ones lie in `root/tmp`.
+    """Blobs as files under `root`, named by their keys; unfinished blobs are in `root/tmp`.
 
     Args:
-        root: made when it is missing. One file system, so that a rename moves a finished blob into place.
-        watermark_bytes: nothing new is written while less room than this is left.
-        new_name: names of unfinished blobs; never the same twice.
+        root: created when missing. One file system, so that a rename moves a finished blob into place.
+        watermark_bytes: nothing is written while the disk has less free space.
+        new_name: unique names for unfinished blobs.
     """
 
     def __init__(
-        self, root: Path, *, watermark_bytes: int, new_name: Callable[[], str] = _random_name
+        self, root: Path, *, watermark_bytes: int, new_name: Callable[[], str] = random_name
     ) -> None:
         self._root = root.absolute()
         self._watermark_bytes = watermark_bytes
@@ -56,7 +47,7 @@ class FolderBlobs:
             make_folders(self._root / UNFINISHED)
 
     def path(self, key: str) -> Path:
-        """Where the blob lies, or would. Raises ValueError for what is not a key."""
+        """The path of the blob, whether or not it exists. Raises ValueError for a text that is not a key."""
         return self._root / check_key(key)
 
     async def open_writer(self, key: str) -> "FolderBlobWriter":
@@ -67,8 +58,8 @@ class FolderBlobs:
             try:
                 descriptor = await asyncio.shield(opening)
             except asyncio.CancelledError:
-                # The thread can't be stopped; what it opens would lie there until the next start.
-                await _finished(opening)
+                # The thread can't be stopped, and the file it opens would stay until the next start.
+                await has_been_cancelled_until(opening)
                 if opening.exception() is None:
                     os.close(opening.result())
                     unfinished.unlink()
@@ -92,7 +83,7 @@ class FolderBlobs:
         path = self.path(key)
         with reported(f"blob {key}"):
             file = await asyncio.to_thread(path.open, "rb")
-            # A buffered file locks: closing it waits for a read that a cancelled task left behind.
+            # A buffered file has a lock: close() waits for a read that a cancelled task left running.
             with file:
                 while chunk := await asyncio.to_thread(file.read, chunk_bytes):
                     yield chunk
@@ -119,14 +110,13 @@ class FolderBlobs:
             return await asyncio.to_thread(_free_bytes, self._root)
 
     async def sweep_unfinished(self) -> int:
-        """Removes what a crash left in `tmp`; says how many. Only at start, while nobody writes."""
         with reported("the blob folder"):
             return await asyncio.to_thread(self._sweep)
 
     async def close(self) -> None:
         return
 
-    async def signed_url(self, key: str, *, ttl_s: float) -> str | None:  # noqa: ARG002 - the protocol asks for it
+    async def signed_url(self, key: str, *, ttl_s: float) -> str | None:  # noqa: ARG002 - part of the protocol
         self.path(key)
         return None
 
@@ -145,7 +135,7 @@ class FolderBlobs:
             )
 
     def _keys(self, folder: Path) -> list[str]:
-        # A vanished folder is an empty one: whoever lists may race with whoever deletes.
+        # A folder that another task deletes during the listing counts as empty.
         return sorted(
             str((Path(parent) / name).relative_to(self._root))
             for parent, _, names in os.walk(folder)
@@ -160,10 +150,10 @@ class FolderBlobs:
 
 
 class FolderBlobWriter:
-    """Writes behind: a full buffer goes to the disk while the caller fills the next one.
+    """Writes a full buffer to the disk while the caller fills the next buffer.
 
-    A failure of the disk therefore surfaces in a later `write` or in `commit`. After a failed or successful
-    `commit`, `abort` does nothing, so that it may stand in a `finally`.
+    A failure of the disk is therefore raised by a later `write` or by `commit`. After a failed or successful
+    `commit`, `abort` does nothing, so that `abort` can be called in a `finally`.
     """
 
     def __init__(
@@ -175,8 +165,8 @@ class FolderBlobWriter:
         self._unfinished = unfinished
         self._descriptor = descriptor
         self._check_room = check_room
-        # Two buffers that change places: fresh memory for each would cost more than the copy into it.
-        self._buffer, self._spare = bytearray(_CHUNK_BYTES), bytearray(_CHUNK_BYTES)
+        # Two buffers are used in turn: allocating a new one each time costs more than the copy.
+        self._buffer, self._other_buffer = bytearray(_CHUNK_BYTES), bytearray(_CHUNK_BYTES)
         self._filled_bytes = 0
         self._writing: asyncio.Future[None] | None = None
         self._is_open = True
@@ -208,8 +198,8 @@ class FolderBlobWriter:
         if not self._is_open:
             return
         self._is_open = False
-        was_cancelled = self._writing is not None and await _finished(self._writing)
-        # Quick, and in a thread a second cancellation could cut them off.
+        was_cancelled = self._writing is not None and await has_been_cancelled_until(self._writing)
+        # These calls are fast; in a thread, a second cancellation could skip them.
         os.close(self._descriptor)
         self._unfinished.unlink(missing_ok=True)
         if was_cancelled:
@@ -224,7 +214,7 @@ class FolderBlobWriter:
         await self._written()
         loop = asyncio.get_running_loop()
         self._writing = loop.run_in_executor(None, self._write_out, self._buffer, self._filled_bytes)
-        self._buffer, self._spare, self._filled_bytes = self._spare, self._buffer, 0
+        self._buffer, self._other_buffer, self._filled_bytes = self._other_buffer, self._buffer, 0
 
     async def _written(self) -> None:
         if self._writing is None:
@@ -251,10 +241,10 @@ class FolderBlobWriter:
             except FileNotFoundError:
                 if not self._unfinished.exists():
                     raise
-                continue  # a delete took the folder away between the two calls
+                continue  # the folder was deleted between the two calls
             break
         failpoint("blob.renamed")
-        # No folder means that a delete took it, and with it the blob: no name is left to keep.
+        # Without a folder the blob was deleted too, and there is no name to make durable.
         with suppress(FileNotFoundError):
             sync_folder(self._target.parent)
         failpoint("blob.named")
@@ -262,7 +252,7 @@ class FolderBlobWriter:
 
 @contextmanager
 def reported(what: str) -> Generator[None]:
-    """Turns what the operating system says about a lack of room or access into our errors."""
+    """Raises StorageFullError or UnavailableError in place of an OSError about missing room or access."""
     try:
         yield
     except OSError as error:
@@ -278,21 +268,8 @@ def reported(what: str) -> Generator[None]:
         raise
 
 
-async def _finished(work: "asyncio.Future[Any]") -> bool:
-    """Waits for a thread that can't be stopped and takes note of its failure; says if we were cancelled."""
-    was_cancelled = False
-    while not work.done():
-        try:
-            await asyncio.wait([work])
-        except asyncio.CancelledError:
-            was_cancelled = True
-    if not work.cancelled():
-        work.exception()
-    return was_cancelled
-
-
 def make_folders(folder: Path) -> None:
-    """Like `mkdir -p`, with each new name on stable storage."""
+    """Like `mkdir -p`, and syncs each new name to stable storage."""
     if folder.is_dir():
         return
     make_folders(folder.parent)
@@ -325,11 +302,11 @@ def _delete(path: Path, root: Path) -> None:
     except (FileNotFoundError, NotADirectoryError):
         return
     failpoint("blob.deleted")
-    with suppress(FileNotFoundError):  # somebody else took the emptied folder away
-        # Whoever asked forgets the key next; without this a power cut could bring back bytes nobody knows of.
+    with suppress(FileNotFoundError):  # another task removed the empty folder
+        # The caller forgets the key next; without a sync a power cut could bring back an orphaned blob.
         sync_folder(path.parent)
     if path.parent.parent != root:
-        # Each upload and each batch has a folder of its own; left empty, they would add up for ever.
+        # Each upload and each batch has a folder of its own; empty folders would accumulate.
         with suppress(OSError):
             path.parent.rmdir()
 
@@ -341,7 +318,7 @@ def delete_folder(folder: Path) -> None:
         try:
             shutil.rmtree(folder)
         except FileNotFoundError:
-            continue  # somebody else deletes here too
+            continue  # another task deletes here too
         except OSError as error:
             if error.errno != errno.ENOTEMPTY:  # a blob was committed meanwhile
                 raise

@@ -1,19 +1,16 @@
-"""Blobs as objects of a bucket.
+"""Blobs as objects of a bucket, as the protocol describes: an object becomes visible only when complete.
 
-Duty: `ObjectBlobs` keeps the promise of the protocol on an object store: an upload is put together out of
-sight and appears whole. Not its duty: speaking to the store (`bucket`).
-
-A blob that fits in one part is one put. A larger one is a multipart upload, streamed through: memory is one
-part being filled, one that waits and `_PARTS_AT_ONCE` under way, whatever the size of the blob.
+A blob that fits in one upload part is stored by one put. A larger blob is stored by a multipart upload while
+it is written: memory holds one part that is being filled, one that waits and `_PARTS_AT_ONCE` in transfer,
+whatever the size of the blob. The requests themselves are made by `bucket`.
 """
 
 import asyncio
-import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 
 from nightmill.blobs.bucket import Bucket, PastTheEndError
-from nightmill.blobs.protocol import check_key
+from nightmill.blobs.protocol import check_key, has_been_cancelled_until, random_name
 from nightmill.errors import NightmillError, UnavailableError
 from nightmill.failpoints import failpoint
 
@@ -23,19 +20,13 @@ _RESUMPTIONS = 3
 _WRITER = "writer"
 
 
-def _random_name() -> str:
-    return secrets.token_hex(16)
-
-
 class ObjectBlobs:
     """Args:
-    part_bytes: of a multipart upload; S3 asks for 5 MiB at least.
-    new_name: marks a writer's object as its own; never the same twice.
+    part_bytes: size of the parts of a multipart upload; S3 requires at least 5 MiB.
+    new_name: unique names that mark an object as written by one writer.
     """
 
-    def __init__(
-        self, bucket: Bucket, *, part_bytes: int, new_name: Callable[[], str] = _random_name
-    ) -> None:
+    def __init__(self, bucket: Bucket, *, part_bytes: int, new_name: Callable[[], str] = random_name) -> None:
         self.bucket = bucket
         self._part_bytes = part_bytes
         self._new_name = new_name
@@ -46,7 +37,7 @@ class ObjectBlobs:
         return ObjectBlobWriter(self.bucket, key, part_bytes=self._part_bytes, name=self._new_name())
 
     async def size_bytes(self, key: str) -> int | None:
-        # Not by HEAD, whose answer does not tell a missing object from a missing bucket.
+        # The response to HEAD does not distinguish a missing object from a missing bucket.
         try:
             _, size_bytes = await self.bucket.get_range(check_key(key), 0, 1)
         except PastTheEndError:
@@ -63,7 +54,7 @@ class ObjectBlobs:
         return content[:length_bytes]
 
     async def stream(self, key: str, *, chunk_bytes: int = _CHUNK_BYTES) -> AsyncIterator[bytes]:
-        """Goes on where it was when the connection breaks, as long as the blob is there."""
+        """Resumes after a broken connection, as long as the blob exists."""
         check_key(key)
         offset, tries_left = 0, _RESUMPTIONS
         while True:
@@ -102,7 +93,8 @@ class ObjectBlobs:
         return None
 
     async def sweep_unfinished(self) -> int:
-        """Unfinished multipart uploads may be another server's: the bucket's lifecycle rule ends them."""
+        """Deletes nothing: an unfinished multipart upload may belong to another server, and the bucket's
+        lifecycle rule ends it."""
         return 0
 
     async def close(self) -> None:
@@ -127,7 +119,7 @@ class _Pieces:
         await self._queue.put(piece)
 
     def drain(self) -> None:
-        """Lets go of whoever waits for room."""
+        """Empties the queue, so that a waiting `put` returns."""
         with suppress(asyncio.QueueEmpty):
             while True:
                 self._queue.get_nowait()
@@ -150,11 +142,11 @@ class _Pieces:
 
 
 class ObjectBlobWriter:
-    """A failure of the store surfaces in a later `write` or in `commit`. After a `commit`, failed or not,
-    `abort` does nothing, so that it may stand in a `finally`.
+    """Uploads a blob. A failure of the store is raised by a later `write` or by `commit`. After a `commit`,
+    failed or not, `abort` does nothing, so that `abort` can be called in a `finally`.
 
     Args:
-        name: stored with the object. A commit whose answer was lost is told from a failed one by it.
+        name: stored with the object. It distinguishes a commit whose response was lost from a failed commit.
     """
 
     def __init__(self, bucket: Bucket, key: str, *, part_bytes: int, name: str) -> None:
@@ -208,9 +200,9 @@ class ObjectBlobWriter:
         if self._upload is None:
             return
         self._pieces.abort()
-        was_cancelled = await _finished(self._upload)
+        was_cancelled = await has_been_cancelled_until(self._upload)
         if self._upload.exception() is None:
-            # It was committed while we were told to stop. What nobody will ever name is only paid for.
+            # The upload completed before the abort. No row will reference the object.
             with suppress(NightmillError):
                 await self._bucket.delete([self._key])
         if was_cancelled:
@@ -234,20 +226,9 @@ class ObjectBlobWriter:
             self._upload.result()
 
     async def _is_there(self) -> bool:
-        """Whether the store has what it seemed to refuse: the answer may have been lost."""
+        """Whether the store has this writer's object although the commit failed: the response may be lost."""
         try:
             attributes = await self._bucket.attributes(self._key)
         except (NightmillError, FileNotFoundError):
             return False
         return attributes.get(_WRITER) == self._attributes[_WRITER]
-
-
-async def _finished(work: "asyncio.Task[None]") -> bool:
-    """Waits for the store to give up what was begun; says if we were cancelled meanwhile."""
-    was_cancelled = False
-    while not work.done():
-        try:
-            await asyncio.wait([work])
-        except asyncio.CancelledError:
-            was_cancelled = True
-    return was_cancelled

@@ -1,9 +1,9 @@
-"""Blobs made of pieces: under a key that ends in `.pieces` lies a list of other blobs, to be read as one.
+"""Blobs made of pieces: a key that ends in `.pieces` holds a list of other blobs, which are read as one blob.
 
-Duty: `PiecedBlobs` lays this over any blob store. Promise: whoever reads sees one blob, sized, in ranges and
-streamed, whatever the borders between its pieces; not one byte is copied to make it. The list is written
-last, so a blob of pieces is there whole or not at all. Not its duty: which rows name the pieces. Deleting
-such a blob deletes the list only; its pieces go once the store names them as unused.
+`PiecedBlobs` adds this to any blob store. A reader sees one blob with a size, ranges and a stream, across the
+borders of the pieces, and no byte is copied to make the blob. The list is written last, so a blob of pieces
+exists completely or not at all. Deleting the blob deletes the list only: the store keeps the rows that
+reference the pieces, and names the pieces that are no longer used.
 """
 
 import json
@@ -24,7 +24,7 @@ _KEPT_LISTS: Final = 16
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A blob that is a run of another one's bytes."""
+    """A blob that holds a run of another blob's bytes."""
 
     key: str
     size_bytes: int
@@ -39,7 +39,7 @@ def dump_pieces(pieces: Sequence[Piece]) -> bytes:
 
 
 def load_pieces(key: str, text: bytes) -> Sequence[Piece]:
-    """Raises ValueError when that is no list of pieces."""
+    """Raises ValueError when the text is not a list of pieces."""
     try:
         listed: list[Any] = json.loads(text)["pieces"]
         pieces = [Piece(check_key(piece_key), int(size_bytes)) for piece_key, size_bytes in listed]
@@ -52,19 +52,19 @@ class PiecedBlobs:
     """Blobs, some of which are made of pieces.
 
     Args:
-        plain: where all of it lies; by itself it shows a list of pieces as the text it is.
+        plain: stores the pieces and the lists; it returns a list as text.
     """
 
     def __init__(self, plain: Blobs) -> None:
         self.plain = plain
-        # Bytes under a key never change, so a list that was read once stays good.
+        # Bytes under a key never change, so a list that was read once stays valid.
         self._lists: OrderedDict[str, _Layout] = OrderedDict()
 
     async def join(self, key: str, pieces: Sequence[Piece]) -> None:
-        """Makes the blob `key` of blobs that are there already.
+        """Makes the blob `key` of existing blobs.
 
         Raises:
-            ValueError: the key does not end in `.pieces`, or that of a piece does.
+            ValueError: the key does not end in `.pieces`, or the key of a piece does.
         """
         if not is_pieced(key) or any(is_pieced(piece.key) for piece in pieces):
             raise ValueError(f"{key!r} can't be made of these pieces")
@@ -84,7 +84,7 @@ class PiecedBlobs:
     async def size_bytes(self, key: str) -> int | None:
         if not is_pieced(key):
             return await self.plain.size_bytes(key)
-        self._lists.pop(key, None)  # somebody else may have deleted it
+        self._lists.pop(key, None)  # another process may have deleted the list
         try:
             return (await self._layout(key)).size_bytes
         except FileNotFoundError:
@@ -98,7 +98,7 @@ class PiecedBlobs:
         return runs[0] if len(runs) == 1 else b"".join(runs)
 
     def stream(self, key: str, *, chunk_bytes: int = 1 << 20) -> AsyncIterator[bytes]:
-        """As the protocol says; one of pieces that is deleted meanwhile may end in an UnavailableError."""
+        """A blob of pieces that is deleted meanwhile may raise UnavailableError before its end."""
         if is_pieced(key):
             return self._stream(key, chunk_bytes)
         return self.plain.stream(key, chunk_bytes=chunk_bytes)
@@ -121,7 +121,7 @@ class PiecedBlobs:
         return await self.plain.sweep_unfinished()
 
     async def signed_url(self, key: str, *, ttl_s: float) -> str | None:
-        """None for a blob of pieces: no one link gives all of them."""
+        """None for a blob of pieces: there is no single link to all pieces."""
         return None if is_pieced(key) else await self.plain.signed_url(key, ttl_s=ttl_s)
 
     async def close(self) -> None:
@@ -162,7 +162,7 @@ class PiecedBlobs:
 
 
 class _Layout:
-    """Where each piece begins and ends in the whole."""
+    """The offsets at which each piece begins and ends in the whole blob."""
 
     def __init__(self, pieces: Sequence[Piece]) -> None:
         self.pieces = pieces
@@ -173,7 +173,7 @@ class _Layout:
         return self._ends[-1] if self._ends else 0
 
     def runs(self, start: int, length_bytes: int) -> Sequence[tuple[Piece, int, int]]:
-        """Which piece holds how many bytes of the range, and from where on."""
+        """For each piece that overlaps the range: the piece, the start in it, and the number of bytes."""
         end = min(start + length_bytes, self.size_bytes)
         runs: list[tuple[Piece, int, int]] = []
         number = bisect_right(self._ends, start)

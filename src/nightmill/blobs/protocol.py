@@ -1,17 +1,19 @@
-"""What nightmill asks of a blob store.
+"""The interface of a blob store.
 
-Promise: once `BlobWriter.commit` returns, the bytes and their name survive a power cut; before that nothing
-is visible under the key. Not its duty: what the bytes mean. Keys are made by nightmill only (ids and numbers
-joined by '/'), never from a client's name.
+Once `BlobWriter.commit` returns, the bytes and their name survive a power cut; before that nothing is visible
+under the key. Keys consist of ids and numbers that nightmill makes, joined by '/', and never contain a
+client's file name. What the bytes mean is known to the callers only.
 """
 
+import asyncio
 import re
+import secrets
 from collections.abc import AsyncIterator
-from typing import Protocol
+from typing import Any, Protocol
 
 _KEY = re.compile(r"(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._-]+(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._-]+)*", re.ASCII)
 UNFINISHED = "tmp"
-"""No key begins with this step: a folder keeps unfinished blobs there."""
+"""A folder keeps unfinished blobs below this name, so no key begins with it."""
 
 
 class BlobWriter(Protocol):
@@ -20,7 +22,7 @@ class BlobWriter(Protocol):
     size_bytes: int
 
     async def write(self, chunk: bytes | memoryview) -> None:
-        """Raises StorageFullError when there is no room."""
+        """Raises StorageFullError when the storage has no room."""
         ...
 
     async def commit(self) -> None: ...
@@ -38,11 +40,11 @@ class Blobs(Protocol):
         ...
 
     def stream(self, key: str, *, chunk_bytes: int = 1 << 20) -> AsyncIterator[bytes]:
-        """The whole blob. Goes on to the end even when the blob is deleted meanwhile."""
+        """The whole blob, to the end even if the blob is deleted meanwhile. Raises FileNotFoundError."""
         ...
 
     async def delete(self, key: str) -> None:
-        """No error when there is none."""
+        """No error when there is no such blob."""
         ...
 
     async def delete_under(self, prefix: str) -> None:
@@ -51,24 +53,44 @@ class Blobs(Protocol):
 
     def keys_under(self, prefix: str) -> AsyncIterator[str]: ...
     async def free_bytes(self) -> int | None:
-        """Room left, or None where there is no such limit."""
+        """Free space, or None for a storage without a fixed size."""
         ...
 
     async def sweep_unfinished(self) -> int:
-        """Removes what a crash left unfinished; says how much. Only at start, while nobody writes."""
+        """Deletes what a crash left unfinished, and returns the number of blobs. Only before any write."""
         ...
 
     async def signed_url(self, key: str, *, ttl_s: float) -> str | None:
-        """A link that gives the bytes to whoever has it, or None where there is no such thing."""
+        """A link that grants read access to the blob, or None where the storage has no such links."""
         ...
 
     async def close(self) -> None:
-        """After the last use. What was begun and given up gets a moment to end."""
+        """After the last use. Waits a moment for cancelled requests to end."""
         ...
 
 
 def check_key(key: str) -> str:
-    """The key itself. Raises ValueError for what is not one."""
+    """Returns the key. Raises ValueError for a text that is not a key."""
     if not _KEY.fullmatch(key) or key == UNFINISHED or key.startswith(UNFINISHED + "/"):
         raise ValueError(f"{key!r} is not a blob key")
     return key
+
+
+def random_name() -> str:
+    return secrets.token_hex(16)
+
+
+async def has_been_cancelled_until(work: "asyncio.Future[Any]") -> bool:
+    """Waits for work that can't be stopped; returns whether the caller was cancelled meanwhile.
+
+    The failure of the work counts as retrieved.
+    """
+    was_cancelled = False
+    while not work.done():
+        try:
+            await asyncio.wait([work])
+        except asyncio.CancelledError:
+            was_cancelled = True
+    if not work.cancelled():
+        work.exception()
+    return was_cancelled

@@ -16,7 +16,7 @@ from itertools import starmap
 
 import msgspec
 
-from nightmill.core.batch import Batch, Status, Tally
+from nightmill.core.batch import Status, Tally
 from nightmill.ids import BatchId
 
 _RECORD = struct.Struct("<QIIQ")
@@ -114,19 +114,3 @@ class SegmentResult:
     pinned: tuple[PinnedPart, ...]
     tally: Tally
     is_done: bool
-
-
-def lease_at(batch: Batch, result: SegmentResult, *, token: int) -> Lease:
-    """What a holder of `token` would have, for who reads or moves parts: the store leases nothing by it."""
-    return Lease(
-        segment=result.segment,
-        token=token,
-        pinned=result.pinned,
-        tally=result.tally,
-        endpoint=batch.endpoint,
-        model=batch.model,
-        input_blob_key=batch.input_blob_key,
-        index_blob_key="",
-        deadline=batch.expires_at,
-        ttl_s=0.0,
-    )

@@ -1,64 +1,25 @@
-"""What nightmill asks of the place where answers become durable."""
+"""The interface of a store of parts. `FolderParts` and `ObjectParts` implement the interface."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
-import msgspec
-
-from nightmill.core.batch import Tally
-from nightmill.core.output_line import OutputLine
-from nightmill.core.segment import Lease, PinnedPart
+from nightmill.core.segment import PinnedPart, Segment
 from nightmill.ids import BatchId
-
-
-class PartRecord(msgspec.Struct, frozen=True, gc=False):
-    """One settled line of the batch, by its ordinal."""
-
-    ordinal: int
-    output: OutputLine
-
-
-class PartWriter(Protocol):
-    """The part of one lease. Made lazily: no file until the first answer."""
-
-    @property
-    def durable_tally(self) -> Tally:
-        """Answers on stable storage under this token. Grows only after a commit."""
-        ...
-
-    @property
-    def pinned(self) -> PinnedPart | None:
-        """Key and durable length, or None while nothing is durable."""
-        ...
-
-    def append(self, ordinal: int, output: OutputLine) -> None:
-        """Queues one record for the next commit."""
-        ...
-
-    async def flush(self) -> None:
-        """Returns when everything appended so far is durable."""
-        ...
-
-    async def close(self) -> None:
-        """Flushes, then lets go of the file."""
-        ...
+from nightmill.parts.record import PartRecord
+from nightmill.parts.writer import PartWriter
 
 
 class Parts(Protocol):
-    """Parts of all leases of one worker; owns the group commit."""
+    """All parts that one process writes and reads."""
 
     @property
     def reads_at_once(self) -> int:
-        """So many segments read at once hide how long the place takes to answer."""
+        """How many segments to read at once to hide the latency of the storage."""
         ...
 
     @property
     def stalled(self) -> str | None:
-        """Why answers can't be made durable right now, or None. Send nothing meanwhile."""
-        ...
-
-    def open(self, lease: Lease, on_commit: Callable[[int], None] | None = None) -> PartWriter:
-        """A writer under the lease's token. `on_commit` gets the number of records that became durable."""
+        """Why answers can't be made durable at present, or None. Send no request line while this is set."""
         ...
 
     @property
@@ -67,23 +28,49 @@ class Parts(Protocol):
         ...
 
     async def room(self) -> None:
-        """Waits while more bytes are queued than `worker.buffer_bytes` allows (back-pressure)."""
+        """Waits while more bytes are queued than `worker.buffer_bytes` allows, or writing is stalled."""
         ...
 
-    async def find(self, lease: Lease) -> Sequence[PinnedPart]:
-        """Every part of the segment under tokens below the lease's, each cut at its last whole record.
+    def open(self, segment: Segment, token: int) -> PartWriter:
+        """A writer of the part under the segment and the token. Creates nothing before the first answer.
 
-        Parts the lease already names as pinned come back with exactly their pinned length.
+        Raises:
+            ValueError: a writer under the same token is open, or the parts are closed.
         """
         ...
 
-    def read(self, parts: Sequence[PinnedPart]) -> AsyncIterator[PartRecord]:
-        """Records of the parts in the order given; damage inside a pinned length raises DamageError."""
+    async def find(
+        self, segment: Segment, *, below: int, pinned: Sequence[PinnedPart] = ()
+    ) -> Sequence[PinnedPart]:
+        """The parts of the segment under tokens less than `below`, in the order in which they are read.
+
+        The pinned parts come first, with exactly their pinned length. Parts that are not pinned follow by
+        token, each cut at the end of its last whole record and known to be on stable storage.
+        """
+        ...
+
+    def read(self, parts: Sequence[PinnedPart]) -> AsyncIterator[Sequence[PartRecord]]:
+        """All records of the parts in the order given, many at a time.
+
+        Use `reader.standing_records` to read answers: a line may have several records.
+
+        Raises:
+            DamageError: a pinned length holds anything but whole records. The records before come first.
+        """
         ...
 
     async def batches(self) -> Sequence[BatchId]:
         """Every batch that has parts."""
         ...
 
-    async def delete(self, batch_id: BatchId) -> None: ...
-    async def close(self) -> None: ...
+    async def delete(self, batch_id: BatchId) -> None:
+        """Deletes all parts of the batch, if there are any."""
+        ...
+
+    async def close(self) -> None:
+        """Tries a last time to make the queued answers durable.
+
+        Raises:
+            UnavailableError: the storage did not take all of them.
+        """
+        ...

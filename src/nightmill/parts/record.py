@@ -1,20 +1,26 @@
-"""One record of a part: a fixed header and the finished output line. No I/O but reading an open file.
+"""The format of a part: the key that names the part, and the records inside. The only I/O reads an open file.
+
+A record is a fixed header and the finished output line, little-endian:
 
     CRC-32 of all that follows | magic | kind | ordinal | five token counts | length | the line
 
-Little-endian. `kind` says whether the line goes to the error file and whether it has a usage.
+`kind` says whether the line belongs to the error file and whether the line has a usage.
 """
 
+import re
 import struct
 from collections.abc import Generator, Iterable
+from dataclasses import dataclass
 from typing import BinaryIO
 from zlib import crc32
 
+import msgspec
 from msgspec.structs import astuple
 
 from nightmill.core.batch import Tally, Usage
 from nightmill.core.output_line import OutputLine
-from nightmill.parts.protocol import PartRecord
+from nightmill.core.segment import Segment
+from nightmill.ids import BatchId
 
 _MAGIC = b"NMP1"
 _CRC = struct.Struct("<I")
@@ -23,11 +29,50 @@ _HEADER = struct.Struct("<I4sIQIIIIII")
 HEADER_BYTES = _HEADER.size
 _IS_ERROR, _HAS_USAGE = 1, 2
 _BLOCK_BYTES = 256 << 10
-_MOST_TOKENS = (1 << 32) - 1
+_MAX_TOKENS = (1 << 32) - 1
+_NAME = re.compile(r"([0-9]+)\.([0-9]+)(?:-([0-9]+))?\.part", re.ASCII)
+
+
+class PartRecord(msgspec.Struct, frozen=True, gc=False):
+    """The answer to one request line, which `ordinal` names."""
+
+    ordinal: int
+    output: OutputLine
+
+    @property
+    def tally(self) -> Tally:
+        is_error = self.output.is_error
+        return Tally(int(not is_error), int(is_error), self.output.usage or Usage())
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class PartName:
+    """The last step of a part's key. The order of names is the order in which parts are read.
+
+    `copy` counts the parts under one token: a database restored from a backup gives out old tokens again,
+    and a part that exists under the token is left as it is.
+    """
+
+    number: int
+    token: int
+    copy: int
+
+    @staticmethod
+    def of(name: str) -> "PartName | None":
+        match = _NAME.fullmatch(name)
+        return PartName(int(match[1]), int(match[2]), int(match[3] or 0)) if match else None
+
+    def key(self, batch_id: BatchId) -> str:
+        copy = f"-{self.copy}" if self.copy else ""
+        return f"{batch_id}/{self.number}.{self.token}{copy}.part"
+
+
+def part_key(segment: Segment, token: int, copy: int = 0) -> str:
+    return PartName(segment.number, token, copy).key(segment.batch_id)
 
 
 def pack_record(ordinal: int, output: OutputLine) -> tuple[bytes, bytes]:
-    """The record in two pieces, so that the line is copied once less.
+    """The record in two pieces, which saves one copy of the line.
 
     Raises struct.error when a token count does not fit; see `bounded`.
     """
@@ -51,42 +96,43 @@ def pack_record(ordinal: int, output: OutputLine) -> tuple[bytes, bytes]:
 
 
 def pack_records(rows: Iterable[tuple[int, OutputLine]]) -> tuple[list[bytes], Tally]:
-    """The pieces of many records in a row, and what their lines add to the tally.
+    """The pieces of many records in order, and the sum of what the lines add to the tally.
 
-    In one go: a loop over what is at hand costs half of what the same work costs between two lines.
+    All records are packed in one loop: packing each line as its answer arrives costs twice as much.
     """
     pieces: list[bytes] = []
     answered = failed = 0
-    taken = cached = given = reasoning = total = 0
+    input_tokens = cached = output_tokens = reasoning = total = 0
     for ordinal, output in rows:
         try:
             pieces += pack_record(ordinal, output)
         except struct.error:
-            output = bounded(output)  # noqa: PLW2901 - from here on it is the line
+            output = bounded(output)  # noqa: PLW2901 - the bounded line replaces the line
             pieces += pack_record(ordinal, output)
         answered += 1
         failed += output.is_error
         usage = output.usage
         if usage is not None:
-            taken += usage.input_tokens
+            input_tokens += usage.input_tokens
             cached += usage.cached_tokens
-            given += usage.output_tokens
+            output_tokens += usage.output_tokens
             reasoning += usage.reasoning_tokens
             total += usage.total_tokens
-    return pieces, Tally(answered - failed, failed, Usage(taken, cached, given, reasoning, total))
+    usage = Usage(input_tokens, cached, output_tokens, reasoning, total)
+    return pieces, Tally(answered - failed, failed, usage)
 
 
 def bounded(output: OutputLine) -> OutputLine:
-    """No answer has more tokens than fit, but an upstream may say so."""
+    """The line with each token count cut to what the header holds. An upstream may report any number."""
     if output.usage is None:
         return output
-    counts = (min(max(count, 0), _MOST_TOKENS) for count in astuple(output.usage))
+    counts = (min(max(count, 0), _MAX_TOKENS) for count in astuple(output.usage))
     return OutputLine(text=output.text, is_error=output.is_error, usage=Usage(*counts))
 
 
 def read_records(file: BinaryIO, length_bytes: int) -> Generator[tuple[int, PartRecord]]:
-    """Whole records, each with the offset behind it, up to the first torn, foreign or damaged one."""
-    end = 0  # of the records that were good, in the file; `at` is the same place in the block
+    """Whole records, each with the offset of its end, up to the first torn, foreign or damaged record."""
+    end = 0  # offset in the file of the end of the last good record; `at` is the same place in the block
     block, at = b"", 0
     while length_bytes - end >= _HEADER.size:
         if len(block) - at < _HEADER.size:
@@ -112,7 +158,15 @@ def read_records(file: BinaryIO, length_bytes: int) -> Generator[tuple[int, Part
         yield end, PartRecord(ordinal, OutputLine(text, bool(kind & _IS_ERROR), usage))
 
 
+def whole_bytes(file: BinaryIO, length_bytes: int) -> int:
+    """The length of the whole records at the start of the file."""
+    end = 0
+    for end, _ in read_records(file, length_bytes):  # noqa: B007 - only the last end is used
+        pass
+    return end
+
+
 def _refilled(file: BinaryIO, block: bytes, at: int, needed_bytes: int) -> bytes:
-    """What is left of the block and enough of the file behind it, unless the file ends."""
+    """The rest of the block and enough bytes of the file behind the block, unless the file ends."""
     rest = block[at:]
     return rest + file.read(max(_BLOCK_BYTES, needed_bytes - len(rest)))

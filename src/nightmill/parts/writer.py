@@ -1,139 +1,153 @@
-"""One part as a file, written by one writer only."""
+"""The writer of one part: queues answers, and counts each answer once it is durable.
 
-import os
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from itertools import count
-from pathlib import Path
+The writer does no I/O. A sink (`folder`, `objects`) takes the queued bytes, makes them durable in its own
+rhythm and reports back; which holder may write at all is decided by the store's leases.
+"""
+
+import sys
+from collections.abc import Sequence
 from typing import Protocol
 
 from nightmill.core.batch import Tally
 from nightmill.core.output_line import OutputLine
-from nightmill.core.segment import Lease, PinnedPart
-from nightmill.failpoints import failpoint
-from nightmill.parts.queue import RecordQueue
+from nightmill.core.segment import PinnedPart, Segment
+from nightmill.parts.record import HEADER_BYTES, pack_records, part_key
 
 
-class GroupCommit(Protocol):
-    """What a writer asks of those who write for it."""
+class Sink(Protocol):
+    """Makes the records of all open writers of a process durable.
 
-    queued_bytes: int
-
-    def queued(self, writer: "FolderPartWriter") -> None:
-        """A clean writer has its first record queued."""
-        ...
-
-    def forget(self, writer: "FolderPartWriter") -> None:
-        """A closed writer has nothing queued any more."""
-        ...
-
-    async def committed(self) -> None:
-        """The end of the next commit, which does not wait for the rest of its interval."""
-        ...
-
-
-class FolderPartWriter:
-    """The part of one lease. Between `take` and `settle` the file is the disk thread's, all else the loop's.
-
-    A record is written again, byte for byte at the same place, until its write and sync succeed. So a torn
-    tail is overwritten rather than cut off, and a length that somebody pinned meanwhile stays good.
+    For each writer the sink calls `take`, writes those bytes until the write succeeds, and calls `settle`.
     """
 
-    def __init__(
-        self, group: GroupCommit, root: Path, lease: Lease, on_commit: Callable[[int], None] | None
-    ) -> None:
-        self.key = part_key(lease, lease.token, 0)
-        self.folder = (root / self.key).parent
-        self.is_named = False
-        self.is_closing = False
-        self._group = group
-        self._root = root
-        self._lease = lease
-        self._descriptor: int | None = None
-        self._queue = RecordQueue(on_commit)
+    queued_bytes: int
+    """Bytes of records, over all writers, that are not durable yet."""
+
+    def queued(self, writer: "PartWriter") -> None:
+        """The writer has a first record to write, or `full_bytes` of records."""
+        ...
+
+    async def commit(self, writer: "PartWriter") -> None:
+        """Starts the writer's next commit at once, and waits until any commit has ended.
+
+        Raises UnavailableError when the sink commits nothing any more.
+        """
+        ...
+
+    async def release(self, writer: "PartWriter") -> None:
+        """Closes the file, or ends the task, of a writer whose records are all durable."""
+        ...
+
+
+class PartWriter:
+    """Appends answers to the part of one segment under one token.
+
+    `append`, `flush`, `close`, `durable_tally` and `pinned` are for the lease holder, the rest for the sink.
+    The tally and the durable length move together, only in `settle`, to exactly what `take` returned.
+
+    Args:
+        full_bytes: the sink is notified again when so many bytes are queued.
+    """
+
+    def __init__(self, sink: Sink, segment: Segment, token: int, *, full_bytes: int = sys.maxsize) -> None:
+        self._sink = sink
+        self._segment = segment
+        self._token = token
+        self._full_bytes = full_bytes
+        self._failure: Exception | None = None
+        self._refusal: Exception | None = None
+        self._records: list[tuple[int, OutputLine]] = []
         self._taken: list[bytes] = []
+        self._taken_bytes = 0
+        self._taken_tally = Tally()
+        self._appended = self._taken_count = self._durable = 0
+        self.key = part_key(segment, token)
+        self.is_ending = False
+        self.queued_bytes = 0
+        """Bytes of the records that were not taken yet."""
+        self.durable_bytes = 0
+        self.durable_tally = Tally()
+        """The answers on stable storage under this token."""
 
     @property
-    def durable_tally(self) -> Tally:
-        return self._queue.durable_tally
+    def name(self) -> str:
+        """The same for all writers under this segment and token."""
+        return part_key(self._segment, self._token)
 
     @property
     def pinned(self) -> PinnedPart | None:
-        durable_bytes = self._queue.durable_bytes
-        return PinnedPart(self.key, durable_bytes) if durable_bytes else None
+        """Key and durable length, or None while nothing is durable."""
+        return PinnedPart(self.key, self.durable_bytes) if self.durable_bytes else None
 
     @property
     def pending_count(self) -> int:
-        """Records that are not durable yet."""
-        return self._queue.pending_count
-
-    @property
-    def has_file(self) -> bool:
-        return self._descriptor is not None
+        """The number of records that are not durable yet."""
+        return self._appended - self._durable
 
     def append(self, ordinal: int, output: OutputLine) -> None:
-        is_clean = not (self._queue.queued_bytes or self._queue.taken_bytes)
-        self._group.queued_bytes += self._queue.append(ordinal, output)
-        if is_clean:
-            self._group.queued(self)
+        """Queues one record for the next commit. Raises the refusal of a writer that was closed or failed."""
+        if self._refusal is not None:
+            raise self._refusal
+        was_empty = not self.queued_bytes
+        self._records.append((ordinal, output))
+        self._appended += 1
+        size_bytes = HEADER_BYTES + len(output.text)
+        self.queued_bytes += size_bytes
+        self._sink.queued_bytes += size_bytes
+        if was_empty or self.queued_bytes >= self._full_bytes:
+            self._sink.queued(self)
 
     async def flush(self) -> None:
-        target = self._queue.counted
-        while not self._queue.is_durable(target):
-            await self._group.committed()
+        """Returns when everything appended so far is durable. Raises the failure of a failed writer."""
+        target = self._appended
+        while self._durable < target:
+            if self._failure is not None:
+                raise self._failure
+            await self._sink.commit(self)
 
     async def close(self) -> None:
-        """When it is cancelled, the file is let go once what was appended is durable."""
-        self.refuse(ValueError(f"part {self.key} is closed"))
-        self.is_closing = True
+        """Flushes, then releases the file. A cancelled close still makes durable what was appended."""
+        self.end()
         await self.flush()
-        self._group.forget(self)
+        await self._sink.release(self)
 
-    def refuse(self, refusal: Exception) -> None:
-        """From now on `append` raises `refusal`; the first one stays."""
-        self._queue.refuse(refusal)
+    def end(self) -> None:
+        """Refuses further records. The sink releases the writer once all records are durable."""
+        self.is_ending = True
+        self._refusal = self._refusal or ValueError(f"part {self.key} is closed")
+
+    def fail(self, failure: Exception) -> None:
+        """Drops what is not durable, and raises `failure` from now on. The first failure stays."""
+        self._failure = self._failure or failure
+        self._refusal = self._refusal or failure
+        self._sink.queued_bytes -= self._taken_bytes + self.queued_bytes
+        self._records, self._taken = [], []
+        self._taken_bytes = self.queued_bytes = 0
+
+    def use_copy(self, copy: int) -> None:
+        """Takes the key of another copy, because a part that is not ours exists under the present key."""
+        self.key = part_key(self._segment, self._token, copy)
 
     def take(self) -> Sequence[bytes]:
-        """What is to be written behind the durable bytes: also what an earlier try could not write."""
-        self._taken += self._queue.take()
+        """All bytes to write behind the durable ones, including those that an earlier commit failed to write.
+
+        The same bytes come first at each call until `settle`: a length that another process has pinned
+        meanwhile stays valid.
+        """
+        pieces, tally = pack_records(self._records)
+        self._records = []
+        self._taken += pieces
+        self._taken_bytes += self.queued_bytes
+        self.queued_bytes = 0
+        self._taken_count = self._appended
+        self._taken_tally = self._taken_tally.plus(tally)
         return self._taken
 
-    def write_out(self, records: bytes) -> None:
-        """In the disk thread."""
-        if self._descriptor is None:
-            self._descriptor = self._create()
-        written = 0
-        failpoint("part.before_write")
-        with memoryview(records) as view:
-            while written < len(view):
-                written += os.pwrite(self._descriptor, view[written:], self._queue.durable_bytes + written)
-        failpoint("part.written")
-        os.fdatasync(self._descriptor)
-        failpoint("part.synced")
-
-    def _create(self) -> int:
-        """A file of our own. One may lie under our token: a store brought back from a copy counts again."""
-        self.folder.mkdir(exist_ok=True)
-        for copy in count():
-            key = part_key(self._lease, self._lease.token, copy)
-            with suppress(FileExistsError):
-                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-                descriptor = os.open(self._root / key, flags, 0o600)
-                self.key = key
-                return descriptor
-        raise AssertionError("count() has no end")
-
-    def settle(self) -> int:
-        """What was taken is durable and counts. Returns its size in bytes."""
+    def settle(self) -> None:
+        """Counts the taken records, which are durable now."""
+        self._sink.queued_bytes -= self._taken_bytes
+        self.durable_bytes += self._taken_bytes
+        self._taken_bytes = 0
         self._taken = []
-        return self._queue.settle()
-
-    def let_go(self) -> None:
-        descriptor, self._descriptor = self._descriptor, None
-        if descriptor is not None:
-            os.close(descriptor)
-
-
-def part_key(lease: Lease, token: int, copy: int) -> str:
-    name = f"{token}-{copy}" if copy else f"{token}"
-    return f"{lease.segment.batch_id}/{lease.segment.number}.{name}.part"
+        self._durable = self._taken_count
+        self.durable_tally = self._taken_tally

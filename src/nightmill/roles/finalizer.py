@@ -1,15 +1,15 @@
-"""Makes the output and the error file of a batch that has ended, and publishes them with its last status.
+"""Writes the output and the error file of a batch that has ended, and publishes both with the final status.
 
-Promise: every request line of the batch stands exactly once in one of the two files, and whoever reads the
-final status can download both at once (docs/openai-behaviour.md 2.3, 9.6). It may die at any
-instruction: the next one goes on, and only a write under the newest token counts. A huge batch is cut into
-slices, which any number of finalizers join at once; the one that finds all of them joined publishes. Whoever
-dies in between costs others at most a slice. Not its duty: who answers lines, and until when; the joining
-itself (`joining`).
+Every request line of the batch is written exactly once, to one of the two files, and a client that reads the
+final status can download both at once (docs/openai-behaviour.md 2.3, 9.6). The process may die at any
+instruction: the next finalizer continues, and only a write under the newest token counts. A huge batch is cut
+into slices, which any number of finalizers join at the same time; when all slices are joined, one finalizer
+publishes. A finalizer that dies costs at most the work on one slice. The files are put together by
+`roles.join`; which lines are answered, and until when, is decided by the workers and the maintenance role.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from hashlib import blake2b
@@ -23,7 +23,6 @@ from nightmill.core.slice import JoinedPiece, JoinedSlice, Slice, cut_slices
 from nightmill.errors import LeaseLost, UnavailableError
 from nightmill.failpoints import failpoint
 from nightmill.ids import BatchId, FileId, WorkerId, new_file_id
-from nightmill.parts import Parts
 from nightmill.roles.join import Joined, JoinedFile, Joiner, Pages
 from nightmill.roles.loop import Notifier
 from nightmill.settings import Settings
@@ -32,11 +31,18 @@ from nightmill.telemetry import BatchMoved, Emit
 
 _DUTY_TTL_S = 60.0
 _WAIT_S = 1.0
-_FIRST_DUTY_TOKEN = 2  # the one before was intake's
-_LEAST_SLICES = 2
+_FIRST_DUTY_TOKEN = 2  # intake held the batch under the first token
+_MIN_SLICES = 2
 
 
 class Finalizer:
+    """Leases ended batches, and slices of huge batches, one at a time.
+
+    Args:
+        joiner: writes the files to `blobs`.
+        clock: Unix seconds, for the stamps of batches and files.
+    """
+
     name = "finalizer"
 
     def __init__(
@@ -44,31 +50,31 @@ class Finalizer:
         *,
         store: Store,
         blobs: PiecedBlobs,
-        parts: Parts,
+        joiner: Joiner,
         settings: Settings,
         worker_id: WorkerId,
         notifier: Notifier,
         emit: Emit,
         clock: Callable[[], float],
-        monotonic: Callable[[], float],
     ) -> None:
         self._store = store
         self._blobs = blobs
-        self._joiner = Joiner(store=store, blobs=blobs, parts=parts, monotonic=monotonic)
+        self._joiner = joiner
         self._output_ttl_s = settings.limits.output_ttl_s
         self._slice_bytes = settings.finalizer.slice_bytes
         self._worker_id = worker_id
         self._notifier = notifier
         self._emit = emit
         self._clock = clock
-        self._knows_of_slices = False
-        self._owes_a_slice = False
+        self._has_seen_slices = False
+        self._is_slice_next = False
 
     async def turn(self) -> float:
+        """Finishes at most one batch or slice. Returns the seconds until the next turn."""
         await self._close_settled_batches()
-        # In turns, where both wait: neither many small batches nor a huge one holds up the others.
+        # Batches and slices take turns, so that neither many small batches nor a huge batch delays the rest.
         takes = (self._take_duty, self._take_slice)
-        for take in reversed(takes) if self._owes_a_slice else takes:
+        for take in reversed(takes) if self._is_slice_next else takes:
             if await take():
                 return 0
         return _WAIT_S
@@ -80,13 +86,13 @@ class Finalizer:
         if duty is None:
             return False
         await self._under(self._finalize(duty), lambda: self._store.batch_leases.release(duty))
-        self._owes_a_slice = self._knows_of_slices
+        self._is_slice_next = self._has_seen_slices
         return True
 
     async def _take_slice(self) -> bool:
-        self._owes_a_slice = False
+        self._is_slice_next = False
         duty = await self._store.slices.lease(self._worker_id, ttl_s=_DUTY_TTL_S)
-        self._knows_of_slices = duty is not None
+        self._has_seen_slices = duty is not None
         if duty is None:
             return False
         await self._under(self._join_slice(duty), lambda: self._store.slices.release(duty))
@@ -98,7 +104,8 @@ class Finalizer:
         except LeaseLost:
             return
         except (UnavailableError, asyncio.CancelledError):
-            # Anything else keeps what it leased until that lapses: one odd batch can't hold up the others.
+            # After any other error the lease is kept until it expires: a batch that always fails would
+            # otherwise be leased again at once and delay the others.
             with suppress(UnavailableError):
                 await release()
             raise
@@ -117,25 +124,17 @@ class Finalizer:
             await self._publish_slices(duty)
             return
         pages = Pages(self._store, duty.batch)
-        slices = self._slices(duty.batch, await pages.look()) if duty.index_blob_key else []
+        slices = self._slices(duty.batch, await pages.peek()) if duty.index_blob_key else []
         if slices:
             await self._cut(duty, slices)
         else:
             await self._join_whole(duty, pages)
 
-    # --- in one go -----------------------------------------------------------------------------------
+    # --- a batch as a whole --------------------------------------------------------------------------
 
     async def _join_whole(self, duty: BatchLease, pages: Pages) -> None:
         batch = duty.batch
-        output, error = (
-            JoinedFile(
-                self._blobs,
-                f"files/{joined_file_id(batch.id, suffix)}",
-                token=duty.token,
-                first_token=_FIRST_DUTY_TOKEN,
-            )
-            for suffix in ("output", "error")
-        )
+        output, error = self._new_files(batch, duty.token, first_token=_FIRST_DUTY_TOKEN)
         joined = Joined(Tally(), 0, 0)
         if duty.index_blob_key:
             joined = await self._joiner.join(
@@ -144,8 +143,8 @@ class Finalizer:
                 pages,
                 output=output,
                 error=error,
-                keep=lambda: self._store.batch_leases.renew(duty),
-                keep_s=duty.ttl_s / 4,
+                renew=lambda: self._store.batch_leases.renew(duty),
+                renew_s=duty.ttl_s / 4,
             )
         _check_count(batch, joined.lines)
         ttl_s = await self._ttl_s(batch)
@@ -162,13 +161,13 @@ class Finalizer:
             raise LeaseLost
         self._published(after)
 
-    # --- in slices -----------------------------------------------------------------------------------
+    # --- a batch in slices ---------------------------------------------------------------------------
 
     def _slices(self, batch: Batch, page: Sequence[SegmentResult]) -> list[Slice]:
-        """How the batch is cut if it is huge, judged by its first segments; else empty."""
+        """The slices of a huge batch, judged by its first segments; empty for any other batch."""
         lines = sum(result.segment.count for result in page)
         part_bytes = sum(part.length_bytes for result in page for part in result.pinned)
-        if part_bytes * batch.total < _LEAST_SLICES * self._slice_bytes * lines or len(page) < _LEAST_SLICES:
+        if part_bytes * batch.total < _MIN_SLICES * self._slice_bytes * lines or len(page) < _MIN_SLICES:
             return []
         segments = -(-batch.total * len(page) // lines)
         per_slice = max(1, self._slice_bytes * len(page) // part_bytes)
@@ -179,29 +178,21 @@ class Finalizer:
         if not await self._store.slices.cut(duty, slices):
             raise LeaseLost
         failpoint("finalizer.cut")
-        self._knows_of_slices = True
+        self._has_seen_slices = True
         self._notifier.notify()
 
     async def _join_slice(self, duty: SliceLease) -> None:
         failpoint("finalizer.slice_leased")
         batch, it = duty.batch, duty.slice
-        output, error = (
-            JoinedFile(
-                self._blobs,
-                f"files/{joined_file_id(batch.id, suffix)}.slice-{it.number}",
-                token=duty.token,
-                first_token=1,
-            )
-            for suffix in ("output", "error")
-        )
+        output, error = self._new_files(batch, duty.token, first_token=1, end=f".slice-{it.number}")
         joined = await self._joiner.join(
             batch,
             duty.index_blob_key,
             Pages(self._store, batch, first=it.first, count=it.count),
             output=output,
             error=error,
-            keep=lambda: self._store.slices.renew(duty),
-            keep_s=duty.ttl_s / 4,
+            renew=lambda: self._store.slices.renew(duty),
+            renew_s=duty.ttl_s / 4,
         )
         done = JoinedSlice(
             slice=it,
@@ -247,7 +238,7 @@ class Finalizer:
         self._published(after)
 
     async def _whole(self, duty: BatchLease, suffix: str, joined: Sequence[JoinedPiece]) -> str:
-        """Where the pieces lie as one."""
+        """The key of the blob that is made of the pieces."""
         if len(joined) == 1:
             return joined[0].key
         stem = f"files/{joined_file_id(duty.batch.id, suffix)}"
@@ -257,7 +248,15 @@ class Finalizer:
         await self._blobs.join(key, [Piece(it.key, it.size_bytes) for it in joined])
         return key
 
-    # --- either way ----------------------------------------------------------------------------------
+    # --- both ways -----------------------------------------------------------------------------------
+
+    def _new_files(
+        self, batch: Batch, token: int, *, first_token: int, end: str = ""
+    ) -> Iterable[JoinedFile]:
+        """The output and the error file of the batch, or of a slice."""
+        for suffix in ("output", "error"):
+            stem = f"files/{joined_file_id(batch.id, suffix)}{end}"
+            yield JoinedFile(self._blobs, stem, token=token, first_token=first_token)
 
     def _after(self, batch: Batch, tally: Tally, missing: int, files: dict[str, File]) -> Batch:
         if batch.status is Status.CANCELLING:
@@ -295,7 +294,7 @@ class Finalizer:
 
 
 def joined_file_id(batch_id: BatchId, suffix: str) -> FileId:
-    """Always the same for a batch, however often it is finalized."""
+    """The same for a batch however often it is finalized. `suffix` is "output" or "error"."""
     return new_file_id(blake2b(f"{batch_id} {suffix}".encode(), digest_size=16).digest())
 
 

@@ -1,8 +1,8 @@
 """Joins the answers of a run of segments, in the order of the input, into an output and an error file.
 
-Promise: every request line of the run stands exactly once in one of the two, whoever joins it and however
-often: the bytes are the same each time. Memory is a few segments. Not its duty: whose run it is, and what
-becomes of the files (the finalizer).
+Every request line of the run is written exactly once, to one of the two files, and joining the same run
+again produces the same bytes. Memory use is that of a few segments. The finalizer decides which process joins
+which run, and publishes the files.
 """
 
 import asyncio
@@ -14,11 +14,11 @@ from nightmill.blobs import Blobs, BlobWriter
 from nightmill.core.batch import Batch, Status, Tally, Usage
 from nightmill.core.output_line import OutputLine, unanswered
 from nightmill.core.request_line import slice_line
-from nightmill.core.segment import INDEX_RECORD_BYTES, IndexedLine, SegmentResult, lease_at, unpack_lines
+from nightmill.core.segment import INDEX_RECORD_BYTES, IndexedLine, SegmentResult, unpack_lines
 from nightmill.errors import LeaseLost
 from nightmill.failpoints import failpoint
 from nightmill.ids import output_line_id
-from nightmill.parts import Parts
+from nightmill.parts import Parts, counted_parts, standing_records
 from nightmill.store import Store
 
 _WRITE_BYTES = 1 << 20
@@ -39,7 +39,7 @@ _UNANSWERED = {
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """The tally of the answers that were joined, how many lines nobody answered, and all lines together."""
+    """The result of a join. `lines` counts all lines, `missing` those without an answer; `tally` the rest."""
 
     tally: Tally
     missing: int
@@ -47,6 +47,12 @@ class Joined:
 
 
 class Joiner:
+    """Reads answers from the parts, and writes the files to the blobs.
+
+    Args:
+        monotonic: seconds, to measure the time since the lease was last renewed.
+    """
+
     def __init__(self, *, store: Store, blobs: Blobs, parts: Parts, monotonic: Callable[[], float]) -> None:
         self._store = store
         self._blobs = blobs
@@ -61,21 +67,22 @@ class Joiner:
         *,
         output: "JoinedFile",
         error: "JoinedFile",
-        keep: Callable[[], Awaitable[bool]],
-        keep_s: float,
+        renew: Callable[[], Awaitable[bool]],
+        renew_s: float,
     ) -> Joined:
         """Writes and commits both files.
 
         Args:
-            keep: says every `keep_s` whether it is still ours to do.
+            renew: renews the lease on the run every `renew_s`; returns False when the lease is lost.
 
         Raises:
-            LeaseLost: it no longer is.
+            LeaseLost: the lease was lost. Neither file is committed then.
+            RuntimeError: a segment that is done lacks answers.
         """
-        await output.sweep()
-        await error.sweep()
+        await output.delete_leftovers()
+        await error.delete_leftovers()
         try:
-            joined = await self._write(batch, index_blob_key, pages, output, error, keep, keep_s)
+            joined = await self._write(batch, index_blob_key, pages, output, error, renew, renew_s)
             failpoint("finalizer.before_output")
             await output.commit()
             failpoint("finalizer.output_done")
@@ -94,29 +101,29 @@ class Joiner:
         pages: "Pages",
         output: "JoinedFile",
         error: "JoinedFile",
-        keep: Callable[[], Awaitable[bool]],
-        keep_s: float,
+        renew: Callable[[], Awaitable[bool]],
+        renew_s: float,
     ) -> Joined:
-        tally, missing, seen = Tally(), 0, 0
-        confirmed = self._monotonic()
+        tally, missing, lines = Tally(), 0, 0
+        renewed_at = self._monotonic()
         while results := await pages.next():
-            for some in _read_together(results, at_once=self._parts.reads_at_once):
-                for rows, unsettled_count in await self._rows_of(batch, index_blob_key, some):
+            for group in _groups(results, at_once=self._parts.reads_at_once):
+                for rows, missing_count in await self._rows_of(batch, index_blob_key, group):
                     await output.write([row.text for row in rows if not row.is_error])
                     await error.write([row.text for row in rows if row.is_error])
-                    tally = tally.plus(_tally(rows, unanswered_count=unsettled_count))
-                    missing += unsettled_count
-                    seen += len(rows)
-                if self._monotonic() - confirmed > keep_s:
-                    confirmed = self._monotonic()
-                    if not await keep():
+                    tally = tally.plus(_tally(rows, missing_count=missing_count))
+                    missing += missing_count
+                    lines += len(rows)
+                if self._monotonic() - renewed_at > renew_s:
+                    renewed_at = self._monotonic()
+                    if not await renew():
                         raise LeaseLost
-        return Joined(tally, missing, seen)
+        return Joined(tally, missing, lines)
 
     async def _rows_of(
         self, batch: Batch, index_blob_key: str, results: Sequence[SegmentResult]
     ) -> Sequence[tuple[list[OutputLine], int]]:
-        """The rows of each segment in the order of the input, and how many of them nobody answered."""
+        """The rows of each segment in the order of the input, and how many of the lines have no answer."""
         if len(results) == 1:
             return [await self._rows(batch, index_blob_key, results[0])]
         try:
@@ -129,25 +136,15 @@ class Joiner:
     async def _rows(
         self, batch: Batch, index_blob_key: str, result: SegmentResult
     ) -> tuple[list[OutputLine], int]:
-        answers = await self._answers(batch, result)
+        # The batch lease has voided the token of a segment that is not done: no worker ever held that token.
+        counted = await counted_parts(self._parts, result, below=result.token)
+        answers = {record.ordinal: record.output async for record in standing_records(self._parts, counted)}
         lines = await self._lines(index_blob_key, result)
-        unsettled = [line for line in lines if line.ordinal not in answers]
-        if result.is_done and (unsettled or len(answers) != len(lines)):
+        missing = [line for line in lines if line.ordinal not in answers]
+        if result.is_done and (missing or len(answers) != len(lines)):
             raise _miscount(batch, result, len(answers))
-        code, message = _UNANSWERED[batch.status]
-        for ordinal, row in await self._unanswered(batch, unsettled, code, message):
-            answers[ordinal] = row
-        return [answers[line.ordinal] for line in lines], len(unsettled)
-
-    async def _answers(self, batch: Batch, result: SegmentResult) -> dict[int, OutputLine]:
-        pinned = result.pinned
-        if not result.is_done:
-            # Its holder may have died before it could report; the batch's duty made its token void.
-            pinned = tuple(await self._parts.find(lease_at(batch, result, token=result.token)))
-        answers: dict[int, OutputLine] = {}
-        async for record in self._parts.read(pinned):
-            answers.setdefault(record.ordinal, record.output)
-        return answers
+        answers |= await self._unanswered(batch, missing)
+        return [answers[line.ordinal] for line in lines], len(missing)
 
     async def _lines(self, index_blob_key: str, result: SegmentResult) -> list[IndexedLine]:
         segment = result.segment
@@ -156,87 +153,88 @@ class Joiner:
         )
         return sorted(unpack_lines(records), key=attrgetter("ordinal"))
 
-    async def _unanswered(
-        self, batch: Batch, lines: list[IndexedLine], code: str, message: str
-    ) -> list[tuple[int, OutputLine]]:
+    async def _unanswered(self, batch: Batch, lines: list[IndexedLine]) -> dict[int, OutputLine]:
+        """Rows of the error file for lines without an answer, by ordinal."""
         if not lines:
-            return []
+            return {}
         start = min(line.offset for line in lines)
         end = max(line.offset + line.length_bytes for line in lines)
         text = await self._blobs.read(batch.input_blob_key, start, end - start)
-        rows: list[tuple[int, OutputLine]] = []
+        code, message = _UNANSWERED[batch.status]
+        rows: dict[int, OutputLine] = {}
         for line in lines:
             offset = line.offset - start
             request = slice_line(text[offset : offset + line.length_bytes])
-            row = unanswered(
-                output_line_id(batch.id, line.ordinal).encode(), request, code=code, message=message
-            )
-            rows.append((line.ordinal, row))
+            line_id = output_line_id(batch.id, line.ordinal).encode()
+            rows[line.ordinal] = unanswered(line_id, request, code=code, message=message)
         return rows
 
 
 class Pages:
-    """The segments of a batch from `first` on, up to `count` of them, a page at a time."""
+    """The segments `first` to `first + count` of a batch, read from the store a page at a time."""
 
     def __init__(self, store: Store, batch: Batch, *, first: int = 0, count: int = 1 << 62) -> None:
         self._store = store
         self._batch = batch
         self._next = first
         self._end = first + count
-        self._looked_at: Sequence[SegmentResult] | None = None
+        self._page: Sequence[SegmentResult] | None = None
 
-    async def look(self) -> Sequence[SegmentResult]:
-        """The page that `next` gives, without going on."""
-        if self._looked_at is None:
+    async def peek(self) -> Sequence[SegmentResult]:
+        """The page that `next` will return."""
+        if self._page is None:
             limit = min(PAGE_SEGMENTS, self._end - self._next)
-            self._looked_at = (
+            self._page = (
                 await self._store.segments.results(self._batch.id, after=self._next - 1, limit=limit)
                 if limit
                 else ()
             )
-        return self._looked_at
+        return self._page
 
     async def next(self) -> Sequence[SegmentResult]:
-        """Empty behind the last segment."""
-        page = await self.look()
-        self._looked_at = None
+        """The next page; empty behind the last segment."""
+        page = await self.peek()
+        self._page = None
         if page:
             self._next = page[-1].segment.number + 1
         return page
 
 
 class JoinedFile:
-    """An output or error file in the making, or a piece of one. No blob is opened before the first line.
+    """An output or error file that is being written, or a piece of such a file.
+
+    No blob is opened before the first line. Each token has a key of its own, so that a finalizer that lost
+    its lease cannot overwrite the bytes of its successor.
 
     Args:
-        stem: of the key; each token has a key of its own, so that one who wakes late can't put its bytes in
-            the place of another's.
-        first_token: the lowest that may have left something.
+        stem: the key without the token.
+        token: of the lease on the batch or the slice.
+        first_token: the lowest token under which an earlier finalizer may have left a blob.
     """
 
     def __init__(self, blobs: Blobs, stem: str, *, token: int, first_token: int) -> None:
         self.key = f"{stem}.{token}"
         self.size_bytes = 0
         self._blobs = blobs
-        self._earlier = [f"{stem}.{earlier}" for earlier in range(first_token, token)]
+        self._earlier_keys = [f"{stem}.{earlier}" for earlier in range(first_token, token)]
         self._writer: BlobWriter | None = None
         self._rows: list[bytes] = []
-        self._waiting_bytes = 0
+        self._buffered_bytes = 0
 
-    async def sweep(self) -> None:
-        """Removes what dead finalizers may have left."""
-        for key in self._earlier:
+    async def delete_leftovers(self) -> None:
+        """Deletes what earlier finalizers that died may have written."""
+        for key in self._earlier_keys:
             await self._blobs.delete(key)
 
     async def write(self, rows: list[bytes]) -> None:
         for row in rows:
             self._rows.append(row)
-            self._waiting_bytes += len(row)
-            if self._waiting_bytes >= _WRITE_BYTES:
+            self._buffered_bytes += len(row)
+            if self._buffered_bytes >= _WRITE_BYTES:
                 await self._flush()
 
     async def commit(self) -> None:
-        """There is a blob afterwards if `size_bytes` is above 0."""
+        """Makes the blob durable. Without any line there is no blob, and `size_bytes` is 0."""
         if self._rows:
             await self._flush()
         if self._writer is not None:
@@ -252,27 +250,27 @@ class JoinedFile:
             self._writer = await self._blobs.open_writer(self.key)
         text = b"".join(self._rows)
         self._rows.clear()
-        self._waiting_bytes = 0
+        self._buffered_bytes = 0
         await self._writer.write(text)
         self.size_bytes += len(text)
 
 
-def _read_together(results: Sequence[SegmentResult], *, at_once: int) -> Iterator[Sequence[SegmentResult]]:
-    """Cuts the segments into runs that are read at once, within the memory that their answers may take."""
-    some: list[SegmentResult] = []
+def _groups(results: Sequence[SegmentResult], *, at_once: int) -> Iterator[Sequence[SegmentResult]]:
+    """Groups of segments to read at once, each limited to `at_once` segments and `_READ_BYTES` of answers."""
+    group: list[SegmentResult] = []
     size_bytes = 0
     for result in results:
         result_bytes = sum(part.length_bytes for part in result.pinned)
-        if some and (len(some) == at_once or size_bytes + result_bytes > _READ_BYTES):
-            yield some
-            some, size_bytes = [], 0
-        some.append(result)
+        if group and (len(group) == at_once or size_bytes + result_bytes > _READ_BYTES):
+            yield group
+            group, size_bytes = [], 0
+        group.append(result)
         size_bytes += result_bytes
-    if some:
-        yield some
+    if group:
+        yield group
 
 
-def _tally(rows: list[OutputLine], *, unanswered_count: int) -> Tally:
+def _tally(rows: list[OutputLine], *, missing_count: int) -> Tally:
     failed = sum(row.is_error for row in rows)
     usages = [row.usage for row in rows if row.usage is not None]
     total = Usage(
@@ -282,7 +280,7 @@ def _tally(rows: list[OutputLine], *, unanswered_count: int) -> Tally:
         sum(usage.reasoning_tokens for usage in usages),
         sum(usage.total_tokens for usage in usages),
     )
-    return Tally(len(rows) - failed, failed - unanswered_count, total)
+    return Tally(len(rows) - failed, failed - missing_count, total)
 
 
 def _miscount(batch: Batch, result: SegmentResult, answered: int) -> RuntimeError:

@@ -13,12 +13,11 @@ from nightmill.blobs import Blobs
 from nightmill.core.batch import Status, Tally
 from nightmill.core.circuit_breaker import CircuitBreaker
 from nightmill.core.concurrency import Slots
-from nightmill.core.output_line import OutputLine
 from nightmill.core.segment import Lease, PinnedPart, Report
 from nightmill.errors import LeaseLost, UnavailableError
 from nightmill.failpoints import failpoint
 from nightmill.ids import BatchId, WorkerId
-from nightmill.parts import Parts
+from nightmill.parts import Parts, standing_records
 from nightmill.roles.dispatcher import Dispatcher
 from nightmill.roles.leased_segment import LeasedSegment, read_segment
 from nightmill.roles.loop import Notifier, keep_turning, plain
@@ -314,7 +313,7 @@ class Worker:
             failpoint("worker.pinned")
         return LeasedSegment(
             lease,
-            writer=self._parts.open(lease),
+            writer=self._parts.open(segment, lease.token),
             text=text,
             offset=offset,
             lines=lines,
@@ -328,12 +327,11 @@ class Worker:
         known: set[int] = set()
         earlier, pinned = Tally(), lease.pinned
         if lease.token > 1:
-            pinned = tuple(await self._parts.find(lease))
-            async for record in self._parts.read(pinned):
-                if record.ordinal in known:
-                    continue  # only after a restore of an older database; the first answer stands
+            found = await self._parts.find(lease.segment, below=lease.token, pinned=lease.pinned)
+            pinned = tuple(found)
+            async for record in standing_records(self._parts, pinned):
                 known.add(record.ordinal)
-                earlier = earlier.plus(_tally_of(record.output))
+                earlier = earlier.plus(record.tally)
         return pinned, known, earlier
 
     async def _drain(self, grace_s: Callable[[], float]) -> None:
@@ -363,8 +361,3 @@ class Worker:
                 await self._notifier.wait(since=count_before, timeout_s=min(max(remaining_s, 0.01), 0.5))
                 with suppress(UnavailableError):
                     await self._beat()
-
-
-def _tally_of(row: OutputLine) -> Tally:
-    tally = Tally(0, 1) if row.is_error else Tally(1, 0)
-    return tally if row.usage is None else Tally(tally.completed, tally.failed, row.usage)

@@ -19,6 +19,7 @@ from nightmill.ids import WorkerId, new_worker_id
 from nightmill.parts import Parts
 from nightmill.roles.finalizer import Finalizer
 from nightmill.roles.intake import Intake
+from nightmill.roles.join import Joiner
 from nightmill.roles.loop import Notifier
 from nightmill.roles.maintenance import Maintenance
 from nightmill.roles.worker import Worker
@@ -55,16 +56,16 @@ class Components:
         )
 
     def finalizer(self) -> Finalizer:
+        joiner = Joiner(store=self.store, blobs=self.blobs, parts=self.parts, monotonic=time.monotonic)
         return Finalizer(
             store=self.store,
             blobs=self.blobs,
-            parts=self.parts,
+            joiner=joiner,
             settings=self.settings,
             worker_id=self.worker_id,
             notifier=self.notifier,
             emit=self.emit,
             clock=steady_clock,
-            monotonic=time.monotonic,
         )
 
     def maintenance(self) -> Maintenance:
