@@ -1,8 +1,8 @@
-"""The closed list of events, and who hears them.
+"""The closed list of events that roles emit, and the subscriber that writes log lines.
 
-Roles emit events; logs subscribe (metrics and traces will). The wording of every log line is one function
-here. Info: a batch or an upstream moved. Debug: a segment moved. Never a line per request, never a prompt,
-an answer or a key.
+The wording of every log line is in one function, `log`. Info: the state of a batch or an upstream changed.
+Debug: the state of a segment changed. No log line is written per request, and none holds a prompt, an answer
+or a key.
 """
 
 import logging
@@ -24,6 +24,8 @@ class BatchMoved:
 
 @dataclass(frozen=True, slots=True)
 class SegmentLeased:
+    """This process has leased a segment."""
+
     batch_id: BatchId
     number: int
     token: int
@@ -31,6 +33,8 @@ class SegmentLeased:
 
 @dataclass(frozen=True, slots=True)
 class SegmentDone:
+    """A lease has ended and its answers are counted; `answered` lines of the segment have an answer."""
+
     batch_id: BatchId
     number: int
     token: int
@@ -39,6 +43,8 @@ class SegmentDone:
 
 @dataclass(frozen=True, slots=True)
 class LeaseWasLost:
+    """Another process may hold the segment; what this process still had for the segment is dropped."""
+
     batch_id: BatchId
     number: int
     token: int
@@ -46,8 +52,16 @@ class LeaseWasLost:
 
 @dataclass(frozen=True, slots=True)
 class UpstreamPaused:
-    """Sending to the upstream waits. `reason` is ours. `is_held`: until the operator mends something."""
+    """Sending to an upstream waits.
 
+    Args:
+        upstream: the name of the upstream.
+        reason: never holds anything that the upstream sent.
+        seconds: until the next attempt.
+        is_held: whether the operator has to change something before any line can be answered.
+    """
+
+    upstream: str
     reason: str
     seconds: float
     is_held: bool = False
@@ -55,24 +69,26 @@ class UpstreamPaused:
 
 @dataclass(frozen=True, slots=True)
 class UpstreamResumed:
-    pass
+    """An upstream that was paused answers again."""
+
+    upstream: str
 
 
 @dataclass(frozen=True, slots=True)
 class WritingPaused:
-    """Answers can't be made durable, so nothing is sent. What was answered waits in memory."""
+    """Answers can't be made durable, so nothing is sent. Answers that arrived wait in memory."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class WritingResumed:
-    pass
+    """Answers are made durable again."""
 
 
 @dataclass(frozen=True, slots=True)
 class RoleFailed:
-    """One turn of a role ended in an error it could not name; it goes on after a pause."""
+    """One turn of a role ended in an error. The role goes on after a pause."""
 
     role: str
     error: BaseException
@@ -80,7 +96,7 @@ class RoleFailed:
 
 @dataclass(frozen=True, slots=True)
 class ProcessDied:
-    """A child process ended unasked and is started again."""
+    """A child process ended without being asked to, and is started again."""
 
     name: str
     exit_code: int
@@ -115,16 +131,17 @@ def log(event: Event) -> None:
             _logger.debug("%s segment %d done under token %d: %d lines", batch_id, number, token, answered)
         case LeaseWasLost(batch_id, number, token):
             _logger.warning("%s segment %d: the lease under token %d was lost", batch_id, number, token)
-        case UpstreamPaused(reason, seconds, is_held=True):
+        case UpstreamPaused(upstream, reason, seconds, is_held=True):
             _logger.error(
-                "every batch is HELD: the upstream answers no line, for %s; asked again in %.1f s",
+                "every batch is HELD: the upstream '%s' answers no line: %s; next attempt in %.1f s",
+                upstream,
                 reason,
                 seconds,
             )
-        case UpstreamPaused(reason, seconds):
-            _logger.warning("the upstream is paused for %.1f s: %s", seconds, reason)
-        case UpstreamResumed():
-            _logger.info("the upstream answers again")
+        case UpstreamPaused(upstream, reason, seconds):
+            _logger.warning("the upstream '%s' is paused for %.1f s: %s", upstream, seconds, reason)
+        case UpstreamResumed(upstream):
+            _logger.info("the upstream '%s' answers again", upstream)
         case WritingPaused(reason):
             _logger.error("every batch waits, for answers can't be written: %s", reason)
         case WritingResumed():

@@ -8,7 +8,7 @@ import time
 import openai
 import pytest
 
-from nightmill.api.auth import is_loopback
+from nightmill.api.auth import is_local
 from nightmill.core.api_key import digest_of, make_api_key
 from nightmill.errors import UnavailableError
 from nightmill.store import Store
@@ -182,7 +182,7 @@ def test_pages_of_other_origins_do_not_come_in_by_the_open_door(serve, headers, 
     ],
 )
 def test_loopback_is_told_from_elsewhere(host, expected):
-    assert is_loopback(host) is expected
+    assert is_local(host) is expected
 
 
 # --- rates -------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 from nightmill import failpoints
+from nightmill.core.clocks import Clocks
 from nightmill.ids import WorkerId
 from nightmill.roles.finalizer import Finalizer
 from nightmill.roles.intake import Intake
@@ -67,14 +68,14 @@ async def turn(role: str, settings: Settings) -> None:
         "worker_id": WorkerId(role),
         "notifier": Notifier(),
         "emit": lambda _: None,
-        "clock": time.time,
     }
     try:
         if role == "intake":
-            await Intake(**shared).turn()
+            await Intake(**shared, clock=time.time).turn()
         else:
+            clocks = Clocks(wall=time.time, monotonic=time.monotonic, random=lambda: 0.5)
             joiner = Joiner(store=store, blobs=blobs, parts=parts, monotonic=time.monotonic)
-            finalizer = Finalizer(**shared, joiner=joiner)
+            finalizer = Finalizer(**shared, joiner=joiner, clocks=clocks)
             while await finalizer.turn() == 0:
                 pass
     finally:

@@ -18,8 +18,7 @@ import uvloop
 
 from nightmill.blobs import FolderBlobs
 from nightmill.core.batch import Batch
-from nightmill.core.circuit_breaker import CircuitBreaker
-from nightmill.ids import WorkerId
+from nightmill.core.clocks import Clocks
 from nightmill.roles.worker import Worker
 from nightmill.settings import UpstreamSettings, load
 from nightmill.store import open_store
@@ -96,7 +95,7 @@ class Rogue:
             await self._news.wait()
 
     async def stop(self) -> None:
-        """As a process that dies: nobody listens, every connection is reset."""
+        """As a process that dies: the port is closed, every connection is reset."""
         assert self._server is not None
         self._server.close()
         tasks = tuple(self._tasks)
@@ -200,21 +199,15 @@ class FaultyMill(Mill):
         self.settings = self.settings.model_copy(update={"upstream": wanted})
         upstream = open_upstream(wanted, url=rogue.url)
         self.upstreams.append(upstream)
-        return Worker(
-            store=self.store,
-            blobs=self.blobs,
-            parts=self.parts(),
-            upstream=upstream,
-            breaker=CircuitBreaker(),
-            settings=self.settings,
+        return self.sending(
+            upstream,
             slots=slots,
-            worker_id=WorkerId(f"worker_{len(self.upstreams)}"),
-            request_prefix="0" * 24,
-            notifier=self.notifier,
-            emit=self.events.append,
-            clock=time.time,
-            monotonic=time.monotonic,
-            random=random if callable(random) else lambda: random,
+            name=f"worker_{len(self.upstreams)}",
+            clocks=Clocks(
+                wall=self.clock,
+                monotonic=time.monotonic,
+                random=random if callable(random) else lambda: random,
+            ),
         )
 
     async def batch_of_lines(self, *custom_ids: str) -> Batch:

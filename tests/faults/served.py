@@ -24,7 +24,7 @@ END = frozenset({"completed", "failed", "expired", "cancelled"})
 class Served:
     process: subprocess.Popen[str]
     port: int
-    told: list[str] = field(default_factory=list)
+    log_lines: list[str] = field(default_factory=list)
 
     def send(
         self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
@@ -72,17 +72,17 @@ class Served:
     ) -> dict[str, Any]:
         deadline = time.monotonic() + timeout_s
         while not holds(batch := self.see(batch_id)):
-            assert time.monotonic() < deadline, (batch, self.told[-20:])
+            assert time.monotonic() < deadline, (batch, self.log_lines[-20:])
             time.sleep(0.05)
         return batch
 
     def until_ended(self, batch_id: str, *, timeout_s: float = 60) -> dict[str, Any]:
         return self.until(batch_id, lambda batch: batch["status"] in END, timeout_s=timeout_s)
 
-    def until_told(self, piece: str, *, timeout_s: float = 30) -> str:
+    def until_logged(self, piece: str, *, timeout_s: float = 30) -> str:
         deadline = time.monotonic() + timeout_s
-        while not (found := [line for line in self.told if piece in line]):
-            assert time.monotonic() < deadline, self.told[-20:]
+        while not (found := [line for line in self.log_lines if piece in line]):
+            assert time.monotonic() < deadline, self.log_lines[-20:]
             time.sleep(0.05)
         return found[0]
 
@@ -137,7 +137,7 @@ def serving(
         assert process.stderr is not None
         with process.stderr:
             for line in process.stderr:
-                served.told.append(line)
+                served.log_lines.append(line)
                 if found := _LISTENS.search(line):
                     served.port = int(found[1])
                     listens.set()
@@ -147,7 +147,7 @@ def serving(
     listener.start()
     try:
         assert listens.wait(30)
-        assert served.port, served.told
+        assert served.port, served.log_lines
         yield served
     finally:
         process.send_signal(signal.SIGTERM)

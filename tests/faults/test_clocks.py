@@ -11,11 +11,7 @@ from hypothesis import strategies as st
 
 from nightmill.core.batch import Batch, Status
 from nightmill.core.outcome import Outcome
-from nightmill.roles.finalizer import Finalizer
-from nightmill.roles.intake import Intake
-from nightmill.roles.maintenance import Maintenance
-from nightmill.roles.worker import Worker
-from nightmill.runtime.clocks import SteadyClock
+from nightmill.runtime.steady_clock import SteadyClock
 from nightmill.store import open_store
 from tests.faults.conftest import FaultyMill
 from tests.roles.conftest import answer, request_lines
@@ -36,43 +32,18 @@ class Hands:
         return time.time() + self.ahead_s
 
 
-class SteppingMill(FaultyMill):
-    """The roles, all on one movable clock."""
-
-    clock: Callable[[], float]
-
-    def worker(self, *arguments: object, **named: object) -> Worker:
-        worker = super().worker(*arguments, **named)  # type: ignore[arg-type]
-        worker._clock = self.clock
-        return worker
-
-    def finalizer(self) -> Finalizer:
-        finalizer = super().finalizer()
-        finalizer._clock = self.clock
-        return finalizer
-
-    def intake(self) -> Intake:
-        intake = super().intake()
-        intake._clock = self.clock
-        return intake
-
-    def maintenance(self) -> Maintenance:
-        maintenance = super().maintenance()
-        maintenance._clock = self.clock
-        return maintenance
-
-
-Mills = Callable[[Callable[[], float]], SteppingMill]
+Mills = Callable[[Callable[[], float]], FaultyMill]
 
 
 @pytest.fixture
 async def stepping(mill: FaultyMill) -> AsyncIterator[Mills]:
     stores = []
 
-    def with_clock(clock: Callable[[], float]) -> SteppingMill:
+    def with_clock(clock: Callable[[], float]) -> FaultyMill:
+        """The roles, all on one movable clock."""
         store = open_store(mill.settings.store_url, clock=clock)
         stores.append(store)
-        moved = SteppingMill(mill.folder, store, mill.blobs, mill.settings)
+        moved = FaultyMill(mill.folder, store, mill.blobs, mill.settings)
         moved.clock = clock
         return moved
 
@@ -88,7 +59,7 @@ def assert_in_order(batch: Batch) -> None:
 
 
 async def run_through_a_step(
-    mill: SteppingMill, hands: Hands, *, step_s: float, back_after_s: float | None
+    mill: FaultyMill, hands: Hands, *, step_s: float, back_after_s: float | None
 ) -> tuple[Batch, Counter[bytes]]:
     """A batch of a second or so, in the middle of which the clock steps, and perhaps back again."""
     sent = Counter[bytes]()
@@ -162,8 +133,7 @@ async def test_a_lasting_step_ahead_while_idle_takes_no_lease_from_a_worker_for_
         return answer()
 
     batch = await mill.accepted(request_lines(100))
-    worker = mill.worker(send, slots=4)
-    worker._clock = slow
+    worker = mill.worker(send, slots=4, clock=slow)
     [ended] = await mill.run_to_the_end(worker, batch)
     assert (ended.status, ended.tally.completed) == (Status.COMPLETED, 100)
     assert sum(sent.values()) <= 100 + 2 * 4 + 5
@@ -197,13 +167,13 @@ def test_the_clock_goes_on_as_time_does_or_shows_the_wall_and_believes_what_last
 ):
     moment = Moment()
     clock = SteadyClock(wall=moment.wall, monotonic=moment.monotonic, doubt_s=DOUBT_S)
-    told = clock()
+    shown = clock()
     for passed_s, step_s in steps:
         moment.monotonic_s += passed_s
         moment.ahead_s += step_s
-        before, told = told, clock()
+        before, shown = shown, clock()
         # It either went on as time does, give or take drift, or it shows what the wall shows.
-        assert told == moment.wall() or abs(told - before - passed_s) < 1e-3
+        assert shown == moment.wall() or abs(shown - before - passed_s) < 1e-3
     clock()
     moment.monotonic_s += DOUBT_S + 1
     assert clock() == moment.wall()

@@ -53,7 +53,7 @@ def refused(received: bytes) -> tuple[int, str]:
 NOT_HTTP = {
     "nonsense": b"hello there\r\n\r\n",
     "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
-    "a method nobody knows": b"FETCH / HTTP/1.1\r\n\r\n",
+    "an unknown method": b"FETCH / HTTP/1.1\r\n\r\n",
     "a space in a header's name": GET + b"a b: c\r\n\r\n",
     "a NUL in a header": GET + b"a: \0\r\n\r\n",
     "two lengths": GET + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n",
@@ -74,7 +74,7 @@ def test_what_is_not_http_hears_so_in_an_envelope(serve, sent: bytes):
     assert server.send("GET", "/health").status == 200
 
 
-def test_whoever_still_sends_hears_it_too(serve):
+def test_a_client_that_still_sends_gets_the_answer_too(serve):
     """Closing with bytes under way would reset the connection and destroy the answer."""
     with connected(serve()) as connection:
         connection.sendall(b"nonsense\r\n" + b"x" * 300_000)
@@ -166,7 +166,7 @@ def test_a_head_without_end_is_a_431(serve, piece: bytes):
     assert (status, message) == (431, "The request line and headers exceed 20000 bytes.")
 
 
-def test_an_answer_that_nobody_takes_is_cut(serve):
+def test_an_answer_that_no_client_reads_is_cut(serve):
     server = serve(download_idle_s=0.3)
     content = b'{"a": 1}\n' * 4_000_000
     form = (

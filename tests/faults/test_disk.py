@@ -59,7 +59,7 @@ class SmallDisk:
         room = os.statvfs(self.inside("."))
         with self.inside("filler").open("ab") as filler:
             length = room.f_bavail * room.f_frsize - leaving_bytes
-            with contextlib.suppress(OSError):  # somebody else was quicker with the last bytes
+            with contextlib.suppress(OSError):  # another process took the last bytes
                 while length > 0:
                     length -= filler.write(bytes(min(length, MIB)))
                     filler.flush()
@@ -107,7 +107,7 @@ def test_below_the_watermark_uploads_are_refused_and_batches_wait_for_room(disk:
         served.until(batch_id, lambda batch: batch["request_counts"]["completed"] > 20)
         disk.fill(leaving_bytes=20 * MIB)
 
-        served.until_told("every batch waits, for answers can't be written")
+        served.until_logged("every batch waits, for answers can't be written")
         asked = until_quiet(rogue)
         assert asked < LINES
         trouble = served.send("GET", "/ready")[2]["trouble"]
@@ -130,11 +130,11 @@ def test_below_the_watermark_uploads_are_refused_and_batches_wait_for_room(disk:
         assert ended["request_counts"] == {"total": LINES, "completed": LINES, "failed": 0}
         assert_each_line_once(served.rows(ended), LINES)
         assert served.until_ended(second["id"])["request_counts"]["completed"] == 3
-        served.until_told("answers are written again")
+        served.until_logged("answers are written again")
         assert served.send("GET", "/ready")[2] == {"status": "ready"}
         # Nothing was sent twice for it: line-0 to line-2 belong to both batches.
         assert rogue.asked.total() == LINES + 3
-        assert not any("the lease under token" in line for line in served.told)
+        assert not any("the lease under token" in line for line in served.log_lines)
 
 
 @needs_mounts
@@ -175,7 +175,7 @@ def test_a_folder_that_turns_read_only_pauses_everything_until_it_is_writable(di
         assert status == 503
         assert_envelope(document, headers)
         assert "Read-only" in document["error"]["message"]
-        served.until_told("every batch waits, for answers can't be written")
+        served.until_logged("every batch waits, for answers can't be written")
         assert until_quiet(rogue) < LINES
         inside(served, 'umount "$0"')
         ended = served.until_ended(batch_id)

@@ -1,4 +1,4 @@
-"""Crowds: everybody is answered while a batch runs. Timings are printed and decide nothing."""
+"""Many clients: every client is answered while a batch runs. Timings are printed and decide nothing."""
 
 import asyncio
 import json
@@ -118,7 +118,7 @@ async def test_uploads_beyond_the_limit_get_a_429_and_a_time_to_come_back(tmp_pa
         status, headers, document = await asyncio.to_thread(served.upload, request_lines(3))
         assert (status, headers["retry-after"]) == (429, "1")
         assert document["error"]["message"].startswith("5 uploads are being received already.")
-        # Whoever was let in is received to the end; then there is room again.
+        # An upload that was admitted is received to its end; then there is room again.
         for reader, writer in slow:
             writer.write(whole[200:])
             assert b" 200 OK" in await reader.readline()
@@ -151,7 +151,7 @@ async def test_a_slow_loris_upload_ends_by_timeout_and_leaves_nothing(tmp_path: 
         assert not [path for path in (tmp_path / "blobs").rglob("*") if path.is_file()]
 
 
-def test_a_key_that_asks_too_often_is_told_when_to_come_back(tmp_path: Path):
+def test_a_key_with_too_many_requests_gets_a_retry_after(tmp_path: Path):
     with serving(tmp_path, api__requests_per_minute=20) as served:
         answers = [served.send("GET", "/v1/batches") for _ in range(40)]
         statuses = [status for status, _, _ in answers]

@@ -1,4 +1,4 @@
-"""An upstream that refuses our key, seen from outside: the batch waits, and the operator is told."""
+"""An upstream that refuses the key, seen from outside: the batch waits, and log and /ready say why."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ def test_a_refused_key_is_said_in_the_log_and_at_ready_until_it_is_mended(tmp_pa
         with serving(tmp_path, flags=("--upstream", rogue.url), worker__beat_s=0.1) as served:
             assert served.send("GET", "/ready")[2] == {"status": "ready"}
             batch_id = served.batch(request_lines(50))
-            line = served.until_told("HELD")
+            line = served.until_logged("HELD")
             assert "ERROR" in line
             assert "it refuses our key (401); check upstream.api_key" in line
             status, _, ready = served.send("GET", "/ready")

@@ -248,7 +248,7 @@ async def test_a_refusal_of_one_line_settles_it(mill: FaultyMill, rogue: Rogue, 
     assert rogue.asked["odd"] == 1
 
 
-async def test_a_poison_line_that_kills_the_upstream_is_settled_and_harms_nobody(
+async def test_a_poison_line_that_kills_the_upstream_is_settled_and_harms_no_other(
     mill: FaultyMill, rogue: Rogue
 ):
     rogue.always = lambda it: (0.02, *well(it))

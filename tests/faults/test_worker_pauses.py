@@ -24,7 +24,7 @@ def transport() -> str:
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    """For what tells nobody when it changes."""
+    """For a condition that has no notification."""
     while not holds():  # noqa: ASYNC110 - see above
         await asyncio.sleep(0.005)
 

@@ -1,6 +1,5 @@
 """When maintenance takes leases back: only after the store has answered for the length of a lease."""
 
-import random
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -62,7 +61,7 @@ class World:
             settings=load(flags=flags, environment={}),
             notifier=Notifier(),
             emit=lambda _: None,
-            clocks=Clocks(time.time, lambda: self.now, random.random),
+            clocks=Clocks(wall=time.time, monotonic=lambda: self.now, random=lambda: 0.5),
         )
         self.maintenance._next_sweep = 1e12
 

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import random
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
@@ -19,7 +18,6 @@ from nightmill.blobs.bucket import Bucket
 from nightmill.blobs.connect import connect
 from nightmill.blobs.objects import ObjectBlobs
 from nightmill.core.batch import Batch, Event, Status
-from nightmill.core.circuit_breaker import CircuitBreaker
 from nightmill.core.clocks import Clocks
 from nightmill.core.outcome import Answered, Outcome
 from nightmill.ids import FileId, ProjectId, WorkerId, new_batch_id
@@ -30,10 +28,12 @@ from nightmill.roles.intake import Intake
 from nightmill.roles.join import Joiner
 from nightmill.roles.loop import Notifier, keep_turning
 from nightmill.roles.maintenance import Maintenance
-from nightmill.roles.worker import Worker
+from nightmill.roles.worker import Storage, Worker
 from nightmill.settings import Settings, load
 from nightmill.store import Store, open_store
 from nightmill.store.migrate import migrate
+from nightmill.upstream import Upstream
+from nightmill.upstream.registry import DEFAULT_NAME, UpstreamRegistry, start_upstream
 from tests.fleet.rgw import RadosGateway
 from tests.s3_server import S3Server
 
@@ -70,6 +70,7 @@ class Mill:
     blobs: Blobs
     settings: Settings
     bucket: Bucket | None = None
+    clock: Callable[[], float] = time.time
     notifier: Notifier = field(default_factory=Notifier)
     events: list[Any] = field(default_factory=list)
     stacks: list[AsyncExitStack] = field(default_factory=list)
@@ -97,24 +98,50 @@ class Mill:
         parts: Parts | None = None,
         slots: int = 8,
         name: str = "worker_1",
+        clock: Callable[[], float] | None = None,
         monotonic: Callable[[], float] = time.monotonic,
         store: Any = None,
     ) -> Worker:
-        return Worker(
-            store=store or self.store,
-            blobs=self.blobs,
-            parts=parts or self.parts(),
-            upstream=FunctionUpstream(send),
-            breaker=CircuitBreaker(),
-            settings=self.settings,
+        return self.sending(
+            FunctionUpstream(send),
+            parts=parts,
             slots=slots,
+            name=name,
+            clocks=Clocks(wall=clock or self.clock, monotonic=monotonic, random=lambda: 0.01),
+            store=store,
+        )
+
+    def sending(
+        self,
+        *upstreams: Upstream,
+        clocks: Clocks,
+        parts: Parts | None = None,
+        slots: int = 8,
+        name: str = "worker_1",
+        store: Any = None,
+    ) -> Worker:
+        """A worker that sends to clients; several are named "0", "1" and so on."""
+        return Worker(
+            storage=Storage(store or self.store, self.blobs, parts or self.parts()),
+            upstreams=UpstreamRegistry(
+                *(
+                    start_upstream(
+                        upstream,
+                        settings=self.settings.upstream,
+                        worker=self.settings.worker,
+                        shared_name=f"upstream {number}",
+                        concurrency_limit=slots,
+                        name=DEFAULT_NAME if len(upstreams) == 1 else str(number),
+                    )
+                    for number, upstream in enumerate(upstreams)
+                )
+            ),
+            settings=self.settings.worker,
             worker_id=WorkerId(name),
             request_prefix="0" * 24,
             notifier=self.notifier,
             emit=self.events.append,
-            clock=time.time,
-            monotonic=monotonic,
-            random=lambda: 0.01,
+            clocks=clocks,
         )
 
     def finalizer(self) -> Finalizer:
@@ -126,7 +153,7 @@ class Mill:
             worker_id=WorkerId("finalizer_1"),
             notifier=self.notifier,
             emit=self.events.append,
-            clock=time.time,
+            clocks=Clocks(wall=self.clock, monotonic=time.monotonic, random=lambda: 0.01),
         )
 
     def intake(self) -> Intake:
@@ -137,7 +164,7 @@ class Mill:
             worker_id=WorkerId("intake_1"),
             notifier=self.notifier,
             emit=self.events.append,
-            clock=time.time,
+            clock=self.clock,
         )
 
     def maintenance(self) -> Maintenance:
@@ -148,7 +175,7 @@ class Mill:
             settings=self.settings,
             notifier=self.notifier,
             emit=self.events.append,
-            clocks=Clocks(time.time, time.monotonic, random.random),
+            clocks=Clocks(wall=self.clock, monotonic=time.monotonic, random=lambda: 0.01),
         )
 
     async def batch_of(self, text: bytes, *, window_s: int = 3_600, **fields: Any) -> Batch:

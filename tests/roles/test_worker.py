@@ -1,13 +1,18 @@
 import asyncio
 import json
+import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+
+import pytest
 
 from nightmill.core.batch import Status
+from nightmill.core.clocks import Clocks
 from nightmill.core.outcome import Answered, Broken, Outcome, Throttled, TimedOut, Unreachable
+from nightmill.core.request_line import RequestLine
 from nightmill.ids import WorkerId
 from nightmill.telemetry import UpstreamPaused, UpstreamResumed
-from tests.roles.conftest import Mill, answer, request_line, request_lines
+from tests.roles.conftest import FunctionUpstream, Mill, answer, request_line, request_lines
 from tests.store_doubles import with_verb
 
 
@@ -256,14 +261,14 @@ async def test_an_overdue_batch_expires_with_what_it_has(mill: Mill):
     assert {row["response"] for row in errors} == {None}
 
 
-async def test_many_batches_share_the_pool(mill: Mill):
+async def test_many_batches_share_the_slots(mill: Mill):
     batches = [await mill.accepted(request_lines(count)) for count in (1, 17, 5, 40)]
     ended = await mill.run_to_the_end(mill.worker(always(answer())), *batches)
     assert [batch.tally.completed for batch in ended] == [1, 17, 5, 40]
 
 
-async def test_the_pool_is_refilled_before_the_slow_lines_of_a_segment_are_answered(mill: Mill):
-    """One slow line per segment must not hold up the rest: that would waste most of the window."""
+async def test_slots_are_refilled_before_the_slow_lines_of_a_segment_are_answered(mill: Mill):
+    """One slow line per segment must not delay the rest: most slots would be unused."""
     slow = asyncio.Event()
     answered: list[str] = []
 
@@ -311,7 +316,7 @@ async def test_a_drained_worker_gives_its_segments_back_with_their_answers(mill:
     assert sum(sent.values()) == 20 + 3
 
 
-async def test_whoever_takes_over_sends_only_what_has_no_durable_answer(mill: Mill):
+async def test_the_next_holder_sends_only_lines_without_a_durable_answer(mill: Mill):
     """A holder dies without a word: its part is found, pinned, and never answered twice."""
     batch = await mill.accepted(request_lines(5))
     [lease] = await mill.store.segments.lease(WorkerId("dead"), limit=1, ttl_s=0.01)
@@ -341,7 +346,7 @@ async def test_whoever_takes_over_sends_only_what_has_no_durable_answer(mill: Mi
 
 
 async def test_a_worker_past_its_confirmed_lease_starts_nothing_new(mill: Mill):
-    """Stopped and woken late, it has lost its lease though nobody told it yet."""
+    """A worker that was suspended has lost its lease before it can know."""
     ahead_s = 0.0
     sent: list[str] = []
 
@@ -385,3 +390,31 @@ async def test_bodies_reach_the_upstream_byte_for_byte(mill: Mill):
     batch = await mill.accepted(line + b"\n" + request_line("b"))
     await mill.run_to_the_end(mill.worker(send), batch)
     assert body in received
+
+
+async def test_a_line_is_sent_to_the_upstream_that_routing_chose(mill: Mill, monkeypatch: pytest.MonkeyPatch):
+    sent: dict[str, list[str]] = {"0": [], "1": []}
+
+    def client(name: str) -> FunctionUpstream:
+        async def send(_endpoint: str, body: bytes) -> Outcome:
+            await asyncio.sleep(0)
+            sent[name].append(json.loads(body)["model"])
+            return answer()
+
+        return FunctionUpstream(send)
+
+    def by_model(request: RequestLine, upstreams: Sequence[str]) -> str:
+        assert request.model is not None
+        return upstreams[int(request.model)]
+
+    monkeypatch.setattr("nightmill.roles.dispatcher.route", by_model)
+    limits = mill.settings.limits.model_copy(update={"models_per_file": 2})
+    mill.settings = mill.settings.model_copy(update={"limits": limits})
+    batch = await mill.accepted(
+        b"".join(request_line(f"line-{number}", model=str(number % 2)) for number in range(23))
+    )
+    clocks = Clocks(wall=time.time, monotonic=time.monotonic, random=lambda: 0.01)
+    worker = mill.sending(client("0"), client("1"), clocks=clocks, slots=2)
+    [batch] = await mill.run_to_the_end(worker, batch)
+    assert (batch.tally.completed, batch.tally.failed) == (23, 0)
+    assert sent == {"0": ["0"] * 12, "1": ["1"] * 11}

@@ -80,3 +80,12 @@ def test_tallies_add_up_field_by_field():
     assert one.plus(one) == Tally(4, 2, Usage(20, 2, 10, 4, 30))
     assert one.answered == 3
     assert replace(a_batch(), tally=one).tally.plus(Tally()) == one
+
+
+def test_four_statuses_are_final():
+    assert {status for status in Status if status.is_terminal} == {
+        Status.FAILED,
+        Status.COMPLETED,
+        Status.EXPIRED,
+        Status.CANCELLED,
+    }

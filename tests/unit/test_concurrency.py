@@ -1,6 +1,5 @@
-"""Fair shares, claims in any order, and rates."""
+"""Fair shares of slots, with requests in any order."""
 
-import math
 from dataclasses import dataclass, field
 
 import pytest
@@ -8,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nightmill.core.concurrency import Grant, OtherGrant, SlotRequest, Slots, decide, fair_shares
-from nightmill.core.rate_limit import Rate
 from nightmill.ids import WorkerId
 
 TTL_S = 3.0
@@ -20,17 +18,17 @@ def names(count: int) -> list[WorkerId]:
 
 
 @given(concurrency_limit=st.integers(1, 200), wanted=st.lists(st.integers(1, 300), min_size=1, max_size=20))
-def test_shares_use_the_whole_window_and_never_more(concurrency_limit, wanted):
+def test_shares_use_all_slots_and_never_more(concurrency_limit, wanted):
     workers = names(len(wanted))
     shares = fair_shares(concurrency_limit, dict(zip(workers, wanted, strict=True)))
     assert sum(shares.values()) == concurrency_limit
     served = [min(shares[worker], want) for worker, want in zip(workers, wanted, strict=True)]
     short = [share for share, want in zip(served, wanted, strict=True) if share < want]
-    # Whoever gets less than it wants gets as much as anybody, but for one odd slot.
+    # A worker that gets less than it wants gets at most one slot less than any other.
     assert all(share >= max(served) - 1 for share in short)
 
 
-def test_one_worker_alone_gets_all():
+def test_a_worker_alone_gets_all_slots():
     request = SlotRequest(upstream="u", worker_id=WorkerId("w"), concurrency_limit=64, held=0, wanted=1)
     assert decide(request, [], turn=0) == Grant(64, 64)
 
@@ -42,7 +40,7 @@ def test_an_idle_worker_gets_nothing_and_leaves_all_to_the_others():
     assert decide(busy, [OtherGrant(WorkerId("idle"), 0, 0)], turn=0) == Grant(64, 64)
 
 
-def test_who_is_to_shrink_keeps_what_is_in_flight_and_the_other_waits_for_it():
+def test_a_worker_that_must_shrink_keeps_its_attempts_in_flight_and_the_other_waits():
     first, second = names(2)
     grown = SlotRequest(upstream="u", worker_id=second, concurrency_limit=10, held=0, wanted=10)
     assert decide(grown, [OtherGrant(first, 10, 10)], turn=0) == Grant(0, 5)
@@ -52,9 +50,7 @@ def test_who_is_to_shrink_keeps_what_is_in_flight_and_the_other_waits_for_it():
 
 
 @pytest.mark.parametrize(("worker_count", "every_s"), [(1, 0.75), (75, 0.75), (400, 4.0), (5_000, 10.0)])
-def test_many_sharers_ask_so_seldom_that_their_row_keeps_up_and_never_let_a_grant_lapse(
-    worker_count, every_s
-):
+def test_many_workers_request_so_seldom_that_the_row_keeps_up_and_no_grant_expires(worker_count, every_s):
     slots = Slots("u", concurrency_limit=10_000, ttl_s=30.0, ask_every_s=0.75)
     slots.take(Grant(2, 2, worker_count), asked_at=100.0)
     assert not slots.is_due(100.0 + every_s - 0.001, wanted=5)
@@ -81,7 +77,7 @@ class Mill:
     windows: dict[WorkerId, Slots] = field(default_factory=dict)
     flying: dict[WorkerId, int] = field(default_factory=dict)
     asked: dict[WorkerId, tuple[SlotRequest, float]] = field(default_factory=dict)
-    told: dict[WorkerId, tuple[Grant, float]] = field(default_factory=dict)
+    granted: dict[WorkerId, tuple[Grant, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for worker in names(self.count):
@@ -93,10 +89,10 @@ class Mill:
         )
         self.flying[worker] = 0
         self.asked.pop(worker, None)
-        self.told.pop(worker, None)
+        self.granted.pop(worker, None)
 
     def ask(self, worker: WorkerId, wanted: int) -> None:
-        if worker in self.asked or worker in self.told:
+        if worker in self.asked or worker in self.granted:
             return
         flying = self.flying[worker]
         wanted = max(wanted, flying)
@@ -110,11 +106,11 @@ class Mill:
         others = [OtherGrant(name, row[0], row[1]) for name, row in sorted(live.items()) if name != worker]
         made = decide(request, others, turn=int(self.now / TTL_S))
         self.grants = live | {worker: (made.slots, request.wanted, self.now + TTL_S)}
-        self.told[worker] = (made, asked_at)
+        self.granted[worker] = (made, asked_at)
 
-    def hear(self, worker: WorkerId) -> None:
-        if worker in self.told:
-            made, asked_at = self.told.pop(worker)
+    def take(self, worker: WorkerId) -> None:
+        if worker in self.granted:
+            made, asked_at = self.granted.pop(worker)
             self.windows[worker].take(made, asked_at=asked_at)
 
     def send(self, worker: WorkerId, many: int) -> None:
@@ -128,18 +124,18 @@ class Mill:
 
 @settings(max_examples=300, deadline=None)
 @given(st.data())
-def test_what_is_in_flight_never_exceeds_the_window_in_whatever_order_they_move(data):
-    mill = Mill(data.draw(st.integers(1, 12), label="window"), data.draw(st.integers(1, 4), label="workers"))
+def test_attempts_in_flight_never_exceed_the_limit_in_any_order_of_requests(data):
+    mill = Mill(data.draw(st.integers(1, 12), label="limit"), data.draw(st.integers(1, 4), label="workers"))
     workers = st.sampled_from(names(mill.count))
     for _ in range(data.draw(st.integers(1, 60), label="steps")):
         worker = data.draw(workers)
-        match data.draw(st.sampled_from(["ask", "decide", "hear", "send", "answer", "wait", "lose", "die"])):
+        match data.draw(st.sampled_from(["ask", "decide", "take", "send", "answer", "wait", "lose", "die"])):
             case "ask":
                 mill.ask(worker, data.draw(st.integers(0, 15)))
             case "decide":
                 mill.decide(worker)
-            case "hear":
-                mill.hear(worker)
+            case "take":
+                mill.take(worker)
             case "send":
                 mill.send(worker, data.draw(st.integers(1, 12)))
             case "answer":
@@ -151,9 +147,9 @@ def test_what_is_in_flight_never_exceeds_the_window_in_whatever_order_they_move(
                     if until <= mill.now + seconds:
                         mill.flying[name] = 0
                 mill.now += seconds
-            case "lose":  # the store did it, or did not; the worker never hears of it
+            case "lose":  # the store did it, or did not; the worker never gets the answer
                 mill.asked.pop(worker, None)
-                mill.told.pop(worker, None)
+                mill.granted.pop(worker, None)
             case _:
                 mill.start(worker)
         assert sum(mill.flying.values()) <= mill.concurrency_limit
@@ -162,13 +158,13 @@ def test_what_is_in_flight_never_exceeds_the_window_in_whatever_order_they_move(
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 7])
-def test_workers_that_all_have_work_come_to_equal_shares_and_use_all_of_the_window(count):
+def test_workers_that_all_have_work_reach_equal_shares_and_use_all_slots(count):
     mill = Mill(64, count)
     for _ in range(6):
         for worker in names(count):
             mill.ask(worker, 500)
             mill.decide(worker)
-            mill.hear(worker)
+            mill.take(worker)
             mill.send(worker, 64)
             mill.answer(worker, 64)
         mill.now += 0.25
@@ -185,14 +181,14 @@ def test_with_more_workers_than_slots_each_gets_its_turn():
             mill.answer(worker, 1)
             mill.ask(worker, 5)
             mill.decide(worker)
-            mill.hear(worker)
+            mill.take(worker)
             mill.send(worker, 1)
             had |= {name for name, flying in mill.flying.items() if flying}
         mill.now += 0.25
     assert had == set(names(3))
 
 
-def test_a_grant_lapses_by_the_workers_own_clock():
+def test_a_grant_expires_by_the_clock_of_the_worker():
     slots = Slots("u", concurrency_limit=8, ttl_s=TTL_S, ask_every_s=BEAT_S)
     slots.request(WorkerId("w"), in_flight=0, wanted=8)
     slots.take(Grant(8, 8), asked_at=10.0)
@@ -201,54 +197,14 @@ def test_a_grant_lapses_by_the_workers_own_clock():
     assert slots.is_due(10.0 + TTL_S, wanted=8)
 
 
-def test_one_that_wants_nothing_and_has_nothing_never_asks():
+def test_a_worker_that_wants_and_has_nothing_never_requests():
     slots = Slots("u", concurrency_limit=8, ttl_s=TTL_S, ask_every_s=BEAT_S)
     assert not slots.is_due(1e9, wanted=0)
     assert slots.is_due(0.0, wanted=1)
 
 
-@given(
-    per_minute=st.integers(1, 6_000),
-    shares=st.lists(st.floats(0.0, 1.0), min_size=1, max_size=4),
-    step_s=st.floats(0.05, 3.0),
-)
-@settings(max_examples=50, deadline=None)
-def test_in_any_minute_all_workers_together_pass_no_more_than_the_rate(per_minute, shares, step_s):
-    total = sum(shares) or 1.0
-    parts = [share / total for share in shares]
-    rates = [Rate(per_minute) for _ in parts]
-    passed = 0
-    now = 0.0
-    while now < 60.0:
-        for rate, part in zip(rates, parts, strict=True):
-            while rate.wait_s(now, share=part) == 0:
-                rate.spend(1)
-                passed += 1
-        now += step_s
-    assert passed <= per_minute + len(rates)
-
-
-def test_a_steady_rate_comes_to_what_was_asked_for():
-    rate, passed, now = Rate(600), 0, 0.0
-    while now < 60.0:
-        wait_s = rate.wait_s(now, share=1.0)
-        if wait_s:
-            now += wait_s
-            continue
-        rate.spend(1)
-        passed += 1
-    assert 570 <= passed <= 600
-
-
-def test_what_costs_more_than_was_guessed_is_made_up_for():
-    rate = Rate(60_000)
-    rate.wait_s(0.0, share=1.0)
-    assert rate.wait_s(1.0, share=1.0) == 0.0
-    rate.spend(5_000)
-    assert math.isclose(rate.wait_s(1.0, share=1.0), 4.1, rel_tol=0.1)
-
-
-def test_no_limit_never_waits():
-    rate = Rate(0)
-    rate.spend(10_000)
-    assert rate.wait_s(0.0, share=0.0) == 0.0
+def test_a_worker_gets_the_rates_in_the_proportion_of_its_slots():
+    slots = Slots("upstream", concurrency_limit=8, ttl_s=TTL_S, ask_every_s=BEAT_S)
+    assert (slots.concurrency_limit, slots.share) == (8, 0.0)
+    slots.take(Grant(slots=4, target=2, worker_count=3), asked_at=0.0)
+    assert slots.share == 2 / 8

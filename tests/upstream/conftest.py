@@ -102,7 +102,7 @@ class Rogue:
         async with asyncio.timeout(2), self.changed:  # less than IDLE_S
             await self.changed.wait_for(holds)
 
-    async def until_nobody_is_connected(self):
+    async def until_no_connection_is_left(self):
         await self.until(lambda: self.open_connections == 0)
 
     async def until_requests(self, count):

@@ -79,7 +79,7 @@ async def test_retry_after_as_a_date(rogue, connect, ask, words):
     assert 60 < outcome.retry_after_s <= 90
 
 
-async def test_a_retry_after_nobody_can_read_counts_as_none(rogue, connect, ask, words):
+async def test_an_unreadable_retry_after_counts_as_none(rogue, connect, ask, words):
     for status in (b"429 Slow Down", b"503 Slow Down"):
         rogue.plays(words.answer(b"{}", status=status, headers=[b"Retry-After: soon"]))
     upstream = connect(rogue.url)
@@ -202,7 +202,7 @@ async def test_cookies_are_not_kept(rogue, connect, ask, words):
         (b"identity", b'{"ok":true}'),
     ],
 )
-async def test_compression_nobody_asked_for_is_undone(rogue, connect, ask, words, encoding, encoded):
+async def test_compression_that_was_not_requested_is_undone(rogue, connect, ask, words, encoding, encoded):
     rogue.plays(words.answer(encoded, headers=[b"Content-Encoding: " + encoding]))
     assert await ask(connect(rogue.url)) == Answered(200, b'{"ok":true}', None)
 

@@ -11,15 +11,15 @@ OK = Answered(200, b'{"ok":true}', None)
 
 
 @pytest.fixture
-def nobody():
-    """A port on which nobody listens."""
+def closed_port():
+    """A port on which no server listens."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
 
 
-async def test_a_refused_connection_is_unreachable(nobody, connect, ask):
-    assert await ask(connect(nobody)) == Unreachable("connection refused")
+async def test_a_refused_connection_is_unreachable(closed_port, connect, ask):
+    assert await ask(connect(closed_port)) == Unreachable("connection refused")
 
 
 async def test_a_name_that_does_not_exist_is_unreachable(connect, ask):
@@ -34,7 +34,7 @@ async def test_a_connection_that_never_opens_is_unreachable(connect, ask):
         url = f"http://127.0.0.1:{deaf.getsockname()[1]}/v1"
         fillers = []
         try:
-            for _ in range(3):  # fill the queue that nobody accepts from
+            for _ in range(3):  # fill the queue, from which no connection is accepted
                 filler = socket.socket()
                 filler.setblocking(False)
                 filler.connect_ex(deaf.getsockname())
@@ -118,14 +118,14 @@ async def test_bytes_beyond_the_length_never_reach_another_line(rogue, connect, 
         assert rogue.connections == 2
 
 
-async def test_bytes_nobody_asked_for_never_reach_another_line(rogue, connect, ask, words, transport):
+async def test_unrequested_bytes_never_reach_another_line(rogue, connect, ask, words, transport):
     if transport == "aiohttp":
         pytest.xfail("aiohttp gives an answer that came unasked to the next request of its connection")
     late = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nEVIL"
     rogue.plays(words.answer(), words.Pause(0.05), late, words.HANG)
     upstream = connect(rogue.url)
     assert await ask(upstream) == OK
-    await rogue.until_nobody_is_connected()
+    await rogue.until_no_connection_is_left()
     assert await ask(upstream) == OK
 
 
@@ -256,7 +256,7 @@ async def test_a_cancelled_attempt_closes_its_connection_new_or_reused(rogue, co
     attempt.cancel()
     with pytest.raises(asyncio.CancelledError):
         await attempt
-    await rogue.until_nobody_is_connected()
+    await rogue.until_no_connection_is_left()
     assert await ask(upstream) == OK
 
 
@@ -272,7 +272,7 @@ async def test_attempts_cancelled_at_any_moment_leak_nothing(rogue, connect, ask
             assert outcome == OK or isinstance(outcome, asyncio.CancelledError)
     assert await ask(upstream) == OK
     await upstream.close()
-    await rogue.until_nobody_is_connected()
+    await rogue.until_no_connection_is_left()
 
 
 async def test_closing_ends_what_is_in_flight_and_sends_nothing_more(rogue, connect, ask, words):
@@ -286,7 +286,7 @@ async def test_closing_ends_what_is_in_flight_and_sends_nothing_more(rogue, conn
     assert isinstance(await attempt, Broken)
     assert isinstance(await ask(upstream), Unreachable)
     await upstream.close()
-    await rogue.until_nobody_is_connected()
+    await rogue.until_no_connection_is_left()
 
 
 async def test_five_hundred_and_twelve_attempts_in_flight(rogue, connect, ask, words):

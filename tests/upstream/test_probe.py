@@ -36,5 +36,5 @@ async def test_servers_that_answer_are_found_in_the_usual_order(several, words):
     assert "authorization" not in slow.requests[0].headers
 
 
-async def test_where_nobody_answers_nothing_is_found():
-    assert await find_local_servers(0.2, servers=(("nobody", 1),)) == []
+async def test_without_an_answer_no_server_is_found():
+    assert await find_local_servers(0.2, servers=(("closed", 1),)) == []

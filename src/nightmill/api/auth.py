@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hmac import compare_digest
-from ipaddress import ip_address
 from typing import Annotated, cast
 
 from fastapi import Depends, Request
@@ -17,6 +16,7 @@ from fastapi import Depends, Request
 from nightmill.api.context import ApiContext
 from nightmill.core.api_key import ApiKey, Scope, digest_of
 from nightmill.core.audit import Actor
+from nightmill.core.loopback import is_loopback
 from nightmill.errors import AuthenticationError, TooManyError
 from nightmill.ids import ProjectId
 
@@ -118,9 +118,9 @@ class KeyRing:
         settings = self._context.settings
         return (
             settings.keyless_on_loopback
-            and is_loopback(settings.api.host)
-            and is_loopback(_host_in(headers.get(b"host", b"")))
-            and is_loopback(_host_in(headers.get(b"origin", b"http://localhost").partition(b"://")[2]))
+            and is_local(settings.api.host)
+            and is_local(_host_in(headers.get(b"host", b"")))
+            and is_local(_host_in(headers.get(b"origin", b"http://localhost").partition(b"://")[2]))
         )
 
     async def _keys_exist(self) -> bool:
@@ -171,13 +171,9 @@ class RateLimit:
         self._left[caller.name] = (left - 1, now)
 
 
-def is_loopback(host: str) -> bool:
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
+def is_local(host: str) -> bool:
+    """Whether a host is loopback; browsers also resolve every name below `localhost` to loopback."""
+    return host.endswith(".localhost") or is_loopback(host)
 
 
 def _secret_in(headers: Mapping[bytes, bytes]) -> str | None:

@@ -1,6 +1,5 @@
 """`nightmill validate`: finds every bad line of a file, without a server."""
 
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -88,13 +87,11 @@ def _looked_over(path: Path, rules: "InputRules") -> "ValidationResult":
 def _endpoint(path: Path) -> str:
     """The endpoint of the first line that names a known one; bad lines before it are skipped."""
     from nightmill.core.batch import ENDPOINTS
+    from nightmill.core.request_line import endpoint_in
 
     with path.open("rb") as stream:
         for _ in range(_LINES_LOOKED_AT):
-            try:
-                url = json.loads(stream.readline(_CHUNK_BYTES).removeprefix(b"\xef\xbb\xbf"))["url"]
-            except (ValueError, KeyError, TypeError, RecursionError):
-                continue
+            url = endpoint_in(stream.readline(_CHUNK_BYTES))
             if url in ENDPOINTS:
                 return url
     return "/v1/chat/completions"

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Self, TypeAlias, cast
 
 from nightmill.client.download import CHUNK_BYTES, lines
+from nightmill.core.request_line import endpoint_in
 from nightmill.errors import RequestError
 
 Row: TypeAlias = Mapping[str, Any]
@@ -84,10 +85,10 @@ def endpoint_of(path: Path) -> str:
         for raw in stream:
             if not raw.strip():
                 continue
-            try:
-                return str(json.loads(raw.removeprefix(b"\xef\xbb\xbf"))["url"])
-            except (ValueError, KeyError, TypeError, RecursionError):
+            endpoint = endpoint_in(raw)
+            if endpoint is None:
                 break
+            return endpoint
     raise RequestError(f"the first line of {path} names no endpoint in 'url'; name it with --endpoint")
 
 

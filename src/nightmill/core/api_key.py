@@ -1,7 +1,7 @@
 """API keys: the stored record, how a key is made, and the digest by which it is found. No I/O.
 
-The secret is shown once and cannot be recovered from what is stored. Storing keys belongs to `store`, asking
-for them to `api.auth`.
+The secret is shown once and cannot be recovered from what is stored. Storing keys belongs to `store`,
+checking them to `api.auth`.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""The audit log's values: who did what, to which object, when. No I/O."""
+"""Entries of the audit log: which actor did what, to which object, when. No I/O."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -6,7 +6,7 @@ from typing import Final
 
 
 class AuditAction(StrEnum):
-    """What stands in the audit log. Polls and lines never do."""
+    """Actions that the audit log records. Polling and the work on single lines are not recorded."""
 
     FILE_CREATED = "file.created"
     FILE_DELETED = "file.deleted"
@@ -27,9 +27,11 @@ class AuditAction(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Who does something. `name` is a key's id, or one of `operator`, `keyless` and `nightmill`.
+    """The originator of an action.
 
-    `hint` is the last four letters of the key, or the operator's login; never the key.
+    Args:
+        name: the id of an API key, or one of `operator`, `keyless` and `nightmill`.
+        hint: the last four characters of the key, or the operator's login; never the key.
     """
 
     name: str
@@ -39,12 +41,14 @@ class Actor:
 
 
 NIGHTMILL: Final = Actor("nightmill")
-"""The program itself: what expires, and a data folder that is brought up to date at a start."""
+"""The program itself, for expiry and for migrations of a data folder at a start."""
 
 
 @dataclass(frozen=True, slots=True)
 class AuditEntry:
-    """One row of the audit log. `at` is by the store's clock, `detail` a few words that name no content."""
+    """One row of the audit log. `at` is Unix seconds of the store's clock; `detail` is short and holds no
+    content.
+    """
 
     sequence: int
     at: float

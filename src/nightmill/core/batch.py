@@ -1,12 +1,20 @@
-"""The whole life of a batch on one screen (docs/openai-behaviour.md 2).
+"""The states of a batch and the events between them (docs/openai-behaviour.md 2). No I/O.
 
     validating ──accepted──▶ in_progress ──settled/lapsed──▶ finalizing ──completed──▶ completed
         │  │                     │                               └───────expired─────▶ expired
         │  └──rejected──▶ failed │
         └────cancel_requested────┴──▶ cancelling ──cancelled──▶ cancelled
 
-`Batch.after` is the only code that computes a status; one statement in `store` writes it, always with
-the expected status in its WHERE. No I/O here, and `now` is an argument.
+- validating: the API creates a batch in this state; intake accepts or rejects it once the input is checked.
+- in_progress: workers answer lines; the finalizer moves the batch on when every segment is done (settled),
+  and maintenance when the deadline has passed (lapsed).
+- finalizing: a finalizer writes the output files and completes the batch, or expires it if lines are missing.
+- cancelling: the API moves a batch here when a client cancels; a finalizer writes the answers so far and then
+  cancels the batch.
+- completed, expired, cancelled, failed: final; nothing moves the batch on.
+
+`Batch.after` is the only code that computes a status. One statement in `store` writes a status, always with
+the expected status in its WHERE clause. `now` is an argument.
 """
 
 from collections.abc import Mapping
@@ -21,7 +29,7 @@ from nightmill.ids import BatchId, FileId, ProjectId
 
 
 class Status(StrEnum):
-    """The eight statuses of the wire. A ninth would be a polling loop that never ends."""
+    """The eight statuses on the wire. A client that polls would wait forever at any other status."""
 
     VALIDATING = "validating"
     FAILED = "failed"
@@ -34,11 +42,12 @@ class Status(StrEnum):
 
     @property
     def is_terminal(self) -> bool:
+        """Whether the status is final."""
         return self in TERMINAL
 
 
 class Event(StrEnum):
-    """What can happen to a batch, in the past tense."""
+    """What can happen to a batch; each event leads from one status to another (see `TRANSITIONS`)."""
 
     ACCEPTED = "accepted"
     REJECTED = "rejected"
@@ -80,7 +89,10 @@ ENDPOINTS = (
 
 @dataclass(frozen=True, slots=True)
 class LineError:
-    """An entry of a failed batch's `errors.data` (docs/openai-behaviour.md 4.3); lines count from 1."""
+    """One entry of a failed batch's `errors.data` (docs/openai-behaviour.md 4.3).
+
+    `line` counts lines of the input file from 1, blank lines included.
+    """
 
     code: str
     message: str
@@ -109,9 +121,9 @@ class Usage(msgspec.Struct, frozen=True, gc=False):
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """How many lines were answered: `completed` with a 2xx, `failed` with anything else, and their usage.
+    """How many lines were answered, and their usage: `completed` with a 2xx, `failed` with any other outcome.
 
-    Lines that were cancelled or expired before an answer are in neither (docs/openai-behaviour.md 0.3).
+    Lines that were cancelled or expired before an answer count in neither (docs/openai-behaviour.md 0.3).
     """
 
     completed: int = 0
@@ -120,6 +132,7 @@ class Tally:
 
     @property
     def answered(self) -> int:
+        """Lines that have an answer of either kind."""
         return self.completed + self.failed
 
     def plus(self, other: "Tally") -> "Tally":
@@ -167,6 +180,7 @@ class Batch:
 
     @property
     def newest_stamp(self) -> int:
+        """The latest time at which the batch changed its status, in Unix seconds."""
         stamps = (
             self.created_at,
             self.in_progress_at,
@@ -182,7 +196,7 @@ class Batch:
     def after(self, event: Event, *, now: float) -> "Batch":
         """The batch once `event` has happened at `now` (Unix seconds).
 
-        The stamp of the new status never lies before an older stamp, whatever the clock did.
+        The stamp of the new status is never before an older stamp, even if the clock was set back.
 
         Raises:
             ConflictError: the status does not admit the event.

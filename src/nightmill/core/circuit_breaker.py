@@ -1,8 +1,11 @@
-"""Decides from the outcomes of all lines whether an upstream is asked at all. No I/O.
+"""The circuit breaker of one upstream: decides from the outcomes of all lines whether the upstream is called.
+
+As in an electric circuit, a closed breaker lets every attempt through and an open breaker lets none through.
+A half-open breaker lets one attempt through at a time, the probe.
 
 A worker calls for each outcome, in this order, `note(outcome, ...)` and `judge(outcome)`, and passes the
-judged outcome to `retry.verdict`. Before each attempt the worker asks `wait_s(now)`; when it sends, it calls
-`sent(now)`. `now` is a monotonic time in seconds; randomness is a number in [0, 1).
+judged outcome to `retry.verdict`. Before each attempt the worker calls `wait_s(now)`; when it sends, it calls
+`sent(now)`. `now` is a monotonic time in seconds; `random` is a number in [0, 1). No I/O.
 """
 
 from dataclasses import dataclass
@@ -24,7 +27,7 @@ from nightmill.core.retry import bounded
 
 @dataclass(frozen=True, slots=True)
 class Paused:
-    """The breaker closed, or stays closed, for so long. `reason` is ours."""
+    """The breaker opened, or stays open, for `seconds`. `reason` holds nothing that the upstream sent."""
 
     reason: str
     seconds: float
@@ -32,18 +35,18 @@ class Paused:
 
 @dataclass(frozen=True, slots=True)
 class Resumed:
-    """The upstream answers again."""
+    """The breaker closed: the upstream answers again."""
 
 
 class _Cause(Enum):
     NONE = "none"
-    """Open."""
+    """The breaker is closed."""
     THROTTLED = "throttled"
-    """Closed until a moment, then fully open."""
+    """Open until a moment, then fully closed."""
     DOWN = "down"
-    """Closed until a moment, then one probe at a time."""
+    """Open until a moment, then half-open."""
     REFUSED = "refused"
-    """As DOWN, with longer pauses: somebody has to mend the settings."""
+    """As DOWN, with longer pauses: the operator has to correct the settings."""
 
 
 _PAUSE_FLOOR_S = 0.1
@@ -53,7 +56,7 @@ _PAUSE_CAP_S = 30.0
 _THROTTLE_CAP_S = 5.0
 
 _PROBE_LAPSE_S = 5.0
-"""A probe that was not refused in so long is probably being answered; another may join it."""
+"""A probe without an outcome for so long is probably being answered; another probe may join it."""
 
 _PROBE_POLL_S = 0.25
 
@@ -61,7 +64,7 @@ _SHORT_S = 1.0
 
 _LONG_S = 5.0
 
-_TROUBLES = 16
+_FAILURES = 16
 
 _CREDIT = 4
 
@@ -71,56 +74,59 @@ _GATEWAY_FAULTS = frozenset({502, 503, 504, *range(520, 528), 530})
 
 
 class CircuitBreaker:
-    """The pause of one upstream: whether to send at all.
+    """Whether to send to one upstream.
 
-    - Unreachable closes it for 0.1 s, growing to 30 s with full jitter; then it lets one line at a time
-      through until something is answered. A slow probe is joined by another every 5 s.
-    - So do 16 attempts in a row that broke, timed out, or met a gateway whose server is away (502, 503, 504,
-      52x): nginx or a tunnel in front of a dead server looks like this. These burn attempts, but only
-      those of the few lines that probe.
-    - Throttled closes it for Retry-After, or for a short growing pause; then it is open.
-    - 401, 403, 407 and redirects close it while the upstream has accepted nothing since the start or the last
-      such hold: it is `held`, and `judge` turns them into `Refused`, which burns nothing. An accepted line
-      (2xx, or a 4xx about the line itself) lends credit for three refusals that settle as answers.
-    - Any real answer opens it, except that a throttled upstream gets the pause it asked for.
+    - Unreachable opens the breaker for 0.1 s, growing to 30 s with full jitter, then half-open until any
+      attempt is answered. A slow probe is joined by another every 5 s.
+    - 16 attempts in a row that broke, timed out, or met a gateway whose server is away (502, 503, 504, 52x)
+      open the breaker in the same way: nginx or a tunnel in front of a dead server looks like this. Such
+      outcomes count as attempts of their lines, but only those of the few lines that probe.
+    - Throttled opens the breaker for Retry-After, or for a short growing pause; then it is closed.
+    - 401, 403, 407 and redirects open the breaker while the upstream has accepted nothing since the start or
+      the last such hold: the breaker is `held`, and `judge` turns these answers into `Refused`, which counts
+      as no attempt. An accepted line (2xx, or a 4xx about the line itself) gives credit for three refusals
+      that settle as answers.
+    - Any real answer closes the breaker, except that a throttled upstream gets the pause it asked for.
+
+    Attributes:
+        is_closed: whether every attempt may start; then `wait_s` returns 0 and `sent` need not be called.
     """
 
     __slots__ = (
         "_announced",
         "_cause",
         "_credit",
+        "_failures",
         "_pauses",
         "_probe_at",
         "_reason",
-        "_troubles",
         "_until",
-        "is_open",
+        "is_closed",
     )
 
     def __init__(self) -> None:
-        self.is_open = True
-        """For those in a hurry: while it is, `wait_s` says 0 and `sent` need not be told."""
+        self.is_closed = True
         self._cause: _Cause = _Cause.NONE
         self._until = 0.0
         self._reason = ""
         self._pauses = 0
         self._probe_at: float | None = None
-        self._troubles = 0
+        self._failures = 0
         self._credit = 0
         self._announced: _Cause = _Cause.NONE
 
     @property
     def reason(self) -> str:
-        """Why nothing, or only probes, may be sent; empty while the breaker is open."""
+        """Why nothing, or only probes, may be sent; empty while the breaker is closed."""
         return self._reason
 
     @property
     def held(self) -> bool:
-        """Whether the operator has to mend something before any line can be answered."""
+        """Whether the operator has to change something before any line can be answered."""
         return self._cause is _Cause.REFUSED
 
     def wait_s(self, now: float) -> float:
-        """How long to wait before asking again; 0 when a line may be sent now."""
+        """Seconds until an attempt may start; 0 when an attempt may start now."""
         if self._cause is _Cause.NONE:
             return 0.0
         if now < self._until:
@@ -131,18 +137,18 @@ class CircuitBreaker:
         return min(_PROBE_POLL_S, lapses_in_s) if lapses_in_s > 0 else 0.0
 
     def sent(self, now: float) -> None:
-        """An attempt starts. Half-open, it is the probe."""
+        """Notes that an attempt starts. While the breaker is half-open, the attempt is the probe."""
         if self._cause is not _Cause.NONE:
             self._probe_at = now
 
     def judge(self, outcome: Outcome) -> Outcome | Refused:
-        """The outcome as it counts for its line. Call it after `note`."""
+        """The outcome as it counts for its line. Must be called after `note`."""
         if self._credit == 0 and isinstance(outcome, Answered) and _is_refusal(outcome.status):
             return Refused(outcome.status)
         return outcome
 
     def note(self, outcome: Outcome, *, now: float, random: float) -> Paused | Resumed | None:
-        """Learns from an outcome. What it returns is worth an event; None is not."""
+        """Takes an outcome into account; returns the change of state if it is worth an event."""
         if is_success(outcome):
             self._credit = _CREDIT
             return self._note_answer(now)
@@ -150,7 +156,7 @@ class CircuitBreaker:
             case Answered(status) if _is_refusal(status):
                 return self._note_refusal(status, now=now, random=random)
             case Answered(status) if status in _GATEWAY_FAULTS:
-                return self._note_trouble(f"its gateway answers {status}", now=now, random=random)
+                return self._note_failure(f"its gateway answers {status}", now=now, random=random)
             case Answered(status):
                 if status < 500:
                     self._credit = _CREDIT
@@ -158,23 +164,23 @@ class CircuitBreaker:
             case Throttled():
                 return self._note_throttled(outcome, now=now, random=random)
             case Unreachable(reason):
-                return self._close(_Cause.DOWN, reason, now=now, random=random)
+                return self._open(_Cause.DOWN, reason, now=now, random=random)
             case Broken(reason):
-                return self._note_trouble(reason, now=now, random=random)
+                return self._note_failure(reason, now=now, random=random)
             case TimedOut(timeout_s):
-                return self._note_trouble(f"no answer within {timeout_s:g} s", now=now, random=random)
+                return self._note_failure(f"no answer within {timeout_s:g} s", now=now, random=random)
             case _:
                 assert_never(outcome)
 
     def _note_answer(self, now: float) -> Resumed | None:
-        self._troubles = 0
+        self._failures = 0
         if self._cause is _Cause.NONE:
             return None
         if self._cause is _Cause.THROTTLED and now < self._until:
             return None
         announced = self._announced is not _Cause.NONE
         self._cause = self._announced = _Cause.NONE
-        self.is_open = True
+        self.is_closed = True
         self._until = 0.0
         self._reason = ""
         self._pauses = 0
@@ -185,40 +191,40 @@ class CircuitBreaker:
         self._credit = max(0, self._credit - 1)
         if self._credit > 0:
             return self._note_answer(now)
-        self._troubles = 0
+        self._failures = 0
         reason = (
             f"it refuses our key ({status}); check upstream.api_key"
             if status in _REFUSALS
             else f"it redirects ({status}) and redirects are not followed; check upstream.url"
         )
-        return self._close(_Cause.REFUSED, reason, now=now, random=random)
+        return self._open(_Cause.REFUSED, reason, now=now, random=random)
 
-    def _note_trouble(self, reason: str, *, now: float, random: float) -> Paused | None:
-        self._troubles += 1
-        if self._troubles < _TROUBLES and self._cause in (_Cause.NONE, _Cause.THROTTLED):
+    def _note_failure(self, reason: str, *, now: float, random: float) -> Paused | None:
+        self._failures += 1
+        if self._failures < _FAILURES and self._cause in (_Cause.NONE, _Cause.THROTTLED):
             return None
-        return self._close(_Cause.DOWN, reason, now=now, random=random)
+        return self._open(_Cause.DOWN, reason, now=now, random=random)
 
     def _note_throttled(self, outcome: Throttled, *, now: float, random: float) -> Paused | None:
-        self._troubles = 0
+        self._failures = 0
         asked_s = outcome.retry_after_s
         if self._cause is _Cause.THROTTLED and now < self._until:
-            # Attempts sent before the pause began: they may make it longer, not the next one grow.
+            # The attempt was sent before the pause began: it may lengthen this pause, but not the next.
             if asked_s is not None:
                 self._until = max(self._until, now + bounded(asked_s))
             return None
         pause_s = None if asked_s is None else bounded(asked_s)
         cause = _Cause.REFUSED if self._cause is _Cause.REFUSED else _Cause.THROTTLED
-        return self._close(
-            cause, f"it asks for patience ({outcome.status})", now=now, random=random, pause_s=pause_s
+        return self._open(
+            cause, f"it asks for a pause ({outcome.status})", now=now, random=random, pause_s=pause_s
         )
 
-    def _close(
+    def _open(
         self, cause: _Cause, reason: str, *, now: float, random: float, pause_s: float | None = None
     ) -> Paused | None:
         self._probe_at = None
         if cause is self._cause and now < self._until:
-            return None  # the rest of what was in flight when the breaker closed
+            return None  # the attempt was in flight when the breaker opened
         if cause is not self._cause:
             self._pauses = 0
         if pause_s is None:
@@ -227,7 +233,7 @@ class CircuitBreaker:
             longest_s = min(cap_s, base_s * 2.0 ** min(self._pauses, 16))
             pause_s = _PAUSE_FLOOR_S + random * (longest_s - _PAUSE_FLOOR_S)
         self._cause = cause
-        self.is_open = False
+        self.is_closed = False
         self._reason = reason
         self._pauses += 1
         self._until = max(self._until, now + pause_s)
@@ -235,7 +241,7 @@ class CircuitBreaker:
 
     def _announcement(self, pause_s: float) -> Paused | None:
         if self._cause is _Cause.THROTTLED and pause_s < _SHORT_S:
-            return None  # ordinary life of a busy upstream
+            return None  # ordinary for a busy upstream
         if self._announced is self._cause and pause_s < _LONG_S:
             return None
         self._announced = self._cause

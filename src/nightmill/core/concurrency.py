@@ -1,12 +1,27 @@
-"""How much of an upstream each worker may use, so that all of them together stay within its limits.
+"""Concurrency grants: how the workers of one upstream share its concurrency limit. No I/O.
 
-The store keeps one **grant** per upstream and worker: how many attempts it may have in flight, until when.
-Promise: the unexpired grants of an upstream never add up to more than its concurrency limit, in whatever
-order workers ask, die or wake. A worker promises before it asks: more than `held` it will not have in flight
-until it has its answer. A worker that is to shrink keeps what it has in flight until that is answered; only
-then others grow. The rates are shared in the same proportion, so they add up too.
+The store keeps one **grant** per upstream and worker: how many attempts the worker may have in flight (its
+slots), and until when. The unexpired grants of an upstream never add up to more than its concurrency limit,
+in whatever order workers send requests, die or resume.
 
-No I/O: the store runs `decide` in a transaction, the worker asks when `Slots.is_due` says so.
+    worker                                     store, in one transaction
+    request: held 40, wanted 100  ──────────▶  others hold 24 of 64; target 32  (`decide`)
+    slots 40, target 32           ◀──────────  grant
+    starts no attempt above 32, waits until attempts in flight end
+    request: held 32              ──────────▶  grant: slots 32, target 32; 8 slots are left for the others
+
+Why the sum holds: with a request a worker promises that it will have no more than `held` attempts in flight
+until the answer arrives. The store grants at most what the other unexpired grants leave. A worker whose
+target is below its slots keeps its attempts in flight until they end; only then can other workers grow.
+
+The target is the fair share: every worker gets what it wants or an equal part. With fewer slots than workers,
+the workers take turns. The rate limits are shared in the proportion of the slots, so the rates add up too.
+
+Failures: a worker that dies leaves a grant that expires after `ttl_s`, counted from before the request was
+sent, so that the worker's own clock ends the grant no later than the store does. A worker that cannot reach
+the store starts no attempt after that time. A worker that drains returns its slots.
+
+The store runs `decide` in a transaction; the worker sends a request when `Slots.is_due` says so.
 """
 
 import math
@@ -15,22 +30,23 @@ from dataclasses import dataclass, field
 
 from nightmill.ids import WorkerId
 
-_CLAIM_S = 0.01
-"""So much of the upstream's row each sharer may take, on the average: a request among a thousand holds it for
-some milliseconds. Many workers therefore ask more seldom (see docs/scale.md)."""
+_REQUEST_S = 0.01
+"""Average time for which each worker may lock the upstream's row: a request among a thousand workers locks
+the row for some milliseconds. Many workers therefore send requests more seldom (see docs/scale.md).
+"""
 
-_LONGEST_ASK = 1 / 3  # of a lease
+_LONGEST_INTERVAL = 1 / 3  # of a grant's lifetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlotRequest:
-    """What a worker says when it asks.
+    """A worker's request for slots of an upstream, for example "held 40, wanted 100 of 64".
 
     Args:
-        upstream: the name under which all workers of one upstream meet.
+        upstream: the name under which all workers of one upstream share its limit.
         concurrency_limit: attempts in flight at once, over all workers.
-        held: the most it will have in flight until it is answered.
-        wanted: how many it could use now; 0 gives the grant back.
+        held: the most attempts the worker will have in flight until the grant arrives.
+        wanted: slots the worker could use now; 0 returns the grant.
     """
 
     upstream: str
@@ -42,9 +58,12 @@ class SlotRequest:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What a worker may have in flight (`slots`), and what it is to come to (`target`) as others move.
+    """The answer to a `SlotRequest`. Not to be confused with a `Lease`, which is a right to lines.
 
-    `worker_count` is how many want a part, the worker itself included.
+    Args:
+        slots: attempts the worker may have in flight until the grant expires.
+        target: slots the worker will have once other workers have shrunk or grown to their shares.
+        worker_count: workers that want slots, this worker included.
     """
 
     slots: int
@@ -54,7 +73,7 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class OtherGrant:
-    """Another worker's unexpired grant."""
+    """The unexpired grant of another worker of the same upstream."""
 
     worker_id: WorkerId
     slots: int
@@ -62,9 +81,12 @@ class OtherGrant:
 
 
 def decide(request: SlotRequest, others: Sequence[OtherGrant], *, turn: int) -> Grant:
-    """The answer: at most what the others leave, and never more than the fair share unless it is held.
+    """The grant for a request: at most what the others leave, and more than the fair share only if it is
+    held.
 
-    With fewer slots than workers `turn`, a number that grows with time, says whose turn it is.
+    Args:
+        others: the unexpired grants of the upstream's other workers.
+        turn: a number that grows with time; with fewer slots than workers, it decides which workers are next.
     """
     if request.wanted == 0 and request.held == 0:
         return Grant(0, 0)
@@ -82,9 +104,10 @@ def decide(request: SlotRequest, others: Sequence[OtherGrant], *, turn: int) -> 
 
 
 def fair_shares(concurrency_limit: int, wanted: Mapping[WorkerId, int]) -> dict[WorkerId, int]:
-    """Everybody gets what it wants, or an equal part of what there is; what is left over is shared evenly.
+    """Gives each worker the slots it wants or an equal part; slots that no worker wants are shared evenly.
 
-    The order of `wanted` says who gets the odd slots.
+    Args:
+        wanted: wanted slots of each worker; slots that cannot be shared evenly go to the first workers.
     """
     shares = dict.fromkeys(wanted, 0)
     left = concurrency_limit
@@ -105,16 +128,15 @@ def fair_shares(concurrency_limit: int, wanted: Mapping[WorkerId, int]) -> dict[
 
 
 class Slots:
-    """A worker's side of its grant. Times are of its monotonic clock.
+    """A worker's side of its grant of one upstream. Times are monotonic seconds of the worker's clock.
 
     Args:
         upstream: see `SlotRequest`.
         concurrency_limit: see `SlotRequest`.
-        ttl_s: a grant lapses so long after it was asked for.
-        ask_every_s: a worker that uses its grant asks as often, at least.
-        rebalance_s: and so often while it has more or less than its share. Both hold for few workers; many
-            take
-            turns.
+        ttl_s: lifetime of a grant, from the time of its request.
+        ask_every_s: interval of the requests of a worker that uses its grant.
+        rebalance_s: interval while the grant differs from the worker's share. Both intervals grow with the
+            number of workers.
     """
 
     __slots__ = (
@@ -151,24 +173,29 @@ class Slots:
         self._is_leaving = False
 
     @property
+    def concurrency_limit(self) -> int:
+        """Attempts in flight at once, over all workers of the upstream."""
+        return self._concurrency_limit
+
+    @property
     def share(self) -> float:
-        """The part of the upstream's rates that is ours."""
+        """This worker's part of the upstream's rate limits, from 0 to 1."""
         return min(self._slots, self._target) / self._concurrency_limit
 
     def limit(self, now: float) -> int:
-        """An attempt may be started while fewer are in flight. 0 once the grant has lapsed."""
+        """An attempt may start while fewer are in flight; 0 once the grant has expired."""
         return min(self._slots, self._target) if now < self._until else 0
 
     def is_due(self, now: float, *, wanted: int) -> bool:
-        """Whether to ask now. One that wants nothing and has nothing never asks."""
+        """Whether to send a request now. A worker that has and wants no slots never sends requests."""
         return bool(wanted or self._slots) and now >= self._ask_at
 
     def rebalance_in_s(self, now: float) -> float:
-        """How long until it is to ask for what it lacks or give what it has too much; else its beats do."""
+        """Seconds until a request may bring the grant to the share; infinite while the grant is the share."""
         return math.inf if self._slots == self._target else max(0.0, self._ask_at - now)
 
     def request(self, worker_id: WorkerId, *, in_flight: int, wanted: int) -> SlotRequest:
-        """What to ask; from now on no more than `held` are in flight."""
+        """The request to send. From now on no more than its `held` attempts may be in flight."""
         self._slots = held = max(in_flight, min(self._slots, self._target)) if wanted else in_flight
         self._is_leaving = wanted == 0
         return SlotRequest(
@@ -180,11 +207,12 @@ class Slots:
         )
 
     def take(self, grant: Grant, *, asked_at: float) -> None:
+        """Applies the grant of the request that was sent at `asked_at`."""
         self._slots, self._target = grant.slots, grant.target
         self._until = asked_at + self._ttl_s
         if self._is_leaving:
-            self._ask_at = asked_at  # it asks again as soon as there is work
+            self._ask_at = asked_at  # so that the next request is due as soon as there is work
             return
         is_settled = grant.slots == grant.target and grant.slots > 0
-        turn_s = min(grant.worker_count * _CLAIM_S, self._ttl_s * _LONGEST_ASK)
+        turn_s = min(grant.worker_count * _REQUEST_S, self._ttl_s * _LONGEST_INTERVAL)
         self._ask_at = asked_at + max(self._ask_every_s if is_settled else self._rebalance_s, turn_s)

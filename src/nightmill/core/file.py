@@ -1,4 +1,12 @@
-"""Files and uploads as values (docs/openai-behaviour.md 1.2, 1.3). No I/O."""
+"""Files and uploads as values (docs/openai-behaviour.md 1.2, 1.3). No I/O.
+
+States of an upload:
+
+- pending: the API creates an upload in this state and accepts parts for it.
+- completed: the API moves an upload here when the client completes it; its parts have become a file.
+- cancelled: the API moves an upload here when the client cancels it; its parts are deleted.
+- expired: maintenance moves a pending upload here when its time has passed; its parts are deleted.
+"""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -7,7 +15,7 @@ from nightmill.ids import FileId, PartId, ProjectId, UploadId
 
 
 class Purpose(StrEnum):
-    """Purposes a client may upload with, in the order OpenAI lists them, and the one nightmill writes."""
+    """Purposes of files: those a client may upload, in the order of OpenAI's documentation, and output."""
 
     FINE_TUNE = "fine-tune"
     ASSISTANTS = "assistants"
@@ -24,7 +32,9 @@ NOT_DOWNLOADABLE = frozenset({Purpose.ASSISTANTS, Purpose.USER_DATA})
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A file. `filename` is data only and never part of a path; the bytes lie under `blob_key`."""
+    """A stored file. The bytes are the blob `blob_key`; `filename` is never part of a path. Times are Unix
+    seconds.
+    """
 
     id: FileId
     project_id: ProjectId
@@ -37,6 +47,8 @@ class File:
 
 
 class UploadStatus(StrEnum):
+    """The states of an upload; all but `pending` are final."""
+
     PENDING = "pending"
     COMPLETED = "completed"
     CANCELLED = "cancelled"
@@ -45,7 +57,9 @@ class UploadStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """A file that arrives in parts. `file_expires_after_s` is for the file it becomes."""
+    """A file that arrives in parts. `file_expires_after_s` is the lifetime of the file that the upload
+    becomes.
+    """
 
     id: UploadId
     project_id: ProjectId
@@ -62,6 +76,8 @@ class Upload:
 
 @dataclass(frozen=True, slots=True)
 class UploadPart:
+    """One part of an upload, as a blob. Not to be confused with the parts that hold a worker's answers."""
+
     id: PartId
     upload_id: UploadId
     size_bytes: int

@@ -1,9 +1,8 @@
-"""JSON as text: is it valid, where do its parts lie, how does it fit on one ASCII line.
+"""JSON as text: whether it is valid, where its members lie, and how it becomes one ASCII line. No I/O.
 
-Duty: answer these without ever building or re-encoding what the text holds, so that numbers, key order,
-duplicate keys and escapes survive. Promise: exactly RFC 8259 in UTF-8, no more (NaN, comments) and no less
-(escaped lone surrogates, which msgspec alone refuses); no function recurses in Python. Not its duty: what the
-members mean. No I/O.
+Values are never built and never re-encoded, so that numbers, key order, duplicate keys and escapes survive.
+Valid is exactly RFC 8259 in UTF-8: no more (NaN, comments) and no less (escaped lone surrogates, which
+msgspec alone refuses). No function recurses in Python. What the members mean belongs to the callers.
 """
 
 import codecs
@@ -19,7 +18,7 @@ import msgspec
 BOM = b"\xef\xbb\xbf"
 
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
-# Possessive repeats keep the engine from remembering a way back for each escape of a 16 MB string.
+# Possessive repeats: without them the engine keeps a backtracking state for each escape of a 16 MB string.
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[{}\[\]:,]', re.DOTALL)
 _WHITESPACE = b" \t\n\r"
 _LINE_BREAKS_TO_SPACES = bytes.maketrans(b"\r\n\t", b"   ")
@@ -32,7 +31,7 @@ _KINDS = {
     ord("n"): "null",
 }
 _COLON, _COMMA = b":,"
-_LINE_FEED, _RETURN, _TAB = b"\n\r\t"  # as numbers: looking for one is five times quicker than for bytes
+_LINE_FEED, _RETURN, _TAB = b"\n\r\t"  # as numbers: a search for a number is five times faster than for bytes
 _ESCAPED = "nightmill.json-escaped"
 _OPENERS, _CLOSERS = b"{[", b"}]"
 
@@ -48,23 +47,31 @@ class NotUtf8Error(NotJsonError):
 
 
 class TooDeepError(NotJsonError):
-    """The text nests deeper than any parser here follows."""
+    """The text nests deeper than the parsers support."""
 
 
 def without_lone_surrogates(text: bytes) -> bytes:
     """The same text with every escaped surrogate replaced by one of equal length that msgspec reads.
 
-    Good for validity and for values that aren't strings; offsets stay true. An escaped backslash before
-    `ud83d` is changed too, into something just as valid.
+    The result is fit for checks of validity and for values that are not strings; offsets do not change. An
+    escaped backslash before `ud83d` is changed too, into a text that is equally valid.
     """
-    swapped = bytearray(text)  # changed in place: a substitution keeps a piece of text for each of millions
+    swapped = bytearray(
+        text
+    )  # changed in place: re.sub would keep one object for each of millions of surrogates
     for surrogate in _SURROGATE.finditer(text):
         swapped[surrogate.start() : surrogate.end()] = rb"\ufffd"
     return bytes(swapped)
 
 
 def validate(text: bytes) -> None:
-    """Raises NotJsonError, as NotUtf8Error or TooDeepError where it is one."""
+    """Checks a text.
+
+    Raises:
+        NotUtf8Error: the text is not UTF-8.
+        TooDeepError: the text nests too deep.
+        NotJsonError: the text is not one JSON value.
+    """
     try:
         if not text.isascii():
             str(text, "utf-8")
@@ -81,7 +88,7 @@ def validate(text: bytes) -> None:
 
 
 def members(text: bytes, *names: str) -> dict[str, bytes]:
-    """Exact slices of the values under `names` in a valid JSON object. Of equal keys the last wins."""
+    """Exact slices of the values under `names` in a valid JSON object. Of duplicate keys the last counts."""
     try:
         found = _picker(names).decode(text)
     except (msgspec.DecodeError, RecursionError):
@@ -91,7 +98,7 @@ def members(text: bytes, *names: str) -> dict[str, bytes]:
 
 
 def elements(text: bytes) -> int:
-    """How many elements a valid JSON array has."""
+    """The number of elements of a valid JSON array."""
     inner = text.strip(_WHITESPACE)[1:-1]
     if not inner.strip(_WHITESPACE):
         return 0
@@ -107,7 +114,7 @@ def elements(text: bytes) -> int:
 
 
 def depth(text: bytes) -> int:
-    """How deep a valid JSON text nests; a scalar has depth 0."""
+    """The nesting depth of a valid JSON text; a scalar has depth 0."""
     now, deepest = 0, 0
     for _, letter in _tokens(text):
         if letter in _OPENERS:
@@ -119,12 +126,12 @@ def depth(text: bytes) -> int:
 
 
 def string(text: bytes) -> str:
-    """The value of a valid JSON string; lone surrogates stay what they are."""
+    """The value of a valid JSON string; lone surrogates are kept."""
     return cast("str", json.loads(text))
 
 
 def kind(text: bytes) -> str:
-    """What a valid JSON value is, as OpenAI words it in its messages."""
+    """The type of a valid JSON value, in the words of OpenAI's error messages."""
     number = "an integer" if text.lstrip(b"-").isdigit() else "a decimal"
     return _KINDS.get(text[0], number)
 

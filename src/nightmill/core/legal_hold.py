@@ -1,11 +1,11 @@
-"""Legal holds: what is kept regardless of deletion and expiry. No I/O."""
+"""Legal holds: objects that are kept regardless of deletion and expiry. No I/O."""
 
 from dataclasses import dataclass
 from enum import StrEnum
 
 
 class HoldKind(StrEnum):
-    """What can be under legal hold."""
+    """Kinds of objects that can be under legal hold."""
 
     PROJECT = "project"
     FILE = "file"
@@ -14,7 +14,10 @@ class HoldKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """Nobody deletes what is under it. `subject_id` is a project, file or batch."""
+    """A legal hold. Neither clients nor expiry delete the objects under it.
+
+    `subject_id` is the id of a project, file or batch.
+    """
 
     kind: HoldKind
     subject_id: str

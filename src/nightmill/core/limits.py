@@ -1,7 +1,7 @@
-"""How much a project may have open and stored, and the decisions over it. No I/O.
+"""Quotas of a project: how much it may have open and stored, and whether a request exceeds that. No I/O.
 
-A decision is made from counts that the store takes in the transaction that creates. Counting belongs to the
-store, who is asking to `api.authentication`.
+The decisions are made from counts that the store takes in the transaction that creates the object. Counting
+belongs to `store`, identifying the caller to `api.auth`.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ _BYTES_PER_TOKEN: Final = 4
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much a project may have; 0 sets no limit. What is open belongs to batches that have not ended."""
+    """How much a project may have; 0 is no limit. The `open_` limits count batches that have not ended."""
 
     open_batches: int = 0
     open_lines: int = 0
@@ -30,7 +30,7 @@ NO_LIMITS: Final = Limits()
 
 @dataclass(frozen=True, slots=True)
 class ProjectRules:
-    """What the operator has set for a project; None leaves it to the settings."""
+    """What the operator has set for one project; None takes the value of the settings."""
 
     open_batches: int | None = None
     open_lines: int | None = None
@@ -41,12 +41,13 @@ class ProjectRules:
     output_ttl_s: int | None = None
 
     def limits(self, defaults: Limits) -> Limits:
+        """The limits of the project, with the settings' values where the operator has set none."""
         return Limits(*(_chosen(getattr(self, it.name), getattr(defaults, it.name)) for it in fields(Limits)))
 
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """What a project has in batches that have not ended."""
+    """How much a project has in batches that have not ended."""
 
     batches: int = 0
     lines: int = 0
@@ -55,7 +56,7 @@ class Open:
 
 @dataclass(frozen=True, slots=True)
 class Consumption:
-    """What of its limits a project uses. `enqueued_tokens` is by model; None: batches that name several."""
+    """How much of its limits a project uses. `enqueued_tokens` is by model; None: several models."""
 
     open: Open
     stored_bytes: int
@@ -63,16 +64,16 @@ class Consumption:
 
 
 def estimated_tokens(size_bytes: int) -> int:
-    """Prompt tokens of an input file: a token for each four bytes.
+    """An estimate of the prompt tokens of an input file: one token for each four bytes.
 
-    OpenAI's limit counts prompt tokens too. What a line may generate (`max_tokens`) is not added: most lines
-    don't say, and a limit that jumps with a parameter nobody tunes is of no use for planning.
+    OpenAI's limit counts prompt tokens too. Tokens that a line may generate (`max_tokens`) are not added:
+    most lines do not set that parameter, and a limit that depends on it would be hard to plan with.
     """
     return -(-size_bytes // _BYTES_PER_TOKEN)
 
 
 def refusal_to_create(limits: Limits, opened: Open, *, project_id: str, size_bytes: int) -> QuotaError | None:
-    """Why a batch of `size_bytes` can't be opened on top of what is open."""
+    """The error if a batch of `size_bytes` exceeds the limits together with what is open."""
     for most, count, unit in (
         (limits.open_batches, opened.batches + 1, "batches"),
         (limits.open_bytes, opened.bytes + size_bytes, "bytes"),
@@ -93,11 +94,11 @@ def refusal_to_accept(
     tokens: int,
     enqueued: int,
 ) -> LineError | None:
-    """Why a batch whose lines are known can't go on.
+    """The error if a batch whose lines are counted exceeds the limits.
 
     Args:
         opened: without this batch's own lines.
-        tokens: what this batch adds to `enqueued`, the tokens enqueued for its model.
+        tokens: of this batch, beyond the `enqueued` tokens of other batches for its model.
     """
     if limits.enqueued_tokens and enqueued + tokens > limits.enqueued_tokens:
         message = (
@@ -114,7 +115,7 @@ def refusal_to_accept(
 def refusal_to_store(
     limits: Limits, *, project_id: str, stored_bytes: int, size_bytes: int
 ) -> RequestError | None:
-    """Why a file can't be kept on top of those that are."""
+    """The error if a file exceeds the limit together with the stored files."""
     if not limits.stored_bytes or stored_bytes + size_bytes <= limits.stored_bytes:
         return None
     message = (

@@ -1,4 +1,4 @@
-"""What one attempt brought, as a value. A line that fails is not an exception. No I/O."""
+"""The outcome of one attempt, as a value; a line that fails raises no exception. No I/O."""
 
 from typing import ClassVar, TypeAlias, assert_never
 
@@ -6,8 +6,10 @@ import msgspec
 
 
 class Answered(msgspec.Struct, frozen=True, gc=False):
-    """The upstream sent a whole HTTP answer. `body` is what it sent, freed of chunks and compression.
-    Redirects are answers too: nothing follows them."""
+    """The upstream sent a whole HTTP answer. `body` has no chunk framing and no compression.
+
+    Redirects are answers too, and are not followed.
+    """
 
     status: int
     body: bytes
@@ -15,7 +17,7 @@ class Answered(msgspec.Struct, frozen=True, gc=False):
 
 
 class Throttled(msgspec.Struct, frozen=True, gc=False):
-    """429, or 503 with Retry-After: the upstream asks for patience. The line is not to blame."""
+    """429, or 503 with Retry-After: the upstream asks for a pause. The line is not the cause."""
 
     status: int
     body: bytes
@@ -24,8 +26,10 @@ class Throttled(msgspec.Struct, frozen=True, gc=False):
 
 
 class Unreachable(msgspec.Struct, frozen=True, gc=False):
-    """No connection, so the line was surely not read: refused, DNS, TLS, no connection in time. `reason` is
-    ours, short, and holds nothing the upstream sent."""
+    """No connection, so the line was certainly not read: refused, DNS, TLS, no connection in time.
+
+    `reason` is short and holds nothing that the upstream sent.
+    """
 
     reason: str
 
@@ -36,11 +40,11 @@ class Broken(msgspec.Struct, frozen=True, gc=False):
     code: ClassVar[str] = "upstream_broken"
     reason: str
     counts_as: float = 1.0
-    """How many attempts of the line this is; see `sent_again`."""
+    """As how many attempts of the line the outcome counts; see `sent_again`."""
 
     @property
     def message(self) -> str:
-        """What the caller reads in the error file."""
+        """The message of the line in the error file."""
         return f"The model server gave no usable answer: {self.reason}."
 
 
@@ -54,13 +58,15 @@ class TimedOut(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def message(self) -> str:
-        """What the caller reads in the error file."""
+        """The message of the line in the error file."""
         return f"The model server gave no whole answer within {self.timeout_s:g} seconds."
 
 
 class Refused(msgspec.Struct, frozen=True, gc=False):
-    """401, 403, 407 or a redirect while the upstream accepts nothing: the operator's fault, not the line's.
-    Only `CircuitBreaker.judge` makes one."""
+    """401, 403, 407 or a redirect while the upstream accepts nothing: the settings are wrong, not the line.
+
+    Made only by `CircuitBreaker.judge`.
+    """
 
     status: int
 
@@ -69,14 +75,15 @@ Outcome: TypeAlias = Answered | Throttled | Unreachable | Broken | TimedOut
 """What `Upstream.send` returns."""
 
 NOT_JSON = Broken("the answer is not JSON")
-"""For the worker, in place of a 2xx whose body does not parse."""
+"""The outcome as which the worker counts a 2xx whose body is not JSON."""
 
 
 def sent_again(outcome: Outcome, *, first: Broken) -> Outcome:
-    """What a line comes to that broke on a reused connection (`first`) and was sent again at once.
+    """The outcome of a line that broke on a reused connection (`first`) and was sent again at once.
 
-    An answer clears it. Else the break counts as half an attempt: more likely the server had only closed an
-    idle connection, or died of another line. But one that kills the upstream each time must come to an end.
+    With an answer the break counts as no attempt, otherwise as half an attempt. Most likely the server had
+    only closed an idle connection, or crashed because of another line; but a line that crashes the upstream
+    each time must reach its last attempt.
     """
     match outcome:
         case Broken() | TimedOut():
@@ -90,5 +97,5 @@ def sent_again(outcome: Outcome, *, first: Broken) -> Outcome:
 
 
 def is_success(outcome: Outcome) -> bool:
-    """Nearly every outcome is one. It settles its line, whatever else holds."""
+    """Whether the upstream answered with a 2xx. Nearly every outcome is a success."""
     return isinstance(outcome, Answered) and 200 <= outcome.status < 300

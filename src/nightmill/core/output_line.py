@@ -1,7 +1,7 @@
 """An output line: one row of an output or error file (docs/openai-behaviour.md 5.1, 9.5). No I/O.
 
-Bodies are slices of what the upstream sent and are never re-encoded. Every row is ASCII, one line and valid
-JSON, whatever the upstream sent.
+Bodies are slices of the upstream's answers and are never re-encoded. Every row is ASCII, a single line and
+valid JSON, whatever the upstream sent.
 """
 
 from typing import Annotated, cast
@@ -23,9 +23,9 @@ _UNANSWERED = b'{"id": "%b", "custom_id": %b, "response": null, "error": {"code"
 
 
 class OutputLine(msgspec.Struct, frozen=True, gc=False):
-    """One finished row: ASCII, one line, its line break included.
+    """One row of an output or error file: ASCII, a single line, with its line break.
 
-    `is_error` says which file it goes to; `usage` is what it adds to the batch's totals.
+    `is_error` decides which of the two files has the row; `usage` is added to the usage of the batch.
     """
 
     text: bytes
@@ -33,7 +33,7 @@ class OutputLine(msgspec.Struct, frozen=True, gc=False):
     usage: Usage | None
 
 
-# An answer may say anything; what no real one says must not overflow a counter.
+# An answer may hold any number; an unrealistic number must not overflow a counter.
 _Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
 
 _COUNT_LIMIT = 1 << 32
@@ -60,17 +60,17 @@ class _Answer(msgspec.Struct, gc=False):
     usage: _Usage | None = None
 
 
-class _OddAnswer(msgspec.Struct, gc=False):
+class _IrregularAnswer(msgspec.Struct, gc=False):
     usage: msgspec.Raw = msgspec.Raw(b"null")
 
 
 _answer = msgspec.json.Decoder(_Answer)
 
-_odd_answer = msgspec.json.Decoder(_OddAnswer)
+_irregular_answer = msgspec.json.Decoder(_IrregularAnswer)
 
 
 def is_json(body: bytes) -> bool:
-    """Whether an answer can stand in an output line as it is."""
+    """Whether the body of an answer can be part of an output line unchanged."""
     try:
         json_text.validate(body.removeprefix(json_text.BOM))
     except json_text.NotJsonError:
@@ -79,7 +79,7 @@ def is_json(body: bytes) -> bool:
 
 
 def answered(line_id: bytes, line: RequestLine, *, status: int, request_id: bytes, body: bytes) -> OutputLine:
-    """The row of a line the upstream answered. A body that isn't JSON becomes an error object.
+    """The row of a line that the upstream answered. A body that is not JSON is replaced by an error object.
 
     Args:
         request_id: a JSON string.
@@ -105,10 +105,10 @@ def answered(line_id: bytes, line: RequestLine, *, status: int, request_id: byte
 
 
 def unanswered(line_id: bytes, line: RequestLine, *, code: str, message: str) -> OutputLine:
-    """The row of a line that never got an HTTP answer: `response` is null (docs/openai-behaviour.md 5.1)."""
+    """The row of a line without an HTTP answer: `response` is null (docs/openai-behaviour.md 5.1)."""
     custom_id = json_text.one_ascii_line(line.custom_id_json)
-    told = json_text.ascii_string(code), json_text.ascii_string(message)
-    return OutputLine(_UNANSWERED % (line_id, custom_id, *told), is_error=True, usage=None)
+    error = json_text.ascii_string(code), json_text.ascii_string(message)
+    return OutputLine(_UNANSWERED % (line_id, custom_id, *error), is_error=True, usage=None)
 
 
 def _not_json(status: int) -> bytes:
@@ -120,7 +120,7 @@ def _not_json(status: int) -> bytes:
 
 
 def _shell(body: bytes) -> _Usage | None:
-    """What the answer says of its usage; an odd one is no reason to refuse the answer.
+    """The usage that the answer reports, if any. An irregular usage does not make the answer an error.
 
     Raises:
         NotJsonError: the body is not JSON.
@@ -134,12 +134,12 @@ def _shell(body: bytes) -> _Usage | None:
     try:
         return _answer.decode(plain).usage
     except msgspec.DecodeError:
-        return _odd_usage(plain)
+        return _irregular_usage(plain)
 
 
-def _odd_usage(body: bytes) -> _Usage | None:
+def _irregular_usage(body: bytes) -> _Usage | None:
     try:
-        usage: object = msgspec.json.decode(_odd_answer.decode(body).usage)
+        usage: object = msgspec.json.decode(_irregular_answer.decode(body).usage)
     except msgspec.DecodeError:
         return None
     if not isinstance(usage, dict):
@@ -163,15 +163,15 @@ def _count(value: object) -> int:
     return value if 0 <= value < _COUNT_LIMIT else 0
 
 
-def _usage(told: _Usage) -> Usage:
-    taken = told.prompt_tokens or told.input_tokens or 0
-    given = told.completion_tokens or told.output_tokens or 0
-    taken_details = told.prompt_tokens_details or told.input_tokens_details
-    given_details = told.completion_tokens_details or told.output_tokens_details
+def _usage(reported: _Usage) -> Usage:
+    taken = reported.prompt_tokens or reported.input_tokens or 0
+    given = reported.completion_tokens or reported.output_tokens or 0
+    taken_details = reported.prompt_tokens_details or reported.input_tokens_details
+    given_details = reported.completion_tokens_details or reported.output_tokens_details
     return Usage(
         taken,
         (taken_details and taken_details.cached_tokens) or 0,
         given,
         (given_details and given_details.reasoning_tokens) or 0,
-        told.total_tokens or taken + given,
+        reported.total_tokens or taken + given,
     )

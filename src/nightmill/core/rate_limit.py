@@ -1,4 +1,8 @@
-"""An upstream's rate limits: requests and tokens per minute, as token buckets. No I/O."""
+"""Rate limits of an upstream: requests and tokens per minute, as token buckets. No I/O.
+
+Several workers share a limit in the proportion of their granted slots (see `core.concurrency`), so the rates
+of all workers add up to the limit.
+"""
 
 _MINUTE_S = 60.0
 
@@ -6,11 +10,13 @@ _BURST_S = 1.0
 
 _ROUNDING = 1e-6
 
+_NEW_WEIGHT = 0.1
+
 
 class Rate:
-    """So much per minute, as a bucket that starts empty: a restart grants nothing anew.
+    """An amount per minute, as a bucket that starts empty, so that a restart does not grant the amount again.
 
-    In any minute at most the limit passes, and one more for each worker.
+    In any minute at most the limit passes, and one more for each worker. A limit of 0 limits nothing.
     """
 
     __slots__ = ("_level", "_per_minute", "_since")
@@ -21,7 +27,12 @@ class Rate:
         self._since: float | None = None
 
     def wait_s(self, now: float, *, share: float) -> float:
-        """How long until one may pass; 0 when it may now, or when there is no limit."""
+        """Seconds until the next unit may pass; 0 when it may pass now, or when there is no limit.
+
+        Args:
+            now: monotonic time in seconds.
+            share: this worker's part of the limit, from 0 to 1.
+        """
         if not self._per_minute:
             return 0.0
         per_s = share * self._per_minute * (1 - _BURST_S / _MINUTE_S) / _MINUTE_S
@@ -34,6 +45,44 @@ class Rate:
         return (1.0 - self._level) / per_s if per_s else 1.0
 
     def spend(self, amount: float) -> None:
-        """What passed. It may be known only afterwards, so the level may fall below nothing."""
+        """Takes `amount` out of the bucket. The amount may be known only afterwards, so the level may become
+        negative."""
         if self._per_minute:
             self._level -= amount
+
+
+class RateLimits:
+    """Both rate limits of one upstream.
+
+    The tokens of an attempt are known only from its answer. `spend` therefore charges an estimate, the moving
+    average of earlier answers, and `correct` charges the difference.
+
+    Attributes:
+        are_set: whether there is any limit; while false, no other method needs to be called.
+    """
+
+    __slots__ = ("_requests", "_tokens", "_tokens_per_line", "are_set")
+
+    def __init__(self, *, requests_per_minute: int, tokens_per_minute: int) -> None:
+        self.are_set = bool(requests_per_minute or tokens_per_minute)
+        self._requests = Rate(requests_per_minute)
+        self._tokens = Rate(tokens_per_minute)
+        self._tokens_per_line = 0.0
+
+    def wait_s(self, now: float, *, share: float) -> float:
+        """Seconds until both limits let the next attempt start. Arguments as for `Rate.wait_s`."""
+        return max(self._requests.wait_s(now, share=share), self._tokens.wait_s(now, share=share))
+
+    def spend(self) -> float:
+        """Charges an attempt that starts; returns the estimated tokens that were charged."""
+        self._requests.spend(1)
+        self._tokens.spend(self._tokens_per_line)
+        return self._tokens_per_line
+
+    def correct(self, used_tokens: int, *, charged_tokens: float) -> None:
+        """Charges what an answered attempt used beyond `charged_tokens`, the result of its `spend`."""
+        self._tokens.spend(used_tokens - charged_tokens)
+        average = self._tokens_per_line
+        self._tokens_per_line = (
+            used_tokens if not average else (1 - _NEW_WEIGHT) * average + _NEW_WEIGHT * used_tokens
+        )

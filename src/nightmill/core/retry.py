@@ -1,4 +1,4 @@
-"""What to do about one line after an attempt: outcome -> verdict. No I/O.
+"""What follows for one line after an attempt: outcome -> verdict. No I/O.
 
     answered ─ 2xx, 3xx, 4xx ───────────────────────────▶ settle
              ├ 408, 409, 425, 5xx ──────▶ retry, counts ┐
@@ -20,17 +20,17 @@ BACKOFF_BASE_S = 0.5
 BACKOFF_CAP_S = 60.0
 
 RETRY_AFTER_CAP_S = 600.0
-"""An upstream that says 'come back tomorrow' is asked again this often."""
+"""The longest Retry-After that is obeyed; a longer value is cut to this."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settle:
-    """Write the line's one output line from this outcome."""
+    """Write the output line from this outcome."""
 
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """Send the line again after so long. `burns` says as how many attempts this one counts."""
+    """Send the line again after `after_s` seconds. The attempt counts as `burns` attempts."""
 
     after_s: float
     burns: float
@@ -38,7 +38,7 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class Expire:
-    """No further attempt fits before the deadline: leave the line pending, its batch will expire it."""
+    """No further attempt fits before the deadline: give the line up; it expires with its batch."""
 
 
 Verdict: TypeAlias = Settle | Retry | Expire
@@ -57,14 +57,14 @@ def verdict(
     deadline: float,
     random: float,
 ) -> Verdict:
-    """What to do about one line.
+    """What follows for one line.
 
     Args:
-        outcome: what its latest attempt brought, as the breaker judges it.
-        attempts: the number of that attempt, counted from 1; attempts that burned nothing are left out.
-        max_attempts: how many may burn.
-        now: the moment, on the clock of `deadline`.
-        deadline: the batch's.
+        outcome: of the latest attempt, as the breaker judges it.
+        attempts: the number of that attempt, counted from 1, without attempts that counted as none.
+        max_attempts: attempts that may count.
+        now: Unix seconds.
+        deadline: of the batch, in Unix seconds.
         random: a number in [0, 1).
     """
     match outcome:
@@ -75,7 +75,7 @@ def verdict(
         case Broken(counts_as=counts_as) | TimedOut(counts_as=counts_as):
             burns, after_s = counts_as, backoff_s(attempts, random=random)
         case Throttled(retry_after_s=asked_s) if asked_s is not None:
-            # A little jitter on top, or all lines told the same number would come back in one instant.
+            # With jitter, so that lines with the same Retry-After are not all sent in one instant.
             burns, after_s = 0, bounded(asked_s) * (1 + random / 10)
         case Throttled() | Unreachable() | Refused():
             burns, after_s = 0, backoff_s(attempts, random=random)
@@ -89,7 +89,7 @@ def verdict(
 
 
 def is_worth_another(status: int) -> bool:
-    """Whether the same line may fare better next time."""
+    """Whether another attempt may have another outcome."""
     return status >= 500 or status in _WORTH_ANOTHER
 
 
@@ -97,10 +97,10 @@ _WORTH_ANOTHER = frozenset({408, 409, 425})
 
 
 def backoff_s(attempts: float, *, random: float) -> float:
-    """Exponential backoff with full jitter after so many attempts."""
+    """The pause in seconds after so many attempts: exponential backoff with full jitter."""
     return random * min(BACKOFF_CAP_S, BACKOFF_BASE_S * 2.0 ** min(attempts - 1, 16))
 
 
 def bounded(asked_s: float) -> float:
-    """A pause that an upstream asked for, in seconds, within our limits."""
+    """A pause that an upstream asked for, in seconds, between 0 and `RETRY_AFTER_CAP_S`."""
     return min(max(asked_s, 0.0), RETRY_AFTER_CAP_S)

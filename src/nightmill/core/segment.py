@@ -1,12 +1,32 @@
-"""The line index, segments and leases: who may answer which lines, and what proves it.
+"""Leases and fences: which worker may answer which lines, and how late writes are kept out. No I/O.
 
-A batch's **line index** has one fixed-size record per request line, in the order the lines will be
-sent; a line's *ordinal* is its place in the input, counted from 0 over request lines (blank lines don't
-count). A **segment** is a run of the index and the unit of lease. A **lease** carries a token that grows
-by one each time the segment is leased. A **slice** is a run of segments that one finalizer joins; only a
-huge batch is cut into slices. Only the holder of the newest token may write for the segment;
-whoever takes over first *pins* the parts it finds (key and length), and bytes written past a pin are
-never read. No I/O.
+The model. A batch's **line index** has one record of fixed size per request line, in the order in which lines
+are sent. The *ordinal* of a line is its place in the input, counted from 0 over request lines; blank lines do
+not count. A **segment** is a run of the index, some hundred lines, and the unit of lease; the line is the
+unit of answer. A **lease** is one worker's right to a segment until it expires. Its **token** grows by one
+each time the segment is leased. Answers go to a **part**, one append-only blob per segment and token.
+
+    waiting ──leased, token + 1──▶ leased ──all lines answered──▶ done
+       ▲                              │
+       └──released, or lease expired──┘
+
+- waiting: intake creates segments in this state when it accepts a batch. A worker moves a segment on when it
+  leases the segment.
+- leased: the lease holder renews the lease with each heartbeat. The holder completes the segment when every
+  line has an answer, or releases it when it drains or the batch stops. Maintenance puts a segment whose lease
+  has expired back to waiting.
+- done: final. The finalizer joins the answers once the batch has no lines left to send.
+
+The fence. Every statement that writes for a segment names the token in its WHERE clause, so a holder whose
+token is not the newest writes nothing to the store. The store does not see writes to parts, so they are
+fenced by pins: a new holder first finds the parts of earlier tokens and *pins* each with its length. Bytes
+that an earlier holder writes past a pin are never read.
+
+Failures. A worker that dies leaves its durable answers in its part; the next holder pins the part and sends
+only the other lines. A worker that pauses past its last confirmed lease starts no attempt. Hence a line may
+be sent twice, and is answered once: its first pinned answer stands.
+
+Not to be confused: a **slice** is a run of segments that one finalizer joins (see `core.slice`).
 """
 
 import struct
@@ -25,7 +45,14 @@ INDEX_RECORD_BYTES = _RECORD.size
 
 
 class IndexedLine(msgspec.Struct, frozen=True, gc=False):
-    """Where one request line lies: byte `offset` and `length_bytes` (without its line break) in the input."""
+    """One record of the line index: where a request line lies in the input file.
+
+    Args:
+        offset: of the line's first byte.
+        length_bytes: without the line break.
+        ordinal: the line's place in the input, counted from 0.
+        sort_key: by which intake may order the index.
+    """
 
     offset: int
     length_bytes: int
@@ -34,16 +61,21 @@ class IndexedLine(msgspec.Struct, frozen=True, gc=False):
 
 
 def pack_line(offset: int, length_bytes: int, ordinal: int, sort_key: int = 0) -> bytes:
+    """The record of an `IndexedLine`."""
     return _RECORD.pack(offset, length_bytes, ordinal, sort_key)
 
 
 def unpack_lines(records: bytes) -> Iterator[IndexedLine]:
+    """The lines of consecutive records."""
     return starmap(IndexedLine, _RECORD.iter_unpack(records))
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Records `first` to `first + count` of a batch's line index; `number` counts segments from 0."""
+    """A run of lines that is leased as a whole: records `first` to `first + count` of a batch's line index.
+
+    `number` counts segments from 0. With 500 lines per segment, segment 2 has the records 1,000 to 1,499.
+    """
 
     batch_id: BatchId
     number: int
@@ -52,13 +84,14 @@ class Segment:
 
 
 def cut_segments(batch_id: BatchId, *, total: int, lines_per_segment: int) -> Iterator[Segment]:
+    """The segments of a batch with `total` lines; only the last may have fewer lines."""
     for number, first in enumerate(range(0, total, lines_per_segment)):
         yield Segment(batch_id, number, first, min(lines_per_segment, total - first))
 
 
 @dataclass(frozen=True, slots=True)
 class PinnedPart:
-    """A part and how much of it counts. What lies past `length_bytes` is never read."""
+    """A part and how much of it counts. Bytes past `length_bytes` are never read."""
 
     key: str
     length_bytes: int
@@ -66,10 +99,16 @@ class PinnedPart:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """One worker's right to a segment, with all it needs to answer its lines.
+    """One worker's right to a segment, with all that the worker needs to answer the lines.
 
-    `pinned` are the parts of earlier tokens that the store knows of; with `token` above 1 the holder looks
-    for more (parts whose holder died before it could report) and pins what it finds.
+    Args:
+        token: grows by one with each lease of the segment.
+        pinned: the parts of earlier tokens that the store knows of. With a token above 1 the holder looks for
+            further parts, whose holder died before its report, and pins them.
+        tally: of the lines that the pinned parts answer.
+        model: the batch's model; None if its lines name several.
+        deadline: Unix seconds at which the batch expires.
+        ttl_s: seconds until the lease expires unless it is renewed.
     """
 
     segment: Segment
@@ -86,7 +125,7 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a holder says of one leased segment: durable answers so far. Only ever grows under one token."""
+    """The durable answers of one leased segment so far; the tally never shrinks under one token."""
 
     batch_id: BatchId
     number: int
@@ -96,9 +135,12 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class BeatReply:
-    """Answer to a heartbeat: leases that were lost, and batches that no longer want lines sent.
+    """The answer to a heartbeat.
 
-    `stopping` maps a batch to the status that says why (cancelling, finalizing or a terminal one).
+    Args:
+        lost: batch and number of the segments whose lease was lost.
+        stopping: batches of which no further line may be sent, with the status that is the reason
+            (cancelling, finalizing or a final one).
     """
 
     lost: frozenset[tuple[BatchId, int]]
@@ -107,7 +149,9 @@ class BeatReply:
 
 @dataclass(frozen=True, slots=True)
 class SegmentResult:
-    """A segment as the finalizer reads it: its newest token, its pinned parts, what they answer."""
+    """A segment as the finalizer reads it: the newest token, the pinned parts, and the tally of their
+    answers.
+    """
 
     segment: Segment
     token: int

@@ -1,4 +1,17 @@
-"""Slices: a huge batch is cut into runs of segments, which several finalizers join at once. No I/O."""
+"""Slices: a huge batch is cut into runs of segments, which several finalizers join at once. No I/O.
+
+    waiting ──leased, token + 1──▶ leased ──joined──▶ done
+       ▲                             │
+       └─released, or lease expired──┘
+
+- waiting: a finalizer cuts a huge batch into slices in this state; any finalizer moves a slice on by leasing
+  it.
+- leased: the holder joins the answers of the slice's segments and records the pieces; when the holder dies,
+  the lease expires and the slice waits again.
+- done: final. The finalizer that finds every slice of a batch done publishes the output files.
+
+A batch that is not huge has no slices: a single finalizer joins it.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,7 +22,10 @@ from nightmill.ids import BatchId
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """Segments `first` to `first + count` of a batch; `number` counts slices from 0."""
+    """A run of segments that one finalizer joins: segments `first` to `first + count` of a batch.
+
+    `number` counts slices from 0. Not to be confused with a segment, which is a run of lines.
+    """
 
     batch_id: BatchId
     number: int
@@ -18,13 +34,14 @@ class Slice:
 
 
 def cut_slices(batch_id: BatchId, *, segments: int, segments_per_slice: int) -> Iterator[Slice]:
+    """The slices of a batch with so many segments; only the last may have fewer segments."""
     for number, first in enumerate(range(0, segments, segments_per_slice)):
         yield Slice(batch_id, number, first, min(segments_per_slice, segments - first))
 
 
 @dataclass(frozen=True, slots=True)
 class JoinedPiece:
-    """A slice's run of the output or error file, and the blob it lies in."""
+    """One slice's part of the output or error file, as a blob of its own."""
 
     key: str
     size_bytes: int
@@ -32,9 +49,14 @@ class JoinedPiece:
 
 @dataclass(frozen=True, slots=True)
 class JoinedSlice:
-    """What became of a slice. A file in which none of its lines stands has no piece of it.
+    """A joined slice.
 
-    `missing` of its `lines` were answered by nobody and stand in the error file; `tally` counts the others.
+    Args:
+        output: the piece of the output file; None if no line of the slice belongs there.
+        error: the piece of the error file; None if no line of the slice belongs there.
+        lines: lines of the slice.
+        missing: lines without an answer, which the error file lists.
+        tally: of the lines with an answer.
     """
 
     slice: Slice

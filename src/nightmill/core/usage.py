@@ -1,4 +1,4 @@
-"""What ended batches used, summed by project, model and day. No I/O."""
+"""The usage report: what ended batches used, summed by project, model and day. No I/O."""
 
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias, get_args
@@ -14,9 +14,15 @@ GROUPS: Final[tuple[Group, ...]] = get_args(Group)
 
 @dataclass(frozen=True, slots=True)
 class UsageRow:
-    """What ended batches used. `project_id`, `model` and `day` (days since 1970) are None if not grouped by.
+    """One row of the usage report. `project_id`, `model` and `day` are None where the rows are not grouped by
+    them.
 
-    An empty `model` stands for batches whose lines name several. `requests` holds the unanswered too.
+    Args:
+        model: empty for batches whose lines name several models.
+        day: days since 1970.
+        batches: ended batches.
+        requests: lines of those batches, also lines without an answer.
+        tally: of the lines with an answer.
     """
 
     project_id: str | None

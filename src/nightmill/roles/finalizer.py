@@ -17,6 +17,7 @@ from hashlib import blake2b
 from nightmill.blobs import Piece, PiecedBlobs
 from nightmill.blobs.pieces import SUFFIX
 from nightmill.core.batch import Batch, Event, Status, Tally
+from nightmill.core.clocks import Clocks
 from nightmill.core.file import File, Purpose
 from nightmill.core.segment import SegmentResult
 from nightmill.core.slice import JoinedPiece, JoinedSlice, Slice, cut_slices
@@ -55,7 +56,7 @@ class Finalizer:
         worker_id: WorkerId,
         notifier: Notifier,
         emit: Emit,
-        clock: Callable[[], float],
+        clocks: Clocks,
     ) -> None:
         self._store = store
         self._blobs = blobs
@@ -65,7 +66,7 @@ class Finalizer:
         self._worker_id = worker_id
         self._notifier = notifier
         self._emit = emit
-        self._clock = clock
+        self._clock = clocks.wall
         self._has_seen_slices = False
         self._is_slice_next = False
 

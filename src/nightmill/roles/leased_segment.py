@@ -1,39 +1,43 @@
-"""A segment a worker holds: its unsent lines, what is in flight, and the part its answers go to.
+"""A segment that a worker has leased: its unsent lines, its lines in flight, and the part its answers go to.
 
-Duty: the bookkeeping of one lease in one process. Promise: every line of the segment is in exactly one
-place, unsent, in flight (waiting for a retry counts), settled, or given up. Not its duty: when to send and
-what to write.
+The bookkeeping of one lease in one process. Every line of the segment is in exactly one state: unsent, in
+flight (a line that waits to be sent again counts as in flight), settled, or given up. The attributes are read
+by the worker and the dispatcher, and change only through the methods of `LeasedSegment`. When a line is sent
+and what is written for it belong to `dispatcher`.
 """
 
 from collections.abc import Sequence, Set
 
-import msgspec
-
 from nightmill.blobs import Blobs
 from nightmill.core.batch import Status, Tally
+from nightmill.core.output_line import OutputLine
 from nightmill.core.request_line import RequestLine, slice_line
 from nightmill.core.segment import INDEX_RECORD_BYTES, IndexedLine, Lease, PinnedPart, Report, unpack_lines
+from nightmill.errors import LeaseLost
 from nightmill.ids import output_line_id
 from nightmill.parts import PartWriter
-
-
-class PendingLine(msgspec.Struct, eq=False, gc=False):
-    """A line that was taken to be sent. `attempts` counts those that may be the line's own fault, `guess` is
-    how many tokens its attempt was taken to need."""
-
-    segment: "LeasedSegment"
-    ordinal: int
-    request: RequestLine
-    attempts: float = 0
-    guess: float = 0.0
 
 
 class LeasedSegment:
     """One lease at work.
 
     Args:
-        earlier: what the pinned parts of earlier tokens answer already.
-        confirmed_until: monotonic time up to which the lease is surely ours.
+        lease: the lease.
+        writer: the part of this lease's token.
+        text: the bytes of the input file that span `lines`.
+        offset: where `text` begins in the input file.
+        lines: the lines that no earlier part answers.
+        pinned: the parts of earlier tokens.
+        earlier: the tally of the lines that `pinned` answers.
+        confirmed_until: monotonic time until which the lease is certainly held by this worker.
+
+    Attributes:
+        unsent: lines that were never sent and may be.
+        in_flight: lines that were taken and are neither settled nor given up.
+        abandoned: lines that were given up.
+        is_lost: whether the lease is known to be lost; then nothing is sent or written any more.
+        stopped_by: the batch status that stops new lines; None while lines may be sent.
+        stop_at: monotonic time at which a stopped segment's attempts in flight are ended.
     """
 
     __slots__ = (
@@ -90,10 +94,10 @@ class LeasedSegment:
 
     @property
     def is_over(self) -> bool:
-        """Nothing will be sent or settled any more.
+        """Whether nothing will be sent or settled any more.
 
-        A line that was given up for want of time keeps the segment until its batch ends: given back, it
-        would be sent again and again without a pause.
+        A line that was given up for lack of time keeps the segment until its batch ends. If the segment were
+        released, its line would be sent again and again without a pause.
         """
         if self.in_flight:
             return False
@@ -101,28 +105,53 @@ class LeasedSegment:
 
     @property
     def parts(self) -> tuple[PinnedPart, ...]:
+        """The parts of earlier tokens, and this lease's own part as far as it is durable."""
         own = self.writer.pinned
         return self.pinned if own is None else (*self.pinned, own)
 
     @property
     def report(self) -> Report:
+        """The durable answers so far."""
         tally = self._earlier.plus(self.writer.durable_tally)
         return Report(self.batch_id, self.lease.segment.number, self.lease.token, tally)
 
-    def take(self) -> PendingLine:
-        """The next unsent line, which is in flight from now on."""
+    def take(self) -> tuple[int, RequestLine]:
+        """The ordinal and the text of the next unsent line, which is in flight from now on."""
         line = next(self._lines)
         self.unsent -= 1
         self.in_flight += 1
         start = line.offset - self._offset
-        return PendingLine(self, line.ordinal, slice_line(self._text[start : start + line.length_bytes]))
+        return line.ordinal, slice_line(self._text[start : start + line.length_bytes])
 
     def line_id(self, ordinal: int) -> bytes:
         """`output_line_id` of a line of this segment."""
         return b"%b%08x" % (self._line_id_start, ordinal)
 
+    def settle(self, ordinal: int, row: OutputLine) -> None:
+        """Ends a line in flight with its output line, which is written unless the lease is lost."""
+        self.in_flight -= 1
+        if self.is_lost:
+            return
+        try:
+            self.writer.append(ordinal, row)
+        except LeaseLost:
+            self.is_lost = True
+
+    def give_up(self, lines: int = 1) -> None:
+        """Ends lines in flight without an output line."""
+        self.in_flight -= lines
+        self.abandoned += lines
+
+    def confirm(self, until: float) -> None:
+        """The store has renewed the lease; it is held until monotonic time `until`."""
+        self.confirmed_until = until
+
+    def lose(self) -> None:
+        """The lease is lost."""
+        self.is_lost = True
+
     def stop(self, status: Status, *, at: float) -> None:
-        """Sends nothing more; what is in flight may finish until monotonic time `at`."""
+        """Sends no further line; attempts in flight may finish until monotonic time `at`."""
         if self.stopped_by is None:
             self.stopped_by, self.stop_at = status, at
             self.unsent = 0
@@ -131,7 +160,7 @@ class LeasedSegment:
 async def read_segment(
     blobs: Blobs, lease: Lease, answered: Set[int]
 ) -> tuple[bytes, int, list[IndexedLine]]:
-    """The text that spans the segment's lines, its offset in the input, and the lines not yet answered."""
+    """The text that spans the unanswered lines of a segment, its offset in the input, and those lines."""
     segment = lease.segment
     records = await blobs.read(
         lease.index_blob_key, segment.first * INDEX_RECORD_BYTES, segment.count * INDEX_RECORD_BYTES

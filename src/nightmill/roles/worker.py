@@ -1,18 +1,18 @@
-"""Leases segments, keeps their leases by heartbeat, and completes them or gives them back.
+"""Leases segments, renews their leases by heartbeat, and completes or releases the segments.
 
-Promise: an answer is in a durable part before it counts; a worker that is past its last confirmed lease
-starts nothing new; what a lost lease still answers is written nowhere. A line may be sent twice, it is
-settled once. Not its duty: what is in flight (`dispatcher`), the files at the end (finalizer).
+Guarantees: an answer is in a durable part before it counts. A worker that is past its last confirmed lease
+starts no attempt. Answers that arrive after a lease was lost are not written. A line may be sent twice; it is
+settled once. Attempts in flight belong to `dispatcher`, the output files to `finalizer`.
 """
 
 import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 
 from nightmill.blobs import Blobs
 from nightmill.core.batch import Status, Tally
-from nightmill.core.circuit_breaker import CircuitBreaker
-from nightmill.core.concurrency import Slots
+from nightmill.core.clocks import Clocks
 from nightmill.core.segment import Lease, PinnedPart, Report
 from nightmill.errors import LeaseLost, UnavailableError
 from nightmill.failpoints import failpoint
@@ -21,7 +21,7 @@ from nightmill.parts import Parts, standing_records
 from nightmill.roles.dispatcher import Dispatcher
 from nightmill.roles.leased_segment import LeasedSegment, read_segment
 from nightmill.roles.loop import Notifier, keep_turning, plain
-from nightmill.settings import Settings
+from nightmill.settings import WorkerSettings
 from nightmill.store import Store
 from nightmill.telemetry import (
     Emit,
@@ -32,22 +32,27 @@ from nightmill.telemetry import (
     WritingPaused,
     WritingResumed,
 )
-from nightmill.upstream import Upstream
+from nightmill.upstream.registry import UpstreamRegistry
 
 _LOOK_S = 0.1
 _IDLE_S = 1.0
 _LONGEST_PAUSE_S = 1.0
-_ASK_BEATS = 0.75  # of a beat: each beat asks, also one that comes a little early
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """Where a worker finds its work and keeps its answers."""
+
+    store: Store
+    blobs: Blobs
+    parts: Parts
 
 
 class Worker:
-    """One worker process's dispatcher.
+    """The worker role of one process.
 
     Args:
-        slots: attempts in flight at once, over all workers of the upstream; the store grants each its part.
-        upstream_name: under which all workers of the upstream meet.
-        clock: Unix seconds, for deadlines; monotonic: for leases and pauses.
-        random: numbers in [0, 1).
+        upstreams: where lines are sent; the store grants each worker its part of their slots.
         request_prefix: hexadecimal start of the request ids made for answers that brought none.
     """
 
@@ -56,66 +61,53 @@ class Worker:
     def __init__(
         self,
         *,
-        store: Store,
-        blobs: Blobs,
-        parts: Parts,
-        upstream: Upstream,
-        breaker: CircuitBreaker,
-        settings: Settings,
-        slots: int,
+        storage: Storage,
+        upstreams: UpstreamRegistry,
+        settings: WorkerSettings,
         worker_id: WorkerId,
         request_prefix: str,
         notifier: Notifier,
         emit: Emit,
-        clock: Callable[[], float],
-        monotonic: Callable[[], float],
-        random: Callable[[], float],
-        upstream_name: str = "upstream",
+        clocks: Clocks,
     ) -> None:
-        self._store = store
-        self._blobs = blobs
-        self._parts = parts
-        self._settings = settings.worker
+        self._store = storage.store
+        self._blobs = storage.blobs
+        self._parts = storage.parts
+        self._settings = settings
         self._worker_id = worker_id
         self._notifier = notifier
         self._emit = emit
-        self._monotonic = monotonic
-        self._random = random
+        self._monotonic = clocks.monotonic
+        self._random = clocks.random
 
         self._segments: dict[tuple[str, int], LeasedSegment] = {}
-        self._slots = Slots(
-            upstream_name,
-            concurrency_limit=slots,
-            ttl_s=self._settings.lease_ttl_s,
-            ask_every_s=_ASK_BEATS * self._settings.beat_s,
-        )
         self._dispatcher = Dispatcher(
-            upstream,
-            parts=parts,
-            slots_granted=self._slots,
-            breaker=breaker,
-            settings=settings.upstream,
-            slots=slots,
+            upstreams,
+            parts=storage.parts,
             request_prefix=request_prefix,
             notify=notifier.notify_local,
             emit=emit,
-            clock=clock,
-            monotonic=monotonic,
-            random=random,
+            clocks=clocks,
         )
         self._is_draining = False
         self._next_beat = 0.0
         self._next_look = 0.0
-        self._heard = 0
+        self._seen_count = 0
         self._stalled: str | None = None
         self._lease_again_at = 0.0
 
     @property
     def in_flight(self) -> int:
+        """Attempts in flight."""
         return self._dispatcher.in_flight
 
     async def run(self, stop: asyncio.Event, *, grace_s: Callable[[], float]) -> None:
-        """Works until `stop` is set, then drains; `grace_s` says how long attempts in flight may take."""
+        """Works until `stop` is set, then drains.
+
+        Args:
+            grace_s: seconds that attempts in flight may still take; called when the drain begins and during
+            it.
+        """
         async with asyncio.TaskGroup() as group:
             dispatcher = group.create_task(self._dispatcher.run())
             try:
@@ -128,10 +120,8 @@ class Worker:
                     longest_pause_s=self._settings.beat_s,
                 )
                 await self._drain(grace_s)
-                with suppress(UnavailableError):  # else it lapses by itself
-                    await self._store.grants.request(
-                        self._slots.request(self._worker_id, in_flight=0, wanted=0), ttl_s=_LONGEST_PAUSE_S
-                    )
+                with suppress(UnavailableError):  # then the grants expire
+                    await self._return_slots()
             finally:
                 dispatcher.cancel()
 
@@ -139,27 +129,33 @@ class Worker:
         await self._end_segments()
         if self._monotonic() >= self._next_beat:
             self._next_beat = self._monotonic() + self._settings.beat_s
-            await self._ask_for_slots()
+            await self._request_slots()
             await self._beat()
             await self._end_segments()
-        elif self._segments and self._notifier.count != self._heard:
+        elif self._segments and self._notifier.count != self._seen_count:
             await self._look()
             await self._end_segments()
-        self._tell_of_disk()
+        self._emit_writing_state()
         is_idle = await self._lease_more()
-        await self._ask_for_slots()
+        await self._request_slots()
         if not is_idle and self._dispatcher.unsent < self._dispatcher.wanted_lines():
-            is_idle = await self._lease_more()  # the first grant was what it waited for
+            is_idle = await self._lease_more()  # before the first grant no lines were wanted
         self._dispatcher.wake()  # a full disk or an unconfirmed lease may have kept its lines waiting
-        until_beat_s = max(0.001, self._next_beat - self._monotonic())
-        if self._segments and self._notifier.count != self._heard:
-            until_beat_s = min(until_beat_s, max(0.001, self._next_look - self._monotonic()))
+        return self._pause_s(is_idle=is_idle)
+
+    def _pause_s(self, *, is_idle: bool) -> float:
+        """Seconds until the next turn."""
+        now = self._monotonic()
+        pause_s = max(0.001, self._next_beat - now)
         if self._segments:
-            until_beat_s = min(until_beat_s, max(0.01, self._slots.rebalance_in_s(self._monotonic())))
-        return min(until_beat_s, _IDLE_S) if self._segments or not is_idle else _IDLE_S
+            if self._notifier.count != self._seen_count:
+                pause_s = min(pause_s, max(0.001, self._next_look - now))
+            for upstream in self._dispatcher.upstreams:
+                pause_s = min(pause_s, max(0.01, upstream.runtime.slots.rebalance_in_s(now)))
+        return min(pause_s, _IDLE_S) if self._segments or not is_idle else _IDLE_S
 
     async def _end_segments(self) -> None:
-        """Completes or gives back every segment that is over."""
+        """Completes or releases every segment that is over."""
         over = [segment for segment in self._segments.values() if segment.is_over]
         if not over:
             return
@@ -173,9 +169,9 @@ class Worker:
                 await segment.writer.flush()
             await segment.writer.close()
         except TimeoutError:
-            return  # a full or slow disk: beat first, try again next turn
+            return  # a full or slow disk: renew the leases first, try again in the next turn
         except LeaseLost:
-            segment.is_lost = True
+            segment.lose()
         del self._segments[segment.key]
         lease, report = segment.lease, segment.report
         if segment.is_lost:
@@ -196,7 +192,7 @@ class Worker:
         self._emit(
             SegmentDone(lease.segment.batch_id, lease.segment.number, lease.token, report.tally.answered)
         )
-        # For every segment of a long batch it would wake every role of every process for nothing.
+        # A notification for every segment of a long batch would wake every role of every process for nothing.
         if not is_done or all(other.batch_id != segment.batch_id for other in self._segments.values()):
             self._notifier.notify()
 
@@ -210,18 +206,18 @@ class Worker:
         failpoint("worker.beaten")
         for key, segment in self._segments.items():
             if key in reply.lost:
-                segment.is_lost = True
+                segment.lose()
                 self._dispatcher.abort(segment)
                 continue
-            segment.confirmed_until = asked_at + self._settings.lease_ttl_s
+            segment.confirm(asked_at + self._settings.lease_ttl_s)
         self._stop(reply.stopping, asked_at)
 
     async def _look(self) -> None:
-        """The notifier has rung: a cancel must not wait for the next beat to be heard of."""
+        """Stops segments after a notification, so that a cancel does not wait for the next beat."""
         asked_at = self._monotonic()
         if asked_at < self._next_look:
             return
-        self._next_look, self._heard = asked_at + _LOOK_S, self._notifier.count
+        self._next_look, self._seen_count = asked_at + _LOOK_S, self._notifier.count
         batch_ids = {segment.lease.segment.batch_id for segment in self._segments.values()}
         self._stop(await self._store.batches.stopping(batch_ids), asked_at)
 
@@ -237,7 +233,7 @@ class Worker:
                     self._dispatcher.abort(segment)
         self._dispatcher.count_unsent()
 
-    def _tell_of_disk(self) -> None:
+    def _emit_writing_state(self) -> None:
         reason = self._parts.stalled
         if reason is not None and self._stalled is None:
             self._emit(WritingPaused(reason))
@@ -246,7 +242,7 @@ class Worker:
         self._stalled = reason
 
     async def _lease_more(self) -> bool:
-        """Whether no more work was to be had."""
+        """Leases as many segments as are wanted; returns whether the store had fewer."""
         if self._is_draining or self._parts.stalled is not None or self._dispatcher.is_crowded:
             return False
         if self._monotonic() < self._lease_again_at:
@@ -271,26 +267,31 @@ class Worker:
             if not segment.unsent:
                 self._notifier.notify_local()
         is_idle = len(leases) < limit
-        self._dispatcher.has_asked = is_idle
+        self._dispatcher.note_supply(is_exhausted=is_idle)
         return is_idle
 
-    async def _ask_for_slots(self) -> None:
-        """Keeps our part of the upstream's window."""
-        now, wanted = self._monotonic(), self._dispatcher.wanted
-        if self._slots.is_due(now, wanted=wanted):
-            request = self._slots.request(
-                self._worker_id, in_flight=self._dispatcher.in_flight, wanted=wanted
-            )
-            grant = await self._store.grants.request(request, ttl_s=self._settings.lease_ttl_s)
-            self._slots.take(grant, asked_at=now)
-            self._dispatcher.wake()
+    async def _request_slots(self) -> None:
+        """Renews this worker's grant of each upstream's slots where it is due."""
+        for upstream in self._dispatcher.upstreams:
+            slots = upstream.runtime.slots
+            now, wanted = self._monotonic(), self._dispatcher.wanted_slots(upstream)
+            if slots.is_due(now, wanted=wanted):
+                request = slots.request(self._worker_id, in_flight=upstream.in_flight, wanted=wanted)
+                grant = await self._store.grants.request(request, ttl_s=self._settings.lease_ttl_s)
+                slots.take(grant, asked_at=now)
+                self._dispatcher.wake()
+
+    async def _return_slots(self) -> None:
+        for upstream in self._dispatcher.upstreams:
+            request = upstream.runtime.slots.request(self._worker_id, in_flight=0, wanted=0)
+            await self._store.grants.request(request, ttl_s=_LONGEST_PAUSE_S)
 
     async def _opened(self, lease: Lease, confirmed_until: float) -> LeasedSegment | None:
         try:
             return await self._open(lease, confirmed_until)
-        except Exception as error:  # noqa: BLE001 - one damaged segment must not hold up those leased with it
+        except Exception as error:  # noqa: BLE001 - a damaged segment must not delay those leased with it
             self._emit(RoleFailed(self.name, error))
-            return None  # the lease lapses by itself
+            return None  # the lease expires
 
     async def _open(self, lease: Lease, confirmed_until: float) -> LeasedSegment | None:
         segment = lease.segment
@@ -335,7 +336,7 @@ class Worker:
         return pinned, known, earlier
 
     async def _drain(self, grace_s: Callable[[], float]) -> None:
-        """Starts nothing new, settles what comes back in time, gives every segment back."""
+        """Starts no attempt, settles the outcomes that arrive in time, and releases every segment."""
         self._is_draining = True
         until = self._monotonic() + grace_s()
         for segment in self._segments.values():
@@ -345,17 +346,17 @@ class Worker:
         while self._segments:
             try:
                 await self._end_segments()
-                await self._ask_for_slots()
+                await self._request_slots()
             except (UnavailableError, ExceptionGroup) as away:
                 self._emit(RoleFailed(self.name, plain(away)))
                 if self._monotonic() >= until:
-                    return  # what is durable is found by whoever comes next
+                    return  # the next holder of the lease finds the durable answers
             remaining_s = min(until, self._monotonic() + grace_s()) - self._monotonic()
             if remaining_s <= 0:
                 for segment in self._segments.values():
                     self._dispatcher.abort(segment)
                 if self._parts.stalled is not None:
-                    return  # the disk takes nothing: what is not on it is sent again, by whoever comes next
+                    return  # the disk takes no bytes: the next holder sends again what is not on the disk
             count_before = self._notifier.count
             if self._segments:
                 await self._notifier.wait(since=count_before, timeout_s=min(max(remaining_s, 0.01), 0.5))

@@ -15,9 +15,9 @@ import uvicorn
 from nightmill.api.app import create_app
 from nightmill.api.connection import http_config
 from nightmill.api.context import ApiContext
-from nightmill.runtime.clocks import steady_clock
 from nightmill.runtime.components import Components
 from nightmill.runtime.process_setup import StopRequest, raise_open_file_limit
+from nightmill.runtime.steady_clock import steady_clock
 from nightmill.runtime.supervisor import Supervisor
 from nightmill.runtime.systemd import notify_ready
 from nightmill.upstream import Upstream

@@ -1,6 +1,7 @@
 """Opens the store, the blobs and the parts a process needs, and makes its roles.
 
-Promise: what is opened is closed, in the opposite order. Not its duty: which process runs which role.
+What is opened is closed, in the opposite order. Which process runs which role belongs to `programs` and
+`child_main`.
 """
 
 import random
@@ -13,7 +14,6 @@ from dataclasses import dataclass
 
 from nightmill.admin.delete_lock import may_delete
 from nightmill.blobs import PiecedBlobs
-from nightmill.core.circuit_breaker import CircuitBreaker
 from nightmill.core.clocks import Clocks
 from nightmill.ids import WorkerId, new_worker_id
 from nightmill.parts import Parts
@@ -22,14 +22,17 @@ from nightmill.roles.intake import Intake
 from nightmill.roles.join import Joiner
 from nightmill.roles.loop import Notifier
 from nightmill.roles.maintenance import Maintenance
-from nightmill.roles.worker import Worker
-from nightmill.runtime.clocks import steady_clock
+from nightmill.roles.worker import Storage, Worker
+from nightmill.runtime.steady_clock import steady_clock
 from nightmill.runtime.storage import open_storage, open_stored
 from nightmill.runtime.upstreams import shared_name
 from nightmill.settings import Settings
 from nightmill.store import Store
 from nightmill.telemetry import Emit
 from nightmill.upstream import Upstream
+from nightmill.upstream.registry import UpstreamRegistry, start_upstream
+
+CLOCKS = Clocks(wall=steady_clock, monotonic=time.monotonic, random=random.random)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,7 @@ class Components:
         )
 
     def finalizer(self) -> Finalizer:
-        joiner = Joiner(store=self.store, blobs=self.blobs, parts=self.parts, monotonic=time.monotonic)
+        joiner = Joiner(store=self.store, blobs=self.blobs, parts=self.parts, monotonic=CLOCKS.monotonic)
         return Finalizer(
             store=self.store,
             blobs=self.blobs,
@@ -65,7 +68,7 @@ class Components:
             worker_id=self.worker_id,
             notifier=self.notifier,
             emit=self.emit,
-            clock=steady_clock,
+            clocks=CLOCKS,
         )
 
     def maintenance(self) -> Maintenance:
@@ -78,27 +81,33 @@ class Components:
             settings=self.settings,
             notifier=self.notifier,
             emit=self.emit,
-            clocks=Clocks(steady_clock, time.monotonic, random.random),
+            clocks=CLOCKS,
             deleting=lambda: may_delete(self.settings.folder) if keeps_folder else nullcontext(True),
         )
 
     def worker(self, upstream: Upstream, *, slots: int | None = None) -> Worker:
+        """The worker role, which sends to one upstream.
+
+        Args:
+            slots: attempts in flight at once, over all workers; None takes the upstream's setting.
+        """
+        settings = self.settings
+        runtime = start_upstream(
+            upstream,
+            settings=settings.upstream,
+            worker=settings.worker,
+            shared_name=shared_name(settings.upstream.url or "", host=socket.gethostname()),
+            concurrency_limit=slots,
+        )
         return Worker(
-            store=self.store,
-            blobs=self.blobs,
-            parts=self.parts,
-            upstream=upstream,
-            breaker=CircuitBreaker(),
-            settings=self.settings,
-            slots=slots or self.settings.upstream.concurrency,
-            upstream_name=shared_name(self.settings.upstream.url or "", host=socket.gethostname()),
+            storage=Storage(self.store, self.blobs, self.parts),
+            upstreams=UpstreamRegistry(runtime),
+            settings=settings.worker,
             worker_id=self.worker_id,
             request_prefix=secrets.token_hex(12),
             notifier=self.notifier,
             emit=self.emit,
-            clock=steady_clock,
-            monotonic=time.monotonic,
-            random=random.random,
+            clocks=CLOCKS,
         )
 
 
@@ -106,8 +115,11 @@ class Components:
 async def open_components(
     settings: Settings, *, emit: Emit, notifier: Notifier, worker_id: WorkerId | None = None
 ) -> AsyncGenerator[Components]:
-    """Args:
-    worker_id: who leases; whoever starts a process gives it one, to take its leases back when it dies.
+    """Opens what the roles of one process share.
+
+    Args:
+        worker_id: the holder of leases. A parent process passes one to its child, to release the child's
+            leases when the child dies. None makes a new one.
     """
     store = open_stored(settings)
     try:

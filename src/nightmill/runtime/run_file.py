@@ -6,7 +6,6 @@ The output appears complete, under its final name, or not at all. Progress is di
 
 import asyncio
 import hashlib
-import json
 import os
 import random
 import shutil
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from nightmill import telemetry
 from nightmill.core.batch import ENDPOINTS, Batch, LineError, Status, Usage
+from nightmill.core.request_line import endpoint_in
 from nightmill.errors import RequestError, SetupError
 from nightmill.ids import BatchId, FileId, ProjectId
 from nightmill.roles.loop import Notifier, keep_turning
@@ -159,17 +159,14 @@ def _endpoint_of_first_line(path: Path) -> str:
                 break
         else:
             raise RequestError(f"{path} holds no request line")
-    try:
-        url = json.loads(line.removeprefix(b"\xef\xbb\xbf"))["url"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        url = None
+    url = endpoint_in(line)
     if url not in ENDPOINTS:
         message = (
             f"the first line of {path} names no known endpoint in 'url'; name it with --endpoint, "
             "or see every bad line with 'nightmill validate'"
         )
         raise RequestError(message, param="url")
-    return str(url)
+    return url
 
 
 async def _batch(components: Components, path: Path, endpoint: str) -> Batch:

@@ -12,7 +12,6 @@ loads.
 
 import asyncio
 import contextlib
-import ipaddress
 import socket
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -20,6 +19,7 @@ from contextlib import asynccontextmanager
 from importlib import import_module
 
 from nightmill import telemetry
+from nightmill.core.loopback import is_loopback
 from nightmill.errors import SetupError
 from nightmill.failpoints import failpoint
 from nightmill.roles.loop import Notifier
@@ -125,7 +125,7 @@ async def _recovered(
 
 
 async def _check_keys(settings: Settings, store: Store) -> None:
-    if _is_loopback(settings.api.host) and settings.keyless_on_loopback:
+    if is_loopback(settings.api.host) and settings.keyless_on_loopback:
         return
     if await store.api_keys.any_exist():
         return
@@ -134,12 +134,3 @@ async def _check_keys(settings: Settings, store: Store) -> None:
         f"'nightmill keys create NAME --folder {settings.folder}', or listen on 127.0.0.1"
     )
     raise SetupError(message)
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from nightmill.blobs import FolderBlobs, PiecedBlobs
 from nightmill.errors import SetupError
 from nightmill.parts import FolderParts, Parts
-from nightmill.runtime.clocks import steady_clock
+from nightmill.runtime.steady_clock import steady_clock
 from nightmill.settings import Settings
 from nightmill.store import Store, open_store
 from nightmill.store.migrate import migrate

@@ -1,6 +1,7 @@
-"""Picks the upstream: a URL, a server found on this machine, a model file of our own, or the emulator.
+"""Picks the upstream: a URL, a server found on this machine, a model file to serve, or the emulator.
 
-Promise: exactly one, and never the emulator unasked. What it starts as a child keeps its port over restarts.
+Exactly one upstream is picked, and the emulator only where the settings name it. A program that is started as
+a child keeps its port over restarts.
 """
 
 import asyncio
@@ -8,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from urllib.parse import urlsplit
 
+from nightmill.core.loopback import is_loopback
 from nightmill.errors import SetupError
 from nightmill.runtime.child import EMULATOR
 from nightmill.runtime.supervisor import Program, free_port
@@ -31,7 +33,10 @@ _LISTEN_POLL_S = 0.02
 async def choose_upstream(
     settings: Settings, *, say: Callable[[str], None]
 ) -> tuple[Settings, list[Program]]:
-    """Settings with the upstream's URL filled in, and the programs that must run for it.
+    """Fills in the upstream's URL.
+
+    Returns:
+        The settings with the URL, and the programs that must run for the upstream.
 
     Raises:
         SetupError: none was named, more than one was, or `auto` found nothing.
@@ -43,7 +48,7 @@ async def choose_upstream(
     ]
     if settings.engine == "ray":
         if settings.ray.model.name is not None and not any(asked):
-            return settings, []  # the launcher has Ray run it
+            return settings, []  # the launcher starts the model on Ray
         if settings.ray.address is not None and not asked[0]:
             raise SetupError(_NOT_ON_RAY)
         asked.append(settings.ray.model.name is not None)
@@ -61,7 +66,7 @@ async def choose_upstream(
         from nightmill.runtime.llama import llama_program  # noqa: PLC0415 - an extra, seldom installed
 
         port = free_port()
-        # More would only queue there, and a place in a queue counts towards an attempt's timeout.
+        # More attempts would only queue in the server, and that time counts towards an attempt's timeout.
         upstream = settings.upstream.model_copy(update={"concurrency": settings.model.slots})
         settings = settings.model_copy(update={"upstream": upstream})
         return _with_url(settings, port), [_upstream(llama_program(settings.model, port=port))]
@@ -71,9 +76,9 @@ async def choose_upstream(
 
 
 async def _found(settings: Settings, *, say: Callable[[str], None]) -> Settings:
-    everyone = await find_local_servers(timeout_s=_PROBE_TIMEOUT_S)
-    found = [server for server in everyone if not server.is_nightmill]
-    for server in everyone:
+    servers = await find_local_servers(timeout_s=_PROBE_TIMEOUT_S)
+    found = [server for server in servers if not server.is_nightmill]
+    for server in servers:
         if server.is_nightmill:
             say(f"left out {server.url}: that is a nightmill, which answers nothing by itself")
     if not found:
@@ -91,7 +96,7 @@ async def _found(settings: Settings, *, say: Callable[[str], None]) -> Settings:
 
 
 async def listens(url: str, *, within_s: float) -> bool:
-    """Waits until something takes connections at `url`: a child of ours needs a moment to start."""
+    """Waits until a server accepts connections at `url`; returns whether it did within `within_s` seconds."""
     target = urlsplit(url)
     try:
         async with asyncio.timeout(within_s):
@@ -108,15 +113,19 @@ async def listens(url: str, *, within_s: float) -> bool:
 
 
 def shared_name(url: str, *, host: str) -> str:
-    """What all workers of one upstream call it, without credentials. On loopback each machine has its own."""
+    """The name under which all workers of one upstream share its limits, without credentials.
+
+    Args:
+        url: the upstream's URL.
+        host: this machine's name, which becomes part of the name of an upstream on loopback.
+    """
     target = urlsplit(url)
     place = f"{target.scheme}://{target.hostname}:{target.port or ''}{target.path}"
-    is_here = target.hostname in {"localhost", "::1"} or (target.hostname or "").startswith("127.")
-    return f"{place} at {host}" if is_here else place
+    return f"{place} at {host}" if is_loopback(target.hostname or "") else place
 
 
 def _upstream(program: Program) -> Program:
-    """It ends after the workers that still wait for its answers."""
+    """The program, to be stopped after the workers that still wait for its answers."""
     return replace(program, stage=1)
 
 

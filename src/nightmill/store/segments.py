@@ -10,6 +10,7 @@ from typing import Any, cast
 from sqlalchemy import ARRAY, BigInteger, Connection, Text, bindparam, func, select, text, update
 
 from nightmill.core.batch import Tally
+from nightmill.core.schedule import BATCH_ORDER
 from nightmill.core.segment import BeatReply, Lease, PinnedPart, Report, Segment, SegmentResult
 from nightmill.ids import BatchId, WorkerId
 from nightmill.store import schema
@@ -59,7 +60,7 @@ _BATCHES = (
         .scalar_subquery()
         .is_not(None),
     )
-    .order_by(batch.c.sequence)
+    .order_by(*(batch.c[name] for name in BATCH_ORDER))
     .limit(bindparam("batch_limit"))
 )
 # The share lock makes a cancel wait for this lease or this lease see the cancel (SQLite has one writer).

@@ -1,13 +1,14 @@
-"""One upstream: send one request line, return an outcome.
+"""Sends one request line to an upstream and returns its outcome.
 
-port.py          the interfaces the worker knows
-attempts.py      any upstream as one that tells its outcomes
+port.py          the interfaces that the worker uses
+registry.py      the named upstreams of one worker process
+attempts.py      adapts an upstream without callbacks to one that calls back
 connect.py       settings -> an open upstream
-target.py        where requests go and what headers they carry
-answer.py        what an HTTP answer means as an outcome
-http1.py         the lean transport: pool, deadlines; connection.py is one connection of it
+target.py        where requests go and which headers they carry
+answer.py        the outcome that an HTTP answer stands for
+http1.py         the lean transport: connections and deadlines; connection.py is one connection
 over_aiohttp.py  the second transport, for proxies
-probe.py         the usual local servers
+probe.py         looks for the usual local servers
 """
 
 from nightmill.upstream.attempts import attempts_of

@@ -1,4 +1,4 @@
-"""What a whole HTTP answer means as an outcome; the same for both transports. No I/O."""
+"""The outcome that a whole HTTP answer stands for, the same for both transports. No I/O."""
 
 import math
 import re
@@ -14,7 +14,7 @@ KEPT_HEADERS = frozenset({b"retry-after", b"x-request-id", b"content-encoding"})
 
 GONE = Broken("the connection was closed before an answer came")
 TOO_LONG = Broken("the answer is longer than upstream.max_answer_bytes")
-_UNREADABLE = Broken("the answer is in a content encoding nobody asked for and that can't be read")
+_UNREADABLE = Broken("the answer is in a content encoding that was not requested and can't be read")
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 _UNAVAILABLE = 503
@@ -24,13 +24,13 @@ _TOO_MANY = 429
 def outcome_of(
     status: int, body: bytes, *, headers: Mapping[bytes, bytes], max_bytes: int, now: float
 ) -> Outcome:
-    """Reads status and kept headers.
+    """The outcome of a whole answer.
 
     Args:
         status: of the final answer, never 1xx.
-        body: freed of chunks, not yet of a content encoding.
-        headers: those of `KEPT_HEADERS` that came.
-        max_bytes: of the decoded body.
+        body: without chunk framing, still in its content encoding.
+        headers: those of `KEPT_HEADERS` that the answer has.
+        max_bytes: the longest decoded body.
         now: wall-clock time, for a Retry-After that is a date.
     """
     encoding = headers.get(b"content-encoding")
@@ -65,7 +65,7 @@ def retry_after_s(value: str, *, now: float) -> float | None:
 
 
 def _decoded(body: bytes, encoding: bytes, *, max_bytes: int) -> bytes | Broken:
-    """We never ask for an encoding, but some proxies compress all the same."""
+    """The decoded body. Requests accept no encoding, but some proxies compress nevertheless."""
     if encoding in (b"", b"identity"):
         return body
     if encoding not in (b"gzip", b"x-gzip", b"deflate"):

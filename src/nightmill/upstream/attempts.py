@@ -1,4 +1,6 @@
-"""Any upstream as one whose attempts tell their outcome: by a task for each, where it has no better way."""
+"""Adapts any upstream to `Attempts`, with one task per attempt where the upstream has no callbacks of its
+own.
+"""
 
 import asyncio
 from collections.abc import Callable
@@ -8,11 +10,13 @@ from nightmill.upstream.port import Attempts, Tag, Upstream
 
 
 def attempts_of(upstream: Upstream, *, group: asyncio.TaskGroup) -> Attempts:
-    """The upstream itself when it tells, or tasks of `group` that wait for it."""
+    """The upstream itself if it calls back, else an adapter whose tasks run in `group`."""
     return upstream if isinstance(upstream, Attempts) else TaskAttempts(upstream, group)
 
 
 class TaskAttempts:
+    """Attempts as tasks that await `Upstream.send`."""
+
     def __init__(self, upstream: Upstream, group: asyncio.TaskGroup) -> None:
         self._upstream = upstream
         self._group = group

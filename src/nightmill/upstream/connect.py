@@ -1,4 +1,6 @@
-"""Settings -> an open upstream. Opening makes no connection: an upstream that is down is found by sending."""
+"""Settings -> an open upstream. Opening makes no connection; the first attempt shows whether the upstream is
+up.
+"""
 
 import ssl
 
@@ -9,10 +11,10 @@ from nightmill.upstream.target import Target, target_of
 
 
 def open_upstream(settings: UpstreamSettings, *, url: str) -> Upstream:
-    """The upstream at `url`, over the transport the settings name. Close it in the end.
+    """The upstream at `url`, over the transport that the settings name. The caller closes it.
 
     Args:
-        settings: key, headers, limits, transport; their own `url` is not read.
+        settings: key, headers, limits, transport; their `url` is not read.
         url: the base URL, which stands for the '/v1' of each endpoint; without a path it means '/v1'.
 
     Raises:

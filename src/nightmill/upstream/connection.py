@@ -1,11 +1,11 @@
-"""One HTTP/1.1 connection of the lean transport: one request at a time, and who is told its outcome.
+"""One HTTP/1.1 connection of the lean transport, for one request at a time.
 
-Duty: write a request in one go, read its answer, notice everything that is not an answer. Promise: bytes of
-one answer never reach another request; a connection whose state is in doubt is closed. Not its duty: where
-connections come from and when an attempt is late (`http1`).
+Writes a request in one call, reads the answer, and detects everything that is not an answer. Guarantees:
+bytes of one answer never reach another request; a connection whose state is in doubt is closed. The set of
+connections and the deadlines of attempts belong to `http1`.
 
-No task, no future, no timer, no queue: the event loop calls in, `told` calls out. All connections of a pool
-receive into one buffer, since the loop fills and hands it over in one step.
+There is no task, future, timer or queue: the event loop calls in, and callbacks call out. All connections of
+a transport receive into one buffer, since the event loop fills and hands over the buffer in one step.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from nightmill.upstream.answer import GONE, KEPT_HEADERS, TOO_LONG, outcome_of
 
 RECEIVE_BYTES = 64 << 10
 MAX_OVERHEAD_BYTES = 64 << 10
-"""Bytes that may arrive without any of them being body: headers, 1xx answers, chunk extensions, trailers."""
+"""The most bytes that may arrive without body bytes: headers, 1xx answers, chunk extensions, trailers."""
 
 _FIRST_FINAL_STATUS = 200
 _READ_BY_STATUS = frozenset({429, 503})
@@ -31,11 +31,11 @@ _LENGTHS = frozenset(len(name) for name in (*KEPT_HEADERS, _TRANSFER_ENCODING))
 
 
 class Attempt(msgspec.Struct, eq=False, gc=False):
-    """A request, until its outcome is told.
+    """A request in flight.
 
     Args:
-        head: all of a short request, or what goes before `body`.
-        deadline: of the loop's clock.
+        head: the whole of a short request, or all that precedes `body`.
+        deadline: in seconds of the event loop's clock.
     """
 
     tag: Any
@@ -51,12 +51,12 @@ class Connection(asyncio.BufferedProtocol):
 
     Args:
         loop: the running one.
-        buffer: where bytes arrive, shared.
-        max_answer_bytes: a longer body is broken off.
-        wall_clock: for a Retry-After that is a date.
-        freed: told when the connection can take the next request.
-        unsent: told when a reused connection was closed under an attempt before a byte came back.
-        lost: told when it is gone.
+        buffer: receives the bytes of all connections.
+        max_answer_bytes: the longest body; an answer with a longer body ends as broken.
+        wall_clock: Unix seconds, for a Retry-After that is a date.
+        freed: called when the connection can take the next request.
+        unsent: called when a reused connection was closed before a byte of the attempt's answer arrived.
+        lost: called when the connection is closed.
     """
 
     __slots__ = (
@@ -107,11 +107,12 @@ class Connection(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport  # from connection_made on
         self._parser = HttpResponseParser(self)
         self.attempt: Attempt | None = None
-        """What it is busy with."""
+        """The request in flight, if there is any."""
         self.idle_since = 0.0
         self.is_open = False
         self._reused = False
-        # Of the answer being read. `_status` holds only while `_in_body`, `_keeps` only when `_complete`.
+        # State of the answer being read. `_status` is valid only while `_in_body`, `_keeps` only when
+        # `_complete`.
         self._silent = True
         self._headers: dict[bytes, bytes] = {}
         self._framed = False
@@ -142,25 +143,25 @@ class Connection(asyncio.BufferedProtocol):
                 self._transport.writelines((attempt.head, attempt.body))
             else:
                 self._transport.write(attempt.head)
-        except RuntimeError:  # uvloop: the socket failed and the loop has not said so yet
+        except RuntimeError:  # uvloop: the socket failed and `connection_lost` was not called yet
             self._end(self._cut_short())
 
     def expire(self) -> None:
-        """The attempt's time is over."""
+        """Ends the attempt as timed out."""
         if self.attempt is not None:
             self._end(TimedOut(self.attempt.timeout_s))
 
     def forget(self) -> None:
-        """Nobody waits for the answer any more."""
+        """Ends the attempt without a call of `on_outcome`, and closes the connection."""
         self.attempt = None
         self.abort()
 
     def abort(self) -> None:
-        """Closes now; a waiting request ends as broken."""
-        self._end(Broken("we closed the connection"))
+        """Closes at once; a request in flight ends as broken."""
+        self._end(Broken("the connection was closed by nightmill"))
 
     def close(self) -> None:
-        """Closes an idle connection politely."""
+        """Closes an idle connection after pending bytes are written."""
         self.is_open = False
         self._transport.close()
 
@@ -205,12 +206,15 @@ class Connection(asyncio.BufferedProtocol):
             attempt.on_outcome(attempt.tag, outcome)
 
     def _cut_short(self) -> Broken | None:
-        """None: a reused connection was closed under us before a byte came back; another may do."""
+        """The outcome of a lost connection; None if a new connection may succeed.
+
+        None means that a reused connection was closed before a byte of the answer arrived.
+        """
         if not self._silent:
             return Broken("the connection was closed in the middle of the answer")
         return None if self._reused else GONE
 
-    # What the event loop calls.
+    # Called by the event loop.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
@@ -221,7 +225,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         if self.attempt is None:
-            self.abort()  # bytes nobody asked for would be taken for the next answer
+            self.abort()  # unrequested bytes would be taken for the next answer
             return
         self._silent = False
         size_before_bytes = self._size_bytes
@@ -231,7 +235,7 @@ class Connection(asyncio.BufferedProtocol):
             if not self._complete:
                 self._end(Broken("the answer is not HTTP/1.1"))
                 return
-            self._keeps = False  # more bytes than the answer said; what it said is whole
+            self._keeps = False  # there are bytes beyond the answer; the answer itself is complete
         if self._size_bytes > self._max_answer_bytes:
             self._end(TOO_LONG)
         elif self._complete:
@@ -256,7 +260,7 @@ class Connection(asyncio.BufferedProtocol):
                 self._end(self._cut_short())
         self._lost(self)
 
-    # What the parser calls.
+    # Called by the parser.
 
     def on_message_begin(self) -> None:
         if self._complete:
@@ -295,7 +299,7 @@ class Connection(asyncio.BufferedProtocol):
         self._size_bytes += len(body)
 
     def on_message_complete(self) -> None:
-        if self._status < _FIRST_FINAL_STATUS:  # 100 Continue and its like: the answer is still to come
+        if self._status < _FIRST_FINAL_STATUS:  # 1xx, such as 100 Continue: the final answer follows
             self._in_body = False
             self._framed = False
             self._headers = {}

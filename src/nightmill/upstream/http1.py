@@ -1,13 +1,13 @@
-"""The lean transport: a pool of HTTP/1.1 connections to one host.
+"""The lean transport: HTTP/1.1 connections to one host, reused.
 
-Duty: find or open a connection for each attempt, keep time for all of them, close what is idle or late.
-Promise: no task and no timer per request; a request whose reused connection was closed under it before a
-byte came back is sent once more, at once, on a new connection, and an outcome that is no answer says so; a
-redirect is an answer and is not followed; a cancelled attempt closes its connection. Not its duty: proxies,
-HTTP/2, cookies (`over_aiohttp`).
+Finds or opens a connection for each attempt, enforces the deadlines of all attempts, and closes connections
+that are idle or late. Guarantees: no task and no timer per request. A request whose reused connection was
+closed before a byte of the answer arrived is sent once more, at once, on a new connection, and an outcome
+that is no answer counts accordingly (`sent_again`). A redirect is an answer and is not followed. A cancelled
+attempt closes its connection. Proxies belong to `over_aiohttp`; HTTP/2 and cookies are not supported.
 
-One timer sweeps all connections ten times a second while there are any, so an attempt may end up to a tenth
-of a second after its time.
+One timer checks all connections ten times a second while there are any, so an attempt may end up to a tenth
+of a second after its deadline.
 """
 
 import asyncio
@@ -23,28 +23,28 @@ from nightmill.upstream.port import Tag
 from nightmill.upstream.target import Target
 
 IDLE_S = 4.0
-"""Less than uvicorn's 5 s, so that it is we who close."""
+"""Less than uvicorn's 5 s, so that the client closes first."""
 OPENING_AT_ONCE = 64
-"""More connection attempts in one instant could overflow a small listen backlog: a stall of a second."""
+"""More simultaneous connection attempts could overflow a small listen backlog, which costs a second."""
 MODELS_TIMEOUT_S = 10.0
 _SWEEP_S = 0.1
 _CLOSING_S = 1.0
 _OK = 200
 _ONE_PIECE_BYTES = 16 << 10
-"""Below it, a copy is cheaper than two pieces."""
-_CLOSED = "the upstream was closed by us"
+"""Below this size one copied buffer is cheaper than two buffers."""
+_CLOSED = "the upstream was closed by nightmill"
 
 
 class LeanUpstream:
-    """An upstream over our own HTTP/1.1 client. Bound to the event loop of its first request.
+    """An upstream over nightmill's own HTTP/1.1 client. Bound to the event loop of its first request.
 
     Args:
-        target: where to.
-        tls: how to check the server; None for plain http.
-        connect_timeout_s: for name, TCP and TLS together.
-        max_answer_bytes: a longer body is broken off.
-        idle_s: an idle connection is closed after so long.
-        wall_clock: for a Retry-After that is a date.
+        target: where requests go.
+        tls: how the server's certificate is checked; None for plain http.
+        connect_timeout_s: for name lookup, TCP and TLS together.
+        max_answer_bytes: the longest body; an answer with a longer body ends as broken.
+        idle_s: seconds after which an idle connection is closed.
+        wall_clock: Unix seconds, for a Retry-After that is a date.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class LeanUpstream:
         return await self.get(self._target.path_of("/v1/models"))
 
     async def get(self, path: str) -> bytes | None:
-        """What stands at a path of the host's, or None when it gave no 200."""
+        """The body at a path of the host, or None without a 200."""
         head = self._head("GET", path) + b"\r\n"
         reply: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         now = self._now()
@@ -141,7 +141,7 @@ class LeanUpstream:
             try:
                 async with asyncio.timeout(_CLOSING_S):
                     await self._all_gone.wait()
-            except TimeoutError:  # a TLS peer that does not answer our goodbye
+            except TimeoutError:  # a TLS peer that does not answer the close_notify
                 for connection in tuple(self._connections):
                     connection.abort()
         if self._sweeping is not None:
@@ -169,23 +169,23 @@ class LeanUpstream:
                 continue
             connection.ask(attempt)
             return
-        self._begin_anew(attempt)
+        self._begin_on_new_connection(attempt)
 
-    def _begin_anew(self, attempt: Attempt) -> None:
-        """On a new connection."""
+    def _begin_on_new_connection(self, attempt: Attempt) -> None:
+        """Sends on a new connection."""
         assert self._loop is not None
         task = self._loop.create_task(self._open_for(attempt), name="open a connection")
         self._openers[task] = attempt
 
     def _send_again(self, attempt: Attempt) -> None:
-        """Its reused connection was closed before a byte came back; the line may have been read."""
+        """Sends once more after the reused connection was closed; the upstream may have read the line."""
         on_outcome = attempt.on_outcome
 
         def on_outcome_of_both(tag: object, outcome: Outcome) -> None:
             on_outcome(tag, sent_again(outcome, first=GONE))
 
         attempt.on_outcome = on_outcome_of_both
-        self._begin_anew(attempt)
+        self._begin_on_new_connection(attempt)
 
     async def _open_for(self, attempt: Attempt) -> None:
         assert self._loop is not None
@@ -193,7 +193,7 @@ class LeanUpstream:
         assert task is not None
         try:
             opened = await self._open(self._loop, deadline=attempt.deadline)
-        except Exception as error:  # noqa: BLE001 - whatever keeps us from connecting is an outcome
+        except Exception as error:  # noqa: BLE001 - any error of connecting is an outcome
             opened = Unreachable(f"no connection: {type(error).__name__}")
         self._opened(task, opened)
 
@@ -221,7 +221,7 @@ class LeanUpstream:
                 if self._closed:
                     return Unreachable(_CLOSED)
                 if self._failed is not None and self._failures != failures:
-                    return self._failed  # those who waited for their turn need not try the same again
+                    return self._failed  # attempts that waited need not repeat a connect that has just failed
                 outcome = await self._connect(loop)
         except TimeoutError:
             return Unreachable("no connection within the attempt's time")
@@ -281,12 +281,12 @@ class LeanUpstream:
 
 
 def _answer(reply: asyncio.Future[Outcome], outcome: Outcome) -> None:
-    if not reply.done():  # it may be cancelled, and its task not yet woken
+    if not reply.done():  # the future may be cancelled before its task has run
         reply.set_result(outcome)
 
 
 def reason_of(error: OSError) -> str:
-    """Why no connection came about, in our own words and the system's, never the server's."""
+    """Why a connection failed, in words of nightmill and the system; never text that the server sent."""
     match error:
         case ConnectionRefusedError():
             return "connection refused"

@@ -1,8 +1,8 @@
-"""The second transport: aiohttp, for what the lean one does not do (proxies named by the environment).
+"""The second transport, over aiohttp, for features that the lean transport lacks: proxies of the environment.
 
-Duty and promise are those of `http1`, but for one: bytes that came unasked on an idle connection are taken
-for the next answer, and no setting of aiohttp's prevents it. A request costs six to ten times as much.
-Proxies come from HTTP_PROXY, HTTPS_PROXY and NO_PROXY, looked up once, credentials in the proxy's URL.
+The guarantees are those of `http1`, except one: unrequested bytes on an idle connection are taken for the
+next answer, and no setting of aiohttp prevents that. A request costs six to ten times as much CPU. Proxies
+come from HTTP_PROXY, HTTPS_PROXY and NO_PROXY, which are read once, with credentials in the proxy's URL.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ _LARGE_BYTES = 1 << 20
 
 @dataclass(slots=True)
 class _Trace:
-    """What aiohttp tells about one request on its way."""
+    """What aiohttp reports about the connection of one request."""
 
     connected: bool = False
     reused: bool = False
@@ -74,7 +74,7 @@ class AiohttpUpstream:
         target = self._target
         url = URL(f"{target.scheme}://{target.authority}{target.path_of(endpoint)}", encoded=True)
         if self._closed:
-            return Unreachable("the upstream was closed by us")
+            return Unreachable("the upstream was closed by nightmill")
         pooled, single_use = self._sessions or self._open_sessions()
         trace = _Trace()
         outcome: Outcome | None = None
@@ -96,7 +96,7 @@ class AiohttpUpstream:
     async def _attempt(
         self, session: aiohttp.ClientSession, method: str, url: URL, body: bytes | None, trace: _Trace
     ) -> Outcome | None:
-        """None: a reused connection was closed under us before a byte came back."""
+        """The outcome; None if a reused connection was closed before a byte of the answer arrived."""
         answering = False
         try:
             async with session.request(
@@ -175,12 +175,12 @@ class AiohttpUpstream:
 
 
 def _proxy_for(target: Target) -> str | None:
-    """What the environment names. aiohttp's own `trust_env` would look that up for each request."""
+    """The proxy that the environment names. `trust_env` of aiohttp would read it for each request."""
     return None if proxy_bypass(target.host) else getproxies().get(target.scheme)
 
 
 def _payload(body: bytes | None) -> bytes | BytesIO | None:
-    """aiohttp writes a file piece by piece, and warns of large bytes it would write in one go."""
+    """The body for aiohttp, which writes a file in pieces, and warns of large bytes written in one call."""
     return BytesIO(body) if body is not None and len(body) > _LARGE_BYTES else body
 
 

@@ -1,8 +1,8 @@
-"""What the worker knows of an upstream.
+"""The interfaces through which the worker uses an upstream.
 
-Duty: HTTP to one upstream, over a transport. Promise: `send` never raises for anything the network or the
-upstream does; only cancellation passes through. The path comes from the batch's endpoint, the host only from
-settings. Not its duty: retries, pacing and counting (the worker, `pacing`).
+Guarantees: `send` never raises for anything the network or the upstream does; only cancellation passes
+through. The path comes from the batch's endpoint, the host only from settings. Retries and pauses belong to
+`core.retry` and `core.circuit_breaker`, counting to the worker.
 """
 
 from collections.abc import Callable
@@ -14,22 +14,24 @@ Tag = TypeVar("Tag")
 
 
 class Upstream(Protocol):
+    """A server that answers request lines."""
+
     async def send(self, endpoint: str, body: bytes, *, timeout_s: float) -> Outcome:
         """One attempt. `endpoint` is '/v1/...' as on the wire; `body` goes out byte for byte."""
         ...
 
     async def models(self) -> bytes | None:
-        """The upstream's own answer to GET /models, or None when it gave none."""
+        """The body of the upstream's answer to GET /models, or None without a 200."""
         ...
 
     async def close(self) -> None:
-        """Closes every connection. What is in flight ends as broken."""
+        """Closes every connection. Attempts in flight end as broken."""
         ...
 
 
 @runtime_checkable
 class Attempts(Protocol):
-    """Attempts that tell their outcome instead of being awaited: no task and no future for each of them."""
+    """Attempts with a callback instead of an awaitable, so that no attempt needs a task or future."""
 
     def start(
         self,
@@ -42,10 +44,10 @@ class Attempts(Protocol):
     ) -> None:
         """As `Upstream.send`; `on_outcome(tag, outcome)` is called once, perhaps before this returns.
 
-        `tag` is the caller's, hashable, and of one attempt at a time.
+        `tag` is any hashable object of the caller; no two attempts in flight have the same tag.
         """
         ...
 
     def give_up(self, tag: object) -> None:
-        """Nobody wants the attempt's outcome any more: `told` will not be called."""
+        """Ends the attempt; `on_outcome` will not be called."""
         ...

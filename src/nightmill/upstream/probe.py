@@ -1,6 +1,7 @@
-"""The usual local servers, for `--upstream auto`. Asks this machine's loopback only, and sends no key.
+"""Looks for the usual local servers, for `--upstream auto`. Requests go to loopback only and carry no key.
 
-Promise: a nightmill, which offers its upstream's models as its own, is told apart; it must not ask itself.
+A nightmill, which lists the models of its upstream as its own, is recognized, so that it is not used as its
+own upstream.
 """
 
 import asyncio
@@ -46,9 +47,9 @@ class _Version(msgspec.Struct):
 async def find_local_servers(
     timeout_s: float, *, servers: tuple[tuple[str, int], ...] = LOCAL_SERVERS
 ) -> list[FoundServer]:
-    """Who answers on the usual ports, in the order of `servers`, all asked at once.
+    """The servers that answer on the usual ports, in the order of `servers`; all are asked at once.
 
-    The name is a guess from the port, but for a nightmill, which says who it is.
+    The name is inferred from the port, except that of a nightmill, which reports its name at /version.
     """
     found = await asyncio.gather(*(_ask(name, port, timeout_s) for name, port in servers))
     return [server for server in found if server is not None]
@@ -68,7 +69,7 @@ async def _ask(name: str, port: int, timeout_s: float) -> FoundServer | None:
             answer = await upstream.models()
             version = await upstream.get("/version")
     except TimeoutError:
-        pass  # a server that knows no /version may leave it without an answer
+        pass  # a server without /version may leave that request unanswered
     finally:
         await upstream.close()
     if version is not None and _name_in(version) == "nightmill":

@@ -1,7 +1,7 @@
-"""Where requests go and what headers they carry.
+"""Where requests go and which headers they carry. No I/O.
 
-Duty: check the operator's URL, key and headers once. Promise: nothing a caller of the Batch API sends can
-choose the host, add a header or leave the base path. No I/O.
+Checks the operator's URL, key and headers once. Guarantee: nothing that a client of the Batch API sends can
+choose the host, add a header or leave the base path.
 """
 
 import re
@@ -16,7 +16,7 @@ _PATH = re.compile(r"[!$%&'()*+,\-./0-9:;=@A-Z_a-z~]*")
 _QUERY = re.compile(r"[!$%&'()*+,\-./0-9:;=?@A-Z_a-z~]*")
 _HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _HEADER_VALUE = re.compile(r"[\x21-\x7e](?:[\t\x20-\x7e]*[\x21-\x7e])?")
-_OURS = frozenset(
+_OWN_HEADERS = frozenset(
     {
         "accept-encoding",
         "connection",
@@ -36,7 +36,7 @@ _OURS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A checked base URL and the headers of every request, without the ones each transport writes itself."""
+    """A checked base URL and the headers of every request, except those that each transport writes itself."""
 
     scheme: str
     host: str
@@ -68,7 +68,7 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 def target_of(url: str, *, api_key: str | None, headers: Mapping[str, str]) -> Target:
-    """Checks what the operator set.
+    """Checks the settings of an upstream.
 
     A URL without a path means `/v1`.
 
@@ -119,7 +119,7 @@ def _headers(api_key: str | None, extra: Mapping[str, str]) -> dict[str, str]:
     for name, value in extra.items():
         if not _HEADER_NAME.fullmatch(name):
             raise SetupError(f"upstream.headers: {name!r} is not a header name")
-        if name.lower() in _OURS:
+        if name.lower() in _OWN_HEADERS:
             raise SetupError(f"upstream.headers: {name!r} is written by nightmill itself")
         if not _HEADER_VALUE.fullmatch(value):
             raise SetupError(

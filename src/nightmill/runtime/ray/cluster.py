@@ -11,7 +11,6 @@ Ray starts for us ends with the thread that started it. Any error of Ray becomes
 
 import contextlib
 import importlib
-import ipaddress
 import logging
 import os
 import socket
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Final, cast
 from urllib.parse import urlsplit
 
+from nightmill.core.loopback import is_loopback
 from nightmill.errors import NightmillError, SetupError
 from nightmill.runtime.ray.leased_actor import Command, Report
 from nightmill.settings import RaySettings
@@ -272,7 +272,7 @@ def _is_on_loopback(address: str) -> bool:
     if endpoint is None or address.startswith("ray://"):
         return False
     host, port = endpoint
-    if host != "localhost" and not _is_loopback(host):
+    if not is_loopback(host):
         return False
     with contextlib.suppress(OSError):
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
@@ -281,10 +281,3 @@ def _is_on_loopback(address: str) -> bool:
         socket.create_connection((outer, port), timeout=_CONNECT_S).close()
         return False
     return True
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

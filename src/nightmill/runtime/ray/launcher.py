@@ -96,7 +96,6 @@ class Launcher:
         launcher_id: str,
         notifier: Notifier,
         report: Callable[[str | None], None],
-        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self._cluster = cluster
@@ -106,14 +105,14 @@ class Launcher:
         self._launcher_id = launcher_id
         self._notifier = notifier
         self._report = report
-        self._monotonic = monotonic
+        self._monotonic = time.monotonic
         self._message = worker_message(settings)
         mark = fingerprint(self._message)
         self._workers = f"worker-{mark}-"
         self._model = f"model-{mark}"
         self._records: dict[str, _Record] = {}
         self._scale_down_delay = ScaleDownDelay(self._ray.idle_s)
-        self._needed_at = monotonic()
+        self._needed_at = time.monotonic()
         self._requested: int | None = None
         self._model_url: str | None = None
         self._notified = 0

@@ -1,4 +1,4 @@
-"""What only the lean transport promises: its pool, its ramp, its one timer."""
+"""What only the lean transport guarantees: its connections, its ramp, its single timer."""
 
 import asyncio
 import gc
@@ -45,7 +45,7 @@ async def test_the_most_recently_used_connection_is_taken_first(rogue, lean, ask
 async def test_an_idle_connection_is_closed_by_us_first(rogue, lean, ask):
     upstream = lean(rogue.url, idle_s=0.1)
     await ask(upstream)
-    await rogue.until_nobody_is_connected()
+    await rogue.until_no_connection_is_left()
     assert await ask(upstream) == OK
     assert rogue.connections == 2
 
@@ -145,7 +145,7 @@ async def test_an_attempt_that_is_given_up_is_never_told_and_closes_only_its_own
     start("unwanted")
     await rogue.until_requests(3)
     upstream.give_up("unwanted")
-    await rogue.until_nobody_is_connected()
+    await rogue.until_no_connection_is_left()
     start("unwanted before it has a connection")
     upstream.give_up("unwanted before it has a connection")
     start("last")
