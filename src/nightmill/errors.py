@@ -1,21 +1,21 @@
-"""Every exception nightmill raises on purpose, and what each becomes at the edge.
+"""The exceptions that nightmill raises, with the HTTP status and the exit code of each.
 
     NightmillError
     ├── RequestError            the caller can fix it            HTTP 400   exit 2
-    │   ├── AuthenticationError no key, or a wrong one           HTTP 401
+    │   ├── AuthenticationError no key, or a wrong key           HTTP 401
     │   ├── NotFoundError       unknown, or of another project   HTTP 404
     │   ├── ConflictError       the object's state forbids it    HTTP 409
     │   ├── TooLargeError       over a size limit                HTTP 413
     │   ├── TooManyError        over a rate                      HTTP 429
-    │   └── QuotaError          over what a project may have     HTTP 429
+    │   └── QuotaError          over a quota of the project      HTTP 429
     ├── UnavailableError        wait and try again               HTTP 503   exit 75
-    │   └── StorageFullError    no room for what was sent        HTTP 507
-    ├── DamageError             durable bytes don't read back    never on the wire, exit 74
+    │   └── StorageFullError    no room for the request          HTTP 507
+    ├── DamageError             durable bytes are damaged        never on the wire, exit 74
     ├── SetupError              the operator can fix it          never on the wire, exit 78
-    └── LeaseLost               somebody else took over          never leaves the worker
+    └── LeaseLost               another lease holder took over   never leaves the worker
 
-One handler in `api` turns these into OpenAI's envelope, one in `cli` into exit codes.
-Messages name the id concerned and say what to do; they never hold a prompt, an answer or a key.
+A handler in `api` turns these into OpenAI's envelope, and a handler in `cli` into exit codes.
+Messages name the id and the remedy; they never contain a prompt, an answer or a key.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ from typing import ClassVar
 
 
 class NightmillError(Exception):
-    """The root of the tree. `exit_code` follows sysexits where it has a fitting number."""
+    """The root of the tree. `exit_code` follows sysexits where sysexits has a matching code."""
 
     exit_code: ClassVar[int] = 70
 
@@ -32,9 +32,9 @@ class RequestError(NightmillError):
     """Something in the request is wrong and the caller can fix it (docs/openai-behaviour.md 6).
 
     Args:
-        message: what happened, to which id, and what to do.
-        param: the wire name of the field at fault, or None.
-        code: OpenAI's machine-readable code, or None where it sends none.
+        message: the problem, the id concerned, and the remedy.
+        param: the wire name of the invalid field, or None.
+        code: OpenAI's machine-readable code, or None where OpenAI sends none.
         headers: extra response headers.
     """
 
@@ -58,19 +58,19 @@ class RequestError(NightmillError):
 
 
 class AuthenticationError(RequestError):
-    """No credentials, or wrong ones."""
+    """The credentials are missing or wrong."""
 
     status = 401
 
 
 class NotFoundError(RequestError):
-    """Unknown, deleted, or of another project: all three look the same."""
+    """The object is unknown, deleted, or of another project; all three look the same to the client."""
 
     status = 404
 
 
 class ConflictError(RequestError):
-    """The state of the object forbids the call. Official clients retry 409 unless told not to."""
+    """The state of the object forbids the call. A header keeps official clients from retrying the 409."""
 
     status = 409
 
@@ -85,7 +85,7 @@ class TooLargeError(RequestError):
 
 
 class TooManyError(RequestError):
-    """A rate limit. `retry_after_s` becomes the Retry-After header."""
+    """A rate limit was reached. `retry_after_s` becomes the Retry-After header."""
 
     status = 429
     error_type = "requests"
@@ -95,7 +95,7 @@ class TooManyError(RequestError):
 
 
 class QuotaError(RequestError):
-    """A project has all that it may have. Clients are told not to repeat the call: batches must end first."""
+    """A quota of the project is used up. A header keeps clients from retrying: batches must end first."""
 
     status = 429
     error_type = "requests"
@@ -106,7 +106,7 @@ class QuotaError(RequestError):
 
 
 class UnavailableError(NightmillError):
-    """A part nightmill needs is away for now. Nothing was lost; the same call works later."""
+    """A dependency does not respond at the moment. No data was lost; the same call works later."""
 
     exit_code = 75
     status: ClassVar[int] = 503
@@ -118,22 +118,22 @@ class UnavailableError(NightmillError):
 
 
 class StorageFullError(UnavailableError):
-    """The data folder is below its watermark of free space."""
+    """The storage is full, or the data folder is below its watermark of free space."""
 
     status = 507
 
 
 class DamageError(NightmillError):
-    """Bytes that were on stable storage are gone or changed; the message names them. Waiting won't help."""
+    """Bytes on stable storage are missing or changed; the message names them. Waiting does not help."""
 
     exit_code = 74
 
 
 class SetupError(NightmillError):
-    """nightmill can't start as it was told to; the message says what to change."""
+    """nightmill cannot start with this configuration; the message names the change to make."""
 
     exit_code = 78
 
 
-class LeaseLost(NightmillError):  # noqa: N818 - it is an event for the worker, not a failure
-    """The token is no longer the newest one: what was about to be written must not be."""
+class LeaseLost(NightmillError):  # noqa: N818 - an event for the worker, not a failure
+    """The token is no longer the newest: the pending write must not happen."""

@@ -1,7 +1,7 @@
 """Ids in OpenAI's shapes (docs/openai-behaviour.md 1.2, 1.3, 2.1, 5.1).
 
-Randomness is an argument: `new_*` take 16 random bytes or more. Ids of output lines are derived
-from the batch and the line's ordinal instead, so that finalizing again gives the same bytes.
+The `new_*` functions take at least 16 random bytes. The id of an output line is derived from the batch id
+and the ordinal of the line, so that a repeated finalization writes the same bytes.
 """
 
 from typing import NewType
@@ -43,5 +43,5 @@ def new_worker_id(random: bytes) -> WorkerId:
 
 
 def output_line_id(batch_id: BatchId, ordinal: int) -> str:
-    """The `id` of the output line for the line at `ordinal` (from 0) of the batch's line index."""
+    """The `id` of the output line for the request line at `ordinal` (from 0) in the batch's line index."""
     return f"batch_req_{batch_id[6:30]}{ordinal:08x}"

@@ -1,4 +1,4 @@
-"""The real app on a real port: uvicorn in a thread, SQLite and a folder below, official clients above."""
+"""The app on a real port: uvicorn in a thread over SQLite and a folder, with official clients."""
 
 import asyncio
 import http.client
@@ -60,13 +60,13 @@ class Answer:
 
 @dataclass
 class Server:
-    """One running app. `count_before` counts how often the roles were woken."""
+    """One running app. `notifications` has the time of each wake-up of the roles."""
 
     port: int
     folder: Path
     loop: asyncio.AbstractEventLoop
     context: ApiContext
-    count_before: list[float]
+    notifications: list[float]
     clients: ExitStack = field(default_factory=ExitStack)
 
     @property
@@ -140,13 +140,13 @@ def serving(
         await migrate(url)
         store = open_store(url, clock=clock)
         try:
-            count_before: list[float] = []
+            notifications: list[float] = []
             context = change(
                 ApiContext(
                     store=store,
                     blobs=PiecedBlobs(FolderBlobs(folder / "blobs", watermark_bytes=0)),
                     settings=Settings.model_validate(settings or {}),
-                    notify=lambda: count_before.append(time.monotonic()),
+                    notify=lambda: notifications.append(time.monotonic()),
                     upstream_models=upstream_models,
                     clock=clock,
                     random=secrets.token_bytes,
@@ -154,7 +154,7 @@ def serving(
             )
             server = uvicorn.Server(http_config(create_app(context), context.settings.api))
             stop.append(lambda: setattr(server, "should_exit", True))
-            box.append(Server(port, folder, asyncio.get_running_loop(), context, count_before))
+            box.append(Server(port, folder, asyncio.get_running_loop(), context, notifications))
             started.set()
             await server.serve(sockets=[listener])
         finally:

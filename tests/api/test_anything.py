@@ -1,4 +1,4 @@
-"""Whatever is sent: an envelope or a success, never a 5xx."""
+"""Any request gets an envelope or a success, never a 5xx."""
 
 import json
 from urllib.parse import quote
@@ -37,7 +37,7 @@ def is_fine(answer, *statuses):
 
 @often
 @given(document=creates)
-def test_any_create_is_taken_or_refused(server, key, document):
+def test_any_create_succeeds_or_is_refused_with_an_envelope(server, key, document):
     answer = server.send_json("/v1/batches", document, key=key)
     is_fine(answer, 200, 400)
     if answer.status == 200:
@@ -58,7 +58,7 @@ def test_any_bytes_are_refused(server, key, body):
     steps=st.lists(st.text(max_size=12) | st.sampled_from(["batches", "batch_1", "cancel", ""]), max_size=4),
     query=st.dictionaries(st.sampled_from(["limit", "after", "x"]), st.text(max_size=12), max_size=3),
 )
-def test_any_path_and_query_has_an_answer(server, key, method, steps, query):
+def test_any_path_and_query_gets_a_response_below_500(server, key, method, steps, query):
     path = "/".join(quote(step, safe="") for step in ["", "v1", *steps])
     asked = "&".join(f"{name}={quote(value)}" for name, value in query.items())
     is_fine(server.send(method, f"{path}?{asked}", key=key), 200, 400, 404, 405)

@@ -104,7 +104,7 @@ def test_a_new_batch_has_every_published_key_in_order(server, key, input_file_id
 
 
 def test_a_batch_is_read_back_as_it_was_created_and_the_roles_are_woken(server, client, input_file_id):
-    count_before = len(server.count)
+    count_before = len(server.notifications)
     metadata = {"näme": "日本 \u2028", "": "", "k" * 64: "v" * 512}
     batch = create(
         client,
@@ -113,11 +113,11 @@ def test_a_batch_is_read_back_as_it_was_created_and_the_roles_are_woken(server, 
         output_expires_after={"anchor": "created_at", "seconds": 3_600},
     )
     assert batch.metadata == metadata
-    assert len(server.count) > count_before
+    assert len(server.notifications) > count_before
     assert client.batches.retrieve(batch.id) == batch
 
 
-def test_what_the_client_asked_for_reaches_the_store(server, client, project, input_file_id):
+def test_the_options_of_a_batch_are_stored(server, client, project, input_file_id):
     batch = create(client, input_file_id, output_expires_after={"anchor": "created_at", "seconds": 7_200})
     stored = server.do(server.context.store.batches.get(ProjectId(project), BatchId(batch.id)))
     assert stored.output_expires_after_s == 7_200
@@ -125,7 +125,7 @@ def test_what_the_client_asked_for_reaches_the_store(server, client, project, in
     assert stored.metadata is None
 
 
-async def test_the_async_client_does_all_four(server, key, input_file_id):
+async def test_the_async_client_can_call_all_four_operations(server, key, input_file_id):
     async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0) as client:
         batch = await create(client, input_file_id)
         assert (await client.batches.retrieve(batch.id)).id == batch.id
@@ -134,7 +134,7 @@ async def test_the_async_client_does_all_four(server, key, input_file_id):
 
 
 @pytest.mark.parametrize("case", ["unknown", "foreign", "deleted", "other purpose"])
-def test_a_file_that_is_no_input_is_found_out_in_the_background(server, client, project, case):
+def test_a_missing_or_unsuitable_input_file_is_accepted_and_left_to_intake(server, client, project, case):
     if case == "unknown":
         file_id = "file-" + "1" * 22
     else:
@@ -150,7 +150,7 @@ def test_a_file_that_is_no_input_is_found_out_in_the_background(server, client, 
     assert stored.input_blob_key == ""
 
 
-def test_nulls_for_what_may_be_left_out_count_as_left_out(server, key, input_file_id):
+def test_null_for_an_optional_parameter_counts_as_omitted(server, key, input_file_id):
     document = {"input_file_id": input_file_id, "endpoint": ENDPOINT, "completion_window": "24h"}
     answer = server.send_json(
         "/v1/batches", document | {"metadata": None, "output_expires_after": None}, key=key
@@ -183,7 +183,7 @@ def test_other_windows_and_fewer_endpoints_come_from_settings(serve):
 # --- list --------------------------------------------------------------------------------------------
 
 
-def test_an_empty_list_has_nulls_for_its_ends(server, key):
+def test_an_empty_list_has_null_as_first_and_last_id(server, key):
     answer = server.send("GET", "/v1/batches", key=key)
     assert answer.body == (b'{"object":"list","data":[],"first_id":null,"last_id":null,"has_more":false}')
 
@@ -203,14 +203,14 @@ def test_a_list_is_newest_first_and_pages_meet_without_gap_or_overlap(client, in
     assert not page.has_more
 
 
-def test_a_page_that_is_just_full_says_so(client, input_file_id):
+def test_a_full_last_page_has_no_more(client, input_file_id):
     for _ in range(3):
         create(client, input_file_id)
     assert client.batches.list(limit=3).has_more is False
     assert client.batches.list(limit=2).has_more is True
 
 
-def test_a_page_has_twenty_batches_unless_told_otherwise(client):
+def test_a_page_has_twenty_batches_by_default(client):
     for _ in range(21):
         create(client, "file-none")
     page = client.batches.list()
@@ -219,7 +219,7 @@ def test_a_page_has_twenty_batches_unless_told_otherwise(client):
     assert len(client.batches.list(limit=100).data) == 21
 
 
-def test_an_empty_after_is_no_cursor(server, key, client):
+def test_an_empty_after_counts_as_no_cursor(server, key, client):
     create(client, "file-none")
     assert len(server.send("GET", "/v1/batches?after=", key=key).json()["data"]) == 1
 
@@ -264,7 +264,7 @@ def test_an_empty_after_is_no_cursor(server, key, client):
         ("null", None, "invalid_type"),
     ],
 )
-def test_a_bad_limit_is_named(server, key, limit, message, code):
+def test_an_invalid_limit_is_named_in_the_error(server, key, limit, message, code):
     answer = server.send("GET", f"/v1/batches?limit={limit}", key=key)
     assert answer.status == 400
     assert (answer.error["param"], answer.error["code"]) == ("limit", code)
@@ -276,7 +276,7 @@ def test_a_bad_limit_is_named(server, key, limit, message, code):
 @pytest.mark.parametrize(
     "after", ["batch_" + "0" * 32, "nonsense", "%00", "%ff", "a" * 500, "'%3B--", "%E6%97%A5"]
 )
-def test_an_unknown_cursor_is_named(server, key, client, after):
+def test_an_unknown_cursor_is_named_in_the_error(server, key, client, after):
     create(client, "file-none")
     answer = server.send("GET", f"/v1/batches?after={after}", key=key)
     assert answer.status == 404
@@ -299,8 +299,8 @@ def test_an_unknown_cursor_is_named(server, key, client, after):
         (b"{", {"Content-Type": "application/json"}),
     ],
 )
-def test_cancel_takes_any_body(server, key, client, body, headers):
-    count_before = len(server.count)
+def test_cancel_ignores_its_body(server, key, client, body, headers):
+    count_before = len(server.notifications)
     batch = create(client, "file-none")
     answer = server.send("POST", f"/v1/batches/{batch.id}/cancel", body, headers, key=key)
     assert answer.status == 200
@@ -308,11 +308,11 @@ def test_cancel_takes_any_body(server, key, client, body, headers):
     assert answer.json()["status"] == "cancelling"
     assert answer.json()["cancelling_at"] >= batch.created_at
     assert client.batches.retrieve(batch.id).status == "cancelling"
-    assert len(server.count) >= count_before + 2
+    assert len(server.notifications) >= count_before + 2
 
 
 @pytest.mark.parametrize("status", [Status.VALIDATING, Status.IN_PROGRESS])
-def test_a_live_batch_is_cancelling_at_once(server, client, project, status):
+def test_cancel_sets_a_running_batch_to_cancelling(server, client, project, status):
     batch = create(client, "file-none")
     move(server, project, batch.id, *ROUTES_TO[status])
     cancelled = client.batches.cancel(batch.id)
@@ -322,18 +322,18 @@ def test_a_live_batch_is_cancelling_at_once(server, client, project, status):
 
 
 @pytest.mark.parametrize("status", [Status.FINALIZING, Status.CANCELLING, Status.CANCELLED])
-def test_a_batch_already_ending_is_shown_unchanged(server, client, project, status):
+def test_cancel_returns_an_ending_batch_unchanged(server, client, project, status):
     batch = create(client, "file-none")
     move(server, project, batch.id, *ROUTES_TO[status])
     before = client.batches.retrieve(batch.id)
-    count_before = len(server.count)
+    count_before = len(server.notifications)
     assert client.batches.cancel(batch.id) == before
     assert before.status == status
-    assert len(server.count) == count_before
+    assert len(server.notifications) == count_before
 
 
 @pytest.mark.parametrize("status", [Status.COMPLETED, Status.FAILED, Status.EXPIRED])
-def test_an_ended_batch_can_not_be_cancelled_and_clients_do_not_try_again(server, key, project, status):
+def test_cancel_of_an_ended_batch_is_a_conflict_without_retry(server, key, project, status):
     client = server.client(key, max_retries=2)
     batch = create(client, "file-none")
     move(server, project, batch.id, *ROUTES_TO[status])
@@ -345,7 +345,7 @@ def test_an_ended_batch_can_not_be_cancelled_and_clients_do_not_try_again(server
     assert caught.value.response.request.headers["x-stainless-retry-count"] == "0"
 
 
-def test_a_cancel_that_lost_a_race_decides_again(serve):
+def test_a_cancel_that_loses_a_race_reads_the_batch_again(serve):
     """The store moves the batch between the route's look and its write."""
 
     lost = 0
@@ -370,7 +370,7 @@ def test_a_cancel_that_lost_a_race_decides_again(serve):
     assert cancelled.in_progress_at is not None
 
 
-def test_many_cancels_at_once_agree(server, key):
+def test_concurrent_cancels_return_the_same_batch(server, key):
     async def race():
         async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0) as client:
             batch = await create(client, "file-none")
@@ -385,7 +385,7 @@ def test_many_cancels_at_once_agree(server, key):
 
 @pytest.mark.parametrize("action", ["GET {}", "POST {}/cancel"])
 @pytest.mark.parametrize("batch_id", ["invalid", "file-abc", "BATCH_1", "%00", "%ff", "b", ".", "%C3%A9"])
-def test_an_id_that_begins_otherwise_is_refused(server, key, action, batch_id):
+def test_an_id_with_another_prefix_is_refused(server, key, action, batch_id):
     method, _, path = action.format(f"/v1/batches/{batch_id}").partition(" ")
     answer = server.send(method, path, key=key)
     assert answer.status == 400
@@ -422,7 +422,7 @@ def test_an_unknown_id_is_not_found(server, key, action, batch_id):
     assert "x-evil" not in answer.headers
 
 
-def test_a_batch_of_another_project_looks_unknown(server, client):
+def test_a_batch_of_another_project_is_not_found(server, client):
     batch = create(client, "file-none")
     other = server.client(server.new_key("a project that peeks"))
     for call in (other.batches.retrieve, other.batches.cancel):
@@ -438,7 +438,7 @@ def test_a_batch_of_another_project_looks_unknown(server, client):
 # --- Idempotency-Key and the rate of creation ----------------------------------------------------------
 
 
-def test_the_same_idempotency_key_gives_the_first_batch(server, client):
+def test_the_same_idempotency_key_returns_the_first_batch(server, client):
     headers = {"Idempotency-Key": "once"}
     first = create(client, "file-none", metadata={"a": "1"}, extra_headers=headers)
     again = create(client, "file-none", metadata={"a": "1"}, extra_headers=headers)
@@ -457,7 +457,7 @@ def test_the_same_idempotency_key_for_another_batch_is_a_conflict(client):
 
 
 @pytest.mark.parametrize("value", ["k" * 256, "caf\xe9"])
-def test_an_odd_idempotency_key_is_refused(server, key, value):
+def test_an_invalid_idempotency_key_is_refused(server, key, value):
     document = '{"input_file_id": "file-x", "endpoint": "/v1/embeddings", "completion_window": "24h"}'
     answer = server.send("POST", "/v1/batches", document, {"Idempotency-Key": value}, key=key)
     assert answer.status == 400
@@ -482,8 +482,8 @@ def test_creating_too_many_batches_in_an_hour_is_refused_until_the_hour_is_over(
 # --- what later states look like ---------------------------------------------------------------------
 
 
-def test_usage_is_shown_only_once_the_batch_has_ended():
-    from nightmill.api.wire import batch_on_wire
+def test_usage_is_zero_until_the_batch_has_ended():
+    from nightmill.api.batch_wire import batch_on_wire
 
     usage = Usage(input_tokens=5, cached_tokens=2, output_tokens=7, reasoning_tokens=3, total_tokens=12)
     batch = Batch(
@@ -512,7 +512,7 @@ def test_usage_is_shown_only_once_the_batch_has_ended():
 
 
 def test_a_failed_batch_lists_its_errors_and_counts_nothing():
-    from nightmill.api.wire import batch_on_wire
+    from nightmill.api.batch_wire import batch_on_wire
 
     batch = Batch(
         id=BatchId("batch_1"),

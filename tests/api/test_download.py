@@ -1,4 +1,4 @@
-"""A file's bytes on their way out (docs/openai-behaviour.md 1.2, 9.7)."""
+"""Downloads of files (docs/openai-behaviour.md 1.2, 9.7)."""
 
 import asyncio
 import hashlib
@@ -22,7 +22,7 @@ def download(server, key, file_id, method="GET", **headers):
     return server.send(method, f"/v1/files/{file_id}/content", headers=headers, key=key)
 
 
-def test_a_download_says_its_length_its_name_and_its_type(server, key, client):
+def test_a_download_has_length_name_and_type_headers(server, key, client):
     file = client.files.create(file=("in.jsonl", LINE), purpose="batch")
     answer = download(server, key, file.id)
     assert (answer.status, answer.body) == (200, LINE)
@@ -34,13 +34,13 @@ def test_a_download_says_its_length_its_name_and_its_type(server, key, client):
         assert name not in answer.headers
 
 
-def test_a_picture_is_not_called_text(server, key, client):
+def test_an_image_is_not_sent_as_text(server, key, client):
     file = client.files.create(file=("a.png", b"\x89PNG"), purpose="vision")
     assert download(server, key, file.id).headers["content-type"] == "application/octet-stream"
 
 
 @pytest.mark.parametrize("accept", ["application/binary", "application/octet-stream", "text/plain", "*/*"])
-def test_any_accept_header_is_answered(server, key, input_file_id, accept):
+def test_any_accept_header_is_accepted(server, key, input_file_id, accept):
     assert download(server, key, input_file_id, Accept=accept).status == 200
 
 
@@ -50,14 +50,14 @@ def test_a_range_is_ignored_and_nothing_is_compressed(server, key, input_file_id
     assert (answer.status, answer.body) == (200, whole)
 
 
-def test_head_gives_the_headers_alone(server, key, client, input_file_id):
+def test_head_returns_the_headers_without_a_body(server, key, client, input_file_id):
     answer = download(server, key, input_file_id, "HEAD")
     assert (answer.status, answer.body) == (200, b"")
     assert int(answer.headers["content-length"]) == client.files.retrieve(input_file_id).bytes
 
 
 @pytest.mark.parametrize("purpose", ["assistants", "user_data"])
-def test_some_purposes_can_not_be_downloaded(server, key, client, purpose):
+def test_files_of_some_purposes_cannot_be_downloaded(server, key, client, purpose):
     file = client.files.create(file=("x", b"x"), purpose=purpose)
     answer = download(server, key, file.id)
     assert answer.status == 400
@@ -77,7 +77,7 @@ def test_the_official_client_streams_a_large_file(client, tmp_path):
     assert (tmp_path / "copy").read_bytes() == content
 
 
-def test_a_file_deleted_while_it_is_read_is_read_to_the_end(server, key, client):
+def test_a_file_deleted_during_a_download_is_sent_to_its_end(server, key, client):
     content = b"x" * 30_000_000
     file = client.files.create(file=content, purpose="evals")
     with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
@@ -95,13 +95,13 @@ def test_a_file_deleted_while_it_is_read_is_read_to_the_end(server, key, client)
     assert answer.partition(b"\r\n\r\n")[2] == content
 
 
-def test_a_file_whose_bytes_are_gone_is_not_found(server, key, client, input_file_id):
+def test_a_file_with_missing_bytes_is_not_found(server, key, client, input_file_id):
     server.do(server.context.blobs.delete(f"files/{input_file_id}"))
     answer = download(server, key, input_file_id)
     assert (answer.status, answer.error["param"]) == (404, "id")
 
 
-def test_a_client_that_goes_away_ends_the_reading(serve):
+def test_a_disconnect_ends_the_read_of_the_blob(serve):
     read = []
     ended = threading.Event()
 
@@ -155,7 +155,7 @@ def test_an_output_file_can_be_downloaded(server, key, client, project, input_fi
         ("C:\\x", "attachment; filename=\"C__x\"; filename*=UTF-8''C%3A_x"),
     ],
 )
-def test_a_name_goes_out_sanitised(filename, header):
+def test_a_filename_is_sanitised_in_the_header(filename, header):
     assert content_disposition(filename) == header
 
 
@@ -163,7 +163,7 @@ def test_a_name_goes_out_sanitised(filename, header):
 @example('"\r\nX-Evil: 1\r\n\r\n')
 @example("\ud83d")
 @example("\\")
-def test_no_name_can_break_out_of_its_header(filename):
+def test_no_filename_can_end_its_header(filename):
     header = content_disposition(filename)
     assert header.isascii()
     assert header.isprintable()
@@ -178,7 +178,7 @@ def test_no_name_can_break_out_of_its_header(filename):
     assert "\\" not in (parsed.get_filename() or "")
 
 
-def test_a_hostile_name_adds_no_header(server, key):
+def test_a_hostile_filename_adds_no_header(server, key):
     form = (
         b"--b\r\nContent-Disposition: form-data; name=file; filename*=utf-8''a%0d%0aX-Evil:%201%22%00\r\n"
         b"\r\n{}\r\n--b\r\nContent-Disposition: form-data; name=purpose\r\n\r\nbatch\r\n--b--"

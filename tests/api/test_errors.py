@@ -1,4 +1,4 @@
-"""The envelope for everything that goes wrong (docs/openai-behaviour.md 4.2, 6, 9.2)."""
+"""The envelope of every error (docs/openai-behaviour.md 4.2, 6, 9.2)."""
 
 import http.client
 import json
@@ -203,7 +203,7 @@ def without(key):
         ),
     ],
 )
-def test_what_is_wrong_with_a_create_is_said_in_openais_words(server, key, document, message, param, code):
+def test_an_invalid_create_gets_openais_error_text(server, key, document, message, param, code):
     answer = server.send_json("/v1/batches", document, key=key)
     assert answer.status == 400
     assert "detail" not in answer.json()
@@ -224,7 +224,7 @@ def test_what_is_wrong_with_a_create_is_said_in_openais_words(server, key, docum
         (GOOD | {"input_file_id": "wrong", "completion_window": "x"}, "completion_window"),
     ],
 )
-def test_missing_comes_before_types_before_values_before_ids(server, key, document, param):
+def test_missing_parameters_come_before_types_before_values_before_ids(server, key, document, param):
     assert server.send_json("/v1/batches", document, key=key).error["param"] == param
 
 
@@ -253,7 +253,7 @@ def test_missing_comes_before_types_before_values_before_ids(server, key, docume
     ],
     ids=lambda body: repr(body[:12]),
 )
-def test_a_body_that_is_no_json_object_is_a_400(server, key, body):
+def test_a_body_that_is_not_a_json_object_is_a_400(server, key, body):
     for headers in ({"Content-Type": "application/json"}, {}):
         answer = server.send("POST", "/v1/batches", body, headers, key=key)
         assert answer.status == 400
@@ -262,7 +262,7 @@ def test_a_body_that_is_no_json_object_is_a_400(server, key, body):
 
 
 @pytest.mark.parametrize("body", [None, b"", b"  \n"])
-def test_no_body_lacks_its_parameters(server, key, body):
+def test_an_empty_body_is_reported_as_missing_parameters(server, key, body):
     answer = server.send("POST", "/v1/batches", body, {"Content-Type": "application/json"}, key=key)
     assert answer.status == 400
     assert answer.error["code"] == "missing_required_parameter"
@@ -283,12 +283,12 @@ def test_another_content_type_is_refused(server, key, content_type):
     "content_type",
     ["application/json; charset=utf-8", "Application/JSON", "application/merge-patch+json", ""],
 )
-def test_every_kind_of_json_is_taken(server, key, content_type):
+def test_every_json_media_type_is_accepted(server, key, content_type):
     answer = server.send("POST", "/v1/batches", json.dumps(GOOD), {"Content-Type": content_type}, key=key)
     assert answer.status == 200
 
 
-def test_a_body_over_the_limit_is_a_413_announced_or_not(server, key):
+def test_a_body_over_the_limit_is_a_413_with_or_without_content_length(server, key):
     most = server.context.settings.api.max_json_bytes
     body = json.dumps(GOOD | {"metadata": {"a": "x" * most}}).encode()
     answer = server.send("POST", "/v1/batches", body, key=key)
@@ -309,7 +309,7 @@ def test_a_chunked_body_is_read(server, key):
     assert server.send("POST", "/v1/batches", pieces, headers, key=key, chunked=True).status == 200
 
 
-def test_a_body_that_does_not_arrive_ends_in_a_408(serve):
+def test_a_body_that_does_not_arrive_is_a_408(serve):
     server = serve(settings={"api": {"upload_idle_s": 0.2}})
     with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
         connection.sendall(b"POST /v1/batches HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{")
@@ -320,7 +320,7 @@ def test_a_body_that_does_not_arrive_ends_in_a_408(serve):
         response.close()
 
 
-def test_a_client_that_leaves_in_the_middle_harms_nobody(server, key, caplog):
+def test_a_disconnect_within_a_body_does_not_affect_other_requests(server, key, caplog):
     with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
         connection.sendall(
             f"POST /v1/batches HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {key}\r\n"
@@ -345,7 +345,7 @@ def test_a_client_that_leaves_in_the_middle_harms_nobody(server, key, caplog):
         ("DELETE", "/v2/batches"),
     ],
 )
-def test_an_unknown_path_is_named(server, key, method, path):
+def test_an_unknown_path_is_named_in_the_error(server, key, method, path):
     answer = server.send(method, path, key=key)
     assert answer.status == 404
     shown = path.replace("%2F", "/")
@@ -357,7 +357,7 @@ def test_an_unknown_path_is_named(server, key, method, path):
     }
 
 
-def test_an_odd_path_is_an_unknown_one(server, key):
+def test_a_malformed_path_is_an_unknown_path(server, key):
     for path in ("/v1/%00", "/v1/%ff%fe", "/v1/..%2f..%2fetc/passwd", "/v1/%0d%0aX-Evil:%201"):
         answer = server.send("GET", path, key=key)
         assert answer.status == 404
@@ -381,7 +381,7 @@ def test_an_odd_path_is_an_unknown_one(server, key):
         ("POST", "/health", "Only GET requests are accepted.", "GET"),
     ],
 )
-def test_another_method_is_told_which_are_accepted(server, key, method, path, message, allow):
+def test_a_wrong_method_gets_the_accepted_methods(server, key, method, path, message, allow):
     answer = server.send(method, path, key=key)
     assert answer.status == 405
     assert answer.error["message"] == message
@@ -408,7 +408,7 @@ def test_head_is_get_without_a_body(server, key):
     assert server.send("HEAD", "/v1/batches").status == 401
 
 
-def test_head_of_a_download_sends_no_bytes_and_the_connection_lives_on(server, key, client):
+def test_head_of_a_download_sends_no_body_and_keeps_the_connection(server, key, client):
     file = client.files.create(file=("a.jsonl", b'{"custom_id": "a"}\n' * 100_000), purpose="batch")
     headers = {"Authorization": f"Bearer {key}"}
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
@@ -446,7 +446,7 @@ def test_the_official_client_sees_the_request_id(client):
     assert caught.value.request_id.startswith("req_")
 
 
-def test_what_clients_send_besides_is_tolerated(server, key):
+def test_additional_headers_of_clients_are_ignored(server, key):
     headers = {
         "OpenAI-Organization": "org-x",
         "OpenAI-Beta": "assistants=v2",
@@ -475,7 +475,7 @@ def with_store(error):
     return lambda context: replace(context, store=broken_store(error))
 
 
-def test_an_unexpected_error_is_a_500_that_tells_nothing(serve, caplog):
+def test_an_unexpected_error_is_a_500_without_details(serve, caplog):
     server = serve(change=with_store(RuntimeError("the secret prompt")))
     answer = server.send("GET", "/v1/batches")
     assert answer.status == 500
@@ -492,7 +492,7 @@ def test_an_unexpected_error_is_a_500_that_tells_nothing(serve, caplog):
     ("error", "status"),
     [(UnavailableError("The store is away.", retry_after_s=7), 503), (StorageFullError("Full."), 507)],
 )
-def test_what_is_away_is_said_with_a_time_to_come_back(serve, error, status):
+def test_an_unavailable_dependency_gets_a_retry_after_header(serve, error, status):
     server = serve(change=with_store(error))
     answer = server.send("GET", "/v1/batches")
     assert answer.status == status

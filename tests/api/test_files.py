@@ -1,4 +1,4 @@
-"""The files service: by the official client, and by hand where clients differ or mean harm."""
+"""The files service, through the official client and with raw, unusual and hostile requests."""
 
 import io
 import itertools
@@ -59,7 +59,7 @@ def eventually(is_so, within_s=10.0):
 # --- create --------------------------------------------------------------------------------------------
 
 
-def test_a_file_comes_back_as_it_was_sent(client):
+def test_a_downloaded_file_equals_the_uploaded_file(client):
     file = client.files.create(file=("in.jsonl", LINE), purpose="batch")
     assert client.files.content(file.id).content == LINE
     assert client.files.retrieve(file.id) == file
@@ -105,7 +105,7 @@ def test_the_official_client_may_send_a_path(client, tmp_path):
         assert client.files.create(file=opened, purpose="batch").filename == "on-disk.jsonl"
 
 
-def test_a_body_in_chunks_without_a_length_is_taken(server, key):
+def test_a_chunked_body_without_a_length_is_accepted(server, key):
     body = form()
     pieces = (body[start : start + 7] for start in range(0, len(body), 7))
     answer = post(server, key, pieces, {**FORM, "Transfer-Encoding": "chunked"}, chunked=True)
@@ -118,13 +118,13 @@ def test_other_purposes_hold_any_bytes_and_never_expire(client, purpose):
     assert (file.purpose, file.expires_at, file.bytes) == (purpose, None, 2)
 
 
-def test_an_empty_file_of_another_purpose_is_taken(client):
+def test_an_empty_file_of_another_purpose_is_accepted(client):
     file = client.files.create(file=("x", b""), purpose="evals")
     assert file.bytes == 0
     assert client.files.content(file.id).content == b""
 
 
-def test_an_unknown_purpose_is_refused_in_openai_s_words(server, key):
+def test_an_unknown_purpose_gets_openais_error_text(server, key):
     answer = post(server, key, form(purpose="world_domination"))
     assert answer.status == 400
     message = (
@@ -137,11 +137,11 @@ def test_an_unknown_purpose_is_refused_in_openai_s_words(server, key):
     }
 
 
-def test_nobody_uploads_what_only_batches_write(server, key):
+def test_the_purpose_of_batch_results_is_refused_for_uploads(server, key):
     assert post(server, key, form(purpose="batch_output")).error["param"] == "purpose"
 
 
-def test_a_missing_file_or_purpose_is_named(server, key):
+def test_a_missing_file_or_purpose_is_named_in_the_error(server, key):
     before = blobs_of(server)
     answer = post(server, key, form(purpose=None))
     assert answer.error["message"] == "Missing required parameter: 'purpose'."
@@ -151,7 +151,7 @@ def test_a_missing_file_or_purpose_is_named(server, key):
     assert blobs_of(server) == before
 
 
-def test_unknown_texts_are_ignored(server, key):
+def test_unknown_form_fields_are_ignored(server, key):
     assert post(server, key, form(whatever="1")).status == 200
 
 
@@ -180,7 +180,7 @@ NOT_UTF8 = "Invalid file for Batch API. Must be utf-8 encoded"
         ('{"a": "ä"}'.encode()[:-3], NOT_UTF8),
     ],
 )
-def test_what_can_not_be_a_batch_s_input_is_refused(server, key, content, message):
+def test_a_file_that_cannot_be_batch_input_is_refused(server, key, content, message):
     before = blobs_of(server)
     answer = post(server, key, form(content=content))
     assert answer.status == 400
@@ -206,11 +206,11 @@ def test_what_can_not_be_a_batch_s_input_is_refused(server, key, content, messag
         b" " * 65_536 + LINE,
     ],
 )
-def test_what_may_be_a_batch_s_input_is_taken_and_judged_later(server, key, content):
+def test_a_file_that_may_be_batch_input_is_accepted_and_left_to_intake(server, key, content):
     assert post(server, key, form(content=content)).status == 200
 
 
-def test_a_batch_s_input_over_the_limit_is_refused_wherever_the_purpose_stands(serve):
+def test_batch_input_over_the_limit_is_refused_for_any_order_of_fields(serve):
     server = serve(settings={"limits": {"input_file_bytes": 1_000, "file_bytes": 5_000}})
     content = LINE * 20
     late = form(content=content)
@@ -227,7 +227,7 @@ def test_a_batch_s_input_over_the_limit_is_refused_wherever_the_purpose_stands(s
 # --- expires_after ---------------------------------------------------------------------------------------
 
 
-def test_the_official_client_says_when_a_file_expires(client):
+def test_the_official_client_can_set_the_expiry_of_a_file(client):
     file = client.files.create(
         file=LINE, purpose="batch", expires_after={"anchor": "created_at", "seconds": 3_600}
     )
@@ -241,7 +241,7 @@ def test_the_official_client_says_when_a_file_expires(client):
         {"expires_after": '{"anchor": "created_at", "seconds": 7200}'},
     ],
 )
-def test_an_expiry_is_understood_in_brackets_and_as_json(server, key, texts):
+def test_an_expiry_is_accepted_in_brackets_and_as_json(server, key, texts):
     file = post(server, key, form(purpose="evals", **texts)).json()
     assert file["expires_at"] == file["created_at"] + 7_200
 
@@ -287,7 +287,7 @@ def test_any_other_expiry_is_refused(server, key, texts, param, code):
 # --- idempotency -----------------------------------------------------------------------------------------
 
 
-def test_a_create_sent_again_with_its_key_gives_the_first_file(server, key):
+def test_a_repeated_create_with_an_idempotency_key_returns_the_first_file(server, key):
     headers = {**FORM, "Idempotency-Key": "once"}
     first = post(server, key, form(), headers).json()
     before = blobs_of(server)
@@ -295,7 +295,7 @@ def test_a_create_sent_again_with_its_key_gives_the_first_file(server, key):
     assert blobs_of(server) == before
 
 
-def test_a_key_used_for_another_file_is_a_conflict(server, key):
+def test_an_idempotency_key_used_for_another_file_is_a_conflict(server, key):
     headers = {**FORM, "Idempotency-Key": "twice"}
     post(server, key, form(), headers)
     before = blobs_of(server)
@@ -306,7 +306,7 @@ def test_a_key_used_for_another_file_is_a_conflict(server, key):
     assert blobs_of(server) == before
 
 
-def test_without_a_key_every_create_makes_a_file(server, key):
+def test_without_an_idempotency_key_every_create_makes_a_file(server, key):
     assert post(server, key, form()).json()["id"] != post(server, key, form()).json()["id"]
 
 
@@ -337,7 +337,7 @@ def test_a_deleted_file_still_serves_as_a_cursor(client):
     assert [file.id for file in client.files.list(after=made[1])] == [made[0]]
 
 
-def test_the_list_can_be_cut_to_a_purpose(client):
+def test_the_list_can_be_filtered_by_purpose(client):
     client.files.create(file=LINE, purpose="batch")
     other = client.files.create(file=LINE, purpose="evals").id
     assert [file.id for file in client.files.list(purpose="evals")] == [other]
@@ -361,7 +361,7 @@ def test_a_query_out_of_bounds_is_refused(server, key, query, param, code):
 
 
 @pytest.mark.parametrize("after", ["file-1111111111111111111111", "x%00", "%ff", "x" * 1_000])
-def test_a_cursor_never_seen_is_refused(server, key, after):
+def test_an_unknown_cursor_is_refused(server, key, after):
     answer = server.send("GET", f"/v1/files?after={after}", key=key)
     assert (answer.status, answer.error["param"]) == (404, "after")
 
@@ -381,7 +381,7 @@ def test_an_unknown_file_is_not_found(server, key, method, path, file_id):
         assert answer.json()["detail"]["message"] == answer.error["message"]
 
 
-def test_another_project_s_file_looks_unknown(server, client, input_file_id):
+def test_a_file_of_another_project_is_not_found(server, client, input_file_id):
     other = server.client(server.new_key("another"))
     for ask in (other.files.retrieve, other.files.delete, other.files.content):
         with pytest.raises(openai.NotFoundError):
@@ -389,7 +389,7 @@ def test_another_project_s_file_looks_unknown(server, client, input_file_id):
     assert client.files.retrieve(input_file_id).id == input_file_id
 
 
-def test_a_deleted_file_is_gone(server, key, client, input_file_id):
+def test_a_deleted_file_is_not_found(server, key, client, input_file_id):
     answer = server.send("DELETE", f"/v1/files/{input_file_id}", key=key)
     assert list(answer.json().items()) == [("object", "file"), ("deleted", True), ("id", input_file_id)]
     with pytest.raises(openai.NotFoundError):
@@ -444,7 +444,7 @@ def connect(server, key, announced, *headers):
     return connection
 
 
-def test_an_aborted_upload_leaves_nothing(serve):
+def test_an_aborted_upload_leaves_no_bytes(serve):
     server = serve()
     for _ in range(3):
         with connect(server, None, 10_000_000) as connection:
@@ -454,7 +454,7 @@ def test_an_aborted_upload_leaves_nothing(serve):
     assert post(server, None, form()).status == 200
 
 
-def test_an_upload_that_stalls_is_ended_and_leaves_nothing(serve):
+def test_a_stalled_upload_is_ended_and_leaves_no_bytes(serve):
     server = serve(settings={"api": {"upload_idle_s": 0.2}})
     with connect(server, None, 10_000_000) as connection:
         connection.sendall(form(content=b"x" * 1_500_000)[:-1_000])
@@ -466,31 +466,31 @@ def test_an_upload_that_stalls_is_ended_and_leaves_nothing(serve):
     assert not blobs_of(server)
 
 
-def test_a_client_that_is_still_sending_gets_to_see_the_refusal(serve):
+def test_a_client_that_is_still_sending_receives_the_error(serve):
     server = serve(settings={"limits": {"input_file_bytes": 1_000, "file_bytes": 1_000}})
     with pytest.raises(openai.BadRequestError, match=r"File is too large\."):
         server.client().files.create(file=LINE * 400_000, purpose="batch")
     assert not blobs_of(server)
 
 
-def test_an_early_refusal_of_what_has_arrived_keeps_the_connection(server, key):
+def test_an_error_for_a_fully_received_body_keeps_the_connection(server, key):
     answer = post(server, key, b"x", {"Content-Type": "text/plain"})
     assert answer.status == 400
     assert "connection" not in answer.headers
     assert "connection" not in server.send("GET", "/v1/files", key=key).headers
 
 
-def test_a_wrong_content_type_is_said_to_a_client_that_is_still_sending(server, key):
+def test_a_wrong_content_type_is_reported_to_a_client_that_is_still_sending(server, key):
     answer = server.send("POST", "/v1/files", b"x" * 30_000_000, {"Content-Type": "text/plain"}, key=key)
     assert (answer.status, answer.error["code"]) == (400, "unsupported_content_type")
 
 
-def test_a_client_that_waits_to_be_told_need_not_send_in_vain(server, key):
+def test_a_client_that_expects_100_continue_gets_the_error_at_once(server, key):
     with connect(server, key, 10**12, "Expect: 100-continue") as connection:
         assert connection.recv(1_000).startswith(b"HTTP/1.1 400 ")
 
 
-def test_more_uploads_than_allowed_are_told_to_wait(serve):
+def test_uploads_over_the_limit_get_a_retry_after_header(serve):
     server = serve(settings={"api": {"max_open_uploads": 1}})
     body = form(content=b"x" * 2_000_000, purpose="evals")
     with connect(server, None, len(body)) as connection:
@@ -530,7 +530,7 @@ def with_store(serve, add_file):
     return serve(change=changed)
 
 
-def test_a_store_that_has_no_room_leaves_no_bytes_behind(serve):
+def test_a_full_store_leaves_no_bytes(serve):
     from nightmill.errors import StorageFullError
 
     async def full(*_, **__):
@@ -541,7 +541,7 @@ def test_a_store_that_has_no_room_leaves_no_bytes_behind(serve):
     assert not blobs_of(server)
 
 
-def test_a_file_whose_commit_got_no_answer_keeps_its_bytes(serve):
+def test_a_file_whose_commit_response_was_lost_keeps_its_bytes(serve):
     from nightmill.errors import UnavailableError
 
     async def cut_off(store, *arguments, **named):
@@ -569,7 +569,7 @@ def test_fifty_uploads_at_once_all_arrive(server, key):
         assert (file["filename"], file["bytes"]) == (str(size), len(LINE) * size)
 
 
-def test_the_streamed_bodies_are_described(server):
+def test_the_openapi_document_describes_streamed_bodies(server):
     paths = server.send("GET", "/openapi.json").json()["paths"]
     for path, operation_id, schema in (
         ("/files", "createFile", "CreateFileRequest"),

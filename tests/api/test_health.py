@@ -6,7 +6,7 @@ from dataclasses import replace
 from nightmill.api import health
 
 
-def test_alive_and_ready(server):
+def test_health_ready_and_version_respond(server):
     assert server.send("GET", "/health").json() == {"status": "ok"}
     assert server.send("GET", "/ready").json() == {"status": "ready"}
     version = server.send("GET", "/version").json()
@@ -14,7 +14,7 @@ def test_alive_and_ready(server):
     assert version["version"]
 
 
-def test_a_store_that_does_not_answer_makes_it_unready_and_leaves_it_alive(serve, monkeypatch):
+def test_a_store_timeout_makes_the_server_unready_but_keeps_it_healthy(serve, monkeypatch):
     class Stuck:
         async def ping(self):
             await asyncio.Event().wait()

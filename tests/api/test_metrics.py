@@ -1,4 +1,4 @@
-"""/metrics: true figures, no names, and a store that is asked seldom."""
+"""/metrics: correct values, no names, few queries of the store."""
 
 import asyncio
 import subprocess
@@ -54,7 +54,7 @@ def over(store: Any, **changes: Any) -> Callable[[ApiContext], ApiContext]:
     return lambda context: replace(context, store=store, **changes)
 
 
-def test_the_figures_are_those_of_the_store_and_of_this_process(serve):
+def test_the_metrics_cover_the_store_and_this_process(serve):
     found = figures_of(serve(change=over(Counting())).send("GET", "/metrics"))
     assert found["nightmill_build", VERSION] == 1
     assert found["nightmill_segments", "waiting"] == 41
@@ -80,13 +80,13 @@ def test_a_new_batch_is_counted_and_not_named(serve):
         assert name.encode() not in answer.body
 
 
-def test_a_crowd_of_scrapers_costs_one_look_at_the_store(serve):
+def test_concurrent_scrapes_share_a_query_of_the_store(serve):
     store, now = Counting(), [1_000.0]
     server = serve(change=over(store, clock=lambda: now[0]))
     for _ in range(5):
         assert server.send("GET", "/metrics").status == 200
     assert store.looks == 1
-    now[0] += metrics.KEPT_S
+    now[0] += metrics.CACHE_S
     store.backlog_now = Backlog({}, 0, 0)
     assert figures_of(server.send("GET", "/metrics"))["nightmill_segments", "waiting"] == 0
     assert store.looks == 2
@@ -104,13 +104,13 @@ class Stuck(Batches):
 
 
 @pytest.mark.parametrize("store", [Away(), Stuck()], ids=["away", "stuck"])
-def test_without_its_store_it_says_so_instead_of_showing_old_figures(serve, monkeypatch, store):
+def test_without_the_store_metrics_are_a_503_and_not_stale(serve, monkeypatch, store):
     monkeypatch.setattr(metrics, "_STORE_TIMEOUT_S", 0.05)
     answer = serve(change=over(store)).send("GET", "/metrics")
     assert answer.status == 503
     assert int(answer.headers["retry-after"]) >= 1
 
 
-def test_a_start_does_not_load_the_library():
+def test_importing_the_app_does_not_import_the_metrics_library():
     program = "import sys, nightmill.api.app; sys.exit('prometheus_client' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

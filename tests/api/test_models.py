@@ -54,7 +54,7 @@ def test_an_unknown_model_is_not_found(serve):
     assert caught.value.code == "model_not_found"
 
 
-def test_the_upstream_is_asked_once_in_a_while(serve):
+def test_the_list_of_models_is_cached(serve):
     now = [time.time()]
     upstream = Upstream(answer_of(OLLAMA))
     server = serve(upstream_models=upstream, clock=lambda: now[0])
@@ -69,7 +69,7 @@ def test_the_upstream_is_asked_once_in_a_while(serve):
 @pytest.mark.parametrize(
     "answer", [None, b"", b"<html>", b"[]", b'{"data": {}}', b'{"error": {}}', b"\xff", b"[" * 9_999]
 )
-def test_an_upstream_that_gives_no_list_is_away_for_now(serve, answer):
+def test_an_upstream_without_a_list_is_a_503(serve, answer):
     now = [time.time()]
     server = serve(upstream_models=Upstream(answer, answer_of(OLLAMA)), clock=lambda: now[0])
     first = server.send("GET", "/v1/models")
@@ -87,7 +87,7 @@ def test_models_named_in_settings_are_the_list(serve):
     assert upstream.asked == 0
 
 
-def test_entries_that_are_no_models_are_left_out():
+def test_entries_that_are_not_models_are_omitted():
     entries = [1, None, {}, {"id": 5}, {"id": ""}, {"id": "m", "created": 1.5, "owned_by": None}]
     assert parse_models(answer_of({"data": entries})) == [
         {"id": "m", "object": "model", "created": 0, "owned_by": "upstream"}

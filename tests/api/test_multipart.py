@@ -1,4 +1,4 @@
-"""The form reader on streams cut anywhere, with real blobs."""
+"""The form reader on streams with arbitrary chunks, with real blobs."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -53,7 +53,7 @@ def arriving(chunks: Iterable[bytes], *, then: dict[str, object] | None = None) 
 
 
 @dataclass(frozen=True, slots=True)
-class Desk:
+class FormReader:
     """Reads forms into a folder."""
 
     folder: Path
@@ -101,18 +101,18 @@ class Desk:
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Desk:
-    return Desk(tmp_path / "blobs")
+def forms(tmp_path: Path) -> FormReader:
+    return FormReader(tmp_path / "blobs")
 
 
-async def test_a_form_is_read_with_its_file_in_one_piece(desk: Desk) -> None:
-    form, content = await desk.read([PURPOSE + file_part(b"{}\n") + end()])
+async def test_a_form_is_read_with_its_file_in_one_piece(forms: FormReader) -> None:
+    form, content = await forms.read([PURPOSE + file_part(b"{}\n") + end()])
     assert (form.texts, form.filename, form.size_bytes) == ({"purpose": "batch"}, "in.jsonl", 3)
     assert content == form.beginning == b"{}\n"
 
 
-async def test_the_file_may_come_before_the_texts(desk: Desk) -> None:
-    form, content = await desk.read([file_part() + PURPOSE + end()])
+async def test_the_file_may_come_before_the_texts(forms: FormReader) -> None:
+    form, content = await forms.read([file_part() + PURPOSE + end()])
     assert (form.texts, content) == ({"purpose": "batch"}, b"{}\n")
 
 
@@ -123,16 +123,16 @@ async def test_the_file_may_come_before_the_texts(desk: Desk) -> None:
 )
 @example(content=b"\r\n--boun\r\n--bound", cuts=[])
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_however_the_body_is_cut_the_bytes_are_the_same(
+def test_the_chunks_of_the_body_do_not_change_the_file(
     tmp_path_factory: pytest.TempPathFactory, content: bytes, cuts: list[int]
 ) -> None:
     if f"\r\n--{BOUNDARY}".encode() in b"\r\n" + content + b"\r\n":
         return
-    desk = Desk(tmp_path_factory.getbasetemp() / "cut")
+    forms = FormReader(tmp_path_factory.getbasetemp() / "cut")
     body = file_part(content) + PURPOSE + end()
     places = sorted({0, len(body), *(min(cut, len(body)) for cut in cuts)})
     chunks = [body[start:stop] for start, stop in pairwise(places)]
-    form, written = asyncio.run(desk.read(chunks))
+    form, written = asyncio.run(forms.read(chunks))
     assert written == content
     assert form.texts == {"purpose": "batch"}
     assert form.size_bytes == len(content)
@@ -144,24 +144,22 @@ def test_however_the_body_is_cut_the_bytes_are_the_same(
 @example(body=b"--bound\r\n: x\r\n\r\n", cut=3)
 @example(body=b"--bound\r\nContent-Disposition: form-data; filename\r\n\r\n\r\n--bound--", cut=3)
 @settings(max_examples=150, deadline=None)
-def test_whatever_the_body_is_it_is_read_or_refused_and_nothing_else(
-    tmp_path_factory: pytest.TempPathFactory, body: bytes, cut: int
-) -> None:
-    desk = Desk(tmp_path_factory.getbasetemp() / "odd")
+def test_any_body_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, body: bytes, cut: int) -> None:
+    forms = FormReader(tmp_path_factory.getbasetemp() / "odd")
     for start in (b"", b"--bound\r\n", file_part()[:-2]):
         odd = start + body
-        asyncio.run(_tried(desk, [odd[:cut], odd[cut:]]))
+        asyncio.run(_tried(forms, [odd[:cut], odd[cut:]]))
 
 
-async def _tried(desk: Desk, chunks: list[bytes]) -> None:
+async def _tried(forms: FormReader, chunks: list[bytes]) -> None:
     try:
-        await desk.read([chunk for chunk in chunks if chunk])
+        await forms.read([chunk for chunk in chunks if chunk])
     except RequestError:
-        assert desk.files() == []
+        assert forms.files() == []
     except ValueError as error:
         # A form may be whole and hold no file; a route asks `has_file` before it commits.
         assert "no file" in str(error)
-    await desk.blobs.delete(KEY)
+    await forms.blobs.delete(KEY)
 
 
 @pytest.mark.parametrize(
@@ -190,29 +188,33 @@ async def _tried(desk: Desk, chunks: list[bytes]) -> None:
         ('filename="' + "n" * FILENAME_LENGTH + '"', "n" * FILENAME_LENGTH),
     ],
 )
-async def test_a_filename_is_understood_in_every_spelling(desk: Desk, filename: str, expected: str) -> None:
-    form, _ = await desk.read([file_part(filename=filename) + end()])
+async def test_every_spelling_of_a_filename_is_decoded(
+    forms: FormReader, filename: str, expected: str
+) -> None:
+    form, _ = await forms.read([file_part(filename=filename) + end()])
     assert form.filename == expected
 
 
-async def test_a_file_without_a_name_is_called_upload(desk: Desk) -> None:
-    form, _ = await desk.read([part('name="file"', b"{}") + end()])
+async def test_a_file_without_a_name_is_called_upload(forms: FormReader) -> None:
+    form, _ = await forms.read([part('name="file"', b"{}") + end()])
     assert form.filename == "upload"
 
 
-async def test_a_filename_in_latin_1_is_no_error(desk: Desk) -> None:
+async def test_a_filename_in_latin_1_is_accepted(forms: FormReader) -> None:
     body = file_part(filename='filename="?"').replace(b"?", b"\xe4") + end()
-    form, _ = await desk.read([body])
+    form, _ = await forms.read([body])
     assert form.filename == "ä"
 
 
-async def test_a_name_hidden_in_another_parameter_is_not_the_filename(desk: Desk) -> None:
-    form, _ = await desk.read([part('x="; filename=evil"; name="file"; filename=good', b"") + end()])
+async def test_a_name_hidden_in_another_parameter_is_not_the_filename(forms: FormReader) -> None:
+    form, _ = await forms.read([part('x="; filename=evil"; name="file"; filename=good', b"") + end()])
     assert form.filename == "good"
 
 
-async def test_a_longer_filename_is_refused(desk: Desk) -> None:
-    refusal = await desk.refusal(file_part(filename='filename="' + "n" * (FILENAME_LENGTH + 1) + '"') + end())
+async def test_a_longer_filename_is_refused(forms: FormReader) -> None:
+    refusal = await forms.refusal(
+        file_part(filename='filename="' + "n" * (FILENAME_LENGTH + 1) + '"') + end()
+    )
     assert (refusal.param, refusal.code) == ("file", "string_above_max_length")
 
 
@@ -227,11 +229,11 @@ async def test_a_longer_filename_is_refused(desk: Desk) -> None:
         ("multipart/form-data; boundary=" + "-" * 62 + "RubyBoundary1234", "-" * 62 + "RubyBoundary1234"),
     ],
 )
-async def test_a_boundary_is_understood_in_every_spelling(
-    desk: Desk, content_type: str, boundary: str
+async def test_every_spelling_of_a_boundary_is_accepted(
+    forms: FormReader, content_type: str, boundary: str
 ) -> None:
     body = part('name="file"; filename=x', b"{}", boundary=boundary) + end(boundary)
-    _, content = await desk.read([body], content_type=content_type)
+    _, content = await forms.read([body], content_type=content_type)
     assert content == b"{}"
 
 
@@ -248,8 +250,8 @@ async def test_a_boundary_is_understood_in_every_spelling(
         "",
     ],
 )
-async def test_a_boundary_that_is_missing_or_wrong_is_refused(desk: Desk, content_type: str) -> None:
-    refusal = await desk.refusal(file_part() + end(), content_type=content_type)
+async def test_a_boundary_that_is_missing_or_wrong_is_refused(forms: FormReader, content_type: str) -> None:
+    refusal = await forms.refusal(file_part() + end(), content_type=content_type)
     assert refusal.status == 400
 
 
@@ -265,50 +267,50 @@ async def test_a_boundary_that_is_missing_or_wrong_is_refused(desk: Desk, conten
         "content-type: application/jsonl",
     ],
 )
-async def test_headers_of_a_part_are_tolerated(desk: Desk, header: str) -> None:
-    _, content = await desk.read([part('name="file"; filename=x', b"{}", header) + end()])
+async def test_headers_of_a_part_are_tolerated(forms: FormReader, header: str) -> None:
+    _, content = await forms.read([part('name="file"; filename=x', b"{}", header) + end()])
     assert content == b"{}"
 
 
-async def test_a_part_that_is_shorter_than_it_says_is_refused(desk: Desk) -> None:
-    await desk.refusal(part('name="file"; filename=x', b"{}", "Content-Length: 3") + end())
+async def test_a_part_shorter_than_its_content_length_is_refused(forms: FormReader) -> None:
+    await forms.refusal(part('name="file"; filename=x', b"{}", "Content-Length: 3") + end())
 
 
-async def test_an_encoded_part_is_refused_rather_than_kept_encoded(desk: Desk) -> None:
-    refusal = await desk.refusal(
+async def test_a_part_with_a_transfer_encoding_is_refused(forms: FormReader) -> None:
+    refusal = await forms.refusal(
         part('name="file"; filename=x', b"e30=", "Content-Transfer-Encoding: base64") + end()
     )
     assert refusal.param == "file"
 
 
-async def test_the_end_needs_no_line_break_and_may_be_followed_by_more(desk: Desk) -> None:
-    _, content = await desk.read([file_part() + b"--bound--"])
+async def test_the_end_needs_no_line_break_and_may_be_followed_by_more(forms: FormReader) -> None:
+    _, content = await forms.read([file_part() + b"--bound--"])
     assert content == b"{}\n"
-    _, content = await desk.read([file_part() + end(), b"epilogue"])
+    _, content = await forms.read([file_part() + end(), b"epilogue"])
     assert content == b"{}\n"
 
 
-async def test_two_files_are_refused(desk: Desk) -> None:
-    assert (await desk.refusal(file_part() + file_part() + end())).param == "file"
+async def test_two_files_are_refused(forms: FormReader) -> None:
+    assert (await forms.refusal(file_part() + file_part() + end())).param == "file"
 
 
-async def test_a_text_given_twice_is_refused(desk: Desk) -> None:
-    assert (await desk.refusal(PURPOSE + PURPOSE + file_part() + end())).code == "duplicate_parameter"
+async def test_a_text_given_twice_is_refused(forms: FormReader) -> None:
+    assert (await forms.refusal(PURPOSE + PURPOSE + file_part() + end())).code == "duplicate_parameter"
 
 
-async def test_a_text_that_is_not_utf_8_is_refused(desk: Desk) -> None:
-    assert (await desk.refusal(part('name="purpose"', b"\xff") + end())).param == "purpose"
+async def test_a_text_that_is_not_utf_8_is_refused(forms: FormReader) -> None:
+    assert (await forms.refusal(part('name="purpose"', b"\xff") + end())).param == "purpose"
 
 
-async def test_a_long_text_is_refused(desk: Desk) -> None:
-    assert (await desk.refusal(part('name="purpose"', b"x" * 100_000) + end())).param == "purpose"
+async def test_a_long_text_is_refused(forms: FormReader) -> None:
+    assert (await forms.refusal(part('name="purpose"', b"x" * 100_000) + end())).param == "purpose"
 
 
-async def test_a_thousand_parts_are_refused(desk: Desk) -> None:
-    await desk.refusal(*(part(f'name="n{number}"', b"") for number in range(1_000)), end())
+async def test_a_thousand_parts_are_refused(forms: FormReader) -> None:
+    await forms.refusal(*(part(f'name="n{number}"', b"") for number in range(1_000)), end())
 
 
-async def test_a_file_is_refused_while_it_is_read(desk: Desk) -> None:
+async def test_a_file_is_refused_while_it_is_read(forms: FormReader) -> None:
     asked = 0
 
     async def endless() -> dict[str, object]:
@@ -317,32 +319,32 @@ async def test_a_file_is_refused_while_it_is_read(desk: Desk) -> None:
         body = file_part(b"")[:-2] if asked == 1 else b"x" * 1_000
         return {"type": "http.request", "body": body, "more_body": True}
 
-    refusal = await desk.refusal(receive=endless, limit_bytes=5_000)
+    refusal = await forms.refusal(receive=endless, limit_bytes=5_000)
     assert (refusal.status, refusal.message) == (400, "File is too large.")
     assert asked == 7
 
 
-async def test_a_file_of_exactly_the_limit_is_taken(desk: Desk) -> None:
-    form, _ = await desk.read([file_part(b"x" * 5_000) + end()], limit_bytes=5_000)
+async def test_a_file_of_exactly_the_limit_is_accepted(forms: FormReader) -> None:
+    form, _ = await forms.read([file_part(b"x" * 5_000) + end()], limit_bytes=5_000)
     assert form.size_bytes == 5_000
 
 
-async def test_an_announced_length_over_the_limit_is_refused_unread(desk: Desk) -> None:
+async def test_a_content_length_over_the_limit_is_refused_before_reading(forms: FormReader) -> None:
     async def never() -> dict[str, object]:
         raise AssertionError("nothing is to be read")
 
     headers = [(b"content-length", b"9" * 30)]
-    assert (await desk.refusal(receive=never, headers=headers)).message == "File is too large."
+    assert (await forms.refusal(receive=never, headers=headers)).message == "File is too large."
 
 
-async def test_an_endless_preamble_is_refused(desk: Desk) -> None:
+async def test_an_endless_preamble_is_refused(forms: FormReader) -> None:
     async def endless() -> dict[str, object]:
         return {"type": "http.request", "body": b"x" * 65_536, "more_body": True}
 
-    await desk.refusal(receive=endless)
+    await forms.refusal(receive=endless)
 
 
-async def test_a_sender_that_stops_is_given_up(desk: Desk) -> None:
+async def test_a_sender_that_stops_is_refused(forms: FormReader) -> None:
     sent = [file_part()[:-2]]
 
     async def stalling() -> dict[str, object]:
@@ -350,12 +352,12 @@ async def test_a_sender_that_stops_is_given_up(desk: Desk) -> None:
             await asyncio.Event().wait()
         return {"type": "http.request", "body": sent.pop(), "more_body": True}
 
-    refusal = await desk.refusal(receive=stalling, idle_s=0.02)
+    refusal = await forms.refusal(receive=stalling, idle_s=0.02)
     assert isinstance(refusal, SlowBodyError)
     assert refusal.status == 408
 
 
-async def test_a_sender_that_trickles_is_given_up(desk: Desk) -> None:
+async def test_a_sender_that_trickles_is_refused(forms: FormReader) -> None:
     sent = 0
 
     async def trickling() -> dict[str, object]:
@@ -365,10 +367,10 @@ async def test_a_sender_that_trickles_is_given_up(desk: Desk) -> None:
         await asyncio.sleep(0.005)
         return {"type": "http.request", "body": b"-", "more_body": True}
 
-    assert isinstance(await desk.refusal(receive=trickling, idle_s=0.2), SlowBodyError)
+    assert isinstance(await forms.refusal(receive=trickling, idle_s=0.2), SlowBodyError)
 
 
-async def test_time_spent_writing_does_not_count_as_idle(desk: Desk) -> None:
+async def test_time_spent_writing_does_not_count_as_idle(forms: FormReader) -> None:
     chunks = iter([file_part(b"")[:-2], *[b"x"] * 20, b"\r\n" + end()])
 
     async def receive() -> dict[str, object]:
@@ -388,7 +390,7 @@ async def test_time_spent_writing_does_not_count_as_idle(desk: Desk) -> None:
             await self._writer.write(chunk)  # type: ignore[attr-defined]
 
     async def open_slowly() -> object:
-        return Slow(await desk.blobs.open_writer(KEY))
+        return Slow(await forms.blobs.open_writer(KEY))
 
     scope = {
         "type": "http",
@@ -400,12 +402,12 @@ async def test_time_spent_writing_does_not_count_as_idle(desk: Desk) -> None:
         assert form.size_bytes == 20
 
 
-async def test_a_client_that_goes_away_leaves_nothing(desk: Desk) -> None:
+async def test_a_disconnect_leaves_no_bytes(forms: FormReader) -> None:
     cut = arriving([file_part(b"x" * 3_000_000)], then={"type": "http.disconnect"})
-    assert isinstance(await desk.refusal(receive=cut, limit_bytes=1 << 30), BodyCutError)
+    assert isinstance(await forms.refusal(receive=cut, limit_bytes=1 << 30), BodyCutError)
 
 
-async def test_a_cancelled_reading_leaves_nothing(desk: Desk) -> None:
+async def test_a_cancelled_read_leaves_no_bytes(forms: FormReader) -> None:
     is_waiting = asyncio.Event()
     sent = [file_part(b"x" * 3_000_000)]
 
@@ -415,21 +417,21 @@ async def test_a_cancelled_reading_leaves_nothing(desk: Desk) -> None:
             await asyncio.Event().wait()
         return {"type": "http.request", "body": sent.pop(), "more_body": True}
 
-    reading = asyncio.create_task(desk.read(receive=receive, limit_bytes=1 << 30))
+    reading = asyncio.create_task(forms.read(receive=receive, limit_bytes=1 << 30))
     await is_waiting.wait()
-    assert desk.files() != []
+    assert forms.files() != []
     reading.cancel()
     with pytest.raises(asyncio.CancelledError):
         await reading
-    assert desk.files() == []
+    assert forms.files() == []
 
 
-async def test_a_full_disk_is_said_and_leaves_nothing(desk: Desk) -> None:
+async def test_a_full_disk_is_reported_and_leaves_no_bytes(forms: FormReader) -> None:
     with pytest.raises(StorageFullError):
-        await desk.read([file_part() + end()], watermark_bytes=1 << 60)
-    assert desk.files() == []
+        await forms.read([file_part() + end()], watermark_bytes=1 << 60)
+    assert forms.files() == []
 
 
-async def test_the_content_is_hashed_on_the_way(desk: Desk) -> None:
-    form, _ = await desk.read([file_part(b"abc") + end()])
+async def test_the_content_is_hashed_while_reading(forms: FormReader) -> None:
+    form, _ = await forms.read([file_part(b"abc") + end()])
     assert form.content_digest == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

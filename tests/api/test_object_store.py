@@ -1,4 +1,4 @@
-"""The app over a bucket: the same to a client, and patient when the bucket is away."""
+"""The app over a bucket: the same to a client, and 503 while the bucket is unavailable."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -54,7 +54,7 @@ def test_files_and_uploads_live_in_the_bucket(serve_bucket: Any) -> None:
     assert client.files.content(file.id).content == large
 
 
-def test_a_file_of_pieces_is_streamed_where_others_are_redirected(serve_bucket: Any) -> None:
+def test_a_file_of_pieces_is_streamed_instead_of_redirected(serve_bucket: Any) -> None:
     server = serve_bucket(presigned_downloads=True)
     client = server.client()
     half = LINE * (1 + (1 << 20) // len(LINE))
@@ -67,7 +67,7 @@ def test_a_file_of_pieces_is_streamed_where_others_are_redirected(serve_bucket: 
     assert (answer.status, answer.body) == (200, half * 2)
 
 
-def test_a_download_is_redirected_only_when_the_operator_says_so(serve_bucket: Any) -> None:
+def test_a_download_is_redirected_only_if_settings_enable_it(serve_bucket: Any) -> None:
     server = serve_bucket(presigned_downloads=True, presigned_ttl_s=60)
     client = server.client()
     file = client.files.create(file=("in.jsonl", LINE), purpose="batch")
@@ -80,9 +80,7 @@ def test_a_download_is_redirected_only_when_the_operator_says_so(serve_bucket: A
 
 
 @pytest.mark.parametrize("deed", ["slow down", "cut", "deny"])
-def test_while_the_bucket_is_away_clients_are_told_to_come_back(
-    serve_bucket: Any, s3: S3Server, deed: Any
-) -> None:
+def test_an_unavailable_bucket_is_a_503_with_retry_after(serve_bucket: Any, s3: S3Server, deed: Any) -> None:
     server = serve_bucket()
     client = server.client()
     file = client.files.create(file=("in.jsonl", LINE), purpose="batch")

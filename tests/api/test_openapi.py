@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nightmill.api import wire
+from nightmill.api import batch_wire, file_wire
 
 OPERATIONS = {
     ("post", "/batches"): "createBatch",
@@ -112,14 +112,14 @@ def test_bodies_and_answers_have_the_published_schemas(document):
             assert schema == {"$ref": f"#/components/schemas/{ANSWERS[name]}"}
 
 
-def test_what_is_required_is_what_is_published(document):
+def test_the_required_fields_are_the_published_ones(document):
     schemas = document["components"]["schemas"]
     for name, required in REQUIRED.items():
         assert sorted(schemas[name]["required"]) == sorted(required), name
     assert not [name for name in schemas if name.startswith("_") or "Validation" in name]
 
 
-def test_every_reference_leads_somewhere(document):
+def test_every_reference_resolves(document):
     text = json.dumps(document)
     used = {piece.split('"', 1)[0] for piece in text.split('"#/components/schemas/')[1:]}
     assert used <= set(document["components"]["schemas"])
@@ -127,7 +127,7 @@ def test_every_reference_leads_somewhere(document):
     assert '"const"' not in text
 
 
-def test_the_document_says_what_settings_admit(serve):
+def test_the_document_lists_the_values_that_settings_allow(serve):
     limits = {"completion_windows": ["24h", "7d"], "endpoints": ["/v1/embeddings"]}
     document = serve(settings={"limits": limits}).send("GET", "/openapi.json").json()
     asked = document["components"]["schemas"]["CreateBatchRequest"]["properties"]
@@ -173,17 +173,17 @@ def test_a_generated_client_has_the_published_methods(document, tmp_path):
     assert not [name for name in models if "any_of" in name or name.startswith("inner")]
 
 
-def test_models_and_what_is_written_by_hand_agree(server, client, key):
+def test_models_and_on_wire_functions_agree(server, client, key):
     file = client.files.create(file=("a.jsonl", b'{"custom_id": "a"}\n'), purpose="batch")
     document = {"input_file_id": file.id, "endpoint": "/v1/embeddings", "completion_window": "24h"}
     batch = server.send_json("/v1/batches", document, key=key).json()
     shown = [
-        (wire.Batch, batch),
-        (wire.OpenAIFile, server.send("GET", f"/v1/files/{file.id}", key=key).json()),
-        (wire.ListBatchesResponse, server.send("GET", "/v1/batches", key=key).json()),
-        (wire.ListFilesResponse, server.send("GET", "/v1/files", key=key).json()),
+        (batch_wire.Batch, batch),
+        (file_wire.OpenAIFile, server.send("GET", f"/v1/files/{file.id}", key=key).json()),
+        (batch_wire.ListBatchesResponse, server.send("GET", "/v1/batches", key=key).json()),
+        (file_wire.ListFilesResponse, server.send("GET", "/v1/files", key=key).json()),
     ]
     for model, fields in shown:
         model.model_validate(fields)
         assert set(fields) == set(model.model_fields)
-    assert list(batch) == list(wire.Batch.model_fields)
+    assert list(batch) == list(batch_wire.Batch.model_fields)

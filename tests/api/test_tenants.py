@@ -1,4 +1,4 @@
-"""Limits as a client meets them, holds, and what `/nightmill/v1` tells to whom."""
+"""Quotas, legal holds, and access to `/nightmill/v1`."""
 
 import secrets
 import time
@@ -46,7 +46,7 @@ def create(client, file_id: str):
     return client.batches.create(input_file_id=file_id, endpoint=CHAT, completion_window="24h")
 
 
-def test_a_client_hears_at_once_that_its_project_has_enough_open(limited):
+def test_a_create_over_the_quota_of_open_batches_is_refused_at_once(limited):
     client = limited.client(max_retries=2)
     file = upload(client)
     create(client, file.id)
@@ -57,7 +57,7 @@ def test_a_client_hears_at_once_that_its_project_has_enough_open(limited):
     assert caught.value.response.headers["x-should-retry"] == "false"
 
 
-def test_an_upload_beyond_what_may_be_stored_is_refused_and_leaves_nothing(limited):
+def test_an_upload_over_the_storage_quota_is_refused_and_leaves_no_bytes(limited):
     client = limited.client()
     first, _ = upload(client), upload(client)
     with pytest.raises(openai.BadRequestError, match="Storage limit reached") as caught:
@@ -68,7 +68,7 @@ def test_an_upload_beyond_what_may_be_stored_is_refused_and_leaves_nothing(limit
     upload(client)
 
 
-def test_a_held_file_can_not_be_deleted_and_says_why(limited):
+def test_deleting_a_file_under_legal_hold_is_refused_with_a_reason(limited):
     client = limited.client(max_retries=2)
     file = upload(client)
     limited.do(limited.context.store.holds.set(HoldKind.FILE, file.id))
@@ -79,7 +79,7 @@ def test_a_held_file_can_not_be_deleted_and_says_why(limited):
     assert client.files.delete(file.id).deleted
 
 
-def test_a_projects_own_time_to_live_goes_before_the_settings(limited):
+def test_the_ttl_of_a_project_overrides_the_settings(limited):
     client = limited.client()
     rules = ProjectRules(input_ttl_s=7_200)
     limited.do(limited.context.store.projects.set_rules(ProjectId("default"), rules))
@@ -87,7 +87,7 @@ def test_a_projects_own_time_to_live_goes_before_the_settings(limited):
     assert file.expires_at - file.created_at == 7_200
 
 
-def test_the_log_tells_who_did_what_from_where_and_never_the_key(limited):
+def test_the_audit_log_names_actor_action_and_address_but_no_key(limited):
     key = limited.new_key("night")
     client = limited.client(key)
     response = client.files.with_raw_response.create(file=LINE.encode(), purpose="batch")
@@ -128,7 +128,7 @@ def test_a_projects_key_sees_its_own_project_only(limited, path):
         assert limited.send("GET", f"/nightmill/v1{own}", key=key).status == 200
 
 
-def test_quotas_tell_what_is_in_force_and_what_is_used(limited):
+def test_quotas_show_limits_and_usage(limited):
     client = limited.client()
     create(client, upload(client).id)
     rules = ProjectRules(open_lines=7, output_ttl_s=3_600)
@@ -155,10 +155,10 @@ def test_quotas_tell_what_is_in_force_and_what_is_used(limited):
 @pytest.mark.parametrize(
     ("query", "param"), [("group_by=hour", "group_by"), ("from=yesterday", "from"), ("to=2026-13-01", "to")]
 )
-def test_an_odd_question_about_usage_is_a_400(limited, query, param):
+def test_an_invalid_usage_query_is_a_400(limited, query, param):
     refused = limited.send("GET", f"/nightmill/v1/usage?{query}")
     assert (refused.status, refused.error["param"]) == (400, param)
 
 
-def test_nothing_of_this_is_in_the_published_document(limited):
+def test_the_openapi_document_omits_these_routes(limited):
     assert "/nightmill" not in limited.send("GET", "/openapi.json").body.decode()

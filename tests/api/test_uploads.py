@@ -92,7 +92,7 @@ def test_a_part_has_the_published_keys(server, key, client):
     assert (answer.json()["object"], answer.json()["upload_id"]) == ("upload.part", upload.id)
 
 
-def test_the_part_ids_give_the_order(client):
+def test_the_part_ids_set_the_order_of_parts(client):
     upload = opened(client, purpose="evals", bytes=3)
     first, second, third = (
         client.uploads.parts.create(upload.id, data=piece).id for piece in (b"1", b"2", b"3")
@@ -101,7 +101,7 @@ def test_the_part_ids_give_the_order(client):
     assert client.files.content(done.file.id).content == b"312"
 
 
-def test_parts_may_arrive_at_once(client):
+def test_parts_can_arrive_concurrently(client):
     upload = opened(client)
     pieces = [CONTENT[start : start + 9_000] for start in range(0, len(CONTENT), 9_000)]
     with ThreadPoolExecutor(8) as pool:
@@ -123,7 +123,7 @@ def test_large_parts_become_the_file_without_a_copy(server, client):
     assert unused_of(server, upload) == [f"uploads/{upload.id}/{left}"], "only what nobody named may go"
 
 
-def test_one_part_is_the_file_itself(server, client):
+def test_a_single_part_becomes_the_file_without_a_copy(server, client):
     upload = opened(client)
     ids = sent(client, upload, [CONTENT])
     before = blobs_of(server)
@@ -135,14 +135,14 @@ def test_one_part_is_the_file_itself(server, client):
     assert unused_of(server, upload) == [f"uploads/{upload.id}/{ids[0]}"]
 
 
-def test_a_part_that_is_not_named_is_left_out(client):
+def test_a_part_without_its_id_in_complete_is_left_out(client):
     upload = opened(client)
     client.uploads.parts.create(upload.id, data=b"sent twice by a retry")
     done = client.uploads.complete(upload.id, part_ids=halves(client, upload))
     assert done.file.bytes == len(CONTENT)
 
 
-def test_an_upload_of_nothing_can_be_completed(client):
+def test_an_empty_upload_can_be_completed(client):
     upload = opened(client, purpose="evals", bytes=0)
     assert client.uploads.complete(upload.id, part_ids=[]).file.bytes == 0
 
@@ -166,19 +166,19 @@ def test_an_upload_of_nothing_can_be_completed(client):
         ({"expires_after": {"anchor": "now", "seconds": 7_200}}, "expires_after.anchor", "invalid_value"),
     ],
 )  # fmt: skip
-def test_an_upload_that_can_not_be_is_refused(server, key, asked, param, code):
+def test_an_invalid_upload_is_refused(server, key, asked, param, code):
     answer = server.send_json("/v1/uploads", ASKED | asked, key=key)
     assert (answer.status, answer.error["param"], answer.error["code"]) == (400, param, code)
 
 
 @pytest.mark.parametrize("name", ["bytes", "filename", "mime_type", "purpose"])
-def test_what_is_missing_is_named(server, key, name):
+def test_a_missing_parameter_is_named_in_the_error(server, key, name):
     asked = {other: value for other, value in ASKED.items() if other != name}
     answer = server.send_json("/v1/uploads", asked, key=key)
     assert answer.error["message"] == f"Missing required parameter: '{name}'."
 
 
-def test_an_upload_s_filename_is_data_without_controls(client):
+def test_the_filename_of_an_upload_loses_control_characters(client):
     assert opened(client, filename="../a\x00\r\nb", mime_type="a\x00b").filename == "../ab"
 
 
@@ -217,14 +217,14 @@ def test_a_refused_complete_can_be_tried_again(server, key, client, change, para
         (b"x", "Must be .jsonl"),
     ],
 )
-def test_a_batch_s_input_is_looked_at_across_its_parts(client, content, message):
+def test_batch_input_is_checked_across_parts(client, content, message):
     upload = opened(client, bytes=len(content))
     ids = halves(client, upload, content)
     with pytest.raises(openai.BadRequestError, match=message):
         client.uploads.complete(upload.id, part_ids=ids)
 
 
-def test_a_character_cut_by_two_parts_is_whole_again(client):
+def test_a_character_may_span_two_parts(client):
     content = '{"a": "ä"}'.encode()
     upload = opened(client, bytes=len(content))
     middle = content.index(b"\xa4")
@@ -261,7 +261,7 @@ def test_a_part_without_data_is_refused(server, key, client):
 # --- ends ------------------------------------------------------------------------------------------------
 
 
-def test_a_cancelled_upload_takes_nothing_more(client):
+def test_a_cancelled_upload_refuses_further_calls(client):
     upload = opened(client)
     ids = halves(client, upload)
     assert client.uploads.cancel(upload.id).status == "cancelled"
@@ -272,7 +272,7 @@ def test_a_cancelled_upload_takes_nothing_more(client):
         client.uploads.complete(upload.id, part_ids=ids)
 
 
-def test_a_completed_upload_takes_nothing_more_and_names_its_file(client):
+def test_a_completed_upload_refuses_further_calls_and_names_its_file(client):
     upload = opened(client)
     ids = halves(client, upload)
     file = client.uploads.complete(upload.id, part_ids=ids).file
@@ -300,7 +300,7 @@ def test_an_upload_expires_after_an_hour(serve):
             late()
 
 
-def test_an_upload_that_ends_while_a_part_arrives_does_not_keep_it(serve):
+def test_a_part_that_arrives_after_the_end_of_its_upload_is_deleted(serve):
     def cancelled_meanwhile(context):
         async def add_part(part):
             upload = await context.store.uploads.get("default", part.upload_id)
@@ -319,13 +319,13 @@ def test_an_upload_that_ends_while_a_part_arrives_does_not_keep_it(serve):
 
 @pytest.mark.parametrize("size", ["copied", "pieces", "one part"])
 @pytest.mark.parametrize("processes", ["one process", "several"])
-def test_of_completes_that_race_one_wins(serve, monkeypatch, processes, size):
+def test_only_a_single_concurrent_complete_succeeds(serve, monkeypatch, processes, size):
     if processes == "several":
         from contextlib import nullcontext
 
         from nightmill.api.upload_limiter import UploadLimiter
 
-        monkeypatch.setattr(UploadLimiter, "alone_with", lambda *_: nullcontext())
+        monkeypatch.setattr(UploadLimiter, "exclusive", lambda *_: nullcontext())
     server = serve()
     client = server.client()
     content = CONTENT * 40 if size == "pieces" else CONTENT
@@ -379,7 +379,7 @@ def test_an_unknown_upload_is_not_found(server, key, verb, upload_id):
     assert (answer.status, answer.error["type"]) == (404, "invalid_request_error")
 
 
-def test_another_project_s_upload_looks_unknown(server, client):
+def test_an_upload_of_another_project_is_not_found(server, client):
     upload = opened(client)
     ids = halves(client, upload)
     other = server.client(server.new_key("another"))

@@ -1,4 +1,4 @@
-"""Starts the emulator as its users do: as a child process."""
+"""Starts the emulator as a child process, as its users do."""
 
 import http.client
 import json

@@ -1,4 +1,4 @@
-"""The emulator over HTTP: right shapes, the same each time, and it says what it is."""
+"""The emulator over HTTP: correct shapes, equal answers to equal bodies, marked as emulated."""
 
 import base64
 import hashlib
@@ -61,7 +61,7 @@ def test_every_endpoint_answers_in_the_shape_of_the_official_client(emulator, en
 
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
-def test_the_same_body_gets_the_same_bytes_and_another_body_other_ones(emulator, endpoint: str) -> None:
+def test_equal_bodies_get_equal_answers_and_other_bodies_others(emulator, endpoint: str) -> None:
     first = emulator.request("POST", endpoint, BODIES[endpoint])
     assert first == emulator.request("POST", endpoint, BODIES[endpoint])
     changed = json.loads(json.dumps(BODIES[endpoint]).replace("hi", "ho").replace("a cat", "a dog"))
@@ -69,7 +69,7 @@ def test_the_same_body_gets_the_same_bytes_and_another_body_other_ones(emulator,
 
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
-def test_every_answer_says_that_it_is_emulated(emulator, endpoint: str) -> None:
+def test_every_answer_is_marked_as_emulated(emulator, endpoint: str) -> None:
     status, headers, _ = emulator.request("POST", endpoint, BODIES[endpoint])
     assert status == 200
     assert headers["x-nightmill-emulator"] == FINGERPRINT
@@ -80,7 +80,7 @@ def test_completions_have_the_fingerprint(emulator, endpoint: str) -> None:
     assert emulator.ask(endpoint, BODIES[endpoint])["system_fingerprint"] == FINGERPRINT
 
 
-def test_texts_say_so_too(emulator) -> None:
+def test_generated_texts_are_marked_as_emulated(emulator) -> None:
     chat = emulator.ask("/v1/chat/completions", BODIES["/v1/chat/completions"])
     response = emulator.ask("/v1/responses", BODIES["/v1/responses"])
     completion = emulator.ask("/v1/completions", BODIES["/v1/completions"])
@@ -100,21 +100,21 @@ def test_usage_adds_up_and_grows_with_the_prompt(emulator) -> None:
         assert usage["completion_tokens"] > 0
 
 
-def test_as_many_choices_come_as_were_asked_for(emulator) -> None:
+def test_n_sets_the_number_of_choices(emulator) -> None:
     chat = emulator.ask("/v1/chat/completions", BODIES["/v1/chat/completions"] | {"n": 3})
     assert [choice["index"] for choice in chat["choices"]] == [0, 1, 2]
     completion = emulator.ask("/v1/completions", {"model": "m", "prompt": ["a", "b"], "n": 2})
     assert len(completion["choices"]) == 4
 
 
-def test_json_is_answered_in_json_when_asked_for(emulator) -> None:
+def test_a_json_response_format_gets_json(emulator) -> None:
     body = BODIES["/v1/chat/completions"] | {"response_format": {"type": "json_object"}}
     content = emulator.ask("/v1/chat/completions", body)["choices"][0]["message"]["content"]
     assert json.loads(content)["emulated"] is True
 
 
 @pytest.mark.parametrize(("given", "count"), [("a", 1), (["a", "b"], 2), ([1, 2, 3], 1), ([[1, 2], [3]], 2)])
-def test_embeddings_come_one_for_each_input(emulator, given: object, count: int) -> None:
+def test_each_input_gets_an_embedding(emulator, given: object, count: int) -> None:
     listed = emulator.ask("/v1/embeddings", {"model": "m", "input": given, "dimensions": 8})
     assert [entry["index"] for entry in listed["data"]] == list(range(count))
     for entry in listed["data"]:
@@ -122,7 +122,7 @@ def test_embeddings_come_one_for_each_input(emulator, given: object, count: int)
         assert sum(number * number for number in entry["embedding"]) == pytest.approx(1, abs=1e-5)
 
 
-def test_equal_texts_have_equal_vectors_wherever_they_stand(emulator) -> None:
+def test_equal_texts_have_equal_vectors_at_any_position(emulator) -> None:
     one = emulator.ask("/v1/embeddings", {"model": "m", "input": "a"})
     two = emulator.ask("/v1/embeddings", {"model": "m", "input": ["b", "a"]})
     assert one["data"][0]["embedding"] == two["data"][1]["embedding"]
@@ -141,11 +141,11 @@ def test_base64_embeddings_are_the_same_numbers(emulator) -> None:
     ("given", "count"),
     [("a", 1), (["a", "b"], 2), ([{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {}}], 1)],
 )
-def test_moderations_come_one_for_each_input(emulator, given: object, count: int) -> None:
+def test_each_input_gets_a_moderation(emulator, given: object, count: int) -> None:
     assert len(emulator.ask("/v1/moderations", {"input": given})["results"]) == count
 
 
-def test_an_image_is_a_real_png_that_names_its_maker(emulator) -> None:
+def test_an_image_is_a_valid_png_that_names_the_emulator(emulator) -> None:
     made = emulator.ask("/v1/images/generations", {"prompt": "a cat", "n": 2})
     assert len(made["data"]) == 2
     png = base64.b64decode(made["data"][0]["b64_json"])
@@ -163,7 +163,7 @@ def test_an_image_is_a_real_png_that_names_its_maker(emulator) -> None:
     assert kinds == [b"IHDR", b"tEXt", b"IDAT", b"IEND"]
 
 
-def test_an_image_may_be_a_url_that_leads_nowhere(emulator) -> None:
+def test_an_image_can_be_an_unresolvable_url(emulator) -> None:
     made = emulator.ask("/v1/images/generations", {"prompt": "a cat", "model": "dall-e-3"})
     assert made["data"][0]["url"].startswith("https://emulated.invalid/")
     assert "b64_json" not in made["data"][0]
@@ -204,7 +204,7 @@ def test_a_bad_body_is_refused_in_openais_envelope(emulator, endpoint: str, body
     assert error["message"]
 
 
-def test_models_and_health_answer(emulator) -> None:
+def test_models_and_health_respond(emulator) -> None:
     status, _, content = emulator.request("GET", "/v1/models")
     assert status == 200
     assert [Model.model_validate(model).id for model in json.loads(content)["data"]] == [FINGERPRINT]
@@ -227,13 +227,13 @@ def test_other_paths_and_methods_are_refused(emulator, method: str, path: str, s
     assert json.loads(content)["error"]["type"] == "invalid_request_error"
 
 
-def test_the_answers_are_a_pure_function_too() -> None:
+def test_answers_are_a_pure_function() -> None:
     body = json.dumps(BODIES["/v1/chat/completions"]).encode()
     assert answer("/v1/chat/completions", body) == answer("/v1/chat/completions", body)
     assert answer("/v1/nothing", body).status == 404
 
 
-def test_an_answer_names_its_line_of_the_record(start: Callable, tmp_path: Path) -> None:
+def test_an_answer_names_its_line_in_the_record(start: Callable, tmp_path: Path) -> None:
     record = tmp_path / "record"
     record.write_text("of an earlier emulator\n")
     emulator = start("--record", str(record), "--faults", '[{"fault": "status", "times": 1}]')
@@ -263,14 +263,14 @@ def test_the_record_has_one_line_for_each_request_even_after_a_kill(start: Calla
     assert record.read_text().split() == ["line-7", "line-7", *hashes]
 
 
-def test_it_waits_before_each_answer_when_told_to(start: Callable) -> None:
+def test_a_delay_precedes_each_answer(start: Callable) -> None:
     emulator = start("--delay-s", "0.2")
     with pytest.raises(TimeoutError):
         emulator.request("POST", "/v1/completions", BODIES["/v1/completions"], timeout_s=0.1)
     assert emulator.request("POST", "/v1/completions", BODIES["/v1/completions"])[0] == 200
 
 
-def test_it_ends_when_its_parent_is_gone(start: Callable) -> None:
+def test_the_emulator_exits_after_its_parent(start: Callable) -> None:
     emulator = start("--delay-s", "60")
     with socket.create_connection(("127.0.0.1", emulator.port)) as waiting:
         waiting.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n")
@@ -278,7 +278,7 @@ def test_it_ends_when_its_parent_is_gone(start: Callable) -> None:
         assert emulator.child.wait(timeout=5) == 0
 
 
-def test_it_finishes_what_it_has_begun_when_it_is_drained(start: Callable) -> None:
+def test_a_graceful_shutdown_finishes_open_requests(start: Callable) -> None:
     emulator = start("--delay-s", "0.3")
     body = json.dumps(BODIES["/v1/completions"]).encode()
     with socket.create_connection(("127.0.0.1", emulator.port), timeout=5) as waiting:
@@ -293,7 +293,7 @@ def test_it_finishes_what_it_has_begun_when_it_is_drained(start: Callable) -> No
     assert emulator.child.wait(timeout=5) == 0
 
 
-def test_the_port_can_be_told_through_a_descriptor() -> None:
+def test_the_port_can_be_written_to_a_file_descriptor() -> None:
     reading, writing = os.pipe()
     command = [sys.executable, "-m", "nightmill.runtime.child", "emulator", "--port-fd", str(writing)]
     with (
@@ -311,7 +311,7 @@ def test_the_port_can_be_told_through_a_descriptor() -> None:
     "arguments",
     [("--faults", "{"), ("--faults", '[{"fault": "nonsense"}]'), ("--faults", '[{"fault": "slow", "x": 1}]')],
 )
-def test_bad_orders_are_told_at_start(arguments: tuple[str, ...]) -> None:
+def test_invalid_faults_are_reported_at_the_start(arguments: tuple[str, ...]) -> None:
     command = [sys.executable, "-m", "nightmill.runtime.child", "emulator", *arguments]
     done = subprocess.run(
         command, check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20

@@ -1,4 +1,4 @@
-"""Faults on order, seen from the other end of the wire."""
+"""Injected faults, as an HTTP client sees them."""
 
 import http.client
 import json
@@ -34,7 +34,7 @@ def raw(port: int, text: str) -> tuple[bytes, str]:
         return received, "closed"
 
 
-def test_a_fault_strikes_what_it_names_as_often_as_it_says(start: Callable) -> None:
+def test_a_fault_applies_to_matching_bodies_the_given_number_of_times(start: Callable) -> None:
     emulator = ordered(
         start,
         {"fault": "status", "match": "bad", "times": 2, "status": 429, "headers": {"retry-after": "3"}},
@@ -48,7 +48,7 @@ def test_a_fault_strikes_what_it_names_as_often_as_it_says(start: Callable) -> N
     assert seen[2][2] == b"oops"
 
 
-def test_a_fault_may_strike_for_ever(start: Callable) -> None:
+def test_a_fault_can_apply_to_all_requests(start: Callable) -> None:
     emulator = ordered(start, {"fault": "html", "times": None, "status": 502})
     for _ in range(3):
         status, headers, content = emulator.request("POST", ENDPOINT, body("x"))
@@ -69,7 +69,7 @@ def test_redirects_and_broken_json(start: Callable) -> None:
         json.loads(content)
 
 
-def test_slow_answers_and_none_at_all(start: Callable) -> None:
+def test_slow_and_missing_answers(start: Callable) -> None:
     emulator = ordered(start, {"fault": "slow", "delay_s": 0.2}, {"fault": "hang"})
     started = time.monotonic()
     assert emulator.request("POST", ENDPOINT, body("x"))[0] == 200
@@ -78,14 +78,14 @@ def test_slow_answers_and_none_at_all(start: Callable) -> None:
         emulator.request("POST", ENDPOINT, body("x"), timeout_s=0.3)
 
 
-def test_a_trickle_comes_byte_by_byte_and_whole(start: Callable) -> None:
+def test_a_trickled_answer_arrives_whole_byte_by_byte(start: Callable) -> None:
     emulator = ordered(start, {"fault": "trickle", "delay_s": 0.0001})
     status, _, content = emulator.request("POST", ENDPOINT, body("x"))
     assert status == 200
     assert content == emulator.request("POST", ENDPOINT, body("x"))[2]
 
 
-def test_resets(start: Callable) -> None:
+def test_connections_are_reset(start: Callable) -> None:
     emulator = ordered(start, {"fault": "reset"}, {"fault": "reset_midway"})
     assert raw(emulator.port, "x") == (b"", "reset")
     received, end = raw(emulator.port, "x")
@@ -94,13 +94,13 @@ def test_resets(start: Callable) -> None:
 
 
 @pytest.mark.parametrize("fault", ["truncate", "broken_chunks"])
-def test_answers_that_break_off(start: Callable, fault: str) -> None:
+def test_answers_are_truncated(start: Callable, fault: str) -> None:
     emulator = ordered(start, {"fault": fault})
     with pytest.raises(http.client.IncompleteRead):
         emulator.request("POST", ENDPOINT, body("x"))
 
 
-def test_a_wrong_length(start: Callable) -> None:
+def test_an_answer_has_a_wrong_content_length(start: Callable) -> None:
     emulator = ordered(start, {"fault": "short_length"})
     received, _ = raw(emulator.port, "x")
     head, _, content = received.partition(b"\r\n\r\n")
@@ -108,7 +108,7 @@ def test_a_wrong_length(start: Callable) -> None:
     assert 0 < length < len(content)
 
 
-def test_a_connection_closed_behind_a_whole_answer(start: Callable) -> None:
+def test_a_connection_closes_after_a_complete_answer(start: Callable) -> None:
     emulator = ordered(start, {"fault": "close_after"})
     received, end = raw(emulator.port, "x")
     head, _, content = received.partition(b"\r\n\r\n")
@@ -117,14 +117,14 @@ def test_a_connection_closed_behind_a_whole_answer(start: Callable) -> None:
     assert end == "closed"
 
 
-def test_faults_are_on_record_too(start: Callable, tmp_path) -> None:
+def test_requests_with_faults_are_recorded(start: Callable, tmp_path) -> None:
     record = tmp_path / "record"
     emulator = start("--record", str(record), "--faults", '[{"fault": "reset"}]')
     raw(emulator.port, "marker:a")
     assert record.read_text() == "a\n"
 
 
-def test_faults_may_come_from_a_file(start: Callable, tmp_path) -> None:
+def test_faults_can_be_read_from_a_file(start: Callable, tmp_path) -> None:
     orders = tmp_path / "faults.json"
     orders.write_text('[{"fault": "status", "status": 418}]')
     emulator = start("--faults", f"@{orders}")

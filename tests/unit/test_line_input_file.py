@@ -238,7 +238,7 @@ def test_repeats_are_exact_whatever_the_hash_does(custom_ids: list[str], hash_of
     first_look = CustomIds(hash_of)
     for custom_id in custom_ids:
         first_look.add(custom_id)
-    duplicate_pass = first_look.suspects()
+    duplicate_pass = first_look.repeated_hashes()
     found = [place for place, custom_id in enumerate(custom_ids) if duplicate_pass.is_repeat(custom_id)]
     assert found == [place for place, custom_id in enumerate(custom_ids) if custom_id in custom_ids[:place]]
     assert duplicate_pass.repeats >= len(found)
@@ -254,4 +254,4 @@ def test_a_custom_id_costs_eight_bytes():
     kept_bytes, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert kept_bytes < 200_000 * 10
-    assert first_look.suspects().repeats == 0
+    assert first_look.repeated_hashes().repeats == 0

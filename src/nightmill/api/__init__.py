@@ -1,6 +1,6 @@
-"""OpenAI's published operations over HTTP.
+"""OpenAI's published operations over HTTP, and nightmill's own.
 
-Duty: the wire's shapes, checks and texts. Promise: every answer is JSON in the published shape or OpenAI's
-error envelope (downloads apart). Not its duty: moving batches on (the roles); this room only writes what a
-client asked for and count_before. Routers declare paths without `/v1`; `app` puts them there.
+This package holds the shapes, checks and texts of the wire. Except for downloads, every response is JSON in
+the published shape or OpenAI's error envelope. Routes write only the client's request; the roles process
+batches. Routers of published operations declare paths without `/v1`; `app` adds the prefix.
 """

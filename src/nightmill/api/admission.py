@@ -1,8 +1,7 @@
-"""Whether a file is let in (docs/openai-behaviour.md 1.2, 4.1): its purpose, its beginning, its expiry.
+"""Checks shared by files and uploads: purpose, size, first bytes, expiry (docs/openai-behaviour.md 1.2, 4.1).
 
-Duty: what files and uploads ask of a file alike, with OpenAI's sentences. Promise: of a batch's input only
-the beginning is looked at, so an answer never waits for a whole file to be read again. Not its duty: the
-lines themselves (intake reads them all, later).
+Errors have OpenAI's wording. Of the input file of a batch only the first bytes are checked, so a response
+never waits for a second read of the whole file. Intake validates the lines later.
 """
 
 import codecs
@@ -15,8 +14,9 @@ from pydantic import ValidationError
 
 from nightmill.api.context import ApiContext
 from nightmill.api.envelope import echo
+from nightmill.api.file_wire import FileExpirationAfter
 from nightmill.api.violations import to_request_error
-from nightmill.api.wire import FileExpirationAfter, WireModel
+from nightmill.api.wire import WireModel
 from nightmill.core.file import UPLOAD_PURPOSES, Purpose
 from nightmill.errors import RequestError
 from nightmill.ids import ProjectId
@@ -39,7 +39,10 @@ def purpose_of(text: str) -> Purpose:
 
 
 def limit_bytes(texts: Mapping[str, str], limits: LimitSettings) -> int:
-    """The size limit as far as it is known: the purpose may come after the file."""
+    """The size limit for the purpose, or the largest limit while the purpose is unknown.
+
+    In a form, the purpose may follow the file.
+    """
     match texts.get("purpose"):
         case None:
             return max(limits.file_bytes, limits.input_file_bytes)
@@ -58,7 +61,7 @@ def expires_at(
 
 
 async def limits_of(context: ApiContext, project: ProjectId) -> LimitSettings:
-    """Those of the settings, with what was set for the project."""
+    """The limits of the settings, with the rules of the project applied."""
     limits = context.settings.limits
     rules = await context.store.projects.rules(project)
     if rules.input_ttl_s is None:
@@ -66,18 +69,21 @@ async def limits_of(context: ApiContext, project: ProjectId) -> LimitSettings:
     return limits.model_copy(update={"input_ttl_s": rules.input_ttl_s})
 
 
-# --- the beginning of a batch's input ------------------------------------------------------------------
+# --- the first bytes of a batch's input ----------------------------------------------------------------
 
 
 def check_batch_input(beginning: bytes, *, size_bytes: int) -> None:
-    """Args:
-    beginning: the first bytes, all of them if there are no more.
+    """Raises RequestError when these first bytes cannot begin the input file of a batch.
+
+    Args:
+        beginning: the first bytes of the file, or the whole file if it is shorter.
+        size_bytes: the size of the whole file.
     """
     if beginning.startswith(_GZIP):
         raise RequestError(NOT_JSONL)
     is_whole = len(beginning) == size_bytes
     try:
-        # Not final when more follows: the cut may go through a character.
+        # The end of a partial beginning may lie inside a character.
         codecs.getincrementaldecoder("utf-8")().decode(beginning, final=is_whole)
     except UnicodeDecodeError:
         raise RequestError(NOT_UTF8) from None
@@ -86,19 +92,19 @@ def check_batch_input(beginning: bytes, *, size_bytes: int) -> None:
     if line_break or is_whole:
         is_json = _is_json(line)
     elif line:
-        is_json = line.startswith(b"{")  # longer than what is looked at
+        is_json = line.startswith(b"{")  # the line is longer than `beginning`
     else:
-        is_json = True  # nothing but blank lines so far; intake will find what there is
+        is_json = True  # only blank lines so far; intake checks the rest
     if not is_json:
         raise RequestError(NOT_JSONL)
 
 
 def _is_json(line: bytes) -> bool:
     try:
-        # Not msgspec, which refuses a lone surrogate: legal JSON, and intake's to judge. Numbers stay texts.
+        # msgspec rejects lone surrogates, which are valid JSON; intake decides on them. Numbers stay text.
         json.loads(line, parse_int=str, parse_float=str, parse_constant=_not_json)
     except RecursionError:
-        return True  # deep, but JSON; intake says so at the line
+        return True  # valid JSON, nested deeply; intake reports the line
     except ValueError:
         return False
     return True
@@ -116,8 +122,10 @@ class _Expiry(WireModel):
 
 
 def expires_after_s(texts: Mapping[str, str]) -> int | None:
-    """From a form's texts: two fields in brackets, or one with JSON. Any other spelling is an error, for a
-    silently ignored expiry would be a wrong answer."""
+    """The expiry in seconds from the text fields of a form: two fields in brackets, or one field with JSON.
+
+    Any other spelling is an error: to ignore it would keep the file longer than the client asked for.
+    """
     given = {name for name in texts if name.startswith(_EXPIRES_AFTER)}
     if not given:
         return None

@@ -1,4 +1,4 @@
-"""The FastAPI app: routers, middleware, and the one place where exceptions become answers."""
+"""The FastAPI application: routers, middleware and exception handlers."""
 
 from typing import cast
 
@@ -22,7 +22,7 @@ _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 
 
 def create_app(context: ApiContext) -> FastAPI:
-    """Raises SetupError when a setting the routes need can't be understood."""
+    """Raises SetupError when a setting that the routes need is invalid."""
     windows_s(context.settings.limits)
     app = FastAPI(
         title="nightmill",
@@ -84,11 +84,11 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
 
 
 def _allowed_methods(request: Request) -> list[str]:
-    """Every method the path takes; Starlette itself names those of the first route only."""
+    """Every method that the path accepts; Starlette itself lists the methods of the first route only."""
     app = cast("FastAPI", request.app)
 
-    def is_taken(method: str) -> bool:
+    def is_accepted(method: str) -> bool:
         scope = {**request.scope, "method": method}
         return any(route.matches(scope)[0] is Match.FULL for route in app.routes)
 
-    return [method for method in _METHODS if is_taken(method)]
+    return [method for method in _METHODS if is_accepted(method)]

@@ -1,8 +1,8 @@
-"""Who is asking: an API key, or nobody in particular while no key exists.
+"""Authentication: finds the caller from the headers of a request, and limits the request rate of each caller.
 
-Duty: from a request's headers to a project, and how often one key may ask. Promise: keys are looked up by
-their SHA-256, so a comparison's timing says nothing about a key, and a key is in no message and no log.
-Not its duty: making keys (`keys`).
+Keys are looked up by their SHA-256, so the timing of a comparison reveals nothing about a key. Messages and
+logs never contain a key. Requests without a key are accepted only from this machine, and only while no key
+exists. `nightmill keys` makes keys.
 """
 
 import math
@@ -22,17 +22,22 @@ from nightmill.ids import ProjectId
 
 DEFAULT_PROJECT = ProjectId("default")
 KEYLESS = "keyless"
-ASKER_IN_SCOPE = "nightmill.caller"
+CALLER_IN_SCOPE = "nightmill.caller"
 REQUEST_ID_IN_SCOPE = "nightmill.request_id"
 
-_REMEMBERED_S = 2.0
-_REMEMBERED_KEYS = 1_024
+_CACHE_S = 2.0
+_CACHED_KEYS = 1_024
 _CHALLENGE = {"www-authenticate": 'Bearer realm="nightmill"'}
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Whose request it is. `name` is the key's id; empty without a key. `hint` is the key's last letters."""
+    """The source of a request.
+
+    Args:
+        name: the id of the key; empty without a key.
+        hint: the last letters of the key.
+    """
 
     project_id: ProjectId
     name: str
@@ -41,8 +46,8 @@ class Caller:
 
 
 async def caller_of(request: Request) -> Caller:
-    """Whom `middleware` found for this request, before anything else looked at it."""
-    return cast("Caller", request.scope[ASKER_IN_SCOPE])
+    """The caller that `AuthenticationMiddleware` found for this request."""
+    return cast("Caller", request.scope[CALLER_IN_SCOPE])
 
 
 async def project_of(request: Request) -> ProjectId:
@@ -59,37 +64,36 @@ async def actor_of(request: Request) -> Actor:
     )
 
 
-Project = Annotated[ProjectId, Depends(project_of)]
-"""Routes ask for `project: Project`."""
-By = Annotated[Actor, Depends(actor_of)]
-"""Routes that change something ask for `by: By`, for the audit log. The address is that of the connection."""
+CurrentProject = Annotated[ProjectId, Depends(project_of)]
+"""The type of a route's parameter `project`: the project of the caller."""
+CurrentActor = Annotated[Actor, Depends(actor_of)]
+"""The type of the parameter `by` of routes that write to the audit log. The address is that of the peer."""
 
 
 def require_project(caller: Caller, project_id: str | None) -> ProjectId | None:
-    """The project that may be asked about; None is all of them.
+    """The project to report on; None means all projects.
 
     Raises:
-        AuthenticationError: it is not the caller's own, and the key is no admin's.
+        AuthenticationError: the project is not the caller's, and the key is not an admin key.
     """
     if caller.scope is Scope.ADMIN:
         return None if project_id is None else ProjectId(project_id)
     if project_id not in (None, caller.project_id):
-        raise no_admin()
+        raise admin_required()
     return caller.project_id
 
 
-def no_admin() -> AuthenticationError:
+def admin_required() -> AuthenticationError:
     return AuthenticationError(
         "You have insufficient permissions for this operation. It needs an admin key: "
         "make one with `nightmill keys create NAME --admin` on the server."
     )
 
 
-class KeyRing:
-    """Looks keys up in the store and remembers what it found for two seconds, so that polls stay cheap.
+class KeyCache:
+    """Looks up keys in the store and caches the results for two seconds, so that polling stays cheap.
 
-    A key that was revoked works for as long at most. One that was made works at once: nobody can have sent it
-    before.
+    A revoked key is accepted for up to two seconds. A new key works at once: it cannot have been sent before.
     """
 
     def __init__(self, context: ApiContext) -> None:
@@ -103,7 +107,7 @@ class KeyRing:
         key = await self._key(secret) if secret else None
         if key is not None:
             return Caller(key.project_id, key.id, key.hint, key.scope)
-        if self._may_be_keyless(headers) and not await self._keys_exist():
+        if self._allows_keyless(headers) and not await self._keys_exist():
             return Caller(DEFAULT_PROJECT, "", scope=Scope.ADMIN)
         if not secret:
             raise AuthenticationError("Missing bearer or basic authentication in header", headers=_CHALLENGE)
@@ -113,8 +117,8 @@ class KeyRing:
         )
         raise AuthenticationError(message, code="invalid_api_key", headers=_CHALLENGE)
 
-    def _may_be_keyless(self, headers: Mapping[bytes, bytes]) -> bool:
-        """Only from this machine: a page of another origin that a browser here shows is kept out."""
+    def _allows_keyless(self, headers: Mapping[bytes, bytes]) -> bool:
+        """True only for requests from this machine; refuses pages of another origin in a local browser."""
         settings = self._context.settings
         return (
             settings.keyless_on_loopback
@@ -125,7 +129,7 @@ class KeyRing:
 
     async def _keys_exist(self) -> bool:
         now = self._context.clock()
-        if self._has_keys is None or not 0 <= now - self._has_keys[1] < _REMEMBERED_S:
+        if self._has_keys is None or not 0 <= now - self._has_keys[1] < _CACHE_S:
             self._has_keys = (await self._context.store.api_keys.any_exist(), now)
         return self._has_keys[0]
 
@@ -133,19 +137,24 @@ class KeyRing:
         digest = digest_of(secret)
         now = self._context.clock()
         remembered = self._keys.get(digest)
-        if remembered is not None and 0 <= now - remembered[1] < _REMEMBERED_S:
+        if remembered is not None and 0 <= now - remembered[1] < _CACHE_S:
             return remembered[0]
         key = await self._context.store.api_keys.get(digest)
         if key is not None and not compare_digest(key.digest, digest):
-            key = None  # a store that finds more than was asked for opens no door
-        if len(self._keys) >= _REMEMBERED_KEYS:
+            key = None  # the store matched too loosely
+        if len(self._keys) >= _CACHED_KEYS:
             self._keys.clear()
         self._keys[digest] = (key, now)
         return key
 
 
 class RateLimit:
-    """At most so many requests a minute for each caller, in bursts of as many; 0 sets no limit."""
+    """A token bucket for each caller.
+
+    Args:
+        per_minute: the rate and the burst size; 0 means no limit.
+        clock: Unix seconds.
+    """
 
     def __init__(self, per_minute: int, *, clock: Callable[[], float]) -> None:
         self._per_minute = per_minute
@@ -192,5 +201,5 @@ def _host_in(authority: bytes) -> str:
 
 
 def _masked(secret: str) -> str:
-    """Enough to tell one's own keys apart, too little to be one."""
+    """Enough of a key for its owner to recognize it, too little to use it."""
     return f"{secret[:3]}…{secret[-4:]}" if len(secret) >= 20 and secret.isascii() else "…"

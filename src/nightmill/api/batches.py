@@ -1,8 +1,8 @@
 """Batches: create, list, retrieve, cancel (docs/openai-behaviour.md 1.1, 2, 4.2).
 
-Promise: what is wrong with the request itself is said at once; what is wrong with the file is found in the
-background and makes the batch `failed`. A cancel that races with the batch's end gets whichever came
-first. Not its duty: anything after `validating` and `cancelling` are written.
+Errors in the request itself are reported at once. Intake finds errors in the input file in the background
+and sets the batch to `failed`. When a cancel races with the end of the batch, the first write decides. The
+routes write only the statuses `validating` and `cancelling`; the roles do the rest.
 """
 
 import hashlib
@@ -12,14 +12,14 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 
-from nightmill.api import checks, wire
-from nightmill.api.auth import By, Project
-from nightmill.api.body import read_json
+from nightmill.api import batch_wire as wire
+from nightmill.api.auth import CurrentActor, CurrentProject
+from nightmill.api.body import idempotency_of, read_json
 from nightmill.api.context import ApiContext, Context
 from nightmill.api.envelope import JsonResponse, echo
-from nightmill.api.idempotency import idempotency_of
 from nightmill.api.openapi import CONFLICT, TOO_LARGE, takes_json
 from nightmill.api.violations import wrong_prefix
+from nightmill.api.wire import is_id_shaped
 from nightmill.core.batch import Batch, Event, Status
 from nightmill.core.file import File, Purpose
 from nightmill.errors import NotFoundError, SetupError, TooManyError
@@ -32,16 +32,16 @@ _HOUR_S = 3_600
 _RATE_RETRY_S = 60
 _UNIT_S: Mapping[str, int] = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 _WINDOW = re.compile(r"([1-9][0-9]{0,8})([smhd])")
-_LEFT_ALONE = frozenset({Status.FINALIZING, Status.CANCELLING, Status.CANCELLED})
+_STOPPING = frozenset({Status.FINALIZING, Status.CANCELLING, Status.CANCELLED})
 
 router = APIRouter(tags=["Batch"])
 
 
 def window_s(completion_window: str) -> int:
-    """`24h` -> 86400.
+    """A completion window in seconds: `24h` -> 86400.
 
     Raises:
-        SetupError: the setting holds something else than a number and `s`, `m`, `h` or `d`.
+        SetupError: the text is not a number followed by `s`, `m`, `h` or `d`.
     """
     match = _WINDOW.fullmatch(completion_window)
     if match is None:
@@ -63,33 +63,35 @@ def windows_s(limits: LimitSettings) -> Mapping[str, int]:
     openapi_extra=takes_json(wire.CreateBatchRequest),
     responses={**CONFLICT, **TOO_LARGE},
 )
-async def create_batch(request: Request, context: Context, project: Project, by: By) -> JsonResponse:
+async def create_batch(
+    request: Request, context: Context, project: CurrentProject, by: CurrentActor
+) -> JsonResponse:
     limits = context.settings.limits
     windows = windows_s(limits)
-    asked = await read_json(
+    fields = await read_json(
         request,
         wire.CreateBatchRequest,
         settings=context.settings.api,
         allowed={"endpoints": limits.endpoints, "completion_windows": tuple(windows)},
     )
-    fingerprint = hashlib.sha256(asked.model_dump_json().encode()).hexdigest()
+    fingerprint = hashlib.sha256(fields.model_dump_json().encode()).hexdigest()
     idempotency = idempotency_of(request, fingerprint=fingerprint)
     now = int(context.clock())
     await _check_rate(context, project, now)
-    expires_after = asked.output_expires_after
-    input_file = await _input_file(context, project, FileId(asked.input_file_id))
+    expires_after = fields.output_expires_after
+    input_file = await _input_file(context, project, FileId(fields.input_file_id))
     batch = Batch(
         id=new_batch_id(context.random(16)),
         project_id=project,
-        endpoint=asked.endpoint,
-        input_file_id=FileId(asked.input_file_id),
-        # Empty when there is no such file for batches: intake finds that out and says so in `errors`.
+        endpoint=fields.endpoint,
+        input_file_id=FileId(fields.input_file_id),
+        # Empty when the file is missing or has another purpose: intake reports that in `errors`.
         input_blob_key=input_file.blob_key if input_file else "",
         input_bytes=input_file.size_bytes if input_file else 0,
-        completion_window=asked.completion_window,
+        completion_window=fields.completion_window,
         created_at=now,
-        expires_at=now + windows[asked.completion_window],
-        metadata=asked.metadata,
+        expires_at=now + windows[fields.completion_window],
+        metadata=fields.metadata,
         output_expires_after_s=None if expires_after is None else expires_after.seconds,
     )
     failpoint("api.before_batch")
@@ -98,7 +100,7 @@ async def create_batch(request: Request, context: Context, project: Project, by:
     )
     failpoint("api.batch_created")
     context.notify()
-    return _shown(stored)
+    return _batch_response(stored)
 
 
 async def _input_file(context: ApiContext, project: ProjectId, file_id: FileId) -> File | None:
@@ -124,22 +126,22 @@ async def _check_rate(context: ApiContext, project: ProjectId, now: int) -> None
 )
 async def list_batches(
     context: Context,
-    project: Project,
-    after: Annotated[str | None, Query(description="The id of the last batch of the page before.")] = None,
-    limit: Annotated[int, Query(ge=1, le=100, description="How many batches to give at most.")] = 20,
+    project: CurrentProject,
+    after: Annotated[str | None, Query(description="The id of the last batch of the previous page.")] = None,
+    limit: Annotated[int, Query(ge=1, le=100, description="The largest number of batches to return.")] = 20,
 ) -> JsonResponse:
-    if after and not checks.is_id_shaped(after):
-        raise _unknown(after, param="after")
+    if after and not is_id_shaped(after):
+        raise _not_found(after, param="after")
     page = await context.store.batches.list(project, after=BatchId(after) if after else None, limit=limit)
     data = [wire.batch_on_wire(batch) for batch in page.items]
-    shown: dict[str, Any] = {
+    content: dict[str, Any] = {
         "object": "list",
         "data": data,
         "first_id": data[0]["id"] if data else None,
         "last_id": data[-1]["id"] if data else None,
         "has_more": page.has_more,
     }
-    return JsonResponse(shown)
+    return JsonResponse(content)
 
 
 @router.get(
@@ -148,8 +150,8 @@ async def list_batches(
     response_model=wire.Batch,
     summary="Retrieve a batch.",
 )
-async def retrieve_batch(batch_id: str, context: Context, project: Project) -> JsonResponse:
-    return _shown(await _known(context, project, batch_id))
+async def retrieve_batch(batch_id: str, context: Context, project: CurrentProject) -> JsonResponse:
+    return _batch_response(await _require_batch(context, project, batch_id))
 
 
 @router.post(
@@ -159,35 +161,35 @@ async def retrieve_batch(batch_id: str, context: Context, project: Project) -> J
     summary="Stop a batch. Lines answered until then stay in its files.",
     responses=CONFLICT,
 )
-async def cancel_batch(batch_id: str, context: Context, project: Project, by: By) -> JsonResponse:
-    """The body is not read: clients send none, an empty one, or `{}`."""
+async def cancel_batch(
+    batch_id: str, context: Context, project: CurrentProject, by: CurrentActor
+) -> JsonResponse:
+    """Does not read the body: clients send none, an empty body, or `{}`."""
     while True:
-        batch = await _known(context, project, batch_id)
-        if batch.status in _LEFT_ALONE:
-            return _shown(batch)
+        batch = await _require_batch(context, project, batch_id)
+        if batch.status in _STOPPING:
+            return _batch_response(batch)
         after = batch.after(Event.CANCEL_REQUESTED, now=context.clock())
         failpoint("api.before_cancel")
         if await context.store.batches.move(after, expected=batch.status, by=by):
             failpoint("api.batch_cancelling")
             context.notify()
-            return _shown(after)
-        # Someone moved it first. Statuses only go forward, so this ends after a few turns at most.
+            return _batch_response(after)
+        # Another process moved the batch first. Statuses only go forward, so this loop ends soon.
 
 
-async def _known(context: ApiContext, project: ProjectId, batch_id: str) -> Batch:
+async def _require_batch(context: ApiContext, project: ProjectId, batch_id: str) -> Batch:
     if not batch_id.startswith(_ID_PREFIX):
         raise wrong_prefix(batch_id, _ID_PREFIX, param="batch_id")
-    batch = (
-        await context.store.batches.get(project, BatchId(batch_id)) if checks.is_id_shaped(batch_id) else None
-    )
+    batch = await context.store.batches.get(project, BatchId(batch_id)) if is_id_shaped(batch_id) else None
     if batch is None:
-        raise _unknown(batch_id, param=None)
+        raise _not_found(batch_id, param=None)
     return batch
 
 
-def _unknown(batch_id: str, *, param: str | None) -> NotFoundError:
+def _not_found(batch_id: str, *, param: str | None) -> NotFoundError:
     return NotFoundError(f"No batch found with id '{echo(batch_id)}'.", param=param)
 
 
-def _shown(batch: Batch) -> JsonResponse:
+def _batch_response(batch: Batch) -> JsonResponse:
     return JsonResponse(wire.batch_on_wire(batch))

@@ -1,8 +1,8 @@
-"""JSON request bodies: read under a limit and a deadline, parsed, checked.
+"""JSON request bodies and the Idempotency-Key header.
 
-Promise: a body over `api.max_json_bytes` is refused before it is held, whether or not its length was
-announced; whatever the bytes are, the answer is a `RequestError`. Not its duty: multipart bodies
-(`multipart`).
+Bodies are read under a size limit and a deadline, parsed, and validated. A body over `api.max_json_bytes` is
+refused before it is held in memory, with or without a Content-Length header. Invalid bytes always lead to a
+`RequestError`. `multipart` reads multipart bodies.
 """
 
 import asyncio
@@ -17,9 +17,11 @@ from nightmill.api.envelope import echo
 from nightmill.api.violations import to_request_error
 from nightmill.errors import RequestError, TooLargeError
 from nightmill.settings import ApiSettings
+from nightmill.store import Idempotency
 
 M = TypeVar("M", bound=BaseModel)
 
+_IDEMPOTENCY_KEY_LENGTH = 255
 _NOT_JSON = "We could not parse the JSON body of your request. It is not JSON in UTF-8, or nested too deeply."
 
 
@@ -42,11 +44,13 @@ async def read_json(
     settings: ApiSettings,
     allowed: Mapping[str, Any] | None = None,
 ) -> M:
-    """Args:
-        allowed: what settings admit, by the names `checks.one_of` was given.
+    """The validated body; an empty body counts as `{}`.
+
+    Args:
+        allowed: the values that settings allow, by the setting names given to `wire.one_of`.
 
     Raises:
-        RequestError: anything about the body is wrong; an empty body counts as `{}`.
+        RequestError: the body is invalid, too large or too slow.
     """
     require_json(request)
     content = await _read(request, settings)
@@ -64,33 +68,68 @@ async def read_json(
 
 
 def require_json(request: Request) -> None:
-    """Refuses a body that says it is something else. One that says nothing is taken for JSON."""
-    content_type = request.headers.get("content-type", "")
-    media_type = content_type.partition(";")[0].strip().lower()
+    """Refuses a body of another media type. A body without a media type counts as JSON."""
+    media_type = media_type_of(request)
     if media_type in {"", "application/json"} or (
         media_type.startswith("application/") and media_type.endswith("+json")
     ):
         return
+    raise unsupported_media_type(request, accepted="application/json")
+
+
+def media_type_of(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def unsupported_media_type(request: Request, *, accepted: str) -> RequestError:
+    content_type = request.headers.get("content-type", "")
     message = (
-        f"Unsupported content type: '{echo(media_type)}'. This API method only accepts 'application/json' "
-        f"requests, but you specified the header 'Content-Type: {echo(content_type)}'. "
+        f"Unsupported content type: '{echo(media_type_of(request))}'. This API method only accepts "
+        f"'{accepted}' requests, but you specified the header 'Content-Type: {echo(content_type)}'. "
         "Please try again with a supported content type."
     )
-    raise RequestError(message, code="unsupported_content_type")
+    return RequestError(message, code="unsupported_content_type")
+
+
+def announced_bytes(request: Request) -> int:
+    """The Content-Length; 0 where the header is absent or no number."""
+    text = request.headers.get("content-length", "")
+    return int(text[:20]) if text.isdecimal() else 0
+
+
+def idempotency_of(request: Request, *, fingerprint: str) -> Idempotency | None:
+    """The Idempotency-Key header, with which a repeated create returns the first response; None without one.
+
+    OpenAI documents no such header. Its clients repeat creates whose response was lost, and the header keeps
+    the repetition from making a second object.
+
+    Args:
+        fingerprint: a hash of the request; the same key with another fingerprint is a conflict.
+
+    Raises:
+        RequestError: the key is too long or has characters other than printable ASCII.
+    """
+    key = request.headers.get("idempotency-key", "").strip()
+    if not key:
+        return None
+    if len(key) > _IDEMPOTENCY_KEY_LENGTH or not (key.isascii() and key.isprintable()):
+        length = _IDEMPOTENCY_KEY_LENGTH
+        message = f"Invalid header 'Idempotency-Key': expected up to {length} printable ASCII characters."
+        raise RequestError(message, param="Idempotency-Key", code="invalid_value")
+    return Idempotency(key, fingerprint)
 
 
 async def _read(request: Request, settings: ApiSettings) -> bytes:
-    most = settings.max_json_bytes
-    announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and int(announced[:20]) > most:
-        raise _too_large(most, int(announced[:20]))
+    max_bytes = settings.max_json_bytes
+    if (size_bytes := announced_bytes(request)) > max_bytes:
+        raise _too_large(max_bytes, size_bytes)
     content = bytearray()
     try:
         async with asyncio.timeout(settings.upload_idle_s):
             async for chunk in request.stream():
                 content += chunk
-                if len(content) > most:
-                    raise _too_large(most, len(content))
+                if len(content) > max_bytes:
+                    raise _too_large(max_bytes, len(content))
     except TimeoutError:
         waited = f"{settings.upload_idle_s:g} seconds"
         raise SlowBodyError(
@@ -99,5 +138,5 @@ async def _read(request: Request, settings: ApiSettings) -> bytes:
     return bytes(content)
 
 
-def _too_large(most: int, got: int) -> BodyTooLargeError:
-    return BodyTooLargeError(f"Maximum content size limit ({most}) exceeded ({got} bytes read)")
+def _too_large(max_bytes: int, size_bytes: int) -> BodyTooLargeError:
+    return BodyTooLargeError(f"Maximum content size limit ({max_bytes}) exceeded ({size_bytes} bytes read)")

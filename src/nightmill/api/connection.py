@@ -1,9 +1,11 @@
-"""One client's connection: how long it may take, how much it may say, what it hears when it is no HTTP.
+"""Time and size limits of one client connection, responses to invalid HTTP, and a fast path for large bodies.
 
-Duty: the limits that lie below a request, and the short way of a large body. Promise: a connection that sends
-no whole head in time, an endless one, or takes nothing of its answer, ends; whatever is refused here hears an
-envelope, and an answer that is under way is never cut or mixed up by what the client sends behind its
-request. Not its duty: bodies (`upload_limiter`, `body`), keys and rates (`middleware`).
+A connection closes when its request head is late or endless, or when its client does not read the response.
+Refusals here have OpenAI's error envelope. Bytes after a request never cut or change the response to it.
+`upload_limiter` and `body` limit bodies, `middleware` checks keys and rates.
+
+The class extends uvicorn's protocol and uses its internal fields. tests/api/test_uvicorn_contract.py lists
+them, and pyproject.toml bounds the version of uvicorn.
 """
 
 import asyncio
@@ -18,19 +20,19 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from nightmill.api.envelope import encode, error_body
-from nightmill.api.middleware import BUSY, OPENAI_VERSION
+from nightmill.api.middleware import OPENAI_VERSION, OVER_CONNECTION_LIMIT
 from nightmill.settings import ApiSettings
 
 _LINGER_S = 2.0
 _LINGER_BYTES = 16 << 20
-_LOOSE_BYTES = 64 << 10
-"""Framing around a body (chunk sizes, their extensions, trailers) between two pieces of it."""
+_OVERHEAD_BYTES = 64 << 10
+"""The limit for framing (chunk sizes, extensions, trailers) between two pieces of a body."""
 _LARGE_BYTES = 1 << 20
-"""A body of at least so many bytes goes past the parser."""
+"""A body of at least this size bypasses the parser."""
 
 
-def http_config(app: ASGIApp, settings: ApiSettings, **others: Any) -> uvicorn.Config:
-    """How uvicorn serves the API: without words of its own on the wire or in the log."""
+def http_config(app: ASGIApp, settings: ApiSettings, **overrides: Any) -> uvicorn.Config:
+    """The uvicorn configuration of the API, without uvicorn's own headers and log lines."""
 
     class LimitedConnection(Connection):
         limits = settings
@@ -41,18 +43,20 @@ def http_config(app: ASGIApp, settings: ApiSettings, **others: Any) -> uvicorn.C
         ws="none",
         lifespan="off",
         log_config=None,
-        log_level="error",  # what any client can cause is no warning
+        log_level="error",  # clients can cause uvicorn's warnings
         access_log=False,
         server_header=False,
         timeout_keep_alive=settings.keep_alive_s,
         backlog=2_048,
-        **others,
+        **overrides,
     )
 
 
 class Connection(HttpToolsProtocol):
-    """A connection is in one of four states: waiting for a head, reading one, at work on a request, or deaf
-    (refused, and only waiting for the client to leave)."""
+    """A connection in one of four states: idle, reading a request head, handling a request, or refused.
+
+    A refused connection only waits for the client to close it.
+    """
 
     limits: ClassVar[ApiSettings]
     parser: Any
@@ -65,23 +69,25 @@ class Connection(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self._is_busy = False
-        self._is_deaf = False
-        self._reads_head = True
-        self._loose_bytes = 0
-        self._left_bytes = 0
-        """Of a large body whose length was announced: what is still to come."""
+        self._is_over_limit = False
+        self._is_refused = False
+        self._is_reading_head = True
+        self._overhead_bytes = 0
+        self._body_bytes_left = 0
+        """The bytes of a large body that are still to arrive; 0 for other bodies."""
         self.idle_since: float | None = None
-        """Since when it is without a whole head; None while a request is at work."""
+        """The loop time since which no request head is complete; None while handling a request."""
         self._head_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
         self._linger_timer: asyncio.TimerHandle | None = None
 
-    # --- the transport's calls ---------------------------------------------------------------------------
+    # --- calls from the transport ------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._is_busy = len(self.connections) > self.limits.max_connections and not self._make_room()
+        self._is_over_limit = (
+            len(self.connections) > self.limits.max_connections and not self._close_oldest_idle()
+        )
         self.idle_since = self.loop.time()
         self._start_head_timer()
 
@@ -93,26 +99,26 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        self._loose_bytes += len(data)
-        if self._is_deaf:
-            if self._loose_bytes > _LINGER_BYTES:
+        self._overhead_bytes += len(data)
+        if self._is_refused:
+            if self._overhead_bytes > _LINGER_BYTES:
                 self.transport.abort()
             return
-        if self._left_bytes:
-            data = self._take_body(data)
+        if self._body_bytes_left:
+            data = self._receive_body(data)
             if not data:
                 return
         super().data_received(data)
-        if self._is_deaf or self.transport.is_closing():
+        if self._is_refused or self.transport.is_closing():
             return
-        if self._reads_head or not self._is_at_work:
-            if self._loose_bytes > self.limits.max_header_bytes:
+        if self._is_reading_head or not self._is_handling_request:
+            if self._overhead_bytes > self.limits.max_header_bytes:
                 self._refuse(
                     431, f"The request line and headers exceed {self.limits.max_header_bytes} bytes."
                 )
             elif self._head_timer is None:
                 self._start_head_timer()
-        elif self._loose_bytes > _LOOSE_BYTES:
+        elif self._overhead_bytes > _OVERHEAD_BYTES:
             self.send_400_response("There is too much around the pieces of the request body.")
 
     def pause_writing(self) -> None:
@@ -125,45 +131,45 @@ class Connection(HttpToolsProtocol):
             self._write_timer.cancel()
             self._write_timer = None
 
-    # --- the parser's calls ------------------------------------------------------------------------------
+    # --- calls from the parser ---------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._reads_head = True
+        self._is_reading_head = True
 
     def on_headers_complete(self) -> None:
-        self._reads_head = False
+        self._is_reading_head = False
         self.idle_since = None
-        self._loose_bytes = 0
+        self._overhead_bytes = 0
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
-        if self._is_busy:
-            self.scope[BUSY] = True  # type: ignore[typeddict-unknown-key]
+        if self._is_over_limit:
+            self.scope[OVER_CONNECTION_LIMIT] = True  # type: ignore[typeddict-unknown-key]
         super().on_headers_complete()
-        if self._is_busy:
+        if self._is_over_limit:
             self.cycle.keep_alive = False
-        self._left_bytes = self._announced_bytes()
+        self._body_bytes_left = self._large_body_bytes()
 
     def on_body(self, body: bytes) -> None:
-        self._loose_bytes = 0
-        if self._left_bytes:
-            self._left_bytes -= len(body)
+        self._overhead_bytes = 0
+        if self._body_bytes_left:
+            self._body_bytes_left -= len(body)
         super().on_body(body)
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if not self._is_at_work:
-            self._loose_bytes = 0
+        if not self._is_handling_request:
+            self._overhead_bytes = 0
             self.idle_since = self.loop.time()
 
     def send_400_response(self, msg: str) -> None:
-        """What the client sent can't be parsed any further."""
-        self._is_deaf = True
-        if not self._is_at_work:
+        """Ends the connection after unparsable bytes."""
+        self._is_refused = True
+        if not self._is_handling_request:
             self._refuse(400, f"We could not parse your request: {msg}")
         elif not self.cycle.more_body:
-            # The requests before are whole: they are answered, then the connection ends.
+            # The earlier requests are complete: their responses are sent, then the connection closes.
             self.cycle.keep_alive = False
             self.flow.pause_reading()
         elif self.pipeline or self.cycle.response_started:
@@ -175,67 +181,70 @@ class Connection(HttpToolsProtocol):
 
     # --- large bodies ------------------------------------------------------------------------------------
 
-    def _announced_bytes(self) -> int:
-        """How long the body is that now begins, if it is a large one. The parser has refused whatever would
-        make its length doubtful."""
+    def _large_body_bytes(self) -> int:
+        """The size of a large body that begins now, else 0. The parser refuses ambiguous lengths."""
         if self.pipeline or self.parser.should_upgrade():
             return 0
-        named = dict(self.headers)
-        if b"transfer-encoding" in named:
+        headers = dict(self.headers)
+        if b"transfer-encoding" in headers:
             return 0
-        size_bytes = int(named.get(b"content-length", b"0"))
+        size_bytes = int(headers.get(b"content-length", b"0"))
         return size_bytes if size_bytes >= _LARGE_BYTES else 0
 
-    def _take_body(self, data: bytes) -> bytes:
-        """Takes what belongs to the body, without the three copies that the parser and uvicorn's buffer would
-        make; what is left over belongs to the next request."""
-        self._loose_bytes = 0
-        body = data if len(data) <= self._left_bytes else data[: self._left_bytes]
-        self._left_bytes -= len(body)
+    def _receive_body(self, data: bytes) -> bytes:
+        """Takes the bytes of the body and returns the rest, which belongs to the next request.
+
+        This avoids the three copies that the parser and uvicorn's buffer would make.
+        """
+        self._overhead_bytes = 0
+        body = data if len(data) <= self._body_bytes_left else data[: self._body_bytes_left]
+        self._body_bytes_left -= len(body)
         cycle = self.cycle
         if not cycle.response_complete:
-            # uvicorn asks this for its length and its bytes, and puts an empty buffer in its place.
+            # uvicorn only reads the length and the bytes, then replaces the buffer by an empty one.
             cycle.body = cast("bytearray", bytes(cycle.body) + body if cycle.body else body)
             if len(cycle.body) > HIGH_WATER_LIMIT:
                 self.flow.pause_reading()
             cycle.message_event.set()
-        if not self._left_bytes:
-            self._begin_parsing_anew()
+        if not self._body_bytes_left:
+            self._restart_parser()
             self.on_message_complete()
         return data[len(body) :]
 
-    def _begin_parsing_anew(self) -> None:
-        """The parser still waits for a body that went past it."""
+    def _restart_parser(self) -> None:
+        """Replaces the parser, which still waits for the body that bypassed it."""
         self.parser = type(self.parser)(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
 
-    # --- how it ends -------------------------------------------------------------------------------------
+    # --- refusals and timeouts ---------------------------------------------------------------------------
 
     @property
-    def _is_at_work(self) -> bool:
-        return self.cycle is not None and not self.cycle.response_complete  # pyright: ignore[reportUnnecessaryComparison] - uvicorn starts with None whatever the type says
+    def _is_handling_request(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete  # pyright: ignore[reportUnnecessaryComparison] - None at first, against its type
 
-    def _make_room(self) -> bool:
-        """Closes the connection that has been without a request for longest; says whether there was one."""
-        everyone = cast("set[object]", self.connections)
-        oldest, longest = self.loop.time(), None
-        for other in everyone:
+    def _close_oldest_idle(self) -> bool:
+        """Closes the connection that has been idle for longest. False when no connection is idle."""
+        connections = cast("set[object]", self.connections)
+        oldest, idle_since = None, self.loop.time()
+        for other in connections:
             if not isinstance(other, Connection) or other.transport.is_closing():
                 continue
-            if other.idle_since is not None and other.idle_since < oldest:
-                oldest, longest = other.idle_since, other
-        if longest is None:
+            if other.idle_since is not None and other.idle_since < idle_since:
+                oldest, idle_since = other, other.idle_since
+        if oldest is None:
             return False
-        longest.transport.close()
+        oldest.transport.close()
         return True
 
     def _refuse(self, status: int, message: str, *, headers: Mapping[str, str] | None = None) -> None:
-        """Answers past the app and ends the connection, gently: closing it with bytes of the client under way
-        would destroy the answer in its hands."""
-        self._is_deaf = True
+        """Responds without the app and closes the connection.
+
+        The connection lingers, since a close with bytes of the client in transit would destroy the response.
+        """
+        self._is_refused = True
         self._unset_keepalive_if_required()
         body = encode(error_body(message, error_type="invalid_request_error", param=None, code=None))
-        named = {
+        headers = {
             "content-type": "application/json",
             "content-length": str(len(body)),
             "connection": "close",
@@ -244,22 +253,22 @@ class Connection(HttpToolsProtocol):
             "x-content-type-options": "nosniff",
             **(headers or {}),
         }
-        head = [b"%s: %s\r\n" % (name.encode(), value.encode()) for name, value in named.items()]
+        head = [b"%s: %s\r\n" % (name.encode(), value.encode()) for name, value in headers.items()]
         self.transport.write(b"".join([STATUS_LINE[status], *head, b"\r\n", body]))
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self._linger_timer = self.loop.call_later(_LINGER_S, self.transport.abort)
 
     def _start_head_timer(self) -> None:
-        self._head_timer = self.loop.call_later(self.limits.header_s, self._head_is_late)
+        self._head_timer = self.loop.call_later(self.limits.header_s, self._on_head_timeout)
 
-    def _head_is_late(self) -> None:
+    def _on_head_timeout(self) -> None:
         self._head_timer = None
-        if self._is_deaf or self.transport.is_closing():
+        if self._is_refused or self.transport.is_closing():
             return
-        if self._is_at_work:
-            self._start_head_timer()  # a pipelined request may wait for the one before
-        elif self._loose_bytes:
+        if self._is_handling_request:
+            self._start_head_timer()  # a pipelined request may wait for its predecessor
+        elif self._overhead_bytes:
             waited = f"{self.limits.header_s:g} seconds"
             self._refuse(408, f"The request's headers did not arrive within {waited}. Please send it again.")
         else:
@@ -268,10 +277,10 @@ class Connection(HttpToolsProtocol):
     def _start_write_timer(self) -> None:
         waiting_bytes = self.transport.get_write_buffer_size()
         self._write_timer = self.loop.call_later(
-            self.limits.download_idle_s, self._write_is_late, waiting_bytes
+            self.limits.download_idle_s, self._on_write_timeout, waiting_bytes
         )
 
-    def _write_is_late(self, waited_bytes: int) -> None:
+    def _on_write_timeout(self, waited_bytes: int) -> None:
         self._write_timer = None
         if self.transport.get_write_buffer_size() < waited_bytes:
             self._start_write_timer()

@@ -1,6 +1,6 @@
-"""What the routes work with, handed in whole by `assembly`.
+"""`ApiContext`: the storage, settings and clocks that routes use.
 
-Routes ask for it as `context: Context`.
+`runtime` makes it. A route declares the parameter `context: Context`.
 """
 
 from collections.abc import Awaitable, Callable
@@ -16,14 +16,14 @@ from nightmill.store import Store
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiContext:
-    """Everything a route may touch.
+    """The dependencies of the routes.
 
     Args:
-        notify: wakes the roles; called after a batch was created or cancelled, never instead of the store.
-        trouble: why lines aren't being answered just now, or None.
-        upstream_models: the upstream's own answer to GET /models, or None when it gave none.
+        notify: wakes the roles; called after the store write that creates or cancels a batch.
+        trouble: why no lines are answered at the moment, or None.
+        upstream_models: the upstream's response to GET /models, or None without a response.
         clock: Unix seconds.
-        random: so many random bytes.
+        random: returns the given number of random bytes.
     """
 
     store: Store

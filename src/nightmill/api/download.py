@@ -1,8 +1,8 @@
-"""A file's bytes on their way out.
+"""A response that streams the bytes of a file.
 
-Duty: one answer that streams a blob. Promise: the length is announced, the first byte does not wait for the
-last, memory is a few chunks whatever the size, a file deleted meanwhile is sent to its end, and no name a
-client chose can add a header. Not its duty: who may read what (`files`). Range is ignored, as OpenAI does.
+The response has a Content-Length and starts before the whole blob is read. Memory use is a few chunks for any
+file size. A file deleted during a download is sent to its end. A filename cannot add a header. As at OpenAI,
+Range headers are ignored. `files` checks access.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from nightmill.errors import NotFoundError, UnavailableError
 
 CHUNK_BYTES = 1 << 20
 STALL_S = 300.0
-"""A client that takes not one chunk in so long is gone."""
+"""A client that receives no chunk for this long is disconnected."""
 _NAME_LENGTH = 255
 _JSONL = frozenset({Purpose.BATCH, Purpose.BATCH_OUTPUT, Purpose.FINE_TUNE, Purpose.EVALS})
 _UNSAFE = re.compile(r'[^\x20-\x7e]|["\\/%;:*?<>|]')
@@ -33,16 +33,16 @@ def media_type(purpose: Purpose) -> str:
 
 
 def content_disposition(filename: str) -> str:
-    """`attachment` with the name in plain ASCII, and as it is (RFC 6266) where that differs."""
-    plain = _UNSAFE.sub("_", filename)[:_NAME_LENGTH]
-    if plain == filename:
-        return f'attachment; filename="{plain}"'
-    exact = quote(_CONTROLS.sub("_", filename)[:_NAME_LENGTH], safe="", errors="replace")
-    return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{exact}"
+    """`attachment` with the name in plain ASCII, and the exact name (RFC 6266) where the two differ."""
+    ascii_name = _UNSAFE.sub("_", filename)[:_NAME_LENGTH]
+    if ascii_name == filename:
+        return f'attachment; filename="{ascii_name}"'
+    utf8_name = quote(_CONTROLS.sub("_", filename)[:_NAME_LENGTH], safe="", errors="replace")
+    return f"attachment; filename=\"{ascii_name}\"; filename*=UTF-8''{utf8_name}"
 
 
 class Download(Response):
-    """Streams `chunks`, which hold `file.size_bytes` altogether."""
+    """Streams `chunks`, which have `file.size_bytes` bytes together."""
 
     def __init__(self, file: File, chunks: AsyncIterator[bytes]) -> None:
         headers = {
@@ -56,22 +56,22 @@ class Download(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's own
         async with aclosing(self._chunks) as chunks:
-            # Before the status goes out, so that it can still be said when there is no such blob.
+            # Before the status is sent, so that a missing blob can still become a 404.
             try:
                 chunk = await anext(chunks, b"")
             except FileNotFoundError:
                 raise NotFoundError(f"No such File object: {self._file_id}", param="id") from None
-            gone = asyncio.create_task(_gone(receive))
+            disconnected = asyncio.create_task(_disconnected(receive))
             try:
                 await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-                while chunk and not gone.done():
+                while chunk and not disconnected.done():
                     await _within_stall(send, chunk)
                     chunk = await anext(chunks, b"")
-                if not gone.done():
+                if not disconnected.done():
                     await send({"type": "http.response.body", "body": b"", "more_body": False})
             finally:
-                gone.cancel()
-                await asyncio.wait([gone])
+                disconnected.cancel()
+                await asyncio.wait([disconnected])
 
 
 async def _within_stall(send: Send, chunk: bytes) -> None:
@@ -79,10 +79,10 @@ async def _within_stall(send: Send, chunk: bytes) -> None:
         async with asyncio.timeout(STALL_S):
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
     except TimeoutError:
-        # The answer has begun: all that can be done is to cut the connection, which this does.
+        # The response has begun: this error closes the connection.
         raise UnavailableError(f"the client took nothing of a download for {STALL_S:g} seconds") from None
 
 
-async def _gone(receive: Receive) -> None:
+async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -1,8 +1,8 @@
-"""Answers as they leave: JSON written by msgspec, and OpenAI's error envelope (docs/openai-behaviour.md 6.1).
+"""JSON responses by msgspec, and OpenAI's error envelope (docs/openai-behaviour.md 6.1).
 
-Duty: one place where an exception becomes a status, a body and headers. Promise: the body always has
-`error` with its four keys and a message that says something; answers of the files service add the sibling
-`detail`. Not its duty: when to raise (the routes), and answers to what nobody expected (`middleware`).
+This module turns exceptions into a status, a body and headers. The body always has `error` with its four keys
+and a message; responses of the files service add the sibling `detail`. `middleware` responds to unexpected
+exceptions.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ encode = msgspec.json.Encoder().encode
 
 
 class JsonResponse(Response):
-    """`content` is anything msgspec can write. Keys keep the order they are given in."""
+    """`content` is any value that msgspec can encode. Keys keep their order."""
 
     media_type = "application/json"
 
@@ -47,8 +47,10 @@ def error_response(
     headers: Mapping[str, str] | None = None,
     path: str = "",
 ) -> JsonResponse:
-    """Args:
-    path: the request's path; it decides whether the sibling `detail` is there.
+    """A response with OpenAI's error envelope.
+
+    Args:
+        path: the path of the request; under `/v1/files` the body gets the sibling `detail`.
     """
     path = path if 400 <= status < 500 else ""
     body = error_body(message, error_type=error_type, param=param, code=code, path=path)
@@ -77,5 +79,5 @@ def from_unavailable_error(error: UnavailableError) -> JsonResponse:
 
 
 def echo(text: str) -> str:
-    """What a client sent, short enough to be said back to it."""
+    """Text from a client, shortened for use in an error message."""
     return text if len(text) <= _ECHO_LENGTH else text[:_ECHO_LENGTH] + "…"

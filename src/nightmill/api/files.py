@@ -1,8 +1,8 @@
 """The files service (docs/openai-behaviour.md 1.2).
 
-Duty: upload, list, read, delete. Promise: a file is listed only when its bytes are safe on disk; bytes
-without a file lie under `files/<file id>` and can be found there. Not its duty: taking deleted bytes off the
-disk (the warden, by `store.blob_references.unused`).
+Upload, list, read and delete files. A file is listed only when its bytes are durable. Blobs without a row
+lie under `files/<file id>`, where the orphan sweep finds them. Maintenance deletes the bytes of deleted files
+(`store.blob_references.unused`).
 """
 
 import hashlib
@@ -19,22 +19,23 @@ from nightmill.api.admission import (
     limits_of,
     purpose_of,
 )
-from nightmill.api.auth import By, Project
-from nightmill.api.checks import is_id_shaped
+from nightmill.api.auth import CurrentActor, CurrentProject
+from nightmill.api.body import idempotency_of
 from nightmill.api.context import ApiContext, Context
 from nightmill.api.download import Download
 from nightmill.api.envelope import JsonResponse, echo
-from nightmill.api.idempotency import idempotency_of
-from nightmill.api.multipart import Form, FormPlan, receive_form, too_large
-from nightmill.api.openapi import CONFLICT, takes_multipart
-from nightmill.api.upload_limiter import Desk
-from nightmill.api.wire import (
+from nightmill.api.file_wire import (
     CreateFileRequest,
     DeleteFileResponse,
     ListFilesResponse,
     OpenAIFile,
     file_on_wire,
 )
+from nightmill.api.multipart import Form, FormPlan, receive_form, too_large
+from nightmill.api.openapi import CONFLICT, takes_multipart
+from nightmill.api.upload_limiter import Limiter
+from nightmill.api.violations import missing_parameter
+from nightmill.api.wire import is_id_shaped
 from nightmill.core.audit import Actor, AuditAction
 from nightmill.core.file import NOT_DOWNLOADABLE, File, Purpose
 from nightmill.errors import NotFoundError, RequestError, StorageFullError
@@ -45,9 +46,9 @@ from nightmill.store import Idempotency
 
 MAX_LIMIT = 10_000
 
-STORED_NOTHING = (RequestError, StorageFullError)
-"""After these the store surely has no row, and bytes that wait for one can go. If it was merely away, it may
-have committed and its answer been lost: then the sweep decides, once it can ask which bytes are named."""
+NOTHING_STORED = (RequestError, StorageFullError)
+"""Errors after which the store has no row, so that the blob can be deleted. After other errors the commit may
+have succeeded with its response lost: then the orphan sweep decides whether a row references the blob."""
 
 router = APIRouter(tags=["Files"])
 
@@ -64,7 +65,9 @@ def blob_key_of(file_id: FileId) -> str:
     openapi_extra=takes_multipart(CreateFileRequest),
     responses=CONFLICT,
 )
-async def create_file(request: Request, context: Context, project: Project, by: By, desk: Desk) -> Response:
+async def create_file(
+    request: Request, context: Context, project: CurrentProject, by: CurrentActor, limiter: Limiter
+) -> Response:
     file_id = new_file_id(context.random(16))
     limits = await limits_of(context, project)
     plan = FormPlan(
@@ -74,7 +77,7 @@ async def create_file(request: Request, context: Context, project: Project, by: 
         idle_s=context.settings.api.upload_idle_s,
         hash_content="idempotency-key" in request.headers,
     )
-    with desk.another():
+    with limiter.slot():
         async with receive_form(request, plan) as form:
             file = _file_from(form, file_id, project, limits, created_at=int(context.clock()))
             idempotency = idempotency_of(request, fingerprint=_fingerprint(form))
@@ -90,11 +93,13 @@ async def create_file(request: Request, context: Context, project: Project, by: 
 )
 async def list_files(
     context: Context,
-    project: Project,
+    project: CurrentProject,
     purpose: Annotated[str | None, Query(description="Only files with this purpose.")] = None,
-    limit: Annotated[int, Query(ge=1, le=MAX_LIMIT, description="At most so many.")] = MAX_LIMIT,
+    limit: Annotated[
+        int, Query(ge=1, le=MAX_LIMIT, description="The largest number of files to return.")
+    ] = MAX_LIMIT,
     order: Annotated[Literal["asc", "desc"], Query(description="By `created_at`.")] = "desc",
-    after: Annotated[str | None, Query(description="Go on behind the file with this id.")] = None,
+    after: Annotated[str | None, Query(description="The id of the last file of the previous page.")] = None,
 ) -> Response:
     if after and not is_id_shaped(after):
         raise NotFoundError(f"No such File object: {echo(after)}", param="after")
@@ -110,7 +115,7 @@ async def list_files(
             "object": "list",
             "data": [file_on_wire(file) for file in files],
             "has_more": has_more,
-            # The published type is a string even for an empty page (docs/openai-behaviour.md 10.1).
+            # The published type is a string, also for an empty page (docs/openai-behaviour.md 10.1).
             "first_id": files[0].id if files else "",
             "last_id": files[-1].id if files else "",
         }
@@ -123,8 +128,8 @@ async def list_files(
     summary="Read about a file.",
     response_model=OpenAIFile,
 )
-async def retrieve_file(file_id: str, context: Context, project: Project) -> Response:
-    return JsonResponse(file_on_wire(await _file(file_id, context, project)))
+async def retrieve_file(file_id: str, context: Context, project: CurrentProject) -> Response:
+    return JsonResponse(file_on_wire(await _require_file(file_id, context, project)))
 
 
 @router.delete(
@@ -134,9 +139,9 @@ async def retrieve_file(file_id: str, context: Context, project: Project) -> Res
     response_model=DeleteFileResponse,
     responses=CONFLICT,
 )
-async def delete_file(file_id: str, context: Context, project: Project, by: By) -> Response:
+async def delete_file(file_id: str, context: Context, project: CurrentProject, by: CurrentActor) -> Response:
     if not is_id_shaped(file_id) or not await context.store.files.delete(project, FileId(file_id), by=by):
-        raise _unknown(file_id)
+        raise _not_found(file_id)
     return JsonResponse({"object": "file", "deleted": True, "id": file_id})
 
 
@@ -154,8 +159,10 @@ async def delete_file(file_id: str, context: Context, project: Project, by: By) 
         }
     },
 )
-async def download_file(file_id: str, context: Context, project: Project, by: By) -> Response:
-    file = await _file(file_id, context, project)
+async def download_file(
+    file_id: str, context: Context, project: CurrentProject, by: CurrentActor
+) -> Response:
+    file = await _require_file(file_id, context, project)
     if file.purpose in NOT_DOWNLOADABLE:
         raise RequestError(f"Not allowed to download files of purpose: {file.purpose}")
     if context.settings.audit.downloads:
@@ -168,14 +175,14 @@ async def download_file(file_id: str, context: Context, project: Project, by: By
     return Download(file, context.blobs.stream(file.blob_key))
 
 
-async def _file(file_id: str, context: ApiContext, project: ProjectId) -> File:
+async def _require_file(file_id: str, context: ApiContext, project: ProjectId) -> File:
     file = await context.store.files.get(project, FileId(file_id)) if is_id_shaped(file_id) else None
     if file is None:
-        raise _unknown(file_id)
+        raise _not_found(file_id)
     return file
 
 
-def _unknown(file_id: str) -> NotFoundError:
+def _not_found(file_id: str) -> NotFoundError:
     return NotFoundError(f"No such File object: {echo(file_id)}", param="id")
 
 
@@ -184,8 +191,7 @@ def _file_from(
 ) -> File:
     for name in ("file", "purpose"):
         if not (form.has_file if name == "file" else name in form.texts):
-            message = f"Missing required parameter: '{name}'."
-            raise RequestError(message, param=name, code="missing_required_parameter")
+            raise missing_parameter(name)
     purpose = purpose_of(form.texts["purpose"])
     seconds = expires_after_s(form.texts)
     if form.size_bytes > limit_bytes(form.texts, limits):
@@ -205,11 +211,11 @@ def _file_from(
 
 
 async def _add(context: ApiContext, file: File, idempotency: Idempotency | None, by: Actor) -> File:
-    """Dying between the commit of the bytes and here leaves a blob that no file names and nobody heard of."""
+    """Inserts the row of a committed blob. A crash before the insert leaves an orphaned blob."""
     failpoint("api.before_file")
     try:
         stored = await context.store.files.add(file, idempotency, limits=context.settings.quota.limits, by=by)
-    except STORED_NOTHING:
+    except NOTHING_STORED:
         await context.blobs.delete(file.blob_key)
         raise
     failpoint("api.file_added")
@@ -219,6 +225,6 @@ async def _add(context: ApiContext, file: File, idempotency: Idempotency | None,
 
 
 def _fingerprint(form: Form) -> str:
-    described = [form.filename or "", *(f"{name}={text}" for name, text in sorted(form.texts.items()))]
-    said = hashlib.sha256("\0".join(described).encode("utf-8", "surrogatepass")).hexdigest()
-    return f"file {said} {form.size_bytes} {form.content_digest}"
+    fields = [form.filename or "", *(f"{name}={text}" for name, text in sorted(form.texts.items()))]
+    digest = hashlib.sha256("\0".join(fields).encode("utf-8", "surrogatepass")).hexdigest()
+    return f"file {digest} {form.size_bytes} {form.content_digest}"

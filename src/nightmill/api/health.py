@@ -1,10 +1,12 @@
-"""Is it alive, is it ready, which version is it. Open to all, and outside the OpenAPI document.
+"""Liveness, readiness and version. These routes need no key and are not in the OpenAPI document.
 
-`/health` never touches the store: a slow disk is no reason to restart a live process. `/ready` names what
-keeps lines from being answered, but stays ready: batches are taken and wait.
+`/health` never uses the store: a slow disk is no reason to restart a live process. `/ready` reports why no
+lines are answered at the moment, but stays ready: batches are accepted and wait.
 """
 
 import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 
 from fastapi import APIRouter
@@ -28,6 +30,17 @@ def installed_version() -> str:
 VERSION = installed_version()
 
 
+@asynccontextmanager
+async def store_timeout(seconds: float) -> AsyncGenerator[None]:
+    """Raises UnavailableError when a store call takes longer."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        message = f"The store did not answer within {seconds:g} seconds."
+        raise UnavailableError(message, retry_after_s=1) from None
+
+
 @router.get("/health")
 async def health() -> JsonResponse:
     return JsonResponse({"status": "ok"})
@@ -35,12 +48,8 @@ async def health() -> JsonResponse:
 
 @router.get("/ready")
 async def ready(context: Context) -> JsonResponse:
-    try:
-        async with asyncio.timeout(_PING_TIMEOUT_S):
-            await context.store.ping()
-    except TimeoutError:
-        message = f"The store did not answer within {_PING_TIMEOUT_S:g} seconds."
-        raise UnavailableError(message, retry_after_s=1) from None
+    async with store_timeout(_PING_TIMEOUT_S):
+        await context.store.ping()
     trouble = context.trouble()
     return JsonResponse({"status": "ready"} | ({"trouble": trouble} if trouble else {}))
 

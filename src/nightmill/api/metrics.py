@@ -1,8 +1,8 @@
-"""What Prometheus scrapes, and what a fleet is scaled by.
+"""`/metrics` for Prometheus, and for scaling a fleet.
 
-Duty: counts over the whole store and figures of this process, in Prometheus's text format. Promise: nothing
-in it names a project, a batch, a file or a key, so it is open to all like `/health`; however often it is
-asked, the store is asked once a second at most. Not its duty: figures of other processes.
+The text has counts over the whole store and metrics of this process, not of other processes. The route needs
+no key, because the text contains no id and no name of a project, batch, file or key. The store is queried at
+most once a second, for any number of requests.
 """
 
 import asyncio
@@ -11,59 +11,51 @@ from typing import Final
 from fastapi import APIRouter, Request, Response
 
 from nightmill.api.context import ApiContext, Context
-from nightmill.api.health import VERSION
+from nightmill.api.health import VERSION, store_timeout
 from nightmill.core.batch import Status
-from nightmill.errors import UnavailableError
 from nightmill.store import Backlog
 
-KEPT_S: Final = 1.0
+CACHE_S: Final = 1.0
 _STORE_TIMEOUT_S: Final = 5.0
 
 router = APIRouter(include_in_schema=False)
 
 
 class Metrics:
-    """The last look at the store, kept for `KEPT_S`; who asks meanwhile waits for the look under way."""
+    """The metrics text, cached for `CACHE_S` seconds. Concurrent requests share one query of the store."""
 
     def __init__(self, context: ApiContext) -> None:
         self._context = context
-        self._looking = asyncio.Lock()
-        self._looked_at = float("-inf")
+        self._lock = asyncio.Lock()
+        self._read_at = float("-inf")
         self._text = b""
         self._content_type = ""
 
-    async def show(self) -> tuple[bytes, str]:
+    async def text(self) -> tuple[bytes, str]:
         """The text and its content type.
 
         Raises:
-            UnavailableError: the store is away.
+            UnavailableError: the store does not respond.
         """
-        async with self._looking:
-            age_s = self._context.clock() - self._looked_at
-            if not 0 <= age_s < KEPT_S:
-                backlog = await self._backlog()
+        async with self._lock:
+            age_s = self._context.clock() - self._read_at
+            if not 0 <= age_s < CACHE_S:
+                async with store_timeout(_STORE_TIMEOUT_S):
+                    backlog = await self._context.store.batches.backlog()
                 self._text, self._content_type = _printed(backlog)
-                self._looked_at = self._context.clock()
+                self._read_at = self._context.clock()
             return self._text, self._content_type
-
-    async def _backlog(self) -> Backlog:
-        try:
-            async with asyncio.timeout(_STORE_TIMEOUT_S):
-                return await self._context.store.batches.backlog()
-        except TimeoutError:
-            message = f"The store did not answer within {_STORE_TIMEOUT_S:g} seconds."
-            raise UnavailableError(message, retry_after_s=1) from None
 
 
 @router.get("/metrics")
 async def metrics(request: Request, _: Context) -> Response:
-    figures: Metrics = request.app.state.metrics
-    text, content_type = await figures.show()
+    cached: Metrics = request.app.state.metrics
+    text, content_type = await cached.text()
     return Response(text, media_type=content_type)
 
 
 def _printed(backlog: Backlog) -> tuple[bytes, str]:
-    # Late: nobody needs it before the first scrape, and a start has a second in all.
+    # Imported late: only the first scrape needs the library, and the start must stay under a second.
     from prometheus_client import (  # noqa: PLC0415 - see above
         CONTENT_TYPE_LATEST,
         CollectorRegistry,

@@ -1,10 +1,10 @@
-"""What happens to every request before and after its route, as plain ASGI middleware.
+"""ASGI middleware around all routes.
 
-`RequestMiddleware` is the outer one: it gives the request an id, normalises its path, answers HEAD as GET
-without a body, adds the headers that OpenAI sends, and turns unexpected errors into an answer.
-`AuthenticationMiddleware` is the inner one: it checks the key and the rate limit before anything else of the
-request is read. Whatever a route does, the client gets an envelope with a request id, or a connection that
-breaks when a download was already under way.
+`RequestMiddleware` is the outer layer: it gives the request an id, normalizes its path, answers HEAD as GET
+without a body, adds the headers that OpenAI sends, and turns unexpected errors into a response.
+`AuthenticationMiddleware` is the inner layer: it checks the key and the rate limit before the body is read.
+For any error in a route, the client gets an envelope with a request id, or a closed connection if the
+response had already begun.
 """
 
 import logging
@@ -15,16 +15,16 @@ from time import perf_counter
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from nightmill.api.auth import ASKER_IN_SCOPE, REQUEST_ID_IN_SCOPE, KeyRing, RateLimit
+from nightmill.api.auth import CALLER_IN_SCOPE, REQUEST_ID_IN_SCOPE, KeyCache, RateLimit
 from nightmill.api.context import ApiContext
 from nightmill.api.envelope import error_response, from_request_error, from_unavailable_error
-from nightmill.api.upload_limiter import answering_early
+from nightmill.api.upload_limiter import allow_early_answer
 from nightmill.errors import RequestError, UnavailableError
 
 PATH_AS_SENT = "nightmill.path"
 METHOD_AS_SENT = "nightmill.method"
-BUSY = "nightmill.busy"
-"""In the scope of a request whose connection is one too many (`connection`)."""
+OVER_CONNECTION_LIMIT = "nightmill.busy"
+"""In the scope of a request whose connection exceeds `api.max_connections` (set by `connection`)."""
 OPENAI_VERSION = b"2020-10-01"
 PUBLIC_PATHS = frozenset({"/health", "/ready", "/version", "/metrics", "/openapi.json", "/docs"})
 
@@ -33,11 +33,11 @@ _logger = logging.getLogger("nightmill.api")
 
 
 class _HeadAnsweredError(Exception):
-    """The headers of a HEAD are out; the route need not go on."""
+    """The headers of a HEAD response are sent; the route can stop."""
 
 
 class RequestMiddleware:
-    """The outermost layer."""
+    """Request id, path, HEAD, response headers, unexpected errors."""
 
     def __init__(self, app: ASGIApp, *, context: ApiContext) -> None:
         self._app = app
@@ -54,15 +54,15 @@ class RequestMiddleware:
         scope = {
             **scope,
             "method": "GET" if is_head else method,
-            "path": evened(path),
+            "path": normalized_path(path),
             PATH_AS_SENT: path,
             METHOD_AS_SENT: method,
             REQUEST_ID_IN_SCOPE: request_id,
         }
-        receive, send = answering_early(scope, receive, send)
+        receive, send = allow_early_answer(scope, receive, send)
         has_started = False
 
-        async def send_on(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             nonlocal has_started
             if message["type"] == "http.response.start":
                 has_started = True
@@ -80,8 +80,8 @@ class RequestMiddleware:
             await send(message)
 
         try:
-            refusal = self._one_too_many(scope) or self._headers_too_large(scope)
-            await (refusal or self._app)(scope, receive, send_on)
+            refusal = self._over_connection_limit(scope) or self._headers_too_large(scope)
+            await (refusal or self._app)(scope, receive, send_with_headers)
         except _HeadAnsweredError:
             return
         except ClientDisconnect:
@@ -97,12 +97,12 @@ class RequestMiddleware:
                 error_type="server_error",
             )
             try:
-                await response(scope, receive, send_on)
+                await response(scope, receive, send_with_headers)
             except _HeadAnsweredError:
                 return
 
-    def _one_too_many(self, scope: Scope) -> ASGIApp | None:
-        if BUSY not in scope or scope["path"] in PUBLIC_PATHS:
+    def _over_connection_limit(self, scope: Scope) -> ASGIApp | None:
+        if OVER_CONNECTION_LIMIT not in scope or scope["path"] in PUBLIC_PATHS:
             return None
         most = self._context.settings.api.max_connections
         return error_response(
@@ -124,11 +124,11 @@ class RequestMiddleware:
 
 
 class AuthenticationMiddleware:
-    """Lets a request in with the project it belongs to. Knows what is open to all."""
+    """Puts the caller of a request into its scope, or refuses the request. `PUBLIC_PATHS` need no key."""
 
     def __init__(self, app: ASGIApp, *, context: ApiContext) -> None:
         self._app = app
-        self._keys = KeyRing(context)
+        self._keys = KeyCache(context)
         self._rates = RateLimit(context.settings.api.requests_per_minute, clock=context.clock)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -143,18 +143,18 @@ class AuthenticationMiddleware:
         except UnavailableError as error:
             await from_unavailable_error(error)(scope, receive, send)
         else:
-            scope[ASKER_IN_SCOPE] = caller
+            scope[CALLER_IN_SCOPE] = caller
             await self._app(scope, receive, send)
 
 
-def evened(path: str) -> str:
-    """`/v1//files/` -> `/v1/files`: hand-written clients send such paths, and a POST survives no redirect."""
+def normalized_path(path: str) -> str:
+    """`/v1//files/` -> `/v1/files`, as sent by hand-written clients; a redirect would not work for a POST."""
     if "//" in path:
         path = _SLASHES.sub("/", path)
     return path[:-1] if len(path) > 1 and path[-1] == "/" else path
 
 
 def _log_unexpected(request_id: str, error: Exception) -> None:
-    """Where and what kind, without the exception's own words: those may hold what the client sent."""
+    """Logs the type and the traceback, without the message: that may contain data of the client."""
     frames = "".join(traceback.format_tb(error.__traceback__))
     _logger.error("%s ended in an unexpected %s\n%s", request_id, type(error).__name__, frames)

@@ -1,8 +1,8 @@
-"""GET /v1/models: what the upstream offers, in OpenAI's shape.
+"""GET /v1/models: the models of the upstream, in OpenAI's shape.
 
-Duty: the upstream's own list, or the one settings name. Promise: the upstream is asked at most once every
-few seconds, however many clients ask. An upstream that gives no list is a 503: an empty list would say
-something untrue.
+The list is that of the settings, or else the upstream's own. The upstream is queried at most once every few
+seconds, for any number of requests. Without a list from the upstream the response is a 503: an empty list
+would be false.
 """
 
 import asyncio
@@ -16,9 +16,9 @@ from nightmill.api.context import ApiContext
 from nightmill.api.envelope import JsonResponse, echo
 from nightmill.errors import NotFoundError, UnavailableError
 
-_REMEMBERED_S = 5.0
-_FAILURE_REMEMBERED_S = 1.0
-_ASK_TIMEOUT_S = 10.0
+_CACHE_S = 5.0
+_FAILURE_CACHE_S = 1.0
+_UPSTREAM_TIMEOUT_S = 10.0
 _OWNER = "upstream"
 
 Listing = list[dict[str, Any]]
@@ -27,38 +27,38 @@ router = APIRouter(tags=["Models"])
 
 
 class ModelList:
-    """The last list of models and when it was had."""
+    """The list of models, cached for a few seconds."""
 
     def __init__(self, context: ApiContext) -> None:
         self._context = context
-        self._asking = asyncio.Lock()
+        self._lock = asyncio.Lock()
         self._models: Listing | None = None
-        self._asked_at: float | None = None
+        self._fetched_at: float | None = None
 
     async def models(self) -> Listing:
-        """Raises UnavailableError when the upstream gives no list."""
-        offered = self._context.settings.upstream.models
-        if offered:
-            return [_model(name) for name in offered]
+        """Raises UnavailableError when the upstream returns no list."""
+        configured = self._context.settings.upstream.models
+        if configured:
+            return [_model(name) for name in configured]
         if not self._is_fresh():
-            async with self._asking:
+            async with self._lock:
                 if not self._is_fresh():
-                    self._models = await self._ask()
-                    self._asked_at = self._context.clock()
+                    self._models = await self._fetch()
+                    self._fetched_at = self._context.clock()
         if self._models is None:
             message = "The upstream did not give its list of models. Please try again once it answers."
             raise UnavailableError(message, retry_after_s=2)
         return self._models
 
     def _is_fresh(self) -> bool:
-        if self._asked_at is None:
+        if self._fetched_at is None:
             return False
-        kept_s = _FAILURE_REMEMBERED_S if self._models is None else _REMEMBERED_S
-        return 0 <= self._context.clock() - self._asked_at < kept_s
+        cache_s = _FAILURE_CACHE_S if self._models is None else _CACHE_S
+        return 0 <= self._context.clock() - self._fetched_at < cache_s
 
-    async def _ask(self) -> Listing | None:
+    async def _fetch(self) -> Listing | None:
         try:
-            async with asyncio.timeout(_ASK_TIMEOUT_S):
+            async with asyncio.timeout(_UPSTREAM_TIMEOUT_S):
                 answer = await self._context.upstream_models()
         except TimeoutError:
             return None
@@ -72,7 +72,7 @@ class ModelList:
     summary="List the models the upstream offers.",
 )
 async def list_models(request: Request) -> JsonResponse:
-    return JsonResponse({"object": "list", "data": await _catalogue(request).models()})
+    return JsonResponse({"object": "list", "data": await _model_list_of(request).models()})
 
 
 @router.get(
@@ -82,17 +82,17 @@ async def list_models(request: Request) -> JsonResponse:
     summary="Retrieve a model.",
 )
 async def retrieve_model(model: str, request: Request) -> JsonResponse:
-    for one in await _catalogue(request).models():
-        if one["id"] == model:
-            return JsonResponse(one)
+    for entry in await _model_list_of(request).models():
+        if entry["id"] == model:
+            return JsonResponse(entry)
     message = f"The model '{echo(model)}' does not exist"
     raise NotFoundError(message, param="model", code="model_not_found")
 
 
 def parse_models(answer: bytes) -> Listing | None:
-    """What of an upstream's answer has an id. Servers add fields of their own to a model; those stay out.
+    """The models of an upstream's response that have an id, without fields that OpenAI does not publish.
 
-    Returns None when it is no list of models.
+    Returns None when the response is no list of models.
     """
     try:
         parsed: object = msgspec.json.decode(answer)
@@ -122,5 +122,5 @@ def _model(name: str, *, created: int = 0, owner: str = _OWNER) -> dict[str, Any
     return {"id": name, "object": "model", "created": created, "owned_by": owner}
 
 
-def _catalogue(request: Request) -> ModelList:
+def _model_list_of(request: Request) -> ModelList:
     return cast("ModelList", request.app.state.model_list)

@@ -1,9 +1,9 @@
-"""Forms with one file, read as they arrive.
+"""Forms with one file, read from the request stream.
 
-Duty: multipart/form-data from a request's stream into a blob writer and a few short texts. Promise: one
-copy on disk and flat memory; every limit is enforced while reading; however the reading ends, nothing is
-left behind unless `commit` was called; whatever the bytes are, the answer is a `RequestError`. Not its
-duty: what the fields mean (`files`, `uploads`).
+The file of a multipart/form-data body goes to a blob writer, the other fields become short texts. The file is
+written once, and memory use is constant. Every limit is enforced while reading. Unless `commit` was called,
+nothing stays in storage. Invalid bytes always lead to a `RequestError`. `files` and `uploads` interpret the
+fields.
 """
 
 import hashlib
@@ -20,6 +20,7 @@ from multipart import (  # pyright: ignore[reportMissingTypeStubs]  # annotated,
     PushMultipartParser,
 )
 
+from nightmill.api.body import announced_bytes, media_type_of, unsupported_media_type
 from nightmill.api.envelope import echo
 from nightmill.api.upload_limiter import chunks_of
 from nightmill.blobs import BlobWriter
@@ -28,29 +29,29 @@ from nightmill.errors import RequestError
 BEGINNING_BYTES = 64 << 10
 FILENAME_LENGTH = 1_024
 UNNAMED = "upload"
-_BESIDES_BYTES = 1 << 20
+_OVERHEAD_BYTES = 1 << 20
 _TEXT_BYTES = 64 << 10
-_MOST_PARTS = 64
+_MAX_PARTS = 64
 _HEADER_BYTES = 8 << 10
 _HEADERS = 16
 _BOUNDARY_LENGTH = 256
 
 
 def too_large() -> RequestError:
-    """OpenAI's answer; it is a 400 there (docs/openai-behaviour.md 4.1), not a 413."""
+    """OpenAI's error for a large file: a 400 (docs/openai-behaviour.md 4.1), not a 413."""
     return RequestError("File is too large.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FormPlan:
-    """What a route expects of a form.
+    """The form that a route expects.
 
     Args:
-        file_field: the name of the part that is the file; every other part is a short text.
+        file_field: the name of the file part; every other part is a short text.
         open_writer: called once, when the file begins.
-        limit_bytes: the file's limit, given the texts that came before it.
+        limit_bytes: the size limit of the file, given the texts before it.
         idle_s: see `upload_limiter.chunks_of`.
-        hash_content: gives the content's SHA-256; costs a pass over the bytes.
+        hash_content: whether to compute the SHA-256 of the content, a pass over the bytes.
     """
 
     file_field: str
@@ -61,7 +62,7 @@ class FormPlan:
 
 
 class Form:
-    """What was read. The file becomes visible with `commit`; without it, leaving `receive_form` drops it."""
+    """A form. `commit` makes the file visible; otherwise the exit of `receive_form` deletes the file."""
 
     def __init__(self, plan: FormPlan) -> None:
         self.texts: dict[str, str] = {}
@@ -86,10 +87,10 @@ class Form:
     async def commit(self) -> None:
         writer, self._writer = self._writer, None
         if writer is None:
-            raise ValueError("there is no file in this form, or it was already committed")
+            raise ValueError("this form has no file, or the file is already committed")
         await writer.commit()
 
-    async def drop(self) -> None:
+    async def discard(self) -> None:
         writer, self._writer = self._writer, None
         if writer is not None:
             await writer.abort()
@@ -100,11 +101,10 @@ class Form:
             _boundary(request),
             max_header_size=_HEADER_BYTES,
             max_header_count=_HEADERS,
-            max_segment_count=_MOST_PARTS,
-            header_charset="latin-1",  # so that no byte is an error; names are decoded below
+            max_segment_count=_MAX_PARTS,
+            header_charset="latin-1",  # accepts every byte; `_utf8` decodes names
         )
-        announced = request.headers.get("content-length", "")
-        if announced.isdecimal() and int(announced[:20]) > plan.limit_bytes({}) + _BESIDES_BYTES:
+        if announced_bytes(request) > plan.limit_bytes({}) + _OVERHEAD_BYTES:
             raise too_large()
         received_bytes = 0
         try:
@@ -118,7 +118,7 @@ class Form:
                             await self._begin_part(event)
                         case _:
                             await self._take(event)
-                if received_bytes - self.size_bytes > _BESIDES_BYTES:
+                if received_bytes - self.size_bytes > _OVERHEAD_BYTES:
                     raise _malformed("there is too much beside the file")
             parser.close()
         except MultipartError as error:
@@ -170,18 +170,18 @@ class Form:
 
 @asynccontextmanager
 async def receive_form(request: Request, plan: FormPlan) -> AsyncGenerator[Form]:
-    """The whole form, its file written but not yet visible.
+    """The whole form. The file is written and not yet visible.
 
     Raises:
-        RequestError: anything about the body is wrong, or it came too slowly, or not to its end.
-        StorageFullError: there is no room for the file.
+        RequestError: the body is invalid, too slow or incomplete.
+        StorageFullError: the storage has no room for the file.
     """
     form = Form(plan)
     try:
         await form.read(request)
         yield form
     finally:
-        await form.drop()
+        await form.discard()
 
 
 # --- headers -----------------------------------------------------------------------------------------
@@ -194,7 +194,7 @@ _PERCENT = {"%22": '"', "%0D": "\r", "%0A": "\n"}
 
 
 def checked_filename(name: str, *, param: str) -> str:
-    """The name without control characters. It is data and never a path, so the rest stays as it is."""
+    """The name without control characters. A name is never used as a path, so the rest stays unchanged."""
     name = without_controls(name)
     if len(name) > FILENAME_LENGTH:
         message = (
@@ -210,18 +210,10 @@ def without_controls(text: str) -> str:
 
 
 def _boundary(request: Request) -> bytes:
-    content_type = request.headers.get("content-type", "")
-    media_type = content_type.partition(";")[0].strip().lower()
-    if media_type != "multipart/form-data":
-        message = (
-            f"Unsupported content type: '{echo(media_type)}'. This API method only accepts "
-            "'multipart/form-data' requests, but you specified the header "
-            f"'Content-Type: {echo(content_type)}'. "
-            "Please try again with a supported content type."
-        )
-        raise RequestError(message, code="unsupported_content_type")
-    found = _BOUNDARY.search(content_type)
-    quoted, plain = found.groups() if found else (None, None)
+    if media_type_of(request) != "multipart/form-data":
+        raise unsupported_media_type(request, accepted="multipart/form-data")
+    match = _BOUNDARY.search(request.headers["content-type"])
+    quoted, plain = match.groups() if match else (None, None)
     boundary = _ESCAPED.sub(r"\1", quoted) if quoted is not None else plain
     if not boundary:
         raise _malformed("the Content-Type header has no boundary")
@@ -231,7 +223,7 @@ def _boundary(request: Request) -> bytes:
 
 
 def _filename(disposition: str) -> str:
-    """The name from a Content-Disposition in any of the ways clients write it; '' where there is none."""
+    """The filename in a Content-Disposition, in every spelling that clients use; '' without a filename."""
     parameters = {name.lower(): value.strip() for name, value in _PARAMETER.findall(disposition)}
     if (extended := _extended(parameters.get("filename*", "").strip('"'))) is not None:
         return extended
@@ -247,7 +239,7 @@ def _filename(disposition: str) -> str:
 
 
 def _extended(value: str) -> str | None:
-    """RFC 5987: charset'language'percent-encoded."""
+    """Decodes RFC 5987: charset'language'percent-encoded."""
     charset, mark, rest = value.partition("'")
     _, second_mark, encoded = rest.partition("'")
     if not mark or not second_mark or charset.lower() not in {"utf-8", "iso-8859-1"}:
@@ -259,7 +251,7 @@ def _extended(value: str) -> str | None:
 
 
 def _utf8(text: str) -> str:
-    """A header was read as Latin-1; nearly every client meant UTF-8."""
+    """Decodes a header as UTF-8, which nearly every client sends; it was read as Latin-1."""
     try:
         return text.encode("latin-1").decode("utf-8")
     except UnicodeDecodeError:

@@ -1,8 +1,8 @@
-"""The served OpenAPI document: published operation ids, schema names and paths, so that a generated client
-looks as one generated for OpenAI does.
+"""The served OpenAPI 3.1 document, with OpenAI's operation ids, schema names and paths.
 
-Duty: what FastAPI can't know: bodies that are streamed, errors, the server's `/v1`, the security scheme.
-Promise: a valid OpenAPI 3.1 document. Not its duty: the shapes themselves (`wire`).
+A client generated from the document looks like a client generated for OpenAI. This module adds the parts that
+FastAPI does not know: streamed bodies, errors, the `/v1` prefix and the security scheme. The `*wire` modules
+hold the schemas.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,6 +13,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
 from nightmill.api import wire
+from nightmill.api.batch_wire import CreateBatchRequest
 from nightmill.settings import LimitSettings
 
 Node = dict[str, Any]
@@ -56,7 +57,7 @@ def _takes(media_type: str, model: type[wire.WireModel]) -> Node:
 
 
 def describer(app: FastAPI, limits: LimitSettings) -> Callable[[], Node]:
-    """For `app.openapi`: what this server takes, by its settings. Made at the first look."""
+    """A function for `app.openapi`: the document for these settings, made on the first call."""
     document: Node = {}
 
     def describe() -> Node:
@@ -100,50 +101,50 @@ def _wire_schemas(limits: LimitSettings) -> Node:
     models = [
         (model, "validation")
         for model in wire.WireModel.__subclasses__()
-        if model.__module__ == wire.__name__
+        if not model.__name__.startswith("_")
     ]
     _, definitions = models_json_schema(cast("Any", models), ref_template=_REF + "{model}")
     schemas = cast("Node", definitions["$defs"])
-    asked = schemas[wire.CreateBatchRequest.__name__]["properties"]
-    asked["endpoint"]["enum"] = list(limits.endpoints)
-    asked["completion_window"]["enum"] = list(limits.completion_windows)
+    properties = schemas[CreateBatchRequest.__name__]["properties"]
+    properties["endpoint"]["enum"] = list(limits.endpoints)
+    properties["completion_window"]["enum"] = list(limits.completion_windows)
     return schemas
 
 
 def _described(item: Node) -> Node:
-    """Every operation may end in one of `ERRORS`; none of ours is a 422, whatever FastAPI supposes."""
+    """Adds `ERRORS` to every operation and removes the 422 of FastAPI, which this server never sends."""
     for operation in item.values():
-        answers: Node = {**ERRORS, **operation["responses"]}
-        answers.pop("422", None)
-        operation["responses"] = dict(sorted(answers.items()))
+        responses: Node = {**ERRORS, **operation["responses"]}
+        responses.pop("422", None)
+        operation["responses"] = dict(sorted(responses.items()))
         for parameter in operation.get("parameters", ()):
             parameter["schema"] = _without_null(parameter["schema"])
     return item
 
 
 def _without_null(schema: Node) -> Node:
-    """A query can leave a parameter out; it can't say null."""
+    """Removes null from a parameter: a query can omit a parameter, but cannot set it to null."""
     kinds = [kind for kind in schema.get("anyOf", ()) if kind != {"type": "null"}]
     rest = {key: value for key, value in schema.items() if key != "anyOf"}
     return {**kinds[0], **rest} if len(kinds) == 1 else schema
 
 
 def _as_published(node: object) -> object:
-    """Evens out where pydantic and the published document differ: `const`, titles, null defaults."""
+    """Removes the differences between pydantic and the published document: `const`, titles, null defaults."""
     if isinstance(node, list):
-        return [_as_published(one) for one in cast("list[object]", node)]
+        return [_as_published(entry) for entry in cast("list[object]", node)]
     if not isinstance(node, dict):
         return node
     node = cast("Node", node)
     is_schema = "title" in node and isinstance(node["title"], str) and "version" not in node
-    shown: Node = {}
+    published: Node = {}
     for key, value in node.items():
         if key == "title" and is_schema:
             continue
         if key == "default" and value is None:
             continue
         if key == "const":
-            shown["enum"] = [value]
+            published["enum"] = [value]
             continue
-        shown[key] = _as_published(value)
-    return shown
+        published[key] = _as_published(value)
+    return published

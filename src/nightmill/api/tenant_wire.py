@@ -1,6 +1,6 @@
 """Usage, quotas and audit entries as JSON, the same over HTTP and on the command line.
 
-Duty: what is asked for as text, and the shape of what is answered. Not its duty: who may ask (`tenants`).
+This module parses arguments and writes the JSON. `tenants` checks access.
 """
 
 from collections.abc import Sequence
@@ -17,17 +17,17 @@ _EPOCH = date(1970, 1, 1)
 _ECHO_LENGTH = 100
 
 
-# --- what was asked -----------------------------------------------------------------------------------------
+# --- arguments ----------------------------------------------------------------------------------------------
 
 
 def groups_of(text: str) -> Sequence[Group]:
-    """Raises RequestError for a name that is no group."""
-    asked = [name.strip() for name in text.split(",") if name.strip()]
-    if unknown := [name for name in asked if name not in GROUPS]:
-        named = unknown[0][:_ECHO_LENGTH]
-        message = f"Invalid value: '{named}'. Supported values are: 'project', 'model', and 'day'."
+    """The groups in a comma-separated text. Raises RequestError for an unknown name."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if unknown := [name for name in names if name not in GROUPS]:
+        value = unknown[0][:_ECHO_LENGTH]
+        message = f"Invalid value: '{value}'. Supported values are: 'project', 'model', and 'day'."
         raise RequestError(message, param="group_by", code="invalid_value")
-    return [group for group in GROUPS if group in asked]
+    return [group for group in GROUPS if group in names]
 
 
 def day_of(text: str | None, *, param: str) -> int | None:
@@ -41,7 +41,7 @@ def day_of(text: str | None, *, param: str) -> int | None:
         raise RequestError(message, param=param, code="invalid_value") from None
 
 
-# --- what is answered ---------------------------------------------------------------------------------------
+# --- JSON ---------------------------------------------------------------------------------------------------
 
 
 def usage_on_wire(row: UsageRow) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def usage_on_wire(row: UsageRow) -> dict[str, Any]:
 def project_on_wire(
     project_id: str, rules: ProjectRules, limits: Limits, consumption: Consumption
 ) -> dict[str, Any]:
-    """`limits` hold what is in force, 0 being no limit; `own` what was set for this project alone."""
+    """`limits` are the limits in force, 0 for no limit; `own` are the values set for this project."""
     names = Limits.__dataclass_fields__
     used = consumption.open
     return {

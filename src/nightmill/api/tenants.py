@@ -1,14 +1,14 @@
-"""What projects used, may have and did, under `/nightmill/v1` (nothing of it is in the published API).
+"""Usage, quotas and the audit log of projects under `/nightmill/v1`, which OpenAI does not publish.
 
-Duty: usage, quotas and the audit log, read-only. Promise: a key sees its own project; an admin's key, and
-whoever may ask without a key, sees all. Not its duty: changing any of it (the command line does).
+All routes are read-only; the command line makes changes. A key sees its own project. An admin key, and a
+caller that needs no key, sees all projects.
 """
 
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query
 
-from nightmill.api.auth import Caller, caller_of, no_admin, require_project
+from nightmill.api.auth import Caller, admin_required, caller_of, require_project
 from nightmill.api.context import Context
 from nightmill.api.envelope import JsonResponse
 from nightmill.api.tenant_wire import day_of, entry_on_wire, groups_of, project_on_wire, usage_on_wire
@@ -57,12 +57,12 @@ async def audit(
     caller: _Caller,
     project_id: _ProjectId = None,
     since: Annotated[float | None, Query(description="Unix seconds.")] = None,
-    after: Annotated[int | None, Query(description="The id of the last entry of the page before.")] = None,
+    after: Annotated[int | None, Query(description="The id of the last entry of the previous page.")] = None,
     limit: Annotated[int, Query(ge=1, le=_MOST_ENTRIES)] = 100,
 ) -> JsonResponse:
     """Newest first."""
     if caller.scope is not Scope.ADMIN:
-        raise no_admin()
+        raise admin_required()
     page = await context.store.audit.list(
         project_id=None if project_id is None else ProjectId(project_id),
         since=since,

@@ -1,8 +1,7 @@
-"""Receiving large bodies: how many at once, how slowly, and how a refused one ends.
+"""Limits on large request bodies: their number, their idle time, and responses before the end of a body.
 
-Duty: the stream below the form. Promise: a sender that stops or crawls is given up, one that goes away
-raises, and an answer given before the body was read reaches a client that is still sending. Not its duty:
-what the bytes are (`multipart`).
+A body that stops or arrives too slowly is refused, and a closed connection raises an error. A response sent
+before the body was read still reaches a client that is sending. `multipart` parses the bytes.
 """
 
 import asyncio
@@ -19,29 +18,29 @@ from nightmill.api.envelope import echo
 from nightmill.errors import ConflictError, RequestError, TooManyError
 
 PROGRESS_BYTES = 1 << 10
-"""Less than this within the idle time counts as nothing: a byte a minute would hold a connection for ever."""
-DISCARDED_BYTES = 1 << 30
-DISCARDING_S = 30.0
+"""Fewer bytes than this within the idle time count as none: a byte a minute would keep a connection open."""
+DISCARD_BYTES = 1 << 30
+DISCARD_S = 30.0
 SILENCE_S = 2.0
 _SMALL_BYTES = 64 << 10
 _SMALL_S = 0.05
 
 
 class BodyCutError(RequestError):
-    """The client went away, so nobody reads this; it ends the request and names the reason in logs."""
+    """The client disconnected. The error ends the request; no client receives it."""
 
 
 class UploadLimiter:
-    """Who is being served just now, over all routes that take or join large bodies."""
+    """Counts the large bodies in progress over all routes that receive or join them."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._open = 0
-        self._taken: set[str] = set()
+        self._exclusive_ids: set[str] = set()
 
     @contextmanager
-    def another(self) -> Generator[None]:
-        """One more body being received. Raises TooManyError above the limit."""
+    def slot(self) -> Generator[None]:
+        """Holds one of the limited slots for receiving a body. Raises TooManyError when all are in use."""
         if self._open >= self._limit:
             message = f"{self._limit} uploads are being received already. Please try again in a moment."
             raise TooManyError(message, retry_after_s=1)
@@ -52,38 +51,38 @@ class UploadLimiter:
             self._open -= 1
 
     @contextmanager
-    def alone_with(self, upload_id: str) -> Generator[None]:
-        """Spares joining the same parts twice; which join counts is the store's to say.
+    def exclusive(self, upload_id: str) -> Generator[None]:
+        """Keeps this process from joining the parts of an upload twice at once. The store decides the result.
 
         Raises:
-            ConflictError: somebody in this process is at it.
+            ConflictError: another request in this process is completing the upload.
         """
-        if upload_id in self._taken:
+        if upload_id in self._exclusive_ids:
             raise ConflictError(f"Upload '{echo(upload_id)}' is being completed already.", param="upload_id")
-        self._taken.add(upload_id)
+        self._exclusive_ids.add(upload_id)
         try:
             yield
         finally:
-            self._taken.remove(upload_id)
+            self._exclusive_ids.remove(upload_id)
 
 
-async def reception_of(request: Request, context: Context) -> UploadLimiter:
-    """One for each app, made with the first upload."""
+async def limiter_of(request: Request, context: Context) -> UploadLimiter:
+    """The limiter of the app, made with the first upload."""
     state = request.app.state
     if not hasattr(state, "upload_limiter"):
         state.upload_limiter = UploadLimiter(context.settings.api.max_open_uploads)
     return cast("UploadLimiter", state.upload_limiter)
 
 
-Desk = Annotated[UploadLimiter, Depends(reception_of)]
-"""Routes ask for `desk: Desk`."""
+Limiter = Annotated[UploadLimiter, Depends(limiter_of)]
+"""The type of the parameter `limiter` of routes."""
 
 
 async def chunks_of(request: Request, *, idle_s: float) -> AsyncIterator[bytes]:
-    """The body as it arrives. Only waiting for the client counts as idle, not what is done with a chunk.
+    """The chunks of the body. Only the wait for the client counts as idle, not the processing of a chunk.
 
     Raises:
-        SlowBodyError: less than `PROGRESS_BYTES` came in `idle_s`.
+        SlowBodyError: fewer than `PROGRESS_BYTES` arrived within `idle_s`.
         BodyCutError: the connection closed.
     """
     now = asyncio.get_running_loop().time
@@ -110,36 +109,36 @@ async def chunks_of(request: Request, *, idle_s: float) -> AsyncIterator[bytes]:
             return
 
 
-def answering_early(scope: Scope, receive: Receive, send: Send) -> tuple[Receive, Send]:
-    """The same two callables, for an answer that may go out before the body has arrived.
+def allow_early_answer(scope: Scope, receive: Receive, send: Send) -> tuple[Receive, Send]:
+    """The same two callables, for a response that may be sent before the body has arrived.
 
-    Most clients send everything before they read, and closing a connection with bytes under way destroys the
-    answer in their hands. So the answer goes out at once, says that the connection will close, and what still
-    arrives is thrown away for a while before it does. A small body is waited for instead: that keeps the
-    connection.
+    Most clients send the whole request before they read, and closing a connection with bytes in transit
+    destroys the response. So the response is sent at once with `Connection: close`, and arriving bytes are
+    discarded for a while before the connection closes. The rest of a small body is awaited instead, which
+    keeps the connection open.
     """
     headers = dict(scope["headers"])
     if headers.get(b"content-length", b"0") == b"0" and b"transfer-encoding" not in headers:
         return receive, send
-    exchange = _Exchange(receive, send, is_awaited=b"expect" in headers)
+    exchange = _EarlyAnswer(receive, send, awaits_continue=b"expect" in headers)
     return exchange.receive, exchange.send
 
 
-class _Exchange:
-    """A request with a body, and its answer.
+class _EarlyAnswer:
+    """A request with a body, and its response.
 
     Args:
-        is_awaited: the client sends nothing before it is told to.
+        awaits_continue: whether the client sends the body only after `100 Continue`.
     """
 
-    def __init__(self, receive: Receive, send: Send, *, is_awaited: bool) -> None:
+    def __init__(self, receive: Receive, send: Send, *, awaits_continue: bool) -> None:
         self._receive = receive
         self._send = send
-        self._is_awaited = is_awaited
+        self._awaits_continue = awaits_continue
         self._is_read = False
 
     async def receive(self) -> Message:
-        self._is_awaited = False
+        self._awaits_continue = False
         message = await self._receive()
         if message["type"] == "http.disconnect" or not message.get("more_body", False):
             self._is_read = True
@@ -147,7 +146,7 @@ class _Exchange:
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            if not self._is_awaited:
+            if not self._awaits_continue:
                 await self._discard(_SMALL_BYTES, within_s=_SMALL_S, silence_s=_SMALL_S)
             if not self._is_read:
                 message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
@@ -156,15 +155,15 @@ class _Exchange:
             await self._send(message)
         else:
             await self._send({**message, "more_body": True})
-            await self._discard(DISCARDED_BYTES, within_s=DISCARDING_S, silence_s=SILENCE_S)
+            await self._discard(DISCARD_BYTES, within_s=DISCARD_S, silence_s=SILENCE_S)
             await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _discard(self, most_bytes: int, *, within_s: float, silence_s: float) -> None:
+    async def _discard(self, max_bytes: int, *, within_s: float, silence_s: float) -> None:
         try:
             async with asyncio.timeout(within_s):
-                while not self._is_read and most_bytes > 0:
+                while not self._is_read and max_bytes > 0:
                     async with asyncio.timeout(silence_s):
                         message = await self.receive()
-                    most_bytes -= len(message.get("body", b""))
+                    max_bytes -= len(message.get("body", b""))
         except TimeoutError:
             return

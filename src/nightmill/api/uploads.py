@@ -1,9 +1,9 @@
 """Files that arrive in parts (docs/openai-behaviour.md 1.3).
 
-Duty: create, take parts, make a file of them, cancel. Promise: an upload becomes a file once, whoever asks
-how often; a complete that is refused leaves it pending, so that the client can try again; large parts become
-the file's pieces where they lie, small ones are joined at flat memory. Not its duty: taking the parts of
-ended uploads off the disk, and ending overdue ones (the warden).
+Create an upload, add parts, complete or cancel it. An upload becomes a file exactly once, for any number of
+concurrent requests. A refused complete leaves the upload pending, so that the client can try again. Large
+parts become the pieces of the file without a copy; small parts are joined with constant memory. Maintenance
+deletes the parts of ended uploads and expires overdue uploads.
 """
 
 import asyncio
@@ -13,14 +13,13 @@ from dataclasses import replace
 
 from fastapi import APIRouter, Request, Response
 
-from nightmill.api import wire
+from nightmill.api import file_wire as wire
 from nightmill.api.admission import check_batch_input, expires_at, limits_of
-from nightmill.api.auth import By, Project
+from nightmill.api.auth import CurrentActor, CurrentProject
 from nightmill.api.body import read_json
-from nightmill.api.checks import is_id_shaped
 from nightmill.api.context import ApiContext, Context
 from nightmill.api.envelope import JsonResponse, echo
-from nightmill.api.files import STORED_NOTHING, blob_key_of
+from nightmill.api.files import NOTHING_STORED, blob_key_of
 from nightmill.api.multipart import (
     BEGINNING_BYTES,
     Form,
@@ -30,7 +29,9 @@ from nightmill.api.multipart import (
     without_controls,
 )
 from nightmill.api.openapi import CONFLICT, TOO_LARGE, takes_json, takes_multipart
-from nightmill.api.upload_limiter import Desk
+from nightmill.api.upload_limiter import Limiter
+from nightmill.api.violations import above_maximum, missing_parameter
+from nightmill.api.wire import is_id_shaped
 from nightmill.blobs import Piece
 from nightmill.blobs.pieces import SUFFIX
 from nightmill.core.file import File, Purpose, Upload, UploadPart, UploadStatus
@@ -38,8 +39,8 @@ from nightmill.errors import NotFoundError, RequestError
 from nightmill.failpoints import failpoint
 from nightmill.ids import ProjectId, UploadId, new_file_id, new_part_id, new_upload_id
 
-LIFE_S = 3_600
-MOST_PARTS = 10_000
+UPLOAD_TTL_S = 3_600
+MAX_PARTS = 10_000
 _MIME_TYPE_LENGTH = 255
 
 router = APIRouter(tags=["Uploads"])
@@ -53,26 +54,24 @@ router = APIRouter(tags=["Uploads"])
     openapi_extra=takes_json(wire.CreateUploadRequest),
     responses=TOO_LARGE,
 )
-async def create_upload(request: Request, context: Context, project: Project, by: By) -> Response:
-    asked = await read_json(request, wire.CreateUploadRequest, settings=context.settings.api)
-    most = context.settings.limits.upload_bytes
-    if asked.bytes > most:
-        message = (
-            "Invalid 'bytes': integer above maximum value. "
-            f"Expected a value <= {most}, but got {echo(str(asked.bytes))} instead."
-        )
-        raise RequestError(message, param="bytes", code="integer_above_max_value")
+async def create_upload(
+    request: Request, context: Context, project: CurrentProject, by: CurrentActor
+) -> Response:
+    fields = await read_json(request, wire.CreateUploadRequest, settings=context.settings.api)
+    max_bytes = context.settings.limits.upload_bytes
+    if fields.bytes > max_bytes:
+        raise above_maximum("bytes", max_bytes, fields.bytes)
     created_at = int(context.clock())
     upload = Upload(
         id=new_upload_id(context.random(16)),
         project_id=project,
-        purpose=Purpose(asked.purpose),
-        filename=checked_filename(asked.filename, param="filename"),
-        mime_type=without_controls(asked.mime_type)[:_MIME_TYPE_LENGTH],
-        size_bytes=asked.bytes,
+        purpose=Purpose(fields.purpose),
+        filename=checked_filename(fields.filename, param="filename"),
+        mime_type=without_controls(fields.mime_type)[:_MIME_TYPE_LENGTH],
+        size_bytes=fields.bytes,
         created_at=created_at,
-        expires_at=created_at + LIFE_S,
-        file_expires_after_s=asked.expires_after.seconds if asked.expires_after else None,
+        expires_at=created_at + UPLOAD_TTL_S,
+        file_expires_after_s=fields.expires_after.seconds if fields.expires_after else None,
     )
     await context.store.uploads.add(upload, by=by)
     return JsonResponse(wire.upload_on_wire(upload))
@@ -86,23 +85,23 @@ async def create_upload(request: Request, context: Context, project: Project, by
     openapi_extra=takes_multipart(wire.AddUploadPartRequest),
 )
 async def add_upload_part(
-    upload_id: str, request: Request, context: Context, project: Project, desk: Desk
+    upload_id: str, request: Request, context: Context, project: CurrentProject, limiter: Limiter
 ) -> Response:
-    upload = await _pending_upload(upload_id, context, project)
+    upload = await _require_pending(upload_id, context, project)
     limits = context.settings.limits
     earlier = await context.store.uploads.parts(upload.id)
-    if len(earlier) >= MOST_PARTS:
-        raise RequestError(f"Upload '{upload.id}' has {MOST_PARTS} parts already and takes no more.")
-    left_bytes = limits.upload_bytes - sum(part.size_bytes for part in earlier)
+    if len(earlier) >= MAX_PARTS:
+        raise RequestError(f"Upload '{upload.id}' has {MAX_PARTS} parts already and takes no more.")
+    remaining_bytes = limits.upload_bytes - sum(part.size_bytes for part in earlier)
     part_id = new_part_id(context.random(16))
     blob_key = f"uploads/{upload.id}/{part_id}"
     plan = FormPlan(
         file_field="data",
         open_writer=lambda: context.blobs.open_writer(blob_key),
-        limit_bytes=lambda _: min(limits.upload_part_bytes, left_bytes),
+        limit_bytes=lambda _: min(limits.upload_part_bytes, remaining_bytes),
         idle_s=context.settings.api.upload_idle_s,
     )
-    with desk.another():
+    with limiter.slot():
         async with receive_form(request, plan) as form:
             _require_data(form)
             await form.commit()
@@ -111,14 +110,14 @@ async def add_upload_part(
     failpoint("api.before_part")
     try:
         is_added = await context.store.uploads.add_part(part)
-    except STORED_NOTHING:
+    except NOTHING_STORED:
         await context.blobs.delete(blob_key)
         raise
     failpoint("api.part_added")
     if not is_added:
         await context.blobs.delete(blob_key)
-        await _pending_upload(upload_id, context, project)
-        raise _ended(upload)
+        await _require_pending(upload_id, context, project)
+        raise _not_pending(upload)
     return JsonResponse(wire.upload_part_on_wire(part))
 
 
@@ -131,38 +130,43 @@ async def add_upload_part(
     responses={**CONFLICT, **TOO_LARGE},
 )
 async def complete_upload(
-    upload_id: str, request: Request, context: Context, project: Project, by: By, desk: Desk
+    upload_id: str,
+    request: Request,
+    context: Context,
+    project: CurrentProject,
+    by: CurrentActor,
+    limiter: Limiter,
 ) -> Response:
-    asked = await read_json(request, wire.CompleteUploadRequest, settings=context.settings.api)
-    with desk.alone_with(upload_id):
-        upload = await _pending_upload(upload_id, context, project)
-        parts = _in_order(asked.part_ids, await context.store.uploads.parts(upload.id))
+    fields = await read_json(request, wire.CompleteUploadRequest, settings=context.settings.api)
+    with limiter.exclusive(upload_id):
+        upload = await _require_pending(upload_id, context, project)
+        parts = _selected_parts(fields.part_ids, await context.store.uploads.parts(upload.id))
         _require_size(upload, parts)
         try:
             if upload.purpose is Purpose.BATCH:
                 beginning = await _beginning(context, parts)
                 check_batch_input(beginning, size_bytes=upload.size_bytes)
-            if asked.md5 is not None:
-                await _require_md5(parts, context, asked.md5)
-            file = await _made_of(upload, parts, context)
+            if fields.md5 is not None:
+                await _require_md5(parts, context, fields.md5)
+            file = await _file_from_parts(upload, parts, context)
         except FileNotFoundError:
-            # Parts are taken away once an upload has ended; so somebody ended this one.
-            await _pending_upload(upload_id, context, project)
+            # Parts are deleted only after an upload has ended, so another request ended this upload.
+            await _require_pending(upload_id, context, project)
             raise
         failpoint("api.before_complete")
-        kept_keys = [part.blob_key for part in parts] if file.blob_key != blob_key_of(file.id) else []
+        part_keys = [part.blob_key for part in parts] if file.blob_key != blob_key_of(file.id) else []
         try:
             is_completed = await context.store.uploads.complete(
-                upload, file, part_keys=kept_keys, limits=context.settings.quota.limits, by=by
+                upload, file, part_keys=part_keys, limits=context.settings.quota.limits, by=by
             )
-        except STORED_NOTHING:
-            await _give_up(file, kept_keys, context)
+        except NOTHING_STORED:
+            await _delete_joined(file, part_keys, context)
             raise
         failpoint("api.upload_completed")
         if not is_completed:
-            await _give_up(file, kept_keys, context)
-            await _pending_upload(upload_id, context, project)
-            raise _ended(upload)
+            await _delete_joined(file, part_keys, context)
+            await _require_pending(upload_id, context, project)
+            raise _not_pending(upload)
     completed = replace(upload, status=UploadStatus.COMPLETED, file_id=file.id)
     return JsonResponse(wire.upload_on_wire(completed, file))
 
@@ -173,21 +177,23 @@ async def complete_upload(
     summary="Give an upload up.",
     response_model=wire.Upload,
 )
-async def cancel_upload(upload_id: str, context: Context, project: Project, by: By) -> Response:
-    upload = await _upload(upload_id, context, project)
+async def cancel_upload(
+    upload_id: str, context: Context, project: CurrentProject, by: CurrentActor
+) -> Response:
+    upload = await _require_upload(upload_id, context, project)
     if upload.status is not UploadStatus.CANCELLED:
         failpoint("api.before_upload_cancel")
         if not await context.store.uploads.cancel(upload, by=by):
-            raise _ended(await _upload(upload_id, context, project))
+            raise _not_pending(await _require_upload(upload_id, context, project))
         failpoint("api.upload_cancelled")
         upload = replace(upload, status=UploadStatus.CANCELLED)
     return JsonResponse(wire.upload_on_wire(upload))
 
 
-# --- which upload --------------------------------------------------------------------------------------
+# --- the upload of a request ---------------------------------------------------------------------------
 
 
-async def _upload(upload_id: str, context: ApiContext, project: ProjectId) -> Upload:
+async def _require_upload(upload_id: str, context: ApiContext, project: ProjectId) -> Upload:
     upload = (
         await context.store.uploads.get(project, UploadId(upload_id)) if is_id_shaped(upload_id) else None
     )
@@ -196,16 +202,16 @@ async def _upload(upload_id: str, context: ApiContext, project: ProjectId) -> Up
     return upload
 
 
-async def _pending_upload(upload_id: str, context: ApiContext, project: ProjectId) -> Upload:
-    upload = await _upload(upload_id, context, project)
+async def _require_pending(upload_id: str, context: ApiContext, project: ProjectId) -> Upload:
+    upload = await _require_upload(upload_id, context, project)
     if upload.status is not UploadStatus.PENDING:
-        raise _ended(upload)
+        raise _not_pending(upload)
     return upload
 
 
-def _ended(upload: Upload) -> RequestError:
-    became = f" Its file is '{upload.file_id}'." if upload.file_id else ""
-    message = f"Upload '{upload.id}' is no longer pending: it is {upload.status}.{became}"
+def _not_pending(upload: Upload) -> RequestError:
+    file_note = f" Its file is '{upload.file_id}'." if upload.file_id else ""
+    message = f"Upload '{upload.id}' is no longer pending: it is {upload.status}.{file_note}"
     return RequestError(message, param="upload_id")
 
 
@@ -214,11 +220,10 @@ def _ended(upload: Upload) -> RequestError:
 
 def _require_data(form: Form) -> None:
     if not form.has_file:
-        message = "Missing required parameter: 'data'."
-        raise RequestError(message, param="data", code="missing_required_parameter")
+        raise missing_parameter("data")
 
 
-def _in_order(part_ids: Sequence[str], parts: Sequence[UploadPart]) -> Sequence[UploadPart]:
+def _selected_parts(part_ids: Sequence[str], parts: Sequence[UploadPart]) -> Sequence[UploadPart]:
     by_id: dict[str, UploadPart] = {part.id: part for part in parts}
     chosen: dict[str, UploadPart] = {}
     for part_id in part_ids:
@@ -264,9 +269,9 @@ async def _require_md5(parts: Sequence[UploadPart], context: ApiContext, md5: st
         raise RequestError(message, param="md5", code="invalid_value")
 
 
-async def _made_of(upload: Upload, parts: Sequence[UploadPart], context: ApiContext) -> File:
+async def _file_from_parts(upload: Upload, parts: Sequence[UploadPart], context: ApiContext) -> File:
     file_id = new_file_id(context.random(16))
-    blob_key = await _joined(blob_key_of(file_id), parts, context)
+    blob_key = await _join_parts(blob_key_of(file_id), parts, context)
     created_at = int(context.clock())
     return File(
         id=file_id,
@@ -285,8 +290,8 @@ async def _made_of(upload: Upload, parts: Sequence[UploadPart], context: ApiCont
     )
 
 
-async def _joined(blob_key: str, parts: Sequence[UploadPart], context: ApiContext) -> str:
-    """Where the bytes of all parts lie in order: in the only part, in pieces, or under `blob_key`."""
+async def _join_parts(blob_key: str, parts: Sequence[UploadPart], context: ApiContext) -> str:
+    """The key of a blob with all parts in order: the only part, a blob of pieces, or a copy at `blob_key`."""
     if len(parts) == 1:
         return parts[0].blob_key
     least_bytes = context.settings.blobs.piece_bytes * len(parts)
@@ -306,7 +311,7 @@ async def _joined(blob_key: str, parts: Sequence[UploadPart], context: ApiContex
     return blob_key
 
 
-async def _give_up(file: File, part_keys: Sequence[str], context: ApiContext) -> None:
-    """Deletes what was made of the parts, and none of them: the upload may be completed again."""
+async def _delete_joined(file: File, part_keys: Sequence[str], context: ApiContext) -> None:
+    """Deletes the joined blob and keeps the parts: the upload may be completed again."""
     if file.blob_key not in part_keys:
         await context.blobs.delete(file.blob_key)

@@ -1,17 +1,17 @@
-"""From pydantic's result to OpenAI's sentence about the first of them (docs/openai-behaviour.md 4.2).
+"""OpenAI's error text for the first of pydantic's errors (docs/openai-behaviour.md 4.2).
 
-Duty: the one place that words a wrong parameter, in a body or in a query. Promise: the order is missing,
-type, value, id; within it the order of the fields. Not its duty: what is wrong (`wire`, `checks`).
+This module holds the texts for invalid parameters in bodies and queries. The first error is chosen by kind:
+missing, type, value, id; within a kind, by the order of the fields. `wire` defines the wire.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from nightmill.api import checks
+from nightmill.api import wire
 from nightmill.api.envelope import echo
 from nightmill.errors import RequestError
 
-Finding = Mapping[str, Any]
+PydanticError = Mapping[str, Any]
 
 _EXPECTED = {
     "string_type": "a string",
@@ -26,35 +26,35 @@ _EXPECTED = {
     "model_type": "an object",
     "model_attributes_type": "an object",
 }
-_VALUES = frozenset({checks.WRONG_PREFIX, checks.ODD_ID})
+_ID_KINDS = frozenset({wire.WRONG_PREFIX, wire.MALFORMED_ID})
 
 
-def to_request_error(result: Sequence[Finding]) -> RequestError:
-    """The error for the finding that comes first."""
-    return _worded(min(result, key=_rank))
+def to_request_error(result: Sequence[PydanticError]) -> RequestError:
+    """The error for the violation with the lowest rank."""
+    return _request_error(min(result, key=_rank))
 
 
-def _rank(finding: Finding) -> int:
-    kind = _kind(finding)
+def _rank(violation: PydanticError) -> int:
+    kind = _kind(violation)
     if kind == "missing":
         return 0
     if kind in _EXPECTED:
         return 1
-    return 3 if kind in _VALUES else 2
+    return 3 if kind in _ID_KINDS else 2
 
 
-def _kind(finding: Finding) -> str:
-    """Pydantic tells a value that is none of a few strings; one that is no string has the wrong type."""
-    if finding["type"] == "literal_error" and not isinstance(finding.get("input"), str):
+def _kind(violation: PydanticError) -> str:
+    """The pydantic type of the error; a value for a literal that is not a string counts as a wrong type."""
+    if violation["type"] == "literal_error" and not isinstance(violation.get("input"), str):
         return "string_type"
-    return finding["type"]
+    return violation["type"]
 
 
-def _worded(finding: Finding) -> RequestError:
-    kind = _kind(finding)
-    param = _param(finding["loc"])
-    value: object = finding.get("input")
-    detail = cast("Mapping[str, Any]", finding.get("ctx") or {})
+def _request_error(violation: PydanticError) -> RequestError:
+    kind = _kind(violation)
+    param = _param(violation["loc"])
+    value: object = violation.get("input")
+    detail = cast("Mapping[str, Any]", violation.get("ctx") or {})
     if kind == "int_parsing_size":
         return _out_of_range(param, cast("str", value))
     if kind in _EXPECTED:
@@ -63,22 +63,21 @@ def _worded(finding: Finding) -> RequestError:
         return RequestError(message, param=param, code="invalid_type")
     match kind:
         case "missing":
-            message = f"Missing required parameter: '{param}'."
-            return RequestError(message, param=param, code="missing_required_parameter")
-        case checks.UNSUPPORTED_VALUE:
+            return missing_parameter(param)
+        case wire.UNSUPPORTED_VALUE:
             return unsupported_value(cast("str", value), detail["allowed"], param=param)
         case "literal_error":
             allowed = str(detail["expected"]).replace(" or ", ", ").replace("'", "").split(", ")
             return unsupported_value(str(value), allowed, param=param)
-        case checks.WRONG_PREFIX:
+        case wire.WRONG_PREFIX:
             return wrong_prefix(cast("str", value), detail["prefix"], param=param)
-        case checks.ODD_ID:
+        case wire.MALFORMED_ID:
             message = (
                 f"Invalid '{param}': '{echo(cast('str', value))}'. Expected an ID of up to 128 letters, "
                 "numbers, underscores, or dashes, but this value is longer or contains other characters."
             )
             return RequestError(message, param=param, code="invalid_value")
-        case checks.TOO_MANY_PAIRS:
+        case wire.TOO_MANY_PAIRS:
             most, got = detail["most"], detail["got"]
             message = (
                 f"Invalid '{param}': too many properties. Expected an object with at most {most} properties, "
@@ -86,17 +85,22 @@ def _worded(finding: Finding) -> RequestError:
             )
             return RequestError(message, param=param, code="object_above_max_properties")
         case "string_too_long":
-            return _string_too_long(finding["loc"], param, cast("str", value), detail["max_length"])
+            return _string_too_long(violation["loc"], param, cast("str", value), detail["max_length"])
         case "greater_than_equal":
             return _below(param, detail["ge"], value)
         case "less_than_equal":
-            return _above(param, detail["le"], value)
+            return above_maximum(param, detail["le"], value)
         case _:
             return RequestError(f"Invalid '{param}'.", param=param, code="invalid_value")
 
 
+def missing_parameter(param: str) -> RequestError:
+    message = f"Missing required parameter: '{param}'."
+    return RequestError(message, param=param, code="missing_required_parameter")
+
+
 def unsupported_value(value: str, allowed: Sequence[str], *, param: str) -> RequestError:
-    supported = _joined([f"'{one}'" for one in allowed])
+    supported = _enumeration([f"'{option}'" for option in allowed])
     message = f"Invalid value: '{echo(value)}'. Supported values are: {supported}."
     return RequestError(message, param=param, code="invalid_value")
 
@@ -107,7 +111,7 @@ def wrong_prefix(value: str, prefix: str, *, param: str) -> RequestError:
 
 
 def type_name(value: object) -> str:
-    """A JSON value's type as OpenAI's messages name it."""
+    """The JSON type of a value, with the words of OpenAI's messages."""
     match value:
         case None:
             return "null"
@@ -133,7 +137,7 @@ def _below(param: str, least: object, value: object) -> RequestError:
     return RequestError(message, param=param, code="integer_below_min_value")
 
 
-def _above(param: str, most: object, value: object) -> RequestError:
+def above_maximum(param: str, most: object, value: object) -> RequestError:
     message = (
         f"Invalid '{param}': integer above maximum value. "
         f"Expected a value <= {most}, but got {echo(str(value))} instead."
@@ -162,7 +166,7 @@ def _string_too_long(location: Sequence[object], param: str, value: str, most: i
 
 
 def _param(location: Sequence[object]) -> str:
-    """The dotted name a client knows. FastAPI puts 'query' in front; pydantic marks a bad key."""
+    """The dotted name of the parameter, without the prefix of FastAPI and the key mark of pydantic."""
     steps = list(location)
     if steps and steps[0] in {"query", "path", "body", "header"}:
         steps = steps[1:]
@@ -173,7 +177,7 @@ def _param(location: Sequence[object]) -> str:
     )
 
 
-def _joined(words: Sequence[str]) -> str:
+def _enumeration(words: Sequence[str]) -> str:
     if len(words) <= 2:
         return " and ".join(words)
     return ", ".join(words[:-1]) + ", and " + words[-1]

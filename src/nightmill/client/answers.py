@@ -82,14 +82,10 @@ def endpoint_of(path: Path) -> str:
         RequestError: there is none.
     """
     with path.open("rb") as stream:
-        for raw in stream:
-            if not raw.strip():
-                continue
-            endpoint = endpoint_in(raw)
-            if endpoint is None:
-                break
-            return endpoint
-    raise RequestError(f"the first line of {path} names no endpoint in 'url'; name it with --endpoint")
+        url = endpoint_in(next((line for line in stream if line.strip()), b""))
+    if url is None:
+        raise RequestError(f"the first line of {path} names no endpoint in 'url'; name it with --endpoint")
+    return url
 
 
 def _guessed(body: Row) -> str:

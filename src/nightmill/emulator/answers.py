@@ -1,7 +1,7 @@
-"""Endpoint and body in, answer out: pure, and the same bytes each time.
+"""The emulated answer to an endpoint and a body, as a pure function.
 
-Numbers, ids and words come from a hash of the body; embeddings from a hash of each input, so that equal texts
-have equal vectors. Token counts are a quarter of the length.
+Numbers, ids and words are derived from a hash of the body, and embeddings from a hash of each input, so that
+equal texts have equal vectors. Token counts are a quarter of the length.
 """
 
 import base64
@@ -51,7 +51,7 @@ Choices: TypeAlias = Annotated[int, Meta(ge=1, le=128)] | None
 
 
 class Answer(Struct, frozen=True):
-    """What goes over the wire; the content type is always JSON."""
+    """A response; the content type is always JSON."""
 
     status: int
     body: bytes
@@ -116,16 +116,16 @@ class _VideoBody(Struct, frozen=True):
 
 
 class _BadBodyError(Exception):
-    """Becomes a 400; the text is ours."""
+    """Becomes a 400 with this text."""
 
 
 def answer(endpoint: str, body: bytes) -> Answer:
-    """The emulated answer to one request; 400 in OpenAI's envelope when the endpoint can't take the body."""
-    made = _ANSWERS.get(endpoint)
-    if made is None:
+    """The emulated answer to a request; a 400 in OpenAI's envelope when the body is invalid."""
+    answer_of = _ANSWERS.get(endpoint)
+    if answer_of is None:
         return error(404, f"The emulator has no endpoint {endpoint[:100]}.")
     try:
-        return Answer(200, msgspec.json.encode(made(body)))
+        return Answer(200, msgspec.json.encode(answer_of(body)))
     except msgspec.ValidationError as invalid:
         return error(400, f"Invalid body: {invalid}")
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -135,8 +135,8 @@ def answer(endpoint: str, body: bytes) -> Answer:
 
 
 def models() -> bytes:
-    listed = {"id": FINGERPRINT, "object": "model", "created": _CREATED, "owned_by": "nightmill"}
-    return msgspec.json.encode({"object": "list", "data": [listed]})
+    model = {"id": FINGERPRINT, "object": "model", "created": _CREATED, "owned_by": "nightmill"}
+    return msgspec.json.encode({"object": "list", "data": [model]})
 
 
 def error(status: int, message: str, *, code: str | None = None) -> Answer:
@@ -182,18 +182,18 @@ _decode_chat = msgspec.json.Decoder(_ChatBody).decode
 
 
 def _chat(body: bytes) -> dict[str, Any]:
-    asked = _decode_chat(body)
-    _refuse_stream(asked.stream)
+    request = _decode_chat(body)
+    _refuse_stream(request.stream)
     seed = _hash(body)
     text = _text(seed)
-    if asked.response_format is not None and asked.response_format.type != "text":
+    if request.response_format is not None and request.response_format.type != "text":
         text = msgspec.json.encode({"emulated": True, "answer": text}).decode()
-    count = asked.n or 1
+    count = request.n or 1
     return {
         "id": f"chatcmpl-{seed.hex()}",
         "object": "chat.completion",
         "created": _CREATED,
-        "model": asked.model,
+        "model": request.model,
         "choices": [
             {
                 "index": index,
@@ -213,16 +213,16 @@ _decode_completion = msgspec.json.Decoder(_CompletionBody).decode
 
 
 def _completion(body: bytes) -> dict[str, Any]:
-    asked = _decode_completion(body)
-    _refuse_stream(asked.stream)
+    request = _decode_completion(body)
+    _refuse_stream(request.stream)
     seed = _hash(body)
     text = _text(seed)
-    count = len(_inputs(asked.prompt)) * (asked.n or 1)
+    count = len(_inputs(request.prompt)) * (request.n or 1)
     return {
         "id": f"cmpl-{seed.hex()}",
         "object": "text_completion",
         "created": _CREATED,
-        "model": asked.model,
+        "model": request.model,
         "choices": [
             {"index": index, "text": text, "logprobs": None, "finish_reason": "stop"}
             for index in range(count)
@@ -236,8 +236,8 @@ _decode_response = msgspec.json.Decoder(_ResponseBody).decode
 
 
 def _response(body: bytes) -> dict[str, Any]:
-    asked = _decode_response(body)
-    _refuse_stream(asked.stream)
+    request = _decode_response(body)
+    _refuse_stream(request.stream)
     seed = _hash(body)
     text = _text(seed)
     input_tokens, output_tokens = _count_tokens(body), _count_tokens(text)
@@ -249,9 +249,9 @@ def _response(body: bytes) -> dict[str, Any]:
         "background": False,
         "error": None,
         "incomplete_details": None,
-        "instructions": asked.instructions,
+        "instructions": request.instructions,
         "max_output_tokens": None,
-        "model": asked.model,
+        "model": request.model,
         "output": [
             {
                 "id": f"msg_{seed.hex()}",
@@ -285,7 +285,7 @@ def _response(body: bytes) -> dict[str, Any]:
 
 
 def _inputs(given: Inputs) -> list[str | list[int]]:
-    """A text, texts, tokens or lists of tokens: always as a list."""
+    """A text, a list of texts, a list of tokens, or a list of such lists, always as a list."""
     if isinstance(given, str):
         return [given]
     tokens = [token for token in given if isinstance(token, int)]
@@ -308,9 +308,9 @@ _decode_embedding = msgspec.json.Decoder(_EmbeddingBody).decode
 
 
 def _embeddings(body: bytes) -> dict[str, Any]:
-    asked = _decode_embedding(body)
-    vectors = [_vector(given, asked.dimensions or _DIMENSIONS) for given in _inputs(asked.input)]
-    is_base64 = asked.encoding_format == "base64"
+    request = _decode_embedding(body)
+    vectors = [_vector(given, request.dimensions or _DIMENSIONS) for given in _inputs(request.input)]
+    is_base64 = request.encoding_format == "base64"
     tokens = _count_tokens(body)
     return {
         "object": "list",
@@ -322,7 +322,7 @@ def _embeddings(body: bytes) -> dict[str, Any]:
             }
             for index, vector in enumerate(vectors)
         ],
-        "model": asked.model,
+        "model": request.model,
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
     }
 
@@ -335,9 +335,9 @@ _decode_moderation = msgspec.json.Decoder(_ModerationBody).decode
 
 
 def _moderation(body: bytes) -> dict[str, Any]:
-    asked = _decode_moderation(body)
-    texts = [asked.input] if isinstance(asked.input, str) else asked.input
-    # A list of objects is one input of several kinds; a list of texts is several inputs.
+    request = _decode_moderation(body)
+    texts = [request.input] if isinstance(request.input, str) else request.input
+    # A list of objects is a single input of several kinds; a list of texts is several inputs.
     count = len(texts) if all(isinstance(text, str) for text in texts) else 1
     seed = _hash(body)
     result = {
@@ -346,7 +346,7 @@ def _moderation(body: bytes) -> dict[str, Any]:
         "category_scores": {name: byte / 1e6 for name, byte in zip(_CATEGORIES, seed, strict=False)},
         "category_applied_input_types": {name: ["text"] for name in _CATEGORIES},
     }
-    return {"id": f"modr-{seed.hex()}", "model": asked.model, "results": [result] * count}
+    return {"id": f"modr-{seed.hex()}", "model": request.model, "results": [result] * count}
 
 
 _decode_image = msgspec.json.Decoder(_ImageBody).decode
@@ -358,20 +358,22 @@ def _image(body: bytes) -> dict[str, Any]:
 
 
 def _edit(body: bytes) -> dict[str, Any]:
-    asked = _decode_edit(body)
-    if asked.image is msgspec.UNSET and asked.images is msgspec.UNSET:
+    request = _decode_edit(body)
+    if request.image is msgspec.UNSET and request.images is msgspec.UNSET:
         raise _BadBodyError("Missing required parameter: 'image'.")
-    return _images(asked, body)
+    return _images(request, body)
 
 
-def _images(asked: _ImageBody, body: bytes) -> dict[str, Any]:
-    _refuse_stream(asked.stream)
+def _images(request: _ImageBody, body: bytes) -> dict[str, Any]:
+    _refuse_stream(request.stream)
     seed = _hash(body)
-    is_url = (asked.response_format or ("url" if asked.model.startswith("dall-e") else "b64_json")) == "url"
+    is_url = (
+        request.response_format or ("url" if request.model.startswith("dall-e") else "b64_json")
+    ) == "url"
     image = (
         {"url": f"https://emulated.invalid/{seed.hex()}.png"} if is_url else {"b64_json": _base64(_png(seed))}
     )
-    input_tokens, count = _count_tokens(body), asked.n or 1
+    input_tokens, count = _count_tokens(body), request.n or 1
     return {
         "created": _CREATED,
         "data": [image] * count,
@@ -385,7 +387,7 @@ def _images(asked: _ImageBody, body: bytes) -> dict[str, Any]:
 
 
 def _png(seed: bytes) -> bytes:
-    """One pixel; its colour and a text chunk that says where it comes from."""
+    """A PNG of a single pixel, with a text chunk that names the emulator."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return (
@@ -406,7 +408,7 @@ _decode_video = msgspec.json.Decoder(_VideoBody).decode
 
 
 def _video(body: bytes) -> dict[str, Any]:
-    asked = _decode_video(body)
+    request = _decode_video(body)
     return {
         "id": f"video_{_hash(body).hex()}",
         "object": "video",
@@ -414,11 +416,11 @@ def _video(body: bytes) -> dict[str, Any]:
         "completed_at": None,
         "expires_at": None,
         "status": "queued",
-        "model": asked.model,
+        "model": request.model,
         "progress": 0,
-        "prompt": asked.prompt,
-        "seconds": asked.seconds,
-        "size": asked.size,
+        "prompt": request.prompt,
+        "seconds": request.seconds,
+        "size": request.size,
         "error": None,
         "remixed_from_video_id": None,
     }

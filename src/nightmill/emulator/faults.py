@@ -1,7 +1,7 @@
-"""How the emulator misbehaves on order: told at start, never by a request.
+"""Faults that the emulator injects. They are configured at the start, never by a request.
 
-Each fault names a piece of the body it waits for and how often it strikes. The first one in the list that
-fits and is not used up is played; the request is on record either way.
+Each fault has a text to match in the body and a number of uses. The first fault in the list that matches and
+is not used up is injected. Requests with a fault are recorded like all others.
 """
 
 import asyncio
@@ -35,11 +35,11 @@ Kind: TypeAlias = Literal[
 
 
 class Fault(Struct, frozen=True, forbid_unknown_fields=True):
-    """One order.
+    """A fault to inject.
 
-    `match` is a piece of the body ('' fits all). `times` is how many requests it strikes, None all of them.
-    `status`, `headers` and `body` are for `status` and `html`, `location` for `redirect`, `delay_s` for
-    `slow` (before the answer) and `trickle` (between two bytes).
+    `match` is a text in the body ('' matches every body). `times` is the number of requests with the fault,
+    None for all. `status`, `headers` and `body` apply to `status` and `html`, `location` to `redirect`,
+    `delay_s` to `slow` (before the answer) and `trickle` (between two bytes).
     """
 
     fault: Kind
@@ -60,49 +60,49 @@ def read_faults(text: str) -> list[Fault]:
         raise SetupError(f"the emulator's faults can't be read: {invalid}") from None
 
 
-class Orders:
-    """The faults still to be played."""
+class FaultPlan:
+    """The faults that are not used up."""
 
     def __init__(self, faults: Sequence[Fault]) -> None:
         self._faults: list[tuple[Fault, bytes]] = [(fault, fault.match.encode()) for fault in faults]
-        self._left: list[int | None] = [fault.times for fault in faults]
+        self._remaining: list[int | None] = [fault.times for fault in faults]
 
     def next_for(self, body: bytes) -> Fault | None:
-        for place, (fault, piece) in enumerate(self._faults):
-            left = self._left[place]
-            if left == 0 or piece not in body:
+        for index, (fault, match) in enumerate(self._faults):
+            remaining = self._remaining[index]
+            if remaining == 0 or match not in body:
                 continue
-            if left is not None:
-                self._left[place] = left - 1
+            if remaining is not None:
+                self._remaining[index] = remaining - 1
             return fault
         return None
 
 
-class PlainAnswer(Struct, frozen=True):
-    """A fault that is a well-formed answer after all."""
+class FaultyAnswer(Struct, frozen=True):
+    """A fault that is a complete HTTP response."""
 
     status: int
     headers: Mapping[str, str]
     body: bytes
 
 
-def plain(fault: Fault, right: Answer) -> PlainAnswer | None:
-    """The whole answer when the fault lies in it, or None when the connection itself is at fault."""
+def faulty_answer(fault: Fault, answer: Answer) -> FaultyAnswer | None:
+    """The response with the fault, or None for a fault of the connection."""
     match fault.fault:
         case "status":
-            made = error(fault.status, "The emulator fails on order.").body
+            content = error(fault.status, "The emulator fails on order.").body
             headers = {"content-type": "application/json"} | fault.headers
-            return PlainAnswer(fault.status, headers, made if fault.body is None else fault.body.encode())
+            return FaultyAnswer(fault.status, headers, content if fault.body is None else fault.body.encode())
         case "html":
             page = fault.body or "<html><body><h1>A proxy, and not the upstream</h1></body></html>"
-            return PlainAnswer(fault.status, {"content-type": "text/html"} | fault.headers, page.encode())
+            return FaultyAnswer(fault.status, {"content-type": "text/html"} | fault.headers, page.encode())
         case "redirect":
             headers = {"location": fault.location} | fault.headers
-            return PlainAnswer(HTTPStatus.TEMPORARY_REDIRECT, headers, b"")
+            return FaultyAnswer(HTTPStatus.TEMPORARY_REDIRECT, headers, b"")
         case "invalid_json":
-            return PlainAnswer(right.status, {"content-type": "application/json"}, right.body[:-1])
+            return FaultyAnswer(answer.status, {"content-type": "application/json"}, answer.body[:-1])
         case "slow":
-            return PlainAnswer(right.status, {"content-type": "application/json"}, right.body)
+            return FaultyAnswer(answer.status, {"content-type": "application/json"}, answer.body)
         case (
             "hang"
             | "trickle"
@@ -118,52 +118,52 @@ def plain(fault: Fault, right: Answer) -> PlainAnswer | None:
             assert_never(fault.fault)
 
 
-async def break_connection(fault: Fault, right: Answer, transport: asyncio.Transport) -> None:
-    """Plays a fault of the connection, past the HTTP server. Leaves the connection closed or hanging."""
-    half = len(right.body) // 2
+async def break_connection(fault: Fault, answer: Answer, transport: asyncio.Transport) -> None:
+    """Injects a fault of the connection, bypassing the HTTP server. Closes the connection or lets it hang."""
+    half = len(answer.body) // 2
     match fault.fault:
         case "hang":
             return
         case "reset":
             _reset(transport)
         case "reset_midway":
-            transport.write(_head(right, len(right.body)) + right.body[:half])
-            await asyncio.sleep(0.05)  # a reset overtakes what the peer has not read yet
+            transport.write(_head(answer, len(answer.body)) + answer.body[:half])
+            await asyncio.sleep(0.05)  # a reset discards the bytes that the peer has not read
             _reset(transport)
         case "truncate":
-            transport.write(_head(right, len(right.body)) + right.body[:half])
+            transport.write(_head(answer, len(answer.body)) + answer.body[:half])
             transport.close()
         case "short_length":
-            transport.write(_head(right, half) + right.body)
+            transport.write(_head(answer, half) + answer.body)
             transport.close()
         case "close_after":
-            transport.write(_head(right, len(right.body)) + right.body)
+            transport.write(_head(answer, len(answer.body)) + answer.body)
             transport.close()
         case "broken_chunks":
             head = b"HTTP/1.1 %d OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
-            transport.write(head % right.status + b"%x\r\n%s\r\nxyz\r\n" % (half, right.body[:half]))
+            transport.write(head % answer.status + b"%x\r\n%s\r\nxyz\r\n" % (half, answer.body[:half]))
             transport.close()
         case "trickle":
-            transport.write(_head(right, len(right.body)))
-            for place in range(len(right.body)):
+            transport.write(_head(answer, len(answer.body)))
+            for index in range(len(answer.body)):
                 if transport.is_closing():
                     return
-                transport.write(right.body[place : place + 1])
+                transport.write(answer.body[index : index + 1])
                 await asyncio.sleep(fault.delay_s)
             transport.close()
         case _:
-            raise AssertionError(f"{fault.fault} is a whole answer")
+            raise AssertionError(f"{fault.fault} is a complete response")
 
 
-def _head(right: Answer, length: int) -> bytes:
+def _head(answer: Answer, length: int) -> bytes:
     return b"HTTP/1.1 %d OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % (
-        right.status,
+        answer.status,
         length,
     )
 
 
 def _reset(transport: asyncio.Transport) -> None:
-    """Closes with RST instead of FIN."""
+    """Closes the connection with RST instead of FIN."""
     connection: socket.socket = transport.get_extra_info("socket")
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     transport.abort()

@@ -16,7 +16,7 @@ from pathlib import Path
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from nightmill.emulator.app import TRANSPORT, emulator_app
+from nightmill.emulator.asgi import TRANSPORT, emulator_app
 from nightmill.emulator.faults import read_faults
 from nightmill.errors import SetupError
 

@@ -154,11 +154,9 @@ def _run_settings(settings: Settings, folder: Path) -> Settings:
 
 def _endpoint_of_first_line(path: Path) -> str:
     with path.open("rb") as file:
-        for line in file:
-            if line.strip():
-                break
-        else:
-            raise RequestError(f"{path} holds no request line")
+        line = next((line for line in file if line.strip()), None)
+    if line is None:
+        raise RequestError(f"{path} holds no request line")
     url = endpoint_in(line)
     if url not in ENDPOINTS:
         message = (

@@ -1,4 +1,4 @@
-"""Is an input file one the batch can run? One line, the custom_ids of all lines, the whole file."""
+"""Validation of input files: a single line, the custom_ids of all lines, the whole file."""
 
 from nightmill.validation.input_file import DuplicatePass, InputValidator, ValidationResult
 from nightmill.validation.line_rules import InputRules, LineChecker

@@ -1,8 +1,8 @@
-"""Which custom_ids come twice, at eight bytes a line.
+"""Finds repeated custom_ids with eight bytes of memory for each line.
 
-A first look keeps a 64-bit hash of each custom_id and says which hashes came more than once. Only when there
-are any, a second look over the lines compares the ids themselves, by a digest. Promise: exact, whatever the
-hash does. Python's own string hash is keyed per process, so a caller can't aim for collisions. No I/O.
+The first pass keeps a 64-bit hash of each custom_id and finds the repeated hashes. Only if there are any, a
+second pass over the lines compares digests of the ids. The result is exact for any hash function. Python's
+string hash is keyed for each process, so a client cannot provoke collisions. This module does no I/O.
 """
 
 from array import array
@@ -13,11 +13,11 @@ from hashlib import blake2b
 
 _BUCKETS = 256
 _DIGEST_BYTES = 16
-_NOT_SEEN = bytes(_DIGEST_BYTES)
+_UNSET = bytes(_DIGEST_BYTES)
 
 
 class CustomIds:
-    """The first look. `hash_of` may be any function from text to a signed 64-bit number."""
+    """The first pass. `hash_of` is any function from a text to a signed 64-bit number."""
 
     def __init__(self, hash_of: Callable[[str], int] = hash) -> None:
         self._hash_of = hash_of
@@ -27,8 +27,8 @@ class CustomIds:
         number = self._hash_of(custom_id)
         self._buckets[number % _BUCKETS].append(number)
 
-    def suspects(self) -> "Suspects":
-        """Ends the first look and gives its memory back bucket by bucket."""
+    def repeated_hashes(self) -> "RepeatedHashes":
+        """Ends the first pass and frees its memory bucket by bucket."""
         repeats = 0
         hashes: list[array[int]] = []
         for place, bucket in enumerate(self._buckets):
@@ -39,11 +39,11 @@ class CustomIds:
             if distinct < len(bucket):
                 twice = sorted(number for number, times in Counter(bucket).items() if times > 1)
             hashes.append(array("q", twice))
-        return Suspects(hashes, repeats, self._hash_of)
+        return RepeatedHashes(hashes, repeats, self._hash_of)
 
 
-class Suspects:
-    """The second look. `repeats` is how many lines have a hash that an earlier line has."""
+class RepeatedHashes:
+    """The second pass. `repeats` is the number of lines with the hash of an earlier line."""
 
     def __init__(self, hashes: "list[array[int]]", repeats: int, hash_of: Callable[[str], int]) -> None:
         self.repeats = repeats
@@ -53,7 +53,7 @@ class Suspects:
         self._others: dict[int, set[bytes]] = {}
 
     def is_repeat(self, custom_id: str) -> bool:
-        """Whether the same id was asked about before. Ask once for each line, in order."""
+        """Whether an earlier call had the same id. Call once for each line, in order."""
         number = self._hash_of(custom_id)
         bucket = self._hashes[number % _BUCKETS]
         place = bisect_left(bucket, number)
@@ -63,7 +63,7 @@ class Suspects:
         span = slice(place * _DIGEST_BYTES, (place + 1) * _DIGEST_BYTES)
         known = bytes(digests[span])
         digest = blake2b(custom_id.encode("utf-8", "surrogatepass"), digest_size=_DIGEST_BYTES).digest()
-        if known == _NOT_SEEN:
+        if known == _UNSET:
             digests[span] = digest
             return False
         if known == digest:

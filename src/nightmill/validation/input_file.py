@@ -1,8 +1,8 @@
-"""A whole input file, fed in pieces of any size: its line index, or everything that is wrong with it.
+"""Validates a whole input file, given in chunks of any size: makes its line index and finds its errors.
 
-Promise: memory does not follow the size of the file (eight bytes a line, and at most one line is held); lines
-end at `\\n` bytes only; line numbers are physical and start at 1; a byte order mark, CRLF, blank lines and a
-missing last line break are fine. Not its duty: where the bytes come from and where the index goes. No I/O.
+Memory use is eight bytes for each line plus at most a single line. Lines end at `\\n` bytes only. Line
+numbers are physical and start at 1. A byte order mark, CRLF, blank lines and a missing last line break are
+valid. This module does no I/O: the caller reads the bytes and stores the index.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from io import BytesIO
 from nightmill.core.batch import LineError
 from nightmill.core.json_text import BOM
 from nightmill.core.segment import pack_line
-from nightmill.validation.custom_ids import CustomIds, Suspects
+from nightmill.validation.custom_ids import CustomIds, RepeatedHashes
 from nightmill.validation.line_rules import InputRules, LineChecker, duplicate_custom_id
 
 _NOT_TEXT = (
@@ -27,7 +27,7 @@ _BEGINNING_BYTES = max(len(beginning) for beginning, _ in _NOT_TEXT)
 
 @dataclass(frozen=True, slots=True)
 class ValidationResult:
-    """What an validator found. `model` is None when the lines name none or several."""
+    """The result of a validation. `model` is None when the lines name no model or several."""
 
     total: int
     model: str | None
@@ -35,9 +35,9 @@ class ValidationResult:
 
 
 class InputValidator:
-    """The first look at every line. Feed the whole file to `take`, then call `finish`.
+    """The first pass over every line. Pass the whole file to `take`, then call `finish`.
 
-    `is_over` turns true when nothing behind can change the findings; feeding may stop then.
+    `is_over` becomes true when further bytes cannot change the result; the caller can stop early.
     """
 
     def __init__(self, rules: InputRules) -> None:
@@ -53,7 +53,7 @@ class InputValidator:
         self._bad_lines = 0
 
     def take(self, chunk: bytes) -> bytes:
-        """The index records of the lines that ended in `chunk`."""
+        """The index records of the lines that end in `chunk`."""
         if self._beginning is not None:
             chunk = self._beginning + chunk
             if len(chunk) < _BEGINNING_BYTES:
@@ -63,7 +63,7 @@ class InputValidator:
         return self._index(self._lines.feed(chunk))
 
     def finish(self) -> bytes:
-        """The index records of the last lines: one has no line break, or the file is a few bytes long."""
+        """The index records of the last lines: a line without a line break, or a file of a few bytes."""
         records = self._begin(self._beginning) if self._beginning else b""
         if not self.is_over:
             records += self._index(self._lines.rest())
@@ -77,9 +77,9 @@ class InputValidator:
         return records
 
     def duplicate_pass(self) -> "DuplicatePass | None":
-        """None when no custom_id can have come twice; else feed it the whole file. Ask once, at the end."""
-        suspects = self._custom_ids.suspects()
-        return DuplicatePass(self._rules, suspects) if suspects.repeats else None
+        """The second pass over the file, or None when no custom_id is repeated. Call once, at the end."""
+        repeated_hashes = self._custom_ids.repeated_hashes()
+        return DuplicatePass(self._rules, repeated_hashes) if repeated_hashes.repeats else None
 
     def result(self, duplicate_pass: "DuplicatePass | None" = None) -> ValidationResult:
         repeats = duplicate_pass.errors if duplicate_pass else []
@@ -105,28 +105,30 @@ class InputValidator:
 
     def _index(self, lines: "Iterator[tuple[int, int, bytes | None]]") -> bytes:
         check, add, listed = self._checker.check, self._custom_ids.add, self._rules.listed_errors
-        most, total, bad_lines = self._rules.lines_per_file, self._total, self._bad_lines
+        max_lines, total, bad_lines = self._rules.lines_per_file, self._total, self._bad_lines
         records: list[bytes] = []
         for number, offset, line in lines:
             if line is None:
-                found = _too_long(number, self._rules.line_bytes)
+                result = _too_long(number, self._rules.line_bytes)
             elif line.isspace():
                 continue
             else:
-                found = check(line, number)
-            if total + bad_lines >= most:
-                message = f"The input file holds more than {most} requests; one batch may hold {most}."
+                result = check(line, number)
+            if total + bad_lines >= max_lines:
+                message = (
+                    f"The input file holds more than {max_lines} requests; one batch may hold {max_lines}."
+                )
                 self._refuse_file("too_many_tasks", message)
                 break
-            if isinstance(found, str):
-                add(found)
+            if isinstance(result, str):
+                add(result)
                 assert line is not None
                 records.append(pack_line(offset, len(line) - 1, total))
                 total += 1
             else:
                 bad_lines += 1
                 if bad_lines <= listed:
-                    self._line_errors.append(found)
+                    self._line_errors.append(result)
         self._total, self._bad_lines = total, bad_lines
         return b"".join(records)
 
@@ -136,22 +138,22 @@ class InputValidator:
 
 
 class DuplicatePass:
-    """Compares the custom_ids whose hashes came twice. Feed it the same file as the validator it came from.
+    """The second pass: compares the custom_ids with repeated hashes. Pass the same file as to the validator.
 
-    `errors` lists the repeats found, `repeats` counts them all.
+    `errors` lists the repeats up to the limit, `repeats` counts all of them.
     """
 
-    def __init__(self, rules: InputRules, suspects: Suspects) -> None:
+    def __init__(self, rules: InputRules, repeated_hashes: RepeatedHashes) -> None:
         self.is_over = False
         self.errors: list[LineError] = []
         self._rules = rules
         self._checker = LineChecker(rules)
         self._lines = _LineReader(rules.line_bytes)
-        self._suspects = suspects
+        self._repeated_hashes = repeated_hashes
 
     @property
     def repeats(self) -> int:
-        return max(self._suspects.repeats, len(self.errors)) if self.is_over else len(self.errors)
+        return max(self._repeated_hashes.repeats, len(self.errors)) if self.is_over else len(self.errors)
 
     def take(self, chunk: bytes) -> None:
         self._compare(self._lines.feed(chunk))
@@ -164,28 +166,28 @@ class DuplicatePass:
         for number, _, line in lines:
             if line is None or line.isspace():
                 continue
-            found = self._checker.check(line, number)
-            if isinstance(found, str) and self._suspects.is_repeat(found):
-                self.errors.append(duplicate_custom_id(found, number))
+            result = self._checker.check(line, number)
+            if isinstance(result, str) and self._repeated_hashes.is_repeat(result):
+                self.errors.append(duplicate_custom_id(result, number))
                 if len(self.errors) == self._rules.listed_errors:
                     self.is_over = True
                     return
 
 
 class _LineReader:
-    """Number, offset and bytes of every line, its line break included; None for one that is too long."""
+    """Number, offset and bytes of every line, with its line break; None instead of too long a line."""
 
     def __init__(self, line_bytes: int) -> None:
         self._line_bytes = line_bytes
         self._number = 0
         self._offset = 0
-        self._begun = bytearray()
+        self._unfinished = bytearray()
         self._skipped_bytes = 0
 
     def feed(self, chunk: bytes) -> Iterator[tuple[int, int, bytes | None]]:
         end = chunk.rfind(b"\n") + 1
         if not end:
-            self._hold(chunk)
+            self._keep(chunk)
             return
         start = 0
         if self._skipped_bytes:
@@ -194,40 +196,40 @@ class _LineReader:
             yield self._number, self._offset, None
             self._offset += self._skipped_bytes + start
             self._skipped_bytes = 0
-        elif self._begun:
+        elif self._unfinished:
             start = chunk.find(b"\n") + 1
-            yield from self._whole(bytes(self._begun + chunk[:start]))
-            self._begun = bytearray()
+            yield from self._whole(bytes(self._unfinished + chunk[:start]))
+            self._unfinished = bytearray()
         yield from self._whole(chunk[start:end])
-        self._hold(chunk[end:])
+        self._keep(chunk[end:])
 
     def rest(self) -> Iterator[tuple[int, int, bytes | None]]:
         if self._skipped_bytes:
             yield self._number + 1, self._offset, None
-        elif self._begun:
-            yield from self._whole(bytes(self._begun) + b"\n")
+        elif self._unfinished:
+            yield from self._whole(bytes(self._unfinished) + b"\n")
 
     def _whole(self, text: bytes) -> Iterator[tuple[int, int, bytes | None]]:
-        number, offset, most = self._number, self._offset, self._line_bytes + 1
+        number, offset, max_bytes = self._number, self._offset, self._line_bytes + 1
         for line in BytesIO(text):
             number += 1
             length_bytes = len(line)
             if number == 1 and line.startswith(BOM):
-                line = line.removeprefix(BOM)  # noqa: PLW2901 - the line is what is left of it
+                line = line.removeprefix(BOM)  # noqa: PLW2901 - the line without the mark
                 offset += len(BOM)
                 length_bytes -= len(BOM)
-            yield number, offset, line if length_bytes <= most else None
+            yield number, offset, line if length_bytes <= max_bytes else None
             offset += length_bytes
         self._number, self._offset = number, offset
 
-    def _hold(self, text: bytes) -> None:
+    def _keep(self, text: bytes) -> None:
         if self._skipped_bytes:
             self._skipped_bytes += len(text)
             return
-        self._begun += text
-        if len(self._begun) > self._line_bytes + len(BOM):
-            self._skipped_bytes = len(self._begun)
-            self._begun = bytearray()
+        self._unfinished += text
+        if len(self._unfinished) > self._line_bytes + len(BOM):
+            self._skipped_bytes = len(self._unfinished)
+            self._unfinished = bytearray()
 
 
 def _too_long(number: int, line_bytes: int) -> LineError:

@@ -1,8 +1,8 @@
-"""Is one raw line of an input file a request the batch can run (docs/openai-behaviour.md 3.1, 4.3)?
+"""Validates a raw line of an input file (docs/openai-behaviour.md 3.1, 4.3).
 
-Promise: what passes here, `line.slice_line` cuts and any JSON parser reads; a line that fails gets one error,
-the first in the order custom_id, method, url, body. Not its duty: what only the model server can judge
-(bad types and values inside the body), and whether a custom_id comes twice (`custom_ids`). No I/O.
+`request_line.slice_line` and every JSON parser can read a valid line. An invalid line gets a single error,
+the first in the order custom_id, method, url, body. Only the model server checks types and values inside the
+body; `custom_ids` finds repeated custom_ids. This module does no I/O.
 """
 
 from collections.abc import Collection
@@ -27,11 +27,11 @@ _FAMILY = {
     "/v1/images/edits": "Image Edits",
     "/v1/videos": "Videos",
 }
-# A message quotes at most so much of what the caller wrote: a custom_id may be megabytes long.
-_QUOTED_LETTERS = 200
-# So many openers are looked for one by one before all are counted: most lines have fewer, and finding skips
-# over text an order of magnitude faster than counting.
-_OPENERS_SOUGHT = 12
+# The limit for quoted text in a message: a custom_id may be megabytes long.
+_QUOTED_CHARACTERS = 200
+# The number of brackets to find singly before counting all: most lines have fewer, and `find` skips text an
+# order of magnitude faster than `count`.
+_OPENERS_SEARCHED = 12
 _LINE_MEMBERS = ("custom_id", "method", "url", "body")
 _BODY_MEMBERS = ("model", "messages", "input", "stream")
 _NULL = msgspec.Raw(b"null")
@@ -39,7 +39,7 @@ _NULL = msgspec.Raw(b"null")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputRules:
-    """What the lines of one input file have to keep. No `models` means: any model."""
+    """The rules for the lines of an input file. Empty `models` allow any model."""
 
     endpoint: str
     models: Collection[str] = ()
@@ -88,8 +88,8 @@ _embedding_decoder = msgspec.json.Decoder(_EmbeddingLine)
 _plain_decoder = msgspec.json.Decoder(_PlainLine)
 
 
-class _RefusedError(Exception):
-    """Carries the reason out of the checks of one line."""
+class _InvalidLineError(Exception):
+    """The reason why a line is invalid."""
 
     def __init__(self, code: str, message: str, param: str | None = None) -> None:
         super().__init__(message)
@@ -99,9 +99,9 @@ class _RefusedError(Exception):
 
 
 class LineChecker:
-    """Checks the lines of one file, in order.
+    """Checks the lines of a file, in order.
 
-    `models` are those of the lines that passed so far, `embedding_inputs` how many inputs those lines hold.
+    `models` and `embedding_inputs` are the models and the number of inputs of the valid lines so far.
     """
 
     def __init__(self, rules: InputRules) -> None:
@@ -119,10 +119,9 @@ class LineChecker:
                 self._decode = _plain_decoder.decode
 
     def check(self, raw: bytes, number: int) -> str | LineError:
-        """The decoded custom_id, or what is wrong with the line.
+        """The decoded custom_id, or the error of the line.
 
-        One pass decides for nearly every good line; whatever it does not like is looked at again, slowly, and
-        only that second look decides what is an error and which.
+        A fast check accepts nearly every valid line. A slow check of the remaining lines decides on errors.
         """
         try:
             if not raw.isascii():
@@ -159,8 +158,8 @@ class LineChecker:
             if body[:1] != b"{":
                 _refuse_type("body", "an object", body)
             self._examine_body(json_text.members(body, *_BODY_MEMBERS))
-        except _RefusedError as refused:
-            return LineError(refused.code, refused.message, refused.param, number)
+        except _InvalidLineError as error:
+            return LineError(error.code, error.message, error.param, number)
         return custom_id
 
     def _fields(self, raw: bytes) -> dict[str, bytes]:
@@ -196,21 +195,21 @@ class LineChecker:
         if self._counts_inputs and body.get("input", b"null") == b"null":
             _refuse("invalid_request", "Input parameter is required.", "body.input")
         if model is not None:
-            self._admit(model)
+            self._accept_model(model)
         if self._counts_inputs:
             self.embedding_inputs += _embedding_inputs(body["input"])
 
     def _model(self, body: dict[str, bytes]) -> str | None:
-        told = body.get("model", b"null")
-        if told in (b"null", b'""'):
+        value = body.get("model", b"null")
+        if value in (b"null", b'""'):
             if self._rules.endpoint in _MODEL_REQUIRED:
                 _refuse("invalid_request", "Model parameter is required.", "body.model")
             return None
-        if told[:1] != b'"':
-            _refuse_type("body.model", "a string", told)
-        return json_text.string(told)
+        if value[:1] != b'"':
+            _refuse_type("body.model", "a string", value)
+        return json_text.string(value)
 
-    def _admit(self, model: str) -> None:
+    def _accept_model(self, model: str) -> None:
         rules = self._rules
         if rules.models and model not in rules.models:
             message = f"The provided model '{_quoted(model)}' is not supported by the Batch API."
@@ -229,7 +228,7 @@ class LineChecker:
 
 
 def duplicate_custom_id(custom_id: str, number: int) -> LineError:
-    """The error of a line whose custom_id an earlier line has."""
+    """The error of a line with the custom_id of an earlier line."""
     message = (
         f"The custom_id '{_quoted(custom_id)}' for this request is a duplicate of another request. "
         "The custom_id parameter must be unique for each request in a batch."
@@ -238,7 +237,7 @@ def duplicate_custom_id(custom_id: str, number: int) -> LineError:
 
 
 def _refuse(code: str, message: str, param: str | None = None) -> NoReturn:
-    raise _RefusedError(code, message, param)
+    raise _InvalidLineError(code, message, param)
 
 
 def _refuse_type(param: str, expected: str, got: bytes) -> NoReturn:
@@ -260,26 +259,26 @@ def _text(fields: dict[str, bytes], name: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Short, and without what a JSON answer or a terminal can't hold."""
-    short = text if len(text) <= _QUOTED_LETTERS else text[:_QUOTED_LETTERS] + "…"
+    """The text, shortened, with lone surrogates escaped."""
+    short = text if len(text) <= _QUOTED_CHARACTERS else text[:_QUOTED_CHARACTERS] + "…"
     return short.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _has_more_openers(raw: bytes, nesting: int) -> bool:
-    """False is certain: the line can't nest deeper. True asks for an exact look."""
-    sought = 0
+    """False proves that the line is not nested deeper than `nesting`; True needs an exact check."""
+    count = 0
     for opener in (b"{", b"["):
         at = raw.find(opener)
         while at >= 0:
-            sought += 1
-            if sought == _OPENERS_SOUGHT:
+            count += 1
+            if count == _OPENERS_SEARCHED:
                 return raw.count(b"{") + raw.count(b"[") > nesting
             at = raw.find(opener, at + 1)
-    return sought > nesting
+    return count > nesting
 
 
 def _embedding_inputs(text: bytes) -> int:
-    """How many inputs an `input` holds: a text, a list of texts, a list of tokens, or a list of those."""
+    """The number of inputs in `input`: a text, a list of texts, a list of tokens, or a list of such lists."""
     first = text[1:].lstrip()[:1] if text[:1] == b"[" else b""
     match first:
         case b'"':

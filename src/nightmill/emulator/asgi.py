@@ -1,4 +1,4 @@
-"""The emulator as a bare ASGI app: reads a request, puts it on record, answers."""
+"""The emulator as an ASGI app: reads a request, records it, and responds with an answer or a fault."""
 
 import asyncio
 import os
@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from nightmill.core.batch import ENDPOINTS
 from nightmill.emulator.answers import FINGERPRINT, Answer, answer, error, models
-from nightmill.emulator.faults import Fault, Orders, break_connection, plain
+from nightmill.emulator.faults import Fault, FaultPlan, break_connection, faulty_answer
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Message: TypeAlias = MutableMapping[str, Any]
@@ -32,15 +32,16 @@ def emulator_app(*, delay_s: float = 0.0, record: Path | None = None, faults: Se
     """The app.
 
     Args:
-        delay_s: waits before each answer of an endpoint.
-        record: gets one line for each request as soon as its body is read: the marker found in the body
-            (`marker:` and letters, digits, '.', '_', '-') or else a hash of it. A request with the header
-            `x-emulator-sender` has that and the monotonic time behind it. A whole answer names its line by
-            number, from 1, as `x-request-id: emulated-<number>`: so it is known which attempt it answers.
-        faults: how to misbehave, in order.
+        delay_s: the wait before each answer of an endpoint, in seconds.
+        record: a file that gets a line for each request once its body is read: the marker in the body
+            (`marker:` and letters, digits, '.', '_', '-'), or else a hash of the body. For a request with the
+            header `x-emulator-sender`, the line continues with its value and the monotonic time. A complete
+            answer has the header `x-request-id: emulated-<number>` with the number of its line, from 1, which
+            identifies the attempt.
+        faults: the faults to inject, in order.
     """
-    orders = Orders(faults)
-    # Lives as long as the process; one write per request, so that a kill loses nothing that was answered.
+    plan = FaultPlan(faults)
+    # Open until the process exits. Each request is a single write, so a kill loses no answered request.
     log = None if record is None else os.open(record, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC)
 
     numbers = count(1 if record is None else 1 + record.read_bytes().count(b"\n"))
@@ -53,43 +54,43 @@ def emulator_app(*, delay_s: float = 0.0, record: Path | None = None, faults: Se
             return
         path: str = scope["path"]
         if scope["method"] != "POST" or path not in ENDPOINTS:
-            await _send(send, _other(scope["method"], path, body))
+            await _send(send, _other_answer(scope["method"], path, body))
             return
-        own: Headers = ()
+        extra: Headers = ()
         if log is not None:
-            os.write(log, _line(body, scope))
-            own = ((b"x-request-id", b"emulated-%d" % next(numbers)),)
-        right = answer(path, body)
-        fault = orders.next_for(body)
+            os.write(log, _record_line(body, scope))
+            extra = ((b"x-request-id", b"emulated-%d" % next(numbers)),)
+        intact = answer(path, body)
+        fault = plan.next_for(body)
         if delay_s > 0:
             await asyncio.sleep(delay_s)
         if fault is None:
-            await _send(send, right, own)
+            await _send(send, intact, extra)
             return
         if fault.fault == "slow":
             await asyncio.sleep(fault.delay_s)
-        made = plain(fault, right)
-        if made is not None:
-            headers = [(name.encode(), value.encode()) for name, value in made.headers.items()]
-            await _send_raw(send, made.status, [*headers, *own], made.body)
+        response = faulty_answer(fault, intact)
+        if response is not None:
+            headers = [(name.encode(), value.encode()) for name, value in response.headers.items()]
+            await _send_raw(send, response.status, [*headers, *extra], response.body)
             return
-        await break_connection(fault, right, scope["extensions"][TRANSPORT])
+        await break_connection(fault, intact, scope["extensions"][TRANSPORT])
         while (await receive())["type"] != "http.disconnect":
             pass
 
     return app
 
 
-def _line(body: bytes, scope: Scope) -> bytes:
-    found = _MARKER.search(body)
-    marker = blake2b(body, digest_size=8).hexdigest().encode() if found is None else found[1]
+def _record_line(body: bytes, scope: Scope) -> bytes:
+    match = _MARKER.search(body)
+    marker = blake2b(body, digest_size=8).hexdigest().encode() if match is None else match[1]
     for name, value in scope["headers"]:
         if name == SENDER:
             return b"%s %s %.6f\n" % (marker, value, monotonic())
     return marker + b"\n"
 
 
-def _other(method: str, path: str, body: bytes) -> Answer:
+def _other_answer(method: str, path: str, body: bytes) -> Answer:
     match method, path:
         case "GET", "/v1/models":
             return Answer(200, models())
@@ -104,7 +105,7 @@ def _other(method: str, path: str, body: bytes) -> Answer:
 
 
 async def _body_of(receive: Receive) -> bytes | None:
-    """None when the client left in the middle."""
+    """The body, or None when the client disconnected before its end."""
     message = await receive()
     body: bytes = message.get("body", b"")
     if not message.get("more_body", False):
@@ -118,8 +119,8 @@ async def _body_of(receive: Receive) -> bytes | None:
     return b"".join(pieces)
 
 
-async def _send(send: Send, made: Answer, own: Headers = ()) -> None:
-    await _send_raw(send, made.status, (*_HEADERS, *own), made.body)
+async def _send(send: Send, response: Answer, extra: Headers = ()) -> None:
+    await _send_raw(send, response.status, (*_HEADERS, *extra), response.body)
 
 
 async def _send_raw(send: Send, status: int, headers: Headers, body: bytes) -> None:
