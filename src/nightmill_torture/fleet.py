@@ -48,7 +48,7 @@ async def open_fleet(
         links = await storage.open_links(stack)
         made = Member(
             command(port),
-            environment={**outside, **storage.environment, **on_ray, **links.environment},
+            environment={**outside, **storage.environment, **ray_environment, **links.environment},
             log=plan.folder / f"{name}.log",
             name=name,
             links=links,
@@ -64,12 +64,12 @@ async def open_fleet(
         return work_command(upstream=upstream, **asking)
 
     async with AsyncExitStack() as stack:
-        ray, on_ray = None, dict[str, str]()
+        ray, ray_environment = None, dict[str, str]()
         if plan.engine == "ray":
             ray = await stack.enter_async_context(
                 ray_cluster(plan.folder, nodes=plan.nodes, cpus=plan.workers_per_member, environment=outside)
             )
-            on_ray = _on_ray(plan, ray)
+            ray_environment = _ray_environment(plan, ray)
         ports = [free_port() for _ in range(plan.servers)]
         servers = [await member(server_name(place), serve, port=port) for place, port in enumerate(ports)]
         hosts = [await member(host_name(place), work) for place in range(plan.worker_hosts)]
@@ -79,7 +79,7 @@ async def open_fleet(
         yield Fleet(servers, hosts, ray, port)
 
 
-def _on_ray(plan: Plan, ray: RayCluster) -> dict[str, str]:
+def _ray_environment(plan: Plan, ray: RayCluster) -> dict[str, str]:
     """Settings of a worker host that starts its workers on the cluster and holds the other roles itself."""
     return {
         "NIGHTMILL_ENGINE": "ray",

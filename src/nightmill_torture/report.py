@@ -59,9 +59,9 @@ def rows(report: Report) -> Iterator[tuple[str, str]]:
         if count := report.faults[fault]:
             yield fault.title, f"{count}{_simulated(report, fault)}"
     if plan.is_fleet:
-        on_ray = f" on {plan.nodes} Ray nodes" if plan.engine == "ray" else ""
+        nodes = f" on {plan.nodes} Ray nodes" if plan.engine == "ray" else ""
         hosts = f"{plan.worker_hosts} worker hosts with {plan.workers_per_member} workers each"
-        yield "fleet", f"{plan.servers} API servers, {hosts}{on_ray}"
+        yield "fleet", f"{plan.servers} API servers, {hosts}{nodes}"
     else:
         yield "failpoints reached", f"{len(report.points)} of {len(FAILPOINTS)}"
     yield "batches, lines", f"{report.batches}, {report.lines:,}"

@@ -13,8 +13,7 @@ _DEEPEST = 900
 
 
 def fault_of(index: bytes, *, total: int, input_bytes: int) -> str | None:
-    """Why the records cannot be the index of `total` lines in an input of `input_bytes`; None when they can.
-    """
+    """Why the records cannot index `total` lines of an input of `input_bytes`; None when they can."""
     if len(index) != total * INDEX_RECORD_BYTES:
         return f"it has {len(index)} bytes, not {total} records of {INDEX_RECORD_BYTES}"
     seen = bytearray(total)

@@ -194,8 +194,7 @@ class Client:
         timeout_s: float | None = None,
         on_change: Callable[[Batch], None] | None = None,
     ) -> Iterator[Answer]:
-        """Sends rows, waits with a progress bar, and returns their answers: `submit`, `wait` and `answers`.
-        """
+        """Sends rows, waits with a progress bar and returns the answers: `submit`, `wait`, `answers`."""
         batch = self.submit(
             rows, endpoint=endpoint, model=model, completion_window=completion_window, metadata=metadata
         )

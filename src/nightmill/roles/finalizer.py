@@ -30,9 +30,9 @@ from nightmill.settings import Settings
 from nightmill.store import BatchLease, SliceLease, Store
 from nightmill.telemetry import BatchMoved, Emit
 
-_DUTY_TTL_S = 60.0
+_LEASE_TTL_S = 60.0
 _WAIT_S = 1.0
-_FIRST_DUTY_TOKEN = 2  # intake held the batch under the first token
+_FIRST_LEASE_TOKEN = 2  # intake held the batch under the first token
 _MIN_SLICES = 2
 
 
@@ -74,29 +74,29 @@ class Finalizer:
         """Finishes at most one batch or slice. Returns the seconds until the next turn."""
         await self._close_settled_batches()
         # Batches and slices take turns, so that neither many small batches nor a huge batch delays the rest.
-        takes = (self._take_duty, self._take_slice)
+        takes = (self._take_batch, self._take_slice)
         for take in reversed(takes) if self._is_slice_next else takes:
             if await take():
                 return 0
         return _WAIT_S
 
-    async def _take_duty(self) -> bool:
-        duty = await self._store.batch_leases.lease(
-            (Status.FINALIZING, Status.CANCELLING), self._worker_id, ttl_s=_DUTY_TTL_S
+    async def _take_batch(self) -> bool:
+        lease = await self._store.batch_leases.lease(
+            (Status.FINALIZING, Status.CANCELLING), self._worker_id, ttl_s=_LEASE_TTL_S
         )
-        if duty is None:
+        if lease is None:
             return False
-        await self._under(self._finalize(duty), lambda: self._store.batch_leases.release(duty))
+        await self._under(self._finalize(lease), lambda: self._store.batch_leases.release(lease))
         self._is_slice_next = self._has_seen_slices
         return True
 
     async def _take_slice(self) -> bool:
         self._is_slice_next = False
-        duty = await self._store.slices.lease(self._worker_id, ttl_s=_DUTY_TTL_S)
-        self._has_seen_slices = duty is not None
-        if duty is None:
+        lease = await self._store.slices.lease(self._worker_id, ttl_s=_LEASE_TTL_S)
+        self._has_seen_slices = lease is not None
+        if lease is None:
             return False
-        await self._under(self._join_slice(duty), lambda: self._store.slices.release(duty))
+        await self._under(self._join_slice(lease), lambda: self._store.slices.release(lease))
         return True
 
     async def _under(self, work: Awaitable[None], release: Callable[[], Awaitable[object]]) -> None:
@@ -119,33 +119,33 @@ class Finalizer:
                 failpoint("finalizer.settled")
                 self._emit(BatchMoved(after))
 
-    async def _finalize(self, duty: BatchLease) -> None:
+    async def _finalize(self, lease: BatchLease) -> None:
         failpoint("finalizer.leased")
-        if duty.is_sliced:
-            await self._publish_slices(duty)
+        if lease.is_sliced:
+            await self._publish_slices(lease)
             return
-        pages = Pages(self._store, duty.batch)
-        slices = self._slices(duty.batch, await pages.peek()) if duty.index_blob_key else []
+        pages = Pages(self._store, lease.batch)
+        slices = self._slices(lease.batch, await pages.peek()) if lease.index_blob_key else []
         if slices:
-            await self._cut(duty, slices)
+            await self._cut(lease, slices)
         else:
-            await self._join_whole(duty, pages)
+            await self._join_whole(lease, pages)
 
     # --- a batch as a whole --------------------------------------------------------------------------
 
-    async def _join_whole(self, duty: BatchLease, pages: Pages) -> None:
-        batch = duty.batch
-        output, error = self._new_files(batch, duty.token, first_token=_FIRST_DUTY_TOKEN)
+    async def _join_whole(self, lease: BatchLease, pages: Pages) -> None:
+        batch = lease.batch
+        output, error = self._new_files(batch, lease.token, first_token=_FIRST_LEASE_TOKEN)
         joined = Joined(Tally(), 0, 0)
-        if duty.index_blob_key:
+        if lease.index_blob_key:
             joined = await self._joiner.join(
                 batch,
-                duty.index_blob_key,
+                lease.index_blob_key,
                 pages,
                 output=output,
                 error=error,
-                renew=lambda: self._store.batch_leases.renew(duty),
-                renew_s=duty.ttl_s / 4,
+                renew=lambda: self._store.batch_leases.renew(lease),
+                renew_s=lease.ttl_s / 4,
             )
         _check_count(batch, joined.lines)
         ttl_s = await self._ttl_s(batch)
@@ -156,7 +156,7 @@ class Finalizer:
         }
         after = self._after(batch, joined.tally, joined.missing, files)
         failpoint("finalizer.before_publish")
-        if not await self._store.batch_leases.publish(duty, after, files=list(files.values())):
+        if not await self._store.batch_leases.publish(lease, after, files=list(files.values())):
             for file in files.values():
                 await self._blobs.delete(file.blob_key)
             raise LeaseLost
@@ -174,26 +174,26 @@ class Finalizer:
         per_slice = max(1, self._slice_bytes * len(page) // part_bytes)
         return list(cut_slices(batch.id, segments=segments, segments_per_slice=per_slice))
 
-    async def _cut(self, duty: BatchLease, slices: Sequence[Slice]) -> None:
+    async def _cut(self, lease: BatchLease, slices: Sequence[Slice]) -> None:
         failpoint("finalizer.before_cut")
-        if not await self._store.slices.cut(duty, slices):
+        if not await self._store.slices.cut(lease, slices):
             raise LeaseLost
         failpoint("finalizer.cut")
         self._has_seen_slices = True
         self._notifier.notify()
 
-    async def _join_slice(self, duty: SliceLease) -> None:
+    async def _join_slice(self, lease: SliceLease) -> None:
         failpoint("finalizer.slice_leased")
-        batch, it = duty.batch, duty.slice
-        output, error = self._new_files(batch, duty.token, first_token=1, end=f".slice-{it.number}")
+        batch, it = lease.batch, lease.slice
+        output, error = self._new_files(batch, lease.token, first_token=1, end=f".slice-{it.number}")
         joined = await self._joiner.join(
             batch,
-            duty.index_blob_key,
+            lease.index_blob_key,
             Pages(self._store, batch, first=it.first, count=it.count),
             output=output,
             error=error,
-            renew=lambda: self._store.slices.renew(duty),
-            renew_s=duty.ttl_s / 4,
+            renew=lambda: self._store.slices.renew(lease),
+            renew_s=lease.ttl_s / 4,
         )
         done = JoinedSlice(
             slice=it,
@@ -204,14 +204,14 @@ class Finalizer:
             tally=joined.tally,
         )
         failpoint("finalizer.before_slice")
-        if not await self._store.slices.complete(duty, done):
+        if not await self._store.slices.complete(lease, done):
             await self._blobs.delete(output.key)
             await self._blobs.delete(error.key)
             raise LeaseLost
         failpoint("finalizer.slice_joined")
 
-    async def _publish_slices(self, duty: BatchLease) -> None:
-        batch = duty.batch
+    async def _publish_slices(self, lease: BatchLease) -> None:
+        batch = lease.batch
         slices = await self._store.slices.joined(batch.id)
         _check_count(batch, sum(it.lines for it in slices))
         tally = Tally()
@@ -226,26 +226,28 @@ class Finalizer:
         ):
             if not joined:
                 continue
-            key = await self._whole(duty, suffix, joined)
+            key = await self._whole(lease, suffix, joined)
             files[suffix] = self._file(batch, suffix, key, sum(it.size_bytes for it in joined), ttl_s)
             if len(joined) > 1:
                 pieces[key] = [it.key for it in joined]
         after = self._after(batch, tally, sum(it.missing for it in slices), files)
         failpoint("finalizer.before_publish")
-        if not await self._store.batch_leases.publish(duty, after, files=list(files.values()), pieces=pieces):
+        if not await self._store.batch_leases.publish(
+            lease, after, files=list(files.values()), pieces=pieces
+        ):
             for key in pieces:
                 await self._blobs.delete(key)
             raise LeaseLost
         self._published(after)
 
-    async def _whole(self, duty: BatchLease, suffix: str, joined: Sequence[JoinedPiece]) -> str:
+    async def _whole(self, lease: BatchLease, suffix: str, joined: Sequence[JoinedPiece]) -> str:
         """The key of the blob that is made of the pieces."""
         if len(joined) == 1:
             return joined[0].key
-        stem = f"files/{joined_file_id(duty.batch.id, suffix)}"
-        for token in range(_FIRST_DUTY_TOKEN, duty.token):
+        stem = f"files/{joined_file_id(lease.batch.id, suffix)}"
+        for token in range(_FIRST_LEASE_TOKEN, lease.token):
             await self._blobs.delete(f"{stem}.{token}{SUFFIX}")
-        key = f"{stem}.{duty.token}{SUFFIX}"
+        key = f"{stem}.{lease.token}{SUFFIX}"
         await self._blobs.join(key, [Piece(it.key, it.size_bytes) for it in joined])
         return key
 

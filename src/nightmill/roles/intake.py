@@ -55,29 +55,29 @@ class Intake:
 
     async def turn(self) -> float:
         ttl_s = self._settings.worker.lease_ttl_s
-        duty = await self._store.batch_leases.lease((Status.VALIDATING,), self._worker_id, ttl_s=ttl_s)
-        if duty is None:
+        lease = await self._store.batch_leases.lease((Status.VALIDATING,), self._worker_id, ttl_s=ttl_s)
+        if lease is None:
             return _WAIT_S
         try:
-            await self._judge(duty)
+            await self._process(lease)
         except LeaseLost:
             return 0
         except (UnavailableError, asyncio.CancelledError):
             # Any other error keeps the lease until it lapses, so that one bad batch can't delay the others.
             with suppress(UnavailableError):
-                await self._store.batch_leases.release(duty)
+                await self._store.batch_leases.release(lease)
             raise
         return 0
 
-    async def _judge(self, duty: BatchLease) -> None:
+    async def _process(self, lease: BatchLease) -> None:
         failpoint("intake.leased")
-        batch = duty.batch
-        if duty.token > 1:
+        batch = lease.batch
+        if lease.token > 1:
             await self._blobs.delete_under(f"lines/{batch.id}")  # left by holders of the lease that died
         if fault := await self._unreadable(batch):
-            await self._reject(duty, ValidationResult(0, None, (fault,)))
+            await self._reject(lease, ValidationResult(0, None, (fault,)))
         else:
-            await self._inspect(duty)
+            await self._validate(lease)
 
     async def _unreadable(self, batch: Batch) -> LineError | None:
         """The error of an input file that can't be read or is too large; None when it can be validated."""
@@ -99,17 +99,17 @@ class Intake:
             return LineError("file_too_large", message)
         return None
 
-    async def _inspect(self, duty: BatchLease) -> None:
-        batch = duty.batch
+    async def _validate(self, lease: BatchLease) -> None:
+        batch = lease.batch
         rules = input_rules(self._settings, batch.endpoint)
         validator = InputValidator(rules)
-        index_blob_key = f"lines/{batch.id}/{duty.token}"
+        index_blob_key = f"lines/{batch.id}/{lease.token}"
         writer = await self._blobs.open_writer(index_blob_key)
         try:
-            async for chunk in self._chunks(duty, validator):
+            async for chunk in self._chunks(lease, validator):
                 await writer.write(await asyncio.to_thread(validator.take, chunk))
             await writer.write(await asyncio.to_thread(validator.finish))
-            result = await self._findings(duty, validator)
+            result = await self._validation_result(lease, validator)
             if result.errors:
                 await writer.abort()
             else:
@@ -119,20 +119,22 @@ class Intake:
             await writer.abort()
             raise
         if result.errors:
-            await self._reject(duty, result)
+            await self._reject(lease, result)
         else:
-            await self._accept(duty, result, index_blob_key)
+            await self._accept(lease, result, index_blob_key)
 
-    async def _findings(self, duty: BatchLease, validator: InputValidator) -> ValidationResult:
+    async def _validation_result(self, lease: BatchLease, validator: InputValidator) -> ValidationResult:
         duplicate_pass = await asyncio.to_thread(validator.duplicate_pass)
         if duplicate_pass is not None:
-            async for chunk in self._chunks(duty, duplicate_pass):
+            async for chunk in self._chunks(lease, duplicate_pass):
                 await asyncio.to_thread(duplicate_pass.take, chunk)
             await asyncio.to_thread(duplicate_pass.finish)
         return validator.result(duplicate_pass)
 
-    async def _chunks(self, duty: BatchLease, look: InputValidator | DuplicatePass) -> AsyncIterator[bytes]:
-        """The input file, as far as `look` needs it; renews the lease meanwhile.
+    async def _chunks(
+        self, lease: BatchLease, validator: InputValidator | DuplicatePass
+    ) -> AsyncIterator[bytes]:
+        """The input file, as far as `validator` needs it; renews the lease meanwhile.
 
         Raises:
             LeaseLost: another process took over, or the batch was cancelled.
@@ -140,28 +142,28 @@ class Intake:
         loop = asyncio.get_running_loop()
         kept = loop.time()
         offset = 0
-        while not look.is_over and (
-            chunk := await self._blobs.read(duty.batch.input_blob_key, offset, _CHUNK_BYTES)
+        while not validator.is_over and (
+            chunk := await self._blobs.read(lease.batch.input_blob_key, offset, _CHUNK_BYTES)
         ):
             offset += len(chunk)
-            if loop.time() - kept > duty.ttl_s / 4:
+            if loop.time() - kept > lease.ttl_s / 4:
                 kept = loop.time()
-                if not await self._store.batch_leases.renew(duty):
+                if not await self._store.batch_leases.renew(lease):
                     raise LeaseLost
             yield chunk
 
-    async def _accept(self, duty: BatchLease, result: ValidationResult, index_blob_key: str) -> None:
+    async def _accept(self, lease: BatchLease, result: ValidationResult, index_blob_key: str) -> None:
         after = replace(
-            duty.batch.after(Event.ACCEPTED, now=self._clock()),
+            lease.batch.after(Event.ACCEPTED, now=self._clock()),
             model=result.model,
             total=result.total,
-            enqueued_tokens=estimated_tokens(duty.batch.input_bytes),
+            enqueued_tokens=estimated_tokens(lease.batch.input_bytes),
         )
         lines_per_segment = self._settings.worker.lines_per_segment
         segments = list(cut_segments(after.id, total=result.total, lines_per_segment=lines_per_segment))
         failpoint("intake.before_accept")
         moved = await self._store.batch_leases.accept(
-            duty,
+            lease,
             after,
             index_blob_key=index_blob_key,
             segments=segments,
@@ -175,12 +177,12 @@ class Intake:
         self._emit(BatchMoved(moved))
         self._notifier.notify()
 
-    async def _reject(self, duty: BatchLease, result: ValidationResult) -> None:
+    async def _reject(self, lease: BatchLease, result: ValidationResult) -> None:
         after = replace(
-            duty.batch.after(Event.REJECTED, now=self._clock()), model=result.model, errors=result.errors
+            lease.batch.after(Event.REJECTED, now=self._clock()), model=result.model, errors=result.errors
         )
         failpoint("intake.before_reject")
-        if not await self._store.batch_leases.reject(duty, after):
+        if not await self._store.batch_leases.reject(lease, after):
             raise LeaseLost
         failpoint("intake.rejected")
         self._emit(BatchMoved(after))
