@@ -1,8 +1,8 @@
 """Prints the generated parts of the docs: `make docs`.
 
 settings.md comes from the docstrings of `nightmill.settings`; in how-it-works.md the state graph comes from
-`nightmill.core.batch.TRANSITIONS` and the rooms from the layers that import-linter enforces. A test fails
-when one of them is not current, or when a setting has no docstring.
+`nightmill.core.batch.TRANSITIONS` and the picture of the packages from the layers that import-linter
+enforces. A test fails when a part is not current, or when a setting has no docstring.
 """
 
 import re
@@ -146,7 +146,7 @@ def state_graph() -> str:
     return "\n".join(["```mermaid", *lines, "```", ""])
 
 
-def rooms() -> str:
+def layers() -> str:
     """The layers of pyproject.toml, top first, as far as their modules exist."""
     with (ROOT / "pyproject.toml").open("rb") as file:
         contracts = tomllib.load(file)["tool"]["importlinter"]["contracts"]
@@ -165,7 +165,7 @@ def _exists(module: str) -> bool:
 def pages() -> dict[Path, str]:
     """Every page with a generated part, as it should be."""
     life = DOCS / "how-it-works.md"
-    parts = {"states": state_graph, "rooms": rooms}
+    parts = {"states": state_graph, "layers": layers}
     return {
         DOCS / "settings.md": settings_page(),
         life: PRINTED.sub(

@@ -55,10 +55,10 @@ def test_the_state_graph_stands_in_how_it_works(generate: ModuleType):
     assert generate.state_graph() in (DOCS / "how-it-works.md").read_text(encoding="utf-8")
 
 
-def test_every_room_has_its_row(generate: ModuleType):
+def test_every_package_has_its_row(generate: ModuleType):
     modules = {path.stem for path in DOCS.parent.glob("src/nightmill/[a-z]*") if path.suffix != ".typed"}
-    assert set(generate.rooms().strip("`\n").split()) == modules | {"text"}
-    assert generate.rooms() in (DOCS / "how-it-works.md").read_text(encoding="utf-8")
+    assert set(generate.layers().strip("`\n").split()) == modules | {"text"}
+    assert generate.layers() in (DOCS / "how-it-works.md").read_text(encoding="utf-8")
 
 
 def setting_names(model: type[BaseModel], path: str = "") -> list[str]:
