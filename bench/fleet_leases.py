@@ -1,8 +1,8 @@
 """One worker of the micro-benchmark of leases: `python fleet_leases.py URL WHAT SECONDS NUMBER AMOUNT`.
 
 WHAT is `lease` (lease AMOUNT segments and complete them, again and again), `beat` (prolong AMOUNT leases) or
-`grant` (ask for a part of a window that AMOUNT others share). It opens the store as a process of nightmill
-does, says `ready`, waits for a line, works for so long, and prints one JSON object.
+`grant` (request slots at an upstream that AMOUNT workers share). The process opens the store as a process of
+nightmill does, prints `ready`, waits for a line, runs for SECONDS, and prints one JSON object.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from nightmill.store import Store, open_store
 
 _TTL_S = 600.0
 UPSTREAM = "http://127.0.0.1/v1"
-WINDOW = 4_000
+CONCURRENCY_LIMIT = 4_000
 
 
 def _report(lease: Lease, answered: int) -> Report:
@@ -63,10 +63,14 @@ def _asking(store: Store, worker_id: WorkerId) -> Callable[[], Awaitable[int]]:
 
     async def turn() -> int:
         nonlocal held
-        claim = SlotRequest(
-            upstream=UPSTREAM, worker_id=worker_id, concurrency_limit=WINDOW, held=held, wanted=1_000
+        request = SlotRequest(
+            upstream=UPSTREAM,
+            worker_id=worker_id,
+            concurrency_limit=CONCURRENCY_LIMIT,
+            held=held,
+            wanted=1_000,
         )
-        grant = await store.grants.request(claim, ttl_s=_TTL_S)
+        grant = await store.grants.request(request, ttl_s=_TTL_S)
         held = min(grant.slots, grant.target)
         return 1
 
@@ -96,9 +100,9 @@ async def _main() -> None:
             times.append(at - before)
         cpu_s = _cpu_s() - cpu_s
         times.sort()
-        told = {"done": done, "wall_s": at - began, "cpu_s": cpu_s, "turns": len(times)}
-        told |= {"p50_ms": times[len(times) // 2] * 1e3, "p99_ms": times[int(len(times) * 0.99)] * 1e3}
-        print(json.dumps(told), flush=True)
+        result = {"done": done, "wall_s": at - began, "cpu_s": cpu_s, "turns": len(times)}
+        result |= {"p50_ms": times[len(times) // 2] * 1e3, "p99_ms": times[int(len(times) * 0.99)] * 1e3}
+        print(json.dumps(result), flush=True)
     finally:
         await store.close()
 

@@ -11,7 +11,7 @@ from bench import machine, tools
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """`environment` is what every process of the fleet is told; `pids` are the S3 server's."""
+    """Where a fleet keeps its bytes. `environment` is for every process; `pids` are the S3 server's."""
 
     name: str
     environment: dict[str, str]

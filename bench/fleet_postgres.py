@@ -100,7 +100,7 @@ class Postgres:
         ).strip()
 
     def transactions(self, url: str) -> int:
-        """Committed so far; what sessions have not told yet is missing."""
+        """Committed so far, without those that sessions have not reported yet."""
         self.of(url, "SELECT pg_stat_force_next_flush()")
         return int(
             self.of(url, "SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()")

@@ -47,11 +47,11 @@ async def _filled(url: str, batches: int, segments: int) -> float:
                 expires_at=now + 86_400,
             )
             await store.batches.create(made)
-            duty = await store.batch_leases.lease((Status.VALIDATING,), _KEEPER, ttl_s=600)
-            assert duty is not None
+            lease = await store.batch_leases.lease((Status.VALIDATING,), _KEEPER, ttl_s=600)
+            assert lease is not None
             after = replace(made.after(Event.ACCEPTED, now=now), model="bench", total=total)
             cut = list(cut_segments(made.id, total=total, lines_per_segment=LINES_PER_SEGMENT))
-            await store.batch_leases.accept(duty, after, index_blob_key=f"indexes/{number}", segments=cut)
+            await store.batch_leases.accept(lease, after, index_blob_key=f"indexes/{number}", segments=cut)
     finally:
         await store.close()
     return batches * segments / (time.perf_counter() - began)
@@ -108,18 +108,18 @@ def hammered(
                 assert child.stdin is not None
                 child.stdin.write("\n")
                 child.stdin.flush()
-            told = [json.loads(child.stdout.readline()) for child in children if child.stdout is not None]
+            results = [json.loads(child.stdout.readline()) for child in children if child.stdout is not None]
         server_s = postgres.cpu_s() - server_s if postgres else 0.0
         written = postgres.written_bytes() - written if postgres else 0
-    done = sum(one["done"] for one in told)
+    done = sum(one["done"] for one in results)
     return {
         "what": what,
         "processes": processes,
         "amount": amount,
-        "per_s": sum(one["done"] / one["wall_s"] for one in told),
-        "p50_ms": max(one["p50_ms"] for one in told),
-        "p99_ms": max(one["p99_ms"] for one in told),
-        "client_us": sum(one["cpu_s"] for one in told) / done * 1e6,
+        "per_s": sum(one["done"] / one["wall_s"] for one in results),
+        "p50_ms": max(one["p50_ms"] for one in results),
+        "p99_ms": max(one["p99_ms"] for one in results),
+        "client_us": sum(one["cpu_s"] for one in results) / done * 1e6,
         "server_us": server_s / done * 1e6,
         "written_bytes": written / done,
         "foreign_share": max(0.0, used.foreign_share - server_s / used.wall_s / machine.cores()),

@@ -100,9 +100,9 @@ def _name_of(pid: int) -> str:
 
 
 def _status_mb(pid: int, name: str) -> float:
-    for told in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if told.startswith(name + ":"):
-            return int(told.split()[1]) / 1_024
+    for row in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if row.startswith(name + ":"):
+            return int(row.split()[1]) / 1_024
     raise RuntimeError(f"process {pid} has no {name}")
 
 

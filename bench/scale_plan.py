@@ -122,7 +122,7 @@ def taken(results: dict[str, Any]) -> dict[str, Any]:
 
 
 def costs(measured: dict[str, Any]) -> Costs:
-    """For the simulation. A claim holds the upstream's row for the reciprocal of the claims a second."""
+    """For the simulation. A slot request locks the row for the reciprocal of the requests a second."""
     few, many = (1 / measured["claims_per_s"][sharers] for sharers in ("10", "1000"))
     per_sharer = (many - few) / 990
     half = measured["lease_postgres_us"] / 2e6
@@ -197,7 +197,7 @@ def plan(measured: dict[str, Any], load: Load) -> Iterator[tuple[str, str, str, 
         "cores of Postgres",
         lambda r: f"{postgres(r):,.2f}",
         f"measured {measured['lease_postgres_us'] / 1e3:.1f} ms a segment,"
-        f" {measured['beat_postgres_us'] / 1e3:.1f} ms a beat",
+        f" {measured['beat_postgres_us'] / 1e3:.1f} ms a heartbeat",
     )
     yield (
         "rows of a day's segments, GB",
@@ -208,7 +208,7 @@ def plan(measured: dict[str, Any], load: Load) -> Iterator[tuple[str, str, str, 
     yield row(
         "log of Postgres, MB/s",
         lambda r: f"{segments(r) * measured['lease_log_bytes'] / 1e6:.2f}",
-        f"measured {measured['lease_log_bytes']:,.0f} bytes a segment, beats not counted",
+        f"measured {measured['lease_log_bytes']:,.0f} bytes a segment, heartbeats not counted",
     )
     yield row(
         "connections",
@@ -265,7 +265,7 @@ def bills(measured: dict[str, Any], load: Load) -> Iterator[tuple[str, str, str]
 
 
 def limits(measured: dict[str, Any], load: Load) -> Iterator[tuple[str, str, str]]:
-    """(what gives way, at how many, what then), the first to give way first."""
+    """(what becomes a bottleneck, at which number, what helps), the earliest first."""
     claims = measured["claims_per_s"]["1000"]
     beat_s = measured["beat_postgres_us"] / 1e6
     per_segment = measured["lease_postgres_us"] / 1e6
@@ -275,17 +275,17 @@ def limits(measured: dict[str, Any], load: Load) -> Iterator[tuple[str, str, str
         "a pooler in transaction mode: no session state is kept",
     )
     yield (
-        "claims on one upstream's row",
+        "slot requests on one upstream's row",
         (
-            f"{claims:,.0f} a second among 1,000 workers: asked once a beat,"
+            f"{claims:,.0f} a second among 1,000 workers: at one per heartbeat,"
             f" {claims * 0.75 * load.beat_s:,.0f} workers"
         ),
-        "many sharers take turns, at most 100 claims a second; several upstreams have a row each",
+        "many workers take turns, at most 100 requests a second; several upstreams have a row each",
     )
     yield (
-        "beats",
+        "heartbeats",
         f"{4 / beat_s * load.beat_s:,.0f} workers on four cores of Postgres",
-        "`worker.beat_s`: at 5 s, five times as many; counts then move every 5 s",
+        "`worker.beat_s`: at 5 s, five times as many; counts then change every 5 s",
     )
     yield (
         "leases",
@@ -302,11 +302,11 @@ def limits(measured: dict[str, Any], load: Load) -> Iterator[tuple[str, str, str
     )
 
 
-def claims_rows(simulated: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+def request_rows(simulated: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     for row in simulated["claims"]:
         yield (
             f"{row['workers']:,}",
-            "take turns" if row["spreads"] else "every beat",
+            "take turns" if row["spreads"] else "every heartbeat",
             f"{row['claims_per_s']:,.0f}",
             f"{row['row_busy']:.0%}",
             f"{row['claim_wait_p99_s']:.2f}",
@@ -345,7 +345,7 @@ def trouble_rows(simulated: dict[str, Any]) -> Iterator[tuple[str, ...]]:
         yield (
             f"a tenth of 200 workers {what}",
             f"{row['back_s']:.0f} s" if row["back_s"] is not None else "not within two minutes",
-            f"{row['unused']:.1f} s of the whole window",
+            f"{row['unused']:.1f} s of all slots",
             f"{row['lost_leases']:,}",
         )
     for row in simulated["outages"]:
@@ -354,7 +354,7 @@ def trouble_rows(simulated: dict[str, Any]) -> Iterator[tuple[str, ...]]:
             f"{row['back_s']:.0f} s after it is back",
             (
                 f"{row['first_s_per_s']:,.0f} a second at first, {row['before_per_s']:,.0f} before;"
-                f" p99 {row['wait_p99_s'] * 1e3:.0f} ms, of claims {row['claim_wait_p99_s']:.1f} s"
+                f" p99 {row['wait_p99_s'] * 1e3:.0f} ms, of slot requests {row['claim_wait_p99_s']:.1f} s"
             ),
             f"{row['lost_leases']:,}",
         )
@@ -366,22 +366,22 @@ def page(text: str, measured: dict[str, Any], simulated: dict[str, Any], load: L
     parts: dict[str, str] = {
         "plan": _table(("", "average", "peak", "from"), list(plan(measured, load))),
         "bills": _table(("", "USD a day", ""), list(bills(measured, load))),
-        "limits": _table(("what gives way", "at", "then"), list(limits(measured, load))),
-        "claims": _table(
+        "limits": _table(("bottleneck", "at", "what helps"), list(limits(measured, load))),
+        "requests": _table(
             (
                 "workers",
-                "they ask",
-                "claims/s",
+                "requests",
+                "requests/s",
                 "row busy",
                 "wait p99, s",
-                "90% of the window used after, s",
+                "90% of the slots used after, s",
                 "transactions/s",
             ),
-            list(claims_rows(simulated)),
+            list(request_rows(simulated)),
         ),
         "order": _table(("", "oldest batch first", "fair"), list(answer_rows(simulated))),
         "trouble": _table(
-            ("", "99% of the window used again", "meanwhile", "leases lost"), list(trouble_rows(simulated))
+            ("", "99% of the slots used again", "meanwhile", "leases lost"), list(trouble_rows(simulated))
         ),
         "measured": f"{measured['when']}: {measured['machine']}, everything on it; {measured['place']}.",
     }

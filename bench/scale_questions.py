@@ -23,7 +23,7 @@ def _at(values: Sequence[float], share: float) -> float:
 
 
 def claims(costs: Costs, *, workers: int, spreads: bool, seconds: float = 40.0) -> dict[str, Any]:
-    """A fleet that starts at once: claims at the upstream's row, and how soon everybody has its part."""
+    """A fleet that starts at once: slot requests a second, and when each worker has its share."""
     simulation = Simulation(_fleet(costs, workers, spreads=spreads))
     simulation.add("a", 1_000_000)
     seen = simulation.run(seconds)

@@ -1,9 +1,10 @@
 """A fleet of a thousand workers in one process: discrete events, a clock of its own, a seed.
 
-Real are the code that shares an upstream (`window.decide`, `window.Window`), the order in which segments are
-leased, when a worker beats, asks and leases, when a lapsed lease is taken back, and what an outage does.
-Simulated are the upstream (so many answers a second for each attempt in flight) and the database: so many
-connections served at once, each transaction as long as measured, claims for one upstream one after another.
+The code that shares an upstream (`concurrency.decide`, `concurrency.Slots`) is the real one. The order in
+which segments are leased, the times of heartbeats, slot requests and leases, the return of lapsed leases and
+the effect of an outage follow the real code. The upstream is simulated by a number of answers per second for
+each attempt in flight. The database is simulated by a number of connections served at once; each transaction
+takes as long as measured, and slot requests for one upstream run one after another.
 
 A fair order of leasing (deadline first, then the project that was served least) exists only here.
 """
@@ -20,7 +21,7 @@ from nightmill.ids import WorkerId
 
 _IDLE_S = 1.0
 _ASK_BEATS = 0.75
-_WARDEN_S = 1.0
+_MAINTENANCE_S = 1.0
 _SHARED = "upstream"
 
 
@@ -94,7 +95,7 @@ class Held:
 
 
 class Worker:
-    """One worker: its window, the segments it holds, how many attempts are in flight."""
+    """One worker: its slots, its leased segments, the number of its attempts in flight."""
 
     __slots__ = (
         "answered",
@@ -173,7 +174,7 @@ class Simulation:
         self._healthy_since = 0.0
         for worker in self.workers:
             self.at(self._random.random() * fleet.beat_s, self._turning(worker))
-        self.at(_WARDEN_S, self._warden)
+        self.at(_MAINTENANCE_S, self._maintenance)
         self.at(0.0, self._look)
 
     # --- from outside ----------------------------------------------------------------------------
@@ -233,8 +234,8 @@ class Simulation:
         self.seen.waits.append(over - self.now)
         return over
 
-    def _grant(self, worker: Worker, claim: SlotRequest) -> float:
-        """As `store.grants`: one claim after another for the upstream's row."""
+    def _grant(self, worker: Worker, request: SlotRequest) -> float:
+        """As `store.grants`: one slot request after another for the upstream's row."""
         fleet = self.fleet
         self._forget_lapsed()
         others = [
@@ -242,10 +243,10 @@ class Simulation:
             for who, (slots, wanted, _) in self._grants.items()
             if who is not worker.id
         ]
-        made = decide(claim, others, turn=int(self.now / fleet.lease_ttl_s))
+        made = decide(request, others, turn=int(self.now / fleet.lease_ttl_s))
         self._grants.pop(worker.id, None)
-        if made.slots or claim.wanted:
-            self._grants[worker.id] = (made.slots, claim.wanted, self.now + fleet.lease_ttl_s)
+        if made.slots or request.wanted:
+            self._grants[worker.id] = (made.slots, request.wanted, self.now + fleet.lease_ttl_s)
         hold_s = fleet.costs.claim_s + fleet.costs.claim_per_sharer_s * len(others)
         over = self._row_free = max(self.now, self._row_free) + hold_s
         self.seen.claims += 1
@@ -359,8 +360,8 @@ class Simulation:
         wanted = int(sum(left[0] for _, left in worker.held)) + math.ceil(worker.flying)
         if not worker.window.is_due(self.now, wanted=wanted):
             return self.now
-        claim = worker.window.request(worker.id, in_flight=math.ceil(worker.flying), wanted=wanted)
-        return self._grant(worker, claim)
+        request = worker.window.request(worker.id, in_flight=math.ceil(worker.flying), wanted=wanted)
+        return self._grant(worker, request)
 
     def _answer(self, worker: Worker) -> list[Held]:
         """What came back since the last turn; the segments that are over."""
@@ -402,7 +403,7 @@ class Simulation:
         per_s = worker.flying * worker.pace / self.fleet.latency_s
         return max(0.0, (unsent - 2 * worker.flying) / per_s)
 
-    def _warden(self) -> None:
+    def _maintenance(self) -> None:
         if self.is_away:
             self._healthy_since = math.inf
         else:
@@ -412,7 +413,7 @@ class Simulation:
                 for key in lapsed:
                     held = self._held.pop(key)
                     heapq.heappush(held.batch.back, held.segment)
-        self.at(self.now + _WARDEN_S, self._warden)
+        self.at(self.now + _MAINTENANCE_S, self._maintenance)
 
     def _look(self) -> None:
         living = [w for w in self.workers if not w.is_dead and w.frozen_until <= self.now]

@@ -11,7 +11,7 @@ _INSTALL_S = 900
 
 
 class CannotInstallError(RuntimeError):
-    """A package can't be had here: whoever needs it is skipped, and says so."""
+    """A package cannot be installed here. What needs the package is skipped with a message."""
 
 
 def venv(name: str, *packages: str, python: str = sys.executable) -> Path:
@@ -31,8 +31,8 @@ def venv(name: str, *packages: str, python: str = sys.executable) -> Path:
         pip = [str(programs / "python"), "-m", "pip", "--disable-pip-version-check", "-q"]
         _run([*pip, "install", *packages])
     except (OSError, subprocess.SubprocessError) as error:
-        told = getattr(error, "stderr", None) or str(error)
-        rows = [row for row in told.splitlines() if "error" in row.lower()] or told.splitlines()[-1:]
+        output = getattr(error, "stderr", None) or str(error)
+        rows = [row for row in output.splitlines() if "error" in row.lower()] or output.splitlines()[-1:]
         raise CannotInstallError(f"{name}: {rows[0][:200]}") from None
     stamp.write_text(wanted)
     return programs

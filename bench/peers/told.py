@@ -1,4 +1,4 @@
-"""What every loop does alike: read the lines, count its own CPU, print what it found."""
+"""Common to all loops: reads the lines, measures its own CPU time, and prints the result."""
 
 import json
 import os
@@ -16,13 +16,13 @@ class Stopwatch:
         self._began = time.perf_counter()
 
     def tell(self, lines: int, note: str) -> None:
-        told = {
+        result = {
             "us": (_cpu_s() - self._cpu_s) / lines * 1e6,
             "lines_per_s": lines / (time.perf_counter() - self._began),
             "memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
             "note": note,
         }
-        print(json.dumps(told))
+        print(json.dumps(result))
 
 
 def arguments() -> tuple[str, Path, int]:
