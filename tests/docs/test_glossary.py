@@ -58,3 +58,11 @@ def test_a_definition_is_short():
     for defined in entries().values():
         for name, text in defined.items():
             assert text.count("\n") < 5, f"the definition of {name} is longer than a short paragraph"
+
+
+@pytest.mark.parametrize("page", ["how-it-works.md", "glossary.md"])
+def test_every_file_that_a_page_names_exists(page: str):
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    files = set(re.findall(r"`((?:\w+/)+\w+\.py)`", text))
+    assert files
+    assert not [file for file in files if not any((root / file).exists() for root in (ROOT, CORE.parent))]
