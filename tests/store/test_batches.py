@@ -1,4 +1,6 @@
-"""Batches and batch leases: pages, the grid of expected statuses, and who may move a batch on."""
+"""Batches and batch leases: pages, status changes for every expected status, and which holder may change a
+batch.
+"""
 
 import asyncio
 import re
@@ -16,14 +18,14 @@ from nightmill.ids import BatchId, FileId
 from nightmill.store import Idempotency
 
 
-async def test_a_batch_comes_back_as_it_was_created(world, store):
+async def test_a_batch_is_read_back_as_it_was_created(world, store):
     made = world.batch(metadata={"ключ": "\U0001f319", "empty": ""}, output_expires_after_s=3_600)
     assert await store.batches.create(made) == made
     assert await store.batches.get(world.project, made.id) == made
 
 
 @pytest.mark.parametrize("metadata", [None, {}])
-async def test_no_metadata_and_empty_metadata_stay_apart(world, store, metadata):
+async def test_missing_metadata_and_empty_metadata_are_stored_differently(world, store, metadata):
     made = await store.batches.create(world.batch(metadata=metadata))
     assert (await store.batches.get(world.project, made.id)).metadata == metadata
 
@@ -33,16 +35,16 @@ async def test_a_batch_of_another_project_looks_unknown(world, store):
     assert await store.batches.get(world.other_project, made.id) is None
 
 
-async def test_a_repeated_create_names_the_first_batch_as_it_is_now(world, store):
+async def test_a_repeated_create_returns_the_first_batch_in_its_present_state(world, store):
     once = Idempotency("k", "f")
     first = await store.batches.create(world.batch(), once)
-    cancelling = await world.happen(store, first, Event.CANCEL_REQUESTED)
+    cancelling = await world.apply(store, first, Event.CANCEL_REQUESTED)
     assert await store.batches.create(world.batch(), once) == cancelling
     with pytest.raises(ConflictError):
         await store.batches.create(world.batch(), Idempotency("k", "other"))
 
 
-async def test_pages_run_newest_first_and_stay_stable_under_inserts(world, store):
+async def test_pages_are_newest_first_and_stable_under_inserts(world, store):
     made = [await store.batches.create(world.batch()) for _ in range(5)]
     first = await store.batches.list(world.project, limit=2)
     assert first.items == (made[4], made[3])
@@ -53,14 +55,14 @@ async def test_pages_run_newest_first_and_stay_stable_under_inserts(world, store
     assert not second.has_more
 
 
-async def test_a_cursor_nobody_ever_had_is_not_found(world, store):
+async def test_an_unknown_cursor_is_not_found(world, store):
     foreign = await store.batches.create(world.batch(project_id=world.other_project))
     for cursor in (BatchId("batch_unknown"), foreign.id):
         with pytest.raises(NotFoundError, match=cursor):
             await store.batches.list(world.project, after=cursor)
 
 
-async def test_batches_are_counted_from_a_moment_on(world, store):
+async def test_batches_are_counted_from_a_given_time(world, store):
     since = int(world.clock()) + 10
     await store.batches.create(world.batch())
     await store.batches.create(world.batch(created_at=since))
@@ -68,7 +70,7 @@ async def test_batches_are_counted_from_a_moment_on(world, store):
     assert await store.batches.count_since(world.project, since) == 1
 
 
-async def test_those_that_ended_are_told_apart(world, store):
+async def test_ended_returns_only_the_batches_that_have_ended(world, store):
     running, ended = await world.start(store), await store.batches.create(world.batch())
     lease = await world.batch_lease(store)
     await store.batch_leases.reject(lease, lease.batch.after(Event.REJECTED, now=world.clock()))
@@ -85,34 +87,36 @@ async def test_those_that_ended_are_told_apart(world, store):
     [pair for pair in product(Status, Event) if pair[1] is not Event.ACCEPTED],  # needs `accept_batch`
     ids=str,
 )
-async def test_a_status_moves_only_from_the_expected_one(world, store, status, event):
-    """The whole grid: the batch is in `status`, the mover read it in the status its event starts from."""
+async def test_a_status_changes_only_from_the_expected_status(world, store, status, event):
+    """Every combination: the batch is in `status`, and the caller read it in the status where its event
+    starts.
+    """
     starts = [start for start, happening in TRANSITIONS if happening is event]
     made = await store.batches.create(world.batch())
     if status is not Status.VALIDATING:
         await world.accept(store, await world.batch_lease(store), total=0)
-        current = await world.again(store, made)
+        current = await world.read_again(store, made)
         forced = replace(current, status=status)
         assert await store.batches.move(forced, expected=Status.IN_PROGRESS)
     for start in starts:
         after = replace(made, status=start).after(event, now=world.clock())
         moved = await store.batches.move(after, expected=start)
         assert moved == (start is status)
-        assert (await world.again(store, made)).status is (after.status if moved else status)
+        assert (await world.read_again(store, made)).status is (after.status if moved else status)
         if moved:
             break
 
 
-async def test_a_move_writes_the_stamp_of_the_new_status(world, store):
+async def test_a_status_change_writes_the_timestamp_of_the_new_status(world, store):
     batch = await world.start(store)
     assert batch.in_progress_at == int(world.clock())
     world.clock.step(5)
-    cancelling = await world.happen(store, batch, Event.CANCEL_REQUESTED)
+    cancelling = await world.apply(store, batch, Event.CANCEL_REQUESTED)
     assert cancelling.cancelling_at == int(world.clock())
     assert cancelling.in_progress_at == batch.in_progress_at
 
 
-async def test_of_two_that_move_a_batch_at_once_one_succeeds(world, store, other_store):
+async def test_of_two_concurrent_status_changes_one_succeeds(world, store, other_store):
     batch = await world.start(store)
     cancelling = batch.after(Event.CANCEL_REQUESTED, now=world.clock())
     finalizing = batch.after(Event.LAPSED, now=world.clock())
@@ -123,13 +127,13 @@ async def test_of_two_that_move_a_batch_at_once_one_succeeds(world, store, other
     assert sorted(moved) == [False, True]
 
 
-async def test_a_batch_is_overdue_from_its_deadline_on(world, store):
+async def test_a_batch_is_overdue_from_its_deadline(world, store):
     batch = await world.start(store)
     world.clock.now = batch.expires_at - 0.5
     assert await store.batches.overdue() == []
     world.clock.now = batch.expires_at
     assert await store.batches.overdue() == [batch]
-    await world.happen(store, batch, Event.LAPSED)
+    await world.apply(store, batch, Event.LAPSED)
     assert await store.batches.overdue() == []
 
 
@@ -142,13 +146,13 @@ async def test_a_batch_is_settled_when_its_last_segment_is_done(world, store):
     settled = await store.batches.settled()
     assert [it.id for it in settled] == [batch.id]
     assert settled[0].tally == world.tally(10)
-    await world.happen(store, batch, Event.SETTLED)
+    await world.apply(store, batch, Event.SETTLED)
     assert await store.batches.settled() == []
 
 
-async def test_the_backlog_counts_what_waits_and_what_is_leased(world, store):
+async def test_the_backlog_counts_waiting_and_leased_segments(world, store):
     await store.batches.create(world.batch())
-    await world.happen(store, await store.batches.create(world.batch()), Event.CANCEL_REQUESTED)
+    await world.apply(store, await store.batches.create(world.batch()), Event.CANCEL_REQUESTED)
     empty = await store.batches.backlog()
     assert empty.batches == {Status.VALIDATING: 1, Status.CANCELLING: 1}
     assert await world.accept(store, await world.batch_lease(store), total=15)
@@ -161,7 +165,7 @@ async def test_the_backlog_counts_what_waits_and_what_is_leased(world, store):
     backlog = await store.batches.backlog()
     assert (backlog.waiting_segments, backlog.leased_segments) == (1, 1)
     batch = await store.batches.get(world.project, lease.segment.batch_id)
-    await world.happen(store, batch, Event.CANCEL_REQUESTED)
+    await world.apply(store, batch, Event.CANCEL_REQUESTED)
     backlog = await store.batches.backlog()
     assert (backlog.waiting_segments, backlog.leased_segments) == (0, 1)
 
@@ -182,7 +186,7 @@ async def test_the_chart_scales_workers_by_that_backlog(world, store):
 # --- batch leases ---
 
 
-async def test_the_oldest_batch_is_taken_in_by_one_at_a_time(world, store, other_store):
+async def test_concurrent_intakes_lease_different_batches(world, store, other_store):
     made = [await store.batches.create(world.batch()) for _ in range(3)]
     leases = await asyncio.gather(
         *(
@@ -195,7 +199,7 @@ async def test_the_oldest_batch_is_taken_in_by_one_at_a_time(world, store, other
     assert leases.count(None) == 1
 
 
-async def test_a_lease_lapses_and_its_old_token_moves_nothing(world, store):
+async def test_an_expired_batch_lease_cannot_change_the_batch(world, store):
     await store.batches.create(world.batch())
     first = await world.batch_lease(store)
     world.clock.step(world.ttl_s - 1)
@@ -212,7 +216,7 @@ async def test_a_lease_lapses_and_its_old_token_moves_nothing(world, store):
     assert await world.accept(store, second)
 
 
-async def test_a_late_holder_keeps_a_lease_nobody_took_over(world, store):
+async def test_an_expired_batch_lease_that_was_not_taken_over_can_be_renewed(world, store):
     await store.batches.create(world.batch())
     lease = await world.batch_lease(store)
     world.clock.step(world.ttl_s + 1)
@@ -220,7 +224,7 @@ async def test_a_late_holder_keeps_a_lease_nobody_took_over(world, store):
     assert await store.batch_leases.lease((Status.VALIDATING,), world.other_worker, ttl_s=30) is None
 
 
-async def test_a_released_lease_is_free_at_once_and_void_for_its_holder(world, store):
+async def test_a_released_batch_lease_is_free_immediately_and_invalid_for_its_holder(world, store):
     await store.batches.create(world.batch())
     first = await world.batch_lease(store)
     await store.batch_leases.release(first)
@@ -242,7 +246,7 @@ async def test_an_accepted_batch_has_its_model_total_and_segments(world, store):
     assert not any(result.is_done for result in results)
 
 
-async def test_a_batch_is_accepted_once(world, store):
+async def test_a_batch_is_accepted_only_once(world, store):
     await store.batches.create(world.batch())
     lease = await world.batch_lease(store)
     assert await world.accept(store, lease)
@@ -259,13 +263,13 @@ async def test_a_rejected_batch_keeps_its_errors_in_order(world, store):
     )
     after = replace(lease.batch.after(Event.REJECTED, now=world.clock()), errors=errors)
     assert await store.batch_leases.reject(lease, after)
-    assert await world.again(store, made) == after
+    assert await world.read_again(store, made) == after
 
 
-async def test_a_batch_cancelled_under_intake_is_no_longer_intakes(world, store):
+async def test_intake_loses_its_lease_when_the_batch_is_cancelled(world, store):
     made = await store.batches.create(world.batch())
     intake = await world.batch_lease(store)
-    await world.happen(store, made, Event.CANCEL_REQUESTED)
+    await world.apply(store, made, Event.CANCEL_REQUESTED)
     assert not await store.batch_leases.renew(intake)
     assert not await world.accept(store, intake)
     finalizing = await world.last_batch_lease(store, world.other_worker)
@@ -278,7 +282,7 @@ async def test_a_batch_cancelled_under_intake_is_no_longer_intakes(world, store)
 async def test_a_lease_to_finalize_waits_for_live_leases(world, store):
     batch = await world.start(store)
     first, second = await world.lease(store)
-    await world.happen(store, batch, Event.CANCEL_REQUESTED)
+    await world.apply(store, batch, Event.CANCEL_REQUESTED)
     assert await world.last_batch_lease(store) is None
     assert await store.segments.release(first, world.report(first, world.tally(2)), [world.part(first)])
     assert await world.last_batch_lease(store) is None
@@ -288,20 +292,20 @@ async def test_a_lease_to_finalize_waits_for_live_leases(world, store):
     assert lease.index_blob_key == f"indexes/{batch.id}"
 
 
-async def test_a_batch_with_live_leases_keeps_no_other_waiting(world, store):
+async def test_a_batch_with_live_leases_does_not_delay_other_batches(world, store):
     held = await world.start(store)
     await world.lease(store)
     free = await store.batches.create(world.batch())
     for batch in (held, free):
-        await world.happen(store, batch, Event.CANCEL_REQUESTED)
+        await world.apply(store, batch, Event.CANCEL_REQUESTED)
     assert (await world.last_batch_lease(store)).batch.id == free.id
 
 
-async def test_a_lease_to_finalize_voids_lapsed_leases(world, store):
+async def test_a_lease_to_finalize_invalidates_expired_segment_leases(world, store):
     batch = await world.start(store)
     held, other = await world.lease(store)
     await world.complete(store, [other])
-    await world.happen(store, batch, Event.CANCEL_REQUESTED)
+    await world.apply(store, batch, Event.CANCEL_REQUESTED)
     world.clock.step(world.ttl_s)
     lease = await world.last_batch_lease(store)
     assert lease.batch.id == batch.id
@@ -313,13 +317,13 @@ async def test_a_lease_to_finalize_voids_lapsed_leases(world, store):
     unfinished, done = await store.segments.results(batch.id)
     assert (unfinished.token, unfinished.is_done) == (held.token + 1, False)
     assert (done.token, done.is_done) == (other.token, True)
-    assert (await world.again(store, batch)).tally == world.tally(5)
+    assert (await world.read_again(store, batch)).tally == world.tally(5)
 
 
-async def test_publishing_shows_status_and_files_together_and_drops_the_segments(world, store):
+async def test_publishing_sets_status_and_files_together_and_deletes_the_segments(world, store):
     batch = await world.start(store)
     await world.complete(store, await world.lease(store))
-    await world.happen(store, batch, Event.SETTLED)
+    await world.apply(store, batch, Event.SETTLED)
     lease = await world.last_batch_lease(store)
     output, error = world.file(), world.file()
     after = replace(
@@ -329,16 +333,16 @@ async def test_publishing_shows_status_and_files_together_and_drops_the_segments
         tally=world.tally(8, 2),
     )
     assert await store.batch_leases.publish(lease, after, files=[output, error])
-    assert await world.again(store, batch) == after
+    assert await world.read_again(store, batch) == after
     assert await store.files.get(world.project, output.id) == output
     assert await store.files.get(world.project, error.id) == error
     assert await store.segments.results(batch.id) == []
     assert not await store.batch_leases.publish(lease, after, files=[])
 
 
-async def test_an_old_lease_publishes_nothing(world, store):
+async def test_an_expired_lease_cannot_publish(world, store):
     batch = await world.start(store)
-    await world.happen(store, batch, Event.LAPSED)
+    await world.apply(store, batch, Event.LAPSED)
     old = await world.last_batch_lease(store)
     world.clock.step(world.ttl_s)
     new = await world.last_batch_lease(store, world.other_worker)
@@ -346,33 +350,33 @@ async def test_an_old_lease_publishes_nothing(world, store):
     after = replace(old.batch.after(Event.EXPIRED, now=world.clock()), output_file_id=output.id)
     assert not await store.batch_leases.publish(old, after, files=[output])
     assert await store.files.get(world.project, output.id) is None
-    assert (await world.again(store, batch)).status is Status.FINALIZING
+    assert (await world.read_again(store, batch)).status is Status.FINALIZING
     assert await store.batch_leases.publish(new, after, files=[output])
 
 
-async def test_a_publish_that_breaks_a_rule_leaves_nothing_behind(world, store):
+async def test_a_publish_that_violates_a_constraint_changes_nothing(world, store):
     batch = await world.start(store)
-    await world.happen(store, batch, Event.LAPSED)
+    await world.apply(store, batch, Event.LAPSED)
     lease = await world.last_batch_lease(store)
     taken = await store.files.add(world.file())
     after = replace(lease.batch.after(Event.EXPIRED, now=world.clock()), output_file_id=FileId(taken.id))
     with pytest.raises(ValueError, match="rules"):
         await store.batch_leases.publish(lease, after, files=[world.file(), taken])
-    assert (await world.again(store, batch)).status is Status.FINALIZING
+    assert (await world.read_again(store, batch)).status is Status.FINALIZING
     assert len(await store.segments.results(batch.id)) == 2
     assert (await store.files.list(world.project)).items == (taken,)
 
 
 async def test_a_completed_batch_must_have_answered_every_line(world, store):
     batch = await world.start(store)
-    await world.happen(store, batch, Event.LAPSED)
+    await world.apply(store, batch, Event.LAPSED)
     lease = await world.last_batch_lease(store)
     after = replace(lease.batch.after(Event.COMPLETED, now=world.clock()), tally=world.tally(9))
     with pytest.raises(ValueError, match="batch_complete"):
         await store.batch_leases.publish(lease, after, files=[])
 
 
-async def test_a_start_without_workers_frees_every_lease_and_lease(world, store):
+async def test_releasing_all_leases_frees_segment_and_batch_leases(world, store):
     batch = await world.start(store)
     held, _ = await world.lease(store)
     waiting = await store.batches.create(world.batch())
@@ -382,4 +386,4 @@ async def test_a_start_without_workers_frees_every_lease_and_lease(world, store)
     assert not await store.segments.complete(held, world.report(held, world.tally(5)), [])
     assert (await world.batch_lease(store)).batch.id == waiting.id
     assert [lease.token for lease in await world.lease(store)] == [2, 2]
-    assert (await world.again(store, batch)).status is Status.IN_PROGRESS
+    assert (await world.read_again(store, batch)).status is Status.IN_PROGRESS

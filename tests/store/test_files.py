@@ -1,4 +1,4 @@
-"""Files and uploads: what is found, what a page holds, what a tombstone keeps, whose bytes may go."""
+"""Files and uploads: lookups, pages, tombstones, and which blobs may be deleted."""
 
 import asyncio
 from dataclasses import replace
@@ -12,7 +12,7 @@ from nightmill.ids import FileId, UploadId
 from nightmill.store import Idempotency
 
 
-async def test_a_file_comes_back_as_it_was_added(world, store):
+async def test_a_file_is_read_back_as_it_was_added(world, store):
     added = world.file(filename='we"ird/..\\ña\n.jsonl', expires_at=int(world.clock()) + 60)
     assert await store.files.add(added) == added
     assert await store.files.get(world.project, added.id) == added
@@ -25,7 +25,7 @@ async def test_a_file_of_another_project_looks_unknown(world, store):
     assert await store.files.get(world.project, added.id) == added
 
 
-async def test_a_file_is_gone_the_moment_it_expires(world, store):
+async def test_a_file_is_not_found_from_the_moment_it_expires(world, store):
     added = await store.files.add(world.file(expires_at=int(world.clock()) + 60))
     world.clock.step(59)
     assert await store.files.get(world.project, added.id) == added
@@ -36,7 +36,7 @@ async def test_a_file_is_gone_the_moment_it_expires(world, store):
     assert await store.files.delete_expired() == 0
 
 
-async def test_a_deleted_file_is_deleted_once(world, store):
+async def test_a_file_is_deleted_only_once(world, store):
     added = await store.files.add(world.file())
     assert await store.files.delete(world.project, added.id)
     assert not await store.files.delete(world.project, added.id)
@@ -55,7 +55,7 @@ async def test_files_made_in_one_second_are_listed_newest_first(world, store):
     assert (await store.files.list(world.project, order="asc")).items == tuple(added)
 
 
-async def test_an_older_stamp_is_listed_behind_a_newer_one(world, store):
+async def test_files_with_an_older_timestamp_are_listed_after_newer_files(world, store):
     newer = await store.files.add(world.file())
     older = await store.files.add(world.file(created_at=newer.created_at - 5))
     assert (await store.files.list(world.project)).items == (newer, older)
@@ -76,14 +76,14 @@ async def test_pages_are_stable_while_files_are_added_and_deleted(world, store, 
     assert not second.has_more
 
 
-async def test_a_page_with_exactly_its_limit_has_no_more(world, store):
+async def test_a_page_of_exactly_the_limit_has_no_more(world, store):
     for _ in range(3):
         await store.files.add(world.file())
     assert not (await store.files.list(world.project, limit=3)).has_more
     assert (await store.files.list(world.project, limit=2)).has_more
 
 
-async def test_a_cursor_nobody_ever_had_is_not_found(world, store):
+async def test_an_unknown_cursor_is_not_found(world, store):
     foreign = await store.files.add(world.file(project_id=world.other_project))
     for cursor in (FileId("file-unknown"), foreign.id):
         with pytest.raises(NotFoundError, match=cursor) as caught:
@@ -98,7 +98,7 @@ async def test_files_are_listed_by_purpose(world, store):
     assert (await store.files.list(world.project, purpose="no such purpose")).items == ()
 
 
-async def test_a_repeated_create_names_the_first_file(world, store):
+async def test_a_repeated_create_returns_the_first_file(world, store):
     once = Idempotency("k", "f")
     first = await store.files.add(world.file(), once)
     assert await store.files.add(world.file(), once) == first
@@ -127,7 +127,7 @@ async def test_a_key_is_forgotten_after_a_day(world, store):
     assert await store.files.add(later, Idempotency("k", "other")) == later
 
 
-async def test_creates_with_one_key_at_once_make_one_file(world, store, other_store):
+async def test_concurrent_creates_with_one_key_make_one_file(world, store, other_store):
     once = Idempotency("k", "f")
     creates = [one.files.add(world.file(), once) for one in (store, other_store) * 5]
     made = await asyncio.gather(*creates)
@@ -138,7 +138,7 @@ async def test_creates_with_one_key_at_once_make_one_file(world, store, other_st
 # --- bytes ---
 
 
-async def test_the_bytes_of_a_deleted_file_are_named_until_they_are_forgotten(world, store):
+async def test_the_blob_of_a_deleted_file_is_listed_as_unused_until_its_reference_is_removed(world, store):
     added = await store.files.add(world.file())
     assert await store.blob_references.unused() == []
     await store.files.delete(world.project, added.id)
@@ -149,12 +149,12 @@ async def test_the_bytes_of_a_deleted_file_are_named_until_they_are_forgotten(wo
     assert page.items == ()
 
 
-async def test_the_bytes_an_unfinished_batch_reads_are_kept(world, store):
+async def test_the_input_blob_of_an_unfinished_batch_is_kept(world, store):
     added = await store.files.add(world.file())
     batch = await world.start(store, input_file_id=added.id, input_blob_key=added.blob_key)
     await store.files.delete(world.project, added.id)
     assert await store.blob_references.unused() == []
-    await world.happen(store, batch, Event.CANCEL_REQUESTED)
+    await world.apply(store, batch, Event.CANCEL_REQUESTED)
     assert await store.blob_references.unused() == []
     lease = await world.last_batch_lease(store)
     after = lease.batch.after(Event.CANCELLED, now=world.clock())
@@ -166,14 +166,14 @@ async def test_the_bytes_an_unfinished_batch_reads_are_kept(world, store):
     assert await store.blob_references.unused() == []
 
 
-async def test_the_bytes_that_another_file_has_are_kept(world, store):
+async def test_a_blob_that_another_file_references_is_kept(world, store):
     added = await store.files.add(world.file())
     await store.files.add(world.file(blob_key=added.blob_key))
     await store.files.delete(world.project, added.id)
     assert await store.blob_references.unused() == []
 
 
-async def test_forgetting_nothing_does_nothing(store):
+async def test_removing_an_empty_list_of_references_does_nothing(store):
     await store.blob_references.remove([])
 
 
@@ -195,7 +195,7 @@ async def test_an_upload_becomes_its_file(world, store):
     assert await store.files.get(world.project, made.id) == made
 
 
-async def test_an_upload_ends_once(world, store):
+async def test_an_upload_ends_only_once(world, store):
     upload = world.upload()
     await store.uploads.add(upload)
     assert await store.uploads.cancel(upload)
@@ -207,7 +207,7 @@ async def test_an_upload_ends_once(world, store):
     assert (await store.uploads.get(world.project, upload.id)).status is UploadStatus.CANCELLED
 
 
-async def test_an_upload_expires_after_its_hour(world, store):
+async def test_an_upload_expires_after_one_hour(world, store):
     upload = world.upload()
     await store.uploads.add(upload)
     assert await store.uploads.expire() == 0
@@ -220,7 +220,7 @@ async def test_an_upload_expires_after_its_hour(world, store):
     assert (await store.uploads.get(world.project, upload.id)).status is UploadStatus.EXPIRED
 
 
-async def test_the_parts_of_an_ended_upload_may_go(world, store):
+async def test_the_parts_of_an_ended_upload_may_be_deleted(world, store):
     upload = world.upload()
     await store.uploads.add(upload)
     part = world.upload_part(upload)
@@ -232,7 +232,7 @@ async def test_the_parts_of_an_ended_upload_may_go(world, store):
     assert await store.blob_references.unused() == []
 
 
-async def test_a_part_that_became_the_file_itself_is_kept(world, store):
+async def test_a_part_that_became_the_file_is_kept(world, store):
     upload = world.upload()
     await store.uploads.add(upload)
     part = world.upload_part(upload)
@@ -244,7 +244,7 @@ async def test_a_part_that_became_the_file_itself_is_kept(world, store):
     assert await store.blob_references.unused() == [part.blob_key]
 
 
-async def test_parts_that_became_pieces_of_a_file_are_named_until_its_list_is_gone(world, store):
+async def test_parts_that_became_pieces_of_a_file_are_kept_until_the_list_of_pieces_is_deleted(world, store):
     upload = world.upload()
     await store.uploads.add(upload)
     parts = [world.upload_part(upload) for _ in range(3)]
@@ -253,7 +253,7 @@ async def test_parts_that_became_pieces_of_a_file_are_named_until_its_list_is_go
     keys = [part.blob_key for part in parts]
     made = world.file(blob_key="files/one.pieces")
     await store.uploads.complete(upload, made, part_keys=keys[:2])
-    assert await store.blob_references.unused() == [keys[2]], "nobody asked for the third"
+    assert await store.blob_references.unused() == [keys[2]], "the third part is not referenced"
     await store.blob_references.remove([keys[2]])
     assert await store.blob_references.referenced([*keys, "files/one.pieces"]) == {
         *keys[:2],
@@ -261,7 +261,7 @@ async def test_parts_that_became_pieces_of_a_file_are_named_until_its_list_is_go
     }
     batch = await store.batches.create(world.batch(input_blob_key="files/one.pieces"))
     await store.files.delete(world.project, made.id)
-    assert await store.blob_references.unused() == [], "an unfinished batch reads it"
+    assert await store.blob_references.unused() == [], "an unfinished batch reads the file"
     await store.batches.move(batch.after(Event.CANCEL_REQUESTED, now=1), expected=batch.status)
     lease = await store.batch_leases.lease((Status.CANCELLING,), world.worker, ttl_s=30)
     await store.batch_leases.publish(lease, lease.batch.after(Event.CANCELLED, now=1), files=[])
@@ -274,7 +274,7 @@ async def test_parts_that_became_pieces_of_a_file_are_named_until_its_list_is_go
     assert await store.blob_references.referenced(keys) == set()
 
 
-async def test_a_part_that_became_the_file_is_looked_at_no_more(world, store):
+async def test_a_part_that_became_the_file_is_no_longer_tracked_as_a_part(world, store):
     upload = world.upload()
     await store.uploads.add(upload)
     part = world.upload_part(upload)
@@ -288,7 +288,7 @@ async def test_a_part_that_became_the_file_is_looked_at_no_more(world, store):
     assert await store.blob_references.unused() == [part.blob_key]
 
 
-async def test_an_upload_that_ended_otherwise_hands_no_part_over(world, store):
+async def test_a_cancelled_upload_cannot_be_completed_and_its_parts_may_be_deleted(world, store):
     upload = world.upload()
     await store.uploads.add(upload)
     part = world.upload_part(upload)
@@ -306,7 +306,7 @@ async def test_an_upload_of_another_project_looks_unknown(world, store):
     assert await store.uploads.get(world.project, UploadId("upload_unknown")) is None
 
 
-async def test_of_two_that_end_an_upload_at_once_one_succeeds(world, store, other_store):
+async def test_of_two_concurrent_calls_that_end_an_upload_one_succeeds(world, store, other_store):
     upload = world.upload()
     await store.uploads.add(upload)
     ended = await asyncio.gather(

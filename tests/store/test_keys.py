@@ -15,7 +15,7 @@ async def test_a_key_is_found_by_its_digest_until_it_is_revoked(world, store):
     assert await store.api_keys.get("digest-1") is None
 
 
-async def test_keys_are_listed_in_the_order_they_were_made_with_the_revoked_ones(world, store):
+async def test_keys_are_listed_in_order_of_creation_including_revoked_keys(world, store):
     for number in (2, 1):
         await store.api_keys.add(_key(world, number))
     await store.api_keys.revoke("key_2")
@@ -24,7 +24,7 @@ async def test_keys_are_listed_in_the_order_they_were_made_with_the_revoked_ones
     assert [key.revoked_at for key in listed] == [int(world.clock()), None]
 
 
-async def test_revoking_the_last_key_does_not_look_like_having_none(world, store):
+async def test_a_store_whose_last_key_was_revoked_still_has_keys(world, store):
     assert not await store.api_keys.any_exist()
     await store.api_keys.add(_key(world))
     assert await store.api_keys.any_exist()
@@ -32,5 +32,5 @@ async def test_revoking_the_last_key_does_not_look_like_having_none(world, store
     assert await store.api_keys.any_exist()
 
 
-async def test_revoking_an_unknown_key_says_so(store):
+async def test_revoking_an_unknown_key_returns_false(store):
     assert not await store.api_keys.revoke("key_unknown")

@@ -1,7 +1,7 @@
-"""Hypothesis plays roles that stall, crash, come late and race, on two stores over one database.
+"""A Hypothesis state machine: roles stall, crash, report late and race, on two stores over one database.
 
-The model knows only who holds what. What it checks after every step: a batch counts what its segments count,
-tokens only grow, whoever does not hold a lease changes nothing, and no batch is published twice.
+The model records only which lease is held. After every step it checks that the tally of a batch equals the
+sum of its segments, tokens only grow, a lost lease changes nothing, and no batch is published twice.
 """
 
 import asyncio
@@ -38,10 +38,10 @@ picks = st.integers(0, 1_000)
 
 
 class Died(Exception):  # noqa: N818 - it is an event, not an error
-    """The process is gone."""
+    """The process died in the middle of a transaction."""
 
 
-def half_of_everything(connection) -> None:
+def write_uncommitted_changes(connection) -> None:
     """Changes rows of every kind and dies before the commit."""
     Segments.lease(connection, "ghost", limit=100, ttl_s=TTL_S)
     Segments.release_expired(connection)
@@ -69,7 +69,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.batch_leases = []
         self.batch_holders: dict[str, tuple[int, float]] = {}
         self.published: set[str] = set()
-        self.cut: dict[str, dict[int, tuple[int, float] | None]] = {}  # who holds what is not joined
+        self.cut: dict[str, dict[int, tuple[int, float] | None]] = {}  # holders of slices that are not joined
         self.slice_leases = []
 
     def teardown(self) -> None:
@@ -96,7 +96,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.statuses[batch_id] = status
         self.batch_holders.pop(batch_id, None)
 
-    def drop_holders(self, batch_id: str | None = None, *, lapsed: bool = False) -> int:
+    def remove_holders(self, batch_id: str | None = None, *, lapsed: bool = False) -> int:
         gone = [
             key
             for key, (_, ends) in self.holders.items()
@@ -146,16 +146,16 @@ class StoreMachine(RuleBasedStateMachine):
             earlier = [it.token for it in self.batch_leases if it.batch.id == lease.batch.id]
             assert lease.token > max(earlier, default=0)
             assert lease.is_sliced == (lease.batch.id in self.cut)
-            self.drop_holders(lease.batch.id)
+            self.remove_holders(lease.batch.id)
             self.batch_leases.append(lease)
             self.batch_holders[lease.batch.id] = (lease.token, self.clock.now + TTL_S)
 
     @precondition(lambda self: self.batch_leases)
     @rule(store=stores, pick=picks, total=st.integers(1, 7))
     def end_batch_lease(self, store: int, pick: int, total: int) -> None:
-        """Accepts or publishes, by right or too late."""
+        """Accepts or publishes a batch, with a valid lease or a lost one."""
         lease = self.batch_leases[-1 - pick % len(self.batch_leases)]
-        is_right = self.holds_batch(lease)
+        is_valid = self.holds_batch(lease)
         one, batch = self.stores[store], lease.batch
         match batch.status:
             case Status.VALIDATING:
@@ -181,7 +181,7 @@ class StoreMachine(RuleBasedStateMachine):
                     self.cut.pop(batch.id, None)
                     assert batch.id not in self.published
                     self.published.add(batch.id)
-        assert done == is_right
+        assert done == is_valid
         if done:
             self.moved(batch.id, after.status)
 
@@ -189,14 +189,14 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(store=stores, pick=picks, keeps=st.booleans())
     def renew_or_release_batch_lease(self, store: int, pick: int, keeps: bool) -> None:
         lease = self.batch_leases[-1 - pick % len(self.batch_leases)]
-        is_right = self.holds_batch(lease)
+        is_valid = self.holds_batch(lease)
         if keeps:
-            assert self.runner.run(self.stores[store].batch_leases.renew(lease)) == is_right
-            if is_right:
+            assert self.runner.run(self.stores[store].batch_leases.renew(lease)) == is_valid
+            if is_valid:
                 self.batch_holders[lease.batch.id] = (lease.token, self.clock.now + TTL_S)
             return
         self.runner.run(self.stores[store].batch_leases.release(lease))
-        if is_right:
+        if is_valid:
             del self.batch_holders[lease.batch.id]
 
     @precondition(lambda self: self.batch_leases)
@@ -206,10 +206,10 @@ class StoreMachine(RuleBasedStateMachine):
         batch_id = lease.batch.id
         if lease.batch.status is Status.VALIDATING or lease.is_sliced:
             return
-        is_right = self.holds_batch(lease)
+        is_valid = self.holds_batch(lease)
         pieces = list(cut_slices(batch_id, segments=count, segments_per_slice=1))
-        assert self.runner.run(self.stores[store].slices.cut(lease, pieces)) == is_right
-        if is_right:
+        assert self.runner.run(self.stores[store].slices.cut(lease, pieces)) == is_valid
+        if is_valid:
             del self.batch_holders[batch_id]
             self.cut[batch_id] = dict.fromkeys(range(count))
 
@@ -234,24 +234,24 @@ class StoreMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.slice_leases)
     @rule(store=stores, pick=picks, verb=st.sampled_from(["keep", "release", "complete", "complete"]))
-    def speak_of_a_slice(self, store: int, pick: int, verb: str) -> None:
-        """Whoever joins a slice, in time or long after it lost it."""
+    def report_slice(self, store: int, pick: int, verb: str) -> None:
+        """The holder of a slice lease reports, in time or long after the lease was lost."""
         lease = self.slice_leases[-1 - pick % len(self.slice_leases)]
-        one, it, is_right = self.stores[store], lease.slice, self.holds_slice(lease)
+        one, it, is_valid = self.stores[store], lease.slice, self.holds_slice(lease)
         match verb:
             case "keep":
-                assert self.runner.run(one.slices.renew(lease)) == is_right
-                if is_right:
+                assert self.runner.run(one.slices.renew(lease)) == is_valid
+                if is_valid:
                     self.cut[it.batch_id][it.number] = (lease.token, self.clock.now + TTL_S)
             case "release":
                 self.runner.run(one.slices.release(lease))
-                if is_right:
+                if is_valid:
                     self.cut[it.batch_id][it.number] = None
             case _:
                 piece = JoinedPiece(f"{it.batch_id}.{it.number}.{lease.token}", 5)
                 joined = JoinedSlice(it, piece, None, 3, 0, Tally(3))
-                assert self.runner.run(one.slices.complete(lease, joined)) == is_right
-                if is_right:
+                assert self.runner.run(one.slices.complete(lease, joined)) == is_valid
+                if is_valid:
                     assert joined in self.runner.run(one.slices.joined(it.batch_id))
                     del self.cut[it.batch_id][it.number]
 
@@ -260,7 +260,7 @@ class StoreMachine(RuleBasedStateMachine):
         leases = self.runner.run(self.stores[store].segments.lease("worker", limit=limit, ttl_s=TTL_S))
         for lease in leases:
             key = (lease.segment.batch_id, lease.segment.number)
-            assert key not in self.holders, "two hold one segment"
+            assert key not in self.holders, "two leases for one segment"
             assert self.statuses[key[0]] is Status.IN_PROGRESS
             self.holders[key] = (lease.token, self.clock.now + TTL_S)
             self.leases.append(lease)
@@ -272,8 +272,8 @@ class StoreMachine(RuleBasedStateMachine):
         answered=st.integers(0, 3),
         verb=st.sampled_from(["beat", "pin", "complete", "release"]),
     )
-    def speak(self, store: int, pick: int, answered: int, verb: str) -> None:
-        """A holder reports, in time or long after it lost its lease."""
+    def report_segment(self, store: int, pick: int, answered: int, verb: str) -> None:
+        """The holder of a segment lease reports, in time or long after the lease was lost."""
         lease = self.leases[-1 - pick % len(self.leases)]
         one, segment = self.stores[store], lease.segment
         key = (segment.batch_id, segment.number)
@@ -281,22 +281,22 @@ class StoreMachine(RuleBasedStateMachine):
         tally = Tally(answered, 0, Usage(answered, 0, answered, 0, 2 * answered))
         report = Report(segment.batch_id, segment.number, lease.token, tally)
         part = PinnedPart(f"{key}/{lease.token}", 10 * answered)
-        is_right = self.holds(lease)
+        is_valid = self.holds(lease)
         match verb:
             case "beat":
                 reply = self.runner.run(one.segments.renew("worker", [report], ttl_s=TTL_S))
-                assert (key not in reply.lost) == is_right
+                assert (key not in reply.lost) == is_valid
                 status = self.statuses[segment.batch_id]
                 assert reply.stopping.get(segment.batch_id, Status.IN_PROGRESS) is status
-                if is_right:
+                if is_valid:
                     self.holders[key] = (lease.token, self.clock.now + TTL_S)
             case "pin":
-                assert self.runner.run(one.segments.pin_parts(lease, [part], report)) == is_right
+                assert self.runner.run(one.segments.pin_parts(lease, [part], report)) == is_valid
             case "complete":
-                assert self.runner.run(one.segments.complete(lease, report, [part])) == is_right
+                assert self.runner.run(one.segments.complete(lease, report, [part])) == is_valid
             case _:
-                assert self.runner.run(one.segments.release(lease, report, [part])) == is_right
-        if is_right and verb in ("complete", "release"):
+                assert self.runner.run(one.segments.release(lease, report, [part])) == is_valid
+        if is_valid and verb in ("complete", "release"):
             del self.holders[key]
 
     @precondition(lambda self: self.statuses)
@@ -322,7 +322,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(store=stores)
     def reap(self, store: int) -> None:
-        assert self.runner.run(self.stores[store].segments.release_expired()) == self.drop_holders(
+        assert self.runner.run(self.stores[store].segments.release_expired()) == self.remove_holders(
             lapsed=True
         )
 
@@ -331,8 +331,8 @@ class StoreMachine(RuleBasedStateMachine):
         self.clock.now += seconds
 
     @rule(store=stores)
-    def start_again(self, store: int) -> None:
-        freed = self.drop_holders() + len(self.batch_holders)
+    def restart(self, store: int) -> None:
+        freed = self.remove_holders() + len(self.batch_holders)
         self.batch_holders.clear()
         for numbers in self.cut.values():
             freed += sum(holder is not None for holder in numbers.values())
@@ -345,14 +345,14 @@ class StoreMachine(RuleBasedStateMachine):
         dying = self.stores[store]
         if in_a_transaction:
             with pytest.raises(Died):
-                self.runner.run(dying.database.write(half_of_everything))
+                self.runner.run(dying.database.write(write_uncommitted_changes))
         self.runner.run(dying.close())
         self.stores[store] = open_store(self.url, clock=self.clock)
 
     # --- what always holds ---
 
     @invariant()
-    def a_project_counts_what_it_has(self) -> None:
+    def project_usage_matches_its_rows(self) -> None:
         if not hasattr(self, "runner"):
             return
         used = self.runner.run(self.stores[0].projects.consumption("p"))
@@ -362,7 +362,7 @@ class StoreMachine(RuleBasedStateMachine):
         assert sum(row.batches for row in rows) == len(self.published)
 
     @invariant()
-    def a_batch_counts_what_its_segments_count(self) -> None:
+    def batch_tally_matches_its_segments(self) -> None:
         for batch_id, status in getattr(self, "statuses", {}).items():
             batch = self.read(batch_id)
             assert batch.status is status
@@ -371,7 +371,7 @@ class StoreMachine(RuleBasedStateMachine):
             for result in results:
                 counted = counted.plus(result.tally)
                 key = (batch_id, result.segment.number)
-                assert result.token >= self.tokens.get(key, 0), "a token went back"
+                assert result.token >= self.tokens.get(key, 0), "a token decreased"
                 self.tokens[key] = result.token
             if batch.status.is_terminal:
                 assert results == []
@@ -379,7 +379,7 @@ class StoreMachine(RuleBasedStateMachine):
                 assert counted == batch.tally
 
 
-def test_no_order_of_events_breaks_a_promise(kind, databases):
+def test_no_order_of_events_breaks_an_invariant(kind, databases):
     StoreMachine.databases = databases
     run_state_machine_as_test(
         StoreMachine,

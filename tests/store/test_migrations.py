@@ -1,4 +1,4 @@
-"""The migrations make exactly the tables of `schema`, and never touch what they don't know."""
+"""The migrations create exactly the tables of `schema`, and leave databases of newer releases unchanged."""
 
 import asyncio
 import time
@@ -22,14 +22,16 @@ from nightmill.store.steps import COMPATIBILITY_TABLE, SCHEMA_VERSION, STEPS, pr
 
 
 def _schema(engine) -> set[str]:
-    """Every table and index as SQLite keeps it, without the order of columns and rules, and white space."""
+    """Every table and index as SQLite stores it, ignoring white space and the order of columns and
+    constraints.
+    """
     with engine.connect() as connection:
         rows = connection.execute(text("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL")).scalars()
         return {" | ".join(sorted(_pieces(" ".join(row.split())))) for row in rows}
 
 
 def _pieces(declared: str) -> Iterator[str]:
-    """Cut at the outermost parentheses and the commas right within them."""
+    """Split at the outermost parentheses and at the commas directly inside them."""
     depth, piece = 0, ""
     for letter in declared:
         depth += (letter == "(") - (letter == ")")
@@ -41,7 +43,7 @@ def _pieces(declared: str) -> Iterator[str]:
     yield piece.strip()
 
 
-async def test_the_migrations_make_exactly_the_schema(tmp_path):
+async def test_the_migrations_create_exactly_the_schema(tmp_path):
     migrated = create_engine(f"sqlite:///{tmp_path / 'migrated.sqlite'}")
     with migrated.begin() as connection:
         upgrade(connection, to=SCHEMA_VERSION)
@@ -56,18 +58,18 @@ async def test_the_migrations_make_exactly_the_schema(tmp_path):
     declared.dispose()
 
 
-async def test_migrating_twice_or_at_once_is_migrating_once(tmp_path):
+async def test_repeated_and_concurrent_migrations_have_the_effect_of_one(tmp_path):
     url = f"sqlite:///{tmp_path / 'nightmill.sqlite'}"
     await asyncio.gather(*(migrate(url) for _ in range(4)))
     await migrate(url)
 
 
-async def test_a_newer_database_is_refused_in_one_line_and_left_alone(tmp_path):
+async def test_a_newer_database_is_refused_with_a_one_line_error_and_left_unchanged(tmp_path):
     url = f"sqlite:///{tmp_path / 'nightmill.sqlite'}"
     await migrate(url)
     engine = create_engine(url)
     with engine.begin() as connection:
-        _say_newer(connection, "9999")
+        _mark_as_newer(connection, "9999")
     with pytest.raises(SetupError, match="9999 is newer") as caught:
         await migrate(url)
     assert "\n" not in str(caught.value)
@@ -76,24 +78,24 @@ async def test_a_newer_database_is_refused_in_one_line_and_left_alone(tmp_path):
     engine.dispose()
 
 
-def _say_newer(connection, oldest: str) -> None:
+def _mark_as_newer(connection, oldest: str) -> None:
     connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
     connection.execute(text(f"UPDATE {COMPATIBILITY_TABLE} SET oldest = '{oldest}'"))
 
 
-async def test_a_newer_database_that_says_we_may_stay_is_worked_on_and_left_alone(tmp_path):
+async def test_a_newer_database_that_declares_this_release_compatible_is_used_and_left_unchanged(tmp_path):
     url = f"sqlite:///{tmp_path / 'nightmill.sqlite'}"
     await migrate(url)
     engine = create_engine(url)
     with engine.begin() as connection:
-        _say_newer(connection, SCHEMA_VERSION)
+        _mark_as_newer(connection, SCHEMA_VERSION)
     engine.dispose()
     assert await migrate(url) == "9999"
     await make_ready(url, clock=time.time, busy_timeout_s=1)
     async with opened(url) as store:
         await store.ping()
     with engine.begin() as connection:
-        _say_newer(connection, "9998")
+        _mark_as_newer(connection, "9998")
     engine.dispose()
     with pytest.raises(SetupError, match="9999 is newer"):
         await migrate(url)
@@ -113,13 +115,13 @@ async def opened(url: str):
         await store.close()
 
 
-def test_the_steps_are_those_of_the_scripts_in_their_order():
+def test_the_declared_steps_match_the_migration_scripts_in_order():
     scripts = ScriptDirectory(str(Path(migrations.__path__[0])))
     assert [step.version for step in STEPS] == [it.revision for it in reversed([*scripts.walk_revisions()])]
 
 
 @pytest.mark.parametrize("kind", ["postgres"])
-async def test_postgres_knows_which_nightmills_are_connected(kind, world, store):
+async def test_connections_to_postgres_carry_the_name_of_the_process(kind, world, store):
     await store.ping()
 
     def seen(connection) -> list[str]:
@@ -128,12 +130,12 @@ async def test_postgres_knows_which_nightmills_are_connected(kind, world, store)
     assert process_name() in await store.database.read(seen)
 
 
-async def test_a_missing_folder_is_named(tmp_path):
+async def test_a_missing_folder_is_named_in_the_error(tmp_path):
     with pytest.raises(SetupError, match="missing"):
         await migrate(f"sqlite:///{tmp_path / 'missing' / 'nightmill.sqlite'}")
 
 
-async def test_a_percent_sign_in_the_path_is_no_placeholder(tmp_path):
+async def test_a_percent_sign_in_the_path_is_not_a_placeholder(tmp_path):
     folder = tmp_path / "100%"
     folder.mkdir()
     await migrate(f"sqlite:///{folder / 'nightmill.sqlite'}")
@@ -148,8 +150,8 @@ _RULES = text("""
 
 
 @pytest.mark.parametrize("kind", ["postgres"])
-async def test_the_migrations_make_exactly_the_schema_in_postgres(kind, world, store):
-    # In schemas of their own: `public` holds the clock that every test's store reads.
+async def test_the_migrations_create_exactly_the_schema_in_postgres(kind, world, store):
+    # In separate schemas, because `public` holds the clock that the store of every test reads.
     def rules_of(connection, name: str, make) -> set[str]:
         connection.execute(text(f"CREATE SCHEMA {name}"))
         connection.execute(text(f"SET LOCAL search_path = {name}, pg_catalog"))

@@ -1,4 +1,4 @@
-"""With a hundred thousand batches every frequent statement must go by an index, in its order."""
+"""With a hundred thousand batches every frequent statement must use an index, also for its order."""
 
 from contextlib import closing
 
@@ -21,7 +21,7 @@ _PARAMETERS = {
 
 @pytest.fixture(params=["sqlite"])
 def kind(request) -> str:
-    """Postgres plans by statistics, which an empty database has none of."""
+    """Only SQLite: the plans of Postgres depend on statistics, which an empty database does not have."""
     return request.param
 
 
@@ -40,7 +40,7 @@ def _plan(world, statement) -> list[str]:
         ]
 
 
-def test_leasing_looks_at_the_first_batches_and_their_first_segments_only(world):
+def test_leasing_reads_only_the_first_batches_and_their_first_segments(world):
     assert _plan(world, segments._BATCHES) == [
         "SCAN batch USING INDEX batch_in_progress",
         "CORRELATED SCALAR SUBQUERY 1",
@@ -73,13 +73,13 @@ def test_leasing_looks_at_the_first_batches_and_their_first_segments_only(world)
         (audit._DELETE_OLD, "audit_by_age (at<?)"),
     ],
 )
-def test_a_frequent_statement_goes_by_its_index(world, statement, index):
+def test_a_frequent_statement_uses_its_index(world, statement, index):
     plan = _plan(world, statement)
     assert plan[0].endswith(index)
     assert "TEMP B-TREE" not in " ".join(plan)
 
 
-def test_the_backlog_is_counted_without_a_look_at_what_waits(world):
+def test_the_backlog_is_counted_without_reading_waiting_segments(world):
     seen = [step for step in _plan(world, batches._SEGMENTS) if "SUBQUERY" not in step]
     assert seen == [
         "SCAN CONSTANT ROW",

@@ -1,4 +1,4 @@
-"""How Postgres is reached: no session state, deadlocks, lost connections, and what each failure means."""
+"""Connections to Postgres: no session state, deadlocks, lost connections, and the error for each failure."""
 
 import asyncio
 
@@ -17,7 +17,7 @@ _STOP_THE_OTHERS = text(
 )
 
 
-async def test_no_statement_is_left_behind_in_the_session(world, store):
+async def test_no_prepared_statement_is_left_in_the_session(world, store):
     for _ in range(3):
         await world.start(store)
         await world.lease(store)
@@ -28,7 +28,7 @@ async def test_no_statement_is_left_behind_in_the_session(world, store):
     assert await store.database.read(left_behind) == []
 
 
-async def test_statements_are_kept_in_the_session_only_when_the_url_asks_for_it(world):
+async def test_prepared_statements_are_cached_only_when_the_url_asks_for_it(world):
     world.url += "&" if "?" in world.url else "?"
     world.url += "prepared_statement_cache_size=50"
     store = world.open()
@@ -43,18 +43,18 @@ async def test_statements_are_kept_in_the_session_only_when_the_url_asks_for_it(
 
 
 @pytest.mark.parametrize("asked", ["many", "-1", "1&prepared_statement_cache_size=2"])
-def test_what_is_no_number_of_statements_is_refused(kind, asked):
+def test_an_invalid_statement_cache_size_is_refused(kind, asked):
     with pytest.raises(SetupError, match="no whole number"):
         open_store(f"postgresql://db/nightmill?prepared_statement_cache_size={asked}")
 
 
-async def test_a_connection_that_broke_is_replaced_without_the_caller_noticing(world, store, other_store):
+async def test_a_broken_connection_is_replaced_without_an_error_for_the_caller(world, store, other_store):
     made = await store.batches.create(world.batch())
     await other_store.database.write(lambda connection: connection.execute(_STOP_THE_OTHERS).all())
     assert await store.batches.get(world.project, made.id) == made
 
 
-async def test_a_transaction_whose_connection_breaks_is_run_again_whole(world, store, other_store):
+async def test_a_transaction_whose_connection_breaks_is_rerun_from_its_start(world, store, other_store):
     made = world.batch()
     runs = []
 
@@ -71,7 +71,7 @@ async def test_a_transaction_whose_connection_breaks_is_run_again_whole(world, s
     assert await store.batches.create(made) == made
 
 
-async def test_of_two_that_deadlock_both_succeed_one_after_the_other(world, store):
+async def test_two_transactions_that_deadlock_both_succeed_one_after_the_other(world, store):
     first, second = [await store.batches.create(world.batch()) for _ in range(2)]
     lock = text("SELECT 1 FROM batch WHERE id = :batch_id FOR UPDATE")
 
@@ -108,22 +108,22 @@ async def test_a_lock_held_too_long_is_unavailable(world, store):
     assert await impatient.batches.move(cancelling, expected=made.status)
 
 
-async def test_a_server_that_is_away_is_unavailable(world, tmp_path):
+async def test_an_unreachable_server_is_unavailable(world, tmp_path):
     store = open_store(f"postgresql://postgres@/nightmill?host={tmp_path}")
     with pytest.raises(UnavailableError, match="reached"):
         await store.ping()
     await store.close()
 
 
-async def test_a_database_that_is_not_there_is_the_operators_to_mend(world):
+async def test_a_missing_database_is_a_setup_error(world):
     store = open_store(world.url.replace("/nightmill?", "/elsewhere?"))
     with pytest.raises(SetupError, match="check its URL"):
         await store.ping()
     await store.close()
 
 
-async def test_the_clock_is_the_databases_own(world):
-    """The suite moves it there; a clock given to the store changes nothing."""
+async def test_the_store_uses_the_clock_of_the_database(world):
+    """The tests move the clock inside the database; a clock passed to the store has no effect."""
     store = open_store(world.url, clock=lambda: 0.0)
     await world.start(store)
     await world.lease(store)
@@ -132,7 +132,7 @@ async def test_the_clock_is_the_databases_own(world):
     await store.close()
 
 
-async def test_two_connections_lease_at_once_and_neither_waits_for_the_other(world, store, other_store):
+async def test_two_connections_lease_concurrently_without_waiting_for_each_other(world, store, other_store):
     await world.start(store, total=20, lines_per_segment=5)
     is_in, go_on = asyncio.Event(), asyncio.Event()
 
@@ -153,7 +153,7 @@ async def test_two_connections_lease_at_once_and_neither_waits_for_the_other(wor
     assert [lease.segment.number for lease in others] == [2, 3]
 
 
-async def test_a_beat_of_many_leases_is_one_statement_that_renews_rows_in_place(world, store):
+async def test_a_heartbeat_for_many_leases_is_one_statement_that_updates_rows_in_place(world, store):
     await world.start(store, total=500, lines_per_segment=5)
     leases = await store.segments.lease(world.worker, limit=100, ttl_s=world.ttl_s)
     written: list[str] = []
@@ -188,7 +188,7 @@ async def test_a_beat_of_many_leases_is_one_statement_that_renews_rows_in_place(
     assert await store.segments.release_expired() == 0
 
 
-async def test_the_table_of_leases_leaves_room_on_its_pages(world, store):
+async def test_the_lease_table_leaves_free_space_on_its_pages(world, store):
     def options(connection) -> list[str]:
         return connection.execute(
             text("SELECT reloptions FROM pg_class WHERE relname = 'segment'")

@@ -1,4 +1,4 @@
-"""Leases: who gets which segment, what a token proves, and how tallies follow."""
+"""Segment leases: which worker gets which segment, what a token protects, and how tallies are kept."""
 
 import asyncio
 
@@ -8,7 +8,7 @@ from nightmill.core.batch import Event, Status, Tally
 from nightmill.core.segment import PinnedPart, Report
 
 
-async def test_a_lease_carries_all_its_holder_needs(world, store):
+async def test_a_lease_carries_all_data_that_its_holder_needs(world, store):
     batch = await world.start(store, total=3)
     (lease,) = await world.lease(store)
     assert (lease.token, lease.pinned, lease.tally) == (1, (), Tally())
@@ -19,7 +19,7 @@ async def test_a_lease_carries_all_its_holder_needs(world, store):
     assert (lease.deadline, lease.ttl_s) == (batch.expires_at, world.ttl_s)
 
 
-async def test_the_oldest_batch_is_served_first_in_the_order_of_its_segments(world, store):
+async def test_segments_of_the_oldest_batch_are_leased_first_and_in_order(world, store):
     old = await world.start(store, total=12, lines_per_segment=1)
     new = await world.start(store, total=2, lines_per_segment=1, created_at=old.created_at - 10)
     first = await world.lease(store, limit=11)
@@ -30,36 +30,36 @@ async def test_the_oldest_batch_is_served_first_in_the_order_of_its_segments(wor
     assert await world.lease(store) == []
 
 
-async def test_many_leasing_at_once_never_share_a_segment(world, store, other_store):
+async def test_concurrent_leases_never_share_a_segment(world, store, other_store):
     await world.start(store, total=40, lines_per_segment=1)
     asked = [one.segments.lease(world.worker, limit=3, ttl_s=30) for one in (store, other_store) * 10]
     leased = [lease.segment.number for leases in await asyncio.gather(*asked) for lease in leases]
     assert sorted(leased) == list(range(40))
 
 
-async def test_nothing_is_leased_past_the_deadline(world, store):
+async def test_no_segment_is_leased_past_the_deadline(world, store):
     batch = await world.start(store)
     world.clock.now = batch.expires_at
     assert await world.lease(store) == []
 
 
 @pytest.mark.parametrize("event", [Event.CANCEL_REQUESTED, Event.LAPSED])
-async def test_nothing_is_leased_from_a_batch_that_ends(world, store, event):
+async def test_no_segment_is_leased_from_a_batch_that_is_ending(world, store, event):
     batch = await world.start(store)
-    await world.happen(store, batch, event)
+    await world.apply(store, batch, event)
     assert await world.lease(store) == []
 
 
-async def test_a_cancel_and_a_lease_at_once_end_in_one_of_two_orders(world, store, other_store):
+async def test_a_concurrent_cancel_and_lease_happen_in_one_of_two_orders(world, store, other_store):
     batch = await world.start(store)
     leases, _ = await asyncio.gather(
-        world.lease(store), world.happen(other_store, batch, Event.CANCEL_REQUESTED)
+        world.lease(store), world.apply(other_store, batch, Event.CANCEL_REQUESTED)
     )
     lease = await world.last_batch_lease(other_store)
     assert (lease is None) == bool(leases)
 
 
-async def test_a_lapsed_lease_is_taken_over_under_the_next_token(world, store):
+async def test_an_expired_lease_is_taken_over_with_the_next_token(world, store):
     await world.start(store, total=5)
     (first,) = await world.lease(store)
     await store.segments.renew(world.worker, [world.report(first, world.tally(2))], ttl_s=world.ttl_s)
@@ -78,14 +78,14 @@ async def test_an_old_token_changes_nothing(world, store):
     (old,) = await world.lease(store)
     await store.segments.release(old, world.report(old, world.tally(2)), [world.part(old)])
     (new,) = await world.lease(store, worker=world.other_worker)
-    before = await world.again(store, batch), await store.segments.results(batch.id)
+    before = await world.read_again(store, batch), await store.segments.results(batch.id)
     late = world.report(old, world.tally(5))
     assert not await store.segments.pin_parts(old, [world.part(old, 999)], late)
     assert not await store.segments.complete(old, late, [world.part(old, 999)])
     assert not await store.segments.release(old, late, [world.part(old, 999)])
     reply = await store.segments.renew(world.worker, [late], ttl_s=999)
     assert reply.lost == {(batch.id, 0)}
-    assert (await world.again(store, batch), await store.segments.results(batch.id)) == before
+    assert (await world.read_again(store, batch), await store.segments.results(batch.id)) == before
     assert await store.segments.complete(new, world.report(new, world.tally(5)), [world.part(new)])
 
 
@@ -94,7 +94,7 @@ async def test_a_lease_of_another_worker_is_lost(world, store):
     (lease,) = await world.lease(store)
     reply = await store.segments.renew(world.other_worker, [world.report(lease, world.tally(1))], ttl_s=30)
     assert reply.lost == {(batch.id, 0)}
-    assert (await world.again(store, batch)).tally == Tally()
+    assert (await world.read_again(store, batch)).tally == Tally()
 
 
 async def test_an_unknown_segment_is_lost(world, store):
@@ -103,29 +103,29 @@ async def test_an_unknown_segment_is_lost(world, store):
     assert reply.lost == {(batch.id, 7)}
 
 
-async def test_a_beat_prolongs_and_counts(world, store):
+async def test_a_heartbeat_renews_leases_and_updates_the_tally(world, store):
     batch = await world.start(store)
     first, second = await world.lease(store)
     world.clock.step(world.ttl_s - 1)
     reports = [world.report(first, world.tally(2, 1)), world.report(second, world.tally(4))]
     reply = await store.segments.renew(world.worker, reports, ttl_s=world.ttl_s)
     assert (reply.lost, reply.stopping) == (frozenset(), {})
-    assert (await world.again(store, batch)).tally == world.tally(6, 1)
+    assert (await world.read_again(store, batch)).tally == world.tally(6, 1)
     world.clock.step(world.ttl_s - 1)
     assert await store.segments.release_expired() == 0
     world.clock.step(1)
     assert await store.segments.release_expired() == 2
 
 
-async def test_a_beat_that_was_overtaken_takes_nothing_back(world, store):
+async def test_a_late_heartbeat_never_lowers_the_tally(world, store):
     batch = await world.start(store, total=5)
     (lease,) = await world.lease(store)
     for answered in (3, 1, 3, 2):
         await store.segments.renew(world.worker, [world.report(lease, world.tally(answered))], ttl_s=30)
-        assert (await world.again(store, batch)).tally == world.tally(3)
+        assert (await world.read_again(store, batch)).tally == world.tally(3)
 
 
-async def test_a_lapsed_lease_nobody_took_over_can_be_prolonged(world, store):
+async def test_an_expired_lease_that_was_not_taken_over_can_be_renewed(world, store):
     await world.start(store, total=5)
     (lease,) = await world.lease(store)
     world.clock.step(world.ttl_s + 5)
@@ -134,13 +134,13 @@ async def test_a_lapsed_lease_nobody_took_over_can_be_prolonged(world, store):
     assert await store.segments.release_expired() == 0
 
 
-async def test_a_beat_with_nothing_to_say_is_answered(world, store):
+async def test_an_empty_heartbeat_is_accepted(world, store):
     await world.start(store)
     reply = await store.segments.renew(world.worker, [], ttl_s=30)
     assert (reply.lost, reply.stopping) == (frozenset(), {})
 
 
-async def test_a_batch_that_goes_on_is_not_stopping(world, store):
+async def test_a_batch_in_progress_is_not_stopping(world, store):
     batch = await world.start(store)
     assert await store.batches.stopping({batch.id}) == {}
     assert await store.batches.stopping(set()) == {}
@@ -152,21 +152,21 @@ async def test_a_batch_that_goes_on_is_not_stopping(world, store):
 async def test_answers_in_flight_still_count_while_a_batch_ends(world, store, event, status):
     batch = await world.start(store)
     first, second = await world.lease(store)
-    await world.happen(store, batch, event)
+    await world.apply(store, batch, event)
     reply = await store.segments.renew(world.worker, [world.report(first, world.tally(1))], ttl_s=world.ttl_s)
     assert reply.stopping == {batch.id: status}
     assert await store.batches.stopping({batch.id}) == {batch.id: status}
     assert not reply.lost
     assert await store.segments.complete(first, world.report(first, world.tally(5)), [world.part(first)])
     assert await store.segments.release(second, world.report(second, world.tally(3)), [world.part(second)])
-    assert (await world.again(store, batch)).tally == world.tally(8)
+    assert (await world.read_again(store, batch)).tally == world.tally(8)
     assert await world.lease(store) == []
 
 
-async def test_a_beat_after_publishing_is_told_how_the_batch_ended(world, store):
+async def test_a_heartbeat_after_publishing_returns_the_final_status_of_the_batch(world, store):
     batch = await world.start(store, total=5)
     (lease,) = await world.lease(store)
-    await world.happen(store, batch, Event.CANCEL_REQUESTED)
+    await world.apply(store, batch, Event.CANCEL_REQUESTED)
     world.clock.step(world.ttl_s)
     finalizing = await world.last_batch_lease(store)
     assert await store.batch_leases.publish(
@@ -175,7 +175,7 @@ async def test_a_beat_after_publishing_is_told_how_the_batch_ended(world, store)
     reply = await store.segments.renew(world.worker, [world.report(lease, world.tally(5))], ttl_s=30)
     assert reply.lost == {(batch.id, 0)}
     assert reply.stopping == {batch.id: Status.CANCELLED}
-    assert (await world.again(store, batch)).tally == Tally()
+    assert (await world.read_again(store, batch)).tally == Tally()
 
 
 async def test_a_segment_is_done_only_with_every_line_answered(world, store):
@@ -199,10 +199,10 @@ async def test_more_answers_than_lines_are_refused(world, store, verb):
                 await store.segments.pin_parts(lease, [], report)
             case _:
                 await store.segments.release(lease, report, [])
-    assert (await world.again(store, batch)).tally == Tally()
+    assert (await world.read_again(store, batch)).tally == Tally()
 
 
-async def test_a_done_segment_is_done_for_good(world, store):
+async def test_a_done_segment_stays_done(world, store):
     batch = await world.start(store, total=5)
     (lease,) = await world.lease(store)
     await world.complete(store, [lease])
@@ -214,7 +214,7 @@ async def test_a_done_segment_is_done_for_good(world, store):
     assert (result.is_done, result.pinned, result.tally) == (True, (world.part(lease),), world.tally(5))
 
 
-async def test_a_segment_given_back_keeps_its_parts_for_the_next_holder(world, store):
+async def test_a_released_segment_keeps_its_parts_for_the_next_holder(world, store):
     await world.start(store, total=5)
     (first,) = await world.lease(store)
     await store.segments.release(first, world.report(first, world.tally(2)), [world.part(first)])
@@ -227,7 +227,7 @@ async def test_a_segment_given_back_keeps_its_parts_for_the_next_holder(world, s
     assert third.pinned == (world.part(first), mine)
 
 
-async def test_a_take_over_pins_what_it_found(world, store):
+async def test_a_takeover_pins_the_parts_that_it_finds(world, store):
     batch = await world.start(store, total=5)
     (first,) = await world.lease(store)
     await store.segments.renew(world.worker, [world.report(first, world.tally(4))], ttl_s=30)
@@ -236,16 +236,16 @@ async def test_a_take_over_pins_what_it_found(world, store):
     (second,) = await world.lease(store)
     found = [PinnedPart("parts/found", 70)]
     assert await store.segments.pin_parts(second, found, world.report(second, world.tally(3)))
-    assert (await world.again(store, batch)).tally == world.tally(3)
+    assert (await world.read_again(store, batch)).tally == world.tally(3)
     (result,) = await store.segments.results(batch.id)
     assert (result.pinned, result.tally) == (tuple(found), world.tally(3))
     assert await store.segments.complete(
         second, world.report(second, world.tally(5)), [*found, world.part(second)]
     )
-    assert (await world.again(store, batch)).tally == world.tally(5)
+    assert (await world.read_again(store, batch)).tally == world.tally(5)
 
 
-async def test_beats_at_once_from_two_processes_add_up(world, store, other_store):
+async def test_concurrent_heartbeats_from_two_processes_add_up(world, store, other_store):
     batch = await world.start(store, total=40, lines_per_segment=1)
     mine = await world.lease(store, limit=20)
     theirs = await world.lease(other_store, limit=20, worker=world.other_worker)
@@ -257,10 +257,10 @@ async def test_beats_at_once_from_two_processes_add_up(world, store, other_store
             for lease in theirs
         ),
     )
-    assert (await world.again(store, batch)).tally == world.tally(40)
+    assert (await world.read_again(store, batch)).tally == world.tally(40)
 
 
-async def test_the_leases_of_a_dead_worker_are_free_and_those_of_others_are_not(world, store):
+async def test_only_the_leases_of_the_dead_worker_are_released(world, store):
     await world.start(store, total=10)
     (held,) = await world.lease(store, limit=1)
     (others,) = await world.lease(store, limit=1, worker=world.other_worker)
@@ -274,7 +274,7 @@ async def test_the_leases_of_a_dead_worker_are_free_and_those_of_others_are_not(
     assert (again.segment, again.token) == (held.segment, 2)
 
 
-async def test_workers_at_once_answer_every_line_of_a_batch_once(world, store, other_store):
+async def test_concurrent_workers_answer_every_line_of_a_batch_once(world, store, other_store):
     batch = await world.start(store, total=90, lines_per_segment=3)
     completed = []
 

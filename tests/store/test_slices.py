@@ -1,4 +1,4 @@
-"""Slices: who may join which, what a late one changes, and what names the pieces."""
+"""Slices: which finalizer may join which slice, the effect of late reports, and the rows that name pieces."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ async def finalizing(world, store, **changes):
 
 
 async def cut(world, store, *, count=2, **changes):
-    """A batch in as many slices."""
+    """Cuts a batch into `count` slices."""
     batch = await finalizing(world, store, **changes)
     lease = await world.last_batch_lease(store)
     slices = list(cut_slices(batch.id, segments=count, segments_per_slice=1))
@@ -37,9 +37,9 @@ def test_segments_are_cut_into_runs_that_cover_them():
     assert [(it.number, it.first, it.count) for it in slices] == [(0, 0, 3), (1, 3, 3), (2, 6, 1)]
 
 
-async def test_slices_are_joined_by_several_and_published_by_one(world, store, other_store):
+async def test_slices_are_joined_by_several_finalizers_and_published_by_one(world, store, other_store):
     batch, slices = await cut(world, store)
-    assert await world.last_batch_lease(store) is None, "not before all slices are joined"
+    assert await world.last_batch_lease(store) is None, "published before all slices were joined"
     first = await store.slices.lease(world.worker, ttl_s=30)
     second = await other_store.slices.lease(world.other_worker, ttl_s=30)
     assert [first.slice, second.slice] == slices
@@ -66,14 +66,14 @@ async def test_slices_are_joined_by_several_and_published_by_one(world, store, o
     assert {"files/out.0.1", "files/out.1.1"} <= set(await store.blob_references.unused())
 
 
-async def test_a_batch_without_slices_has_a_lease_that_says_so(world, store):
+async def test_the_lease_of_a_batch_without_slices_says_so(world, store):
     await finalizing(world, store)
     lease = await world.last_batch_lease(store)
     assert not lease.is_sliced
     assert await store.slices.lease(world.worker, ttl_s=30) is None
 
 
-async def test_a_late_lease_cuts_nothing(world, store):
+async def test_an_expired_batch_lease_cannot_cut_slices(world, store):
     batch = await finalizing(world, store)
     late = await world.last_batch_lease(store)
     world.clock.step(world.ttl_s + 1)
@@ -83,7 +83,9 @@ async def test_a_late_lease_cuts_nothing(world, store):
     assert await store.batch_leases.renew(lease)
 
 
-async def test_a_lapsed_slice_goes_to_another_and_its_old_holder_changes_nothing(world, store, other_store):
+async def test_an_expired_slice_lease_goes_to_another_worker_and_its_old_holder_changes_nothing(
+    world, store, other_store
+):
     batch, _ = await cut(world, store, count=1)
     late = await store.slices.lease(world.worker, ttl_s=30)
     world.clock.step(29)
@@ -103,7 +105,7 @@ async def test_a_lapsed_slice_goes_to_another_and_its_old_holder_changes_nothing
     assert await store.blob_references.referenced(["files/out.0.1", "files/out.0.2"]) == {"files/out.0.2"}
 
 
-async def test_a_slice_that_is_given_back_waits_again(world, store):
+async def test_a_released_slice_can_be_leased_again(world, store):
     await cut(world, store, count=1)
     first = await store.slices.lease(world.worker, ttl_s=30)
     await store.slices.release(first)
@@ -117,7 +119,7 @@ async def test_a_slice_that_is_given_back_waits_again(world, store):
 
 
 @pytest.mark.parametrize(("lines", "missing", "answered"), [(0, 0, 0), (5, 1, 5), (5, 0, 4)])
-async def test_a_slice_whose_lines_do_not_add_up_is_not_done(world, store, lines, missing, answered):
+async def test_a_slice_with_a_wrong_line_count_is_not_completed(world, store, lines, missing, answered):
     await cut(world, store, count=1)
     lease = await store.slices.lease(world.worker, ttl_s=30)
     with pytest.raises(ValueError, match="slice 0 has"):
@@ -126,7 +128,7 @@ async def test_a_slice_whose_lines_do_not_add_up_is_not_done(world, store, lines
         )
 
 
-async def test_a_cancelled_batch_is_cut_too(world, store):
+async def test_a_cancelled_batch_is_also_cut_into_slices(world, store):
     batch = await world.start(store)
     after = batch.after(Event.CANCEL_REQUESTED, now=world.clock())
     assert await store.batches.move(after, expected=batch.status)

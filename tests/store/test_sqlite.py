@@ -1,4 +1,4 @@
-"""How SQLite is reached: journal, locks, crashes, and what each failure means."""
+"""Connections to SQLite: journal mode, locks, crashes, and the error raised for each failure."""
 
 import asyncio
 import signal
@@ -19,7 +19,7 @@ from nightmill.store.sqlite import sqlite_engine, sqlite_failure, sqlite_library
 
 @pytest.fixture(params=["sqlite"])
 def kind(request) -> str:
-    """These are about SQLite alone."""
+    """These tests run on SQLite only."""
     return request.param
 
 
@@ -29,7 +29,7 @@ def path(world) -> str:
 
 
 def _connect(path: str):
-    # Two SQLite libraries in one process don't see each other's locks, so it must be the store's own.
+    # Two SQLite libraries in one process don't see each other's locks, so the test uses the store's library.
     return sqlite_library().module.connect(path, isolation_level=None)
 
 
@@ -45,7 +45,7 @@ def test_wal_is_used_only_where_it_cannot_corrupt(version, mode):
 
 
 @pytest.mark.parametrize("module", ["sqlite3", "pysqlite3.dbapi2"])
-def test_commits_reach_the_disk_in_either_journal(tmp_path, module):
+def test_commits_are_synced_to_disk_in_either_journal_mode(tmp_path, module):
     library = sqlite_library(pytest.importorskip(module, reason="that SQLite is not installed"))
     engine = sqlite_engine(tmp_path / "db", begin="BEGIN IMMEDIATE", clock=lambda: 7.0, library=library)
     with engine.connect() as connection, connection.begin():
@@ -71,7 +71,7 @@ async def test_a_locked_database_is_unavailable_and_nothing_is_written(world, pa
     assert await store.batches.create(made) == made
 
 
-async def test_readers_are_answered_while_another_process_writes(world, store, path):
+async def test_reads_succeed_while_another_process_writes(world, store, path):
     made = await store.batches.create(world.batch())
     if sqlite_library().journal_mode != "WAL":
         pytest.skip("only with WAL do readers pass writers")
@@ -80,7 +80,7 @@ async def test_readers_are_answered_while_another_process_writes(world, store, p
         assert await store.batches.get(world.project, made.id) == made
 
 
-async def test_calls_queued_behind_a_lock_wait_for_one_timeout_in_all(world, path):
+async def test_calls_queued_behind_a_lock_share_one_timeout(world, path):
     store = world.open(busy_timeout_s=0.2)
     await store.ping()
     with closing(_connect(path)) as locker:
@@ -109,7 +109,7 @@ async def test_a_database_that_cannot_be_opened_is_unavailable(tmp_path):
     await store.close()
 
 
-async def test_a_file_that_is_no_database_says_so(tmp_path):
+async def test_opening_a_file_that_is_not_a_database_fails_with_a_clear_error(tmp_path):
     path = tmp_path / "notes.sqlite"
     path.write_bytes(b"this is not a database" * 100)
     with pytest.raises(SetupError, match="damaged"):
@@ -117,7 +117,7 @@ async def test_a_file_that_is_no_database_says_so(tmp_path):
 
 
 @pytest.mark.parametrize("url", ["mysql://localhost/x", "sqlite://", "sqlite:///:memory:", "nonsense"])
-def test_a_url_of_no_known_kind_is_refused_in_one_line(url):
+def test_a_url_with_an_unknown_scheme_is_refused_with_a_one_line_error(url):
     with pytest.raises(SetupError) as caught:
         open_store(url)
     assert "\n" not in str(caught.value)
@@ -139,7 +139,7 @@ def test_a_url_of_no_known_kind_is_refused_in_one_line(url):
         ("SQLITE_ERROR", sqlite3.OperationalError),
     ],
 )
-def test_each_code_of_sqlite_has_its_meaning(code, kind):
+def test_each_sqlite_error_code_maps_to_the_right_error(code, kind):
     error = sqlite3.OperationalError("secret")
     error.sqlite_errorname = code
     assert type(sqlite_failure(error)) is kind
@@ -182,20 +182,20 @@ asyncio.run(main())
         ("after the commit", Status.IN_PROGRESS),
     ],
 )
-async def test_a_killed_process_leaves_nothing_half_written(world, store, point, status):
+async def test_a_killed_process_leaves_no_partial_transaction(world, store, point, status):
     made = await store.batches.create(world.batch())
     crashed = await asyncio.to_thread(
         subprocess.run, [sys.executable, "-c", _CRASH, point, world.url], timeout=60, check=False
     )
     assert crashed.returncode == -signal.SIGKILL
-    assert (await world.again(store, made)).status is status
+    assert (await world.read_again(store, made)).status is status
     world.clock.step(world.ttl_s)
     if status is Status.VALIDATING:
         assert await world.accept(store, await world.batch_lease(store))
-    assert (await world.happen(store, made, Event.CANCEL_REQUESTED)).status is Status.CANCELLING
+    assert (await world.apply(store, made, Event.CANCEL_REQUESTED)).status is Status.CANCELLING
 
 
-async def test_ping_says_when_the_schema_is_another(world, store, path):
+async def test_ping_fails_when_the_schema_version_differs(world, store, path):
     await store.ping()
     with closing(_connect(path)) as connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")

@@ -1,4 +1,4 @@
-"""Limits, holds, usage and the audit log: each verb, over both databases."""
+"""Limits, holds, usage and the audit log: each store verb, on both databases."""
 
 import asyncio
 from dataclasses import replace
@@ -21,7 +21,7 @@ async def stored_bytes(world, store) -> int:
     return (await store.projects.consumption(world.project)).stored_bytes
 
 
-async def acts(store, **asked) -> list[tuple[str, str]]:
+async def audit_actions(store, **asked) -> list[tuple[str, str]]:
     return [(entry.act, entry.subject_id) for entry in (await store.audit.list(**asked)).items]
 
 
@@ -37,7 +37,7 @@ async def publish(world, store, made, event=Event.COMPLETED, *, tally=None, file
 # --- limits -----------------------------------------------------------------------------------------------
 
 
-async def test_a_project_opens_no_more_batches_than_it_may(world, store):
+async def test_a_project_cannot_open_more_batches_than_its_limit(world, store):
     limits = Limits(open_batches=2)
     first, _ = [await store.batches.create(world.batch(), limits=limits) for _ in range(2)]
     with pytest.raises(QuotaError, match="2 enqueued batches") as caught:
@@ -53,7 +53,7 @@ async def test_a_project_opens_no_more_batches_than_it_may(world, store):
     await store.batches.create(world.batch(), limits=limits)
 
 
-async def test_of_many_creates_at_once_exactly_as_many_succeed_as_there_is_room(world, store, other_store):
+async def test_concurrent_creates_succeed_exactly_up_to_the_limit(world, store, other_store):
     limits = Limits(open_bytes=50)
 
     async def create(one) -> bool:
@@ -68,7 +68,7 @@ async def test_of_many_creates_at_once_exactly_as_many_succeed_as_there_is_room(
     assert (await store.projects.consumption(world.project)).open.bytes == 50
 
 
-async def test_of_many_files_at_once_exactly_as_many_are_kept_as_there_is_room(world, store, other_store):
+async def test_concurrent_file_uploads_succeed_exactly_up_to_the_limit(world, store, other_store):
     limits = Limits(stored_bytes=35)
 
     async def add(one) -> bool:
@@ -84,7 +84,7 @@ async def test_of_many_files_at_once_exactly_as_many_are_kept_as_there_is_room(w
     assert await stored_bytes(world, store) == 30
 
 
-async def test_a_refused_create_leaves_its_idempotency_key_free(world, store):
+async def test_a_refused_create_does_not_use_up_its_idempotency_key(world, store):
     once = Idempotency("key", "print")
     with pytest.raises(QuotaError):
         await store.batches.create(world.batch(input_bytes=2), once, limits=Limits(open_bytes=1))
@@ -111,7 +111,7 @@ async def test_tokens_beyond_the_models_limit_fail_the_batch_as_at_openai(world,
         "Enqueued token limit reached for tiny in project proj_a. Limit: 1,500 enqueued tokens. "
         "Please try again once some in_progress batches have been completed."
     )
-    assert await world.again(store, refused) == refused
+    assert await world.read_again(store, refused) == refused
     assert (await accept(1_500, "other")).status is Status.IN_PROGRESS
     assert (await accept(500)).status is Status.IN_PROGRESS
     assert (await store.projects.consumption(world.project)).enqueued_tokens == {
@@ -120,7 +120,7 @@ async def test_tokens_beyond_the_models_limit_fail_the_batch_as_at_openai(world,
     }
 
 
-async def test_lines_beyond_the_limit_fail_the_batch_and_none_left_refuses_it(world, store):
+async def test_lines_beyond_the_limit_fail_the_batch_and_a_used_up_limit_refuses_the_create(world, store):
     limits = Limits(open_lines=10)
 
     async def accept(total: int):
@@ -137,7 +137,7 @@ async def test_lines_beyond_the_limit_fail_the_batch_and_none_left_refuses_it(wo
         await store.batches.create(world.batch(), limits=limits)
 
 
-async def test_what_is_set_for_a_project_goes_before_the_settings(world, store):
+async def test_rules_of_a_project_override_the_settings(world, store):
     assert await store.projects.rules(world.project) == ProjectRules()
     rules = ProjectRules(open_batches=1, stored_bytes=0, output_ttl_s=3_600)
     await store.projects.set_rules(world.project, rules, by=BY)
@@ -151,7 +151,7 @@ async def test_what_is_set_for_a_project_goes_before_the_settings(world, store):
     assert await stored_bytes(world, store) == 10
 
 
-async def test_a_project_keeps_the_bytes_of_its_files_that_are_not_deleted(world, store):
+async def test_stored_bytes_of_a_project_count_its_files_that_are_not_deleted(world, store):
     upload = world.upload()
     await store.uploads.add(upload)
     await store.uploads.complete(upload, world.file(size_bytes=100))
@@ -165,7 +165,7 @@ async def test_a_project_keeps_the_bytes_of_its_files_that_are_not_deleted(world
     assert await stored_bytes(world, store) == 100
     assert await store.files.get(world.project, short.id) is None
     made = await world.start(store)
-    await world.happen(store, made, Event.CANCEL_REQUESTED)
+    await world.apply(store, made, Event.CANCEL_REQUESTED)
     await publish(world, store, made, Event.CANCELLED, files=[world.file(size_bytes=7)])
     assert await stored_bytes(world, store) == 107
 
@@ -173,7 +173,7 @@ async def test_a_project_keeps_the_bytes_of_its_files_that_are_not_deleted(world
 # --- holds ------------------------------------------------------------------------------------------------
 
 
-async def test_a_held_file_is_deleted_by_nobody_and_stays_to_be_read(world, store):
+async def test_a_held_file_cannot_be_deleted_and_stays_readable(world, store):
     held = await store.files.add(world.file(expires_at=int(world.clock()) + 10))
     assert await store.holds.set(HoldKind.FILE, held.id, reason="case 7")
     assert not await store.holds.set(HoldKind.FILE, held.id)
@@ -193,7 +193,7 @@ async def test_a_held_file_is_deleted_by_nobody_and_stays_to_be_read(world, stor
     assert await store.files.delete_expired() == 1
 
 
-async def test_a_held_project_loses_nothing_and_others_go_on(world, store):
+async def test_nothing_of_a_held_project_is_deleted_and_other_projects_are_unaffected(world, store):
     held, other = world.file(), world.file(project_id=world.other_project)
     gone = world.file()
     for file in (held, other, gone):
@@ -205,7 +205,7 @@ async def test_a_held_project_loses_nothing_and_others_go_on(world, store):
     assert await store.files.delete(world.other_project, other.id)
     assert await store.blob_references.unused() == [
         other.blob_key
-    ]  # nor are bytes whose file was deleted before
+    ]  # blobs of files deleted before the hold are kept too
     await store.holds.clear(HoldKind.PROJECT, world.project)
     assert set(await store.blob_references.unused()) == {other.blob_key, gone.blob_key}
 
@@ -215,7 +215,7 @@ async def test_a_held_batch_keeps_its_input_output_and_error_file(world, store):
     source, output, error = files
     made = await world.start(store, input_file_id=source.id, input_blob_key=source.blob_key)
     await store.holds.set(HoldKind.BATCH, made.id)
-    await world.happen(store, made, Event.CANCEL_REQUESTED)
+    await world.apply(store, made, Event.CANCEL_REQUESTED)
     lease = await world.last_batch_lease(store)
     after = lease.batch.after(Event.CANCELLED, now=world.clock())
     after = replace(after, output_file_id=output.id, error_file_id=error.id)
@@ -228,19 +228,19 @@ async def test_a_held_batch_keeps_its_input_output_and_error_file(world, store):
         assert await store.files.delete(world.project, file.id)
 
 
-async def test_a_held_batch_keeps_the_input_of_which_the_file_was_deleted(world, store):
+async def test_a_held_batch_keeps_its_input_blob_after_the_input_file_was_deleted(world, store):
     source = await store.files.add(world.file())
     made = await world.start(store, input_file_id=source.id, input_blob_key=source.blob_key)
     await store.files.delete(world.project, source.id)
     await store.holds.set(HoldKind.BATCH, made.id)
-    await world.happen(store, made, Event.CANCEL_REQUESTED)
+    await world.apply(store, made, Event.CANCEL_REQUESTED)
     await publish(world, store, made, Event.CANCELLED)
     assert source.blob_key not in await store.blob_references.unused()
     await store.holds.clear(HoldKind.BATCH, made.id)
     assert source.blob_key in await store.blob_references.unused()
 
 
-async def test_a_hold_on_what_is_not_there_is_an_error(world, store):
+async def test_a_hold_on_a_missing_file_or_batch_is_an_error(world, store):
     gone = await store.files.add(world.file())
     await store.files.delete(world.project, gone.id)
     for kind, subject_id in [(HoldKind.FILE, gone.id), (HoldKind.BATCH, "batch_unknown")]:
@@ -250,8 +250,8 @@ async def test_a_hold_on_what_is_not_there_is_an_error(world, store):
 
 
 @pytest.mark.parametrize("kind", ["postgres"])
-async def test_a_deletion_under_way_is_over_before_the_hold_is_set(kind, world, store, other_store):
-    """Else a file could be gone after somebody was told that it is held."""
+async def test_setting_a_hold_waits_for_a_deletion_in_progress(kind, world, store, other_store):
+    """Otherwise a file could disappear after the hold was confirmed."""
     file = await store.files.add(world.file())
     is_in, go_on = asyncio.Event(), asyncio.Event()
 
@@ -291,7 +291,7 @@ async def test_usage_counts_each_ended_batch_once_by_project_model_and_day(world
         (world.other_project, Event.CANCELLED),
     ]:
         made = await world.start(store, project_id=project)
-        await world.happen(store, made, Event.CANCEL_REQUESTED)
+        await world.apply(store, made, Event.CANCEL_REQUESTED)
         lease = await world.last_batch_lease(store)
         after = replace(lease.batch.after(event, now=world.clock()), tally=world.tally(4, 1))
         assert await store.batch_leases.publish(lease, after, files=[])
@@ -299,7 +299,7 @@ async def test_usage_counts_each_ended_batch_once_by_project_model_and_day(world
     world.clock.step(86_400)
     late = await world.start(store)
     world.clock.step(86_400)
-    await world.happen(store, late, Event.LAPSED)
+    await world.apply(store, late, Event.LAPSED)
     await publish(world, store, late, Event.EXPIRED, tally=world.tally(2))
 
     rows = await store.usage.totals(["project", "model", "day"])
@@ -319,7 +319,7 @@ async def test_usage_counts_each_ended_batch_once_by_project_model_and_day(world
     assert await store.usage.totals([], model="other") == []
 
 
-async def test_a_batch_that_failed_its_check_used_nothing(world, store):
+async def test_a_batch_that_failed_validation_has_no_usage(world, store):
     await store.batches.create(world.batch())
     lease = await world.batch_lease(store)
     assert await store.batch_leases.reject(lease, lease.batch.after(Event.REJECTED, now=world.clock()))
@@ -329,7 +329,7 @@ async def test_a_batch_that_failed_its_check_used_nothing(world, store):
 # --- the audit log ----------------------------------------------------------------------------------------
 
 
-async def test_every_change_is_recorded_with_who_did_it_and_nothing_else_is(world, store):
+async def test_every_change_is_recorded_with_its_actor_and_nothing_else_is_recorded(world, store):
     file = await store.files.add(world.file(), by=BY)
     upload = world.upload()
     await store.uploads.add(upload, by=BY)
@@ -366,7 +366,7 @@ async def test_every_change_is_recorded_with_who_did_it_and_nothing_else_is(worl
     assert {entry.project_id for entry in page.items} == {world.project}
 
 
-async def test_what_changed_nothing_is_not_recorded(world, store):
+async def test_calls_that_change_nothing_are_not_recorded(world, store):
     assert not await store.files.delete(world.project, "file-unknown", by=BY)
     assert not await store.api_keys.revoke("key_unknown", by=BY)
     with pytest.raises(QuotaError):
@@ -374,7 +374,7 @@ async def test_what_changed_nothing_is_not_recorded(world, store):
     assert (await store.audit.list()).items == ()
 
 
-async def test_what_expires_is_recorded_as_the_mills_own_doing(world, store):
+async def test_expiry_is_recorded_with_nightmill_as_the_actor(world, store):
     files = [await store.files.add(world.file(expires_at=int(world.clock()) + 10)) for _ in range(2)]
     world.clock.step(10)
     await store.files.delete_expired()
@@ -384,7 +384,7 @@ async def test_what_expires_is_recorded_as_the_mills_own_doing(world, store):
     }
 
 
-async def test_however_much_has_expired_no_transaction_deletes_all_of_it(world, store, monkeypatch):
+async def test_expired_files_are_deleted_in_bounded_transactions(world, store, monkeypatch):
     monkeypatch.setattr(files, "_EXPIRED_AT_ONCE", 2)
     for _ in range(5):
         await store.files.add(world.file(expires_at=int(world.clock()) + 10))
@@ -393,7 +393,7 @@ async def test_however_much_has_expired_no_transaction_deletes_all_of_it(world, 
     assert await stored_bytes(world, store) == 0
 
 
-async def test_the_log_is_read_in_pages_by_project_and_time(world, store):
+async def test_the_audit_log_is_read_in_pages_by_project_and_time(world, store):
     for _ in range(5):
         await store.files.add(world.file(), by=BY)
         world.clock.step(1)
@@ -408,7 +408,7 @@ async def test_the_log_is_read_in_pages_by_project_and_time(world, store):
     assert len((await store.audit.list(since=world.clock() - 2)).items) == 3
 
 
-async def test_old_entries_go_but_for_those_of_held_projects(world, store):
+async def test_old_entries_are_deleted_except_those_of_held_projects(world, store):
     await store.files.add(world.file(), by=BY)
     await store.files.add(world.file(project_id=world.other_project), by=BY)
     await store.audit.add(BY, AuditAction.SCHEMA_MIGRATED, "0003")

@@ -1,4 +1,4 @@
-"""An upgrade to the next release, with made-up steps: what runs when, and what is refused meanwhile."""
+"""An upgrade to the next release, with made-up steps: which step runs when, and what is refused meanwhile."""
 
 import shutil
 import sys
@@ -102,7 +102,7 @@ async def test_the_next_release_does_not_start_on_the_present_schema(path, next_
     assert "\n" not in str(caught.value)
 
 
-async def test_the_present_release_goes_on_after_the_before_step_and_not_after_the_after_step(
+async def test_the_present_release_keeps_working_after_the_before_step_but_not_after_the_after_step(
     path, next_version
 ):
     url = f"sqlite:///{path}"
