@@ -1,4 +1,4 @@
-"""A data folder as a server leaves it, made once and copied for each test, and the roles to go on with it."""
+"""A data folder of a killed server, made once and copied for each test, and the roles to continue it."""
 
 import asyncio
 import hashlib
@@ -50,7 +50,9 @@ def request_lines(count: int) -> bytes:
 
 @dataclass
 class Upstream:
-    """Answers with how often the line was asked; waits for ever once `most` lines were answered."""
+    """An upstream that counts the requests for each line; once `most` lines are answered, further requests
+    hang.
+    """
 
     most: int = 1 << 30
     asked: Counter[str] = field(default_factory=Counter)
@@ -77,7 +79,7 @@ class Upstream:
 
 @dataclass
 class DataFolder:
-    """What a server keeps, between two servers."""
+    """The data folder of a server that is not running."""
 
     path: Path
 
@@ -102,7 +104,7 @@ class DataFolder:
 
     @contextmanager
     def rows(self) -> Iterator[sqlite3.Connection]:
-        """To look at, or to damage what the database says."""
+        """A connection to the SQLite database, to read rows or to damage them."""
         connection = sqlite3.connect(self.path / "nightmill.sqlite")
         try:
             with connection:
@@ -118,7 +120,7 @@ class DataFolder:
         return sorted((self.blobs / "parts").glob("*/*.part"))
 
     @asynccontextmanager
-    async def rooms(self) -> AsyncIterator[Components]:
+    async def open_components_of_folder(self) -> AsyncIterator[Components]:
         self.path.mkdir(exist_ok=True)
         await migrate(self.settings.store_url)
         async with open_components(self.settings, emit=lambda _: None, notifier=Notifier()) as components:
@@ -137,7 +139,9 @@ class DataFolder:
     def run(
         self, upstream: Upstream, *, until: Callable[[Components], Awaitable[bool]] | None = None
     ) -> None:
-        """A server's roles, from start to when all batches have ended, or `until` says so; then it dies."""
+        """Runs the roles of a server until all batches have ended, or `until` returns true; then cancels
+        them.
+        """
         asyncio.run(self._run(upstream, until or _all_ended))
 
     async def _run(
@@ -150,7 +154,7 @@ class DataFolder:
             components.maintenance(),
         ),
     ) -> None:
-        async with self.rooms() as components:
+        async with self.open_components_of_folder() as components:
             await components.store.leases.release_all()
             stop = asyncio.Event()
             async with asyncio.timeout(30), asyncio.TaskGroup() as group:
@@ -172,7 +176,7 @@ class DataFolder:
                     task.cancel()
 
     def outputs(self, batch_id: str) -> list[dict[str, Any]]:
-        """Every line of the batch's output and error file, checked against their sizes."""
+        """Every line of the output and error file of the batch; checks the file sizes in the database."""
         found: list[dict[str, Any]] = []
         ids = self.ask("SELECT output_file_id, error_file_id FROM batch WHERE id = ?", batch_id)[0]
         for file_id in filter(None, ids):
@@ -185,12 +189,14 @@ class DataFolder:
     def batch_ids(self) -> list[str]:
         return [batch_id for (batch_id,) in self.ask("SELECT id FROM batch ORDER BY sequence")]
 
-    def ends_well_but_sweeps_nothing(self) -> None:
-        """Runs to the end while somebody holds the folder against deletions."""
+    def finish_without_sweeping(self) -> None:
+        """Runs until all batches have ended; used while a lock on the folder prevents deletions."""
         self.run(Upstream())
 
-    def ends_well(self) -> Upstream:
-        """Runs to the end: every batch has each line once, with a 2xx."""
+    def run_to_successful_end(self) -> Upstream:
+        """Runs until all batches have ended, and checks that every batch has each line once, with a 2xx
+        answer.
+        """
         upstream = Upstream()
 
         async def is_swept(components: Components) -> bool:
@@ -213,7 +219,7 @@ async def _all_ended(components: Components) -> bool:
 
 
 async def add_batch(components: Components, count: int = LINES, **fields: Any) -> Batch:
-    """An uploaded file and a batch of it."""
+    """Adds an uploaded file and a batch of it."""
     file_id = new_file_id(secrets.token_bytes(16))
     await put(components, f"files/{file_id}", request_lines(count))
     now = int(time.time())
@@ -241,7 +247,7 @@ async def put(components: Components, key: str, text: bytes) -> None:
 
 
 async def add_upload(components: Components) -> None:
-    """An upload that waits for more, with one part."""
+    """Adds an unfinished upload with one part."""
     now = int(time.time())
     upload_id = UploadId("upload_" + hashlib.sha256(secrets.token_bytes(8)).hexdigest()[:32])
     await components.store.uploads.add(
@@ -253,28 +259,28 @@ async def add_upload(components: Components) -> None:
 
 
 @pytest.fixture(scope="session")
-def stopped_half_way(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a server that was killed with one batch done, one half answered, and an open upload."""
+def half_finished_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a killed server: one batch done, one half answered, and an unfinished upload."""
     folder = DataFolder(tmp_path_factory.mktemp("made") / "data")
 
-    async def begin() -> None:
-        async with folder.rooms() as components:
+    async def add_first_batch() -> None:
+        async with folder.open_components_of_folder() as components:
             await add_batch(components, 12)
 
-    async def go_on() -> None:
-        async with folder.rooms() as components:
+    async def add_second_batch_and_upload() -> None:
+        async with folder.open_components_of_folder() as components:
             await add_batch(components)
             await add_upload(components)
 
-    async def half_way(components: Components) -> bool:
+    async def is_half_answered(components: Components) -> bool:
         newest = (await components.store.batches.list(PROJECT, limit=1)).items[0]
         return newest.tally.answered >= ANSWERED_BEFORE
 
-    asyncio.run(begin())
+    asyncio.run(add_first_batch())
     folder.run(Upstream())
-    asyncio.run(go_on())
-    folder.run(Upstream(ANSWERED_BEFORE), until=half_way)
-    # The next holder pins what the dead one left.
+    asyncio.run(add_second_batch_and_upload())
+    folder.run(Upstream(ANSWERED_BEFORE), until=is_half_answered)
+    # The next lease holder pins the parts of the killed server.
     folder.run(Upstream(0), until=_is_pinned)
     return folder.path
 
@@ -286,13 +292,13 @@ async def _is_pinned(components: Components) -> bool:
 
 
 @pytest.fixture
-def data(stopped_half_way: Path, tmp_path: Path) -> DataFolder:
-    shutil.copytree(stopped_half_way, tmp_path / "data")
+def data(half_finished_folder: Path, tmp_path: Path) -> DataFolder:
+    shutil.copytree(half_finished_folder, tmp_path / "data")
     return DataFolder(tmp_path / "data")
 
 
 def cut_into_pieces(data: DataFolder, key: str, count: int = 3) -> list[str]:
-    """Has the blob lie in pieces, as a completed upload leaves it; the keys of the pieces."""
+    """Splits the blob into pieces, as a completed upload stores it; returns the keys of the pieces."""
     text = (data.blobs / key).read_bytes()
     length = -(-len(text) // count)
     keys = [f"uploads/of_{Path(key).name}/part_{number}" for number in range(count)]

@@ -1,4 +1,4 @@
-"""Whatever happens to the bytes of answers and indexes: found, mended, and each line stands once."""
+"""Any damage to parts and line indexes is found and repaired, and each line is answered once."""
 
 import os
 import shutil
@@ -35,7 +35,7 @@ def harm(path: Path, kind: str, place: int) -> None:
 
 @given(damage=st.lists(harms, min_size=1, max_size=6))
 @settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
-def test_any_damage_of_what_can_be_made_again_is_mended(data, damage):
+def test_any_damage_to_parts_and_line_indexes_is_repaired(data, damage):
     before = data.path
     with tempfile.TemporaryDirectory() as place:
         folder = type(data)(Path(place) / "data")
@@ -47,4 +47,4 @@ def test_any_damage_of_what_can_be_made_again_is_mended(data, damage):
                 harm(target, kind, offset)
 
         assert folder.repair().left == ()
-        folder.ends_well()
+        folder.run_to_successful_end()

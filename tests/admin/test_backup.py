@@ -1,4 +1,4 @@
-"""Copies of a data folder go on as the original does, whatever happened to it while they were made."""
+"""A backup continues as the original would, whatever happened to the original during the backup."""
 
 import asyncio
 import json
@@ -20,53 +20,53 @@ from nightmill.store.snapshot import copy_database
 
 @pytest.fixture
 def copied(data, tmp_path):
-    """Backs the folder up, and gives what was told and the copy as a folder of its own."""
+    """Backs the folder up; returns the result of the backup and the copy as a `DataFolder`."""
 
     def make(name="copy"):
-        told = back_up(data.path, data.settings.store_url, tmp_path / name)
-        return told, type(data)(tmp_path / name)
+        result = back_up(data.path, data.settings.store_url, tmp_path / name)
+        return result, type(data)(tmp_path / name)
 
     return make
 
 
-def test_a_batch_in_progress_goes_on_from_the_copy(data, copied):
-    told, copy = copied()
+def test_a_batch_in_progress_continues_from_the_copy(data, copied):
+    result, copy = copied()
 
-    assert told.missing == []
+    assert result.missing == []
     assert copy.check(depth=Depth.DEEP).found == ()
     shutil.rmtree(data.path)
-    assert copy.ends_well().answered == 40 - 22
+    assert copy.run_to_successful_end().answered == 40 - 22
 
 
-def test_the_copy_and_the_original_go_their_own_ways(data, copied):
+def test_the_copy_and_the_original_continue_independently(data, copied):
     _, copy = copied()
 
-    assert data.ends_well().answered == 40 - 22
-    assert copy.ends_well().answered == 40 - 22
+    assert data.run_to_successful_end().answered == 40 - 22
+    assert copy.run_to_successful_end().answered == 40 - 22
 
 
-def test_what_was_answered_after_the_database_was_copied_is_sent_again(data, tmp_path, monkeypatch):
-    """Parts that the copied database knows nothing of are not in the backup."""
+def test_lines_answered_after_the_database_was_copied_are_sent_again(data, tmp_path, monkeypatch):
+    """Parts that the copied database does not reference are not in the backup."""
 
-    def then_the_batch_ends(url, target):
+    def copy_database_and_finish_the_batch(url, target):
         copy_database(url, target)
-        data.ends_well_but_sweeps_nothing()
+        data.finish_without_sweeping()
 
-    monkeypatch.setattr(backup, "copy_database", then_the_batch_ends)
-    told = back_up(data.path, data.settings.store_url, tmp_path / "copy")
+    monkeypatch.setattr(backup, "copy_database", copy_database_and_finish_the_batch)
+    result = back_up(data.path, data.settings.store_url, tmp_path / "copy")
 
-    assert told.missing == []
+    assert result.missing == []
     copy = type(data)(tmp_path / "copy")
     assert len(copy.parts()) == len({path.name.split(".")[0] for path in copy.parts()})
-    assert copy.ends_well().answered == 40 - 22
+    assert copy.run_to_successful_end().answered == 40 - 22
 
 
 def test_nothing_is_deleted_while_a_backup_reads(data):
-    """The warden skips its turn, and takes it afterwards."""
+    """Maintenance skips its turn during the backup, and deletes afterwards."""
     file_id, key = data.ask("SELECT file.id, blob_key FROM file JOIN batch ON output_file_id = file.id")[0]
 
     async def delete_and_sweep():
-        async with data.rooms() as components:
+        async with data.open_components_of_folder() as components:
             assert await components.store.files.delete("default", file_id)
             await components.maintenance().turn()
 
@@ -75,7 +75,7 @@ def test_nothing_is_deleted_while_a_backup_reads(data):
         assert (data.blobs / key).exists()
 
     async def sweep():
-        async with data.rooms() as components:
+        async with data.open_components_of_folder() as components:
             await components.maintenance().turn()
 
     asyncio.run(sweep())
@@ -88,16 +88,18 @@ def test_a_reader_waits_for_maintenance_until_its_timeout(data):
         with pytest.raises(UnavailableError, match="deleting"), no_deletes(data.path, timeout_s=0.1):
             pass
     with no_deletes(data.path), no_deletes(data.path), may_delete(data.path) as is_allowed:
-        assert not is_allowed, "two may read, and maintenance deletes nothing meanwhile"
+        assert not is_allowed, (
+            "two readers may hold the lock, and maintenance may not delete meanwhile"
+        )
 
 
-def test_maintenance_without_a_folder_may_delete(tmp_path):
+def test_maintenance_without_a_data_folder_may_delete(tmp_path):
     with may_delete(tmp_path / "nowhere") as is_allowed:
         assert is_allowed
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_backup_has_what_is_needed_and_nothing_else(data, copied):
+def test_a_backup_contains_only_the_files_that_are_needed(data, copied):
     (data.blobs / "files/file-nobody").write_bytes(b"stray")
     (data.blobs / "tmp/0123").write_bytes(b"unfinished")
 
@@ -115,7 +117,7 @@ def test_a_backup_has_what_is_needed_and_nothing_else(data, copied):
     }
 
 
-def test_nobody_else_can_read_a_backup(copied):
+def test_a_backup_is_readable_by_its_owner_only(copied):
     _, copy = copied()
 
     assert stat.S_IMODE(copy.path.stat().st_mode) == 0o700
@@ -123,30 +125,30 @@ def test_nobody_else_can_read_a_backup(copied):
         assert path.is_dir() or stat.S_IMODE(path.stat().st_mode) == 0o600, path
 
 
-def test_what_is_damaged_here_is_told_and_the_rest_is_saved(data, copied):
+def test_damaged_blobs_are_reported_and_the_rest_is_backed_up(data, copied):
     key = data.ask("SELECT input_blob_key FROM batch WHERE status = 'completed'")[0][0]
     (data.blobs / key).unlink()
     part = data.parts()[0]
     os.truncate(part, part.stat().st_size - 1)
 
-    told, copy = copied()
+    result, copy = copied()
 
-    assert sorted(told.missing) == sorted([key, f"parts/{part.parent.name}/{part.name}"])
+    assert sorted(result.missing) == sorted([key, f"parts/{part.parent.name}/{part.name}"])
     assert copy.repair().left == ()
-    copy.ends_well()
+    copy.run_to_successful_end()
 
 
 def test_a_backup_that_fails_leaves_nothing_under_its_name(data, tmp_path, monkeypatch):
-    def no_room(*_):
+    def raise_no_space(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(backup.os, "fsync", no_room)
+    monkeypatch.setattr(backup.os, "fsync", raise_no_space)
     with pytest.raises(StorageFullError, match="backup"):
         back_up(data.path, data.settings.store_url, tmp_path / "copy")
     assert list(tmp_path.glob("copy*")) == []
 
 
-def test_what_a_killed_backup_left_is_cleared(data, tmp_path, copied):
+def test_the_remains_of_a_killed_backup_are_deleted(data, tmp_path, copied):
     left = tmp_path / "copy.tmp" / "blobs" / "files"
     left.mkdir(parents=True)
     (left / "half").write_bytes(b"half")
@@ -157,37 +159,37 @@ def test_what_a_killed_backup_left_is_cleared(data, tmp_path, copied):
     assert not (tmp_path / "copy.tmp").exists()
 
 
-def test_two_backups_do_not_write_one_copy(data, tmp_path, monkeypatch):
-    def meanwhile(url, target):
+def test_a_second_backup_to_the_same_destination_is_refused(data, tmp_path, monkeypatch):
+    def start_a_second_backup(url, target):
         with pytest.raises(SetupError, match="another backup is writing"):
             back_up(data.path, url, tmp_path / "copy")
         copy_database(url, target)
 
-    monkeypatch.setattr(backup, "copy_database", meanwhile)
+    monkeypatch.setattr(backup, "copy_database", start_a_second_backup)
     assert back_up(data.path, data.settings.store_url, tmp_path / "copy").missing == []
 
 
 @pytest.mark.parametrize(
     ("place", "why"), [("there", "already exists"), ("data/copy", "is inside the data folder")]
 )
-def test_a_place_that_will_not_do_is_refused(data, tmp_path, place, why):
+def test_an_unsuitable_destination_is_refused(data, tmp_path, place, why):
     (tmp_path / "there").mkdir()
     with pytest.raises(SetupError, match=why):
         back_up(data.path, data.settings.store_url, tmp_path / place)
 
 
-def test_a_disk_without_shared_blocks_gets_plain_copies(data, copied, monkeypatch):
-    def refused(*_):
+def test_a_file_system_without_shared_blocks_gets_plain_copies(data, copied, monkeypatch):
+    def raise_cross_device_link(*_):
         raise OSError(18, "Invalid cross-device link")
 
-    monkeypatch.setattr(backup.os, "copy_file_range", refused)
-    told, copy = copied()
+    monkeypatch.setattr(backup.os, "copy_file_range", raise_cross_device_link)
+    result, copy = copied()
 
-    assert told.missing == []
+    assert result.missing == []
     assert copy.check(depth=Depth.DEEP).found == ()
 
 
-def test_the_command_says_what_it_copied(data, tmp_path, capsys):
+def test_the_command_reports_what_it_copied(data, tmp_path, capsys):
     words = ["backup", str(tmp_path / "copy"), "--folder", str(data.path), "--json"]
 
     assert cli.invoke(words) == 0
@@ -199,7 +201,7 @@ def test_the_command_says_what_it_copied(data, tmp_path, capsys):
     assert document["missing"] == []
 
 
-def test_the_command_says_what_is_missing(data, tmp_path, capsys):
+def test_the_command_reports_what_is_missing(data, tmp_path, capsys):
     data.parts()[0].unlink()
 
     assert cli.invoke(["backup", str(tmp_path / "copy"), "--folder", str(data.path)]) == 74
@@ -214,7 +216,7 @@ def test_the_command_says_what_is_missing(data, tmp_path, capsys):
         ("NIGHTMILL_STORE", "postgresql://user@localhost/x", "Postgres's own tools"),
     ],
 )
-def test_what_lies_elsewhere_is_kept_by_other_tools(
+def test_a_store_or_blobs_outside_the_folder_are_refused(
     data, tmp_path, monkeypatch, capsys, words, setting, value, why
 ):
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""Damage a real folder in each way; see it found and repaired, and every line answered once."""
+"""Each kind of damage to a real folder is found and repaired, and every line is answered once."""
 
 import asyncio
 import json
@@ -32,14 +32,14 @@ def pinned_parts(data, where="1"):
     ]
 
 
-def test_a_folder_that_a_killed_server_left_is_as_it_should_be(data):
+def test_the_folder_of_a_killed_server_passes_the_check(data):
     assert data.check(depth=Depth.DEEP).found == ()
     assert data.repair().found == ()
-    upstream = data.ends_well()
+    upstream = data.run_to_successful_end()
     assert upstream.answered == 40 - 22
 
 
-# --- answers that are gone --------------------------------------------------------------------------------
+# --- lost answers -----------------------------------------------------------------------------------------
 
 
 def cut(path):
@@ -58,8 +58,8 @@ def empty(path):
 
 @pytest.mark.parametrize("harm", [cut, flip, empty, os.unlink], ids=lambda harm: harm.__name__)
 @pytest.mark.parametrize("state", ["done", "waiting"])
-def test_lines_whose_answers_are_damaged_are_sent_again_and_no_others(data, harm, state):
-    asyncio.run(_released(data))
+def test_only_lines_with_damaged_answers_are_sent_again(data, harm, state):
+    asyncio.run(_release_all_leases(data))
     path, _ = pinned_parts(data, f"segment.state = '{state}' AND segment.pinned <> '[]'")[0]
     harm(path)
 
@@ -68,28 +68,28 @@ def test_lines_whose_answers_are_damaged_are_sent_again_and_no_others(data, harm
     assert kinds(checked.found) == ["part"]
     assert checked.found[0].repair is not None
     assert data.repair().left == ()
-    upstream = data.ends_well()
+    upstream = data.run_to_successful_end()
     most_in_a_segment = 5
     assert 40 - 22 < upstream.answered <= 40 - 22 + most_in_a_segment
     assert set(upstream.asked.values()) == {1}
 
 
-async def _released(data):
-    async with data.rooms() as components:
+async def _release_all_leases(data):
+    async with data.open_components_of_folder() as components:
         await components.store.leases.release_all()
 
 
-def test_what_lies_before_the_damage_is_kept(data):
+def test_answers_before_the_damage_are_kept(data):
     path, length_bytes = pinned_parts(data, "segment.state = 'done'")[0]
     flip(path, offset=length_bytes - 5)
 
     data.repair()
 
-    assert data.ends_well().answered == 40 - 22 + 1
+    assert data.run_to_successful_end().answered == 40 - 22 + 1
 
 
-def test_a_segment_that_counts_more_than_its_parts_hold_counts_again(data, unfinished):
-    asyncio.run(_released(data))
+def test_the_tally_of_a_segment_is_recomputed_from_its_parts(data, unfinished):
+    asyncio.run(_release_all_leases(data))
     with data.rows() as rows:
         number = rows.execute(
             "SELECT number FROM segment WHERE batch_id = ? AND completed = 0 LIMIT 1", [unfinished]
@@ -100,31 +100,31 @@ def test_a_segment_that_counts_more_than_its_parts_hold_counts_again(data, unfin
     assert kinds(data.check().found) == ["answers"]
     assert data.repair().left == ()
     assert data.ask("SELECT completed FROM batch WHERE id = ?", unfinished) == [(22,)]
-    data.ends_well()
+    data.run_to_successful_end()
 
 
-def test_a_batch_that_counts_wrong_counts_again(data, unfinished):
+def test_a_wrong_tally_of_a_batch_is_recomputed(data, unfinished):
     with data.rows() as rows:
         rows.execute("UPDATE batch SET completed = 3, total_tokens = 1 WHERE id = ?", [unfinished])
 
     assert kinds(data.check().found) == ["tally"]
     assert data.repair().left == ()
     assert data.ask("SELECT completed, total_tokens FROM batch WHERE id = ?", unfinished) == [(22, 110)]
-    data.ends_well()
+    data.run_to_successful_end()
 
 
-def test_segments_to_do_are_counted_again(data, unfinished):
+def test_a_wrong_number_of_remaining_segments_is_recomputed(data, unfinished):
     with data.rows() as rows:
         rows.execute("UPDATE batch SET segments_left = 0 WHERE id = ?", [unfinished])
 
     assert kinds(data.check().found) == ["tally"]
     data.repair()
-    data.ends_well()
+    data.run_to_successful_end()
 
 
-def test_a_batch_about_to_be_finalized_goes_back_to_work(data, unfinished):
-    """Else its lost lines would count as expired, with hours of its window left."""
-    asyncio.run(_finalizing(data))
+def test_a_finalizing_batch_with_a_lost_part_returns_to_in_progress(data, unfinished):
+    """Otherwise its lost lines would count as expired although hours of its completion window remain."""
+    asyncio.run(_bring_to_finalizing(data))
     path, _ = pinned_parts_of_all(data, unfinished)[0]
     path.unlink()
 
@@ -133,12 +133,12 @@ def test_a_batch_about_to_be_finalized_goes_back_to_work(data, unfinished):
     assert data.ask("SELECT status, finalizing_at FROM batch WHERE id = ?", unfinished) == [
         ("in_progress", None)
     ]
-    data.ends_well()
+    data.run_to_successful_end()
 
 
-async def _finalizing(data):
-    """Every line answered, and not yet finalized."""
-    async with data.rooms() as components:
+async def _bring_to_finalizing(data):
+    """Brings the batch to the state where every line is answered and it is not yet finalized."""
+    async with data.open_components_of_folder() as components:
         await components.store.leases.release_all()
     data_upstream = data.new_upstream()
 
@@ -146,7 +146,7 @@ async def _finalizing(data):
         return bool(await components.store.batches.settled())
 
     await data.run_without_finalizer(data_upstream, until)
-    async with data.rooms() as components:
+    async with data.open_components_of_folder() as components:
         for batch in await components.store.batches.settled():
             after = batch.after(Event.SETTLED, now=time.time())
             assert await components.store.batches.move(after, expected=batch.status)
@@ -160,7 +160,7 @@ def pinned_parts_of_all(data, batch_id):
     ]
 
 
-# --- what a batch is made of ------------------------------------------------------------------------------
+# --- inputs, line indexes and segments --------------------------------------------------------------------
 
 
 def index_of(data, batch_id):
@@ -172,28 +172,28 @@ def input_of(data, batch_id):
 
 
 @pytest.mark.parametrize("harm", [cut, empty, os.unlink], ids=lambda harm: harm.__name__)
-def test_a_damaged_line_index_is_made_again(data, unfinished, harm):
+def test_a_damaged_line_index_is_rebuilt(data, unfinished, harm):
     before = index_of(data, unfinished).read_bytes()
     harm(index_of(data, unfinished))
 
     assert "line_index" in kinds(data.check().found)
     assert data.repair().left == ()
     assert index_of(data, unfinished).read_bytes() == before
-    data.ends_well()
+    data.run_to_successful_end()
 
 
 @pytest.mark.parametrize("place", [0, 7, 8, 12, 24 * 3 + 13])
-def test_a_wrong_record_of_a_line_index_is_seen(data, unfinished, place):
+def test_a_wrong_record_in_a_line_index_is_found(data, unfinished, place):
     before = index_of(data, unfinished).read_bytes()
     flip(index_of(data, unfinished), offset=place)
 
     assert kinds(data.check().found) == ["line_index"]
     assert data.repair().left == ()
     assert index_of(data, unfinished).read_bytes() == before
-    data.ends_well()
+    data.run_to_successful_end()
 
 
-def test_an_input_that_is_gone_can_only_be_brought_back(data, unfinished):
+def test_a_missing_input_cannot_be_repaired(data, unfinished):
     path = input_of(data, unfinished)
     text = path.read_bytes()
     path.unlink()
@@ -202,10 +202,10 @@ def test_an_input_that_is_gone_can_only_be_brought_back(data, unfinished):
 
     assert kinds(checked.left) == ["file_missing", "input_missing"]
     path.write_bytes(text)
-    assert data.ends_well().answered == 40 - 22
+    assert data.run_to_successful_end().answered == 40 - 22
 
 
-def test_an_input_whose_lines_changed_is_seen_by_a_deep_check(data, unfinished):
+def test_an_input_with_changed_lines_is_found_by_a_deep_check(data, unfinished):
     path = input_of(data, unfinished)
     path.write_bytes(path.read_bytes().replace(b"}\n", b"} ", 1))
 
@@ -215,7 +215,7 @@ def test_an_input_whose_lines_changed_is_seen_by_a_deep_check(data, unfinished):
     assert found[0].repair is None
 
 
-def test_segments_with_a_gap_are_seen(data, unfinished):
+def test_a_gap_between_segments_is_found(data, unfinished):
     with data.rows() as rows:
         rows.execute("DELETE FROM segment WHERE batch_id = ? AND number = 7", [unfinished])
 
@@ -229,7 +229,7 @@ def output_of(data):
     return data.ask("SELECT file.id, blob_key FROM file JOIN batch ON output_file_id = file.id")[0]
 
 
-def test_a_file_whose_bytes_are_gone_is_marked_deleted(data):
+def test_a_file_with_a_missing_blob_is_marked_deleted(data):
     file_id, key = output_of(data)
     (data.blobs / key).unlink()
 
@@ -237,13 +237,13 @@ def test_a_file_whose_bytes_are_gone_is_marked_deleted(data):
     assert data.repair().left == ()
 
     async def find():
-        async with data.rooms() as components:
+        async with data.open_components_of_folder() as components:
             return await components.store.files.get("default", FileId(file_id))
 
     assert asyncio.run(find()) is None
 
 
-def test_a_file_of_another_length_is_told_and_left_alone(data):
+def test_a_file_of_the_wrong_length_is_reported_and_left_unchanged(data):
     _, key = output_of(data)
     cut(data.blobs / key)
     before = (data.blobs / key).read_bytes()
@@ -254,7 +254,7 @@ def test_a_file_of_another_length_is_told_and_left_alone(data):
     assert (data.blobs / key).read_bytes() == before
 
 
-def test_an_output_that_lacks_a_line_is_seen_by_a_deep_check(data):
+def test_an_output_that_lacks_a_line_is_found_by_a_deep_check(data):
     file_id, key = output_of(data)
     path = data.blobs / key
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[1:]))
@@ -265,7 +265,7 @@ def test_an_output_that_lacks_a_line_is_seen_by_a_deep_check(data):
     assert kinds(data.check(depth=Depth.DEEP).found) == ["output_lines"]
 
 
-def test_an_output_nobody_knows_is_seen(data):
+def test_a_reference_to_an_unknown_output_file_is_found(data):
     with data.rows() as rows:
         rows.execute("UPDATE batch SET error_file_id = 'file-nowhere' WHERE status = 'completed'")
 
@@ -273,7 +273,7 @@ def test_an_output_nobody_knows_is_seen(data):
 
 
 @pytest.mark.parametrize("harm", [cut, os.unlink], ids=lambda harm: harm.__name__)
-def test_a_part_of_an_open_upload_whose_bytes_are_gone_is_forgotten(data, harm):
+def test_an_upload_part_with_a_missing_blob_is_removed(data, harm):
     harm(data.blobs / data.ask("SELECT blob_key FROM upload_part")[0][0])
 
     assert kinds(data.check().found) == ["upload_part"]
@@ -281,9 +281,9 @@ def test_a_part_of_an_open_upload_whose_bytes_are_gone_is_forgotten(data, harm):
     assert data.ask("SELECT * FROM upload_part") == []
 
 
-def test_a_key_of_a_create_that_never_was_is_forgotten(data, unfinished):
+def test_an_idempotency_key_without_its_batch_is_removed(data, unfinished):
     async def create():
-        async with data.rooms() as components:
+        async with data.open_components_of_folder() as components:
             first = await components.store.batches.get("default", unfinished)
             await components.store.batches.create(first, Idempotency("once", "print"))
 
@@ -308,10 +308,10 @@ def test_segments_of_a_batch_that_has_ended_are_removed(data):
 
     assert kinds(data.check().found) == ["left_segments"]
     assert data.repair().left == ()
-    data.ends_well()
+    data.run_to_successful_end()
 
 
-# --- bytes that nothing names -----------------------------------------------------------------------------
+# --- orphaned blobs ---------------------------------------------------------------------------------------
 
 
 def orphaned_blobs(data, unfinished):
@@ -333,7 +333,7 @@ def orphaned_blobs(data, unfinished):
     return paths
 
 
-def test_strays_are_told_once_they_are_an_hour_old(data, unfinished):
+def test_orphaned_blobs_are_reported_once_they_are_an_hour_old(data, unfinished):
     paths = orphaned_blobs(data, unfinished)
 
     assert data.check().found == ()
@@ -344,7 +344,7 @@ def test_strays_are_told_once_they_are_an_hour_old(data, unfinished):
     assert all((data.blobs / path).exists() for path in paths), "a check changes nothing"
 
 
-def test_strays_are_removed_when_nobody_is_at_work(data, unfinished):
+def test_orphaned_blobs_are_deleted_by_a_repair(data, unfinished):
     paths = orphaned_blobs(data, unfinished)
 
     checked = data.repair()
@@ -352,13 +352,13 @@ def test_strays_are_removed_when_nobody_is_at_work(data, unfinished):
     assert sorted(finding.subject for finding in checked.found) == sorted(paths)
     assert checked.left == ()
     assert not any((data.blobs / path).exists() for path in paths)
-    data.ends_well()
+    data.run_to_successful_end()
 
 
 # --- the database -----------------------------------------------------------------------------------------
 
 
-def test_a_damaged_database_is_told_and_not_touched(data):
+def test_a_damaged_database_is_reported_and_not_changed(data):
     path = data.path / "nightmill.sqlite"
     text = bytearray(path.read_bytes())
     root_page = data.ask("SELECT rootpage FROM sqlite_schema WHERE name = 'batch_by_age'")[0][0]
@@ -372,7 +372,7 @@ def test_a_damaged_database_is_told_and_not_touched(data):
     assert all(finding.repair is None for finding in checked.left)
 
 
-def test_a_database_of_another_nightmill_is_not_judged(data):
+def test_a_database_of_another_release_is_not_checked_further(data):
     with data.rows() as rows:
         rows.execute("UPDATE alembic_version SET version_num = '9999'")
         rows.execute("UPDATE schema_compatibility SET oldest = '9999'")
@@ -392,20 +392,20 @@ def command(capsys):
     return run
 
 
-def test_the_exit_code_says_what_to_do(data, command):
+def test_the_exit_code_shows_whether_damage_is_left(data, command):
     folder = ("--folder", data.path)
     assert command("check", *folder)[0] == 0
     path, _ = pinned_parts(data)[0]
     path.unlink()
 
-    code, told = command("check", *folder)
+    code, printed = command("check", *folder)
     assert code == 1
-    assert "[repair: keep 0 answers and send 5 lines again]" in told.out
-    assert "1 wrong, 1 of them can be repaired with --repair" in told.err
+    assert "[repair: keep 0 answers and send 5 lines again]" in printed.out
+    assert "1 wrong, 1 of them can be repaired with --repair" in printed.err
 
-    code, told = command("check", *folder, "--repair")
+    code, printed = command("check", *folder, "--repair")
     assert code == 0
-    assert "[repaired]" in told.out
+    assert "[repaired]" in printed.out
 
     _, key = output_of(data)
     cut(data.blobs / key)
@@ -417,34 +417,34 @@ def test_json_lists_every_finding(data, command):
     path, _ = pinned_parts(data)[0]
     path.unlink()
 
-    code, told = command("check", "--folder", data.path, "--json")
+    code, printed = command("check", "--folder", data.path, "--json")
 
-    document = json.loads(told.out)
+    document = json.loads(printed.out)
     assert (code, document["wrong"]) == (1, 1)
     assert document["findings"][0]["kind"] == "part"
     assert document["findings"][0]["mended"] is False
     assert json.loads(command("check", "--folder", data.path, "--json", "--repair")[1].out)["wrong"] == 0
 
 
-def test_a_folder_that_is_not_there_is_not_made(tmp_path, command):
+def test_a_missing_folder_is_not_created(tmp_path, command):
     for words in (["check"], ["check", "--repair"], ["backup", str(tmp_path / "copy")]):
-        code, told = command(*words, "--folder", tmp_path / "nowhere")
+        code, printed = command(*words, "--folder", tmp_path / "nowhere")
         assert code == 78
-        assert "there is no" in told.err
+        assert "there is no" in printed.err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_repair_wants_the_folder_to_itself(data, command):
+def test_repair_needs_an_exclusive_lock_on_the_folder(data, command):
     from nightmill.runtime.data_folder_lock import locked_folder
 
     with locked_folder(data.path):
         assert command("check", "--folder", data.path)[0] == 0
-        code, told = command("check", "--folder", data.path, "--repair")
+        code, printed = command("check", "--folder", data.path, "--repair")
     assert code == 78
-    assert "in use by process" in told.err
+    assert "in use by process" in printed.err
 
 
-def test_a_folder_with_no_batch_at_all_is_fine(tmp_path, data):
+def test_a_folder_without_batches_passes_the_check(tmp_path, data):
     shutil.rmtree(data.blobs)
     with data.rows() as rows:
         for table in ("segment", "batch", "file", "upload_part", "upload"):

@@ -1,4 +1,6 @@
-"""A batch that is joined in slices, half done: copied, checked, and joined to the same bytes."""
+"""A half-finished batch that is joined in slices: its folder is copied, checked, and joined to the same
+bytes.
+"""
 
 import asyncio
 import time
@@ -14,7 +16,7 @@ from tests.admin.conftest import PROJECT, DataFolder, Upstream
 
 @dataclass
 class Sliced(DataFolder):
-    """Its finalizer cuts every batch that it can."""
+    """A data folder whose finalizer cuts every batch into slices where that is possible."""
 
     @property
     def settings(self):
@@ -25,14 +27,14 @@ class Sliced(DataFolder):
 
 @pytest.fixture
 def half_joined(data, unfinished):
-    """The folder of a server that died with a batch answered, cut, and one of its slices joined."""
+    """The folder of a killed server: one batch is answered and cut into slices, and one slice is joined."""
     folder = Sliced(data.path)
 
     async def is_settled(components):
         return bool(await components.store.batches.settled())
 
     async def join_one():
-        async with folder.rooms() as components:
+        async with folder.open_components_of_folder() as components:
             finalizer = components.finalizer()
             await finalizer.turn()
             await finalizer.turn()
@@ -47,7 +49,7 @@ def piece_of(folder):
     return folder.blobs / folder.ask("SELECT output_blob_key FROM slice WHERE state = 'done'")[0][0]
 
 
-def ends_in_pieces(folder):
+def run_to_end_with_output_in_pieces(folder):
     async def is_swept(components):
         statuses = {batch.status for batch in (await components.store.batches.list(PROJECT)).items}
         return statuses == {Status.COMPLETED} and not await components.parts.batches()
@@ -62,30 +64,30 @@ def ends_in_pieces(folder):
     assert folder.ask("SELECT count(*) FROM piece")[0][0] > 1
 
 
-def test_what_was_joined_is_in_order_and_is_not_joined_again(half_joined):
+def test_a_joined_slice_passes_the_check_and_is_not_joined_again(half_joined):
     assert half_joined.check(depth=Depth.DEEP, clock=lambda: time.time() + 7_200).found == ()
     before = piece_of(half_joined).stat().st_mtime_ns
     joined = piece_of(half_joined)
-    ends_in_pieces(half_joined)
+    run_to_end_with_output_in_pieces(half_joined)
     assert joined.stat().st_mtime_ns == before
 
 
-def test_a_copy_goes_on_with_the_slices_that_are_left(half_joined, tmp_path):
-    told = back_up(half_joined.path, half_joined.settings.store_url, tmp_path / "copy")
-    assert told.missing == []
-    ends_in_pieces(Sliced(tmp_path / "copy"))
+def test_a_copy_joins_the_remaining_slices(half_joined, tmp_path):
+    result = back_up(half_joined.path, half_joined.settings.store_url, tmp_path / "copy")
+    assert result.missing == []
+    run_to_end_with_output_in_pieces(Sliced(tmp_path / "copy"))
 
 
-def test_a_batch_one_of_whose_slices_is_damaged_is_joined_anew(half_joined):
+def test_a_batch_with_a_damaged_slice_is_joined_again_from_the_start(half_joined):
     piece_of(half_joined).unlink()
     checked = half_joined.repair()
     assert [finding.kind for finding in checked.found] == ["slice"]
     assert checked.left == ()
     assert half_joined.ask("SELECT * FROM slice") == []
-    ends_in_pieces(half_joined)
+    run_to_end_with_output_in_pieces(half_joined)
 
 
-def test_a_batch_whose_answers_were_damaged_is_joined_anew(half_joined):
+def test_a_batch_with_damaged_answers_is_joined_again_from_the_start(half_joined):
     joined = piece_of(half_joined)
     part = half_joined.parts()[-1]
     part.write_bytes(part.read_bytes()[:-20])
@@ -94,4 +96,4 @@ def test_a_batch_whose_answers_were_damaged_is_joined_anew(half_joined):
     assert checked.left == ()
     assert half_joined.ask("SELECT * FROM slice") == []
     assert not joined.exists()
-    ends_in_pieces(half_joined)
+    run_to_end_with_output_in_pieces(half_joined)

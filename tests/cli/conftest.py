@@ -1,4 +1,4 @@
-"""The command as a function: arguments in, exit code and what was printed out."""
+"""The command as a function: takes arguments, returns the exit code and the printed text."""
 
 import json
 import os
@@ -25,7 +25,7 @@ class Ran:
 
 
 @pytest.fixture(autouse=True)
-def no_settings_from_outside(monkeypatch, tmp_path):
+def isolated_settings(monkeypatch, tmp_path):
     for name in [*os.environ]:
         if name.startswith(("NIGHTMILL_", "OPENAI_")):
             monkeypatch.delenv(name)
@@ -38,15 +38,15 @@ def nightmill(capsys) -> Callable[..., Ran]:
 
     def run(*words: str | Path) -> Ran:
         code = cli.invoke([str(word) for word in words])
-        told = capsys.readouterr()
-        return Ran(int(code), told.out, told.err)
+        printed = capsys.readouterr()
+        return Ran(int(code), printed.out, printed.err)
 
     return run
 
 
 @pytest.fixture
 def command() -> Callable[..., Ran]:
-    """Runs a command line as a process of its own."""
+    """Runs a command line as a separate process."""
 
     def run(*words: str | Path, **environment: str) -> Ran:
         done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Words, one-line errors, exit codes, and help that is quick."""
+"""Arguments, one-line errors, exit codes, and the speed of `--help`."""
 
 import resource
 import subprocess
@@ -18,7 +18,7 @@ from nightmill.errors import NightmillError, SetupError, UnavailableError
 ROOT = Path(__file__).parents[2]
 
 
-def test_without_words_it_helps(nightmill):
+def test_without_arguments_the_help_is_printed(nightmill):
     ran = nightmill()
     assert ran.code == 0
     for name in ("serve", "run", "validate", "submit", "list", "show", "watch", "results", "cancel", "files"):
@@ -31,7 +31,7 @@ def test_version(nightmill):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["serv"], "Did you mean 'serve'"),
         (["show"], "Missing argument 'ID'; see 'nightmill show --help'"),
@@ -41,21 +41,21 @@ def test_version(nightmill):
         (["--nonsense"], "No such option"),
     ],
 )
-def test_a_wrong_command_line_is_one_line_and_2(nightmill, words, told):
+def test_a_wrong_command_line_prints_one_line_and_exits_with_2(nightmill, words, message):
     ran = nightmill(*words)
     assert ran.code == ExitCode.BAD_INPUT
-    assert told in ran.err
+    assert message in ran.err
     assert ran.err.count("\n") == 1
     assert ran.out == ""
 
 
-def test_settings_that_are_wrong_name_the_setting(nightmill):
+def test_an_error_in_the_settings_names_the_setting(nightmill):
     ran = nightmill("serve", "--emulate", "--port", "99999")
     assert ran.code == ExitCode.SETUP
     assert "api.port" in ran.err
 
 
-def test_help_is_quick_and_imports_nothing_heavy():
+def test_help_is_fast_and_imports_no_heavy_package():
     program = (
         "import sys; from nightmill import cli; cli.invoke(['--help']); "
         "heavy = {'openai', 'rich', 'pydantic', 'fastapi', 'sqlalchemy', 'msgspec', 'asyncio'}; "
@@ -65,11 +65,11 @@ def test_help_is_quick_and_imports_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.stdout.endswith("[]\n")
-    # CPU time, because a busy machine says nothing about us.
+    # CPU time, because wall time depends on the load of the machine.
     assert after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime < 0.3
 
 
-def test_completion_knows_the_commands(command):
+def test_shell_completion_offers_the_commands(command):
     ran = command(_NIGHTMILL_COMPLETE="complete_bash", COMP_WORDS="nightmill s", COMP_CWORD="1")
     assert {"serve", "submit", "show"} <= set(ran.out.split())
 
@@ -80,19 +80,19 @@ def test_the_reference_page_is_current():
     )
 
 
-def test_every_flag_and_argument_is_explained():
+def test_every_flag_and_argument_has_a_help_text():
     cells = [line.split(" | ") for line in reference.page().splitlines() if line.startswith("| `")]
     assert len(cells) > 40
     assert [row for row in cells if len(row[1].strip(" |")) < 8] == []
 
 
-def test_every_exit_code_has_a_meaning():
+def test_every_exit_code_is_documented():
     assert set(MEANINGS) == set(ExitCode)
     raised = {error.exit_code for error in NightmillError.__subclasses__()} - {NightmillError.exit_code}
     assert raised <= set(ExitCode)
 
 
-def test_end_states_have_their_own_codes():
+def test_each_final_status_has_its_own_exit_code():
     ends = [("completed", 0), ("completed", 2), ("failed", 0), ("expired", 1), ("cancelled", 0)]
     assert [end_code(*end) for end in ends] == [0, 1, 2, 3, 4]
 
@@ -104,7 +104,7 @@ def raising(error: BaseException):
     return work
 
 
-def test_a_failure_inside_a_task_group_is_told_like_any_other(capsys):
+def test_an_error_inside_a_task_group_is_printed_like_any_other(capsys):
     group = ExceptionGroup("tasks", [ExceptionGroup("more", [SetupError("the port is taken")])])
     assert guarded(raising(group)) == ExitCode.SETUP
     assert capsys.readouterr().err == "nightmill: the port is taken\n"
@@ -113,22 +113,22 @@ def test_a_failure_inside_a_task_group_is_told_like_any_other(capsys):
 @pytest.mark.parametrize(
     "error", [ZeroDivisionError(), ExceptionGroup("tasks", [SetupError("x"), ZeroDivisionError()])]
 )
-def test_a_defect_keeps_its_traceback(error):
+def test_an_unexpected_exception_keeps_its_traceback(error):
     with pytest.raises(type(error)):
         guarded(raising(error))
 
 
-def test_ctrl_c_is_130(capsys):
+def test_ctrl_c_exits_with_130(capsys):
     assert guarded(raising(KeyboardInterrupt())) == ExitCode.INTERRUPTED
     assert capsys.readouterr().err == "nightmill: stopped\n"
 
 
-def test_try_again_is_75(capsys):
+def test_an_unavailable_error_exits_with_75(capsys):
     assert guarded(raising(UnavailableError("away"))) == ExitCode.TRY_AGAIN
     assert capsys.readouterr().err == "nightmill: away\n"
 
 
-def test_a_server_that_is_not_there_says_how_to_start_one(nightmill, free_port):
+def test_the_error_for_a_missing_server_says_how_to_start_one(nightmill, free_port):
     ran = nightmill("list", "--base-url", f"http://127.0.0.1:{free_port}/v1")
     assert ran.code == ExitCode.TRY_AGAIN
     assert ran.err == (
@@ -146,7 +146,7 @@ def free_port() -> int:
 
 
 @pytest.mark.parametrize(
-    ("status", "code", "told"),
+    ("status", "code", "message"),
     [
         (401, ExitCode.BAD_INPUT, "no tabs; set OPENAI_API_KEY to a key of this server"),
         (404, ExitCode.BAD_INPUT, "no tabs"),
@@ -155,7 +155,7 @@ def free_port() -> int:
         (503, ExitCode.TRY_AGAIN, "no tabs; try again"),
     ],
 )
-def test_what_a_server_refuses_is_one_line(capsys, status, code, told):
+def test_a_refusal_by_the_server_prints_one_line(capsys, status, code, message):
     with OpenAI(api_key="x", base_url="http://127.0.0.1:9/v1") as client:
         import httpx2
 
@@ -167,8 +167,8 @@ def test_what_a_server_refuses_is_one_line(capsys, status, code, told):
         error = client._make_status_error_from_response(response)
     assert isinstance(error, openai.APIStatusError)
     assert guarded(raising(error)) == code
-    assert capsys.readouterr().err.startswith(f"nightmill: {told}")
+    assert capsys.readouterr().err.startswith(f"nightmill: {message}")
 
 
-def test_text_from_elsewhere_never_moves_the_cursor():
+def test_control_characters_in_foreign_text_are_removed():
     assert clean("a\x1b[2Jb\r\nc\u202e\x07") == "a[2Jb c"

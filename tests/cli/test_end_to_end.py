@@ -1,4 +1,4 @@
-"""The client commands against a real server process, and a file answered without one. Emulated answers."""
+"""The client commands against a real server process, and `nightmill run` without a server."""
 
 import json
 import os
@@ -25,14 +25,14 @@ def base_url(tmp_path_factory) -> Iterator[str]:
         text=True,
     )
     assert process.stderr is not None
-    told = ""
+    printed = ""
     for line in process.stderr:
-        told += line
+        printed += line
         if found := _LISTENS.search(line):
             break
     else:
-        pytest.fail(f"the server did not start: {told}")
-    assert "EMULATED" in told
+        pytest.fail(f"the server did not start: {printed}")
+    assert "EMULATED" in printed
     yield found[1]
     process.send_signal(signal.SIGTERM)
     process.stderr.read()
@@ -41,7 +41,7 @@ def base_url(tmp_path_factory) -> Iterator[str]:
 
 
 @pytest.fixture(autouse=True)
-def at_the_server(request, monkeypatch):
+def use_the_server(request, monkeypatch):
     if "base_url" in request.fixturenames:
         monkeypatch.setenv("OPENAI_BASE_URL", request.getfixturevalue("base_url"))
 
@@ -74,12 +74,12 @@ def test_a_batch_is_submitted_watched_and_fetched(base_url, nightmill, input_fil
     assert cancelled.err == "nightmill: Cannot cancel a batch with status 'completed'.\n"
 
 
-def test_submit_can_watch_at_once(base_url, nightmill, input_file):
+def test_submit_can_watch_the_batch(base_url, nightmill, input_file):
     ran = nightmill("submit", input_file(2), "--watch", "--json")
     assert (ran.code, ran.json["status"], ran.json["request_counts"]["completed"]) == (0, "completed", 2)
 
 
-def test_results_go_to_files(base_url, nightmill, input_file, tmp_path):
+def test_results_are_written_to_files(base_url, nightmill, input_file, tmp_path):
     batch_id = nightmill("submit", input_file(2), "--watch", "--json").json["id"]
     ran = nightmill("results", batch_id, "-o", tmp_path / "out.jsonl", "-e", tmp_path / "err.jsonl", "--json")
     assert ran.code == 0
@@ -91,7 +91,7 @@ def test_results_go_to_files(base_url, nightmill, input_file, tmp_path):
     assert "-o and -e" in both.err
 
 
-def test_a_bad_file_ends_with_2_and_its_lines(base_url, nightmill, input_file):
+def test_an_invalid_file_exits_with_2_and_lists_its_lines(base_url, nightmill, input_file):
     ran = nightmill("submit", input_file(1, bad=("{",)), "--watch")
     assert ran.code == 2
     assert "line 2: This line is not parseable as valid JSON." in ran.err
@@ -100,7 +100,7 @@ def test_a_bad_file_ends_with_2_and_its_lines(base_url, nightmill, input_file):
     assert (results.code, results.out) == (2, "")
 
 
-def test_lists_page_through(base_url, nightmill, input_file):
+def test_lists_show_every_page(base_url, nightmill, input_file):
     made = [nightmill("submit", input_file(1)).out.strip() for _ in range(3)]
     listed = nightmill("list", "--limit", "3")
     assert listed.out.startswith("ID ")
@@ -126,12 +126,12 @@ def test_files_are_uploaded_listed_downloaded_and_deleted(base_url, nightmill, i
 
 
 @pytest.mark.parametrize("words", [["show"], ["watch"], ["results"], ["cancel"]])
-def test_an_unknown_batch_is_one_line(base_url, nightmill, words):
+def test_an_unknown_batch_gives_a_one_line_error(base_url, nightmill, words):
     ran = nightmill(*words, "batch_00000000000000000000000000000000")
     assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1)
 
 
-def test_rows_are_sent_and_come_back_joined(base_url):
+def test_rows_are_sent_and_returned_with_their_answers(base_url):
     bodies = [{"messages": [{"role": "user", "content": f"Say {number}"}]} for number in range(5)]
     with Client(base_url) as client:
         answers = list(client.send(bodies, model="m", on_change=lambda _: None))
@@ -151,7 +151,7 @@ def test_a_file_is_answered_without_a_server(nightmill, input_file, tmp_path):
     ]
 
 
-def test_a_run_tells_its_summary_as_json(command, input_file, tmp_path):
+def test_a_run_prints_its_summary_as_json(command, input_file, tmp_path):
     ran = command("run", input_file(2), "--emulate", "-o", tmp_path / "o.jsonl", "--json")
     assert ran.code == 0
     assert ran.json["request_counts"] == {"total": 2, "completed": 2, "failed": 0}
@@ -159,7 +159,7 @@ def test_a_run_tells_its_summary_as_json(command, input_file, tmp_path):
     assert ran.json["usage"]["total_tokens"] > 0
 
 
-def test_a_run_with_lines_that_fail_is_1_and_names_both_files(nightmill, input_file, tmp_path):
+def test_a_run_with_failed_lines_exits_with_1_and_names_both_files(nightmill, input_file, tmp_path):
     refused = {
         "custom_id": "refused",
         "method": "POST",
@@ -176,7 +176,7 @@ def test_a_run_with_lines_that_fail_is_1_and_names_both_files(nightmill, input_f
     assert line["custom_id"] == "refused"
 
 
-def test_a_run_of_a_bad_file_sends_nothing(nightmill, input_file, tmp_path):
+def test_a_run_of_an_invalid_file_sends_no_line(nightmill, input_file, tmp_path):
     ran = nightmill("run", input_file(1, bad=("{",)), "--emulate")
     assert (ran.code, ran.out) == (2, "")
     assert "line 2: This line is not parseable as valid JSON." in ran.err
@@ -184,7 +184,7 @@ def test_a_run_of_a_bad_file_sends_nothing(nightmill, input_file, tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["in.jsonl"]
 
 
-def test_a_run_stopped_with_ctrl_c_goes_on_where_it_was(command, input_file, tmp_path):
+def test_a_run_stopped_with_ctrl_c_resumes_where_it_stopped(command, input_file, tmp_path):
     path = input_file(20)
     slow = os.environ | {"NIGHTMILL_EMULATOR__DELAY_S": "0.1"}
     words = [sys.executable, "-m", "nightmill", "run", str(path), "--emulate", "--concurrency", "2"]
@@ -196,10 +196,10 @@ def test_a_run_stopped_with_ctrl_c_goes_on_where_it_was(command, input_file, tmp
     work = tmp_path / "in.jsonl.nightmill"
     _wait_for_answers(work)
     stopped.send_signal(signal.SIGINT)
-    told = stopped.stderr.read()
+    printed = stopped.stderr.read()
     assert stopped.wait(timeout=20) == 130
     stopped.stderr.close()
-    assert "the same command goes on from there" in told
+    assert "the same command goes on from there" in printed
     assert not (tmp_path / "in_output.jsonl").exists()
 
     again = command("run", path, "--emulate", "--json")
@@ -219,7 +219,7 @@ def _wait_for_answers(work: Path) -> None:
 
 
 @pytest.mark.parametrize("words", [["serve"], ["run", "in.jsonl"]])
-def test_without_an_upstream_it_stops_and_shows_the_ways(nightmill, input_file, words):
+def test_without_an_upstream_the_command_exits_and_lists_the_options(nightmill, input_file, words):
     input_file(1)
     ran = nightmill(*words)
     assert ran.code == 78
@@ -228,7 +228,7 @@ def test_without_an_upstream_it_stops_and_shows_the_ways(nightmill, input_file, 
     ] * 4
 
 
-def test_it_does_not_listen_to_the_world_without_keys(command, tmp_path):
+def test_the_server_refuses_to_listen_on_all_addresses_without_keys(command, tmp_path):
     ran = command("serve", "--emulate", "--host", "0.0.0.0", "--port", "0", "--folder", tmp_path / "data")
     assert ran.code == 78
     assert "nightmill keys create" in ran.err.splitlines()[-1]

@@ -1,11 +1,11 @@
-"""Keys: made, listed, revoked, in the store of a folder."""
+"""Keys are created, listed and revoked in the store of a data folder."""
 
 import json
 
 import pytest
 
 
-def test_a_key_is_made_listed_and_revoked(nightmill, tmp_path):
+def test_a_key_is_created_listed_and_revoked(nightmill, tmp_path):
     folder = tmp_path / "data"
     made = nightmill("keys", "create", "Ann's laptop", "--project", "night", "--folder", folder)
     secret = made.out.strip()
@@ -26,7 +26,7 @@ def test_a_key_is_made_listed_and_revoked(nightmill, tmp_path):
     assert key["revoked_at"] is not None
 
 
-def test_json_gives_the_secret_once(nightmill, tmp_path):
+def test_json_shows_the_secret_once(nightmill, tmp_path):
     made = nightmill("keys", "create", "ci", "--folder", tmp_path, "--json")
     assert set(made.json) == {"id", "name", "project", "scope", "hint", "created_at", "revoked_at", "secret"}
     assert made.err == ""
@@ -34,7 +34,7 @@ def test_json_gives_the_secret_once(nightmill, tmp_path):
 
 
 @pytest.mark.parametrize("words", [["list"], ["revoke", "key_1"]])
-def test_a_folder_that_is_not_there_is_not_made(nightmill, tmp_path, words):
+def test_a_missing_folder_is_not_created(nightmill, tmp_path, words):
     folder = tmp_path / "nowhere"
     ran = nightmill("keys", *words, "--folder", folder)
     assert ran.code == 78

@@ -14,7 +14,7 @@ from nightmill.store.steps import SCHEMA_VERSION
 
 @pytest.fixture
 def folder(tmp_path):
-    """A data folder in which two batches have ended, one in each of two projects."""
+    """A data folder with two ended batches, one in each of two projects."""
 
     async def fill(url: str) -> None:
         await migrate(url)
@@ -23,10 +23,10 @@ def folder(tmp_path):
             made = Batch(f"batch_{number}", project, "/v1/embeddings", "file-1", "k", "24h", 1, 2, model="m")
             await store.batches.create(made)
             await store.batches.move(made.after(Event.CANCEL_REQUESTED, now=3), expected=made.status)
-            duty = await store.batch_leases.lease((Status.CANCELLING,), "w", ttl_s=9)
-            after = duty.batch.after(Event.CANCELLED, now=4)
+            lease = await store.batch_leases.lease((Status.CANCELLING,), "w", ttl_s=9)
+            after = lease.batch.after(Event.CANCELLED, now=4)
             tally = Tally(0, 0, Usage(7, 1, 5, 2, 12))
-            assert await store.batch_leases.publish(duty, replace(after, tally=tally), files=[])
+            assert await store.batch_leases.publish(lease, replace(after, tally=tally), files=[])
         await store.close()
 
     made = tmp_path / "data"
@@ -51,11 +51,11 @@ def test_usage_as_a_table_as_csv_and_as_json(nightmill, folder):
     assert (odd.code, len(odd.err.splitlines())) == (2, 1)
 
 
-def test_what_is_set_for_a_project_is_shown_and_what_is_not_named_stays(nightmill, folder):
+def test_project_rules_are_shown_and_rules_that_are_not_named_stay(nightmill, folder):
     words = ("projects", "set", "night", "--folder", folder, "--json")
     nightmill(*words, "--open-batches", "3", "--enqueued-tokens", "1000")
-    told = nightmill(*words, "--open-batches", "default", "--output-ttl-s", "7200").json
-    assert (told["open_batches"], told["enqueued_tokens"], told["output_ttl_s"]) == (None, 1_000, 7_200)
+    rules = nightmill(*words, "--open-batches", "default", "--output-ttl-s", "7200").json
+    assert (rules["open_batches"], rules["enqueued_tokens"], rules["output_ttl_s"]) == (None, 1_000, 7_200)
     shown = nightmill("projects", "show", "night", "--folder", folder)
     assert "enqueued_tokens -  0     1000" in shown.out
     assert nightmill("projects", "show", "night", "--folder", folder, "--json").json["own"] == {
@@ -67,7 +67,7 @@ def test_what_is_set_for_a_project_is_shown_and_what_is_not_named_stays(nightmil
         assert (refused.code, len(refused.err.splitlines())) == (2, 1)
 
 
-def test_a_hold_is_set_listed_and_cleared_and_all_of_it_logged(nightmill, folder):
+def test_a_hold_is_set_listed_cleared_and_recorded_in_the_audit_log(nightmill, folder):
     assert nightmill("hold", "set", "batch", "batch_1", "--reason", "case 7", "--folder", folder).code == 0
     assert "case 7" in nightmill("hold", "list", "--folder", folder).out
     assert nightmill("hold", "clear", "batch", "batch_1", "--folder", folder).code == 0
@@ -87,21 +87,21 @@ def test_a_hold_is_set_listed_and_cleared_and_all_of_it_logged(nightmill, folder
     assert nightmill("audit", "--since", "yesterday", "--folder", folder).code == 2
 
 
-def test_a_migration_is_before_or_after_a_deploy_not_both(nightmill, folder):
+def test_the_before_and_after_flags_of_migrate_exclude_each_other(nightmill, folder):
     ran = nightmill("migrate", "--before", "--after", "--folder", folder)
     assert (ran.code, len(ran.err.splitlines())) == (2, 1)
     for stage in ("--before", "--after"):
         assert nightmill("migrate", stage, "--json", "--folder", folder).json == {"schema": SCHEMA_VERSION}
 
 
-def test_an_admins_key_says_so(nightmill, folder):
+def test_an_admin_key_is_listed_as_such(nightmill, folder):
     made = nightmill("keys", "create", "ops", "--admin", "--json", "--folder", folder).json
     assert made["scope"] == "admin"
     assert "admin" in nightmill("keys", "list", "--folder", folder).out
 
 
 @pytest.mark.parametrize("words", [["usage"], ["audit"], ["hold", "list"], ["projects", "show"]])
-def test_a_folder_that_is_not_there_is_not_made(nightmill, tmp_path, words):
+def test_a_missing_folder_is_not_created(nightmill, tmp_path, words):
     ran = nightmill(*words, "--folder", tmp_path / "nowhere")
     assert ran.code == 78
     assert not (tmp_path / "nowhere").exists()

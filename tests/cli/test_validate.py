@@ -1,9 +1,9 @@
-"""Every bad line of a file, by the server's own rules."""
+"""`nightmill validate` lists every invalid line of a file, by the rules of the server."""
 
 import json
 
 
-def test_a_good_file_is_0(nightmill, input_file):
+def test_a_valid_file_exits_with_0(nightmill, input_file):
     ran = nightmill("validate", input_file(3))
     assert (ran.code, ran.err) == (0, "")
     assert ran.out.endswith("in.jsonl is valid: 3 requests to /v1/chat/completions for m\n")
@@ -26,7 +26,7 @@ def test_every_bad_line_is_listed_with_its_number(nightmill, input_file):
     assert f"{len(bad)} errors" in ran.err
 
 
-def test_json_holds_the_errors_as_a_batch_would(nightmill, input_file):
+def test_json_contains_the_errors_in_the_form_of_a_batch(nightmill, input_file):
     ran = nightmill("validate", input_file(1, bad=("{",)), "--json")
     assert (ran.code, ran.err) == (2, "")
     assert ran.json == {
@@ -45,7 +45,7 @@ def test_json_holds_the_errors_as_a_batch_would(nightmill, input_file):
     }
 
 
-def test_a_bad_first_line_does_not_hide_the_endpoint(nightmill, tmp_path):
+def test_the_endpoint_is_found_after_an_invalid_first_line(nightmill, tmp_path):
     good = {"custom_id": "a", "method": "POST", "url": "/v1/embeddings", "body": {"model": "m", "input": "x"}}
     path = tmp_path / "in.jsonl"
     path.write_text("{\n" + json.dumps(good) + "\n")
@@ -54,7 +54,7 @@ def test_a_bad_first_line_does_not_hide_the_endpoint(nightmill, tmp_path):
     assert [error["line"] for error in ran.json["errors"]] == [1]
 
 
-def test_another_endpoint_than_the_lines_is_an_error_on_each(nightmill, input_file):
+def test_an_endpoint_that_differs_from_the_lines_is_an_error_on_each_line(nightmill, input_file):
     ran = nightmill("validate", input_file(2), "--endpoint", "/v1/embeddings", "--json")
     assert [error["code"] for error in ran.json["errors"]] == ["invalid_url", "invalid_url"]
 
@@ -67,7 +67,7 @@ def test_an_empty_file_and_a_compressed_one_are_refused(nightmill, tmp_path):
     assert nightmill("validate", path, "--json").json["errors"][0]["code"] == "invalid_file"
 
 
-def test_limits_come_from_settings(nightmill, input_file, tmp_path):
+def test_limits_come_from_the_settings(nightmill, input_file, tmp_path):
     config = tmp_path / "nightmill.toml"
     config.write_text("[limits]\nlines_per_file = 2\n")
     ran = nightmill("validate", input_file(3), "--config", config, "--json")

@@ -1,4 +1,4 @@
-"""A batch server of a few lines: what a client sees when the real one is not what the test is about."""
+"""A minimal HTTP server that answers as the test sets it, for client tests that need no real server."""
 
 import json
 import threading
@@ -25,7 +25,7 @@ class Asked:
 
 @dataclass
 class Server:
-    """Answers by `answer` (status, body, further headers) and keeps what it was asked."""
+    """Answers with the result of `answer` (status, body, further headers) and records the requests."""
 
     url: str
     asked: list[Asked] = field(default_factory=list)

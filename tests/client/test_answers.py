@@ -1,4 +1,4 @@
-"""Rows become request lines; output lines come back to their requests."""
+"""Rows become request lines; output lines are matched to their requests."""
 
 import json
 import random
@@ -32,7 +32,7 @@ def ok(custom_id: str) -> dict:
     return {"id": "batch_req_1", "custom_id": custom_id, "response": response, "error": None}
 
 
-def test_bodies_become_request_lines_with_ids_of_their_own(tmp_path):
+def test_bodies_become_request_lines_with_generated_ids(tmp_path):
     rows = [{"messages": [], "model": "m"}, {"messages": ["\ud83d"]}]
     endpoint = write_rows(rows, tmp_path / "in.jsonl", endpoint=None, model="default")
     assert endpoint == CHAT
@@ -47,7 +47,7 @@ def test_bodies_become_request_lines_with_ids_of_their_own(tmp_path):
     ]
 
 
-def test_request_lines_are_kept_and_tell_the_endpoint(tmp_path):
+def test_request_lines_are_kept_and_determine_the_endpoint(tmp_path):
     line = {"custom_id": "mine", "method": "POST", "url": "/v1/embeddings", "body": {"input": "x"}}
     assert write_rows([line], tmp_path / "in.jsonl", endpoint=None, model=None) == "/v1/embeddings"
     assert written(tmp_path / "in.jsonl") == [line]
@@ -66,7 +66,7 @@ def test_rows_are_taken_one_by_one(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("rows", "endpoint", "told"),
+    ("rows", "endpoint", "message"),
     [
         ([], None, "no rows"),
         ([], CHAT, "no rows"),
@@ -75,13 +75,13 @@ def test_rows_are_taken_one_by_one(tmp_path):
         ([{"messages": []}, {"messages": [object()]}], None, "row 2 can't be written as JSON"),
     ],
 )
-def test_rows_that_make_no_file_are_refused(tmp_path, rows, endpoint, told):
-    with pytest.raises(RequestError, match=told):
+def test_invalid_rows_are_refused(tmp_path, rows, endpoint, message):
+    with pytest.raises(RequestError, match=message):
         write_rows(rows, tmp_path / "in.jsonl", endpoint=endpoint, model=None)
 
 
 @given(st.permutations(range(12)), st.sets(st.integers(0, 11)), st.sets(st.integers(0, 11)))
-def test_answers_come_in_the_order_of_the_requests(tmp_path_factory, order, failed, missing):
+def test_answers_are_in_the_order_of_the_requests(tmp_path_factory, order, failed, missing):
     folder = tmp_path_factory.mktemp("joined")
     requests = write_lines(folder / "in.jsonl", [request(str(n)) for n in range(12)])
     lines = [ok(str(n)) for n in order if n not in missing]
@@ -110,7 +110,7 @@ def test_answers_in_order_are_not_held_in_memory(tmp_path):
     assert len(list(joined(requests, output, errors))) == 50
 
 
-def test_an_http_error_and_a_line_that_never_ran_say_why(tmp_path):
+def test_an_http_error_and_an_unsent_line_have_an_error_message(tmp_path):
     requests = write_lines(tmp_path / "in.jsonl", [request("a"), request("b")])
     refused = {"message": "too long", "type": "invalid_request_error", "code": "context_length_exceeded"}
     expired = {"code": "batch_expired", "message": "late"}
@@ -133,13 +133,13 @@ def test_an_http_error_and_a_line_that_never_ran_say_why(tmp_path):
     )
 
 
-def test_a_request_nobody_answered_has_neither_status_nor_error(tmp_path):
+def test_an_unanswered_request_has_neither_status_nor_error(tmp_path):
     requests = write_lines(tmp_path / "in.jsonl", [request("a")])
     (answer,) = joined(requests)
     assert (answer.status_code, answer.body, answer.error) == (None, None, None)
 
 
-def test_raw_separators_inside_lines_do_not_split_them(tmp_path):
+def test_unicode_line_separators_inside_lines_do_not_split_them(tmp_path):
     requests = write_lines(tmp_path / "in.jsonl", [request("a")])
     output = tmp_path / "out.jsonl"
     text = json.dumps(ok("a") | {"id": "x\u2028\u2029\x85y"}, ensure_ascii=False)
@@ -148,7 +148,7 @@ def test_raw_separators_inside_lines_do_not_split_them(tmp_path):
     assert answer.is_ok
 
 
-def test_requests_may_have_a_bom_blank_lines_and_no_last_newline(tmp_path):
+def test_request_files_may_have_a_bom_blank_lines_and_no_final_newline(tmp_path):
     requests = tmp_path / "in.jsonl"
     lines = json.dumps(request("a")) + "\r\n \n" + json.dumps(request("b"))
     requests.write_bytes(b"\xef\xbb\xbf" + lines.encode())
@@ -157,14 +157,14 @@ def test_requests_may_have_a_bom_blank_lines_and_no_last_newline(tmp_path):
 
 
 @pytest.mark.parametrize("text", [b"", b"\n\n", b"[1]\n", b"{\n", b"{}\n", b"\x1f\x8b\x00\n"])
-def test_a_file_that_names_no_endpoint_says_what_to_do(tmp_path, text):
+def test_the_error_for_a_file_without_an_endpoint_says_what_to_do(tmp_path, text):
     path = tmp_path / "in.jsonl"
     path.write_bytes(text)
     with pytest.raises(RequestError, match="--endpoint"):
         endpoint_of(path)
 
 
-def test_a_thousand_answers_out_of_order_find_their_requests(tmp_path):
+def test_a_thousand_answers_out_of_order_are_matched_to_their_requests(tmp_path):
     requests = write_lines(tmp_path / "in.jsonl", [request(str(n)) for n in range(1000)])
     shuffled = random.Random(7).sample(range(1000), 1000)
     output = write_lines(tmp_path / "out.jsonl", [ok(str(n)) for n in shuffled])

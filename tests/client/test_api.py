@@ -1,4 +1,4 @@
-"""The four published operations, as they go over the wire."""
+"""The four published batch operations as HTTP requests."""
 
 import json
 
@@ -40,14 +40,14 @@ def test_create_sends_the_published_fields_and_returns_a_batch(server, batch_jso
     }
 
 
-def test_what_is_not_given_is_not_sent(server, batch_json):
+def test_omitted_arguments_are_not_sent(server, batch_json):
     server.answer = lambda _: (200, batch_json(), {})
     with BatchApi(server.url) as api:
         api.create_batch(CreateBatchRequest(input_file_id="file-1", endpoint="/v1/embeddings"))
     assert set(server.asked[0].json) == {"input_file_id", "endpoint", "completion_window"}
 
 
-def test_a_create_that_is_repeated_carries_the_same_idempotency_key(server, batch_json):
+def test_a_retried_create_sends_the_same_idempotency_key(server, batch_json):
     server.answer = lambda _: (
         (500, b"{}", {"retry-after-ms": "1"}) if len(server.asked) == 1 else (200, batch_json(), {})
     )
@@ -90,7 +90,7 @@ def test_a_list_is_one_typed_page(server, batch_json):
     )
 
 
-def test_an_empty_list_has_no_ends(server):
+def test_an_empty_list_has_no_first_or_last_id(server):
     server.answer = lambda _: (200, list_json(), {})
     with BatchApi(server.url) as api:
         listed = api.list_batches()
@@ -98,7 +98,7 @@ def test_an_empty_list_has_no_ends(server):
     assert server.asked[0].path == "/v1/batches?limit=20"
 
 
-async def test_the_async_twin_does_the_same(server, batch_json):
+async def test_the_async_client_behaves_the_same(server, batch_json):
     server.answer = lambda asked: (
         (200, list_json(batch_json()), {}) if "?" in asked.path else (200, batch_json(), {})
     )
@@ -111,7 +111,7 @@ async def test_the_async_twin_does_the_same(server, batch_json):
     assert server.asked[0].headers["idempotency-key"]
 
 
-def test_the_environment_names_server_and_key(server, batch_json, monkeypatch):
+def test_the_environment_sets_server_and_key(server, batch_json, monkeypatch):
     monkeypatch.setenv("OPENAI_BASE_URL", server.url)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-environment")
     server.answer = lambda _: (200, batch_json(), {})
@@ -120,12 +120,12 @@ def test_the_environment_names_server_and_key(server, batch_json, monkeypatch):
     assert server.asked[0].headers["authorization"] == "Bearer sk-environment"
 
 
-def test_errors_are_the_openai_packages_own(server):
+def test_errors_are_those_of_the_openai_package(server):
     message = {"error": {"message": "No such batch", "type": "invalid_request_error", "code": None}}
     server.answer = lambda _: (404, json.dumps(message).encode(), {})
     with BatchApi(server.url) as api, pytest.raises(openai.NotFoundError, match="No such batch"):
         api.retrieve_batch("batch_9")
 
 
-def test_a_key_is_not_shown():
+def test_a_key_is_not_shown_in_the_repr():
     assert "sk-secret" not in repr(ApiKeyAuth("sk-secret"))

@@ -1,4 +1,4 @@
-"""Downloads: streamed, whole or an error, split at line feeds only."""
+"""Downloads are streamed, complete or an error, and split at line feeds only."""
 
 import pytest
 from hypothesis import given
@@ -9,7 +9,7 @@ from nightmill.errors import UnavailableError
 
 
 @given(st.lists(st.sampled_from([b"a", b"\n", b"\r", "\u2028".encode(), b"\x85", b"\x0b", b""])), st.data())
-def test_lines_do_not_depend_on_how_the_bytes_arrive(pieces, data):
+def test_lines_do_not_depend_on_chunk_boundaries(pieces, data):
     whole = b"".join(pieces)
     cut = data.draw(st.integers(0, len(whole)))
     expected = whole.split(b"\n")
@@ -29,7 +29,7 @@ def test_a_file_is_saved_byte_for_byte(server, client, tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["out.jsonl"]
 
 
-def test_a_download_that_ends_early_is_an_error_and_leaves_the_old_file(server, client, tmp_path):
+def test_a_truncated_download_is_an_error_and_leaves_the_old_file(server, client, tmp_path):
     server.answer = lambda _: (200, b"half a li", {"content-length": "100"})
     path = tmp_path / "out.jsonl"
     path.write_bytes(b"old\n")
@@ -39,12 +39,12 @@ def test_a_download_that_ends_early_is_an_error_and_leaves_the_old_file(server, 
     assert [entry.name for entry in tmp_path.iterdir()] == ["out.jsonl"]
 
 
-def test_lines_of_a_file_come_as_they_are(server, client):
+def test_lines_of_a_file_are_returned_unchanged(server, client):
     server.answer = lambda _: (200, '{"a": "\u2028"}\r\n{"b": 1}'.encode(), {})
     assert list(client.lines("file-1")) == ['{"a": "\u2028"}\r'.encode(), b'{"b": 1}']
 
 
-def test_compression_is_not_asked_for(server, client):
+def test_downloads_do_not_request_compression(server, client):
     server.answer = lambda _: (200, b"", {})
     assert list(client.lines("file-1")) == []
     assert server.asked[0].headers["accept-encoding"] == "identity"

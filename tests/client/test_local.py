@@ -1,4 +1,4 @@
-"""`nightmill.run` and what lies around the engine. The engine's own tests are elsewhere."""
+"""`nightmill.run` as a function of the client. The roles that it runs have their own tests."""
 
 import asyncio
 import json
@@ -20,7 +20,7 @@ from nightmill.errors import RequestError, SetupError
         ("v1.2", "v1.2_output.jsonl", "v1.2_error.jsonl"),
     ],
 )
-def test_outputs_lie_beside_the_input(given, output, errors):
+def test_output_files_are_written_beside_the_input(given, output, errors):
     assert default_paths(Path(given)) == (Path(output), Path(errors))
 
 
@@ -29,15 +29,15 @@ async def answer() -> str:
     return "done"
 
 
-def test_work_is_run_where_there_is_no_loop():
+def test_a_coroutine_runs_without_a_running_event_loop():
     assert finished(answer()) == "done"
 
 
-async def test_work_is_run_where_a_loop_runs_already():
+async def test_a_coroutine_runs_while_an_event_loop_is_running():
     assert finished(answer()) == "done"
 
 
-def test_importing_nightmill_costs_next_to_nothing():
+def test_importing_nightmill_imports_no_heavy_package():
     program = (
         "import sys, nightmill; heavy = {'openai', 'pydantic', 'typer', 'asyncio', 'sqlalchemy'}; "
         "print(sorted(heavy & set(sys.modules))); nightmill.client; print('openai' in sys.modules)"
@@ -47,12 +47,12 @@ def test_importing_nightmill_costs_next_to_nothing():
 
 
 @pytest.mark.parametrize("owner", [nightmill, nightmill.client])
-def test_an_unknown_name_stays_unknown(owner):
+def test_an_unknown_attribute_raises_an_attribute_error(owner):
     with pytest.raises(AttributeError):
         owner.nonsense  # noqa: B018 - the access is the test
 
 
-def test_every_name_it_offers_is_there():
+def test_every_exported_name_exists():
     assert [name for name in nightmill.client.__all__ if not hasattr(nightmill.client, name)] == []
     assert nightmill.run is nightmill.client.run
 
@@ -68,7 +68,7 @@ def input_file(folder: Path, *urls: str) -> Path:
     return path
 
 
-def test_a_file_is_answered_and_progress_told(tmp_path):
+def test_a_file_is_answered_and_progress_is_reported(tmp_path):
     seen = []
     path = input_file(tmp_path, *["/v1/chat/completions"] * 3)
     summary = nightmill.run(path, emulate=True, on_progress=seen.append)
@@ -79,7 +79,7 @@ def test_a_file_is_answered_and_progress_told(tmp_path):
     assert seen[-1].status == "completed"
 
 
-def test_a_bad_line_means_nothing_is_sent(tmp_path):
+def test_no_line_is_sent_when_a_line_is_invalid(tmp_path):
     path = input_file(tmp_path, "/v1/chat/completions", "/v1/embeddings")
     summary = nightmill.run(str(path), emulate=True, on_progress=lambda _: None)
     assert summary.status == "failed"
@@ -87,11 +87,11 @@ def test_a_bad_line_means_nothing_is_sent(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["in.jsonl"]
 
 
-def test_without_an_upstream_nothing_is_made_up(tmp_path):
+def test_without_an_upstream_the_run_is_refused(tmp_path):
     with pytest.raises(SetupError, match="--upstream"):
         nightmill.run(input_file(tmp_path, "/v1/chat/completions"), on_progress=lambda _: None)
 
 
-def test_a_file_that_is_not_there_is_said_so(tmp_path):
+def test_a_missing_file_is_named_in_the_error(tmp_path):
     with pytest.raises(RequestError, match=r"nowhere\.jsonl"):
         nightmill.run(tmp_path / "nowhere.jsonl", emulate=True, on_progress=lambda _: None)

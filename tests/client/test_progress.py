@@ -1,4 +1,4 @@
-"""Rate, time to go, and what a pipe gets to see."""
+"""The progress display: rate, remaining time, and the output to a terminal or a pipe."""
 
 import io
 
@@ -9,7 +9,7 @@ def snapshot(answered: int, *, status: str = "in_progress", total: int = 1_000, 
     return Snapshot(status=status, total=total, completed=answered - failed, failed=failed)
 
 
-def test_a_rate_needs_two_moments():
+def test_a_rate_needs_two_snapshots():
     pace = Pace()
     assert pace.per_second is None
     pace.note(0, now=10.0)
@@ -18,7 +18,7 @@ def test_a_rate_needs_two_moments():
     assert (pace.per_second, pace.left_s(100)) == (25.0, 2.0)
 
 
-def test_the_rate_forgets_what_is_long_ago():
+def test_the_rate_ignores_old_snapshots():
     pace = Pace(window_s=10.0)
     for second in range(100):
         pace.note(min(second, 50) * 10, now=float(second))
@@ -26,7 +26,7 @@ def test_the_rate_forgets_what_is_long_ago():
     assert pace.left_s(1_000) is None
 
 
-def test_a_sentence_says_what_is_known():
+def test_the_text_contains_only_known_values():
     pace = Pace()
     pace.note(0, now=0.0)
     pace.note(500, now=100.0)
@@ -35,11 +35,11 @@ def test_a_sentence_says_what_is_known():
     assert sentence(full, pace).endswith("3 failed, 64 in flight")
 
 
-def test_clocks():
+def test_durations_are_formatted():
     assert [clock(seconds) for seconds in (0, 5, 754, 3_723)] == ["0:00", "0:05", "12:34", "1:02:03"]
 
 
-def test_a_pipe_gets_a_line_for_each_status_and_now_and_then():
+def test_a_pipe_gets_a_line_for_each_status_and_at_intervals():
     stream = io.StringIO()
     moments = iter([0.0, 0.1, 1.0, 4.9, 5.2, 5.3])
     with shown(stream, now=lambda: next(moments)) as show:

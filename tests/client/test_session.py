@@ -1,4 +1,4 @@
-"""Sending rows and waiting, against a server that says what the test wants."""
+"""Sending rows and waiting for answers, against a server with answers set by the test."""
 
 import json
 
@@ -21,7 +21,7 @@ def in_turn(*replies):
     return lambda _: left.pop(0) if len(left) > 1 else left[0]
 
 
-def test_waiting_ends_with_the_batch(server, client, batch_json):
+def test_waiting_ends_when_the_batch_ends(server, client, batch_json):
     server.answer = in_turn(
         (200, batch_json(), {}),
         (200, batch_json(status="in_progress"), {}),
@@ -33,26 +33,26 @@ def test_waiting_ends_with_the_batch(server, client, batch_json):
     assert seen == ["validating", "in_progress", "completed"]
 
 
-def test_a_server_that_is_away_for_a_moment_is_waited_for(server, client, batch_json):
+def test_waiting_survives_a_short_outage_of_the_server(server, client, batch_json):
     away = (503, b"{}", {"x-should-retry": "false"})
     server.answer = in_turn((200, batch_json(), {}), away, away, (200, batch_json(status="expired"), {}))
     assert client.wait("batch_1", on_change=lambda _: None).status == "expired"
 
 
-def test_a_server_that_stays_away_is_given_up(server, client, batch_json, monkeypatch):
+def test_waiting_fails_when_the_server_stays_unavailable(server, client, batch_json, monkeypatch):
     monkeypatch.setattr(session, "PATIENCE_S", 0.0)
     server.answer = in_turn((200, batch_json(), {}), (503, b"{}", {"x-should-retry": "false"}))
     with pytest.raises(openai.InternalServerError):
         client.wait("batch_1", on_change=lambda _: None)
 
 
-def test_waiting_has_an_end(server, client, batch_json):
+def test_waiting_has_a_timeout(server, client, batch_json):
     server.answer = lambda _: (200, batch_json(), {})
     with pytest.raises(UnavailableError, match=r"batch_1 is still validating after 0.01 s"):
         client.wait("batch_1", timeout_s=0.01, on_change=lambda _: None)
 
 
-def test_a_large_file_goes_up_in_parts(server, client, tmp_path, monkeypatch):
+def test_a_large_file_is_uploaded_in_parts(server, client, tmp_path, monkeypatch):
     monkeypatch.setattr(session, "LARGEST_SINGLE_BYTES", 10)
     monkeypatch.setattr(session, "PART_BYTES", 10)
     path = tmp_path / "in.jsonl"
@@ -94,13 +94,13 @@ def test_a_large_file_goes_up_in_parts(server, client, tmp_path, monkeypatch):
     ]
 
 
-def test_answers_of_a_batch_that_goes_on_are_refused(server, client, batch_json):
+def test_answers_of_an_unfinished_batch_are_refused(server, client, batch_json):
     server.answer = lambda _: (200, batch_json(status="in_progress"), {})
     with pytest.raises(UnavailableError, match="batch_1 is in_progress"):
         client.answers("batch_1")
 
 
-def test_answers_of_a_failed_batch_say_which_line(client, batch_json):
+def test_answers_of_a_failed_batch_name_the_invalid_line(client, batch_json):
     entry = {"code": "invalid_json_line", "message": "This line is not JSON.", "param": None, "line": 3}
     failed = batch_json(status="failed", errors={"object": "list", "data": [entry]})
     with pytest.raises(RequestError, match="line 3: This line is not JSON"):
