@@ -50,9 +50,7 @@ def request_lines(count: int) -> bytes:
 
 @dataclass
 class Upstream:
-    """An upstream that counts the requests for each line; once `most` lines are answered, further requests
-    hang.
-    """
+    """An upstream that counts the requests for each line; after `most` answers further requests hang."""
 
     most: int = 1 << 30
     asked: Counter[str] = field(default_factory=Counter)
@@ -139,9 +137,7 @@ class DataFolder:
     def run(
         self, upstream: Upstream, *, until: Callable[[Components], Awaitable[bool]] | None = None
     ) -> None:
-        """Runs the roles of a server until all batches have ended, or `until` returns true; then cancels
-        them.
-        """
+        """Runs the roles of a server until all batches have ended or `until` is true; then cancels them."""
         asyncio.run(self._run(upstream, until or _all_ended))
 
     async def _run(
@@ -194,9 +190,7 @@ class DataFolder:
         self.run(Upstream())
 
     def run_to_successful_end(self) -> Upstream:
-        """Runs until all batches have ended, and checks that every batch has each line once, with a 2xx
-        answer.
-        """
+        """Runs until all batches have ended; checks that each has every line once, with a 2xx answer."""
         upstream = Upstream()
 
         async def is_swept(components: Components) -> bool:

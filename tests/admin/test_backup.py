@@ -88,9 +88,7 @@ def test_a_reader_waits_for_maintenance_until_its_timeout(data):
         with pytest.raises(UnavailableError, match="deleting"), no_deletes(data.path, timeout_s=0.1):
             pass
     with no_deletes(data.path), no_deletes(data.path), may_delete(data.path) as is_allowed:
-        assert not is_allowed, (
-            "two readers may hold the lock, and maintenance may not delete meanwhile"
-        )
+        assert not is_allowed, "two readers may hold the lock, and maintenance may not delete meanwhile"
 
 
 def test_maintenance_without_a_data_folder_may_delete(tmp_path):

@@ -1,6 +1,4 @@
-"""A half-finished batch that is joined in slices: its folder is copied, checked, and joined to the same
-bytes.
-"""
+"""A half-finished batch, joined in slices: its folder is copied, checked, and joined to the same bytes."""
 
 import asyncio
 import time

@@ -1,5 +1,4 @@
-"""Fixtures: a store of each kind over a fresh database, a clock under the control of the test, and test rows.
-"""
+"""Fixtures: a store of each kind over a fresh database, a clock that the test sets, and test rows."""
 
 import asyncio
 import os

@@ -1,6 +1,4 @@
-"""Batches and batch leases: pages, status changes for every expected status, and which holder may change a
-batch.
-"""
+"""Batches and batch leases: pages, status changes, and which lease holder may change a batch."""
 
 import asyncio
 import re
@@ -88,9 +86,7 @@ async def test_ended_returns_only_the_batches_that_have_ended(world, store):
     ids=str,
 )
 async def test_a_status_changes_only_from_the_expected_status(world, store, status, event):
-    """Every combination: the batch is in `status`, and the caller read it in the status where its event
-    starts.
-    """
+    """Every combination: the batch is in `status`, and the caller expects the status where `event` starts."""
     starts = [start for start, happening in TRANSITIONS if happening is event]
     made = await store.batches.create(world.batch())
     if status is not Status.VALIDATING:

@@ -1,5 +1,4 @@
-"""Grants in the database: they add up to the limit, expire by the database clock, and end with their worker.
-"""
+"""Grants in the database: they add up to the limit, expire by its clock, and end with their worker."""
 
 import asyncio
 

@@ -22,9 +22,7 @@ from nightmill.store.steps import COMPATIBILITY_TABLE, SCHEMA_VERSION, STEPS, pr
 
 
 def _schema(engine) -> set[str]:
-    """Every table and index as SQLite stores it, ignoring white space and the order of columns and
-    constraints.
-    """
+    """Every table and index as SQLite stores it; white space and the order of columns are ignored."""
     with engine.connect() as connection:
         rows = connection.execute(text("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL")).scalars()
         return {" | ".join(sorted(_pieces(" ".join(row.split())))) for row in rows}
