@@ -28,7 +28,7 @@ from nightmill_torture.watch import Watch
 from tests.roles.conftest import Mill
 
 LIMIT_S = 60.0
-"""A shared machine stalls now and then; nothing here should take a tenth of it."""
+"""Generous because a shared machine may stall; every wait here should take less than a tenth of it."""
 SMALL = {
     "NIGHTMILL_WORKER__LINES_PER_SEGMENT": "20",
     "NIGHTMILL_WORKER__BEAT_S": "0.1",
@@ -75,7 +75,7 @@ class Stand:
         return await rows_of(self.client, file_id)
 
     async def prove(self, *, settled: Mapping[str, str] | None = None) -> Proof:
-        """Once every batch of the load has ended."""
+        """Waits until every batch of the load has ended, and checks the answers."""
         async with asyncio.timeout(LIMIT_S):
             for batch in self.load.expected:
                 await self.watch.end_of(batch.batch_id)
@@ -100,7 +100,7 @@ MakeStand = Callable[..., Awaitable[Stand]]
 
 @pytest.fixture
 async def stand_of(tmp_path: Path) -> AsyncIterator[MakeStand]:
-    """Makes a stand: nothing runs on it yet but the emulator and the poller."""
+    """Makes a `Stand` on which only the emulator and the poller run yet."""
     async with AsyncExitStack() as stack:
 
         async def make(
@@ -134,7 +134,7 @@ async def stand_of(tmp_path: Path) -> AsyncIterator[MakeStand]:
 
 @pytest.fixture
 async def mill(tmp_path: Path) -> AsyncIterator[Mill]:
-    """The roles without processes, over the folder that a stand would serve."""
+    """The roles without processes, over the data folder that a `Stand` would serve."""
     flags = {
         "folder": tmp_path / "data",
         "worker": {"lines_per_segment": 20, "beat_s": 0.1, "lease_ttl_s": 1.0},

@@ -1,4 +1,4 @@
-"""What a forked process runs until it dies at a point; in a module of its own, so that it finds it."""
+"""The code of a forked process that dies at a failpoint; the fork server imports this module by name."""
 
 import asyncio
 import multiprocessing
@@ -23,7 +23,7 @@ Die = Callable[[str, Settings, failpoints.Failpoint, int], int]
 
 
 def settings_of(folder: Path, *, slice_bytes: int = 1 << 30) -> Settings:
-    """Of a data folder in which everything lies."""
+    """The settings for a data folder with store, blobs and parts in it."""
     flags = {
         "folder": folder,
         "finalizer": {"slice_bytes": slice_bytes},
@@ -35,7 +35,9 @@ def settings_of(folder: Path, *, slice_bytes: int = 1 << 30) -> Settings:
 
 @contextmanager
 def deaths() -> Generator[Die]:
-    """Runs one turn of a role in a forked process with a point armed for its n-th pass; how that ended."""
+    """Yields a function: it runs a turn of a role in a forked process, with a failpoint armed for the n-th
+    pass, and returns the exit code.
+    """
     context: ForkServerContext = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.crash.dying"])
 
@@ -58,7 +60,7 @@ def die_in(role: str, message: str, point: failpoints.Failpoint, nth: int) -> No
 
 
 async def turn(role: str, settings: Settings) -> None:
-    """What the role finds to do over the places that the settings name."""
+    """Runs the role until it has no work left, on the store and blobs that the settings name."""
     store = open_store(settings.store_url)
     blobs, parts = open_storage(settings)
     shared = {

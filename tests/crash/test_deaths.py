@@ -1,4 +1,4 @@
-"""Intake and finalizer killed at every point: whoever comes next does it again, with the same bytes."""
+"""Intake and finalizer are killed at every failpoint; the next process writes the same bytes."""
 
 import asyncio
 import shutil
@@ -54,7 +54,7 @@ def die() -> Iterator[Die]:
 
 
 async def settled(mill: Mill) -> Batch:
-    """A batch whose every line is answered, some with an error, and that nobody has finalized."""
+    """A batch that is not finalized yet; every line is answered, some with an error."""
     batch = await mill.accepted(request_lines(LINES))
 
     async def send(_: str, body: bytes) -> Answered:
@@ -75,7 +75,7 @@ async def settled(mill: Mill) -> Batch:
 
 
 async def seen_after(folder: Path, batch: Batch) -> tuple[Batch, dict[str, bytes]]:
-    """The batch as its client sees it, without its end's stamps, and the bytes of its files by name."""
+    """The batch as a client sees it, without its end timestamps, and the bytes of its files by name."""
     store = open_store(settings_of(folder).store_url)
     try:
         now = await store.batches.get(PROJECT, batch.id)
@@ -93,13 +93,13 @@ async def seen_after(folder: Path, batch: Batch) -> tuple[Batch, dict[str, bytes
         await store.close()
 
 
-async def start_again(folder: Path) -> None:
+async def restart(folder: Path) -> None:
     store = open_store(settings_of(folder).store_url)
     await store.leases.release_all()
     await store.close()
 
 
-async def test_a_finalizer_killed_at_any_point_is_followed_by_one_that_makes_the_same_bytes(
+async def test_after_a_finalizer_is_killed_at_any_failpoint_the_next_one_writes_the_same_bytes(
     mill: Mill, tmp_path: Path, die: Die
 ) -> None:
     batch = await settled(mill)
@@ -119,7 +119,7 @@ async def test_a_finalizer_killed_at_any_point_is_followed_by_one_that_makes_the
         at_death, files_at_death = await seen_after(folder, batch)
         assert at_death.status.is_terminal == (point == "finalizer.published"), point
         assert at_death.status.is_terminal or not files_at_death
-        await start_again(folder)
+        await restart(folder)
         await turn("finalizer", settings_of(folder))
         found, files = await seen_after(folder, batch)
         assert files == right_files, point
@@ -127,10 +127,10 @@ async def test_a_finalizer_killed_at_any_point_is_followed_by_one_that_makes_the
         assert replace(found, **stamps) == right, point
         assert at_death.finalizing_at in (None, found.finalizing_at), point
         left = {path.name for path in (folder / "blobs" / "files").iterdir()}
-        assert len(left) == 3, (point, left)  # the input and the two that were published
+        assert len(left) == 3, (point, left)  # the input file and the two published files
 
 
-async def test_a_finalizer_of_slices_killed_at_any_point_costs_others_one_slice_and_not_a_byte(
+async def test_after_a_finalizer_of_slices_is_killed_at_any_failpoint_only_one_slice_is_joined_again(
     mill: Mill, tmp_path: Path, die: Die
 ) -> None:
     batch = await settled(mill)
@@ -145,7 +145,7 @@ async def test_a_finalizer_of_slices_killed_at_any_point_costs_others_one_slice_
     for point, nth in deaths:
         folder = tmp_path / f"{point}.{nth}"
         shutil.copytree(tmp_path / "data", folder)
-        settings = settings_of(folder, slice_bytes=1)  # a slice for each segment
+        settings = settings_of(folder, slice_bytes=1)  # one slice for each segment
         assert die("finalizer", settings, point, nth) == -signal.SIGKILL, point
         at_death, files_at_death = await seen_after(folder, batch)
         assert at_death.status.is_terminal == (point == "finalizer.published"), point
@@ -161,9 +161,12 @@ async def test_a_finalizer_of_slices_killed_at_any_point_costs_others_one_slice_
         assert replace(found, **stamps) == right, point
         pieces = output_pieces(folder, batch)
         assert len(pieces) == 4, point
-        assert set(joined) <= set(pieces), "what was joined before the death is not joined again"
+        assert set(joined) <= set(pieces), "slices joined before the kill are not joined again"
         left = {path.name for path in (folder / "blobs" / "files").iterdir()}
-        assert len(left) == 1 + 2 * (1 + 4), (point, left)  # the input, two lists, and their pieces
+        assert len(left) == 1 + 2 * (1 + 4), (
+            point,
+            left,
+        )  # the input file, two lists of pieces, and their pieces
 
 
 def output_pieces(folder: Path, batch: Batch) -> list[str]:
@@ -172,7 +175,7 @@ def output_pieces(folder: Path, batch: Batch) -> list[str]:
 
 
 @pytest.mark.parametrize("event", [Event.CANCEL_REQUESTED, Event.LAPSED])
-async def test_several_finalizers_make_the_bytes_that_one_makes_of_a_batch_that_was_stopped(
+async def test_several_finalizers_write_the_same_bytes_as_one_for_a_stopped_batch(
     mill: Mill, tmp_path: Path, event: Event
 ) -> None:
     batch = await half_answered(mill)
@@ -195,7 +198,7 @@ async def test_several_finalizers_make_the_bytes_that_one_makes_of_a_batch_that_
 
 
 async def half_answered(mill: Mill) -> Batch:
-    """A batch some of whose lines are answered, in segments that are done and in others that aren't."""
+    """A batch with some lines answered, both in done segments and in unfinished ones."""
     batch = await mill.accepted(request_lines(LINES))
     asked = 0
 
@@ -219,7 +222,7 @@ async def half_answered(mill: Mill) -> Batch:
     return batch
 
 
-async def test_an_intake_killed_at_any_point_is_followed_by_one_that_accepts_every_line_once(
+async def test_after_an_intake_is_killed_at_any_failpoint_the_next_one_accepts_every_line_once(
     mill: Mill, tmp_path: Path, die: Die
 ) -> None:
     batch = await mill.batch_of(request_lines(LINES))
@@ -227,7 +230,7 @@ async def test_an_intake_killed_at_any_point_is_followed_by_one_that_accepts_eve
         folder = tmp_path / point
         shutil.copytree(tmp_path / "data", folder)
         assert die("intake", settings_of(folder), point, 1) == -signal.SIGKILL, point
-        await start_again(folder)
+        await restart(folder)
         await turn("intake", settings_of(folder))
         found, _ = await seen_after(folder, batch)
         assert (found.status, found.total, found.endpoint) == (Status.IN_PROGRESS, LINES, ENDPOINT), point
@@ -239,12 +242,12 @@ async def test_an_intake_killed_at_any_point_is_followed_by_one_that_accepts_eve
         assert len(left) == 1, point
 
 
-async def test_a_finalizer_that_wakes_late_does_not_touch_what_was_published(mill: Mill) -> None:
+async def test_a_finalizer_that_resumes_late_does_not_change_published_files(mill: Mill) -> None:
     batch = await settled(mill)
     late, quick = mill.finalizer(), mill.finalizer()
     await late._close_settled_batches()
-    duty = await mill.store.batch_leases.lease((Status.FINALIZING,), late._worker_id, ttl_s=60)
-    assert duty is not None
+    lease = await mill.store.batch_leases.lease((Status.FINALIZING,), late._worker_id, ttl_s=60)
+    assert lease is not None
     joined = late._joiner.join
     published: list[Batch] = []
 
@@ -257,7 +260,7 @@ async def test_a_finalizer_that_wakes_late_does_not_touch_what_was_published(mil
 
     late._joiner.join = overtaken
     with pytest.raises(LeaseLost):
-        await late._finalize(duty)
+        await late._finalize(lease)
     (then,) = published
     assert then.status is Status.COMPLETED
     assert await mill.now(batch) == then

@@ -1,6 +1,6 @@
-"""A worker that was stopped, lost its clock, or woke late can add, remove and double nothing.
+"""A worker that was paused, has a wrong clock, or resumes late cannot add, remove or duplicate an answer.
 
-And the other way round: with a fence taken out, the proof fails.
+The opposite is tested as well: without a fence, the proof fails.
 """
 
 import asyncio
@@ -78,7 +78,7 @@ async def proof_of(
 
 
 class Child:
-    """A role process as the local engine starts it, but without the engine that would mourn it."""
+    """A role process, started as the supervisor starts it, but without a supervisor that notices its end."""
 
     def __init__(self, mill: Mill, url: str, *roles: str) -> None:
         upstream = mill.settings.upstream.model_copy(update={"url": url, "concurrency": 8})
@@ -123,19 +123,19 @@ async def until(holds: Callable[[], Any]) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_a_worker_that_was_stopped_and_wakes_late_changes_nothing(
+async def test_a_worker_that_was_paused_and_resumes_late_changes_nothing(
     mill: Mill, tmp_path: Path, child: Callable[..., Child]
 ) -> None:
     bodies = bodies_of(60)
     batch = await mill.accepted(input_of(bodies))
     async with emulator(tmp_path, delay_s=0.05) as (url, record):
-        zombie = child(url, "worker:0")
+        paused_worker = child(url, "worker:0")
 
         async def has_counted() -> bool:
             return (await mill.now(batch)).tally.answered >= 8
 
         await until(has_counted)
-        await stopped_between_transactions(mill, zombie)
+        await pause_between_transactions(mill, paused_worker)
         settled = await on_disk(mill, batch)
         assert 8 <= len(settled) < 60
         child(url, "worker:0")
@@ -145,7 +145,7 @@ async def test_a_worker_that_was_stopped_and_wakes_late_changes_nothing(
             return any(result.token > 1 for result in await mill.store.segments.results(batch.id))
 
         await until(was_taken_over)
-        zombie.send(signal.SIGCONT)
+        paused_worker.send(signal.SIGCONT)
 
         async def has_ended() -> bool:
             return (await mill.now(batch)).status.is_terminal
@@ -154,11 +154,13 @@ async def test_a_worker_that_was_stopped_and_wakes_late_changes_nothing(
         record.take()
         proof = await proof_of(mill, batch, bodies, markers=record.markers, settled=settled)
     assert proof.is_kept, proof.examples
-    assert repeated(record.markers) <= 8 + 8  # in flight when it stopped, and not yet on disk
+    assert (
+        repeated(record.markers) <= 8 + 8
+    )  # lines in flight, and lines not yet on disk, when the worker was paused
 
 
-async def stopped_between_transactions(mill: Mill, worker: Child) -> None:
-    """One that is stopped in the middle of a write keeps SQLite's lock, and nobody could take over."""
+async def pause_between_transactions(mill: Mill, worker: Child) -> None:
+    """A worker that is paused during a write keeps the lock of SQLite and would block every other process."""
     other = open_store(mill.settings.store_url, busy_timeout_s=0.1)
     try:
         while True:
@@ -175,7 +177,7 @@ async def stopped_between_transactions(mill: Mill, worker: Child) -> None:
 
 
 async def on_disk(mill: Mill, batch: Batch) -> dict[str, str]:
-    """custom_id -> request id of every answer that whoever takes over will find."""
+    """custom_id -> request id of every answer that the next lease holder will find."""
     settled: dict[str, str] = {}
     parts = mill.parts()
     for path in (mill.folder / "parts" / batch.id).iterdir():
@@ -228,11 +230,11 @@ async def answering(endpoint: str, body: bytes) -> Any:
     return Answered(200, answer(endpoint, body).body, "emulated-1")
 
 
-# --- with a fence taken out ------------------------------------------------------------------------------
+# --- without a fence -------------------------------------------------------------------------------------
 
 
 class PastThePin(FolderParts):
-    """Reads whatever lies in a part, also what was written after somebody else had taken over."""
+    """Reads the whole of a part, including records written after another worker had taken over."""
 
     async def read(self, parts: Sequence[PinnedPart]) -> AsyncIterator[Sequence[PartRecord]]:
         whole = [replace(part, length_bytes=(self._root / part.key).stat().st_size) for part in parts]
@@ -240,7 +242,7 @@ class PastThePin(FolderParts):
             yield records
 
 
-def tokens_ignored(store: Store) -> Store:
+def ignoring_tokens(store: Store) -> Store:
     """Completes a segment for every caller, whichever worker holds its lease."""
 
     async def complete(lease: Lease, report: Report, parts: Sequence[PinnedPart]) -> bool:
@@ -253,7 +255,7 @@ def tokens_ignored(store: Store) -> Store:
 
 @dataclass
 class Answers:
-    """The upstream's side of a made-up story: who asked what, and which answer each got."""
+    """The upstream of a scripted run: records the lines that were sent, and numbers the answers."""
 
     bodies: dict[str, bytes]
     markers: list[str]
@@ -267,8 +269,8 @@ class Answers:
         return OutputLine(text=json.dumps(row).encode() + b"\n", is_error=False, usage=None)
 
 
-async def a_zombie_writes_on(mill: Mill, *, store: Store, reader: Parts) -> Proof:
-    """Worker A answers two lines of five, is taken over by B, and then answers the others once more."""
+async def late_writer_after_takeover(mill: Mill, *, store: Store, reader: Parts) -> Proof:
+    """Worker A answers two of five lines; B takes the segment over; then A answers the other lines too."""
     bodies = bodies_of(5)
     answers = Answers(bodies, [])
     batch = await mill.accepted(input_of(bodies))
@@ -313,19 +315,19 @@ async def a_zombie_writes_on(mill: Mill, *, store: Store, reader: Parts) -> Proo
     return await proof_of(mill, batch, bodies, markers=answers.markers, settled=settled)
 
 
-async def test_a_zombie_that_writes_on_adds_nothing(mill: Mill) -> None:
-    proof = await a_zombie_writes_on(mill, store=mill.store, reader=mill.parts())
+async def test_a_worker_that_writes_after_a_takeover_adds_nothing(mill: Mill) -> None:
+    proof = await late_writer_after_takeover(mill, store=mill.store, reader=mill.parts())
     assert proof.is_kept, proof.examples
 
 
 async def test_the_proof_fails_when_parts_are_read_past_their_pin(mill: Mill) -> None:
     reader = PastThePin(mill.folder / "parts", commit_interval_s=0.0, buffer_bytes=1)
-    proof = await a_zombie_writes_on(mill, store=mill.store, reader=reader)
+    proof = await late_writer_after_takeover(mill, store=mill.store, reader=reader)
     assert proof.breaches[SETTLED_CHANGED] or proof.breaches[NOT_ENDED], proof.breaches
 
 
 async def test_the_proof_fails_when_tokens_are_ignored(mill: Mill) -> None:
-    store = tokens_ignored(mill.store)
-    proof = await a_zombie_writes_on(mill, store=store, reader=mill.parts())
+    store = ignoring_tokens(mill.store)
+    proof = await late_writer_after_takeover(mill, store=store, reader=mill.parts())
     assert not proof.is_kept
     assert proof.breaches[NOT_ENDED] or proof.breaches[SETTLED_CHANGED]

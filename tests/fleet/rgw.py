@@ -68,7 +68,7 @@ class RadosGateway:
         return f"http://127.0.0.1:{self.port}"
 
     def settings(self) -> dict[str, Any]:
-        """The section `blobs` for a prefix of one's own."""
+        """The settings section `blobs` for a new prefix."""
         return {
             "url": f"s3://{_BUCKET}/{secrets.token_hex(6)}",
             "endpoint": self.endpoint,
@@ -78,7 +78,7 @@ class RadosGateway:
         }
 
     def pause(self) -> None:
-        """The gateway goes away; what was acknowledged stays."""
+        """Stops the gateway; acknowledged writes stay."""
         self.daemons.pop().kill()
 
     def resume(self) -> None:

@@ -1,4 +1,4 @@
-"""The crash suite again, over Postgres and S3: killed at every point, and with a fence taken out."""
+"""The crash tests over Postgres and S3: roles killed at every failpoint, and runs without a fence."""
 
 import json
 import signal
@@ -18,7 +18,7 @@ from nightmill.store.migrate import migrate
 from nightmill_torture.proof import NOT_ENDED, SETTLED_CHANGED
 from tests.crash.dying import Die, deaths, turn
 from tests.crash.test_deaths import FINALIZER, INTAKE, LINES, settled
-from tests.crash.test_fence import a_zombie_writes_on, tokens_ignored
+from tests.crash.test_fence import ignoring_tokens, late_writer_after_takeover
 from tests.fleet.conftest import Postgres
 from tests.roles.conftest import ENDPOINT, Mill, request_lines
 from tests.s3_server import S3Server
@@ -34,7 +34,7 @@ def die() -> Iterator[Die]:
 
 @pytest.fixture
 async def mill(postgres: Postgres, s3: S3Server, tmp_path: Path) -> AsyncIterator[Mill]:
-    """The roles over a database and a bucket of their own."""
+    """The roles over a fresh database and a fresh bucket."""
     flags = {
         "folder": tmp_path / "data",
         "store": postgres.fresh(),
@@ -56,12 +56,12 @@ async def mill(postgres: Postgres, s3: S3Server, tmp_path: Path) -> AsyncIterato
 
 
 async def rows_of(mill: Mill, batch: Batch) -> list[list[tuple[str, Any]]]:
-    """Of the output file and of the error file: whose line it is, and what the upstream answered."""
+    """The rows of the output file and the error file: custom_id, and the answer of the upstream."""
     files = [await mill.rows(file_id) for file_id in (batch.output_file_id, batch.error_file_id)]
     return [[(row["custom_id"], json.dumps(row["response"]["body"])) for row in rows] for rows in files]
 
 
-async def test_a_finalizer_killed_at_any_point_is_followed_by_one_that_makes_the_same_files(
+async def test_after_a_finalizer_is_killed_at_any_failpoint_the_next_one_writes_the_same_files(
     mill: Mill, die: Die
 ) -> None:
     right: list[list[tuple[str, Any]]] = []
@@ -87,7 +87,7 @@ async def test_a_finalizer_killed_at_any_point_is_followed_by_one_that_makes_the
     )
 
 
-async def test_an_intake_killed_at_any_point_is_followed_by_one_that_accepts_every_line_once(
+async def test_after_an_intake_is_killed_at_any_failpoint_the_next_one_accepts_every_line_once(
     mill: Mill, die: Die
 ) -> None:
     for point in (*INTAKE, *BLOB):
@@ -101,12 +101,12 @@ async def test_an_intake_killed_at_any_point_is_followed_by_one_that_accepts_eve
         assert [(one.first, one.count) for one in segments] == [(0, 20), (20, 20), (40, 20), (60, 10)], point
 
 
-async def test_a_zombie_that_writes_on_adds_nothing(mill: Mill) -> None:
-    proof = await a_zombie_writes_on(mill, store=mill.store, reader=mill.parts())
+async def test_a_worker_that_writes_after_a_takeover_adds_nothing(mill: Mill) -> None:
+    proof = await late_writer_after_takeover(mill, store=mill.store, reader=mill.parts())
     assert proof.is_kept, proof.examples
 
 
 async def test_the_proof_fails_when_tokens_are_ignored(mill: Mill) -> None:
-    store = tokens_ignored(mill.store)
-    proof = await a_zombie_writes_on(mill, store=store, reader=mill.parts())
+    store = ignoring_tokens(mill.store)
+    proof = await late_writer_after_takeover(mill, store=store, reader=mill.parts())
     assert proof.breaches[NOT_ENDED] or proof.breaches[SETTLED_CHANGED]

@@ -1,4 +1,4 @@
-"""Postgres dies for good, and its replica takes its place in the middle of a batch."""
+"""Postgres is lost during a batch, and its replica is promoted."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ LINES = 300
 
 @pytest.fixture
 def pair() -> Iterator[tuple[Postgres, Postgres]]:
-    """One that works, and one that has every commit of it before it is told to anybody."""
+    """A primary and a synchronous replica: the replica has every commit before the commit is confirmed."""
     folders = [Path(tempfile.mkdtemp(prefix="nightmill-fleet-")) for _ in range(2)]
     servers: list[Postgres] = []
     try:
@@ -38,7 +38,7 @@ def pair() -> Iterator[tuple[Postgres, Postgres]]:
             shutil.rmtree(folder)
 
 
-def test_a_batch_goes_on_over_the_replica_and_nothing_is_asked_twice(fleet, upstream, pair, links):
+def test_a_batch_continues_on_the_replica_and_no_line_is_sent_twice(fleet, upstream, pair, links):
     first, second = pair
     now = first
     first.sql("postgres", "CREATE DATABASE nightmill")
@@ -46,7 +46,7 @@ def test_a_batch_goes_on_over_the_replica_and_nothing_is_asked_twice(fleet, upst
     fleet.environment["NIGHTMILL_STORE"] = f"postgresql://postgres@127.0.0.1:{port}/nightmill"
     source = upstream(delay_s=0.1)
     server = fleet.serve("--workers", "0")
-    crews = [fleet.work("--upstream", source.url, "--concurrency", "8") for _ in range(2)]
+    worker_hosts = [fleet.work("--upstream", source.url, "--concurrency", "8") for _ in range(2)]
     client = server.client()
     made = begin(client, LINES)
     until(lambda: len(source.requests()) > 30)
@@ -59,7 +59,7 @@ def test_a_batch_goes_on_over_the_replica_and_nothing_is_asked_twice(fleet, upst
     batch = ended(client, made.id)
     assert batch.status == "completed"
     each_once(client, batch, LINES)
-    assert max(source.requests().values()) == 1  # answers were kept, and no lease was taken back
-    for process in (server, *crews):
+    assert max(source.requests().values()) == 1  # answers were kept, and no lease was released
+    for process in (server, *worker_hosts):
         assert process.end() == 0, process.said
         assert "Traceback" not in process.said

@@ -1,4 +1,4 @@
-"""A link carries what it is given, unless it is told not to."""
+"""A `Link` forwards bytes in both directions, and each `Manner` disturbs it in its own way."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -13,7 +13,7 @@ LIMIT_S = 10
 
 
 class Place:
-    """Answers each line with itself, and counts them."""
+    """An echo server that records the lines it receives."""
 
     def __init__(self) -> None:
         self.lines: list[bytes] = []
@@ -25,7 +25,7 @@ class Place:
                 self.lines.append(line)
                 writer.write(line)
         except ConnectionError:
-            pass  # a link that broke
+            pass  # the link broke
         finally:
             writer.close()
 
@@ -75,7 +75,7 @@ async def has_broken(reader: asyncio.StreamReader) -> bool:
             return True
 
 
-async def test_an_open_link_carries_both_ways_and_passes_the_end_on(connected, place):
+async def test_an_open_link_forwards_in_both_directions_and_forwards_the_end_of_the_stream(connected, place):
     reader, writer = await connected()
     assert await answer_to((reader, writer), b"one\n") == b"one\n"
     writer.write_eof()
@@ -83,7 +83,7 @@ async def test_an_open_link_carries_both_ways_and_passes_the_end_on(connected, p
     assert place.lines == [b"one\n"]
 
 
-async def test_a_refusing_link_breaks_what_is_open_and_takes_nothing_new(connected, link, place):
+async def test_a_refusing_link_breaks_open_connections_and_refuses_new_ones(connected, link, place):
     reader, _ = old = await connected()
     assert await answer_to(old, b"one\n") == b"one\n"
     link.cut(Manner.REFUSED)
@@ -94,7 +94,7 @@ async def test_a_refusing_link_breaks_what_is_open_and_takes_nothing_new(connect
     assert place.lines == [b"one\n", b"two\n"]
 
 
-async def test_a_silent_link_keeps_everything_until_it_is_over(connected, link, place):
+async def test_a_silent_link_delays_all_bytes_until_it_heals(connected, link, place):
     old = await connected()
     assert await answer_to(old, b"one\n") == b"one\n"
     link.cut(Manner.SILENT)
@@ -107,7 +107,7 @@ async def test_a_silent_link_keeps_everything_until_it_is_over(connected, link, 
     assert await asyncio.gather(*answers) == [b"two\n", b"two\n"]
 
 
-async def test_through_a_deaf_link_things_happen_and_nobody_hears_of_it(connected, link, place):
+async def test_a_deaf_link_delivers_requests_and_drops_the_answers(connected, link, place):
     reader, writer = ends = await connected()
     assert await answer_to(ends, b"one\n") == b"one\n"
     link.cut(Manner.DEAF)
@@ -119,7 +119,7 @@ async def test_through_a_deaf_link_things_happen_and_nobody_hears_of_it(connecte
     assert await has_broken(reader)
 
 
-async def test_a_slow_link_makes_every_piece_wait(connected, link):
+async def test_a_slow_link_delays_every_chunk(connected, link):
     ends = await connected()
     link.delay_s = 0.1
     began = asyncio.get_running_loop().time()
@@ -127,7 +127,7 @@ async def test_a_slow_link_makes_every_piece_wait(connected, link):
     assert asyncio.get_running_loop().time() - began >= 0.2
 
 
-async def test_a_tunnel_goes_where_connect_says(connected, place):
+async def test_a_tunnel_connects_to_the_host_that_connect_names(connected, place):
     asked: list[str] = []
 
     async def reach(name: str):
@@ -142,9 +142,9 @@ async def test_a_tunnel_goes_where_connect_says(connected, place):
     assert asked == ["bucket.example:443"]
 
 
-async def test_a_link_to_nobody_breaks(connected):
-    async def nobody(_: str):
+async def test_a_link_to_an_unreachable_server_breaks(connected):
+    async def refuse(_: str):
         raise ConnectionRefusedError
 
-    async with Link(nobody) as link:
+    async with Link(refuse) as link:
         assert await has_broken((await connected(link.port))[0])

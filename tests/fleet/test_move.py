@@ -1,4 +1,4 @@
-"""A half-done batch moves from a data folder to Postgres and S3, and is completed there, every line once."""
+"""A half-done batch is moved from a data folder to Postgres and S3 and completed there, every line once."""
 
 import os
 import subprocess
@@ -24,8 +24,8 @@ def _move(fleet, source: Path) -> "subprocess.CompletedProcess[str]":
     )
 
 
-def in_pieces(client) -> tuple[str, bytes]:
-    """The id and the bytes of a file whose parts are too large to be copied."""
+def upload_in_pieces(client) -> tuple[str, bytes]:
+    """Uploads a file whose parts are too large to be copied; returns its id and its bytes."""
     content = os.urandom(3 << 20)
     upload = client.uploads.create(
         bytes=len(content), filename="pieces", mime_type="text/plain", purpose="evals"
@@ -38,14 +38,14 @@ def in_pieces(client) -> tuple[str, bytes]:
 
 
 @pytest.mark.parametrize("kind", ["s3", "folder"])
-def test_a_half_done_batch_is_completed_on_the_other_side(fleet, upstream, s3, tmp_path, kind):
+def test_a_half_done_batch_is_completed_after_the_move(fleet, upstream, s3, tmp_path, kind):
     source = upstream(delay_s=0.1)
     flags = ("--upstream", source.url, "--concurrency", "8")
     folder = tmp_path / "old"
     embedded = {"NIGHTMILL_STORE": f"sqlite:///{folder}/nightmill.sqlite", "NIGHTMILL_FOLDER": str(folder)}
     old = fleet.serve(*flags, environment=embedded)
     finished = ended(old.client(), begin(old.client(), 5, name="first").id)
-    pieced, content = in_pieces(old.client())
+    pieced, content = upload_in_pieces(old.client())
     made = begin(old.client(), LINES)
     until(lambda: old.client().batches.retrieve(made.id).request_counts.completed > 40)
     old.kill()
@@ -67,15 +67,15 @@ def test_a_half_done_batch_is_completed_on_the_other_side(fleet, upstream, s3, t
     assert batch.created_at == made.created_at
     each_once(client, client.batches.retrieve(finished.id), 5, name="first")
     assert client.files.content(pieced).content == content
-    # Sent twice: at most what was in flight at the kill, and what was answered in its last moment.
+    # Sent twice: at most the lines in flight at the kill, and the lines answered just before it.
     assert sum(source.requests().values()) <= LINES + 5 + 8 + 8
     assert sum(source.requests().values()) > asked
-    later = begin(client, 3, name="later")  # insertion goes on behind what was moved
+    later = begin(client, 3, name="later")  # new rows get higher numbers than the moved rows
     assert ended(client, later.id).status == "completed"
     assert [one.id for one in client.batches.list()] == [later.id, made.id, finished.id]
 
 
-def test_a_store_that_is_not_empty_is_refused_and_the_folder_stays_as_it_was(migrated, tmp_path):
+def test_a_store_that_is_not_empty_is_refused_and_the_folder_is_unchanged(migrated, tmp_path):
     with serving(tmp_path / "old", "--emulate") as old:
         ended(old.client(), begin(old.client(), 2).id)
     migrated.sql(
@@ -91,7 +91,7 @@ def test_a_store_that_is_not_empty_is_refused_and_the_folder_stays_as_it_was(mig
     assert (old.folder / "nightmill.sqlite").exists()
     assert migrated.sql("SELECT count(*) FROM batch") == "0"
     migrated.sql("DELETE FROM api_key")
-    assert _move(migrated, old.folder).returncode == 0  # the same command goes on
+    assert _move(migrated, old.folder).returncode == 0  # the same command resumes the move
     assert migrated.sql("SELECT count(*) FROM batch") == "1"
 
 

@@ -1,4 +1,4 @@
-"""A whole batch over each kind of object store, by settings alone."""
+"""A whole batch over each kind of object store, chosen by settings."""
 
 import os
 from collections.abc import Callable
@@ -31,7 +31,7 @@ if os.environ.get("TEST_FLEET"):
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
-def test_a_batch_goes_over_it_from_upload_to_download(kind: str, request, fleet: Fleet) -> None:
+def test_a_batch_runs_on_the_object_store_from_upload_to_download(kind: str, request, fleet: Fleet) -> None:
     for name, value in KINDS[kind](request).items():
         fleet.environment[f"NIGHTMILL_BLOBS__{name.upper()}"] = str(value)
     fleet.environment["NIGHTMILL_BLOBS__PART_INTERVAL_S"] = "0.1"

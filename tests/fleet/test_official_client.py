@@ -1,7 +1,7 @@
-"""The official client can't tell a fleet from one machine: the acceptance suite again, over Postgres and S3.
+"""The acceptance tests of the official client on a fleet, over Postgres and S3.
 
-One API server, two crews; no process shares a disk with another. Left out are the tests that start servers of
-their own for what does not depend on the store.
+One API server and two worker hosts; no process shares a disk with another. Tests that start their own servers
+for behaviour that does not depend on the store are left out.
 """
 
 import inspect
@@ -30,32 +30,32 @@ for _name, _test in vars(suite).items():
 
 
 @contextmanager
-def _fleet(folder: Path, environment: dict[str, str], *, crews: int) -> Iterator[Server]:
+def _fleet(folder: Path, environment: dict[str, str], *, worker_hosts: int) -> Iterator[Server]:
     with ExitStack() as stack, serving(folder, "--workers", "0", environment=environment) as server:
-        for number in range(crews):
-            log = folder / f"crew-{number}.log"
-            own = {"NIGHTMILL_FOLDER": str(folder / f"crew-{number}")}
+        for number in range(worker_hosts):
+            log = folder / f"worker_host-{number}.log"
+            own = {"NIGHTMILL_FOLDER": str(folder / f"worker_host-{number}")}
             with log.open("wb") as sink:
-                crew = subprocess.Popen(
+                worker_host = subprocess.Popen(
                     [sys.executable, "-m", "nightmill", "work"],
                     stdin=subprocess.DEVNULL,
                     stdout=sink,
                     stderr=sink,
                     env=os.environ | environment | own,
                 )
-            stack.callback(_ended, crew, log)
+            stack.callback(_end, worker_host, log)
             until(lambda log=log: "nightmill works" in log.read_text())
         yield server
 
 
-def _ended(crew: "subprocess.Popen[bytes]", log: Path) -> None:
-    crew.terminate()
-    assert crew.wait(timeout=60) == 0, log.read_text()
+def _end(worker_host: "subprocess.Popen[bytes]", log: Path) -> None:
+    worker_host.terminate()
+    assert worker_host.wait(timeout=60) == 0, log.read_text()
     assert "Traceback" not in log.read_text()
 
 
 @pytest.fixture(scope="session")
-def places(postgres: Postgres, s3_server: S3Server) -> dict[str, str]:
+def storage_environment(postgres: Postgres, s3_server: S3Server) -> dict[str, str]:
     environment = {
         "NIGHTMILL_STORE": postgres.fresh(),
         "NIGHTMILL_WORKER__BEAT_S": "0.25",
@@ -68,7 +68,7 @@ def places(postgres: Postgres, s3_server: S3Server) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def server(places: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(storage_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("fleet")
     port = folder / "port"
     emulator = subprocess.Popen(
@@ -79,7 +79,9 @@ def server(places: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> 
     try:
         until(port.exists)
         url = f"http://127.0.0.1:{port.read_text().strip()}/v1"
-        with _fleet(folder, places | {"NIGHTMILL_UPSTREAM__URL": url}, crews=2) as running:
+        with _fleet(
+            folder, storage_environment | {"NIGHTMILL_UPSTREAM__URL": url}, worker_hosts=2
+        ) as running:
             yield running
     finally:
         emulator.stdin.close()
@@ -92,9 +94,11 @@ def client(server: Server) -> openai.OpenAI:
 
 
 @pytest.fixture
-def stubbed(postgres: Postgres, places: dict[str, str], tmp_path: Path) -> Iterator[tuple[Server, Any]]:
+def stubbed(
+    postgres: Postgres, storage_environment: dict[str, str], tmp_path: Path
+) -> Iterator[tuple[Server, Any]]:
     with _stub() as stub:
         own = {"NIGHTMILL_STORE": postgres.fresh(), "NIGHTMILL_UPSTREAM__URL": stub.url}
-        environment = places | own | {"NIGHTMILL_UPSTREAM__CONCURRENCY": "2"}
-        with _fleet(tmp_path, environment, crews=2) as running:
+        environment = storage_environment | own | {"NIGHTMILL_UPSTREAM__CONCURRENCY": "2"}
+        with _fleet(tmp_path, environment, worker_hosts=2) as running:
             yield running, stub

@@ -1,4 +1,4 @@
-"""A host of its own, in a network namespace, loses its link to Postgres or to the bucket, below TCP."""
+"""A host in its own network namespace loses its link to Postgres or to the bucket, below TCP."""
 
 import os
 import shutil
@@ -24,7 +24,7 @@ def ip(*words: str) -> None:
 
 
 class Host:
-    """A namespace with a cable of its own to each place."""
+    """A network namespace with a separate cable to each server."""
 
     def __init__(self, links) -> None:
         self.name = f"nightmill-{os.getpid()}"
@@ -34,7 +34,7 @@ class Host:
         ip("-n", self.name, "link", "set", "lo", "up")
 
     def cable_to(self, place: str, port: int) -> str:
-        """Address and port under which the host reaches it."""
+        """Connects the host to `place`; returns the address and port that the host must use."""
         number = next(_numbers)
         here, there = f"nm{os.getpid()}-{number}", f"nm{number}"
         ip("link", "add", here, "type", "veth", "peer", "name", there, "netns", self.name)
@@ -76,7 +76,7 @@ def host(links) -> Iterator[Host]:
 
 @pytest.fixture
 def apart(fleet, host, s3, upstream):
-    """A server beside us, a crew on the host, and the flags of one that may come beside us."""
+    """A server outside the namespace, a worker host inside it, and the flags for a second one outside."""
     section = s3.settings(s3.make_bucket())
     for name in ("url", "endpoint", "access_key_id", "secret_access_key", "allow_http"):
         fleet.environment[f"NIGHTMILL_BLOBS__{name.upper()}"] = str(section[name])
@@ -94,7 +94,7 @@ def apart(fleet, host, s3, upstream):
     return server, far, ("--upstream", source.url, *flags), source
 
 
-def test_a_host_cut_off_from_postgres_comes_back_as_a_zombie_and_changes_nothing(fleet, host, apart):
+def test_a_host_that_was_cut_off_from_postgres_changes_nothing_after_it_reconnects(fleet, host, apart):
     server, far, flags, source = apart
     fleet.work(*flags)
     client = server.client()
@@ -106,7 +106,7 @@ def test_a_host_cut_off_from_postgres_comes_back_as_a_zombie_and_changes_nothing
     batch = ended(client, made.id)
     each_once(client, batch, LINES)
     requests = source.requests()
-    # What was in flight when its lease lapsed, and what it had answered in the moments before.
+    # Repeated: lines in flight when the lease expired, and lines answered just before the cut.
     assert sum(requests.values()) <= LINES + 2 * SLOTS
     host.plug("store")
     assert far.end() == 0, far.said
@@ -114,7 +114,7 @@ def test_a_host_cut_off_from_postgres_comes_back_as_a_zombie_and_changes_nothing
     each_once(client, client.batches.retrieve(made.id), LINES)
 
 
-def test_a_host_cut_off_from_the_bucket_keeps_its_answers_and_brings_them(host, apart):
+def test_a_host_cut_off_from_the_bucket_keeps_its_answers_and_uploads_them_later(host, apart):
     server, far, _, source = apart
     client = server.client()
     made = begin(client, LINES)

@@ -1,4 +1,4 @@
-"""Requests and tokens per minute hold over the whole fleet, and are used."""
+"""Limits on requests and tokens per minute hold over the whole fleet and are used fully."""
 
 import json
 import os
@@ -17,7 +17,7 @@ MINUTE_S = 60.0
 
 
 class Counting:
-    """A model server that notes when it was asked, by its own clock. Each answer uses `TOKENS`."""
+    """A model server that records the time of each request. Each answer uses `TOKENS` tokens."""
 
     TOKENS = 50
 
@@ -50,7 +50,7 @@ class Counting:
         self.url = f"http://127.0.0.1:{self.listening.server_port}/v1"
 
     def most_within(self, seconds: float) -> int:
-        """The most requests in any so long a time."""
+        """The highest number of requests in any period of `seconds`."""
         asked, most, first = sorted(self.asked), 0, 0
         for last, moment in enumerate(asked):
             while asked[first] <= moment - seconds:
@@ -73,29 +73,31 @@ def counting() -> Iterator[Counting]:
 def run(fleet, counting: Counting, lines: int) -> None:
     server = fleet.serve("--workers", "0")
     flags = ("--upstream", counting.url, "--concurrency", "16", "--workers", str(WORKERS // 2))
-    crews = [fleet.work(*flags) for _ in range(2)]
+    worker_hosts = [fleet.work(*flags) for _ in range(2)]
     batch = ended(server.client(), begin(server.client(), lines).id, timeout_s=150)
     each_once(server.client(), batch, lines)
-    assert [process.end() for process in (server, *crews)] == [0, 0, 0]
+    assert [process.end() for process in (server, *worker_hosts)] == [0, 0, 0]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-def test_requests_per_minute_hold_over_four_workers_and_are_used(fleet, counting):
+def test_the_limit_of_requests_per_minute_holds_over_four_workers_and_is_used(fleet, counting):
     limit = 600
     fleet.environment["NIGHTMILL_UPSTREAM__REQUESTS_PER_MINUTE"] = str(limit)
     run(fleet, counting, lines=750)
     assert counting.most_within(MINUTE_S) <= limit + WORKERS
     assert counting.most_within(MINUTE_S) >= 0.8 * limit
-    assert counting.most_within(1.0) <= 2 * limit / MINUTE_S + WORKERS  # nor does it come in bursts
+    assert (
+        counting.most_within(1.0) <= 2 * limit / MINUTE_S + WORKERS
+    )  # requests are not sent in bursts either
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-def test_tokens_per_minute_hold_over_four_workers_and_are_used(fleet, counting):
+def test_the_limit_of_tokens_per_minute_holds_over_four_workers_and_is_used(fleet, counting):
     lines_per_minute = 600
     fleet.environment["NIGHTMILL_UPSTREAM__TOKENS_PER_MINUTE"] = str(lines_per_minute * Counting.TOKENS)
     run(fleet, counting, lines=750)
-    # What a first attempt uses is not known before its answer: each slot may overdraw once.
+    # The tokens of a first attempt are not known before its answer, so each slot may exceed the limit once.
     assert counting.most_within(MINUTE_S) <= lines_per_minute + 16 + WORKERS
     assert counting.most_within(MINUTE_S) >= 0.8 * lines_per_minute

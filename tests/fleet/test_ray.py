@@ -1,5 +1,4 @@
-"""Workers on a Ray cluster: real nodes (processes of this machine), a real Postgres, batches that must be
-whole."""
+"""Workers on a Ray cluster: real nodes (processes of this machine), a real Postgres, and complete batches."""
 
 import contextlib
 import json
@@ -77,9 +76,9 @@ class RayCluster:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(order + "\n")
-        told = self.process.stdout.readline().strip()
-        assert told and not told.startswith("!"), (order, told, self.log.read_text())
-        return told
+        reply = self.process.stdout.readline().strip()
+        assert reply and not reply.startswith("!"), (order, reply, self.log.read_text())
+        return reply
 
     def add(self) -> None:
         self.tell(f"add {self.added}")
@@ -90,7 +89,7 @@ class RayCluster:
         return self.having("ray::WorkerActor")
 
     def having(self, word: str) -> list[int]:
-        """Process ids of the cluster's processes with that in their command."""
+        """Process ids of the processes of the cluster whose command contains `word`."""
         return [pid for pid in below(self.process.pid) if word in command(pid)]
 
     def end(self) -> None:
@@ -139,13 +138,13 @@ SLOW = pytest.mark.skipif("not os.environ.get('TEST_FLEET')", reason="make test-
 ONE = {"NIGHTMILL_RAY__MAX_WORKERS": "1"}
 
 
-def home_of(cluster, pid):
-    """The number of the node that a process runs on."""
+def node_of(cluster, pid):
+    """The number of the node that runs the process."""
     return next(number for number in range(cluster.added) if str(pid) in cluster.tell(f"pids {number}"))
 
 
-def seconds_until_it_goes_on(source, *, since):
-    """From `since` until the upstream is asked again; a worker whose actor has died ends within a second."""
+def seconds_until_recovery(source, *, since):
+    """Seconds from `since` until the next upstream request. A worker without its actor ends within 1 s."""
     time.sleep(max(0.0, since + 1.5 - time.monotonic()))
     before = sum(source.requests().values())
     until(lambda: sum(source.requests().values()) > before, timeout_s=150)
@@ -156,7 +155,7 @@ def tell(what, seconds):
     sys.stderr.write(f"\nrecovery after {what}: {seconds:.1f} s\n")
 
 
-def test_a_batch_is_whole_when_a_worker_on_the_cluster_is_killed(on_ray, cluster, upstream):
+def test_a_batch_is_complete_when_a_worker_on_the_cluster_is_killed(on_ray, cluster, upstream):
     source = upstream(delay_s=0.1)
     server = on_ray.serve("--upstream", source.url, "--concurrency", "8")
     client = server.client()
@@ -166,7 +165,7 @@ def test_a_batch_is_whole_when_a_worker_on_the_cluster_is_killed(on_ray, cluster
     os.kill(workers[0], signal.SIGKILL)
     batch = ended(client, made.id)
     each_once(client, batch, LINES)
-    assert sum(source.requests().values()) <= LINES + 8, "more was repeated than was in flight"
+    assert sum(source.requests().values()) <= LINES + 8, "more lines were repeated than were in flight"
     assert server.end() == 0, server.said
     assert "Traceback" not in server.said
     until(lambda: not cluster.workers(), timeout_s=5)
@@ -180,7 +179,7 @@ def test_an_actor_that_is_killed_is_restarted_by_ray(on_ray, cluster, upstream):
     until(lambda: len(source.requests()) > 10)
     (worker,) = cluster.workers()
     os.kill(worker, signal.SIGKILL)
-    tell("the only worker actor was killed", seconds_until_it_goes_on(source, since=time.monotonic()))
+    tell("the only worker actor was killed", seconds_until_recovery(source, since=time.monotonic()))
     assert cluster.workers() != [worker]
     each_once(server.client(), ended(server.client(), made.id), 2 * LINES)
     assert server.end() == 0, server.said
@@ -188,14 +187,14 @@ def test_an_actor_that_is_killed_is_restarted_by_ray(on_ray, cluster, upstream):
 
 @SLOW
 @pytest.mark.timeout(240)
-def test_a_node_that_is_gone_loses_no_line(on_ray, cluster, upstream):
+def test_no_line_is_lost_when_a_node_is_killed(on_ray, cluster, upstream):
     source = upstream(delay_s=0.2)
     server = on_ray.serve("--upstream", source.url, "--concurrency", "4", environment=ONE)
     made = begin(server.client(), 2 * LINES)
     until(lambda: len(source.requests()) > 10)
     (worker,) = cluster.workers()
-    cluster.tell(f"kill {home_of(cluster, worker)}")
-    tell("the only worker's node was killed", seconds_until_it_goes_on(source, since=time.monotonic()))
+    cluster.tell(f"kill {node_of(cluster, worker)}")
+    tell("the only worker's node was killed", seconds_until_recovery(source, since=time.monotonic()))
     each_once(server.client(), ended(server.client(), made.id), 2 * LINES)
     assert server.end() == 0, server.said
     cluster.add()
@@ -203,16 +202,16 @@ def test_a_node_that_is_gone_loses_no_line(on_ray, cluster, upstream):
 
 @SLOW
 @pytest.mark.timeout(240)
-def test_a_frozen_node_loses_no_line_and_wakes_too_late_to_do_harm(on_ray, cluster, upstream):
+def test_no_line_is_lost_or_duplicated_when_a_node_freezes_and_resumes_late(on_ray, cluster, upstream):
     source = upstream(delay_s=0.2)
     server = on_ray.serve("--upstream", source.url, "--concurrency", "4", environment=ONE)
     made = begin(server.client(), 2 * LINES)
     until(lambda: len(source.requests()) > 10)
     (worker,) = cluster.workers()
-    frozen = home_of(cluster, worker)
+    frozen = node_of(cluster, worker)
     cluster.tell(f"freeze {frozen}")
     try:
-        tell("the only worker's node froze", seconds_until_it_goes_on(source, since=time.monotonic()))
+        tell("the only worker's node froze", seconds_until_recovery(source, since=time.monotonic()))
         batch = ended(server.client(), made.id)
     finally:
         cluster.tell(f"thaw {frozen}")
@@ -223,7 +222,7 @@ def test_a_frozen_node_loses_no_line_and_wakes_too_late_to_do_harm(on_ray, clust
 
 
 @SLOW
-def test_workers_come_with_the_work_and_go_when_there_is_none(on_ray, cluster, upstream):
+def test_workers_start_when_there_is_work_and_stop_when_there_is_none(on_ray, cluster, upstream):
     source = upstream(delay_s=0.1)
     server = on_ray.serve("--upstream", source.url, "--concurrency", "8")
     assert not cluster.workers()
@@ -241,7 +240,7 @@ def test_workers_come_with_the_work_and_go_when_there_is_none(on_ray, cluster, u
 
 
 @SLOW
-def test_the_end_of_the_server_drains_and_repeats_nothing(on_ray, cluster, upstream):
+def test_stopping_the_server_drains_the_workers_and_repeats_no_line(on_ray, cluster, upstream):
     source = upstream(delay_s=0.2)
     flags = ("--upstream", source.url, "--concurrency", "8")
     server = on_ray.serve(*flags)
@@ -257,7 +256,7 @@ def test_the_end_of_the_server_drains_and_repeats_nothing(on_ray, cluster, upstr
 
 
 @SLOW
-def test_workers_need_no_launcher_and_leave_when_nobody_asks_after_them(on_ray, cluster, upstream):
+def test_workers_continue_without_a_launcher_and_stop_when_no_server_attends_them(on_ray, cluster, upstream):
     source = upstream(delay_s=0.2)
     flags = ("--upstream", source.url, "--concurrency", "8")
     server = on_ray.serve(*flags)
@@ -279,27 +278,27 @@ def test_workers_need_no_launcher_and_leave_when_nobody_asks_after_them(on_ray, 
 
 
 @SLOW
-def test_two_servers_share_their_workers_and_plain_crews_help(on_ray, cluster, upstream):
+def test_two_servers_share_their_workers_and_a_local_worker_host_helps(on_ray, cluster, upstream):
     source = upstream(delay_s=0.4)
     flags = ("--upstream", source.url, "--concurrency", "8")
     first, second = (on_ray.serve(*flags, environment=ONE) for _ in range(2))
     made = begin(first.client(), 5 * LINES)
     until(lambda: len(source.requests()) > 10)
-    crew = on_ray.work(*flags, environment={"NIGHTMILL_ENGINE": "local"})
+    worker_host = on_ray.work(*flags, environment={"NIGHTMILL_ENGINE": "local"})
     holders = "SELECT count(DISTINCT worker_id) FROM segment WHERE state = 'leased'"
     until(lambda: on_ray.sql(holders) == "2", pause_s=0.1)
     (worker,) = cluster.workers()
     assert first.end() == 0, first.said
-    assert cluster.workers() == [worker], "the second server still asks after it"
+    assert cluster.workers() == [worker], "the second server still attends the worker"
     each_once(second.client(), ended(second.client(), made.id), 5 * LINES)
     assert max(source.requests().values()) == 1
     assert second.end() == 0, second.said
     until(lambda: not cluster.workers(), timeout_s=5)
-    assert crew.end() == 0
+    assert worker_host.end() == 0
 
 
 @SLOW
-def test_a_cluster_is_reached_from_outside(on_ray, cluster, upstream):
+def test_a_cluster_is_reached_through_the_ray_client(on_ray, cluster, upstream):
     source = upstream(delay_s=0.05)
     (port,) = free_ports(1)
     cluster.tell(f"client {port}")
@@ -312,7 +311,7 @@ def test_a_cluster_is_reached_from_outside(on_ray, cluster, upstream):
 
 @SLOW
 @pytest.mark.timeout(300)
-def test_a_new_head_at_the_same_place_is_found_by_itself(on_ray, upstream, tmp_path):
+def test_the_server_reconnects_to_a_new_head_at_the_same_address(on_ray, upstream, tmp_path):
     source = upstream(delay_s=0.2)
     with running_cluster(tmp_path, nodes=1) as cluster:
         on_ray.environment["NIGHTMILL_RAY__ADDRESS"] = cluster.address
@@ -325,7 +324,7 @@ def test_a_new_head_at_the_same_place_is_found_by_itself(on_ray, upstream, tmp_p
         began = time.monotonic()
         cluster.tell("head")
         cluster.add()
-        tell("a new head and a node were up", seconds_until_it_goes_on(source, since=time.monotonic()))
+        tell("a new head and a node were up", seconds_until_recovery(source, since=time.monotonic()))
         tell("a new head was begun", time.monotonic() - began)
         each_once(server.client(), ended(server.client(), made.id), 4 * LINES)
         assert server.end() == 0, server.said
@@ -333,7 +332,7 @@ def test_a_new_head_at_the_same_place_is_found_by_itself(on_ray, upstream, tmp_p
 
 @SLOW
 @pytest.mark.timeout(300)
-def test_without_its_head_the_workers_of_a_cluster_work_on(on_ray, upstream, tmp_path):
+def test_workers_continue_when_the_head_of_the_cluster_is_killed(on_ray, upstream, tmp_path):
     source = upstream(delay_s=0.2)
     with running_cluster(tmp_path, nodes=1) as cluster:
         on_ray.environment["NIGHTMILL_RAY__ADDRESS"] = cluster.address
@@ -348,7 +347,7 @@ def test_without_its_head_the_workers_of_a_cluster_work_on(on_ray, upstream, tmp
 
 @SLOW
 @pytest.mark.timeout(300)
-def test_a_model_is_run_while_batches_need_it_and_replaced_when_it_dies(on_ray, cluster, tmp_path):
+def test_a_model_runs_while_batches_need_it_and_is_replaced_when_it_dies(on_ray, cluster, tmp_path):
     pytest.importorskip("xllamacpp")
     gguf = tmp_path / "tiny.gguf"
     subprocess.run([sys.executable, Path(__file__).parents[1] / "tiny_gguf.py", gguf], check=True)
@@ -392,7 +391,7 @@ def test_a_model_is_run_while_batches_need_it_and_replaced_when_it_dies(on_ray, 
 
 
 @SLOW
-def test_the_autoscaler_is_told_what_is_needed_and_that_nothing_is(on_ray, cluster, upstream):
+def test_the_autoscaler_receives_the_needed_resources_and_their_release(on_ray, cluster, upstream):
     source = upstream(delay_s=0.1)
     flags = ("--upstream", source.url, "--concurrency", "8")
     server = on_ray.serve(*flags, environment={"NIGHTMILL_RAY__MAX_WORKERS": "2"})
@@ -405,7 +404,7 @@ def test_the_autoscaler_is_told_what_is_needed_and_that_nothing_is(on_ray, clust
 
 
 def configured(folder, runtime_env, **ray):
-    """A TOML file, for names in a runtime environment have capitals."""
+    """Writes a TOML file, because settings in the environment cannot contain names in capitals."""
     lines = ["[ray]", *(f"{name} = {json.dumps(value)}" for name, value in ray.items())]
     lines += ["[ray.runtime_env.env_vars]", *(f"{name} = {json.dumps(v)}" for name, v in runtime_env.items())]
     path = folder / "nightmill.toml"
@@ -414,7 +413,7 @@ def configured(folder, runtime_env, **ray):
 
 
 @SLOW
-def test_nodes_may_bring_their_own_secrets(on_ray, cluster, upstream, tmp_path):
+def test_nodes_may_have_their_own_secrets(on_ray, cluster, upstream, tmp_path):
     source = upstream(delay_s=0.05)
     config = configured(tmp_path, {"NIGHTMILL_STORE": on_ray.store}, secrets="on_nodes")
     server = on_ray.serve("--upstream", source.url, environment=ONE | config)
@@ -428,7 +427,9 @@ def test_nodes_may_bring_their_own_secrets(on_ray, cluster, upstream, tmp_path):
     ("version", "told"),
     [("0.0.9", "has nightmill 0.0.9, this process has"), (None, "No module named 'nightmill.")],
 )
-def test_a_node_with_another_nightmill_is_told_of(on_ray, cluster, upstream, tmp_path, version, told):
+def test_a_node_with_another_version_of_nightmill_is_reported(
+    on_ray, cluster, upstream, tmp_path, version, told
+):
     other = tmp_path / "other" / "nightmill"
     if version is None:
         other.mkdir(parents=True)
@@ -451,7 +452,7 @@ def ready(server):
 
 
 @SLOW
-def test_a_cluster_of_its_own_lives_and_dies_with_the_server(fleet, upstream):
+def test_a_local_cluster_starts_and_stops_with_the_server(fleet, upstream):
     source = upstream(delay_s=0.1)
     server = fleet.serve("--engine", "ray", "--upstream", source.url, "--concurrency", "8")
     made = begin(server.client(), LINES)
@@ -469,7 +470,7 @@ def test_a_cluster_of_its_own_lives_and_dies_with_the_server(fleet, upstream):
 
 
 @pytest.mark.parametrize(
-    ("words", "environment", "told"),
+    ("words", "environment", "message"),
     [
         (("serve", "--emulate"), {"NIGHTMILL_STORE": "sqlite:////tmp/x.sqlite"}, "every node reaches"),
         (("serve", "--emulate"), {"NIGHTMILL_RAY__ADDRESS": "ray://nowhere:1"}, "are of this machine"),
@@ -477,14 +478,14 @@ def test_a_cluster_of_its_own_lives_and_dies_with_the_server(fleet, upstream):
         (("serve",), {}, "no upstream"),
     ],
 )
-def test_what_can_not_run_on_ray_says_so_in_one_line(fleet, words, environment, told):
+def test_a_configuration_that_ray_cannot_run_gives_a_one_line_error(fleet, words, environment, message):
     refused = fleet.start(*words, "--engine", "ray", environment=environment)
     assert refused.process.wait(timeout=30) == 78
-    assert told in refused.said.splitlines()[0]
+    assert message in refused.said.splitlines()[0]
     assert "Traceback" not in refused.said
 
 
-def test_a_cluster_that_is_away_is_told_of_and_the_api_answers(on_ray, upstream):
+def test_an_unreachable_cluster_is_reported_and_the_api_answers(on_ray, upstream):
     on_ray.environment["NIGHTMILL_RAY__ADDRESS"] = "ray://127.0.0.1:1"
     server = on_ray.serve("--upstream", upstream().url)
     assert list(server.client().batches.list()) == []

@@ -1,4 +1,4 @@
-"""API servers and crews apart, over one Postgres and one place for blobs."""
+"""API servers and worker hosts as separate processes, over one Postgres and one blob store."""
 
 import signal
 
@@ -9,7 +9,7 @@ from tests.fleet.conftest import begin, each_once, ended, until
 LINES = 120
 
 
-def test_a_server_on_postgres_needs_nothing_else_to_be_changed(fleet):
+def test_a_server_on_postgres_needs_no_other_setting(fleet):
     server = fleet.serve("--emulate")
     client = server.client()
     batch = ended(client, begin(client, LINES).id)
@@ -19,16 +19,16 @@ def test_a_server_on_postgres_needs_nothing_else_to_be_changed(fleet):
     assert "Traceback" not in server.said
 
 
-def test_one_batch_is_shared_by_every_worker_and_any_server_answers_for_it(fleet, upstream):
+def test_one_batch_is_shared_by_all_workers_and_served_by_any_server(fleet, upstream):
     source = upstream(delay_s=0.1)
     first, second = (fleet.serve("--workers", "0") for _ in range(2))
-    crews = [fleet.work("--upstream", source.url, "--concurrency", "4") for _ in range(2)]
+    worker_hosts = [fleet.work("--upstream", source.url, "--concurrency", "4") for _ in range(2)]
     made = begin(first.client(), 3 * LINES)
     holders = set()
 
     def look() -> bool:
-        told = fleet.sql("SELECT DISTINCT worker_id FROM segment WHERE state = 'leased'")
-        holders.update(told.split())
+        found = fleet.sql("SELECT DISTINCT worker_id FROM segment WHERE state = 'leased'")
+        holders.update(found.split())
         return len(holders) == 2
 
     until(look, pause_s=0.2)
@@ -36,12 +36,12 @@ def test_one_batch_is_shared_by_every_worker_and_any_server_answers_for_it(fleet
     assert batch.status == "completed"
     each_once(second.client(), batch, 3 * LINES)
     assert max(source.requests().values()) == 1
-    for process in [first, second, *crews]:
+    for process in [first, second, *worker_hosts]:
         assert process.end() == 0, process.said
         assert "Traceback" not in process.said
 
 
-def test_a_worker_that_is_asked_to_leave_repeats_nothing(fleet, upstream):
+def test_stopping_a_worker_host_repeats_no_line(fleet, upstream):
     source = upstream(delay_s=0.05)
     server = fleet.serve("--workers", "0")
     leaving = fleet.work("--upstream", source.url, "--concurrency", "8")
@@ -56,7 +56,7 @@ def test_a_worker_that_is_asked_to_leave_repeats_nothing(fleet, upstream):
     assert staying.end() == 0
 
 
-def test_roles_can_be_named(fleet, upstream):
+def test_the_roles_of_a_process_can_be_chosen(fleet, upstream):
     source = upstream()
     server = fleet.serve("--workers", "0")
     made = begin(server.client(), 5)
@@ -67,7 +67,7 @@ def test_roles_can_be_named(fleet, upstream):
 
 
 @pytest.mark.parametrize(
-    ("words", "environment", "told"),
+    ("words", "environment", "message"),
     [
         (("work", "--emulate"), {"NIGHTMILL_STORE": "sqlite:////tmp/x.sqlite"}, "other machines reach"),
         (("work", "--roles", "wroker"), {}, "no role 'wroker'"),
@@ -82,17 +82,17 @@ def test_roles_can_be_named(fleet, upstream):
         ),
     ],
 )
-def test_what_can_not_start_says_so_in_one_line(fleet, words, environment, told):
+def test_a_wrong_configuration_gives_a_one_line_error(fleet, words, environment, message):
     refused = fleet.start(*words, environment=environment)
     assert refused.process.wait(timeout=30) in (75, 78)
     lines = [line for line in refused.said.splitlines() if not line.startswith("EMULATED")]
     assert lines[0].startswith("nightmill: ")
-    assert told in lines[0]
+    assert message in lines[0]
     assert "a:b" not in refused.said
     assert "Traceback" not in refused.said
 
 
-def test_the_url_may_say_what_libpq_takes(fleet):
+def test_the_url_may_contain_parameters_of_libpq(fleet):
     url = f"{fleet.store}?sslmode=prefer&application_name=nightmill"
     server = fleet.serve("--workers", "0", environment={"NIGHTMILL_STORE": url})
     assert list(server.client().batches.list()) == []
@@ -103,7 +103,7 @@ def test_the_url_may_say_what_libpq_takes(fleet):
     assert server.end() == 0
 
 
-def test_a_database_that_does_not_exist_is_refused_in_one_line(fleet):
+def test_a_database_that_does_not_exist_gives_a_one_line_error(fleet):
     refused = fleet.start("serve", "--workers", "0", environment={"NIGHTMILL_STORE": f"{fleet.store}_not"})
     assert refused.process.wait(timeout=30) == 78
     assert refused.said.startswith("nightmill: the store's Postgres refuses the login")
@@ -111,20 +111,20 @@ def test_a_database_that_does_not_exist_is_refused_in_one_line(fleet):
 
 
 @pytest.mark.parametrize(
-    ("version", "told"),
+    ("version", "message"),
     [("0000", "run 'nightmill migrate --before'"), ("9999", "newer than this nightmill knows")],
 )
 @pytest.mark.parametrize("words", [("serve", "--workers", "0"), ("work", "--emulate")])
-def test_another_schema_is_refused_and_left_alone(migrated, version, told, words):
+def test_a_database_with_another_schema_is_refused_and_left_unchanged(migrated, version, message, words):
     migrated.sql(f"UPDATE alembic_version SET version_num = '{version}'")
     migrated.sql(f"UPDATE schema_compatibility SET oldest = '{version}'")
     refused = migrated.start(*words)
     assert refused.process.wait(timeout=30) == 78
-    assert told in refused.said.splitlines()[-1]
+    assert message in refused.said.splitlines()[-1]
     assert migrated.sql("SELECT version_num FROM alembic_version") == version
 
 
-def test_a_clock_far_from_the_stores_is_refused(migrated):
+def test_a_clock_that_differs_from_the_database_clock_is_refused(migrated):
     name = migrated.store.rsplit("/", 1)[1]
     migrated.sql(f"ALTER DATABASE {name} SET search_path = public, pg_catalog")
     migrated.sql(
@@ -136,7 +136,7 @@ def test_a_clock_far_from_the_stores_is_refused(migrated):
     assert "clock and the store's are 3600 s apart" in refused.said
 
 
-def test_migrate_makes_the_schema_and_says_so(fleet):
+def test_migrate_creates_the_schema_and_reports_it(fleet):
     for _ in range(2):
         migrating = fleet.start("migrate")
         assert migrating.process.wait(timeout=30) == 0, migrating.said
@@ -144,7 +144,7 @@ def test_migrate_makes_the_schema_and_says_so(fleet):
     assert fleet.serve("--workers", "0").end() == 0
 
 
-def test_a_crew_killed_with_its_whole_machine_leaves_its_work_to_others(fleet, upstream):
+def test_when_a_whole_worker_host_is_killed_the_others_take_over_its_work(fleet, upstream):
     source = upstream(delay_s=0.05)
     server = fleet.serve("--workers", "0")
     dying = fleet.work("--upstream", source.url, "--concurrency", "8")
@@ -157,7 +157,7 @@ def test_a_crew_killed_with_its_whole_machine_leaves_its_work_to_others(fleet, u
     assert sum(source.requests().values()) <= LINES + 8 + 8
 
 
-def test_a_frozen_crew_wakes_too_late_to_do_harm(fleet, upstream):
+def test_a_worker_host_that_freezes_and_resumes_late_changes_nothing(fleet, upstream):
     source = upstream(delay_s=0.05)
     server = fleet.serve("--workers", "0")
     frozen = fleet.work("--upstream", source.url, "--concurrency", "8")

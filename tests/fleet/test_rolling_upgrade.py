@@ -1,4 +1,4 @@
-"""From this release to the next one while the fleet works: nothing lost or doubled, and no error.
+"""An upgrade from this release to the next while the fleet works: no line lost or duplicated, and no error.
 
 The next release is a copy of these sources with two made-up steps of the schema.
 """
@@ -35,12 +35,14 @@ def run_migration(fleet: Fleet, flag: str, environment: dict[str, str]) -> tuple
     return migrating.process.wait(timeout=60), migrating.said
 
 
-def both(fleet: Fleet, words: tuple[str, ...], environment: dict[str, str] | None) -> tuple[Process, Process]:
-    """A server and a crew that start at the same time."""
-    crew = fleet.start("work", *words, environment=environment)
+def start_both(
+    fleet: Fleet, words: tuple[str, ...], environment: dict[str, str] | None
+) -> tuple[Process, Process]:
+    """Starts a server and a worker host at the same time."""
+    worker_host = fleet.start("work", *words, environment=environment)
     server = fleet.serve("--workers", "0", environment=environment)
-    until(lambda: "nightmill works" in crew.said)
-    return server, crew
+    until(lambda: "nightmill works" in worker_host.said)
+    return server, worker_host
 
 
 def version(fleet: Fleet) -> str:
@@ -50,19 +52,19 @@ def version(fleet: Fleet) -> str:
 def test_a_fleet_is_upgraded_while_it_works(fleet, upstream, next_release):
     source = upstream(delay_s=0.1)
     words = ("--upstream", source.url, "--concurrency", "4")
-    old_server, old_crew = both(fleet, words, None)
+    old_server, old_worker_host = start_both(fleet, words, None)
     assert version(fleet) == SCHEMA_VERSION
     made = begin(old_server.client(), LINES)
     until(lambda: len(source.requests()) > 5)
 
     assert run_migration(fleet, "--before", next_release)[0] == 0
     assert version(fleet) == BEFORE
-    server, crew = both(fleet, words, next_release)
+    server, worker_host = start_both(fleet, words, next_release)
     code, said = run_migration(fleet, "--after", next_release)
     assert code == 78
     assert "connections of older nightmills are open" in said
     late = begin(old_server.client(), 5, name="late")
-    for old in (old_crew, old_server):
+    for old in (old_worker_host, old_server):
         assert old.end() == 0, old.said
     assert run_migration(fleet, "--after", next_release)[0] == 0
     assert version(fleet) == AFTER
@@ -71,12 +73,12 @@ def test_a_fleet_is_upgraded_while_it_works(fleet, upstream, next_release):
     each_once(server.client(), ended(server.client(), late.id), 5, name="late")
     assert max(source.requests().values()) == 1
     assert fleet.sql("SELECT sum(batches), sum(requests), sum(completed) FROM usage") == "2|65|65"
-    for process in (old_server, old_crew, server, crew):
+    for process in (old_server, old_worker_host, server, worker_host):
         assert "Traceback" not in process.said
 
 
 class Traffic:
-    """A client that opens one batch after another, and asks for each, at whatever servers are in rotation."""
+    """A client that opens and polls one batch after another, on the servers that are in rotation."""
 
     def __init__(self, first: Process) -> None:
         self.rotation = [first]
@@ -98,7 +100,7 @@ class Traffic:
             assert not thread.is_alive()
 
     def rotate(self, change: Callable[[list[Process]], None]) -> None:
-        """As a load balancer takes a server in or out: no request is under way meanwhile."""
+        """Changes the rotation as a load balancer does: no request is in flight meanwhile."""
         with self._pause:
             change(self.rotation)
 
@@ -120,32 +122,32 @@ class Traffic:
 
 @pytest.mark.skipif(not os.environ.get("TEST_FLEET"), reason="a minute of rolling: make test-fleet")
 @pytest.mark.timeout(400)
-def test_a_fleet_rolls_forward_back_and_forward_again_under_traffic(fleet, upstream, next_release):
+def test_a_fleet_is_upgraded_rolled_back_and_upgraded_again_under_traffic(fleet, upstream, next_release):
     source = upstream(delay_s=0.05)
     words = ("--upstream", source.url, "--concurrency", "8")
 
     def server(environment: dict[str, str] | None) -> Process:
         return fleet.serve("--workers", "0", environment=environment)
 
-    def crew(environment: dict[str, str] | None) -> Process:
+    def worker_host(environment: dict[str, str] | None) -> Process:
         return fleet.work(*words, environment=environment)
 
     servers = [server(None), server(None)]
-    crews = [crew(None), crew(None)]
-    everyone = [*servers, *crews]
+    worker_hosts = [worker_host(None), worker_host(None)]
+    processes = [*servers, *worker_hosts]
     traffic = Traffic(servers[0])
     traffic.rotation.append(servers[1])
 
     def roll(environment: dict[str, str] | None) -> None:
         for place in range(2):
-            new_crew, old_crew = crew(environment), crews[place]
-            assert old_crew.end() == 0, old_crew.said
+            new_worker_host, old_worker_host = worker_host(environment), worker_hosts[place]
+            assert old_worker_host.end() == 0, old_worker_host.said
             new_server, old_server = server(environment), servers[place]
             traffic.rotate(lambda rotation, new=new_server: rotation.append(new))
             traffic.rotate(lambda rotation, old=old_server: rotation.remove(old))
             assert old_server.end() == 0, old_server.said
-            crews[place], servers[place] = new_crew, new_server
-            everyone.extend((new_crew, new_server))
+            worker_hosts[place], servers[place] = new_worker_host, new_server
+            processes.extend((new_worker_host, new_server))
             before = len(traffic.batches)
             until(lambda before=before: traffic.errors or len(traffic.batches) > before + 1)
 
@@ -172,5 +174,5 @@ def test_a_fleet_rolls_forward_back_and_forward_again_under_traffic(fleet, upstr
     refused = fleet.start("serve", "--workers", "0")
     assert refused.process.wait(timeout=30) == 78
     assert "newer than this nightmill knows" in refused.said
-    for process in everyone:
+    for process in processes:
         assert "Traceback" not in process.said
