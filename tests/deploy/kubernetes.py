@@ -1,7 +1,7 @@
-"""Whether a Kubernetes object is one: every field known, every type right.
+"""Validates Kubernetes objects: every field known, every type right.
 
-Built-in kinds are held to Kubernetes' own published schemas, other people's to the fields that
-`custom_resources.yaml` lists; a kind that is in neither is wrong.
+Built-in kinds are validated against the published schemas of Kubernetes, custom resources against the fields
+that `custom_resources.yaml` lists. A kind that is in neither is an error.
 """
 
 from pathlib import Path

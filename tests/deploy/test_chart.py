@@ -1,4 +1,4 @@
-"""The Helm chart without a cluster: rendered by Helm, held to Kubernetes' schemas and to our own words."""
+"""The Helm chart, rendered without a cluster and checked with the schemas of Kubernetes and our settings."""
 
 import re
 from pathlib import PurePath
@@ -13,7 +13,7 @@ from helm_python import Chart, HelmError
 
 from nightmill.roles.registry import WORKER, ProcessGroup, roles_of
 from tests.deploy.kubernetes import Object, check
-from tests.deploy.told import ROOT, loaded, understood
+from tests.deploy.parsing import ROOT, loaded, understood
 
 CHART = ROOT / "deploy/helm/nightmill"
 VALUES = sorted(CHART.glob("ci/*.yaml"))
@@ -69,7 +69,7 @@ def variables(pod: Object) -> dict[str, str]:
 
 
 def mounted(pod: Object) -> set[str]:
-    """The path of every file that the pod's secrets and settings give it."""
+    """The path of every file that is mounted into the pod from secrets and settings."""
     [container] = pod["spec"]["containers"]
     folders = {it["name"]: PurePath(it["mountPath"]) for it in container["volumeMounts"]}
     assert set(folders) == {it["name"] for it in pod["spec"]["volumes"]}
@@ -89,19 +89,19 @@ def settings_of(objects: list[Object], pod: Object) -> Any:
     )
 
 
-def test_helm_finds_nothing_to_mend():
+def test_helm_lint_finds_no_error():
     report = helm_python.lint(CHART, values_of("minimal"), strict=True)
     assert report["errors"] == []
     assert [it for it in report["messages"] if it["severity"] > 1] == []
 
 
-def test_every_object_is_one_that_kubernetes_takes(objects: list[Object]):
+def test_every_object_is_valid_for_kubernetes(objects: list[Object]):
     assert len(objects) > 5
     for found in objects:
         check(found)
 
 
-def test_the_check_sees_a_field_that_does_not_exist(everything: list[Object]):
+def test_the_validation_finds_an_unknown_field(everything: list[Object]):
     for kind, wrong in [
         ("Deployment", kubernetes_validate.ValidationError),
         ("ScaledObject", jsonschema.ValidationError),
@@ -111,7 +111,7 @@ def test_the_check_sees_a_field_that_does_not_exist(everything: list[Object]):
             check(found | {"spec": found["spec"] | {"replicaz": 1}})
 
 
-def test_no_two_objects_are_called_the_same(objects: list[Object]):
+def test_names_of_objects_are_unique(objects: list[Object]):
     names = [(it["kind"], it["metadata"]["name"]) for it in objects]
     assert len(set(names)) == len(names)
 
@@ -146,7 +146,7 @@ def test_no_two_objects_are_called_the_same(objects: list[Object]):
     ],
     ids=str,
 )
-def test_the_schema_refuses(chart: Chart, change: dict[str, Any], named: str):
+def test_the_values_schema_refuses_invalid_values(chart: Chart, change: dict[str, Any], named: str):
     values = chart.merge_values(values_of("minimal"))
     for name, value in change.items():
         values[name] = values[name] | value if isinstance(value, dict) and name in values else value
@@ -154,19 +154,19 @@ def test_the_schema_refuses(chart: Chart, change: dict[str, Any], named: str):
         chart.validate_schema(values)
 
 
-def test_without_values_it_says_what_is_missing(chart: Chart):
+def test_without_values_the_error_names_what_is_missing(chart: Chart):
     with pytest.raises(HelmError, match="blobs"):
         chart.validate_schema({})
 
 
-def test_nightmill_understands_every_command_line_and_environment(objects: list[Object]):
+def test_every_command_line_and_environment_is_valid(objects: list[Object]):
     for pod in pods(objects):
         [container] = pod["spec"]["containers"]
         understood(container["args"])
         assert settings_of(objects, pod).store == "postgresql://db/nightmill"
 
 
-def test_settings_arrive_as_they_were_given(everything: list[Object]):
+def test_settings_reach_nightmill_unchanged(everything: list[Object]):
     settings = settings_of(everything, deployments(everything)["worker"]["spec"]["template"])
     assert settings.limits.lines_per_file == 1_000_000
     assert settings.limits.completion_windows == ("24h", "7d")
@@ -186,14 +186,14 @@ def test_every_file_that_the_environment_names_is_mounted(objects: list[Object])
         assert named == mounted(pod)
 
 
-def test_no_secret_stands_in_an_object(everything: list[Object]):
+def test_no_object_contains_a_secret(everything: list[Object]):
     for pod in pods(everything):
         for name in variables(pod):
             assert not re.fullmatch("NIGHTMILL_(.*_(KEY|KEY_ID|TOKEN)|STORE)", name)
     assert of(everything, "Secret") == []
 
 
-def test_every_role_is_held(objects: list[Object]):
+def test_every_role_is_assigned(objects: list[Object]):
     words = {
         name: it["spec"]["template"]["spec"]["containers"][0]["args"]
         for name, it in deployments(objects).items()
@@ -204,13 +204,15 @@ def test_every_role_is_held(objects: list[Object]):
 
 
 @pytest.mark.parametrize(("values", "making_up"), [("trying-out", ["worker"]), ("minimal", [])])
-def test_only_workers_make_answers_up_and_only_when_asked(chart: Chart, values: str, making_up: list[str]):
+def test_only_workers_emulate_answers_and_only_when_configured(
+    chart: Chart, values: str, making_up: list[str]
+):
     objects = render(chart, values_of(values))
     pods = {name: it["spec"]["template"] for name, it in deployments(objects).items()}
     assert [name for name, pod in pods.items() if settings_of(objects, pod).emulator.enabled] == making_up
 
 
-def test_selectors_find_their_pods_and_nobody_elses(everything: list[Object]):
+def test_selectors_match_exactly_their_own_pods(everything: list[Object]):
     labels = {
         name: it["spec"]["template"]["metadata"]["labels"] for name, it in deployments(everything).items()
     }
@@ -236,7 +238,7 @@ def test_selectors_find_their_pods_and_nobody_elses(everything: list[Object]):
     assert monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
 
 
-def test_ports_and_paths_lead_to_the_api(everything: list[Object]):
+def test_ports_and_paths_match_the_api(everything: list[Object]):
     [container] = deployments(everything)["api"]["spec"]["template"]["spec"]["containers"]
     [port] = container["ports"]
     assert port == {
@@ -259,7 +261,7 @@ def test_ports_and_paths_lead_to_the_api(everything: list[Object]):
     assert path["backend"]["service"] == {"name": service["metadata"]["name"], "port": {"name": "http"}}
 
 
-def test_what_scales_names_a_deployment_and_leaves_the_count_alone(chart: Chart, everything: list[Object]):
+def test_autoscalers_name_a_deployment_that_sets_no_replica_count(chart: Chart, everything: list[Object]):
     by_metric = render(chart, values_of("by-metric"))
     for objects, kind, name in [
         (everything, "ScaledObject", "worker"),
@@ -279,7 +281,7 @@ def test_what_scales_names_a_deployment_and_leaves_the_count_alone(chart: Chart,
     ]
 
 
-def test_migrations_run_around_an_upgrade_and_need_nothing_of_the_chart(everything: list[Object]):
+def test_migrations_run_before_and_after_an_upgrade_and_need_no_other_object(everything: list[Object]):
     before, after = of(everything, "Job", "-before")[0], of(everything, "Job", "-after")[0]
     assert before["metadata"]["annotations"]["helm.sh/hook"] == "pre-install,pre-upgrade"
     assert after["metadata"]["annotations"]["helm.sh/hook"] == "post-upgrade"
@@ -294,11 +296,11 @@ def test_migrations_run_around_an_upgrade_and_need_nothing_of_the_chart(everythi
         assert not any("configMap" in volume for volume in pod["volumes"])
 
 
-def test_an_upgrade_can_be_left_open(chart: Chart):
+def test_the_migration_after_the_upgrade_can_be_disabled(chart: Chart):
     assert of(render(chart, values_of("trying-out")), "Job", "-after") == []
 
 
-def test_pods_keep_to_the_restricted_standard(objects: list[Object]):
+def test_pods_follow_the_restricted_pod_security_standard(objects: list[Object]):
     for pod in pods(objects):
         spec = pod["spec"]
         assert spec["automountServiceAccountToken"] is False
@@ -329,7 +331,7 @@ def test_kubernetes_waits_longer_than_a_drain(objects: list[Object]):
         assert pod["spec"]["terminationGracePeriodSeconds"] >= drain_s + pause_s + 5
 
 
-def test_changed_settings_start_pods_anew(chart: Chart):
+def test_changed_settings_restart_the_pods(chart: Chart):
     def sums(settings: dict[str, Any]) -> set[str]:
         objects = render(chart, values_of("minimal") | {"settings": settings})
         return {
@@ -340,12 +342,12 @@ def test_changed_settings_start_pods_anew(chart: Chart):
     assert sums({"log_level": "debug"}).isdisjoint(sums({"log_level": "info"}))
 
 
-def test_workers_and_keepers_are_reached_by_nobody(everything: list[Object]):
+def test_workers_and_keepers_accept_no_connections(everything: list[Object]):
     for name in ("worker", "keeper"):
         assert of(everything, "NetworkPolicy", f"-{name}")[0]["spec"]["ingress"] == []
 
 
-def test_notes_say_how_to_make_the_first_key(chart: Chart):
+def test_the_notes_say_how_to_create_the_first_key(chart: Chart):
     [notes] = [
         text
         for path, text in chart.render(values_of("minimal"), name="demo", namespace="batches").items()
@@ -356,7 +358,7 @@ def test_notes_say_how_to_make_the_first_key(chart: Chart):
     understood(command[1].split())
 
 
-def test_the_chart_is_of_this_version():
+def test_the_chart_has_the_version_of_the_package():
     metadata = yaml.safe_load((CHART / "Chart.yaml").read_text())
     version = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     assert version is not None

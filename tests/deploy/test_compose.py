@@ -1,4 +1,4 @@
-"""compose.yaml: true to the specification, to nightmill's own words, and to the servers beside it."""
+"""compose.yaml follows the specification, the settings of nightmill, and those of the other servers in it."""
 
 import os
 import re
@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from nightmill.roles.registry import ROLE_NAMES, WORKER
-from tests.deploy.told import ROOT, interpolated, loaded, understood
+from tests.deploy.parsing import ROOT, interpolated, loaded, understood
 
 Document = dict[str, Any]
 OURS = ("api", "worker", "keeper", "migrate")
@@ -40,7 +40,7 @@ def services(compose: Document) -> Document:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The secrets, made as the guide says."""
+    """A folder of secrets, created as the guide says."""
     folder = tmp_path_factory.mktemp("compose")
     shutil.copy(ROOT / "deploy/compose/make-secrets", folder)
     subprocess.run([folder / "make-secrets"], check=True, timeout=30)
@@ -51,7 +51,7 @@ def settings_of(service: Document, made: Path) -> Any:
     return loaded(service["environment"], content=lambda path: (made / Path(path).name).read_text())
 
 
-def test_the_validator_sees_what_is_wrong():
+def test_the_validator_finds_errors():
     for wrong in (
         "read_only: maybe",
         "imag: nightmill",
@@ -63,12 +63,12 @@ def test_the_validator_sees_what_is_wrong():
 
 
 @pytest.mark.parametrize("name", ["compose.yaml", "deploy/compose/model.yaml"])
-def test_it_keeps_to_the_specification(name: str):
+def test_the_file_follows_the_compose_specification(name: str):
     assert read(name)["services"]
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_nightmill_understands_its_command_line_and_environment(services: Document, made: Path, name: str):
+def test_every_command_line_and_environment_is_valid(services: Document, made: Path, name: str):
     understood(services[name]["command"])
     settings = settings_of(services[name], made)
     assert (
@@ -80,7 +80,7 @@ def test_nightmill_understands_its_command_line_and_environment(services: Docume
     assert settings.blobs.secret_access_key.get_secret_value() == (made / "s3_secret_key").read_text()
 
 
-def test_every_role_is_held_and_only_workers_send_lines(services: Document, made: Path):
+def test_every_role_is_assigned_and_only_workers_send_lines(services: Document, made: Path):
     roles = {name: understood(services[name]["command"])["roles"] for name in ("worker", "keeper")}
     assert set(",".join(roles.values()).split(",")) == set(ROLE_NAMES)
     assert roles["worker"] == WORKER
@@ -88,7 +88,7 @@ def test_every_role_is_held_and_only_workers_send_lines(services: Document, made
     assert settings_of(services["worker"], made).emulator.enabled
 
 
-def test_a_model_takes_the_emulators_place(services: Document, made: Path):
+def test_a_model_server_can_replace_the_emulator(services: Document, made: Path):
     over = read("deploy/compose/model.yaml")["services"]
     merged = services["worker"]["environment"] | over["worker"]["environment"]
     settings = settings_of({"environment": merged}, made)
@@ -101,16 +101,16 @@ def test_a_model_takes_the_emulators_place(services: Document, made: Path):
 
 
 @pytest.mark.parametrize("name", [*OURS, "postgres", "s3"])
-def test_nothing_can_write_but_where_it_must(services: Document, name: str):
+def test_containers_can_write_only_where_needed(services: Document, name: str):
     service = services[name]
     assert service["read_only"] is True
     assert "no-new-privileges:true" in service["security_opt"]
-    if name != "postgres":  # its entry point takes a user of its own
+    if name != "postgres":  # the entry point of the image switches to its own user
         assert service["cap_drop"] == ["ALL"]
     assert "volumes" not in service or name in {"postgres", "s3"}
 
 
-def test_secrets_go_by_files_only(compose: Document, services: Document, made: Path):
+def test_secrets_are_passed_in_files_only(compose: Document, services: Document, made: Path):
     for name, secret in compose["secrets"].items():
         assert (made / Path(secret["file"]).name).exists(), name
     for service in services.values():
@@ -119,7 +119,7 @@ def test_secrets_go_by_files_only(compose: Document, services: Document, made: P
                 assert value in [f"/run/secrets/{secret}" for secret in service["secrets"]], name
 
 
-def test_secrets_are_made_once_and_are_their_owners(made: Path):
+def test_secrets_are_created_once_and_readable_by_their_owner_only(made: Path):
     assert stat.S_IMODE(made.stat().st_mode) == 0o700
     before = {path.name: path.read_text() for path in made.iterdir()}
     subprocess.run([made.parent / "make-secrets"], check=True, timeout=30)
@@ -127,7 +127,7 @@ def test_secrets_are_made_once_and_are_their_owners(made: Path):
     assert len(set(before.values())) == len(before)
 
 
-def test_git_never_takes_the_secrets():
+def test_git_ignores_the_secrets():
     ignored = subprocess.run(
         ["git", "check-ignore", "deploy/compose/secrets/store_url"],
         cwd=ROOT,
@@ -139,22 +139,22 @@ def test_git_never_takes_the_secrets():
     assert ignored.returncode == 0
 
 
-def test_the_s3_server_is_the_one_nightmill_asks_for(services: Document, made: Path):
+def test_the_s3_server_matches_the_settings_of_nightmill(services: Document, made: Path):
     garage = tomllib.loads((ROOT / "deploy/compose/garage.toml").read_text())
-    told = dict(line.split("=", 1) for line in (made / "garage.env").read_text().splitlines())
+    variables = dict(line.split("=", 1) for line in (made / "garage.env").read_text().splitlines())
     blobs = settings_of(services["worker"], made).blobs
-    assert blobs.url.split("/")[2] == told["GARAGE_DEFAULT_BUCKET"]
+    assert blobs.url.split("/")[2] == variables["GARAGE_DEFAULT_BUCKET"]
     assert blobs.region == garage["s3_api"]["s3_region"]
     assert blobs.endpoint == f"http://s3:{garage['s3_api']['api_bind_addr'].rsplit(':', 1)[1]}"
-    assert blobs.access_key_id.get_secret_value() == told["GARAGE_DEFAULT_ACCESS_KEY"]
-    assert re.fullmatch("GK[0-9a-f]{24,}", told["GARAGE_DEFAULT_ACCESS_KEY"])
-    assert re.fullmatch("[0-9a-f]{64}", told["GARAGE_DEFAULT_SECRET_KEY"])
+    assert blobs.access_key_id.get_secret_value() == variables["GARAGE_DEFAULT_ACCESS_KEY"]
+    assert re.fullmatch("GK[0-9a-f]{24,}", variables["GARAGE_DEFAULT_ACCESS_KEY"])
+    assert re.fullmatch("[0-9a-f]{64}", variables["GARAGE_DEFAULT_SECRET_KEY"])
     assert garage["metadata_fsync"] is garage["data_fsync"] is True
     mounted = {volume.split(":")[1] for volume in services["s3"]["volumes"]}
     assert {garage["metadata_dir"], garage["data_dir"], "/etc/garage.toml"} == mounted
 
 
-def test_who_waits_for_whom(services: Document):
+def test_services_start_in_the_order_of_their_dependencies(services: Document):
     for service in services.values():
         for name, wanted in service.get("depends_on", {}).items():
             match wanted["condition"]:
@@ -175,7 +175,7 @@ def test_a_stop_leaves_time_to_drain(services: Document, made: Path):
         assert grace_s > settings_of(services[name], made).api.drain_s + 5
 
 
-def test_only_the_api_is_reached_and_only_from_this_machine(services: Document):
+def test_only_the_api_is_published_and_only_on_loopback(services: Document):
     published = {name: service["ports"] for name, service in services.items() if "ports" in service}
     assert published == {"api": ["127.0.0.1:8080:8080"]}
 

@@ -1,6 +1,6 @@
-"""compose.yaml, played: its own commands, environments and secrets, over a real Postgres and an S3 server.
+"""compose.yaml without Docker: its commands, environments and secrets, over a real Postgres and an S3 server.
 
-Only what names a place is another: the hosts `postgres` and `s3`, the port, the folder of the secrets.
+Only the locations differ: the hosts `postgres` and `s3`, the port, and the folder of the secrets.
 """
 
 import json
@@ -20,7 +20,7 @@ import openai
 import pytest
 import yaml
 
-from tests.deploy.told import ROOT, interpolated
+from tests.deploy.parsing import ROOT, interpolated
 from tests.fleet.conftest import Postgres, until
 from tests.s3_server import S3Server
 
@@ -34,7 +34,7 @@ def stack() -> Iterator[ExitStack]:
         yield made
 
 
-def test_the_services_answer_a_batch_and_end_when_asked(tmp_path: Path, stack: ExitStack):
+def test_the_services_answer_a_batch_and_stop_on_sigterm(tmp_path: Path, stack: ExitStack):
     text = interpolated((ROOT / "compose.yaml").read_text(), {})
     services = yaml.safe_load(text)["services"]
     shutil.copy(ROOT / "deploy/compose/make-secrets", tmp_path)
@@ -51,9 +51,9 @@ def test_the_services_answer_a_batch_and_end_when_asked(tmp_path: Path, stack: E
     postgres.sql("postgres", f"CREATE ROLE nightmill LOGIN PASSWORD '{password}'")
     postgres.sql("postgres", "CREATE DATABASE nightmill OWNER nightmill")
     store = secrets / "store_url"
-    told = store.read_text()
+    store_url = store.read_text()
     store.chmod(0o600)
-    store.write_text(told.replace("@postgres/", f"@127.0.0.1:{postgres.port}/"))
+    store.write_text(store_url.replace("@postgres/", f"@127.0.0.1:{postgres.port}/"))
 
     s3 = S3Server.start()
     stack.callback(s3.stop)
@@ -61,14 +61,14 @@ def test_the_services_answer_a_batch_and_end_when_asked(tmp_path: Path, stack: E
     made = s3.make_bucket()
 
     def environment(name: str) -> dict[str, str]:
-        told = {
+        variables = {
             key: value.replace("/run/secrets", str(secrets))
             .replace("http://s3:3900", s3.endpoint)
             .replace(f"s3://{bucket}/", f"s3://{made}/")
             for key, value in services[name]["environment"].items()
         }
         clean = {key: value for key, value in os.environ.items() if not key.startswith("NIGHTMILL_")}
-        return clean | told | {"NIGHTMILL_FOLDER": str(tmp_path / "data"), "NIGHTMILL_API__PORT": "0"}
+        return clean | variables | {"NIGHTMILL_FOLDER": str(tmp_path / "data"), "NIGHTMILL_API__PORT": "0"}
 
     def run(name: str, *words: str) -> str:
         done = subprocess.run(
@@ -125,4 +125,4 @@ def test_the_services_answer_a_batch_and_end_when_asked(tmp_path: Path, stack: E
     for process in (*others, api):
         process.send_signal(signal.SIGTERM)
     assert [process.wait(60) for process in (*others, api)] == [0, 0, 0, 0]
-    assert list((tmp_path / "data").iterdir()) == [], "with a bucket no container needs a disk"
+    assert list((tmp_path / "data").iterdir()) == [], "with a bucket no container writes to its disk"

@@ -1,7 +1,7 @@
-"""What the image promises, for real: no root, a read-only root but for its data, SIGTERM heard by process 1.
+"""The guarantees of the image: no root user, a read-only root except for the data, SIGTERM is handled.
 
-The default run plays it with the packages of this environment; the fleet's run installs the wheel as the
-Dockerfile does, with the lock's hashes, into a folder of its own.
+The default run uses the packages of this environment. `make test-fleet` installs the wheel as the Dockerfile
+does, with the hashes of the lock file, into a separate folder.
 """
 
 import hashlib
@@ -43,7 +43,7 @@ print(found)
 
 
 def locked(folder: Path) -> Path:
-    """The wheel and what it needs, as the Dockerfile installs them."""
+    """A folder with the wheel and its dependencies, as the Dockerfile installs them."""
     uv = str(Path(sys.executable).with_name("uv"))
     lock = str(ROOT / "requirements.lock")
     subprocess.run(
@@ -110,21 +110,21 @@ def serving(container: Container) -> Iterator[tuple["subprocess.Popen[str]", str
 
 
 def probe(url: str) -> int:
-    """The image's own HEALTHCHECK, against this server."""
+    """Runs the HEALTHCHECK of the image against the server."""
     [command] = re.findall(r"^ +CMD (\[.*\])$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
     _, *arguments = json.loads(command)
-    told = {**os.environ, "NIGHTMILL_API__PORT": url.rsplit(":", 1)[1]}
+    environment = {**os.environ, "NIGHTMILL_API__PORT": url.rsplit(":", 1)[1]}
     done = subprocess.run(
-        [sys.executable, *arguments], env=told, check=False, capture_output=True, timeout=20
+        [sys.executable, *arguments], env=environment, check=False, capture_output=True, timeout=20
     )
     return done.returncode
 
 
-def test_it_works_without_root_on_a_read_only_root_and_hears_sigterm(container: Container):
+def test_the_container_works_without_root_on_a_read_only_root_and_handles_sigterm(container: Container):
     looking = container.run("-c", HOLES)
     said, _ = looking.communicate(timeout=60)
     assert looking.returncode == 0, said
-    assert said.strip() == "[]", f"the played container is none: {said}"
+    assert said.strip() == "[]", f"the process is not confined like a container: {said}"
 
     lines = [
         {

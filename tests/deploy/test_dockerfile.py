@@ -1,4 +1,4 @@
-"""The image's definition, read as the builder reads it."""
+"""The Dockerfile, read as the builder reads it."""
 
 import fnmatch
 import json
@@ -47,7 +47,7 @@ def environment() -> dict[str, str]:
     }
 
 
-def test_hadolint_finds_nothing():
+def test_hadolint_finds_no_problem():
     hadolint = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or shutil.which("hadolint")
     if hadolint is None:
         pytest.skip("hadolint's wheel is for Linux only")
@@ -55,7 +55,7 @@ def test_hadolint_finds_nothing():
     assert done.returncode == 0, done.stdout
 
 
-def test_what_is_copied_is_there_and_reaches_the_builder():
+def test_copied_files_exist_and_are_in_the_build_context():
     rules = [
         line
         for line in (ROOT / ".dockerignore").read_text().splitlines()
@@ -74,7 +74,7 @@ def test_what_is_copied_is_there_and_reaches_the_builder():
         assert (ROOT / source).exists(), source
 
 
-def test_nothing_but_the_package_and_its_lock_goes_to_the_builder():
+def test_the_build_context_has_only_the_package_and_its_lock_file():
     for private in (".git", ".venv", "nightmill-data", "tests", ".env"):
         assert not any(
             fnmatch.fnmatch(private, line.removeprefix("!"))
@@ -83,7 +83,7 @@ def test_nothing_but_the_package_and_its_lock_goes_to_the_builder():
         )
 
 
-def test_uv_is_taken_from_the_lock(tmp_path: Path):
+def test_the_version_of_uv_is_that_of_the_lock_file(tmp_path: Path):
     [command] = [rest for word, rest in instructions() if word == "RUN" and "awk" in rest]
     shutil.copy(ROOT / "requirements.lock", tmp_path)
     subprocess.run(["bash", "-euc", command.split("&& pip")[0]], cwd=tmp_path, check=True, timeout=30)
@@ -93,7 +93,7 @@ def test_uv_is_taken_from_the_lock(tmp_path: Path):
     assert all(line.strip().startswith("--hash=sha256:") for line in hashes)
 
 
-def test_every_package_is_held_to_its_hash():
+def test_every_package_is_installed_with_its_hash():
     for word, rest in instructions():
         if word == "RUN":
             assert rest.count("--require-hashes") == rest.count("pip install") + rest.count("uv build")
@@ -107,12 +107,12 @@ def test_the_extras_exist():
     assert set(extras.split(",")) <= set(known)
 
 
-def test_it_runs_as_nobody_in_particular():
+def test_the_image_runs_as_an_unprivileged_user_that_owns_its_data():
     assert last("USER") == f"{USER_ID}:{USER_ID}"
     assert f"-o {USER_ID} -g {USER_ID} /data" in last("RUN")
 
 
-def test_signals_reach_nightmill_and_no_shell_is_needed():
+def test_nightmill_is_process_1_and_no_shell_is_needed():
     assert json.loads(last("ENTRYPOINT")) == ["nightmill"]
     assert json.loads(last("CMD")) == ["serve"]
     assert last("STOPSIGNAL") == "SIGTERM"
@@ -121,14 +121,14 @@ def test_signals_reach_nightmill_and_no_shell_is_needed():
     compile(probe[2], "HEALTHCHECK", "exec")
 
 
-def test_its_environment_is_nightmills():
-    told = {name: value for name, value in environment().items() if name.startswith(settings.PREFIX)}
-    loaded = settings.load(environment=told)
+def test_the_environment_of_the_image_contains_valid_settings():
+    variables = {name: value for name, value in environment().items() if name.startswith(settings.PREFIX)}
+    loaded = settings.load(environment=variables)
     assert loaded.api.host == "0.0.0.0"
     assert str(loaded.folder) == last("WORKDIR") == "/data"
 
 
-def test_its_version_is_the_package():
+def test_the_version_label_is_that_of_the_package():
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert f"VERSION={version}" in [rest for word, rest in last_stage() if word == "ARG"]
 

@@ -1,4 +1,4 @@
-"""The guides' commands that can't run in a test still name flags, files and services that exist."""
+"""Commands of the guides that cannot run in a test still name existing flags, files and services."""
 
 import re
 import shlex
@@ -8,7 +8,7 @@ import pytest
 import yaml
 from helm_python import Chart
 
-from tests.deploy.told import ROOT, understood
+from tests.deploy.parsing import ROOT, understood
 
 GUIDES = sorted(ROOT.glob("docs/deploy/*.md"))
 BLOCK = re.compile(r"^```bash[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -23,7 +23,7 @@ def commands(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.stem)
-def test_nightmill_understands_every_command_of_a_guide(guide: Path):
+def test_every_nightmill_command_of_a_guide_is_valid(guide: Path):
     found = commands(guide.read_text())
     assert found
     for command in found:
@@ -32,7 +32,7 @@ def test_nightmill_understands_every_command_of_a_guide(guide: Path):
 
 
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.stem)
-def test_every_file_of_ours_that_a_guide_names_is_there(guide: Path):
+def test_every_repository_file_that_a_guide_names_exists(guide: Path):
     made = {"deploy/compose/secrets"}
     for name in set(OURS.findall(guide.read_text())) - made:
         assert (ROOT / name).exists(), name
@@ -49,7 +49,7 @@ def test_compose_commands_name_services_that_exist():
     assert set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == services
 
 
-def test_the_charts_values_of_the_guide_are_ones_it_takes():
+def test_chart_values_in_the_guide_are_accepted_by_the_chart():
     chart = Chart.load(ROOT / "deploy/helm/nightmill")
     text = (ROOT / "docs/deploy/kubernetes.md").read_text()
     first, *others = [
@@ -69,4 +69,4 @@ def test_each_way_to_deploy_has_its_guide():
     for guide in GUIDES:
         assert f"deploy/{guide.name}" in linked
         for block in BLOCK.findall(guide.read_text()):
-            assert "<" not in re.sub(r"<<<", "", block), "a placeholder that bash would read as a file"
+            assert "<" not in re.sub(r"<<<", "", block), "bash would read the placeholder as a redirection"

@@ -1,4 +1,4 @@
-"""The KubeRay example: objects that Kubernetes takes, one image, and settings that fit on both sides."""
+"""The KubeRay example: valid Kubernetes objects, one image, and settings that agree on both sides."""
 
 import re
 from importlib.metadata import version
@@ -11,7 +11,7 @@ import yaml
 from nightmill.settings import PREFIX
 from tests.deploy.container import USER_ID
 from tests.deploy.kubernetes import Object, check
-from tests.deploy.told import ROOT, loaded, understood
+from tests.deploy.parsing import ROOT, loaded, understood
 
 
 def read(name: str) -> list[Object]:
@@ -47,7 +47,7 @@ def settings_of(pod: Object) -> Any:
 
 
 @pytest.mark.parametrize("name", ["raycluster.yaml", "nightmill.yaml"])
-def test_every_object_is_one_that_kubernetes_takes(name: str):
+def test_every_object_is_valid_for_kubernetes(name: str):
     for found in read(name):
         check(found)
         if found["kind"] == "RayCluster":
@@ -55,7 +55,9 @@ def test_every_object_is_one_that_kubernetes_takes(name: str):
                 check({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "node"}, "spec": pod["spec"]})
 
 
-def test_ray_python_and_nightmill_are_the_same_everywhere(cluster: Object, deployment: Object):
+def test_the_versions_of_ray_python_and_nightmill_are_the_same_everywhere(
+    cluster: Object, deployment: Object
+):
     images = {container(pod)["image"] for pod in (*nodes(cluster), deployment["template"])}
     assert len(images) == 1
     ray = pytest.importorskip("ray", reason="the extra 'ray' is not installed")
@@ -63,7 +65,7 @@ def test_ray_python_and_nightmill_are_the_same_everywhere(cluster: Object, deplo
     assert f":{version('nightmill')}-ray" in images.pop()
 
 
-def test_nightmill_understands_what_it_is_told(deployment: Object):
+def test_command_lines_and_settings_are_valid(deployment: Object):
     assert understood(container(deployment["template"])["args"])["engine"] == "ray"
     settings = settings_of(deployment["template"])
     assert settings.store == "postgresql://db/nightmill"
@@ -71,7 +73,7 @@ def test_nightmill_understands_what_it_is_told(deployment: Object):
     assert settings.upstream.url is not None
 
 
-def test_it_connects_to_that_cluster_with_its_token(cluster: Object, deployment: Object):
+def test_nightmill_connects_to_the_cluster_with_its_token(cluster: Object, deployment: Object):
     [named] = read("raycluster.yaml")
     client = next(it for it in container(nodes(cluster)[0])["ports"] if it["name"] == "client")
     address = settings_of(deployment["template"]).ray.address
@@ -83,7 +85,7 @@ def test_it_connects_to_that_cluster_with_its_token(cluster: Object, deployment:
     assert token["secretKeyRef"] == {"name": cluster["authOptions"]["secretName"], "key": "auth_token"}
 
 
-def test_workers_find_on_their_node_what_is_not_sent(cluster: Object, deployment: Object):
+def test_nodes_have_the_settings_that_are_not_sent_to_workers(cluster: Object, deployment: Object):
     assert settings_of(deployment["template"]).ray.secrets == "on_nodes"
     [group] = cluster["workerGroupSpecs"]
 
@@ -99,7 +101,7 @@ def test_workers_find_on_their_node_what_is_not_sent(cluster: Object, deployment
         }
 
 
-def test_the_nodes_have_room_for_all_workers(cluster: Object, deployment: Object):
+def test_the_nodes_have_capacity_for_all_workers(cluster: Object, deployment: Object):
     settings = settings_of(deployment["template"]).ray
     [group] = cluster["workerGroupSpecs"]
     cores = float(container(group["template"])["resources"]["limits"]["cpu"])
@@ -108,7 +110,7 @@ def test_the_nodes_have_room_for_all_workers(cluster: Object, deployment: Object
     assert settings.max_workers <= group["maxReplicas"] * int(cores / settings.cpus_per_worker)
 
 
-def test_nobody_is_root_and_a_stop_leaves_time_to_drain(cluster: Object, deployment: Object):
+def test_no_container_runs_as_root_and_a_stop_leaves_time_to_drain(cluster: Object, deployment: Object):
     for pod in (*nodes(cluster), deployment["template"]):
         assert pod["spec"]["securityContext"]["runAsUser"] == USER_ID
         assert pod["spec"]["securityContext"]["runAsNonRoot"] is True

@@ -1,4 +1,4 @@
-"""The systemd units: true to systemd, where it is installed, and to nightmill's own words."""
+"""The systemd units: valid for systemd, where it is installed, and for the command line of nightmill."""
 
 import re
 import shutil
@@ -12,7 +12,7 @@ import pytest
 from nightmill.errors import RequestError, SetupError
 from nightmill.roles.registry import ROLE_NAMES
 from nightmill.settings import Settings
-from tests.deploy.told import ROOT, loaded, understood
+from tests.deploy.parsing import ROOT, loaded, understood
 
 UNITS = ROOT / "deploy/systemd"
 SERVICES = ("nightmill.service", "nightmill-worker@.service")
@@ -21,7 +21,7 @@ SECTION = re.compile(r"^\[(\w+)\]$")
 
 
 def read(name: str) -> dict[str, dict[str, list[str]]]:
-    """Section, key, and each value it is given: systemd lets a key stand more than once."""
+    """Section -> key -> values: systemd allows a key to occur more than once."""
     found: dict[str, dict[str, list[str]]] = {}
     section: dict[str, list[str]] = {}
     for line in (UNITS / name).read_text().splitlines():
@@ -47,18 +47,20 @@ def words(name: str) -> list[str]:
 
 
 def settings_of(*names: str) -> Settings:
-    """Of a service and its drop-ins."""
-    told = dict(
+    """The settings of a service with its drop-ins."""
+    environment = dict(
         pair.split("=", 1)
         for name in names
         for line in service(name).get("Environment", [])
         for pair in line.split()
     )
     toml = (UNITS / "nightmill.toml").read_text()
-    return loaded(told, content=lambda path: toml if path.endswith(".toml") else "postgresql://db/nightmill")
+    return loaded(
+        environment, content=lambda path: toml if path.endswith(".toml") else "postgresql://db/nightmill"
+    )
 
 
-def test_nightmill_understands_what_it_is_told():
+def test_command_lines_and_settings_are_valid():
     assert understood(words("nightmill.service"))["workers"] is None
     assert understood(words("nightmill-worker@.service"))["workers"] == 1
     for name in SERVICES:
@@ -69,7 +71,7 @@ def test_nightmill_understands_what_it_is_told():
         assert str(settings_of(name).folder) == "/var/lib/" + service(name)["StateDirectory"][0]
 
 
-def test_alone_it_does_everything_and_with_a_fleet_only_its_api():
+def test_a_single_service_runs_every_role_and_in_a_fleet_only_the_api():
     alone = settings_of("nightmill.service")
     assert alone.is_embedded
     assert alone.worker.processes == 1
@@ -78,20 +80,20 @@ def test_alone_it_does_everything_and_with_a_fleet_only_its_api():
     assert fleet.worker.processes == 0
 
 
-def test_workers_hold_every_other_role():
+def test_the_worker_service_runs_every_other_role():
     roles = understood(words("nightmill-worker@.service"))["roles"]
     assert roles.split(",") == list(ROLE_NAMES)
 
 
 @pytest.mark.parametrize("name", ["fleet.conf", "upstream-key.conf"])
-def test_secrets_are_handed_over_by_systemd(name: str):
+def test_secrets_are_passed_as_systemd_credentials(name: str):
     [credential] = service(name)["LoadCredential"]
     label, path = credential.split(":")
     assert path.startswith("/etc/nightmill/")
     assert f"_FILE=%d/{label}" in service(name)["Environment"][0]
 
 
-def test_the_services_are_bound_alike():
+def test_both_services_have_the_same_restrictions():
     one, other = (service(name) for name in SERVICES)
     assert {key for key in one.keys() | other.keys() if one.get(key) != other.get(key)} == {"ExecStart"}
 
@@ -103,13 +105,13 @@ def test_systemd_waits_longer_than_a_drain(name: str):
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_it_is_started_again_unless_it_is_set_up_wrongly(name: str):
+def test_a_service_is_restarted_except_after_a_setup_error(name: str):
     assert service(name)["Restart"] == ["on-failure"]
     codes = {int(code) for code in service(name)["RestartPreventExitStatus"][0].split()}
     assert codes == {SetupError.exit_code, RequestError.exit_code}
 
 
-def test_the_target_holds_them_together():
+def test_the_target_groups_the_services():
     assert read("nightmill.target")["Unit"]["Wants"] == ["nightmill.service"]
     assert read("nightmill-worker@.service")["Install"]["WantedBy"] == ["nightmill.target"]
     for name in SERVICES:
@@ -118,7 +120,7 @@ def test_the_target_holds_them_together():
 
 @pytest.fixture
 def analyze(tmp_path: Path) -> list[str]:
-    """`systemd-analyze` over the units as they lie installed, with this environment's nightmill."""
+    """The command line of `systemd-analyze` for the installed units, with nightmill from this environment."""
     program = shutil.which("systemd-analyze")
     if program is None:
         pytest.skip("systemd is not installed here")
@@ -132,7 +134,7 @@ def analyze(tmp_path: Path) -> list[str]:
     return [program, *(str(tmp_path / name.replace("@", "@1")) for name in (*SERVICES, "nightmill.target"))]
 
 
-def test_systemd_finds_nothing_to_mend(analyze: list[str]):
+def test_systemd_analyze_verify_finds_no_error(analyze: list[str]):
     program, *units = analyze
     done = subprocess.run(
         [program, "verify", "--man=no", *units], check=False, capture_output=True, text=True, timeout=60
@@ -141,7 +143,7 @@ def test_systemd_finds_nothing_to_mend(analyze: list[str]):
     assert (done.returncode, ours) == (0, [])
 
 
-def test_systemd_calls_them_well_bound(analyze: list[str]):
+def test_systemd_analyze_security_is_within_its_threshold(analyze: list[str]):
     program, unit, *_ = analyze
     asked = [program, "security", "--offline=true", "--threshold=20", unit]
     done = subprocess.run(asked, check=False, capture_output=True, text=True, timeout=60)

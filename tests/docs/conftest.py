@@ -1,4 +1,4 @@
-"""The repository's own pages and examples, and a real emulated server to run them against."""
+"""The pages and examples of the repository, and an emulated server to run them against."""
 
 import importlib.util
 from collections.abc import Iterator

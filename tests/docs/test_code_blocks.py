@@ -1,16 +1,16 @@
-"""Every code block of every page runs, from top to bottom, as a reader would type it.
+"""Every code block of every page runs, from top to bottom, as a reader would enter it.
 
-The language of a block says what is done with it:
+The language of a block determines how it is tested:
 
-- `bash` runs, in one shell session per page; `bash server` stays running until the page's next `bash server`
-  or its end, and what follows talks to it. A page without one talks to an emulated server.
-- `console` runs the lines after `$ ` and compares what is printed; `...` stands for anything.
+- `bash` runs, in one shell session per page; `bash server` stays running until the next `bash server` of the
+  page or its end, and later blocks use that server. A page without one uses an emulated server.
+- `console` runs the lines after `$ ` and compares what is printed; `...` matches any text.
 - `python` runs as a program. `toml` is loaded as settings, `json`, `jsonl` and `yaml` are parsed.
-- `text` and `mermaid` are only looked at.
+- `text` and `mermaid` are not tested.
 
-A block marked `not-run: reason` needs what CI can't have. Only its syntax is checked, and pytest lists it
-among the skipped (`-rs`). One marked `needs: program` runs where that program is. The model servers of the
-pages (Ollama, vLLM) are played by the emulator, and their `model.gguf` is a tiny one.
+A block marked `not-run: reason` needs something that CI does not have. Only its syntax is checked, and pytest
+lists it as skipped (`-rs`). A block marked `needs: program` runs if that program is installed. The emulator
+stands in for the model servers of the pages (Ollama, vLLM), and their `model.gguf` is a tiny model.
 """
 
 import json
@@ -83,9 +83,9 @@ NOT_RUN = [block for block in BLOCKS if block.reason_not_to_run is not None]
 
 @dataclass(slots=True)
 class Session:
-    """One reader with one terminal, in a folder of their own.
+    """A shell session of one page, in a separate folder.
 
-    `url` is the server that the session is told of; None where the page must tell of its own.
+    `url` is the server in the environment of the session; None if the page starts its own server.
     """
 
     folder: Path
@@ -100,10 +100,10 @@ class Session:
 
     @property
     def environment(self) -> dict[str, str]:
-        told = {"OPENAI_BASE_URL": self.url, "OPENAI_API_KEY": "unused"} if self.url else {}
+        server = {"OPENAI_BASE_URL": self.url, "OPENAI_API_KEY": "unused"} if self.url else {}
         return (
             os.environ
-            | told
+            | server
             | {
                 "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
                 "NIGHTMILL_API__PORT": str(self.ports[NIGHTMILL_PORT]),
@@ -113,13 +113,13 @@ class Session:
         )
 
     def here(self, code: str) -> str:
-        """The code with the ports of the page replaced by those that are free here."""
+        """The code with the ports of the page replaced by free ports of this machine."""
         for shown, real in self.ports.items():
             code = re.sub(rf"(127\.0\.0\.1|localhost):{shown}\b", rf"\1:{real}", code)
         return code
 
     def script(self, code: str) -> list[str]:
-        # What a block exports, the next one finds.
+        # Variables that a block exports are set in later blocks.
         return ["bash", "-euo", "pipefail", "-c", f"source {shlex.quote(str(self.state))}\n{self.here(code)}"]
 
     def shell(self, code: str, *, block: Block) -> str:
@@ -142,12 +142,12 @@ class Session:
             printed = self.shell(command, block=block)
             pattern = ".*?".join(map(re.escape, self.here(expected).strip().split("...")))
             assert re.fullmatch(pattern, printed.strip(), re.DOTALL), (
-                f"{block}: '{command}' printed\n{printed}\nand the page says\n{expected}"
+                f"{block}: '{command}' printed\n{printed}\nand the page shows\n{expected}"
             )
 
     @contextmanager
     def server(self, block: Block) -> Iterator[None]:
-        """The block's server: running, ready, and the one that later blocks talk to."""
+        """Starts the server of the block, waits until it is ready, and uses it for later blocks."""
         log = self.folder / f"server-{block.line}.log"
         port = self.ports[NIGHTMILL_PORT]
         with log.open("wb") as sink:
@@ -197,7 +197,7 @@ def free_ports(*shown: int) -> dict[int, int]:
 
 @pytest.fixture(scope="module")
 def model_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, int]]:
-    """The emulator, standing in for the model servers that the pages name: shown port -> real port."""
+    """Starts emulators in place of the model servers that the pages name; returns shown port -> real port."""
     log = tmp_path_factory.mktemp("model") / "server.log"
     [port] = free_ports(0).values()
     with log.open("wb") as sink:
@@ -268,7 +268,7 @@ def run(block: Block, session: Session) -> None:
 
 
 @pytest.mark.parametrize("block", NOT_RUN, ids=str)
-def test_a_block_that_does_not_run_says_why_and_is_well_formed(block: Block):
+def test_a_block_that_does_not_run_has_a_reason_and_valid_syntax(block: Block):
     assert block.reason_not_to_run, f"{block} is marked not-run without a reason"
     if block.language == "bash":
         subprocess.run(["bash", "-n", "-c", block.code], check=True)

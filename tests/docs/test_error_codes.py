@@ -1,4 +1,4 @@
-"""Every code that the server can say stands in docs/errors.md."""
+"""docs/errors.md lists every error code of the server."""
 
 import re
 from pathlib import Path
@@ -23,14 +23,14 @@ def codes() -> set[str]:
     }
 
 
-def test_every_code_stands_on_the_page():
+def test_every_code_is_on_the_page():
     page = (ROOT / "docs/errors.md").read_text(encoding="utf-8")
     found = codes()
     assert {"invalid_api_key", "duplicate_custom_id", "rate_limit_exceeded", "invalid_value"} <= found
     assert not {code for code in found if f"`{code}`" not in page}
 
 
-def test_no_code_of_the_server_is_called_missing():
+def test_no_code_of_the_server_is_listed_as_missing():
     page = (ROOT / "docs/compatibility.md").read_text(encoding="utf-8")
     missing = [row for row in page.splitlines() if "| missing |" in row]
     assert missing

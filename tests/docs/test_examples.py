@@ -31,7 +31,7 @@ def workplace(tmp_path: Path, root: Path) -> Path:
     return tmp_path
 
 
-def test_the_inputs_are_what_their_program_writes(root: Path, tmp_path: Path):
+def test_the_input_files_are_those_that_their_program_writes(root: Path, tmp_path: Path):
     assert program("make_inputs.py", "--folder", str(tmp_path), cwd=root).returncode == 0
     for name in INPUTS:
         assert (tmp_path / name).read_bytes() == (root / "examples" / name).read_bytes()
@@ -55,7 +55,7 @@ def test_the_first_batch_shows_progress_and_the_first_answers(root: Path):
     assert "The emulator made these up." in done.stdout
 
 
-def test_the_first_batch_says_what_it_waits_for(root: Path):
+def test_the_first_batch_prints_the_reason_for_waiting(root: Path):
     command = [
         sys.executable,
         str(root / "examples" / "first_batch.py"),
@@ -64,16 +64,16 @@ def test_the_first_batch_says_what_it_waits_for(root: Path):
     ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as waiting:
         assert waiting.stdout is not None
-        told = ""
+        printed = ""
         for line in waiting.stdout:
-            told += line
+            printed += line
             if "still waiting: " in line:
                 waiting.send_signal(signal.SIGINT)
                 break
-        told += waiting.stdout.read()
-        assert waiting.wait(timeout=60) == 130, told
-    assert "connection refused" in told
-    assert "Traceback" not in told
+        printed += waiting.stdout.read()
+        assert waiting.wait(timeout=60) == 130, printed
+    assert "connection refused" in printed
+    assert "Traceback" not in printed
 
 
 @pytest.mark.parametrize("name", INPUTS)

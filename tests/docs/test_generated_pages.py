@@ -15,24 +15,24 @@ def test_the_generated_pages_are_current(generate: ModuleType):
         assert page.read_text(encoding="utf-8") == text, f"{page.name} is not current; run: make docs"
 
 
-def test_a_setting_without_a_docstring_has_no_page(generate: ModuleType):
-    class Bare(BaseModel):
+def test_a_setting_without_a_docstring_is_an_error(generate: ModuleType):
+    class Section(BaseModel):
         model_config = ConfigDict(use_attribute_docstrings=True)
-        told: int = 1
-        """It says what it is for."""
+        documented: int = 1
+        """The purpose of the setting."""
         mute: int = 2
 
     with pytest.raises(ValueError, match=r"'corner\.mute' \(NIGHTMILL_CORNER__MUTE\) has no docstring"):
-        list(generate._section(Bare, path="corner"))
+        list(generate._section(Section, path="corner"))
 
 
-def test_every_setting_stands_on_the_page_once():
+def test_every_setting_is_on_the_page_once():
     page = (DOCS / "settings.md").read_text(encoding="utf-8")
     for name in setting_names(Settings):
         assert page.count(f"\n| `{name}` |") == 1
 
 
-def test_a_rule_a_choice_and_a_secret_are_told(generate: ModuleType):
+def test_bounds_choices_and_secrets_are_described(generate: ModuleType):
     page = generate.settings_page()
     assert "At least 0 and at most 65_535." in page
     assert "One of `lean`, `aiohttp`." in page
@@ -51,11 +51,11 @@ def test_the_state_graph_has_an_arrow_for_each_transition(generate: ModuleType):
         assert event.value in arrow.partition(": ")[2].split(", ")
 
 
-def test_the_state_graph_stands_in_how_it_works(generate: ModuleType):
+def test_the_state_graph_is_in_how_it_works(generate: ModuleType):
     assert generate.state_graph() in (DOCS / "how-it-works.md").read_text(encoding="utf-8")
 
 
-def test_every_package_has_its_row(generate: ModuleType):
+def test_every_module_is_in_the_layer_diagram(generate: ModuleType):
     modules = {path.stem for path in DOCS.parent.glob("src/nightmill/[a-z]*") if path.suffix != ".typed"}
     assert set(generate.layers().strip("`\n").split()) == modules | {"text"}
     assert generate.layers() in (DOCS / "how-it-works.md").read_text(encoding="utf-8")

@@ -12,16 +12,16 @@ FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_the_links_of_a_page_lead_somewhere(page: Path):
+def test_the_links_of_a_page_resolve(page: Path):
     for link in LINK.findall(FENCED.sub("", page.read_text(encoding="utf-8"))):
         if link.startswith(("https://", "http://", "mailto:")):
             continue
         target, _, fragment = link.partition("#")
         path = (page.parent / target).resolve() if target else page
         assert path.is_relative_to(ROOT), f"{link} leads out of the repository"
-        assert path.exists(), f"{link} leads nowhere"
+        assert path.exists(), f"{link} has no target"
         if fragment:
-            assert fragment in fragments(path), f"{link} names no heading"
+            assert fragment in fragments(path), f"{link} has no heading for its fragment"
 
 
 def fragments(page: Path) -> set[str]:

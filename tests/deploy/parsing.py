@@ -1,4 +1,4 @@
-"""What a deployment tells nightmill, understood as nightmill does: command lines and environments."""
+"""Parses the command lines and environments of a deployment as nightmill and compose do."""
 
 import re
 import tempfile
@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def understood(words: Sequence[str]) -> dict[str, Any]:
-    """The parameters of one command line. An unknown command, flag or value raises."""
+    """The parameters of a command line. An unknown command, flag or value raises."""
     command, names = typer.main.get_command(app), list(words)
     context = command.make_context("nightmill", names[:1], resilient_parsing=True)
     while hasattr(command, "commands"):
@@ -31,23 +31,23 @@ def understood(words: Sequence[str]) -> dict[str, Any]:
 def loaded(
     environment: Mapping[str, str], *, content: Callable[[str], str] = lambda _: "from-a-file"
 ) -> Settings:
-    """The settings that come of an environment whose `..._FILE` names files with `content(path)`."""
+    """The settings from an environment; files named by `..._FILE` variables contain `content(path)`."""
     with tempfile.TemporaryDirectory() as folder:
-        told: dict[str, str] = {}
+        variables: dict[str, str] = {}
         for number, (name, value) in enumerate(environment.items()):
             if not name.startswith(settings.PREFIX):
                 continue
             if name.endswith(("_FILE", "NIGHTMILL_CONFIG")):
                 path = Path(folder, str(number))
                 path.write_text(content(value))
-                told[name] = str(path)
+                variables[name] = str(path)
             else:
-                told[name] = value
-        return settings.load(environment=told)
+                variables[name] = value
+        return settings.load(environment=variables)
 
 
 def interpolated(text: str, variables: Mapping[str, str]) -> str:
-    """`${NAME:-default}` and `${NAME:?message}` as compose replaces them."""
+    """Replaces `${NAME:-default}` and `${NAME:?message}` as compose does."""
 
     def value(found: "re.Match[str]") -> str:
         name, kind, rest = found["name"], found["kind"], found["rest"]
