@@ -1,6 +1,6 @@
-"""The real thing: `nightmill serve` as a process, the official client above it, nothing in between.
+"""`nightmill serve` as a real process, used through the official client.
 
-Every server that a test starts is stopped with SIGTERM, must end with 0, and must leave no child behind.
+Every server that a test starts is stopped with SIGTERM, must exit with 0, and must leave no child process.
 """
 
 import http.client
@@ -35,7 +35,7 @@ _END_S = 60
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back over a raw connection."""
+    """A response read from a raw connection."""
 
     status: int
     headers: dict[str, str]
@@ -46,7 +46,7 @@ class Answer:
 
     @property
     def error(self) -> dict[str, Any]:
-        """The error, in the envelope and in nothing else."""
+        """The error object; checks that the body has only the error envelope."""
         document = self.json()
         assert set(document) <= {"error", "detail"}
         assert list(document["error"]) == ["message", "type", "param", "code"]
@@ -83,7 +83,7 @@ class Server:
         *,
         key: str | None = None,
     ) -> Answer:
-        """One request as it is written here."""
+        """Sends one request exactly as given."""
         headers = dict(headers or {})
         if key is not None:
             headers["Authorization"] = f"Bearer {key}"
@@ -95,13 +95,13 @@ class Server:
             connection.close()
 
     def send_bytes(self, *pieces: bytes, half_close: bool = False) -> Answer | None:
-        """Bytes over a bare socket; None when the server closed it without a word."""
+        """Sends bytes over a socket; None if the server closed the connection without an answer."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=30) as connection:
             try:
                 for piece in pieces:
                     connection.sendall(piece)
             except (BrokenPipeError, ConnectionResetError):
-                pass  # it may have answered before it was told all
+                pass  # the server may answer before it has received everything
             if half_close:
                 connection.shutdown(socket.SHUT_WR)
             response = http.client.HTTPResponse(connection)
@@ -130,13 +130,13 @@ class Server:
         return [pid for pid in below[1:] if all(word in _command_of(pid) for word in words)]
 
     def blobs(self, under: str = "") -> set[str]:
-        """What lies on disk, unfinished writes included; parts of answers are not counted."""
+        """Files on disk, unfinished writes included; parts with answers are not counted."""
         root = self.folder / "blobs"
         found = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
         return {name for name in found if name.startswith(under) and not name.startswith("parts/")}
 
     def run(self, content: bytes, *, endpoint: str = CHAT, **more: Any) -> Batch:
-        """Upload, create, poll to the end."""
+        """Uploads a file, creates a batch, and polls until it has ended."""
         client = self.client()
         uploaded = client.files.create(file=content, purpose="batch")
         window = more.pop("completion_window", "24h")
@@ -170,10 +170,10 @@ def _command_of(pid: int) -> str:
 
 
 def until(what: Callable[[], Any], *, timeout_s: float = 60, pause_s: float = 0.02) -> Any:
-    """Asks again and again until the answer is true."""
+    """Calls `what` repeatedly until it returns a true value, and returns that value."""
     give_up_at = time.monotonic() + timeout_s
     while not (answer := what()):
-        assert time.monotonic() < give_up_at, f"it did not come true in {timeout_s} s"
+        assert time.monotonic() < give_up_at, f"the condition did not become true in {timeout_s} s"
         time.sleep(pause_s)
     return answer
 
@@ -188,7 +188,7 @@ def ended(client: openai.OpenAI, batch_id: str, *, timeout_s: float = 60) -> Bat
 
 @contextmanager
 def serving(folder: Path, *flags: str, environment: dict[str, str] | None = None) -> Iterator[Server]:
-    """Starts a server, stops it with SIGTERM, and looks behind it."""
+    """Starts a server, stops it with SIGTERM, and checks that nothing is left behind."""
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "serve.log"
     data = folder / "data"
@@ -204,9 +204,9 @@ def serving(folder: Path, *flags: str, environment: dict[str, str] | None = None
     try:
 
         def port() -> int | None:
-            told = log.read_text(errors="replace")[started_at:]
-            assert process.poll() is None, f"it ended with {process.returncode}:\n{told}"
-            found = _LISTENS.search(told)
+            printed = log.read_text(errors="replace")[started_at:]
+            assert process.poll() is None, f"the server ended with {process.returncode}:\n{printed}"
+            found = _LISTENS.search(printed)
             return int(found[1]) if found else None
 
         server = Server(process, until(port, timeout_s=_START_S), data, log)
@@ -225,7 +225,7 @@ def serving(folder: Path, *flags: str, environment: dict[str, str] | None = None
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """An emulated server for all tests that look at nothing but their own files and batches."""
+    """An emulated server for all tests that use only their own files and batches."""
     often = {"NIGHTMILL_RETENTION__SWEEP_S": "0.5"}
     with serving(tmp_path_factory.mktemp("served"), "--emulate", environment=often) as running:
         yield running
@@ -238,7 +238,7 @@ def client(server: Server) -> openai.OpenAI:
 
 @pytest.fixture(scope="session")
 def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """An emulated server with keys, for tests that want projects of their own."""
+    """An emulated server with keys, for tests that need separate projects."""
     folder = tmp_path_factory.mktemp("keyed")
     with serving(folder, "--emulate") as running:
         yield running
@@ -246,7 +246,7 @@ def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture
 def project(keyed: Server) -> openai.OpenAI:
-    """The official client in a project that nobody has used."""
+    """The official client in a new project."""
     return keyed.client(keyed.new_key(f"project{next(_project_numbers)}"))
 
 
@@ -265,8 +265,7 @@ def _stubbed(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[tuple[Server
 
 @pytest.fixture
 def stubbed(_stubbed: "tuple[Server, Stub]") -> "tuple[Server, Stub]":
-    """A server of two slots that makes one attempt a line, and the model server it asks, which has forgotten
-    all earlier requests."""
+    """A server with two slots and one attempt per line, and its model server, cleared of earlier requests."""
     _, upstream = _stubbed
     upstream.requests.clear()
     upstream.answer, upstream.delay_s = Stub.answer, 0.0
@@ -275,7 +274,7 @@ def stubbed(_stubbed: "tuple[Server, Stub]") -> "tuple[Server, Stub]":
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
-    """Starts a server of one's own, with `serving`'s arguments behind the folder."""
+    """Starts a separate server; takes the arguments of `serving` after the folder."""
     with ExitStack() as stack:
 
         def start(*flags: str, folder: str = "served", **more: Any) -> Server:
@@ -300,7 +299,7 @@ def jsonl() -> Callable[..., bytes]:
 
 @dataclass
 class Stub:
-    """A model server that counts what it is asked."""
+    """A model server that counts its requests."""
 
     url: str
     requests: list[tuple[str, dict[str, str], bytes]] = field(default_factory=list)
@@ -340,7 +339,7 @@ def _stub() -> Iterator[Stub]:
         daemon_threads = True
 
         def handle_error(self, *_: object) -> None:
-            pass  # a client that leaves in the middle
+            pass  # a client that disconnects during an answer
 
     listening = Quiet(("127.0.0.1", 0), Handler)
     made = Stub(f"http://127.0.0.1:{listening.server_port}/v1", host=f"127.0.0.1:{listening.server_port}")

@@ -1,4 +1,4 @@
-"""Whatever stands in an input file or comes from a model server: named at its line, or passed on as it is."""
+"""Unusual input files and upstream answers: an error names the line, or the content is passed on."""
 
 import json
 from pathlib import Path
@@ -62,13 +62,13 @@ LINES = {
 @pytest.mark.parametrize("name", LINES)
 def test_a_bad_line_is_named_with_its_number(server, name):
     bad, code = LINES[name]
-    first = line("first", long="x" * 100_000)  # the upload itself looks at the beginning only
+    first = line("first", long="x" * 100_000)  # the upload itself checks only the beginning
     found = errors_of(server, first + b"\r\n" + bad + b"\n" + line("last"))
     assert [number for number, _ in found] == [3]
     assert code is None or found == [(3, code)]
 
 
-def test_bom_crlf_blank_lines_and_a_missing_last_line_break_are_fine(server):
+def test_bom_crlf_blank_lines_and_a_missing_last_line_break_are_accepted(server):
     content = b"\xef\xbb\xbf\r\n \t\n" + line("a").replace(b"\n", b"\r\n") + b"\n\n" + line("b").rstrip(b"\n")
     batch = server.run(content)
     assert batch.status == "completed"
@@ -77,7 +77,7 @@ def test_bom_crlf_blank_lines_and_a_missing_last_line_break_are_fine(server):
     assert errors_of(server, wrong) == [(7, "invalid_value")]
 
 
-def test_separators_that_are_no_line_breaks_split_nothing(server):
+def test_unicode_separators_do_not_split_lines(server):
     raw = LINE.replace(b'"a"', '"x\u2028y\u0085z"'.encode())
     escaped = LINE.replace(b'"a"', b'"\\u001c\\u000b"')
     batch = server.run(raw + escaped)
@@ -86,7 +86,7 @@ def test_separators_that_are_no_line_breaks_split_nothing(server):
     assert [row["custom_id"] for row in rows] == ["x\u2028y\u0085z", "\x1c\x0b"]
 
 
-def test_custom_ids_are_equal_as_decoded(server):
+def test_custom_ids_are_compared_after_decoding(server):
     same = LINE + LINE.replace(b'"a"', b'"\\u0061"')
     assert errors_of(server, same) == [(2, "duplicate_custom_id")]
 
@@ -110,9 +110,9 @@ def test_a_line_of_100_megabytes_is_an_error_at_that_line(serve):
 
 
 def _peak_mb(pid: int) -> float:
-    for told in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if told.startswith("VmHWM"):
-            return int(told.split()[1]) / 1_024
+    for status_line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if status_line.startswith("VmHWM"):
+            return int(status_line.split()[1]) / 1_024
     raise AssertionError(f"{pid} has no peak")
 
 
@@ -123,11 +123,11 @@ def test_a_hundred_bad_lines_are_listed_and_the_rest_is_counted(server):
     assert "4900" in batch.errors.data[-1].message
 
 
-# --- what reaches the model server --------------------------------------------------------------------
+# --- requests to the model server ---------------------------------------------------------------------
 
 
-def test_no_line_chooses_the_host(stubbed, stub):
-    """A line's url is a path; its body may name any host it likes. Nothing but the upstream is ever asked."""
+def test_a_line_cannot_choose_the_host(stubbed, stub):
+    """The url of a line is a path, and its body may name any host. Requests go to the upstream only."""
     server, upstream = stubbed
     elsewhere = stub()
     urls = [
@@ -163,7 +163,7 @@ ANSWER = (
 )
 
 
-def test_bodies_travel_as_they_are(stubbed):
+def test_bodies_are_sent_unchanged(stubbed):
     server, upstream = stubbed
     upstream.answer = ANSWER
     content = (

@@ -1,4 +1,4 @@
-"""Whatever request arrives: a clear refusal, never a 5xx or a hang, nothing left, nobody else harmed."""
+"""Invalid requests get a clear refusal, never a 5xx or a hang, leave no files, and disturb no client."""
 
 import gzip
 import json
@@ -47,7 +47,7 @@ def post_form(body: bytes, *headers: bytes, boundary: bytes = b"xyz") -> bytes:
 
 
 @pytest.fixture(autouse=True)
-def _nothing_is_left_and_nobody_is_harmed(server):
+def _no_files_are_left_and_the_server_still_works(server):
     before = server.blobs()
     yield
     assert server.send("GET", "/ready").status == 200
@@ -56,7 +56,7 @@ def _nothing_is_left_and_nobody_is_harmed(server):
 
 
 def refused(server: Server, request: bytes) -> int:
-    """The status of a refusal, which has the envelope."""
+    """Sends the request, checks that it is refused with an error envelope, and returns the status."""
     answer = server.send_bytes(request)
     assert answer is not None
     assert 400 <= answer.status < 500, answer
@@ -118,7 +118,7 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("name", MALFORMED)
-def test_a_form_that_is_wrong_is_refused(server, name):
+def test_an_invalid_form_is_refused(server, name):
     assert refused(server, MALFORMED[name]) in {400, 413}
 
 
@@ -138,7 +138,7 @@ def test_a_form_that_is_wrong_is_refused(server, name):
         b'filename="<script>alert(1)</script>\' OR 1=1; --"',
     ],
 )
-def test_no_filename_is_a_path_or_a_header(server, name):
+def test_a_filename_is_never_used_as_a_path_or_a_header(server, name):
     before = server.blobs()
     answer = server.send_bytes(post_form(form(PURPOSE, file(name=name))))
     assert answer is not None
@@ -170,7 +170,7 @@ def test_no_filename_is_a_path_or_a_header(server, name):
     ],
 )
 @pytest.mark.parametrize("is_chunked", [False, True])
-def test_what_clients_really_send_is_taken(server, body, is_chunked):
+def test_forms_of_real_clients_are_accepted(server, body, is_chunked):
     if is_chunked:
         pieces = [body[at : at + 7] for at in range(0, len(body), 7)]
         text = b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
@@ -184,7 +184,7 @@ def test_what_clients_really_send_is_taken(server, body, is_chunked):
 
 
 @pytest.mark.parametrize("how", ["closed", "reset", "half closed"])
-def test_an_aborted_upload_leaves_nothing(server, how):
+def test_an_aborted_upload_leaves_no_files(server, how):
     started = server.blobs()
     body = form(PURPOSE, file(LINE * 20_000))
     with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
@@ -198,7 +198,7 @@ def test_an_aborted_upload_leaves_nothing(server, how):
     until(lambda: server.blobs() == started)
 
 
-def test_a_slow_upload_is_given_up_and_harms_nobody(serve):
+def test_a_slow_upload_is_aborted_and_disturbs_no_other_client(serve):
     server = serve("--emulate", environment={"NIGHTMILL_API__UPLOAD_IDLE_S": "0.5"})
     body = form(PURPOSE, file(LINE * 20_000))
     with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
@@ -232,7 +232,7 @@ TYPES: list[Any] = [
 
 
 @pytest.mark.parametrize("name", [*GOOD, "metadata", "output_expires_after"])
-def test_no_type_of_any_field_is_a_surprise(server, name):
+def test_a_field_of_the_wrong_type_is_refused(server, name):
     for value in TYPES:
         answer = server.send("POST", "/v1/batches", json.dumps(GOOD | {name: value}), JSON)
         if answer.status == 200:
@@ -244,7 +244,7 @@ def test_no_type_of_any_field_is_a_surprise(server, name):
 
 
 @pytest.mark.parametrize("name", ["bytes", "filename", "mime_type", "purpose", "expires_after"])
-def test_no_type_of_any_field_of_an_upload_is_a_surprise(server, name):
+def test_an_upload_field_of_the_wrong_type_is_refused(server, name):
     good = {"bytes": 1, "filename": "x", "mime_type": "text/plain", "purpose": "batch"}
     for value in [*TYPES, 1 << 63, 1 << 33, "../x", "a\r\nb"]:
         answer = server.send("POST", "/v1/uploads", json.dumps(good | {name: value}), JSON)
@@ -284,7 +284,7 @@ BODIES = {
 
 @pytest.mark.parametrize("name", BODIES)
 @pytest.mark.parametrize("path", [b"/v1/batches", b"/v1/uploads"])
-def test_a_body_that_is_no_json_object_is_refused(server, path, name):
+def test_a_body_that_is_not_a_json_object_is_refused(server, path, name):
     assert refused(server, post(path, BODIES[name])) == 400
 
 
@@ -304,7 +304,7 @@ def test_a_body_of_two_megabytes_is_refused(server):
 
 
 @pytest.mark.parametrize("limit", ["-1", "0", "101", "1e2", "", "x", "9" * 5_000, "\0", "१", "١٠", "0x10"])
-def test_a_limit_that_is_none_is_named(server, limit):
+def test_an_invalid_limit_is_named_in_the_error(server, limit):
     for path in ("/v1/batches", "/v1/files"):
         if path == "/v1/files" and limit == "101":
             continue
@@ -352,7 +352,7 @@ def test_an_unknown_cursor_is_refused(server, cursor):
         ("GET", "/{}"),
     ],
 )
-def test_an_odd_path_is_an_unknown_one(server, method, path, odd):
+def test_an_unusual_path_is_an_unknown_path(server, method, path, odd):
     target = path.format(odd).encode()
     answer = server.send_bytes(
         method.encode() + b" " + target + b" HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n"
@@ -391,13 +391,13 @@ RAW = {
 
 
 @pytest.mark.parametrize("name", RAW)
-def test_what_is_not_a_request_ends_in_a_refusal_or_a_closed_connection(server, name):
+def test_bytes_that_are_not_a_request_are_refused_or_the_connection_is_closed(server, name):
     answer = server.send_bytes(RAW[name], half_close=True)
     assert answer is None or 400 <= answer.status < 500 or (name in {"folded header", "nul in a header"})
 
 
 @pytest.mark.parametrize("key", ["", "x" * 300, "a\x7fb", "ключ".encode().decode("latin-1")])
-def test_an_odd_idempotency_key_is_refused_or_kept(server, key):
+def test_an_unusual_idempotency_key_is_refused_or_stored(server, key):
     headers = JSON | {"Idempotency-Key": key}
     answer = server.send("POST", "/v1/batches", json.dumps(GOOD), headers)
     assert answer.status in {200, 400}
@@ -406,7 +406,7 @@ def test_an_odd_idempotency_key_is_refused_or_kept(server, key):
 # --- tolerance ----------------------------------------------------------------------------------------
 
 
-def test_what_is_odd_and_harmless_is_served(server):
+def test_unusual_but_harmless_requests_are_served(server):
     answer = server.send("POST", "/v1//batches/", json.dumps(GOOD | {"unknown": 1}), JSON)
     assert answer.status == 200
     batch_id = answer.json()["id"]
@@ -429,8 +429,8 @@ def test_what_is_odd_and_harmless_is_served(server):
     server.client().files.delete(made)
 
 
-def test_one_connection_after_a_refusal_still_serves(server):
-    """What was refused did not confuse the framing of the next request."""
+def test_a_connection_still_works_after_a_refusal(server):
+    """The refused request does not disturb the framing of the next one."""
     bad = post(b"/v1/batches", b"{")
     good = b"GET /v1/batches HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
@@ -443,7 +443,7 @@ def test_one_connection_after_a_refusal_still_serves(server):
     assert b"HTTP/1.1 200 " in received
 
 
-def test_many_bad_requests_at_once_harm_nobody(server):
+def test_many_concurrent_bad_requests_disturb_no_other_client(server):
     with ThreadPoolExecutor(16) as threads:
         statuses = list(threads.map(lambda name: server.send_bytes(MALFORMED[name]), [*MALFORMED] * 5))
     assert all(answer is None or answer.status < 500 for answer in statuses)

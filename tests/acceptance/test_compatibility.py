@@ -1,4 +1,4 @@
-"""Rows of docs/compatibility.md that need settings or an upstream of their own."""
+"""Rows of docs/compatibility.md that need special settings or a separate upstream."""
 
 import json
 import time
@@ -14,7 +14,7 @@ def chat(custom_id: str, model: str) -> bytes:
     return json.dumps({"custom_id": custom_id, "method": "POST", "url": CHAT, "body": body}).encode() + b"\n"
 
 
-def test_lines_may_name_several_models_where_a_setting_says_so(serve):
+def test_lines_may_name_several_models_if_the_setting_allows_it(serve):
     server = serve("--emulate", environment={"NIGHTMILL_LIMITS__MODELS_PER_FILE": "2"})
     batch = server.run(chat("a", "one") + chat("b", "two"))
     assert (batch.status, batch.model) == ("completed", None)
@@ -22,7 +22,7 @@ def test_lines_may_name_several_models_where_a_setting_says_so(serve):
     assert [(error.line, error.code) for error in batch.errors.data] == [(3, "mismatched_model")]
 
 
-def test_models_that_settings_name_are_the_only_ones(serve, stub):
+def test_only_models_named_in_the_settings_are_allowed(serve, stub):
     server = serve("--upstream", stub().url, environment={"NIGHTMILL_UPSTREAM__MODELS": "one, two"})
     assert [model.id for model in server.client().models.list()] == ["one", "two"]
     assert server.run(chat("a", "two")).status == "completed"
@@ -32,7 +32,7 @@ def test_models_that_settings_name_are_the_only_ones(serve, stub):
     assert error.message == "The provided model 'three' is not supported by the Batch API."
 
 
-def test_what_is_in_flight_at_a_cancel_has_a_bounded_time(stubbed):
+def test_lines_in_flight_at_a_cancel_end_in_bounded_time(stubbed):
     server, upstream = stubbed
     upstream.delay_s = 60
     client = server.client()
@@ -45,7 +45,7 @@ def test_what_is_in_flight_at_a_cancel_has_a_bounded_time(stubbed):
     assert [row["error"]["code"] for row in server.rows(batch.error_file_id)] == ["batch_cancelled"] * 2
 
 
-def test_an_attempt_that_takes_too_long_is_told_as_such(serve, stub):
+def test_an_attempt_that_takes_too_long_is_reported_as_a_timeout(serve, stub):
     upstream = stub()
     upstream.delay_s = 60
     short = {"NIGHTMILL_UPSTREAM__TIMEOUT_S": "0.2", "NIGHTMILL_UPSTREAM__MAX_ATTEMPTS": "2"}
@@ -58,7 +58,7 @@ def test_an_attempt_that_takes_too_long_is_told_as_such(serve, stub):
     assert len(upstream.requests) == 2
 
 
-def test_an_upstream_that_is_away_is_waited_for(serve, stub):
+def test_a_batch_waits_for_an_unreachable_upstream(serve, stub):
     upstream = stub()
     away = upstream.url.replace(upstream.host, "127.0.0.1:9")
     server = serve("--upstream", away, "--window", "24h", "--window", "3s")
@@ -75,13 +75,13 @@ def test_an_upstream_that_is_away_is_waited_for(serve, stub):
     }
 
 
-def test_what_clients_watch_in_the_log_and_what_they_never_see(server, jsonl):
+def test_the_log_contains_batches_and_never_contents_or_keys(server, jsonl):
     """Batches are in the log; prompts, answers and keys are not."""
     secret = "the quick brown secret"
     body = {"model": "m", "messages": [{"role": "user", "content": secret}]}
     began = time.time()
     batch = server.run(jsonl(1, body=body), metadata={"note": secret})
-    told = until(lambda: batch.id in (text := server.log.read_text()) and text)
-    assert secret not in told
-    assert "sk-none" not in told
+    logged = until(lambda: batch.id in (text := server.log.read_text()) and text)
+    assert secret not in logged
+    assert "sk-none" not in logged
     assert batch.created_at >= int(began)

@@ -1,7 +1,7 @@
-"""Python clients by openapi-generator, from the published description and from the one we serve.
+"""Python clients by openapi-generator, from the published OpenAPI description and from the served one.
 
-The generated models are strict: an answer of another type, or without a required key, raises. What pydantic
-would pass over, a key that is not published, is looked for here.
+The generated models raise on an answer of another type or without a required key. Pydantic ignores keys that
+are not published; these tests look for them.
 """
 
 import importlib
@@ -27,7 +27,7 @@ NEEDED = ("dateutil", "urllib3")
 
 @pytest.fixture(scope="module", params=["published", "served"])
 def generated(request, server, tmp_path_factory) -> Iterator[ModuleType]:
-    """The package of a freshly generated client, importable until the module's tests are over."""
+    """The package of a newly generated client, importable until the tests of the module have ended."""
     for name in NEEDED:
         pytest.importorskip(name)
     folder = tmp_path_factory.mktemp(request.param)
@@ -63,7 +63,7 @@ def batches(generated, server) -> Iterator[Any]:
 
 
 def checked(answer: Any) -> Any:
-    """The object, once no key was found that its model does not know."""
+    """The object of the answer, after a check that its model knows every key."""
     assert answer.status_code == 200
     _same_keys(json.loads(answer.raw_data), answer.data)
     return answer.data
@@ -119,7 +119,7 @@ def test_the_four_batch_calls(generated, batches, client, jsonl):
     assert caught.value.status == 404
 
 
-def test_a_failed_and_a_cancelled_batch_are_read(generated, batches, client, jsonl):
+def test_a_failed_and_a_cancelled_batch_are_parsed(generated, batches, client, jsonl):
     bad = client.files.create(file=jsonl(1) + b"{\n", purpose="batch")
     asked = {"endpoint": CHAT, "completion_window": "24h"}
     failed = batches.create_batch(generated.CreateBatchRequest(input_file_id=bad.id, **asked))

@@ -1,4 +1,4 @@
-"""Keys and tenants of a real server: who gets in, and what they see."""
+"""Keys and tenants of a real server: which requests are allowed, and which data they return."""
 
 import subprocess
 import sys
@@ -45,7 +45,7 @@ def test_two_projects_see_nothing_of_each_other(two_projects, jsonl):
     with pytest.raises(openai.NotFoundError):
         beta.uploads.cancel(upload.id)
 
-    # Another's file as an input fails as an unknown one does; another's Idempotency-Key is one's own.
+    # An input file of another project fails like an unknown file; Idempotency-Keys are separate by project.
     stolen = beta.batches.create(
         input_file_id=uploaded.id,
         endpoint=CHAT,
@@ -59,7 +59,7 @@ def test_two_projects_see_nothing_of_each_other(two_projects, jsonl):
     assert len(alpha.files.content(batch.output_file_id).text.splitlines()) == 2
 
 
-def test_with_a_key_made_nobody_else_comes_in(two_projects):
+def test_once_a_key_exists_requests_without_a_valid_key_are_refused(two_projects):
     server, alpha, _ = two_projects
     key = alpha.api_key
     missing = server.send("GET", "/v1/batches")
@@ -73,14 +73,14 @@ def test_with_a_key_made_nobody_else_comes_in(two_projects):
     assert "wrong-wrong" not in caught.value.message
     assert server.send("GET", "/v1/batches", headers={"api-key": key}).status == 200
     assert server.send("GET", "/v1/batches", key=key).status == 200
-    # Nothing else is looked at first: not the path, the method or the body.
+    # The key is checked before the path, the method and the body.
     for method, path in [("GET", "/v1/nothing"), ("PUT", "/v1/batches"), ("POST", "/v1/files")]:
         assert server.send(method, path, b"{" if method == "POST" else None).status == 401
     assert [server.send("GET", path).status for path in ("/health", "/ready", "/version")] == [200] * 3
     assert key not in server.log.read_text()
 
 
-def test_a_revoked_key_stops_working(keyed, project):  # whose own key keeps the door closed
+def test_a_revoked_key_stops_working(keyed, project):  # the key of `project` keeps authentication on
     server = keyed
     key = server.new_key("gone")
     listed = _keys(server, "list", "--json")
@@ -90,7 +90,7 @@ def test_a_revoked_key_stops_working(keyed, project):  # whose own key keeps the
     until(lambda: server.send("GET", "/v1/batches", key=key).status == 401, timeout_s=10)
 
 
-def test_a_page_of_another_origin_does_not_come_in_by_the_open_door(server):
+def test_a_server_without_keys_refuses_requests_from_another_origin(server):
     headers = {"Origin": "https://evil.test"}
     assert server.send("GET", "/v1/batches", headers=headers).status == 401
     assert server.send("GET", "/v1/batches", headers={"Host": "evil.test"}).status == 401
@@ -98,7 +98,7 @@ def test_a_page_of_another_origin_does_not_come_in_by_the_open_door(server):
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0", "::"])
-def test_it_refuses_to_listen_elsewhere_without_keys(tmp_path, address):
+def test_a_server_without_keys_refuses_to_listen_beyond_loopback(tmp_path, address):
     command = [sys.executable, "-m", "nightmill", "serve", "--emulate", "--host", address, "--port", "0"]
     refused = subprocess.run(
         [*command, "--folder", str(tmp_path)], capture_output=True, check=False, text=True, timeout=60

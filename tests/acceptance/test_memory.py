@@ -1,4 +1,4 @@
-"""The short form of `python bench/memory.py`: no process of a server grows with what it carries."""
+"""A short run of `python bench/memory.py`: memory of the server does not grow with batches and uploads."""
 
 from pathlib import Path
 
@@ -12,12 +12,12 @@ pytestmark = [
 ]
 
 
-@pytest.mark.timeout(300)  # a hundred thousand lines through four processes of a busy machine
-def test_a_hundred_thousand_lines_take_no_more_memory_than_the_settings_say(tmp_path):
+@pytest.mark.timeout(300)  # a hundred thousand lines through four processes on a loaded machine
+def test_a_hundred_thousand_lines_need_no_more_memory_than_the_settings_allow(tmp_path):
     _judge(memory.measured(tmp_path, "lines", 100_000))
 
 
-def test_an_upload_in_parts_takes_no_more_memory_than_a_few_chunks(tmp_path):
+def test_an_upload_in_parts_needs_no_more_memory_than_a_few_chunks(tmp_path):
     _judge(memory.measured(tmp_path, "upload", 300 * memory.BLOCK_BYTES))
 
 

@@ -107,13 +107,13 @@ def test_a_batch_from_upload_to_answers(client, server, jsonl):
     assert output.expires_at == output.created_at + 30 * 86_400
 
 
-async def test_the_async_client_does_the_same(server, jsonl):
+async def test_the_async_client_behaves_the_same(server, jsonl):
     async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="sk-none", max_retries=0) as client:
         uploaded = await client.files.create(file=("in.jsonl", jsonl(3)), purpose="batch")
         assert (await client.files.wait_for_processing(uploaded.id)).status == "processed"
         batch = await client.batches.create(input_file_id=uploaded.id, endpoint=CHAT, completion_window="24h")
         async with asyncio.timeout(60):
-            # Polling is what clients do.
+            # Clients poll.
             while (batch := await client.batches.retrieve(batch.id)).status != "completed":  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
         content = await client.files.content(batch.output_file_id)
@@ -125,7 +125,7 @@ async def test_the_async_client_does_the_same(server, jsonl):
 
 
 @pytest.mark.parametrize("endpoint", FOR_EACH_ENDPOINT)
-def test_each_endpoint_is_answered_in_its_own_shape(server, jsonl, endpoint):
+def test_each_endpoint_is_answered_in_its_own_format(server, jsonl, endpoint):
     body, shape = FOR_EACH_ENDPOINT[endpoint]
     batch = server.run(jsonl(2, url=endpoint, body=body), endpoint=endpoint)
     assert batch.status == "completed", batch
@@ -134,7 +134,7 @@ def test_each_endpoint_is_answered_in_its_own_shape(server, jsonl, endpoint):
         shape.model_validate(row["response"]["body"])
 
 
-def test_lines_the_model_server_refuses_are_in_the_error_file(client, server, jsonl):
+def test_lines_that_the_model_server_refuses_are_in_the_error_file(client, server, jsonl):
     refused = jsonl(1, body={"model": "m", "messages": []}).replace(b"line-0", b"refused")
     batch = server.run(jsonl(2) + refused)
     assert batch.status == "completed"
@@ -147,20 +147,20 @@ def test_lines_the_model_server_refuses_are_in_the_error_file(client, server, js
     assert client.files.retrieve(batch.error_file_id).filename == f"{batch.id}_error.jsonl"
 
 
-def test_a_batch_of_which_nothing_succeeds_is_completed_without_an_output_file(server, jsonl):
+def test_a_batch_without_a_successful_line_is_completed_without_an_output_file(server, jsonl):
     batch = server.run(jsonl(2, body={"model": "m", "messages": []}))
     assert (batch.status, batch.output_file_id) == ("completed", None)
     assert batch.request_counts.to_dict() == {"total": 2, "completed": 0, "failed": 2}
     assert len(server.rows(batch.error_file_id)) == 2
 
 
-def test_the_input_file_may_be_deleted_right_after_and_the_results_stay(client, server, jsonl):
+def test_the_input_file_may_be_deleted_after_the_batch_and_the_results_stay(client, server, jsonl):
     batch = server.run(jsonl(2))
     client.files.delete(batch.input_file_id)
     assert len(server.rows(batch.output_file_id)) == 2
 
 
-def test_an_input_file_deleted_at_once_fails_the_batch_or_is_still_read(client, jsonl):
+def test_an_input_file_deleted_right_after_the_create_fails_the_batch_or_is_still_read(client, jsonl):
     uploaded = client.files.create(file=jsonl(1), purpose="batch")
     batch = client.batches.create(input_file_id=uploaded.id, endpoint=CHAT, completion_window="24h")
     client.files.delete(uploaded.id)
@@ -171,14 +171,14 @@ def test_an_input_file_deleted_at_once_fails_the_batch_or_is_still_read(client, 
         assert batch.status == "completed"
 
 
-def test_output_files_expire_as_the_batch_asks(client, server, jsonl):
+def test_output_files_expire_as_the_batch_requests(client, server, jsonl):
     batch = server.run(jsonl(1), output_expires_after={"anchor": "created_at", "seconds": 3_600})
     output = client.files.retrieve(batch.output_file_id)
     assert output.expires_at == output.created_at + 3_600
     assert "output_expires_after" not in batch.to_dict()
 
 
-def test_a_bad_file_fails_with_all_its_bad_lines(client, server, jsonl):
+def test_an_invalid_file_fails_with_all_its_invalid_lines(client, server, jsonl):
     good = jsonl(1)
     lines = [
         good,
@@ -207,7 +207,7 @@ def test_a_bad_file_fails_with_all_its_bad_lines(client, server, jsonl):
     ]
 
 
-def test_a_create_sent_again_with_its_idempotency_key_gives_the_first_batch(client, jsonl):
+def test_a_create_repeated_with_its_idempotency_key_returns_the_first_batch(client, jsonl):
     uploaded = client.files.create(file=jsonl(1), purpose="batch")
     asked = {"input_file_id": uploaded.id, "endpoint": CHAT, "completion_window": "24h"}
     headers = {"Idempotency-Key": "once and for all"}
@@ -224,7 +224,7 @@ def test_a_create_sent_again_with_its_idempotency_key_gives_the_first_batch(clie
 # --- lists --------------------------------------------------------------------------------------------
 
 
-def test_pages_of_batches_meet_without_gap_or_overlap(project, jsonl):
+def test_pages_of_batches_have_no_gap_and_no_overlap(project, jsonl):
     client = project
     assert json.loads(client.batches.with_raw_response.list().text) == {
         "object": "list",
@@ -249,7 +249,7 @@ def test_pages_of_batches_meet_without_gap_or_overlap(project, jsonl):
     assert client.batches.list(limit=22).has_more
 
 
-def test_a_new_batch_does_not_disturb_pages_behind_it(client, server, jsonl):
+def test_a_new_batch_does_not_change_later_pages(client, server, jsonl):
     for _ in range(3):
         server.run(jsonl(1))
     page = client.batches.list(limit=2)
@@ -261,7 +261,7 @@ def test_a_new_batch_does_not_disturb_pages_behind_it(client, server, jsonl):
 # --- cancel -------------------------------------------------------------------------------------------
 
 
-def test_a_cancel_stops_sending_and_keeps_what_was_answered(stubbed, jsonl):
+def test_a_cancel_stops_sending_and_keeps_the_answers(stubbed, jsonl):
     server, upstream = stubbed
     upstream.delay_s = 0.05
     client = server.client()
@@ -277,7 +277,7 @@ def test_a_cancel_stops_sending_and_keeps_what_was_answered(stubbed, jsonl):
     batch = ended(client, batch.id)
     took_s = time.monotonic() - cancelled_at
     assert batch.status == "cancelled"
-    # Two lines were in flight; a moment passes until the worker hears of it.
+    # Two lines were in flight, and the worker learns of the cancel a moment later.
     assert len(upstream.requests) - sent <= 2 + 2 * (0.5 / 0.05), took_s
     assert batch.finalizing_at is None
     counts = batch.request_counts
@@ -291,7 +291,7 @@ def test_a_cancel_stops_sending_and_keeps_what_was_answered(stubbed, jsonl):
     assert (again.status, again.output_file_id) == ("cancelled", batch.output_file_id)
 
 
-def test_an_ended_batch_can_not_be_cancelled_and_is_not_asked_again(client, server, jsonl):
+def test_an_ended_batch_cannot_be_cancelled_and_the_client_does_not_retry(client, server, jsonl):
     for content, status in [(jsonl(1), "completed"), (jsonl(1) + b"{\n", "failed")]:
         batch = server.run(content)
         assert batch.status == status
@@ -301,10 +301,10 @@ def test_an_ended_batch_can_not_be_cancelled_and_is_not_asked_again(client, serv
         assert caught.value.response.headers["x-should-retry"] == "false"
 
 
-# --- windows ------------------------------------------------------------------------------------------
+# --- completion windows -------------------------------------------------------------------------------
 
 
-def test_a_batch_that_outlives_its_window_keeps_what_was_answered(serve, jsonl):
+def test_a_batch_that_exceeds_its_completion_window_keeps_its_answers(serve, jsonl):
     slow = {"NIGHTMILL_EMULATOR__DELAY_S": "0.2"}
     server = serve("--emulate", "--window", "24h", "--window", "2s", "--concurrency", "2", environment=slow)
     server.run(jsonl(1))  # the worker is up
@@ -325,7 +325,7 @@ def test_a_batch_that_outlives_its_window_keeps_what_was_answered(serve, jsonl):
 # --- files --------------------------------------------------------------------------------------------
 
 
-def test_a_file_is_made_read_listed_downloaded_and_deleted(client, jsonl):
+def test_a_file_is_created_read_listed_downloaded_and_deleted(client, jsonl):
     content = jsonl(3)
     made = client.files.create(file=("Grüße \u2028 ../x.jsonl", content), purpose="batch")
     assert isinstance(made, FileObject)
@@ -349,7 +349,7 @@ def test_a_file_is_made_read_listed_downloaded_and_deleted(client, jsonl):
         }
 
 
-def test_files_come_in_pages_in_both_orders(project, jsonl):
+def test_files_are_listed_in_pages_in_both_orders(project, jsonl):
     client = project
     made = [client.files.create(file=jsonl(1), purpose="batch").id for _ in range(5)]
     made.append(client.files.create(file=b"x", purpose="user_data").id)
@@ -361,7 +361,7 @@ def test_files_come_in_pages_in_both_orders(project, jsonl):
 
 
 @pytest.mark.parametrize("purpose", ["assistants", "batch", "fine-tune", "vision", "user_data", "evals"])
-def test_each_purpose_is_taken_and_expires_when_asked(client, jsonl, purpose):
+def test_each_purpose_is_accepted_and_expires_as_requested(client, jsonl, purpose):
     expiry = {"anchor": "created_at", "seconds": 3_600}
     made = client.files.create(file=jsonl(1), purpose=purpose, expires_after=expiry)
     assert (made.purpose, made.expires_at) == (purpose, made.created_at + 3_600)
@@ -384,7 +384,7 @@ def test_a_download_is_streamed(client, server, jsonl, tmp_path):
 # --- uploads ------------------------------------------------------------------------------------------
 
 
-def test_a_file_goes_up_in_parts_and_serves_a_batch(client, server, jsonl):
+def test_a_file_uploaded_in_parts_can_be_used_by_a_batch(client, server, jsonl):
     content = jsonl(4_000)
     upload = client.uploads.upload_file_chunked(
         file=content,
@@ -401,7 +401,7 @@ def test_a_file_goes_up_in_parts_and_serves_a_batch(client, server, jsonl):
     assert ended(client, batch.id).request_counts.completed == 4_000
 
 
-def test_a_path_goes_up_in_parts(client, jsonl, tmp_path):
+def test_a_path_is_uploaded_in_parts(client, jsonl, tmp_path):
     path = tmp_path / "in.jsonl"
     path.write_bytes(jsonl(10))
     upload = client.uploads.upload_file_chunked(file=path, mime_type="application/jsonl", purpose="batch")
@@ -425,7 +425,7 @@ def test_a_wrong_size_or_checksum_leaves_the_upload_pending(client):
     assert (done.status, done.file.bytes) == ("completed", 4)
 
 
-def test_a_cancelled_upload_takes_no_parts_and_leaves_nothing(client, server):
+def test_a_cancelled_upload_accepts_no_parts_and_leaves_no_files(client, server):
     upload = client.uploads.create(bytes=4, filename="x", mime_type="text/plain", purpose="user_data")
     client.uploads.parts.create(upload.id, data=b"abc")
     assert client.uploads.cancel(upload.id).status == "cancelled"
@@ -463,7 +463,7 @@ def test_errors_are_raised_with_message_param_code_and_request_id(client):
 
 
 @pytest.mark.parametrize("file_id", ["file-unknown", "file-" + "0" * 32])
-def test_a_file_nobody_knows_fails_the_batch_later(client, file_id):
+def test_an_unknown_file_fails_the_batch_later(client, file_id):
     batch = client.batches.create(input_file_id=file_id, endpoint=CHAT, completion_window="24h")
     batch = ended(client, batch.id)
     assert batch.status == "failed"

@@ -1,8 +1,8 @@
-"""What a thousand lines may cost in work that can be counted: no time is measured, so a slow machine passes.
+"""Limits on the work per thousand lines: statements, syncs, writes, tasks. No time is measured.
 
-Commits are made to wait for the end of a segment, and beats are put off, so that the counts don't depend on
-how fast the machine is. A limit is a little above what was found; more means that somebody added work for
-each line or each segment, which wants a reason.
+Commits wait for the end of a segment, and heartbeats are delayed, so that the counts do not depend on the
+speed of the machine. A limit is a little above the measured count; a higher count means that a change added
+work for each line or each segment, which needs a reason.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ ANSWER = inputs.answer()
 
 
 class InstantUpstream:
-    """Answers at the next turn of the event loop, with an object of its own for each answer."""
+    """Answers in the next iteration of the event loop, with a new object for each answer."""
 
     def start(
         self,
@@ -69,7 +69,7 @@ class InstantUpstream:
 
 @contextmanager
 def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
-    """Counts until its end what is done meanwhile, in all threads."""
+    """Counts statements, syncs, writes and tasks of all threads until the context ends."""
     counts: Counter[str] = Counter()
     with monkeypatch.context() as patched:
 
@@ -110,7 +110,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
 
 
 @asynccontextmanager
-async def rooms_with_a_batch(
+async def components_with_a_batch(
     folder: Path, *, lines: int
 ) -> AsyncGenerator[tuple[Components, asyncio.Event, list[object]]]:
     """Real store, blobs and parts in one process, with a batch in `validating`.
@@ -129,8 +129,8 @@ async def rooms_with_a_batch(
     settings.folder.mkdir(parents=True)
     await migrate(settings.store_url)
     events: list[object] = []
-    rung = asyncio.Event()
-    async with open_components(settings, emit=events.append, notifier=Notifier(rung.set)) as components:
+    notified = asyncio.Event()
+    async with open_components(settings, emit=events.append, notifier=Notifier(notified.set)) as components:
         writer = await components.blobs.open_writer("files/input")
         await writer.write(path.read_bytes())
         await writer.commit()
@@ -146,18 +146,18 @@ async def rooms_with_a_batch(
             expires_at=now + 86_400,
         )
         await components.store.batches.create(batch)
-        yield components, rung, events
+        yield components, notified, events
 
 
-async def answer_all(components: Components, rung: asyncio.Event) -> None:
+async def answer_all(components: Components, notified: asyncio.Event) -> None:
     worker = components.worker(InstantUpstream(), slots=64)
     stop = asyncio.Event()
     async with asyncio.timeout(60), asyncio.TaskGroup() as group:
         group.create_task(worker.run(stop, grace_s=lambda: 0.0))
         while not await components.store.batches.settled():
             async with asyncio.timeout(10):
-                await rung.wait()
-            rung.clear()
+                await notified.wait()
+            notified.clear()
         stop.set()
         components.notifier.notify_local()
 
@@ -183,8 +183,8 @@ def assert_at_most(found: Counter[str], limits: dict[str, int]) -> None:
     assert not over, f"more work than before: {over}; all: {dict(found)}"
 
 
-async def test_intake_does_nothing_for_each_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    async with rooms_with_a_batch(tmp_path, lines=LINES) as (components, _rung, _):
+async def test_intake_does_no_work_for_each_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    async with components_with_a_batch(tmp_path, lines=LINES) as (components, _notified, _):
         with counted(monkeypatch) as found:
             await components.intake().turn()
         assert await status(components) is Status.IN_PROGRESS
@@ -193,11 +193,13 @@ async def test_intake_does_nothing_for_each_line(tmp_path: Path, monkeypatch: py
     )
 
 
-async def test_a_worker_works_by_the_segment_not_by_the_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    async with rooms_with_a_batch(tmp_path, lines=LINES) as (components, rung, events):
+async def test_a_worker_does_its_work_for_each_segment_and_not_for_each_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    async with components_with_a_batch(tmp_path, lines=LINES) as (components, notified, events):
         await components.intake().turn()
         with counted(monkeypatch) as found:
-            await answer_all(components, rung)
+            await answer_all(components, notified)
     assert_at_most(
         found,
         {
@@ -214,9 +216,9 @@ async def test_a_worker_works_by_the_segment_not_by_the_line(tmp_path: Path, mon
 
 
 async def test_a_finalizer_reads_each_segment_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    async with rooms_with_a_batch(tmp_path, lines=LINES) as (components, rung, _):
+    async with components_with_a_batch(tmp_path, lines=LINES) as (components, notified, _):
         await components.intake().turn()
-        await answer_all(components, rung)
+        await answer_all(components, notified)
         with counted(monkeypatch) as found:
             await join(components)
     assert_at_most(
@@ -231,21 +233,21 @@ async def test_a_finalizer_reads_each_segment_once(tmp_path: Path, monkeypatch: 
     )
 
 
-async def test_nothing_that_lives_on_is_made_for_a_line(tmp_path: Path):
-    """Blocks of memory still in use once all is done: as many after 500 lines as after 4,000."""
+async def test_no_object_is_kept_for_a_line(tmp_path: Path):
+    """Memory blocks in use after the batch: as many after 500 lines as after 4,000."""
     kept: list[int] = []
     for lines in (PER_SEGMENT, PER_SEGMENT, LINES):
         folder = tmp_path / str(len(kept))
         folder.mkdir()
-        async with rooms_with_a_batch(folder, lines=lines) as (components, rung, _):
+        async with components_with_a_batch(folder, lines=lines) as (components, notified, _):
             await components.intake().turn()
             gc.collect()
             before = sys.getallocatedblocks()
-            await answer_all(components, rung)
+            await answer_all(components, notified)
             await join(components)
             gc.collect()
             kept.append(sys.getallocatedblocks() - before)
-    assert kept[2] - kept[1] < LINES / 4, f"blocks that stayed: {kept}"
+    assert kept[2] - kept[1] < LINES / 4, f"memory blocks that were kept: {kept}"
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")

@@ -1,7 +1,7 @@
 """Coverage-guided fuzzing of one target: `python -m tests.fuzz.atheris_targets form -max_total_time=60`.
 
-`make fuzz` runs each target for a while, in an environment of its own. What breaks a promise is kept in a
-file that libFuzzer names; give its name as an argument to see it again.
+`make fuzz` runs each target for a while, in a separate environment. libFuzzer writes a failing input to a
+file; give the name of the file as an argument to reproduce the failure.
 """
 
 import sys
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def main() -> None:
-    import atheris  # only here: it is no dependency of the tests
+    import atheris  # imported here only, because atheris is not a dependency of the tests
 
     with atheris.instrument_imports(include=["nightmill", "multipart"]):
         from tests.fuzz.targets import TARGETS, seeds

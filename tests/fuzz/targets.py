@@ -1,6 +1,6 @@
-"""What must hold for any bytes at all. Each target takes bytes, and raises when a promise is broken.
+"""Properties that hold for any bytes. Each target takes bytes, and raises when a property is violated.
 
-Hypothesis feeds them in the tests (`test_readers.py`), atheris for as long as one likes (`make fuzz`).
+Hypothesis calls the targets in the tests (`test_readers.py`), atheris for any length of time (`make fuzz`).
 """
 
 import asyncio
@@ -27,7 +27,7 @@ BOM = b"\xef\xbb\xbf"
 
 
 def input_file(data: bytes) -> None:
-    """Cut anywhere, the same index and findings; every indexed line can be cut and is what it seems."""
+    """Any chunk size gives the same index and findings; every indexed line can be sliced and parsed."""
     rules = InputRules(endpoint=_CHAT, lines_per_file=50, line_bytes=2_000, nesting=20, models_per_file=3)
     whole = _inspected(data, rules, chunk_bytes=len(data) or 1)
     for chunk_bytes in (1, 7, 64):
@@ -80,7 +80,7 @@ def _inspected(data: bytes, rules: InputRules, *, chunk_bytes: int) -> tuple[byt
 
 
 def answer(data: bytes) -> None:
-    """Whatever an upstream says, the row is one line of ASCII JSON and holds what was said."""
+    """For any upstream answer the row is one line of ASCII JSON and contains the answer."""
     status = 200 + data[0] if data else 200
     line = RequestLine(b'"a\\u00e9"', b"{}")
     row = answered(
@@ -90,7 +90,8 @@ def answer(data: bytes) -> None:
     assert parsed["custom_id"] == "a\u00e9"
     if parsed["error"] is None:
         try:
-            # Of bytes it takes UTF-16 as well, and NaN unless it is told not to.
+            # `json.loads` would also decode UTF-16 from bytes, and accepts NaN unless `parse_constant`
+            # refuses it.
             said = json.loads(data[1:].removeprefix(BOM).decode(), parse_constant=_refused)
         except (ValueError, RecursionError):
             return
@@ -112,7 +113,7 @@ def _is_row(text: bytes) -> dict[str, Any]:
 
 
 def part(data: bytes) -> None:
-    """What is read back from a part is exactly what stands at its beginning."""
+    """The records read back from a part are exactly those at its beginning."""
     again = b""
     end = 0
     for end, record in read_records(io.BytesIO(data), len(data)):  # noqa: B007 - the last is wanted
@@ -122,7 +123,9 @@ def part(data: bytes) -> None:
 
 
 def form(data: bytes) -> None:
-    """Read or refused; what was read stands in the body between two boundaries, and nothing is left."""
+    """A form is read or refused; a file that was read stands between two boundaries of the body, and no blob
+    is left.
+    """
     cut = data[0] if data else 0
     writers: list[_Memory] = []
 
@@ -227,7 +230,7 @@ def seeds() -> dict[str, list[bytes]]:
 
 
 def words() -> dict[str, list[bytes]]:
-    """Pieces that inputs of each target are made of."""
+    """Building blocks of the inputs of each target."""
     json_words = [
         b"{",
         b"}",

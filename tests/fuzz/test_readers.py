@@ -1,4 +1,4 @@
-"""Hypothesis throws soups of meaningful pieces at every reader of bytes from outside. See `targets`."""
+"""Hypothesis feeds mixtures of meaningful pieces to every reader of external bytes. See `targets`."""
 
 import pytest
 from hypothesis import given, settings
@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tests.fuzz.targets import TARGETS, seeds, words
 
 
-def soups(name: str) -> st.SearchStrategy[bytes]:
+def mixtures(name: str) -> st.SearchStrategy[bytes]:
     """Pieces in any order, random bytes among them, and good inputs with some bytes changed."""
     pieces = st.lists(st.sampled_from(words()[name]) | st.binary(max_size=6), max_size=14).map(b"".join)
     return pieces | st.sampled_from(seeds()[name]).flatmap(changed)
@@ -28,14 +28,14 @@ def changed(text: bytes) -> st.SearchStrategy[bytes]:
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_the_seeds_are_fine(name):
+def test_the_seeds_are_accepted(name):
     for seed in seeds()[name]:
         TARGETS[name](seed)
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_no_bytes_break_a_promise(name):
-    @given(data=soups(name))
+def test_no_input_violates_a_property(name):
+    @given(data=mixtures(name))
     @settings(max_examples=400)
     def check(data):
         TARGETS[name](data)

@@ -1,7 +1,7 @@
-"""Schemathesis takes the served description at its word, and the real server with it.
+"""Schemathesis tests a real server against its served OpenAPI description.
 
-Every operation gets well-formed, malformed and missing values, alone and in sequences (create, then use what
-was made): no 5xx, only described statuses, every answer as its schema says, and no way round the key.
+Every operation gets well-formed, malformed and missing values, alone and in sequences (create, then use the
+result): no 5xx, only described statuses, every answer valid for its schema, and no access without the key.
 """
 
 import json
@@ -16,8 +16,8 @@ from urllib.request import Request, urlopen
 import pytest
 
 COMMAND = (sys.executable, "-m", "nightmill")
-# A whole number may be written 5.0 in JSON Schema's eyes and not in OpenAI's; what an id must look like, and
-# that a file must be there, no schema says. Missing keys are tried by `ignored_auth`.
+# JSON Schema accepts 5.0 as an integer and OpenAI does not. No schema describes the format of an id, or that
+# a file must exist. Missing keys are tested by `ignored_auth`.
 EXCLUDED = "positive_data_acceptance,missing_required_header"
 
 
@@ -52,7 +52,7 @@ def served(tmp_path_factory):
 
 
 @pytest.mark.timeout(240)
-def test_the_server_does_what_its_description_says(served, tmp_path):
+def test_the_server_follows_its_description(served, tmp_path):
     url, key, folder, log = served
     with urlopen(Request(f"{url}/openapi.json")) as answer:
         paths = json.load(answer)["paths"]
@@ -77,9 +77,9 @@ def test_the_server_does_what_its_description_says(served, tmp_path):
 
     assert ran.returncode == 0, ran.stdout[-8_000:] + ran.stderr[-2_000:]
     assert f"Tested: {operations}\n" in ran.stdout, ran.stdout[-3_000:]
-    told = log.read_text()
-    assert "unexpected" not in told
-    assert "Traceback" not in told
+    logged = log.read_text()
+    assert "unexpected" not in logged
+    assert "Traceback" not in logged
     checked = subprocess.run(
         [*COMMAND, "check", "--deep", "--folder", folder],
         capture_output=True,

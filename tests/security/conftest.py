@@ -1,4 +1,4 @@
-"""A real server with secrets in every place a secret may be, and all that can be seen of it from outside."""
+"""A real server with a secret in every place for one, and everything visible of it from outside."""
 
 import json
 import os
@@ -78,7 +78,7 @@ class Served:
         return batch
 
     def process_ids(self) -> list[int]:
-        """The server and everything below it."""
+        """Process ids of the server and all its descendants."""
         found = [self.process.pid]
         for pid in found:
             for task in Path(f"/proc/{pid}/task").glob("*/children"):
@@ -88,7 +88,7 @@ class Served:
 
 @contextmanager
 def upstream() -> Iterator[str]:
-    """Answers by status and headers that the line itself asks for; keeps what it was sent."""
+    """An upstream that answers with the status and headers that the line names, and records its requests."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"

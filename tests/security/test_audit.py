@@ -1,4 +1,4 @@
-"""The dependency audit never calls a look-up that did not happen a pass."""
+"""The dependency audit never passes when a look-up did not happen."""
 
 import importlib.util
 import json
@@ -37,13 +37,13 @@ VULNERABLE = {"name": "three", "version": "3", "vulns": [{"id": "PYSEC-1", "fix_
         ("{}", 2, "did not answer: no route"),
     ],
 )
-def test_only_a_look_up_of_all_is_a_pass(audit, stdout, code, words):
+def test_the_audit_passes_only_if_all_dependencies_were_looked_up(audit, stdout, code, words):
     found, reason = audit.verdict(stdout, "trace\nno route\n")
     assert found == code
     assert words in reason
 
 
-def test_a_service_out_of_reach_is_said(audit, capsys, monkeypatch):
+def test_an_unreachable_service_is_reported(audit, capsys, monkeypatch):
     def unknown(*_):
         raise audit.socket.gaierror(-2, "Name or service not known")
 

@@ -1,4 +1,4 @@
-"""What a client or an upstream said can't pass for a line of our own."""
+"""Text from a client or an upstream cannot imitate a log line."""
 
 import logging
 
@@ -9,7 +9,7 @@ from nightmill.runtime.process_setup import start_logs
 
 @pytest.fixture
 def logged(capsys):
-    """Logs as a server does, and gives the lines on standard error."""
+    """Logs as a server does, and returns the lines on standard error."""
     root, ours = logging.getLogger(), logging.getLogger("nightmill")
     before, level = root.handlers[:], ours.level
 
@@ -24,14 +24,14 @@ def logged(capsys):
     ours.setLevel(level)
 
 
-def test_words_of_others_begin_no_line_and_move_no_cursor(logged):
+def test_foreign_text_cannot_start_a_log_line_or_move_the_cursor(logged):
     words = "no\r\n2026-01-01T00:00:00 ERROR forged\x1b[2J\x9b\u2028x"
     first, *others = logged(lambda logger: logger.warning("the upstream said: %s", words))
     assert first.endswith(r"WARNING the upstream said: no\r")
     assert others == [r"    2026-01-01T00:00:00 ERROR forged\x1b[2J\x9b\u2028x"]
 
 
-def test_a_traceback_is_as_harmless(logged):
+def test_foreign_text_in_a_traceback_is_cleaned_too(logged):
     def fail(logger):
         try:
             raise ValueError("no\n2026-01-01T00:00:00 ERROR forged")

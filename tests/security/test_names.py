@@ -1,4 +1,4 @@
-"""Names and ids are data: no path, no statement, no page and no header is ever made of them."""
+"""Names and ids are data: they never become part of a path, an SQL statement, a page or a header."""
 
 import json
 
@@ -21,7 +21,7 @@ NAMES = [
 
 
 @pytest.mark.parametrize("name", NAMES, ids=ascii)
-def test_a_file_s_name_is_data(served, line, name):
+def test_a_file_name_is_data(served, line, name):
     before = {path for path in served.folder.parent.rglob("*") if not path.is_relative_to(served.folder)}
     sent = name.replace("\r\n", "%0D%0A").replace("\x00", "")
 
@@ -44,7 +44,7 @@ def test_a_file_s_name_is_data(served, line, name):
 
 
 @pytest.mark.parametrize("name", NAMES, ids=ascii)
-def test_metadata_comes_back_as_it_was_sent(served, line, name):
+def test_metadata_is_returned_unchanged(served, line, name):
     batch = served.run_batch(line, metadata={name[:64]: name, "plain": "x"})
 
     assert batch["metadata"] == {name[:64]: name, "plain": "x"}
@@ -66,10 +66,10 @@ def test_metadata_comes_back_as_it_was_sent(served, line, name):
     ],
 )
 @pytest.mark.parametrize("path", ["/v1/files/{}", "/v1/files/{}/content", "/v1/batches/{}"])
-def test_an_odd_id_is_an_unknown_one(served, path, step):
+def test_an_unusual_id_is_an_unknown_id(served, path, step):
     status, headers, body = served.send("GET", path.format(step))
 
-    assert status in (400, 404)  # an id of a batch has a shape, which is looked at first
+    assert status in (400, 404)  # the format of a batch id is checked first
     assert headers["content-type"] == "application/json"
     assert "set-cookie" not in headers
     assert json.loads(body)["error"]["type"] == "invalid_request_error"

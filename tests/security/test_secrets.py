@@ -1,4 +1,4 @@
-"""Where a key, a prompt or a forged line must never be seen."""
+"""Places where a key, a prompt or a forged log line must never appear."""
 
 import json
 import re
@@ -12,7 +12,7 @@ WRONG_KEY = "sk-nightmill-wrong-4714-0123456789"
 
 @pytest.fixture(scope="module")
 def used(served, line):
-    """The server after all that could make it talk."""
+    """The server after every kind of request that might log or print a secret."""
     batch = served.run_batch(line, metadata={"a\nb": "c\r\nd\x1b[31m"})
     assert batch["status"] == "completed"
     assert batch["request_counts"]["failed"] == 1
@@ -27,11 +27,11 @@ def used(served, line):
 
 def test_no_key_and_no_prompt_is_in_the_log(used, secrets, prompt):
     log = used.log.read_text()
-    assert "leased under token" in log, "the log is at debug"
+    assert "leased under token" in log, "the log level is debug"
     assert not [secret for secret in (*secrets, WRONG_KEY, prompt) if secret in log]
 
 
-def test_nobody_forges_a_line_of_the_log(used):
+def test_a_client_cannot_forge_a_log_line(used):
     log = used.log.read_text()
     assert "\x1b" not in log
     for line in log.splitlines():
@@ -53,21 +53,21 @@ def test_no_key_is_in_a_command_line_or_in_a_child_s_environment(used, secrets):
         assert not [secret for secret in secrets if secret in environment]
 
 
-def test_no_key_lies_on_disk(used, secrets):
+def test_no_key_is_stored_on_disk(used, secrets):
     for path in used.folder.rglob("*"):
         if path.is_file():
             content = path.read_bytes()
             assert not [secret for secret in (used.key, WRONG_KEY) if secret.encode() in content], path
 
 
-def test_others_on_this_machine_can_read_nothing(used):
+def test_other_users_of_the_machine_cannot_read_any_file(used):
     assert stat.S_IMODE(used.folder.stat().st_mode) == 0o700
     for path in used.folder.rglob("*"):
         if path.is_file():
             assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
 
 
-def test_a_key_is_refused_by_the_digest_alone_and_in_the_same_words(used):
+def test_every_wrong_key_is_refused_by_its_digest_with_the_same_message(used):
     near = used.key[:-1] + ("A" if used.key[-1] != "A" else "B")
     answers = [used.send("GET", "/v1/batches", Authorization=f"Bearer {key}") for key in (near, WRONG_KEY)]
     messages = [json.loads(body)["error"] for _, _, body in answers]
@@ -77,7 +77,7 @@ def test_a_key_is_refused_by_the_digest_alone_and_in_the_same_words(used):
         assert message["code"] == "invalid_api_key"
 
 
-# --- what comes back ------------------------------------------------------------------------------------
+# --- responses ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_a_key_is_refused_by_the_digest_alone_and_in_the_same_words(used):
         ("GET", "/openapi.json", 200),
     ],
 )
-def test_an_answer_tells_nothing_of_the_server_and_is_never_guessed_at(used, method, path, status):
+def test_responses_do_not_reveal_the_server_and_have_a_fixed_content_type(used, method, path, status):
     found, headers, body = used.send(method, path)
 
     assert found == status
