@@ -1,1 +1,1 @@
-"""Measures nightmill against wrk, against targets, and against its peers: `make bench`."""
+"""Measures nightmill and compares it with wrk, with targets and with its peers: `make bench`."""

@@ -1,8 +1,8 @@
 """`python -m bench`: every row of the table, against its target.
 
-Each figure is a median over rounds; rounds in which others were busy are left out as long as two quiet ones
-remain, and kept in the results either way. Results go to `.run/bench/results.json` and, with --publish,
-together with the plots into docs/.
+Each figure is a median over rounds. Rounds with much foreign CPU are left out as long as two quiet ones
+remain; the results contain all rounds. Results go to `.run/bench/results.json` and, with --publish, together
+with the plots into docs/.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """The bounds of moving a file: a socket read straight into a file, and a file sent straight from the cache.
 
-`python bare.py PORT take FOLDER` answers each POST once its body is in a new file there (new pages cost more
-than all else, and a file that is written over has them already); `python bare.py PORT give PATH` answers each
-GET with PATH by `sendfile`. One connection at a time, no checks: nothing in Python does less.
+`python bare.py PORT take FOLDER` answers each POST once its body is in a new file there (a new file needs new
+pages, which are the largest cost; a file that is overwritten already has them); `python bare.py PORT give
+PATH` answers each GET with PATH by `sendfile`. One connection at a time and no checks: the minimum in Python.
 """
 
 import itertools

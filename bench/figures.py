@@ -15,9 +15,9 @@ class Better(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One number of the table. `target` None is shown for what it tells, and is neither met nor missed.
+    """One number of the table. A figure with `target` None is information and is neither met nor missed.
 
-    `samples` hold what each round saw, rejected rounds included (`foreign_share` says how busy others were).
+    `samples` has the data of each round, including rejected rounds (`foreign_share`: CPU of other processes).
     """
 
     row: str
@@ -114,7 +114,7 @@ LONG = Sizes(
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """What every row needs: where to work, how much to do; `source` measures another copy of our code."""
+    """The parameters of every row: folder and sizes; `source` is another copy of the code to measure."""
 
     folder: Path
     sizes: Sizes
@@ -126,6 +126,6 @@ def median(values: Sequence[float]) -> float:
 
 
 def quiet_first(samples: Sequence[dict[str, Any]], *, foreign_share: float = 0.15) -> list[dict[str, Any]]:
-    """Samples others hardly disturbed; when there are fewer than two of them, all."""
+    """The samples with little foreign CPU; all samples if there are fewer than two of those."""
     quiet = [sample for sample in samples if sample.get("foreign_share", 0.0) <= foreign_share]
     return quiet if len(quiet) >= 2 else list(samples)

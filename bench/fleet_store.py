@@ -1,4 +1,4 @@
-"""A store with a million waiting segments, and many processes at it at once."""
+"""A store with a million waiting segments that many processes use at once."""
 
 import asyncio
 import json
@@ -25,7 +25,7 @@ _SCRIPT = Path(__file__).with_name("fleet_leases.py")
 
 
 def filled(url: str, *, batches: int, segments: int) -> float:
-    """Makes the schema and so many batches of so many segments, as intake does; segments a second."""
+    """Creates the schema and the batches with their segments, as intake does; returns segments per second."""
     return asyncio.run(_filled(url, batches, segments))
 
 
@@ -58,7 +58,7 @@ async def _filled(url: str, batches: int, segments: int) -> float:
 
 
 def backlog_ms(url: str, *, times: int) -> float:
-    """How long an autoscaler's question takes, in the middle."""
+    """Median time of the backlog query of an autoscaler, in milliseconds."""
 
     async def ask() -> list[float]:
         store = open_store(url)
@@ -75,7 +75,7 @@ def backlog_ms(url: str, *, times: int) -> float:
     return sorted(asyncio.run(ask()))[times // 2] * 1e3
 
 
-def hammered(
+def run_workers(
     url: str,
     what: str,
     *,
@@ -85,7 +85,7 @@ def hammered(
     postgres: Postgres | None = None,
     source: Path | None = None,
 ) -> dict[str, Any]:
-    """So many processes at `what` (see `fleet_leases`) at once: how much a second, and what each cost."""
+    """Runs `processes` processes of `fleet_leases` at once; returns the rate and the cost of each turn."""
     environment = os.environ | ({} if source is None else {"PYTHONPATH": str(source)})
     with ExitStack() as stack:
         children: list[subprocess.Popen[str]] = []

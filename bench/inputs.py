@@ -22,18 +22,18 @@ def line(number: int, size_bytes: int = LINE_BYTES) -> bytes:
 
 
 def body(number: int, size_bytes: int = LINE_BYTES) -> bytes:
-    """The body of that line, as the upstream receives it."""
+    """The body of the line, as the upstream receives it."""
     whole = line(number, size_bytes)
     return whole[whole.index(b'"body": ') + len(b'"body": ') : -2]
 
 
 def text(size_bytes: int) -> str:
-    """So many letters that say little."""
+    """Filler text of `size_bytes` bytes."""
     return (_TEXT * (1 + size_bytes // TEXT_BYTES)).decode()[:size_bytes]
 
 
 def input_file(folder: Path, lines: int, *, line_bytes: int = LINE_BYTES) -> Path:
-    """A file of so many lines; made once."""
+    """A file with `lines` lines; created once."""
     path = folder / f"input-{lines}-{line_bytes}.jsonl"
     if not path.exists():
         unfinished = path.with_suffix(".part")

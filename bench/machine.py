@@ -1,4 +1,4 @@
-"""What a process and the machine used: CPU, memory, and who else was busy. Linux's /proc only."""
+"""CPU and memory used by a process, by the machine and by foreign processes, from /proc of Linux."""
 
 import os
 import platform
@@ -13,13 +13,13 @@ _MIB = 1 << 20
 
 
 def cpu_s(pid: int) -> float:
-    """User and system time of a process, its ended threads included."""
+    """User and system time of a process, including its ended threads."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
 
 
 def tree_cpu_s(pid: int) -> float:
-    """Of a process, its living descendants, and those that have ended and were waited for."""
+    """CPU time of a process, its living descendants, and its ended and reaped children."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         below = children(pid)
@@ -37,7 +37,7 @@ def memory_mib(pid: int, name: str = "VmHWM") -> float:
 
 
 def forget_peak(pid: int) -> None:
-    """Begins VmHWM anew."""
+    """Resets VmHWM."""
     Path(f"/proc/{pid}/clear_refs").write_text("5")
 
 
@@ -47,7 +47,7 @@ def children(pid: int) -> list[int]:
 
 
 def name(pid: int) -> str:
-    """What `ps` shows: of a child of nightmill's its first role."""
+    """The name that `ps` shows; for a child of nightmill that is its first role."""
     return Path(f"/proc/{pid}/comm").read_text().strip()
 
 
@@ -56,7 +56,7 @@ def cores() -> int:
 
 
 def busy_s() -> float:
-    """Time the cores were busy with anything, summed; what the host took away (steal) counts."""
+    """Time for which the cores were busy, summed, including time that the host took away (steal)."""
     user, nice, system, _idle, _wait, irq, softirq, steal = map(
         int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
     )
@@ -65,7 +65,7 @@ def busy_s() -> float:
 
 @dataclass(slots=True)
 class Used:
-    """What a stretch of time cost. `foreign_share` is what others took of all cores."""
+    """CPU used during a period. `foreign_share` is the share of all cores that other processes used."""
 
     wall_s: float = 0.0
     cpu_s: dict[str, float] = field(default_factory=dict)
@@ -74,7 +74,7 @@ class Used:
 
 @contextmanager
 def watched(pids: Mapping[str, int]) -> Iterator[Used]:
-    """Fills in what it yields at its end. This process counts as one of ours."""
+    """Yields a `Used` that is filled in when the context ends. This process counts as one of ours."""
     used = Used()
     everyone = {**pids, "bench": os.getpid()}
     before = {name: cpu_s(pid) for name, pid in everyone.items()}
@@ -88,7 +88,7 @@ def watched(pids: Mapping[str, int]) -> Iterator[Used]:
 
 
 def wait_for_quiet(*, share: float = 0.1, timeout_s: float = 8.0) -> bool:
-    """Waits until the cores are idle but for `share`, at most so long."""
+    """Waits until at most `share` of the cores is busy, for at most `timeout_s` seconds."""
     until = time.monotonic() + timeout_s
     while True:
         busy, began = busy_s(), time.perf_counter()

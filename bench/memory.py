@@ -1,11 +1,11 @@
-"""How much memory the processes of a server take: a batch of many lines, and an upload of many gigabytes.
+"""Memory of the processes of a server for a batch of many lines and an upload of many gigabytes.
 
     python bench/memory.py --lines 1000000
     python bench/memory.py --upload-gb 5
 
-Each run is held against a small one, for it is growth that would tell of a leak. Exits with 1 when a process
-of the server takes more than 200 MB, or a quarter more than in the small run. The emulator that answers is
-shown and not judged. Linux only: the peaks are the kernel's own (VmHWM).
+Each run is compared with a small run, because growth would show a leak. Exits with 1 when a process of the
+server takes more than 200 MB, or 25% more than in the small run. The emulator is shown and not checked. Linux
+only: the peaks come from the kernel (VmHWM).
 """
 
 import argparse
@@ -74,7 +74,7 @@ class Server:
         connection.close()
 
     def peaks_mb(self) -> dict[str, float]:
-        """The most each process has ever held, by what it does."""
+        """Peak memory of each process, by its role."""
         found = {"api": _status_mb(self.pid, "VmHWM")}
         for task in Path(f"/proc/{self.pid}/task").iterdir():
             for pid in map(int, (task / "children").read_text().split()):
@@ -100,9 +100,9 @@ def _name_of(pid: int) -> str:
 
 
 def _status_mb(pid: int, name: str) -> float:
-    for row in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if row.startswith(name + ":"):
-            return int(row.split()[1]) / 1_024
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(name + ":"):
+            return int(line.split()[1]) / 1_024
     raise RuntimeError(f"process {pid} has no {name}")
 
 
@@ -149,7 +149,7 @@ def lines(count: int) -> Iterator[bytes]:
 
 
 def run_batch(server: Server, count: int) -> None:
-    """Upload, run and download, all counted."""
+    """Uploads a file, runs a batch, downloads the output, and checks the number of lines."""
     size_bytes = sum(map(len, lines(count)))
     began = time.monotonic()
     uploaded = server.send_form("/files", "file", lines(count), size_bytes=size_bytes)
@@ -167,7 +167,7 @@ def run_batch(server: Server, count: int) -> None:
 
 
 def run_upload(server: Server, size_bytes: int) -> None:
-    """One file in parts, joined, downloaded, compared."""
+    """Uploads one file in parts, completes the upload, downloads the file, and compares it."""
     block = b'{"custom_id": "' + b"x" * (BLOCK_BYTES - len(b'{"custom_id": ""}\n')) + b'"}\n'
     began = time.monotonic()
     asked = {
@@ -211,7 +211,7 @@ def measured(folder: Path, what: str, amount: int) -> dict[str, float]:
 
 
 def compared(small: dict[str, float], large: dict[str, float]) -> bool:
-    """Prints the table; whether all is well."""
+    """Prints the table; returns whether every process is within the limits."""
     is_well = True
     print(f"{'process':28}{'small':>10}{'large':>10}   peak resident MB")
     for name, peak_mb in large.items():

@@ -23,7 +23,7 @@ mpl.rcParams.update(
 
 
 def _window(rows: dict, folder: Path) -> None:
-    """Lines a second against the window, on an upstream that takes 50 ms."""
+    """Lines per second by concurrency limit, on an upstream that takes 50 ms."""
     samples = [sample for figure in rows["busy"] for sample in figure["samples"] if "window" in sample]
     windows = sorted({sample["window"] for sample in samples})
     if not windows:
@@ -86,7 +86,7 @@ def _parts(rows: dict, folder: Path) -> None:
 
 
 def _peers(rows: dict, folder: Path) -> None:
-    """CPU per line of everyone at the same work, on a logarithmic axis."""
+    """CPU per line of nightmill and its peers for the same lines, on a logarithmic axis."""
     figures = [figure for figure in rows["peers"] if figure["value"] is not None]
     figures.sort(key=lambda figure: -figure["value"])
     names = [
@@ -105,7 +105,7 @@ def _peers(rows: dict, folder: Path) -> None:
 
 
 def _fleet(rows: dict, folder: Path) -> None:
-    """CPU per line by part, against workers, for each place."""
+    """CPU per line by part and number of workers, for each storage."""
     samples = [sample for figure in rows["fleet"] for sample in figure["samples"] if "lines_per_s" in sample]
     samples = [sample for sample in samples if "us" in sample]
     bars = list(dict.fromkeys((sample["place"], sample["workers"]) for sample in samples))

@@ -15,7 +15,7 @@ _SAMPLES_PER_S = 400
 
 
 def write_flame_graph(target: Path, *, source: Path | None) -> int:
-    """Profiles one worker through half a million lines; needs the right to trace another process."""
+    """Profiles one worker for half a million lines; needs permission to trace another process."""
     if (lack := stubs.missing()) is not None:
         print(f"SKIPPED: {lack}")
         return 0

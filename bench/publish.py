@@ -1,4 +1,4 @@
-"""Results into docs/benchmarks.md, between its markers, and the plots beside it."""
+"""Writes results into docs/benchmarks.md, between its markers, and the plots beside it."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""The table as text, and what it was measured on."""
+"""Prints the table, and describes the machine and the versions."""
 
 import importlib.metadata
 import subprocess
@@ -14,7 +14,7 @@ _PACKAGES = ("nightmill", "uvloop", "httptools", "msgspec", "uvicorn", "starlett
 
 def print_figures(figures: Sequence[Figure], *, seconds: float) -> None:
     if not figures:
-        return  # skipped, and said so
+        return  # skipped; the reason was printed
     print(f"\n{figures[0].row}  ({seconds:.0f} s)")
     for figure in figures:
         target = "" if figure.target is None else f"{figure.better} {figure.target:.4g} {figure.unit}"
@@ -34,11 +34,11 @@ def machine_and_versions() -> dict[str, Any]:
         "when": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "machine": machine.description(),
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES}
-        | {"nginx": _told("nginx", "-v"), "wrk": _told("wrk", "-v")},
+        | {"nginx": _version_of("nginx", "-v"), "wrk": _version_of("wrk", "-v")},
     }
 
 
-def _told(name: str, flag: str) -> str:
+def _version_of(name: str, flag: str) -> str:
     path = stubs.program(name)
     if path is None:
         return "absent"

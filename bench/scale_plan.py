@@ -131,7 +131,7 @@ def costs(measured: dict[str, Any]) -> Costs:
         complete_s=half,
         beat_s=measured["beat_postgres_us"] / 1e6,
         claim_s=few - 10 * per_sharer,
-        claim_per_sharer_s=per_sharer,
+        claim_per_grant_s=per_sharer,
     )
 
 

@@ -22,7 +22,7 @@ mpl.rcParams.update(
 
 
 def _claims(simulated: dict, folder: Path) -> None:
-    """How busy the upstream's row is, against workers, and how a thousand come to their parts."""
+    """Load of the row of the upstream by number of workers, and how a thousand workers get their slots."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4))
     for spreads, label, color in ((False, "asked every beat", _BOUND), (True, "turns are taken", _OURS)):
         rows = [row for row in simulated["claims"] if row["spreads"] is spreads]
@@ -40,8 +40,8 @@ def _claims(simulated: dict, folder: Path) -> None:
     _save(figure, folder / "claims.svg")
 
 
-def _trouble(simulated: dict, folder: Path) -> None:
-    """What is in flight when workers die, and when Postgres is away."""
+def _faults(simulated: dict, folder: Path) -> None:
+    """Attempts in flight when workers die, and during an outage of Postgres."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True)
     for row, color in zip(simulated["deaths"], (_OURS, _WARM), strict=True):
         label = "freeze for 60 s" if row["frozen"] else "die"
@@ -90,7 +90,7 @@ def _save(figure: plt.Figure, path: Path) -> None:
 
 def _main() -> None:
     simulated = json.loads(Path(sys.argv[1]).read_text())
-    for draw in (_claims, _trouble, _shares):
+    for draw in (_claims, _faults, _shares):
         draw(simulated, Path(sys.argv[2]))
 
 

@@ -1,4 +1,4 @@
-"""What is asked of the simulation, each a function from the costs to a row of numbers."""
+"""The questions for the simulation, each a function from the costs to a row of numbers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,9 @@ _AWAY_AT = 40.0
 
 
 def _fleet(costs: Costs, workers: int, **changes: Any) -> Fleet:
-    return Fleet(workers=workers, window=_SLOTS * workers, latency_s=_LATENCY_S, costs=costs, **changes)
+    return Fleet(
+        workers=workers, concurrency_limit=_SLOTS * workers, latency_s=_LATENCY_S, costs=costs, **changes
+    )
 
 
 def _at(values: Sequence[float], share: float) -> float:
@@ -23,14 +25,14 @@ def _at(values: Sequence[float], share: float) -> float:
 
 
 def claims(costs: Costs, *, workers: int, spreads: bool, seconds: float = 40.0) -> dict[str, Any]:
-    """A fleet that starts at once: slot requests a second, and when each worker has its share."""
+    """A fleet that starts at once: slot requests, and the time until all workers have their share."""
     simulation = Simulation(_fleet(costs, workers, spreads=spreads))
     simulation.add("a", 1_000_000)
     seen = simulation.run(seconds)
-    window = simulation.fleet.window
-    reached = [moment for moment, flying, _ in seen.flying if flying >= 0.9 * window]
+    limit = simulation.fleet.concurrency_limit
+    reached = [moment for moment, flying, _ in seen.flying if flying >= 0.9 * limit]
     steady = [flying for moment, flying, _ in seen.flying if moment >= seconds / 2]
-    below = [moment for moment, flying, _ in seen.flying if flying < 0.9 * window]
+    below = [moment for moment, flying, _ in seen.flying if flying < 0.9 * limit]
     return {
         "workers": workers,
         "spreads": spreads,
@@ -38,17 +40,17 @@ def claims(costs: Costs, *, workers: int, spreads: bool, seconds: float = 40.0) 
         "row_busy": min(1.0, seen.row_s / seconds),
         "claim_wait_p99_s": _at(seen.claim_waits, 0.99),
         "transactions_per_s": seen.transactions / seconds,
-        "share_used": sum(steady) / len(steady) / window,
+        "share_used": sum(steady) / len(steady) / limit,
         "settled_s": (max(below) + 1) if below and reached else 0.0,
-        "is_settled": bool(steady) and min(steady) >= 0.9 * window,
-        "flying": [(moment, flying / window) for moment, flying, _ in seen.flying],
+        "is_settled": bool(steady) and min(steady) >= 0.9 * limit,
+        "flying": [(moment, flying / limit) for moment, flying, _ in seen.flying],
         "most_granted": seen.most_granted,
-        "window": window,
+        "window": limit,
     }
 
 
 def small_behind_huge(costs: Costs, *, fair: bool) -> dict[str, Any]:
-    """A batch of one segment comes two minutes after one that keeps the fleet busy for seven."""
+    """A batch of one segment is created two minutes after a batch that keeps the fleet busy for seven."""
     workers = 100
     simulation = Simulation(_fleet(costs, workers, fair=fair))
     per_s = workers * _SLOTS / _LATENCY_S / _LINES
@@ -70,7 +72,7 @@ def _since(moment: float | None, begin: float) -> float | None:
 
 
 def tenants(costs: Costs, *, fair: bool) -> dict[str, Any]:
-    """Five projects with batches of very different sizes: how far each is from a fifth of what is leased."""
+    """Five projects with batches of very different sizes: the distance of each from a fifth of the leases."""
     workers, seconds = 100, 300.0
     simulation = Simulation(_fleet(costs, workers, fair=fair))
     for size in (10_000, 3_000, 3_000, 1_000, 500):
@@ -82,41 +84,41 @@ def tenants(costs: Costs, *, fair: bool) -> dict[str, Any]:
 
 
 def deaths(costs: Costs, *, frozen: bool) -> dict[str, Any]:
-    """A tenth of the workers die, or freeze for a minute, at once, half a minute before a lease is over."""
+    """A tenth of the workers die, or freeze for a minute, half a minute before leases expire."""
     workers, moment = 200, 60.0
     simulation = Simulation(_fleet(costs, workers))
     simulation.add("a", 1_000_000)
     victims = range(0, workers, 10)
-    deed = (
+    action = (
         (lambda: simulation.freeze(victims, seconds=60.0)) if frozen else (lambda: simulation.kill(victims))
     )
-    simulation.at(moment, deed)
+    simulation.at(moment, action)
     seen = simulation.run(180.0)
-    window = simulation.fleet.window
+    limit = simulation.fleet.concurrency_limit
     after = [(at, flying) for at, flying, _ in seen.flying if at > moment]
-    unused_s = sum(1 - flying / window for at, flying in after if at <= moment + 60)
-    back = next((at - moment for at, flying in after if at > moment + 1 and flying >= 0.99 * window), None)
+    unused_s = sum(1 - flying / limit for at, flying in after if at <= moment + 60)
+    back = next((at - moment for at, flying in after if at > moment + 1 and flying >= 0.99 * limit), None)
     return {
         "frozen": frozen,
         "back_s": back,
         "unused": unused_s,
         "lost_leases": seen.lost,
-        "flying": [(at - moment, flying / window) for at, flying, _ in seen.flying if at >= moment - 10],
+        "flying": [(at - moment, flying / limit) for at, flying, _ in seen.flying if at >= moment - 10],
     }
 
 
 def outage(costs: Costs, *, seconds: float) -> dict[str, Any]:
-    """The database is away and comes back to a thousand workers that all have something to say."""
+    """An outage of the database, after which a thousand workers send their requests at once."""
     simulation = Simulation(_fleet(costs, _MANY))
     simulation.add("a", 1_000_000)
-    simulation.at(_AWAY_AT, simulation.go_away)
-    simulation.at(_AWAY_AT + seconds, simulation.come_back)
+    simulation.at(_AWAY_AT, simulation.start_outage)
+    simulation.at(_AWAY_AT + seconds, simulation.end_outage)
     seen = simulation.run(_AWAY_AT - 1)
     before = seen.transactions
     simulation.run(_AWAY_AT + seconds)
     waits, claim_waits = len(seen.waits), len(seen.claim_waits)
     simulation.run(_AWAY_AT + seconds + 5.0)
-    window = simulation.fleet.window
+    limit = simulation.fleet.concurrency_limit
     herd = {
         "outage_s": seconds,
         "before_per_s": before / (_AWAY_AT - 1),
@@ -125,13 +127,13 @@ def outage(costs: Costs, *, seconds: float) -> dict[str, Any]:
         "claim_wait_p99_s": _at(seen.claim_waits[claim_waits:], 0.99),
     }
     simulation.run(_AWAY_AT + seconds + 40.0)
-    after = [(at - _AWAY_AT, flying / window) for at, flying, _ in seen.flying if at >= _AWAY_AT - 10]
+    after = [(at - _AWAY_AT, flying / limit) for at, flying, _ in seen.flying if at >= _AWAY_AT - 10]
     back = [at - seconds for at, share in after if at > seconds and share < 0.9]
     return {**herd, "back_s": (max(back) + 1) if back else 0.0, "lost_leases": seen.lost, "flying": after}
 
 
 def answers(costs: Costs) -> dict[str, Any]:
-    """Everything; some minutes of one core."""
+    """All rows; takes some minutes of one core."""
     rows = [
         claims(costs, workers=workers, spreads=spreads) for workers in WORKERS for spreads in (False, True)
     ]

@@ -1,4 +1,4 @@
-"""A real `nightmill serve` to measure, and the few requests a benchmark makes of it."""
+"""A real `nightmill serve` to measure, and the requests of the benchmarks."""
 
 import http.client
 import json
@@ -34,7 +34,7 @@ class Server:
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
         if time.monotonic() - self._used > _IDLE_S:
-            self._connection.close()  # the server may be about to do so
+            self._connection.close()  # the server may be about to close the connection
         text = None if body is None else json.dumps(body)
         headers = {} if body is None else {"content-type": "application/json"}
         self._connection.request(method, path, text, headers)
@@ -46,7 +46,7 @@ class Server:
         return json.loads(received) if received else None
 
     def upload(self, path: Path) -> str:
-        """The id of the file, sent as one form the way clients do."""
+        """Uploads the file as one form, as clients do; returns its id."""
         return str(json.loads(send_form(self.port, "/v1/files", path))["id"])
 
     def create(self, file_id: str) -> str:
@@ -78,7 +78,7 @@ class Server:
 
 
 def send_form(port: int, path: str, file: Path) -> bytes:
-    """Posts a file as a form, straight from the page cache; what came back."""
+    """Posts a file as a form, directly from the page cache; returns the response."""
     head = (
         f'--{_BOUNDARY}\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
         f'--{_BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="input.jsonl"\r\n'
@@ -113,7 +113,7 @@ def serving(
     pinned: bool = True,
     begin_with: Path | None = None,
 ) -> Iterator[Server]:
-    """A server on an empty folder, or on the one `begin_with` names. A lone worker is pinned to wrk's core.
+    """A server on an empty folder, or on the folder `begin_with`. A single worker runs on the core of wrk.
 
     Args:
         source: a `src` folder other than the installed one.

@@ -1,12 +1,12 @@
-"""A fleet of a thousand workers in one process: discrete events, a clock of its own, a seed.
+"""A simulated fleet of a thousand workers in one process: discrete events, a simulated clock, a seed.
 
-The code that shares an upstream (`concurrency.decide`, `concurrency.Slots`) is the real one. The order in
-which segments are leased, the times of heartbeats, slot requests and leases, the return of lapsed leases and
-the effect of an outage follow the real code. The upstream is simulated by a number of answers per second for
-each attempt in flight. The database is simulated by a number of connections served at once; each transaction
-takes as long as measured, and slot requests for one upstream run one after another.
+The code that shares an upstream is the real one (`concurrency.decide`, `concurrency.Slots`). The order in
+which segments are leased, the times of heartbeats, slot requests and leases, the release of expired leases,
+and the effects of an outage follow the real roles. The upstream is simulated (a number of answers per second
+for each attempt in flight), and so is the database: a number of connections served at once, transactions of
+the measured length, and slot requests for one upstream served one after another.
 
-A fair order of leasing (deadline first, then the project that was served least) exists only here.
+The fair order of leases (deadline first, then the project that was served least) exists only here.
 """
 
 import heapq
@@ -27,28 +27,28 @@ _SHARED = "upstream"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Costs:
-    """How long the database is busy with one transaction of each kind, as measured."""
+    """Measured time of the database for one transaction of each kind."""
 
     lease_s: float = 0.0011
     complete_s: float = 0.0009
     beat_s: float = 0.0012
     claim_s: float = 0.0012
-    claim_per_sharer_s: float = 0.000004
+    claim_per_grant_s: float = 0.000004
     served_at_once: int = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fleet:
-    """What is simulated.
+    """The simulated fleet.
 
     Args:
-        spreads: many workers of one limit take turns to ask, as `Slots` has it; else all ask at every
-            beat.
-        fair: the fair order of leasing in place of the oldest batch first.
+        spreads: workers of one limit spread their slot requests, as `Slots` does; otherwise each worker
+            sends a request with every heartbeat.
+        fair: segments are leased in the fair order instead of oldest batch first.
     """
 
     workers: int
-    window: int
+    concurrency_limit: int
     latency_s: float = 2.0
     lines_per_segment: int = 500
     lease_ttl_s: float = 30.0
@@ -61,7 +61,7 @@ class Fleet:
 
 @dataclass(slots=True)
 class Batch:
-    """A batch in progress: its waiting segments are those from `next` on, and those given back."""
+    """A batch in progress. Its waiting segments are those from `next` on, and the released ones in `back`."""
 
     number: int
     project: str
@@ -95,7 +95,7 @@ class Held:
 
 
 class Worker:
-    """One worker: its slots, its leased segments, the number of its attempts in flight."""
+    """One worker: its slots, its leased segments, and its attempts in flight."""
 
     __slots__ = (
         "answered",
@@ -108,15 +108,15 @@ class Worker:
         "next_beat",
         "number",
         "pace",
-        "window",
+        "slots",
     )
 
     def __init__(self, number: int, fleet: Fleet) -> None:
         self.number = number
         self.id = WorkerId(f"worker-{number:05}")
-        self.window = Slots(
+        self.slots = Slots(
             _SHARED,
-            concurrency_limit=fleet.window,
+            concurrency_limit=fleet.concurrency_limit,
             ttl_s=fleet.lease_ttl_s,
             ask_every_s=_ASK_BEATS * fleet.beat_s,
         )
@@ -132,7 +132,7 @@ class Worker:
 
 @dataclass(slots=True)
 class Seen:
-    """What came out."""
+    """The results of a run."""
 
     lines: float = 0.0
     claims: int = 0
@@ -146,11 +146,11 @@ class Seen:
     by_project: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     most_granted: int = 0
     row_s: float = 0.0
-    """How long the upstream's row was held."""
+    """Time for which the row of the upstream was locked."""
 
 
 class Simulation:
-    """Run it with `run`; put work in with `add`, trouble with `at`."""
+    """A simulation: `add` adds batches, `at` schedules faults, `run` runs it."""
 
     def __init__(self, fleet: Fleet) -> None:
         self.fleet = fleet
@@ -161,7 +161,7 @@ class Simulation:
         for worker in self.workers:
             worker.pace = self._random.uniform(0.8, 1.2)
         self.batches: list[Batch] = []
-        self.is_away = False
+        self.is_unavailable = False
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = count()
         self._servers = [0.0] * fleet.costs.served_at_once
@@ -174,13 +174,13 @@ class Simulation:
         self._healthy_since = 0.0
         for worker in self.workers:
             self.at(self._random.random() * fleet.beat_s, self._turning(worker))
-        self.at(_MAINTENANCE_S, self._maintenance)
+        self.at(_MAINTENANCE_S, self._maintain)
         self.at(0.0, self._look)
 
     # --- from outside ----------------------------------------------------------------------------
 
-    def at(self, moment: float, deed: Callable[[], None]) -> None:
-        heapq.heappush(self._events, (moment, next(self._order), deed))
+    def at(self, moment: float, action: Callable[[], None]) -> None:
+        heapq.heappush(self._events, (moment, next(self._order), action))
 
     def add(self, project: str, segments: int, *, window_s: float = 86_400.0) -> Batch:
         batch = Batch(len(self.batches), project, segments, self.now + window_s, self.now)
@@ -189,8 +189,8 @@ class Simulation:
 
     def run(self, until: float) -> Seen:
         while self._events and self._events[0][0] <= until:
-            self.now, _, deed = heapq.heappop(self._events)
-            deed()
+            self.now, _, action = heapq.heappop(self._events)
+            action()
         self.now = until
         return self.seen
 
@@ -202,11 +202,11 @@ class Simulation:
         for number in workers:
             self.workers[number].frozen_until = self.now + seconds
 
-    def go_away(self) -> None:
-        self.is_away = True
+    def start_outage(self) -> None:
+        self.is_unavailable = True
 
-    def come_back(self) -> None:
-        self.is_away = False
+    def end_outage(self) -> None:
+        self.is_unavailable = False
 
     @property
     def granted(self) -> int:
@@ -214,9 +214,9 @@ class Simulation:
 
     @property
     def unsettled(self) -> int:
-        """Workers that have not what they are to come to."""
+        """The number of living workers whose slots differ from their target."""
         living = [worker for worker in self.workers if not worker.is_dead]
-        return sum(worker.window.rebalance_in_s(self.now) != math.inf for worker in living)
+        return sum(worker.slots.rebalance_in_s(self.now) != math.inf for worker in living)
 
     def _forget_lapsed(self) -> None:
         if self.now >= self._next_lapse:
@@ -226,7 +226,7 @@ class Simulation:
     # --- the database ----------------------------------------------------------------------------
 
     def _transaction(self, cost_s: float) -> float:
-        """When it is over: it waits for one of so many servers."""
+        """The end time of a transaction that first waits for one of the database connections."""
         free = heapq.heappop(self._servers)
         over = max(self.now, free) + cost_s
         heapq.heappush(self._servers, over)
@@ -234,8 +234,8 @@ class Simulation:
         self.seen.waits.append(over - self.now)
         return over
 
-    def _grant(self, worker: Worker, request: SlotRequest) -> float:
-        """As `store.grants`: one slot request after another for the upstream's row."""
+    def _grant(self, worker: Worker, claim: SlotRequest) -> float:
+        """Grants slots as `store.grants` does: requests for one upstream are served one after another."""
         fleet = self.fleet
         self._forget_lapsed()
         others = [
@@ -245,21 +245,21 @@ class Simulation:
         ]
         made = decide(request, others, turn=int(self.now / fleet.lease_ttl_s))
         self._grants.pop(worker.id, None)
-        if made.slots or request.wanted:
-            self._grants[worker.id] = (made.slots, request.wanted, self.now + fleet.lease_ttl_s)
-        hold_s = fleet.costs.claim_s + fleet.costs.claim_per_sharer_s * len(others)
+        if made.slots or claim.wanted:
+            self._grants[worker.id] = (made.slots, claim.wanted, self.now + fleet.lease_ttl_s)
+        hold_s = fleet.costs.claim_s + fleet.costs.claim_per_grant_s * len(others)
         over = self._row_free = max(self.now, self._row_free) + hold_s
         self.seen.claims += 1
         self.seen.row_s += hold_s
         self.seen.transactions += 1
         self.seen.claim_waits.append(over - self.now)
         granted = made.slots + sum(other.slots for other in others)
-        if granted > fleet.window:
-            raise AssertionError(f"{granted} slots granted of {fleet.window}")
+        if granted > fleet.concurrency_limit:
+            raise AssertionError(f"{granted} slots granted of {fleet.concurrency_limit}")
         self.seen.most_granted = max(self.seen.most_granted, granted)
         if not fleet.spreads:
             made = type(made)(made.slots, made.target)
-        worker.window.take(made, asked_at=self.now)
+        worker.slots.take(made, asked_at=self.now)
         return over
 
     def _lease(self, worker: Worker, limit: int) -> list[Held]:
@@ -288,11 +288,11 @@ class Simulation:
             return None
         if not self.fleet.fair:
             return waiting[0]  # the oldest
-        per_s = self.fleet.window / self.fleet.latency_s / self.fleet.lines_per_segment
+        per_s = self.fleet.concurrency_limit / self.fleet.latency_s / self.fleet.lines_per_segment
         late = [batch for batch in waiting if batch.deadline - self.now < 2 * batch.waiting / per_s]
         if late:
             return min(late, key=lambda batch: (batch.deadline, batch.number))
-        # Who was away owes nothing and is owed nothing: it begins where the least served stands.
+        # A project gets no credit for time without work: it starts level with the least served project.
         least = min(self._served.get(batch.project, 0.0) for batch in waiting)
         return min(waiting, key=lambda b: (self._served.get(b.project, least) - least, b.number))
 
@@ -321,8 +321,8 @@ class Simulation:
             self.at(worker.frozen_until, self._turning(worker))
             return
         done = self._answer(worker)
-        if self.is_away:
-            worker.held += [(held, [0.0]) for held in done]  # kept until it can be recorded
+        if self.is_unavailable:
+            worker.held += [(held, [0.0]) for held in done]  # kept until the database is available
             self._fly(worker)
             self.at(self.now + fleet.beat_s * (0.9 + 0.2 * self._random.random()), self._turning(worker))
             return
@@ -342,7 +342,7 @@ class Simulation:
                 over = max(over, self._transaction(fleet.costs.beat_s))
                 self._beat(worker)
         over = max(over, self._ask(worker))
-        wanted = 2 * max(1, worker.window.limit(self.now))
+        wanted = 2 * max(1, worker.slots.limit(self.now))
         unsent = sum(left[0] for _, left in worker.held)
         if unsent < wanted:
             limit = -(-int(wanted - unsent) // fleet.lines_per_segment) or 1
@@ -352,19 +352,19 @@ class Simulation:
         self._fly(worker)
         pause_s = min(_IDLE_S, max(0.001, worker.next_beat - self.now))
         if worker.held:
-            pause_s = min(pause_s, max(0.01, worker.window.rebalance_in_s(self.now)))
+            pause_s = min(pause_s, max(0.01, worker.slots.rebalance_in_s(self.now)))
             pause_s = min(pause_s, max(0.01, self._low_in_s(worker)))
         self.at(max(over, self.now + pause_s * (0.9 + 0.2 * self._random.random())), self._turning(worker))
 
     def _ask(self, worker: Worker) -> float:
         wanted = int(sum(left[0] for _, left in worker.held)) + math.ceil(worker.flying)
-        if not worker.window.is_due(self.now, wanted=wanted):
+        if not worker.slots.is_due(self.now, wanted=wanted):
             return self.now
-        request = worker.window.request(worker.id, in_flight=math.ceil(worker.flying), wanted=wanted)
-        return self._grant(worker, request)
+        claim = worker.slots.request(worker.id, in_flight=math.ceil(worker.flying), wanted=wanted)
+        return self._grant(worker, claim)
 
     def _answer(self, worker: Worker) -> list[Held]:
-        """What came back since the last turn; the segments that are over."""
+        """Counts the answers since the last turn; returns the finished segments."""
         answered = worker.flying * worker.pace * (self.now - worker.at) / self.fleet.latency_s
         worker.at = self.now
         done: list[Held] = []
@@ -386,25 +386,27 @@ class Simulation:
         return done
 
     def _fly(self, worker: Worker) -> None:
-        """As many attempts as it may; above that they end as they are answered."""
+        """Starts attempts up to the limit; attempts above a lowered limit end when they are answered."""
         confirmed = sum(left[0] for held, left in worker.held if held.until > self.now)
-        most = min(worker.window.limit(self.now), confirmed)
+        most = min(worker.slots.limit(self.now), confirmed)
         since = max(0.0, self.now - worker.at)
         worker.flying = max(most, worker.flying * (1 - min(1.0, since / self.fleet.latency_s)))
-        if worker.flying > most:  # a turn is short beside an answer: what is above the limit drains away
+        if (
+            worker.flying > most
+        ):  # a turn is short compared with an answer, so attempts above the limit end soon
             drained = worker.flying * self.fleet.beat_s / 4 / self.fleet.latency_s
             worker.flying = max(most, worker.flying - drained)
 
     def _low_in_s(self, worker: Worker) -> float:
-        """When it will want more to send."""
+        """Seconds until the worker will need more lines."""
         if not worker.flying:
             return math.inf
         unsent = sum(left[0] for _, left in worker.held)
         per_s = worker.flying * worker.pace / self.fleet.latency_s
         return max(0.0, (unsent - 2 * worker.flying) / per_s)
 
-    def _maintenance(self) -> None:
-        if self.is_away:
+    def _maintain(self) -> None:
+        if self.is_unavailable:
             self._healthy_since = math.inf
         else:
             self._healthy_since = min(self._healthy_since, self.now)
@@ -413,7 +415,7 @@ class Simulation:
                 for key in lapsed:
                     held = self._held.pop(key)
                     heapq.heappush(held.batch.back, held.segment)
-        self.at(self.now + _MAINTENANCE_S, self._maintenance)
+        self.at(self.now + _MAINTENANCE_S, self._maintain)
 
     def _look(self) -> None:
         living = [w for w in self.workers if not w.is_dead and w.frozen_until <= self.now]

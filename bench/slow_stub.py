@@ -1,7 +1,7 @@
-"""An upstream that answers after a set time: a raw protocol on uvloop, a heap of moments, one timer.
+"""An upstream that answers after a set time: a raw protocol on uvloop, a heap of due times, one timer.
 
 `python slow_stub.py PORT MEAN_S SIGMA SEED`. Latencies with SIGMA above 0 are log-normal around the mean.
-`GET /history` gives [moment, answers so far, answers owed], every few milliseconds since it was last asked.
+`GET /history` returns [moment, answers so far, requests in flight], every few ms since the last call.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ _LOOK_S = 0.005
 
 
 class _Answers:
-    """Everything that is due, in order."""
+    """The pending answers, ordered by due time."""
 
     def __init__(self, mean_s: float, sigma: float, seed: int) -> None:
         self._mean_s, self._sigma = mean_s, sigma
@@ -58,7 +58,7 @@ class _Answers:
     def _wait(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        # uvloop's timers tick in whole milliseconds and round up; a late answer would be the stub's fault.
+        # Timers of uvloop have millisecond resolution and round up, which would make answers late.
         moment = self._due[0][0] - self._loop.time() - 0.001
         self._timer = self._loop.call_later(max(0.0, moment), self._send)
 

@@ -1,4 +1,4 @@
-"""Upstreams that do next to nothing, and wrk to see how little that is.
+"""Upstreams with almost no cost of their own, and wrk to measure them.
 
 nginx answers at once with one fixed body and reads no request; `slow_stub` answers after a set time.
 """
@@ -67,7 +67,7 @@ class Stub:
 
 
 def missing() -> str | None:
-    """Which of the system's programs is not there and could not be installed."""
+    """The system programs that are missing and could not be installed."""
     if not all(program(name) for name in ("nginx", "wrk")):
         tools.install_system("wrk", "nginx-light")
     absent = [name for name in ("nginx", "wrk") if program(name) is None]
@@ -84,7 +84,7 @@ def instant(folder: Path, *, answer_bytes: int = inputs.ANSWER_BYTES) -> Iterato
     folder.mkdir(parents=True, exist_ok=True)
     port = free_port()
     config = folder / f"nginx-{port}.conf"
-    text = inputs.text(_NGINX_WORD_BYTES)  # nginx takes no longer words: a long answer repeats one
+    text = inputs.text(_NGINX_WORD_BYTES)  # nginx limits the length of strings: a long answer repeats one
     answer = inputs.answer(answer_bytes).decode().replace(text, "${text}")
     config.write_text(_NGINX.format(folder=folder, port=port, text=text, answer=answer, models=_MODELS))
     name = program("nginx")
@@ -116,7 +116,7 @@ class WrkRun:
 
 
 def wrk(folder: Path, stub: Stub, *, connections: int, seconds: float, line_bytes: int) -> WrkRun:
-    """One thread on the worker's core, with the bodies of our own lines."""
+    """Runs wrk with one thread on the core of the worker, with the bodies of the benchmark lines."""
     bodies = folder / f"bodies-{line_bytes}.txt"
     if not bodies.exists():
         bodies.write_bytes(b"".join(inputs.body(n, line_bytes) + b"\n" for n in range(_DIFFERENT_BODIES)))
@@ -135,7 +135,7 @@ def wrk(folder: Path, stub: Stub, *, connections: int, seconds: float, line_byte
 
 
 def wrk_get(port: int, path: str, *, connections: int, seconds: float) -> int:
-    """How many times `path` was answered with a 2xx."""
+    """The number of 2xx answers for `path`."""
     name = program("wrk")
     assert name is not None
     ended = subprocess.run(

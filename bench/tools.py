@@ -1,4 +1,4 @@
-"""What a benchmark needs and nightmill does not: packages, in venvs of their own, made on demand."""
+"""Packages that only the benchmarks need, in separate venvs, created on demand."""
 
 import os
 import shutil
@@ -11,14 +11,14 @@ _INSTALL_S = 900
 
 
 class CannotInstallError(RuntimeError):
-    """A package cannot be installed here. What needs the package is skipped with a message."""
+    """A package cannot be installed; the row that needs it is skipped with a message."""
 
 
 def venv(name: str, *packages: str, python: str = sys.executable) -> Path:
-    """The folder of programs of a venv with these packages.
+    """The `bin` folder of a venv with the packages.
 
     Raises:
-        CannotInstallError: pip or the interpreter failed; the message is the last of what it said.
+        CannotInstallError: pip or the interpreter failed; the message is the end of its output.
     """
     folder = _VENVS / name
     programs = folder.absolute() / "bin"
@@ -31,15 +31,15 @@ def venv(name: str, *packages: str, python: str = sys.executable) -> Path:
         pip = [str(programs / "python"), "-m", "pip", "--disable-pip-version-check", "-q"]
         _run([*pip, "install", *packages])
     except (OSError, subprocess.SubprocessError) as error:
-        output = getattr(error, "stderr", None) or str(error)
-        rows = [row for row in output.splitlines() if "error" in row.lower()] or output.splitlines()[-1:]
+        message = getattr(error, "stderr", None) or str(error)
+        rows = [row for row in message.splitlines() if "error" in row.lower()] or message.splitlines()[-1:]
         raise CannotInstallError(f"{name}: {rows[0][:200]}") from None
     stamp.write_text(wanted)
     return programs
 
 
 def install_system(*packages: str) -> None:
-    """Tries Debian's packages, as root only; whether it worked is for the caller to see."""
+    """Tries to install Debian packages, as root only; the caller checks whether that worked."""
     if os.geteuid() == 0 and shutil.which("apt-get"):
         command = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages]
         environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}

@@ -14,7 +14,7 @@ from aibrix.storage import StorageType  # noqa: E402 - as above
 
 
 class _NoRedis:
-    """What is pinged and closed; batches are kept in files."""
+    """A Redis client that is only pinged and closed; batches are kept in files."""
 
     async def ping(self) -> bool:
         return True

@@ -1,4 +1,4 @@
-"""What one writes by hand for speed: workers on aiohttp and uvloop, answers appended to a file, one fsync."""
+"""A script optimized for speed: workers on aiohttp and uvloop, answers appended to a file, one fsync."""
 
 import asyncio
 import json
@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 import aiohttp
 import uvloop
-from told import Stopwatch, arguments
+from peer_loop import Stopwatch, arguments
 
 _WINDOW = 256
 
@@ -20,7 +20,7 @@ def _run(url: str, path: Path, lines: int) -> None:
         uvloop.run(_send_all(url, iter(source), target))
         target.flush()
         os.fsync(target.fileno())
-    watch.tell(lines, f"{_WINDOW} in flight; one fsync at the end")
+    watch.print_result(lines, f"{_WINDOW} in flight; one fsync at the end")
 
 
 async def _send_all(url: str, rows: Iterator[bytes], target: BinaryIO) -> None:

@@ -1,6 +1,6 @@
-"""LiteLLM's own batch executor, with its database stubbed: parsing, the router, and joining the results.
+"""The batch executor of LiteLLM with a stub for its database: parsing, the router, and joining the results.
 
-Its default of 4 in flight is kept: more did not make it faster.
+The default of 4 requests in flight is kept, because more did not make the executor faster.
 """
 
 import asyncio
@@ -12,13 +12,13 @@ from litellm import Router
 from litellm.proxy._types import UserAPIKeyAuth
 from litellm.proxy.batches_endpoints import litellm_executed_batches as executor
 from litellm.types.utils import LiteLLMBatch
-from told import Stopwatch, arguments
+from peer_loop import Stopwatch, arguments
 
 _ENDPOINT = "/v1/chat/completions"
 
 
 class _Batches:
-    """The row of the one batch, in memory."""
+    """A database with one batch, in memory."""
 
     def __init__(self, total: int) -> None:
         self.batch = LiteLLMBatch(
@@ -73,7 +73,7 @@ async def _execute(url: str, content: bytes, lines: int) -> None:
     await runner._execute(run)  # noqa: SLF001 - as above
     if batches.batch.status != "completed" or batches.batch.request_counts.completed != lines:
         raise SystemExit(f"ended as {batches.batch.status} with {batches.batch.request_counts}")
-    watch.tell(lines, "its database stubbed; 4 in flight, its default")
+    watch.print_result(lines, "its database stubbed; 4 in flight, its default")
 
 
 def _run(url: str, path: Path, lines: int) -> None:

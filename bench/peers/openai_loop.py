@@ -1,11 +1,11 @@
-"""The loop most people write: the official client, a semaphore, gather, one file at the end."""
+"""The usual script: the official client, a semaphore, gather, one file at the end."""
 
 import asyncio
 import json
 from pathlib import Path
 
 from openai import AsyncOpenAI
-from told import Stopwatch, arguments, requests
+from peer_loop import Stopwatch, arguments, requests
 
 _WINDOW = 256
 
@@ -14,7 +14,7 @@ def _run(url: str, path: Path, lines: int) -> None:
     watch = Stopwatch()
     rows = asyncio.run(_send_all(url, requests(path)))
     Path("answers.jsonl").write_text("\n".join(rows))
-    watch.tell(lines, f"{_WINDOW} in flight; nothing kept before the end")
+    watch.print_result(lines, f"{_WINDOW} in flight; nothing kept before the end")
 
 
 async def _send_all(url: str, lines: list[dict]) -> list[str]:

@@ -1,7 +1,8 @@
-"""Is an upstream that takes its time kept busy? Fixed latency against wrk, long-tailed against the ideal.
+"""Use of a slow upstream: fixed latency compared with wrk, long-tailed latency compared with the ideal.
 
-The upstream itself says how many answers it owed at each moment. With a fixed latency the rate is compared
-with wrk's on the same upstream: no client reaches connections / latency, since every answer travels.
+The upstream records the number of requests in flight at each moment. With a fixed latency the rate is
+compared with that of wrk on the same upstream: no client reaches connections / latency, because transfer
+takes time.
 """
 
 import json
@@ -103,7 +104,7 @@ def _lines(bench: Bench, window: int, latency_s: float) -> int:
 
 
 def history(stub: stubs.Stub) -> list[tuple[float, int, int]]:
-    """(moment, answers so far, answers owed), every few milliseconds since the last time it was asked."""
+    """(moment, answers so far, requests in flight), every few milliseconds since the last call."""
     with urllib.request.urlopen(f"http://127.0.0.1:{stub.port}/history", timeout=30) as response:
         return [tuple(row) for row in json.load(response)]
 

@@ -1,8 +1,8 @@
-"""What a line costs from `create` to `completed`, and how close that comes to wrk, on an instant upstream.
+"""The cost of a line from `create` to `completed`, and the ratio to wrk, on an instant upstream.
 
-wrk runs before and after each batch on the same upstream with the same bodies: on a shared machine only the
-two together say anything about speed. CPU per line needs no quiet machine, yet it too rises when caches are
-shared: so the same ratio is given for it.
+wrk runs before and after each batch on the same upstream with the same bodies, because on a shared machine
+only the ratio of the two is meaningful. CPU per line can be measured on a loaded machine, but it also rises
+when caches are shared, so the same ratio is given for it.
 """
 
 from typing import Any
@@ -102,7 +102,7 @@ def _rounds(bench: Bench, *, lines: int, workers: int) -> list[dict[str, Any]]:
 
 
 def run_batch(server: Server, file_id: str, *, lines: int) -> dict[str, Any]:
-    """From create to `completed`, every line answered."""
+    """Runs a batch from create to `completed`, and checks that every line is answered."""
     return _ended(server, server.create(file_id), lines=lines)
 
 

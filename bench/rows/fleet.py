@@ -1,18 +1,18 @@
-"""What a line costs in a fleet, by part, against workers, beside the embedded store in the same run.
+"""The cost of a line in a fleet by part and number of workers, and with the embedded store in the same run.
 
-On two cores more workers can't be faster: everything, Postgres and the S3 server too, shares them. So an
-instant upstream shows what a line costs in CPU, and a slow one whether 1, 2 and 4 workers keep it as busy.
-CPU is taken of every process: API, keeper, workers, the two that watch them, Postgres with all its children,
-the S3 server.
+On two cores more workers cannot be faster, because all processes, Postgres and the S3 server included, share
+them. An instant upstream shows the CPU cost of a line, and a slow upstream shows whether 1, 2 and 4 workers
+use it equally well. CPU is measured for every process: API, keeper, workers, their two parents, Postgres with
+all its children, and the S3 server.
 """
 
 from typing import Any
 
 from bench import inputs, machine, stubs, tools
 from bench.figures import Bench, Better, Figure, median, quiet_first
-from bench.fleet_crew import Fleet, crewed
-from bench.fleet_places import Place, bucket, shared_folder
 from bench.fleet_postgres import Postgres, postgres
+from bench.fleet_processes import Fleet, running_fleet
+from bench.fleet_storage import Storage, bucket, shared_folder
 from bench.rows.busy import history, steady
 from bench.rows.dispatch import WINDOW, run_batch
 from bench.server import serving
@@ -38,7 +38,7 @@ def measure(bench: Bench) -> list[Figure]:
             in_folder = [_rounds(bench, server, folder, stub, workers) for workers in WORKERS]
             with bucket(bench.folder / "unused") as s3:
                 in_s3 = [_rounds(bench, server, s3, stub, workers) for workers in WORKERS]
-                counted = [_counted(bench, server, place, stub) for place in (folder, s3)]
+                counted = [_counted(bench, server, storage, stub) for storage in (folder, s3)]
             figures += _costs(embedded, in_folder, in_s3)
             figures += _counts(counted)
             figures += _busy(bench, server, folder)
@@ -48,7 +48,7 @@ def measure(bench: Bench) -> list[Figure]:
     return figures
 
 
-# --- what a line costs -----------------------------------------------------------------------------------
+# --- the cost of a line ----------------------------------------------------------------------------------
 
 
 def _embedded(bench: Bench, stub: stubs.Stub, workers: int) -> list[dict[str, Any]]:
@@ -86,11 +86,11 @@ def _embedded(bench: Bench, stub: stubs.Stub, workers: int) -> list[dict[str, An
 
 
 def _rounds(
-    bench: Bench, server: Postgres, place: Place, stub: stubs.Stub, workers: int
+    bench: Bench, server: Postgres, storage: Storage, stub: stubs.Stub, workers: int
 ) -> list[dict[str, Any]]:
     lines = bench.sizes.fleet_lines
-    with crewed(
-        server, place, upstream=stub.url, workers=workers, concurrency=WINDOW, source=bench.source
+    with running_fleet(
+        server, storage, upstream=stub.url, workers=workers, concurrency=WINDOW, source=bench.source
     ) as fleet:
         upload = fleet.server.upload
         run_batch(fleet.server, upload(inputs.input_file(bench.folder, _WARM_UP_LINES)), lines=_WARM_UP_LINES)
@@ -108,7 +108,7 @@ def _one(fleet: Fleet, stub: stubs.Stub, file_id: str, lines: int) -> dict[str, 
     parts = {name: (after[name] - before[name]) / lines * 1e6 for name in after}
     others_s = (parts["postgres"] + parts["s3"]) * lines / 1e6
     return {
-        "place": fleet.place.name,
+        "place": fleet.storage.name,
         "workers": fleet.workers,
         "us": parts,
         "lines_per_s": lines / used.wall_s,
@@ -132,15 +132,15 @@ def _costs(
         figures.append(
             Figure(ROW, f"{name}: CPU per line", _whole(rounds), "us", None, note=note, samples=rounds)
         )
-    for place in (in_folder, in_s3):
-        first = _whole(place[0])
-        for rounds in place:
+    for samples in (in_folder, in_s3):
+        first = _whole(samples[0])
+        for rounds in samples:
             name = f"Postgres and {rounds[0]['place']}, {_workers(rounds)}"
             whole = _whole(rounds)
             parts = ", ".join(f"{part} {us:.1f}" for part, us in _parts(rounds).items() if us >= 0.05)
             note = f"{_median(rounds, 'lines_per_s'):,.0f} lines a second; {parts}"
             figures.append(Figure(ROW, f"{name}: CPU per line", whole, "us", note=note, samples=rounds))
-        last = place[-1]
+        last = samples[-1]
         name = f"Postgres and {last[0]['place']}"
         share = _parts(last)["postgres"] / _whole(last) * 100
         figures.append(
@@ -180,19 +180,19 @@ def _median(rounds: list[dict[str, Any]], name: str) -> float:
     return median([sample[name] for sample in quiet_first(rounds)])
 
 
-# --- what is asked of the store --------------------------------------------------------------------------
+# --- statements of the store -----------------------------------------------------------------------------
 
 
-def _counted(bench: Bench, server: Postgres, place: Place, stub: stubs.Stub) -> dict[str, Any]:
+def _counted(bench: Bench, server: Postgres, storage: Storage, stub: stubs.Stub) -> dict[str, Any]:
     lines = _COUNTED_LINES
-    with crewed(
-        server, place, upstream=stub.url, workers=4, concurrency=WINDOW, source=bench.source
+    with running_fleet(
+        server, storage, upstream=stub.url, workers=4, concurrency=WINDOW, source=bench.source
     ) as fleet:
         file_id = fleet.server.upload(inputs.input_file(bench.folder, lines))
         with server.counted() as statements:
             run_batch(fleet.server, file_id, lines=lines)
-        puts = place.objects("parts")
-    return {"place": place.name, "lines": lines, "statements": dict(statements), "part_puts": puts}
+        puts = storage.objects("parts")
+    return {"place": storage.name, "lines": lines, "statements": dict(statements), "part_puts": puts}
 
 
 def _counts(samples: list[dict[str, Any]]) -> list[Figure]:
@@ -215,16 +215,16 @@ def _counts(samples: list[dict[str, Any]]) -> list[Figure]:
 # --- a slow upstream is kept busy ------------------------------------------------------------------------
 
 
-def _busy(bench: Bench, server: Postgres, place: Place) -> list[Figure]:
+def _busy(bench: Bench, server: Postgres, storage: Storage) -> list[Figure]:
     lines = round(2 * bench.sizes.busy_s * WINDOW / _SLOW_S / 1_000) * 1_000
-    warm_up = 4 * WINDOW  # workers are still loading when they are found
+    warm_up = 4 * WINDOW  # workers may still be loading when their processes are found
     figures: list[Figure] = []
     wholes: list[float] = []
     for workers in WORKERS:
         with (
             stubs.slow(mean_s=_SLOW_S) as stub,
-            crewed(
-                server, place, upstream=stub.url, workers=workers, concurrency=WINDOW, source=bench.source
+            running_fleet(
+                server, storage, upstream=stub.url, workers=workers, concurrency=WINDOW, source=bench.source
             ) as fleet,
         ):
             upload = fleet.server.upload
@@ -269,11 +269,11 @@ def _busy(bench: Bench, server: Postgres, place: Place) -> list[Figure]:
 # --- a million lines -------------------------------------------------------------------------------------
 
 
-def _memory(bench: Bench, server: Postgres, place: Place, stub: stubs.Stub) -> list[Figure]:
+def _memory(bench: Bench, server: Postgres, storage: Storage, stub: stubs.Stub) -> list[Figure]:
     samples: list[dict[str, Any]] = []
     for lines in bench.sizes.fleet_many_lines:
-        with crewed(
-            server, place, upstream=stub.url, workers=4, concurrency=WINDOW, source=bench.source
+        with running_fleet(
+            server, storage, upstream=stub.url, workers=4, concurrency=WINDOW, source=bench.source
         ) as fleet:
             file_id = fleet.server.upload(inputs.input_file(bench.folder, lines))
             with machine.watched({**fleet.pids, "stub": stub.pid}) as used:

@@ -1,4 +1,4 @@
-"""How fast an uploaded file is checked: the keeper's CPU and the time until the batch leaves `validating`."""
+"""Speed of validation: CPU of the keeper process, and the time until the batch leaves `validating`."""
 
 import time
 from pathlib import Path

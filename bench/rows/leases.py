@@ -1,7 +1,7 @@
-"""Leases a second: the store's own verbs, many processes at once, with up to a million segments waiting.
+"""Leases per second: verbs of the store, many processes at once, with up to a million waiting segments.
 
-Every process opens the store as a worker does. What a turn costs in CPU, of the asking process and of
-Postgres, needs no quiet machine; how many pass in a second does.
+Every process opens the store as a worker does. The CPU cost of a turn, in the client and in Postgres, can be
+measured on a loaded machine; the number of turns per second needs a quiet one.
 """
 
 import shutil
@@ -12,16 +12,16 @@ from bench import machine, tools
 from bench.figures import Bench, Better, Figure
 from bench.fleet_leases import UPSTREAM, WINDOW
 from bench.fleet_postgres import Postgres, postgres
-from bench.fleet_store import backlog_ms, filled, hammered
+from bench.fleet_store import backlog_ms, filled, run_workers
 
 ROW = "leases"
 _PER_BATCH = 1_000
 _PROCESSES = (1, 4, 8)
-_SHARERS = (10, 100, 1_000)
+_OTHER_WORKERS = (10, 100, 1_000)
 _BEATING = 10
 _AT_ONCE = 8
 _CLAIMED_BEFORE = 2_226
-"""Lease and complete a second that a bare prototype reached on two cores (eight connections, no checks)."""
+"""Lease-and-complete turns per second of a minimal prototype on two cores (eight connections, no checks)."""
 
 
 def measure(bench: Bench) -> list[Figure]:
@@ -73,10 +73,10 @@ def _of_postgres(bench: Bench, server: Postgres) -> Iterator[Figure]:
     yield Figure(ROW, f"{name}: CPU of Postgres", sample["server_us"], "us", samples=[sample])
     yield Figure(ROW, f"{name}: log written", sample["written_bytes"], "B")
     yield Figure(ROW, f"{name}: 4 processes", sample["per_s"], "/s")
-    for sharers in _SHARERS:
-        _share(server, url, sharers)
-        sample = _one(bench, url, "grant", processes=4, amount=sharers, server=server)
-        name = f"Postgres, a window that {sharers:,} share"
+    for others in _OTHER_WORKERS:
+        _add_other_grants(server, url, others)
+        sample = _one(bench, url, "grant", processes=4, amount=others, server=server)
+        name = f"Postgres, a window that {others:,} share"
         yield Figure(ROW, f"{name}: claims", sample["per_s"], "/s", samples=[sample])
         yield Figure(ROW, f"{name}: CPU of Postgres", sample["server_us"], "us")
 
@@ -96,7 +96,7 @@ def _one(
     bench: Bench, url: str, what: str, *, processes: int, amount: int, server: Postgres | None = None
 ) -> dict[str, Any]:
     machine.wait_for_quiet()
-    return hammered(
+    return run_workers(
         url,
         what,
         processes=processes,
@@ -107,12 +107,12 @@ def _one(
     )
 
 
-def _share(server: Postgres, url: str, sharers: int) -> None:
-    """So many other workers hold a part of the window, long enough for the measurement."""
+def _add_other_grants(server: Postgres, url: str, others: int) -> None:
+    """Adds grants of `others` workers that share the limit and last longer than the measurement."""
     server.of(
         url,
         f"INSERT INTO upstream VALUES ('{UPSTREAM}') ON CONFLICT DO NOTHING; DELETE FROM upstream_grant;"
         " INSERT INTO upstream_grant (upstream, worker_id, slots, wanted, expires_at)"
-        f" SELECT '{UPSTREAM}', 'other-' || n, {WINDOW // (sharers + 4)}, 1000,"
-        f" extract(epoch FROM now()) + 100000 FROM generate_series(1, {sharers}) n",
+        f" SELECT '{UPSTREAM}', 'other-' || n, {WINDOW // (others + 4)}, 1000,"
+        f" extract(epoch FROM now()) + 100000 FROM generate_series(1, {others}) n",
     )

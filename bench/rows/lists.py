@@ -67,7 +67,7 @@ def _timed(times: list[float], call: Callable[[], Any]) -> Any:
 
 
 def _multiply(database: Path, count: int) -> None:
-    """Copies the one ended batch row by row; through the API it would take longer than all else."""
+    """Copies the ended batch row by row; creating the batches over the API would take too long."""
     with sqlite3.connect(database) as connection:
         rows = connection.execute("SELECT * FROM batch").fetchall()
         columns = [column[1] for column in connection.execute("PRAGMA table_info(batch)")]

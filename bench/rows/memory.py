@@ -1,4 +1,4 @@
-"""Resident memory, and what a line costs, as batches grow; and with answers of 40 KB."""
+"""Resident memory and the cost of a line for growing batches, and for answers of 40 KB."""
 
 from typing import Any
 

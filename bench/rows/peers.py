@@ -1,8 +1,8 @@
-"""Others at the same work: the same lines, the same upstream, one after the other.
+"""Peers with the same lines and the same upstream, one after the other.
 
-Each runs in a process of its own, from a venv of its own, and what it alone used of CPU is counted: a loop
-from when its imports are done, a server from create to `completed`, asked over the same API as ours. A peer
-that can't be installed or fails is shown as such. All get fewer lines than we do, or it would take hours.
+Each peer runs in a separate process and venv, and its own CPU is measured: for a loop after its imports, for
+a server from create to `completed`, over the same API as nightmill. A peer that cannot be installed or fails
+is shown as such. All peers get fewer lines than nightmill; otherwise the run would take hours.
 """
 
 import json
@@ -28,7 +28,7 @@ _WARM_UP_LINES = 100
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """`times` is how often the row's number of lines it gets; `note` says what it was set to."""
+    """`times` multiplies the number of lines of the row; `note` describes the configuration of the peer."""
 
     name: str
     packages: tuple[str, ...]
@@ -66,11 +66,11 @@ def measure(bench: Bench) -> list[Figure]:
         figures = [Figure(ROW, f"nightmill, {lines:,} lines", ours["us"], "us", samples=[ours])]
         for peer in PEERS:
             many = bench.sizes.peer_lines * peer.times
-            told = _told(bench, stub, peer, many)
-            value = float(told.get("us", math.nan))
-            note = told.get("skipped") or f"{value / ours['us']:,.0f} times ours; {told['note']}"
+            result = _measured_peer(bench, stub, peer, many)
+            value = float(result.get("us", math.nan))
+            note = result.get("skipped") or f"{value / ours['us']:,.0f} times ours; {result['note']}"
             figures.append(
-                Figure(ROW, f"{peer.name}, {many:,} lines", value, "us", note=note, samples=[told])
+                Figure(ROW, f"{peer.name}, {many:,} lines", value, "us", note=note, samples=[result])
             )
     return figures
 
@@ -82,7 +82,7 @@ def _ours(bench: Bench, stub: stubs.Stub, lines: int) -> dict[str, Any]:
 
 
 def _input(bench: Bench, peer: Peer, lines: int) -> Path:
-    """Our lines, with the name the peer has for the model."""
+    """The same lines, with the model name that the peer uses."""
     path = inputs.input_file(bench.folder, lines)
     if peer.model == "bench":
         return path
@@ -91,8 +91,8 @@ def _input(bench: Bench, peer: Peer, lines: int) -> Path:
     return renamed
 
 
-def _told(bench: Bench, stub: stubs.Stub, peer: Peer, lines: int) -> dict[str, Any]:
-    """CPU per line, lines a second, memory; or why it was skipped."""
+def _measured_peer(bench: Bench, stub: stubs.Stub, peer: Peer, lines: int) -> dict[str, Any]:
+    """CPU per line, lines per second and memory; or the reason why the peer was skipped."""
     name = peer.script.partition("_")[0]
     folder = bench.folder / name
     folder.mkdir(exist_ok=True)
@@ -108,10 +108,10 @@ def _told(bench: Bench, stub: stubs.Stub, peer: Peer, lines: int) -> dict[str, A
         ended = subprocess.run(
             arguments, cwd=folder, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
         )
-        told = [row for row in ended.stdout.splitlines() if row.startswith('{"us"')]
-        if ended.returncode or not told:
+        result = [row for row in ended.stdout.splitlines() if row.startswith('{"us"')]
+        if ended.returncode or not result:
             return {"skipped": f"failed: {(ended.stderr or ended.stdout).strip()[-160:]}"}
-        return dict(json.loads(told[-1]))
+        return dict(json.loads(result[-1]))
     except tools.CannotInstallError as error:
         return {"skipped": f"can't be installed here: {error}"}
     except (OSError, RuntimeError, subprocess.TimeoutExpired) as error:

@@ -1,4 +1,4 @@
-"""`GET /v1/batches/{id}`: while a batch runs at full speed, and as many a second as one core gives."""
+"""`GET /v1/batches/{id}`: latency while a batch runs at full speed, and requests per second of one core."""
 
 import threading
 import time
@@ -51,7 +51,7 @@ def measure(bench: Bench) -> list[Figure]:
 
 
 def _polled(server: Server, batch_id: str, polls: int) -> list[float]:
-    """One client that asks a hundred times a second, so that it does not slow down what it watches."""
+    """One client that polls a hundred times a second, so that it does not slow down the batch."""
     times: list[float] = []
     for _ in range(polls):
         began = time.perf_counter()
@@ -64,7 +64,7 @@ def _polled(server: Server, batch_id: str, polls: int) -> list[float]:
 
 
 def _many_at_once(server: Server, batch_id: str, polls: int) -> dict[str, Any]:
-    """wrk asks, when it is there; else threads."""
+    """Sends the requests with wrk if it is installed, otherwise with threads."""
     path = f"/v1/batches/{batch_id}"
     answered = [0] * _CONNECTIONS
 

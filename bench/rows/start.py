@@ -1,4 +1,4 @@
-"""From the command to the first answer of /health, and `nightmill --help`."""
+"""Time from the command to the first answer of /health, and time of `nightmill --help`."""
 
 import http.client
 import os
@@ -53,7 +53,7 @@ def _serve(bench: Bench, environment: dict[str, str]) -> dict[str, Any]:
     with machine.watched({}) as used:
         child = subprocess.Popen(arguments, env=environment, stdout=subprocess.DEVNULL)
         _wait_for_health(port)
-    # What the children of the start used counts as ours, not as foreign; it can't be told apart afterwards.
+    # CPU of children of the start counts as ours, because it cannot be separated afterwards.
     child.send_signal(signal.SIGTERM)
     child.wait(_LONGEST_S)
     return {"wall_s": used.wall_s}

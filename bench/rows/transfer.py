@@ -1,4 +1,4 @@
-"""Upload and download of one big file, against servers that do nothing else (`bare`), in turns."""
+"""Upload and download of one big file, compared in turns with minimal servers (`bare`)."""
 
 import http.client
 import shutil
@@ -128,7 +128,7 @@ def _drain(port: int, path: str) -> None:
 
 
 def _until_swept(blobs: Path) -> None:
-    """What the round before has deleted goes with the warden's next look."""
+    """Waits until maintenance has deleted the blobs of the round before."""
     give_up_at = time.monotonic() + _SWEPT_S
     while _bytes_under(blobs):
         if time.monotonic() > give_up_at:

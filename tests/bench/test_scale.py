@@ -1,4 +1,4 @@
-"""The plan's page says what its figures say, and the simulated fleet keeps the rules of the real one."""
+"""docs/scale.md agrees with its figures, and the simulated fleet follows the rules of the real fleet."""
 
 import json
 
@@ -11,7 +11,7 @@ from bench.simulation import Costs, Fleet, Simulation
 COSTS = Costs()
 
 
-def test_the_tables_of_the_plan_are_what_its_figures_give():
+def test_the_tables_of_the_plan_agree_with_its_figures():
     measured = json.loads(scale_plan.MEASURED.read_text())
     simulated = json.loads(scale_plan.SIMULATED.read_text())
     text = scale_plan.PAGE.read_text()
@@ -29,29 +29,31 @@ def test_twice_the_lines_need_twice_the_leases():
 
 
 @pytest.mark.parametrize("fair", [False, True])
-def test_whoever_dies_freezes_or_is_cut_off_no_slot_and_no_segment_is_given_out_twice(fair):
-    """`Simulation` itself refuses a grant above the window and a lease of what is held."""
-    fleet = Fleet(workers=40, window=160, latency_s=0.5, lines_per_segment=50, lease_ttl_s=3.0, fair=fair)
+def test_no_slot_and_no_segment_is_granted_twice_when_workers_die_freeze_or_are_cut_off(fair):
+    """`Simulation` itself raises on a grant above the limit and on a lease of a leased segment."""
+    fleet = Fleet(
+        workers=40, concurrency_limit=160, latency_s=0.5, lines_per_segment=50, lease_ttl_s=3.0, fair=fair
+    )
     simulation = Simulation(fleet)
     made = [simulation.add(f"project {number % 3}", 60) for number in range(6)]
     simulation.at(4.0, lambda: simulation.kill(range(5)))
     simulation.at(6.0, lambda: simulation.freeze(range(5, 12), seconds=5.0))
-    simulation.at(13.0, simulation.go_away)
-    simulation.at(17.0, simulation.come_back)
+    simulation.at(13.0, simulation.start_outage)
+    simulation.at(17.0, simulation.end_outage)
     seen = simulation.run(120.0)
-    assert 0 < seen.most_granted <= fleet.window
-    assert max(flying for _, flying, _ in seen.flying) <= fleet.window
-    assert seen.lost > 0  # who thawed had lost its leases
+    assert 0 < seen.most_granted <= fleet.concurrency_limit
+    assert max(flying for _, flying, _ in seen.flying) <= fleet.concurrency_limit
+    assert seen.lost > 0  # the frozen workers had lost their leases
     assert [(batch.done, batch.waiting) for batch in made] == [(60, 0)] * 6
 
 
-def test_the_same_seed_gives_the_same_run():
+def test_runs_with_the_same_seed_are_equal():
     assert claims(COSTS, workers=30, spreads=True, seconds=10) == claims(
         COSTS, workers=30, spreads=True, seconds=10
     )
 
 
-def test_a_fleet_that_begins_at_once_comes_to_use_its_whole_window():
+def test_a_fleet_that_starts_at_once_reaches_its_whole_concurrency_limit():
     row = claims(COSTS, workers=60, spreads=True, seconds=20)
     assert row["is_settled"]
     assert row["share_used"] > 0.98

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench import machine
-from bench.fleet_places import Place
 from bench.fleet_postgres import Postgres
+from bench.fleet_storage import Storage
 from bench.server import Server, wait_until_ready
 from bench.stubs import free_port
 
@@ -22,28 +22,28 @@ _KEEPERS = "intake,finalizer,maintenance"
 
 @dataclass(slots=True)
 class Fleet:
-    """`pids` name every process of ours: api, keeper, worker 0, ..., and the two parents that watch them."""
+    """`pids` names every process of nightmill: api, keeper, worker 0, ..., and the two parents."""
 
     server: Server
     postgres: Postgres
-    place: Place
+    storage: Storage
     store: str
     workers: int
     pids: dict[str, int] = field(default_factory=dict)
 
     def cpu_s(self) -> dict[str, float]:
-        """By part, so far."""
+        """CPU seconds so far, by part."""
         used: dict[str, float] = {}
         for name, pid in self.pids.items():
             part = name.split()[0]
             used[part] = used.get(part, 0.0) + machine.cpu_s(pid)
-        return {**used, "postgres": self.postgres.cpu_s(), "s3": self.place.cpu_s()}
+        return {**used, "postgres": self.postgres.cpu_s(), "s3": self.storage.cpu_s()}
 
 
 @contextmanager
-def crewed(
+def running_fleet(
     postgres: Postgres,
-    place: Place,
+    storage: Storage,
     *,
     upstream: str,
     workers: int,
@@ -58,13 +58,13 @@ def crewed(
         "NIGHTMILL_STORE": store,
         "NIGHTMILL_LOG_LEVEL": "warning",
         "NIGHTMILL_RETENTION__FREE_BYTES": "0",
-        "NIGHTMILL_RETENTION__SWEEP_S": "3600",  # what was put is counted before it is deleted
+        "NIGHTMILL_RETENTION__SWEEP_S": "3600",  # blobs are counted before they are deleted
         "NIGHTMILL_LIMITS__INPUT_FILE_BYTES": str(1 << 34),
         "NIGHTMILL_LIMITS__LINES_PER_FILE": str(1 << 30),
         "NIGHTMILL_LIMITS__BATCHES_PER_HOUR": "0",
         "NIGHTMILL_UPSTREAM__URL": upstream,
         "NIGHTMILL_UPSTREAM__CONCURRENCY": str(concurrency),
-        **place.environment,
+        **storage.environment,
         **(environment or {}),
     }
     if source is not None:
@@ -81,15 +81,15 @@ def crewed(
         server = Server(port, api.pid)
         wait_until_ready(server, api)
         keeper = start("work", "--roles", _KEEPERS)
-        crew = start("work", "--roles", "worker", "--workers", str(workers))
-        fleet = Fleet(server, postgres, place, store, workers)
-        fleet.pids = {"api": api.pid, "parents 0": keeper.pid, "parents 1": crew.pid}
-        _find(fleet, [keeper, crew])
+        worker_host = start("work", "--roles", "worker", "--workers", str(workers))
+        fleet = Fleet(server, postgres, storage, store, workers)
+        fleet.pids = {"api": api.pid, "parents 0": keeper.pid, "parents 1": worker_host.pid}
+        _find(fleet, [keeper, worker_host])
         yield fleet
 
 
 def _find(fleet: Fleet, parents: list["subprocess.Popen[bytes]"]) -> None:
-    """The children that hold the roles."""
+    """Finds the children that run the roles."""
     until = time.monotonic() + 30
     while True:
         for parent in parents:

@@ -1,4 +1,4 @@
-"""Where a fleet keeps its bytes: a folder that all share, or an S3 server, by preference Ceph's."""
+"""Blob storage of a fleet: a shared folder, or an S3 server, by preference that of Ceph."""
 
 import shutil
 from collections.abc import Iterator
@@ -10,8 +10,8 @@ from bench import machine, tools
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where a fleet keeps its bytes. `environment` is for every process; `pids` are the S3 server's."""
+class Storage:
+    """`environment` is for every process of the fleet; `pids` are the process ids of the S3 server."""
 
     name: str
     environment: dict[str, str]
@@ -22,7 +22,7 @@ class Place:
         return sum(map(machine.tree_cpu_s, self.pids))
 
     def objects(self, folder: str) -> int:
-        """How many lie below, with nothing of it deleted since: so many puts made them."""
+        """The number of objects below `folder`, which equals the number of puts: nothing is deleted."""
         if not self.settings:
             return 0
         import asyncio  # noqa: PLC0415 - only here
@@ -41,17 +41,17 @@ class Place:
 
 
 @contextmanager
-def shared_folder(folder: Path) -> Iterator[Place]:
+def shared_folder(folder: Path) -> Iterator[Storage]:
     shutil.rmtree(folder, ignore_errors=True)
     try:
-        yield Place("folder", {"NIGHTMILL_FOLDER": str(folder)})
+        yield Storage("folder", {"NIGHTMILL_FOLDER": str(folder)})
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
-def bucket(folder: Path) -> Iterator[Place]:
-    """Ceph's gateway, installed on demand where that can be, else moto, which is Python and slow."""
+def bucket(folder: Path) -> Iterator[Storage]:
+    """The gateway of Ceph, installed on demand where possible; otherwise moto, which is Python and slow."""
     from tests.fleet.rgw import RadosGateway, missing_programs  # noqa: PLC0415 - only the fleet's rows need it
 
     if missing_programs():
@@ -61,18 +61,18 @@ def bucket(folder: Path) -> Iterator[Place]:
 
         moto = S3Server.start()
         try:
-            yield _place("S3 (moto)", folder, moto.settings(moto.make_bucket()), (moto.process.pid,))
+            yield _on_s3("S3 (moto)", folder, moto.settings(moto.make_bucket()), (moto.process.pid,))
         finally:
             moto.stop()
         return
     gateway = RadosGateway.start()
     try:
         pids = tuple(daemon.pid for daemon in gateway.daemons)
-        yield _place("S3 (Ceph)", folder, gateway.settings(), pids)
+        yield _on_s3("S3 (Ceph)", folder, gateway.settings(), pids)
     finally:
         gateway.stop()
 
 
-def _place(name: str, folder: Path, settings: dict[str, object], pids: tuple[int, ...]) -> Place:
+def _on_s3(name: str, folder: Path, settings: dict[str, object], pids: tuple[int, ...]) -> Storage:
     environment = {f"NIGHTMILL_BLOBS__{key.upper()}": str(value) for key, value in settings.items()}
-    return Place(name, {"NIGHTMILL_FOLDER": str(folder), **environment}, pids, settings)
+    return Storage(name, {"NIGHTMILL_FOLDER": str(folder), **environment}, pids, settings)

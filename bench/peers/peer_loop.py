@@ -1,4 +1,4 @@
-"""Common to all loops: reads the lines, measures its own CPU time, and prints the result."""
+"""Code shared by the loops: reads the lines, measures CPU and time, prints the result."""
 
 import json
 import os
@@ -9,13 +9,13 @@ from pathlib import Path
 
 
 class Stopwatch:
-    """CPU and wall time of this process from now on: imports don't count."""
+    """CPU and wall time of this process from the construction on, so that imports do not count."""
 
     def __init__(self) -> None:
         self._cpu_s = _cpu_s()
         self._began = time.perf_counter()
 
-    def tell(self, lines: int, note: str) -> None:
+    def print_result(self, lines: int, note: str) -> None:
         result = {
             "us": (_cpu_s() - self._cpu_s) / lines * 1e6,
             "lines_per_s": lines / (time.perf_counter() - self._began),
