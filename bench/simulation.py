@@ -243,7 +243,7 @@ class Simulation:
             for who, (slots, wanted, _) in self._grants.items()
             if who is not worker.id
         ]
-        made = decide(request, others, turn=int(self.now / fleet.lease_ttl_s))
+        made = decide(claim, others, turn=int(self.now / fleet.lease_ttl_s))
         self._grants.pop(worker.id, None)
         if made.slots or claim.wanted:
             self._grants[worker.id] = (made.slots, claim.wanted, self.now + fleet.lease_ttl_s)
