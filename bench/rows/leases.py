@@ -10,7 +10,7 @@ from typing import Any
 
 from bench import machine, tools
 from bench.figures import Bench, Better, Figure
-from bench.fleet_leases import UPSTREAM, WINDOW
+from bench.fleet_leases import CONCURRENCY_LIMIT, UPSTREAM
 from bench.fleet_postgres import Postgres, postgres
 from bench.fleet_store import backlog_ms, filled, run_workers
 
@@ -113,6 +113,6 @@ def _add_other_grants(server: Postgres, url: str, others: int) -> None:
         url,
         f"INSERT INTO upstream VALUES ('{UPSTREAM}') ON CONFLICT DO NOTHING; DELETE FROM upstream_grant;"
         " INSERT INTO upstream_grant (upstream, worker_id, slots, wanted, expires_at)"
-        f" SELECT '{UPSTREAM}', 'other-' || n, {WINDOW // (others + 4)}, 1000,"
+        f" SELECT '{UPSTREAM}', 'other-' || n, {CONCURRENCY_LIMIT // (others + 4)}, 1000,"
         f" extract(epoch FROM now()) + 100000 FROM generate_series(1, {others}) n",
     )
