@@ -76,13 +76,13 @@ class Used:
 def watched(pids: Mapping[str, int]) -> Iterator[Used]:
     """Yields a `Used` that is filled in when the context ends. This process counts as one of ours."""
     used = Used()
-    everyone = {**pids, "bench": os.getpid()}
-    before = {name: cpu_s(pid) for name, pid in everyone.items()}
+    watched_pids = {**pids, "bench": os.getpid()}
+    before = {name: cpu_s(pid) for name, pid in watched_pids.items()}
     busy_before, began = busy_s(), time.perf_counter()
     yield used
     used.wall_s = time.perf_counter() - began
     busy = busy_s() - busy_before
-    used.cpu_s = {name: cpu_s(pid) - before[name] for name, pid in everyone.items()}
+    used.cpu_s = {name: cpu_s(pid) - before[name] for name, pid in watched_pids.items()}
     foreign_s = max(0.0, busy - sum(used.cpu_s.values()))
     used.foreign_share = foreign_s / (used.wall_s * cores()) if used.wall_s else 0.0
 

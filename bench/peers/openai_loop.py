@@ -19,10 +19,10 @@ def _run(url: str, path: Path, lines: int) -> None:
 
 async def _send_all(url: str, lines: list[dict]) -> list[str]:
     client = AsyncOpenAI(base_url=url, api_key="bench", max_retries=2)
-    gate = asyncio.Semaphore(_WINDOW)
+    semaphore = asyncio.Semaphore(_WINDOW)
 
     async def one(request: dict) -> str:
-        async with gate:
+        async with semaphore:
             answer = await client.chat.completions.create(**request["body"])
             return json.dumps({"custom_id": request["custom_id"], "response": {"body": answer.model_dump()}})
 

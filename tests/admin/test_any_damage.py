@@ -18,17 +18,17 @@ harms = st.one_of(
 )
 
 
-def harm(path: Path, kind: str, place: int) -> None:
+def harm(path: Path, kind: str, offset: int) -> None:
     text = bytearray(path.read_bytes())
     match kind:
         case "remove":
             path.unlink()
         case "cut":
-            os.truncate(path, place % (len(text) + 1))
+            os.truncate(path, offset % (len(text) + 1))
         case "grow":
-            path.write_bytes(bytes(text) + os.urandom(place % 200))
+            path.write_bytes(bytes(text) + os.urandom(offset % 200))
         case _ if text:
-            start = place % len(text)
+            start = offset % len(text)
             text[start : start + 16] = bytes(16) if kind == "zero" else [text[start] ^ 0x55]
             path.write_bytes(text)
 
@@ -37,8 +37,8 @@ def harm(path: Path, kind: str, place: int) -> None:
 @settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_any_damage_to_parts_and_line_indexes_is_repaired(data, damage):
     before = data.path
-    with tempfile.TemporaryDirectory() as place:
-        folder = type(data)(Path(place) / "data")
+    with tempfile.TemporaryDirectory() as target_folder:
+        folder = type(data)(Path(target_folder) / "data")
         shutil.copytree(before, folder.path)
         targets = [*folder.parts(), *sorted((folder.blobs / "lines").glob("*/*"))]
         for kind, pick, offset in damage:

@@ -168,12 +168,12 @@ def test_a_second_backup_to_the_same_destination_is_refused(data, tmp_path, monk
 
 
 @pytest.mark.parametrize(
-    ("place", "why"), [("there", "already exists"), ("data/copy", "is inside the data folder")]
+    ("destination", "why"), [("there", "already exists"), ("data/copy", "is inside the data folder")]
 )
-def test_an_unsuitable_destination_is_refused(data, tmp_path, place, why):
+def test_an_unsuitable_destination_is_refused(data, tmp_path, destination, why):
     (tmp_path / "there").mkdir()
     with pytest.raises(SetupError, match=why):
-        back_up(data.path, data.settings.store_url, tmp_path / place)
+        back_up(data.path, data.settings.store_url, tmp_path / destination)
 
 
 def test_a_file_system_without_shared_blocks_gets_plain_copies(data, copied, monkeypatch):

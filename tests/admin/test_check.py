@@ -182,10 +182,10 @@ def test_a_damaged_line_index_is_rebuilt(data, unfinished, harm):
     data.run_to_successful_end()
 
 
-@pytest.mark.parametrize("place", [0, 7, 8, 12, 24 * 3 + 13])
-def test_a_wrong_record_in_a_line_index_is_found(data, unfinished, place):
+@pytest.mark.parametrize("offset", [0, 7, 8, 12, 24 * 3 + 13])
+def test_a_wrong_record_in_a_line_index_is_found(data, unfinished, offset):
     before = index_of(data, unfinished).read_bytes()
-    flip(index_of(data, unfinished), offset=place)
+    flip(index_of(data, unfinished), offset=offset)
 
     assert kinds(data.check().found) == ["line_index"]
     assert data.repair().left == ()

@@ -12,7 +12,7 @@ from nightmill_torture.plan import Manner
 LIMIT_S = 10
 
 
-class Place:
+class EchoServer:
     """An echo server that records the lines it receives."""
 
     def __init__(self) -> None:
@@ -34,8 +34,8 @@ class Place:
 
 
 @pytest.fixture
-async def place() -> AsyncIterator[Place]:
-    made = Place()
+async def echo_server() -> AsyncIterator[EchoServer]:
+    made = EchoServer()
     server = await asyncio.start_server(made.serve, "127.0.0.1", 0)
     made.port = server.sockets[0].getsockname()[1]
     yield made
@@ -43,8 +43,8 @@ async def place() -> AsyncIterator[Place]:
 
 
 @pytest.fixture
-async def link(place: Place) -> AsyncIterator[Link]:
-    async with Link(place.reach) as made:
+async def link(echo_server: EchoServer) -> AsyncIterator[Link]:
+    async with Link(echo_server.reach) as made:
         yield made
 
 
@@ -75,15 +75,17 @@ async def has_broken(reader: asyncio.StreamReader) -> bool:
             return True
 
 
-async def test_an_open_link_forwards_in_both_directions_and_forwards_the_end_of_the_stream(connected, place):
+async def test_an_open_link_forwards_in_both_directions_and_forwards_the_end_of_the_stream(
+    connected, echo_server
+):
     reader, writer = await connected()
     assert await answer_to((reader, writer), b"one\n") == b"one\n"
     writer.write_eof()
     assert await reader.read() == b""
-    assert place.lines == [b"one\n"]
+    assert echo_server.lines == [b"one\n"]
 
 
-async def test_a_refusing_link_breaks_open_connections_and_refuses_new_ones(connected, link, place):
+async def test_a_refusing_link_breaks_open_connections_and_refuses_new_ones(connected, link, echo_server):
     reader, _ = old = await connected()
     assert await answer_to(old, b"one\n") == b"one\n"
     link.cut(Manner.REFUSED)
@@ -91,10 +93,10 @@ async def test_a_refusing_link_breaks_open_connections_and_refuses_new_ones(conn
     assert await has_broken((await connected())[0])
     link.heal()
     assert await answer_to(await connected(), b"two\n") == b"two\n"
-    assert place.lines == [b"one\n", b"two\n"]
+    assert echo_server.lines == [b"one\n", b"two\n"]
 
 
-async def test_a_silent_link_delays_all_bytes_until_it_heals(connected, link, place):
+async def test_a_silent_link_delays_all_bytes_until_it_heals(connected, link, echo_server):
     old = await connected()
     assert await answer_to(old, b"one\n") == b"one\n"
     link.cut(Manner.SILENT)
@@ -102,18 +104,18 @@ async def test_a_silent_link_delays_all_bytes_until_it_heals(connected, link, pl
     answers = [asyncio.create_task(answer_to(ends, b"two\n")) for ends in (old, new)]
     done, _ = await asyncio.wait(answers, timeout=0.2)
     assert not done
-    assert place.lines == [b"one\n"]
+    assert echo_server.lines == [b"one\n"]
     link.heal()
     assert await asyncio.gather(*answers) == [b"two\n", b"two\n"]
 
 
-async def test_a_deaf_link_delivers_requests_and_drops_the_answers(connected, link, place):
+async def test_a_deaf_link_delivers_requests_and_drops_the_answers(connected, link, echo_server):
     reader, writer = ends = await connected()
     assert await answer_to(ends, b"one\n") == b"one\n"
     link.cut(Manner.DEAF)
     writer.write(b"two\n")
     async with asyncio.timeout(LIMIT_S):
-        while place.lines != [b"one\n", b"two\n"]:  # noqa: ASYNC110 - nothing tells of it
+        while echo_server.lines != [b"one\n", b"two\n"]:  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0.01)
     link.heal()
     assert await has_broken(reader)
@@ -127,12 +129,12 @@ async def test_a_slow_link_delays_every_chunk(connected, link):
     assert asyncio.get_running_loop().time() - began >= 0.2
 
 
-async def test_a_tunnel_connects_to_the_host_that_connect_names(connected, place):
+async def test_a_tunnel_connects_to_the_host_that_connect_names(connected, echo_server):
     asked: list[str] = []
 
     async def reach(name: str):
         asked.append(name)
-        return await place.reach(name)
+        return await echo_server.reach(name)
 
     async with Link(reach, is_tunnel=True) as tunnel:
         reader, writer = await connected(tunnel.port)

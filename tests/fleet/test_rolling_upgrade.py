@@ -139,14 +139,14 @@ def test_a_fleet_is_upgraded_rolled_back_and_upgraded_again_under_traffic(fleet,
     traffic.rotation.append(servers[1])
 
     def roll(environment: dict[str, str] | None) -> None:
-        for place in range(2):
-            new_worker_host, old_worker_host = worker_host(environment), worker_hosts[place]
+        for index in range(2):
+            new_worker_host, old_worker_host = worker_host(environment), worker_hosts[index]
             assert old_worker_host.end() == 0, old_worker_host.said
-            new_server, old_server = server(environment), servers[place]
+            new_server, old_server = server(environment), servers[index]
             traffic.rotate(lambda rotation, new=new_server: rotation.append(new))
             traffic.rotate(lambda rotation, old=old_server: rotation.remove(old))
             assert old_server.end() == 0, old_server.said
-            worker_hosts[place], servers[place] = new_worker_host, new_server
+            worker_hosts[index], servers[index] = new_worker_host, new_server
             processes.extend((new_worker_host, new_server))
             before = len(traffic.batches)
             until(lambda before=before: traffic.errors or len(traffic.batches) > before + 1)

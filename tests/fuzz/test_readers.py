@@ -18,10 +18,10 @@ def changed(text: bytes) -> st.SearchStrategy[bytes]:
         st.tuples(st.integers(0, len(text)), st.integers(0, 6), st.binary(max_size=4)), max_size=4
     )
 
-    def change(places: list[tuple[int, int, bytes]]) -> bytes:
+    def change(edits: list[tuple[int, int, bytes]]) -> bytes:
         made = text
-        for place, gone, new in places:
-            made = made[:place] + new + made[place + gone :]
+        for offset, gone, new in edits:
+            made = made[:offset] + new + made[offset + gone :]
         return made
 
     return changes.map(change)

@@ -24,8 +24,8 @@ EXCLUDED = "positive_data_acceptance,missing_required_header"
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     """URL, key, data folder and log of an emulated server."""
-    place = tmp_path_factory.mktemp("described")
-    folder, log = place / "data", place / "log"
+    root = tmp_path_factory.mktemp("described")
+    folder, log = root / "data", root / "log"
     made = subprocess.run(
         [*COMMAND, "keys", "create", "test", "--folder", folder], check=True, capture_output=True, text=True
     )
