@@ -8,6 +8,7 @@ import warnings
 import pytest
 
 from nightmill.core.outcome import Answered, Unreachable
+from nightmill.settings import UpstreamSettings
 from nightmill.upstream import http1
 from nightmill.upstream.connection import Connection
 from nightmill.upstream.http1 import LeanUpstream, reason_of
@@ -21,7 +22,7 @@ async def lean():
     opened = []
 
     def open_to(url, **arguments):
-        target = target_of(url, api_key=None, headers={})
+        target = target_of(url, UpstreamSettings())
         arguments = {"connect_timeout_s": 5.0, "max_answer_bytes": 1 << 20, **arguments}
         opened.append(LeanUpstream(target, tls=None, **arguments))
         return opened[-1]

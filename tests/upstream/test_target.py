@@ -12,7 +12,8 @@ from nightmill.upstream.target import target_of
 
 
 def target(url, *, api_key=None, **headers):
-    return target_of(url, api_key=api_key, headers={name.replace("_", "-"): v for name, v in headers.items()})
+    headers = {name.replace("_", "-"): v for name, v in headers.items()}
+    return target_of(url, UpstreamSettings(api_key=api_key, headers=headers))
 
 
 @pytest.mark.parametrize(
@@ -92,7 +93,7 @@ def test_a_key_that_a_header_can_not_carry_is_refused_and_not_repeated(key):
 @pytest.mark.parametrize("name", ["", "a b", "a:", "a\r\n", "é"])
 def test_a_header_name_that_is_none_is_refused(name):
     with pytest.raises(SetupError, match=r"upstream\.headers"):
-        target_of("http://host/v1", api_key=None, headers={name: "x"})
+        target_of("http://host/v1", UpstreamSettings(headers={name: "x"}))
 
 
 @pytest.mark.parametrize(
@@ -100,7 +101,7 @@ def test_a_header_name_that_is_none_is_refused(name):
 )
 def test_headers_that_frame_a_request_are_ours(name):
     with pytest.raises(SetupError, match="nightmill itself"):
-        target_of("http://host/v1", api_key=None, headers={name: "x"})
+        target_of("http://host/v1", UpstreamSettings(headers={name: "x"}))
 
 
 @given(st.text(max_size=30))

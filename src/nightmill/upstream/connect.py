@@ -20,8 +20,7 @@ def open_upstream(settings: UpstreamSettings, *, url: str) -> Upstream:
     Raises:
         SetupError: the URL, key or headers can't be used.
     """
-    key = settings.api_key
-    target = target_of(url, api_key=None if key is None else key.get_secret_value(), headers=settings.headers)
+    target = target_of(url, settings)
     tls = _tls(target, settings)
     match settings.transport:
         case "lean":

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from nightmill.settings import UpstreamSettings
 from nightmill.upstream.http1 import LeanUpstream
 from nightmill.upstream.target import target_of
 
@@ -58,7 +59,7 @@ async def find_local_servers(
 async def _ask(name: str, port: int, timeout_s: float) -> FoundServer | None:
     url = f"http://127.0.0.1:{port}/v1"
     upstream = LeanUpstream(
-        target_of(url, api_key=None, headers={}),
+        target_of(url, UpstreamSettings()),
         tls=None,
         connect_timeout_s=timeout_s,
         max_answer_bytes=_MAX_ANSWER_BYTES,

@@ -5,11 +5,11 @@ choose the host, add a header or leave the base path.
 """
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from nightmill.errors import SetupError
+from nightmill.settings import UpstreamSettings
 
 _ENDPOINT = re.compile(r"/v1((?:/[A-Za-z0-9_-][A-Za-z0-9_.-]*)+)")
 _PATH = re.compile(r"[!$%&'()*+,\-./0-9:;=@A-Z_a-z~]*")
@@ -67,10 +67,10 @@ class Target:
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
-def target_of(url: str, *, api_key: str | None, headers: Mapping[str, str]) -> Target:
+def target_of(url: str, settings: UpstreamSettings) -> Target:
     """Checks the settings of an upstream.
 
-    A URL without a path means `/v1`.
+    A URL without a path means `/v1`. `settings.url` is not read.
 
     Raises:
         SetupError: something can't be used; the message names the setting and never holds the key.
@@ -97,7 +97,7 @@ def target_of(url: str, *, api_key: str | None, headers: Mapping[str, str]) -> T
         port=_DEFAULT_PORTS[parts.scheme] if port is None else port,
         prefix=prefix,
         query=f"?{parts.query}" if parts.query else "",
-        headers=tuple(_headers(api_key, headers).items()),
+        headers=tuple(_headers(settings).items()),
     )
 
 
@@ -110,13 +110,14 @@ def _ascii_host(host: str) -> str:
         raise SetupError("upstream.url holds a host name that can't be looked up") from None
 
 
-def _headers(api_key: str | None, extra: Mapping[str, str]) -> dict[str, str]:
+def _headers(settings: UpstreamSettings) -> dict[str, str]:
     merged = {"user-agent": "nightmill", "accept": "application/json"}
-    if api_key is not None:
+    if settings.api_key is not None:
+        api_key = settings.api_key.get_secret_value()
         if not _HEADER_VALUE.fullmatch(api_key):
             raise SetupError("upstream.api_key is empty or holds characters a header can't carry")
         merged["authorization"] = f"Bearer {api_key}"
-    for name, value in extra.items():
+    for name, value in settings.headers.items():
         if not _HEADER_NAME.fullmatch(name):
             raise SetupError(f"upstream.headers: {name!r} is not a header name")
         if name.lower() in _OWN_HEADERS:
