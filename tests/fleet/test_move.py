@@ -79,8 +79,8 @@ def test_a_store_that_is_not_empty_is_refused_and_the_folder_is_unchanged(migrat
     with serving(tmp_path / "old", "--emulate") as old:
         ended(old.client(), begin(old.client(), 2).id)
     migrated.sql(
-        "INSERT INTO api_key (id, project_id, name, digest, hint, created_at)"
-        " VALUES ('k', 'p', 'n', 'd', 'h', 1)"
+        "INSERT INTO api_key (id, project_id, name, digest, hint, created_at, scope)"
+        " VALUES ('k', 'p', 'n', 'd', 'h', 1, 'project')"
     )
     refused = _move(migrated, old.folder)
     assert refused.returncode == 78
