@@ -17,7 +17,7 @@ LINES ?=
 # make fuzz: seconds for each parser
 FUZZ_S ?= 60
 
-.PHONY: help setup run test test-fleet torture-fleet lint types layers unit audit fuzz bench surface house docs lock clean
+.PHONY: help setup run test test-fleet torture-fleet lint types layers unit audit coverage fuzz bench surface house docs lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -52,6 +52,12 @@ torture-fleet: $(STAMP)  ## the fleet's torture test alone, with real Postgres, 
 
 audit: $(STAMP)  ## known vulnerabilities of the locked dependencies; needs api.osv.dev
 	@$(BIN)/python .ci/audit.py
+
+coverage: $(STAMP)  ## branch coverage of the decisions in core, which must be complete
+	@test -d $(VENV)/coverage || $(PIP) install --target $(VENV)/coverage coverage
+	PYTHONPATH=$(VENV)/coverage $(BIN)/python -m coverage run --branch --source=src/nightmill/core \
+		-m pytest -q tests/unit tests/roles/test_loop.py
+	PYTHONPATH=$(VENV)/coverage $(BIN)/python -m coverage report --show-missing --fail-under=100
 
 fuzz: $(STAMP)  ## atheris on every parser of external bytes, FUZZ_S=60 seconds each
 	@test -d $(VENV)/atheris || $(PIP) install --target $(VENV)/atheris atheris

@@ -208,3 +208,12 @@ def test_a_worker_gets_the_rates_in_the_proportion_of_its_slots():
     assert (slots.concurrency_limit, slots.share) == (8, 0.0)
     slots.take(Grant(slots=4, target=2, worker_count=3), asked_at=0.0)
     assert slots.share == 2 / 8
+
+
+def test_a_worker_that_gives_back_its_grant_keeps_the_slots_of_attempts_in_flight():
+    leaving = SlotRequest(upstream="u", worker_id=WorkerId("w"), concurrency_limit=8, held=3, wanted=0)
+    assert decide(leaving, [], turn=0) == Grant(3, 0)
+
+
+def test_slots_that_no_worker_wants_are_shared_among_none():
+    assert fair_shares(8, {}) == {}

@@ -126,8 +126,9 @@ def _shell(body: bytes) -> _Usage | None:
         NotJsonError: the body is not JSON.
     """
     try:
-        if body.isascii() or str(body, "utf-8"):
-            return _answer.decode(body).usage
+        if not body.isascii():
+            str(body, "utf-8")  # the decoder does not read every string, so it does not find every bad byte
+        return _answer.decode(body).usage
     except (UnicodeDecodeError, msgspec.DecodeError, RecursionError):
         json_text.validate(body)
     plain = json_text.without_lone_surrogates(body)
