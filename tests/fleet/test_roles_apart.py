@@ -72,7 +72,7 @@ def test_the_roles_of_a_process_can_be_chosen(fleet, upstream):
         (("work", "--emulate"), {"NIGHTMILL_STORE": "sqlite:////tmp/x.sqlite"}, "other machines reach"),
         (("work", "--roles", "wroker"), {}, "no role 'wroker'"),
         (("work",), {}, "no upstream"),
-        (("serve", "--workers", "0"), {"NIGHTMILL_STORE": "sqlite:////tmp/x.sqlite"}, "somebody else must"),
+        (("serve", "--workers", "0"), {"NIGHTMILL_STORE": "sqlite:////tmp/x.sqlite"}, "other processes must"),
         (("serve", "--emulate"), {"NIGHTMILL_STORE": "mysql://nobody@127.0.0.1/x"}, "can't live in 'mysql'"),
         (("serve", "--emulate"), {"NIGHTMILL_STORE": "postgresql://a:b@127.0.0.1:1/x"}, "can't be reached"),
         (

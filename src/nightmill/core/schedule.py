@@ -25,7 +25,11 @@ from collections.abc import Callable, Iterator
 from typing import Final, Generic, TypeVar
 
 BATCH_ORDER: Final = ("sequence",)
-"""Columns of a batch by which the store sorts candidates, ascending. `sequence` is the order of creation."""
+"""Columns of a batch by which the store sorts candidates for sending, ascending. `sequence` is the order of
+creation."""
+
+STEP_ORDER: Final = ("sequence",)
+"""As `BATCH_ORDER`, for the batches that intake and finalizer lease. Their index is by `sequence`."""
 
 Leased = TypeVar("Leased")
 

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, bindparam, delete, exists, insert, or_, selec
 from nightmill.core.batch import Batch, Event, LineError, Status
 from nightmill.core.file import File
 from nightmill.core.limits import NO_LIMITS, Limits, refusal_to_accept
-from nightmill.core.schedule import BATCH_ORDER
+from nightmill.core.schedule import STEP_ORDER
 from nightmill.core.segment import Segment
 from nightmill.ids import WorkerId
 from nightmill.store import projects, schema, usage
@@ -39,7 +39,7 @@ _CANDIDATE = (
         ~_has_live_lease,
         ~_has_open_slice,
     )
-    .order_by(*(batch.c[name] for name in BATCH_ORDER))
+    .order_by(*(batch.c[name] for name in STEP_ORDER))
     .limit(1)
     .with_for_update(skip_locked=True, of=batch)
 )
