@@ -234,7 +234,7 @@ async def test_a_store_that_is_away_at_the_check_is_unavailable() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"url": "ftp://b/p"}, r"'ftp://b/p' is none of s3://"),
         ({"url": "s3:///p"}, "is none of s3://"),
@@ -244,9 +244,9 @@ async def test_a_store_that_is_away_at_the_check_is_unavailable() -> None:
     ],
 )
 def test_unusable_settings_give_an_error_of_one_line(
-    s3: S3Server, changes: dict[str, Any], told: str
+    s3: S3Server, changes: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(SetupError, match=told) as caught:
+    with pytest.raises(SetupError, match=message) as caught:
         blobs_of(s3, "b", **changes)
     assert "\n" not in str(caught.value)
     assert "no json" not in str(caught.value)

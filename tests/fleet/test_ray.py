@@ -424,11 +424,11 @@ def test_nodes_may_have_their_own_secrets(on_ray, cluster, upstream, tmp_path):
 
 @SLOW
 @pytest.mark.parametrize(
-    ("version", "told"),
+    ("version", "message"),
     [("0.0.9", "has nightmill 0.0.9, this process has"), (None, "No module named 'nightmill.")],
 )
 def test_a_node_with_another_version_of_nightmill_is_reported(
-    on_ray, cluster, upstream, tmp_path, version, told
+    on_ray, cluster, upstream, tmp_path, version, message
 ):
     other = tmp_path / "other" / "nightmill"
     if version is None:
@@ -441,8 +441,8 @@ def test_a_node_with_another_version_of_nightmill_is_reported(
     config = configured(tmp_path, {"PYTHONPATH": str(other.parent)})
     server = on_ray.serve("--upstream", upstream().url, environment=ONE | config)
     begin(server.client(), LINES)
-    until(lambda: told in server.said)
-    until(lambda: told in json.dumps(ready(server)))
+    until(lambda: message in server.said)
+    until(lambda: message in json.dumps(ready(server)))
     assert server.end() == 0, server.said
 
 

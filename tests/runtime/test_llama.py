@@ -180,8 +180,10 @@ def test_a_restarted_child_listens_on_the_same_port(model: Path, start: Callable
     assert second.request("GET", "/health")[0] == 200
 
 
-@pytest.mark.parametrize(("content", "told"), [(b"no model", "is not a GGUF file"), (b"GGUF", "can't serve")])
-def test_a_file_that_is_no_model_is_a_setup_error(tmp_path: Path, content: bytes, told: str) -> None:
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"no model", "is not a GGUF file"), (b"GGUF", "can't serve")]
+)
+def test_a_file_that_is_no_model_is_a_setup_error(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(content)
     command = llama_command(ModelSettings(path=path))
@@ -189,7 +191,7 @@ def test_a_file_that_is_no_model_is_a_setup_error(tmp_path: Path, content: bytes
         assert child.stderr is not None
         said = child.stderr.read().decode()
         assert child.wait(timeout=30) == SetupError.exit_code
-    assert told in said
+    assert message in said
     assert str(path) in said
     assert "Traceback" not in said
 

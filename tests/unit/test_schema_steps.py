@@ -51,7 +51,7 @@ def test_what_comes_after_waits_for_what_comes_before(released):
 
 
 @pytest.mark.parametrize(
-    ("found", "oldest", "told"),
+    ("found", "oldest", "expected"),
     [
         ("0003", None, "migrate --before"),
         ("0004", None, None),
@@ -62,7 +62,7 @@ def test_what_comes_after_waits_for_what_comes_before(released):
         ("0006", "0002", None),
     ],
 )
-def test_a_nightmill_accepts_whatever_says_that_it_may_stay(released, found, oldest, told):
+def test_a_schema_is_accepted_if_its_compatibility_row_allows_this_version(released, found, oldest, expected):
     reason = refusal(found, oldest)
-    assert (reason is None) == (told is None)
-    assert told is None or told in reason
+    assert (reason is None) == (expected is None)
+    assert expected is None or expected in reason

@@ -50,7 +50,7 @@ class Dispatcher:
     Args:
         upstreams: where lines are sent.
         parts: asked whether answers can be written.
-        request_prefix: hexadecimal start of the request ids made for answers that brought none.
+        request_prefix: hexadecimal start of the request ids made for answers without one.
         notify: called when a segment may be over or unsent lines run low.
     """
 
