@@ -25,8 +25,9 @@ from nightmill.core.outcome import Answered, Outcome
 from nightmill.ids import FileId, PartId, ProjectId, UploadId, new_batch_id, new_file_id
 from nightmill.roles.loop import Notifier, Role, keep_turning
 from nightmill.runtime.components import Components, open_components
-from nightmill.settings import Settings, load
+from nightmill.settings import Settings, UpstreamSettings, load
 from nightmill.store.migrate import migrate
+from nightmill.upstream.registry import UpstreamRegistry, start_upstream
 
 PROJECT = ProjectId("default")
 ENDPOINT = "/v1/chat/completions"
@@ -154,9 +155,14 @@ class DataFolder:
             await components.store.leases.release_all()
             stop = asyncio.Event()
             async with asyncio.timeout(30), asyncio.TaskGroup() as group:
-                tasks = [
-                    group.create_task(components.worker(upstream, slots=4).run(stop, grace_s=lambda: 0.0))
-                ]
+                runtime = start_upstream(
+                    upstream,
+                    settings=UpstreamSettings(concurrency=4),
+                    worker=components.settings.worker,
+                    shared_name="upstream",
+                )
+                worker = components.worker(UpstreamRegistry(runtime))
+                tasks = [group.create_task(worker.run(stop, grace_s=lambda: 0.0))]
                 for role in roles(components):
                     turning = keep_turning(
                         role,

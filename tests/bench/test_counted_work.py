@@ -30,6 +30,7 @@ from nightmill.roles.loop import Notifier
 from nightmill.runtime.components import Components, open_components
 from nightmill.settings import load
 from nightmill.store.migrate import migrate
+from nightmill.upstream.registry import UpstreamRegistry, start_upstream
 
 LINES = 4_000
 PER_SEGMENT = 500
@@ -150,7 +151,11 @@ async def components_with_a_batch(
 
 
 async def answer_all(components: Components, notified: asyncio.Event) -> None:
-    worker = components.worker(InstantUpstream(), slots=64)
+    settings = components.settings
+    upstream = start_upstream(
+        InstantUpstream(), settings=settings.upstream, worker=settings.worker, shared_name="upstream"
+    )
+    worker = components.worker(UpstreamRegistry(upstream))
     stop = asyncio.Event()
     async with asyncio.timeout(60), asyncio.TaskGroup() as group:
         group.create_task(worker.run(stop, grace_s=lambda: 0.0))

@@ -127,10 +127,9 @@ class Mill:
                 *(
                     start_upstream(
                         upstream,
-                        settings=self.settings.upstream,
+                        settings=self.settings.upstream.model_copy(update={"concurrency": slots}),
                         worker=self.settings.worker,
                         shared_name=f"upstream {number}",
-                        concurrency_limit=slots,
                         name=DEFAULT_NAME if len(upstreams) == 1 else str(number),
                     )
                     for number, upstream in enumerate(upstreams)

@@ -10,6 +10,7 @@ from nightmill.core.batch import Status
 from nightmill.core.clocks import Clocks
 from nightmill.core.outcome import Answered, Broken, Outcome, Throttled, TimedOut, Unreachable
 from nightmill.core.request_line import RequestLine
+from nightmill.core.routing import Route
 from nightmill.ids import WorkerId
 from nightmill.telemetry import UpstreamPaused, UpstreamResumed
 from tests.roles.conftest import FunctionUpstream, Mill, answer, request_line, request_lines
@@ -403,9 +404,9 @@ async def test_a_line_is_sent_to_the_upstream_that_routing_chose(mill: Mill, mon
 
         return FunctionUpstream(send)
 
-    def by_model(request: RequestLine, upstreams: Sequence[str]) -> str:
+    def by_model(request: RequestLine, routes: Sequence[Route]) -> Route:
         assert request.model is not None
-        return upstreams[int(request.model)]
+        return routes[int(request.model)]
 
     monkeypatch.setattr("nightmill.roles.dispatcher.route", by_model)
     limits = mill.settings.limits.model_copy(update={"models_per_file": 2})

@@ -1,14 +1,23 @@
 """Which endpoint a Ray address names, and the error when no cluster answers."""
 
+import json
 import socket
 from collections.abc import Iterator
 
 import pytest
+from pydantic import SecretStr
 
 from nightmill.runtime.ray import cluster
 from nightmill.runtime.ray.cluster import Cluster, ClusterLost
 from nightmill.runtime.ray.launcher import fingerprint, worker_message
-from nightmill.settings import RaySettings, Settings, load, with_own_secrets, without_secrets
+from nightmill.settings import (
+    RaySettings,
+    Settings,
+    UpstreamSettings,
+    load,
+    with_own_secrets,
+    without_secrets,
+)
 
 
 @pytest.fixture
@@ -73,3 +82,13 @@ def test_secrets_may_come_from_the_environment_of_the_node(monkeypatch: pytest.M
     assert read.upstream.url == "http://model/v1"
     assert read.upstream.api_key is not None
     assert read.upstream.api_key.get_secret_value() == "own"
+
+
+def test_secrets_in_a_list_of_sections_are_not_sent() -> None:
+    class SettingsWithList(Settings):
+        upstreams: tuple[UpstreamSettings, ...] = ()
+
+    first = UpstreamSettings(url="http://model/v1", api_key=SecretStr("hush"))
+    message = without_secrets(SettingsWithList(upstreams=(first,)))
+    assert "hush" not in message
+    assert json.loads(message)["upstreams"][0]["url"] == "http://model/v1"

@@ -37,7 +37,7 @@ class ModelList:
 
     async def models(self) -> Listing:
         """Raises UnavailableError when the upstream returns no list."""
-        configured = self._context.settings.upstream.models
+        configured = self._context.settings.models
         if configured:
             return [_model(name) for name in configured]
         if not self._is_fresh():

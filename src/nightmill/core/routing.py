@@ -1,21 +1,38 @@
 """Routing: which upstream answers a request line. No I/O.
 
-`route` is the only code that chooses an upstream. The dispatcher calls `route` once for each line, when the
-line is first taken from its segment; attempts that follow go to the same upstream. Today a process has one
-upstream, so nothing of the line is read. A rule that depends on the model reads `RequestLine.model`, which is
-decoded from the body only when asked for.
+`route` is the only code that chooses an upstream. The dispatcher calls it once for each line, when the
+line is first taken from its segment; attempts that follow go to the same upstream.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from nightmill.core.request_line import RequestLine
 
 
-def route(request: RequestLine, upstreams: Sequence[str]) -> str:  # noqa: ARG001 - the only upstream needs no choice
-    """The name of the upstream that a line is sent to.
+@dataclass(frozen=True, slots=True, eq=False)
+class Route:
+    """A way to an upstream. Two routes are never equal, so that a route is a cheap key of a dictionary.
+
+    Attributes:
+        name: the name of the upstream in this process.
+        models: the models that the upstream offers; empty when it is sent every model.
+    """
+
+    name: str
+    models: frozenset[str] = frozenset()
+
+
+def route(request: RequestLine, routes: Sequence[Route]) -> Route:
+    """The route of a line: the first one that offers the model of the line, or else the first one.
 
     Args:
-        request: the line; its model is `request.model`.
-        upstreams: the names of the process's upstreams, at least one.
+        request: the line. Its model is decoded only where there is a choice.
+        routes: the upstreams of the process in the order of the settings, at least one.
     """
-    return upstreams[0]
+    if len(routes) > 1:
+        model = request.model
+        for candidate in routes:
+            if not candidate.models or model in candidate.models:
+                return candidate
+    return routes[0]

@@ -193,7 +193,7 @@ def input_rules(settings: Settings, endpoint: str) -> InputRules:
     limits = settings.limits
     return InputRules(
         endpoint=endpoint,
-        models=frozenset(settings.upstream.models),
+        models=frozenset(settings.models),
         models_per_file=limits.models_per_file,
         lines_per_file=limits.lines_per_file,
         line_bytes=limits.line_bytes,

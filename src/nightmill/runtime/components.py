@@ -6,7 +6,6 @@ What is opened is closed, in the opposite order. Which process runs which role b
 
 import random
 import secrets
-import socket
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, nullcontext
@@ -25,12 +24,10 @@ from nightmill.roles.maintenance import Maintenance
 from nightmill.roles.worker import Storage, Worker
 from nightmill.runtime.steady_clock import steady_clock
 from nightmill.runtime.storage import open_storage, open_stored
-from nightmill.runtime.upstreams import shared_name
 from nightmill.settings import Settings
 from nightmill.store import Store
 from nightmill.telemetry import Emit
-from nightmill.upstream import Upstream
-from nightmill.upstream.registry import UpstreamRegistry, start_upstream
+from nightmill.upstream.registry import UpstreamRegistry
 
 CLOCKS = Clocks(wall=steady_clock, monotonic=time.monotonic, random=random.random)
 
@@ -85,24 +82,11 @@ class Components:
             deleting=lambda: may_delete(self.settings.folder) if keeps_folder else nullcontext(True),
         )
 
-    def worker(self, upstream: Upstream, *, slots: int | None = None) -> Worker:
-        """The worker role, which sends to one upstream.
-
-        Args:
-            slots: attempts in flight at once, over all workers; None takes the upstream's setting.
-        """
-        settings = self.settings
-        runtime = start_upstream(
-            upstream,
-            settings=settings.upstream,
-            worker=settings.worker,
-            shared_name=shared_name(settings.upstream.url or "", host=socket.gethostname()),
-            concurrency_limit=slots,
-        )
+    def worker(self, upstreams: UpstreamRegistry) -> Worker:
         return Worker(
             storage=Storage(self.store, self.blobs, self.parts),
-            upstreams=UpstreamRegistry(runtime),
-            settings=settings.worker,
+            upstreams=upstreams,
+            settings=self.settings.worker,
             worker_id=self.worker_id,
             request_prefix=secrets.token_hex(12),
             notifier=self.notifier,

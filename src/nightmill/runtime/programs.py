@@ -45,7 +45,7 @@ def check_engine(settings: Settings) -> Settings:
         raise SetupError(
             f"ray.min_workers ({ray.min_workers}) is more than ray.max_workers ({ray.max_workers})"
         )
-    if ray.model.name is None or settings.upstream.models:
+    if ray.model.name is None or settings.models:
         return settings
     upstream = settings.upstream.model_copy(update={"models": (ray.model.name,)})
     return settings.model_copy(update={"upstream": upstream})

@@ -22,7 +22,7 @@ from nightmill.runtime.process_setup import (
     start_logs,
 )
 from nightmill.settings import Settings, from_message
-from nightmill.upstream.connect import open_upstream
+from nightmill.upstream.registry import DEFAULT_NAME, open_upstreams
 
 _ORPHAN_GRACE_S: Final = 0.5
 _ORPHAN_END_S: Final = 1.0
@@ -76,7 +76,7 @@ async def _run_roles(settings: Settings, worker_id: WorkerId, names: Sequence[st
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, commands.drain)
     async with (
         open_components(
-            settings, emit=_emit_to(parent), notifier=notifier, worker_id=worker_id
+            settings, emit=log_and_report(parent.report), notifier=notifier, worker_id=worker_id
         ) as components,
         asyncio.TaskGroup() as group,
     ):
@@ -88,22 +88,30 @@ async def _run_roles(settings: Settings, worker_id: WorkerId, names: Sequence[st
         following.cancel()
 
 
-def _emit_to(parent: Parent) -> telemetry.Emit:
-    """Logs every event, and reports those to the parent that keep this process from its work."""
+def log_and_report(report: Callable[[str | None], None]) -> telemetry.Emit:
+    """Logs every event, and reports what keeps this process from its work.
+
+    Args:
+        report: called with all problems that last, or None, after each event that begins or ends one.
+    """
+    problems: dict[tuple[str, ...], str] = {}
 
     def emit(event: telemetry.Event) -> None:
         telemetry.log(event)
         match event:
-            case telemetry.UpstreamPaused(reason=reason, is_held=True):
-                parent.report(f"the upstream answers no line: {reason}")
-            case telemetry.UpstreamPaused(reason=reason):
-                parent.report(f"the upstream is paused: {reason}")
-            case telemetry.WritingPaused(reason=reason):
-                parent.report(f"answers can't be written: {reason}")
-            case telemetry.UpstreamResumed() | telemetry.WritingResumed():
-                parent.report(None)
+            case telemetry.UpstreamPaused(name, reason, is_held=is_held):
+                upstream = "the upstream" if name == DEFAULT_NAME else f"the upstream '{name}'"
+                state = "answers no line" if is_held else "is paused"
+                problems["upstream", name] = f"{upstream} {state}: {reason}"
+            case telemetry.UpstreamResumed(name):
+                problems.pop(("upstream", name), None)
+            case telemetry.WritingPaused(reason):
+                problems["writing",] = f"answers can't be written: {reason}"
+            case telemetry.WritingResumed():
+                problems.pop(("writing",), None)
             case _:
                 return
+        report("; ".join(problems.values()) or None)
 
     return emit
 
@@ -123,10 +131,5 @@ async def _run_role(components: Components, name: str, commands: _ParentCommands
 
 
 async def _run_worker(components: Components, commands: _ParentCommands) -> None:
-    url = components.settings.upstream.url
-    assert url is not None
-    upstream = open_upstream(components.settings.upstream, url=url)
-    try:
-        await components.worker(upstream).run(commands.stop, grace_s=commands.grace_s)
-    finally:
-        await upstream.close()
+    async with open_upstreams(components.settings) as upstreams:
+        await components.worker(upstreams).run(commands.stop, grace_s=commands.grace_s)

@@ -29,7 +29,7 @@ from nightmill.runtime.supervisor import Program, Supervisor
 from nightmill.runtime.upstreams import choose_upstream, listens
 from nightmill.settings import BlobSettings, QuotaSettings, Settings
 from nightmill.store.migrate import migrate
-from nightmill.upstream.connect import open_upstream
+from nightmill.upstream.registry import UpstreamRegistry, open_upstreams
 
 _PROJECT = ProjectId("default")
 _INPUT_KEY = "files/input"
@@ -96,7 +96,10 @@ async def run_file(
         async with open_components(settings, emit=telemetry.log, notifier=notifier) as components:
             batch = await _batch(components, input_path, endpoint)
             limit_memory_use()
-            async with _roles(components, programs) as worker:
+            async with (
+                open_upstreams(settings) as upstreams,
+                _roles(components, upstreams, programs) as worker,
+            ):
 
                 def report(batch: Batch) -> None:
                     if on_progress is not None:
@@ -214,11 +217,11 @@ async def _copy_input(components: Components, path: Path) -> None:
 
 
 @asynccontextmanager
-async def _roles(components: Components, programs: list[Program]) -> AsyncGenerator[Worker]:
+async def _roles(
+    components: Components, upstreams: UpstreamRegistry, programs: list[Program]
+) -> AsyncGenerator[Worker]:
     """Runs every role in this process, and the program of the upstream if there is one."""
-    assert components.settings.upstream.url is not None
-    upstream = open_upstream(components.settings.upstream, url=components.settings.upstream.url)
-    worker = components.worker(upstream, slots=components.settings.upstream.concurrency)
+    worker = components.worker(upstreams)
     supervisor = Supervisor(
         emit=components.emit, notify_local=components.notifier.notify_local, monotonic=time.monotonic
     )
@@ -236,8 +239,9 @@ async def _roles(components: Components, programs: list[Program]) -> AsyncGenera
                         random=random.random,
                     )
                 )
-            if programs:
-                await listens(components.settings.upstream.url, within_s=_START_S)
+            url = components.settings.upstream.url
+            if programs and url is not None:
+                await listens(url, within_s=_START_S)
             group.create_task(worker.run(stop, grace_s=lambda: 0.0))
             yield worker
             stop.set()
@@ -245,7 +249,6 @@ async def _roles(components: Components, programs: list[Program]) -> AsyncGenera
             await supervisor.drain(grace_s=2.0)
     finally:
         supervisor.kill()
-        await upstream.close()
 
 
 async def _write_output(components: Components, file_id: FileId | None, path: Path) -> Path | None:

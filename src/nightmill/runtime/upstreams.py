@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from urllib.parse import urlsplit
 
-from nightmill.core.loopback import is_loopback
 from nightmill.errors import SetupError
 from nightmill.runtime.child import EMULATOR
 from nightmill.runtime.supervisor import Program, free_port
@@ -110,18 +109,6 @@ async def listens(url: str, *, within_s: float) -> bool:
                     return True
     except TimeoutError:
         return False
-
-
-def shared_name(url: str, *, host: str) -> str:
-    """The name under which all workers of one upstream share its limits, without credentials.
-
-    Args:
-        url: the upstream's URL.
-        host: this machine's name, which becomes part of the name of an upstream on loopback.
-    """
-    target = urlsplit(url)
-    place = f"{target.scheme}://{target.hostname}:{target.port or ''}{target.path}"
-    return f"{place} at {host}" if is_loopback(target.hostname or "") else place
 
 
 def _upstream(program: Program) -> Program:

@@ -60,8 +60,7 @@ def as_message(settings: Settings) -> str:
 
 def without_secrets(settings: Settings) -> str:
     """As `as_message`, but without the store's URL and secrets, which the reader has in its environment."""
-    tree = {name: value for name, value in settings.model_dump().items() if name != "store"}
-    return json.dumps(_revealed(_without_secrets(tree)))
+    return json.dumps(_revealed(_without_secrets(settings.model_dump(exclude={"store"}))))
 
 
 def with_own_secrets(message: str) -> Settings:
@@ -78,14 +77,18 @@ def from_message(message: str) -> Settings:
     return Settings.model_validate_json(message)
 
 
-def _without_secrets(tree: Tree) -> Tree:
-    kept: Tree = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            kept[name] = _without_secrets(cast("Tree", value))
-        elif not isinstance(value, SecretStr):
-            kept[name] = value
-    return kept
+def _without_secrets(value: object) -> object:
+    match value:
+        case dict():
+            members = cast("Tree", value).items()
+            return {
+                name: _without_secrets(below) for name, below in members if not isinstance(below, SecretStr)
+            }
+        case list() | tuple():
+            entries = cast("list[object]", value)
+            return [_without_secrets(below) for below in entries if not isinstance(below, SecretStr)]
+        case _:
+            return value
 
 
 def _revealed(value: object) -> object:

@@ -382,6 +382,11 @@ class Settings(_Section):
     audit: AuditSettings = AuditSettings()
 
     @property
+    def models(self) -> tuple[str, ...]:
+        """The models that the upstream offers; empty when the upstream decides."""
+        return self.upstream.models
+
+    @property
     def store_url(self) -> str:
         return self.store or f"sqlite:///{self.folder.absolute() / 'nightmill.sqlite'}"
 

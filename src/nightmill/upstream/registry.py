@@ -6,13 +6,19 @@ holds the address, so that workers of two servers never share a limit by acciden
 `roles.upstream_lines`; the choice of an upstream for a line belongs to `core.routing`.
 """
 
-from collections.abc import Iterator
+import socket
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from nightmill.core.circuit_breaker import CircuitBreaker
 from nightmill.core.concurrency import Slots
+from nightmill.core.loopback import is_loopback
 from nightmill.core.rate_limit import RateLimits
-from nightmill.settings import UpstreamSettings, WorkerSettings
+from nightmill.core.routing import Route
+from nightmill.settings import Settings, UpstreamSettings, WorkerSettings
+from nightmill.upstream.connect import open_upstream
 from nightmill.upstream.port import Upstream
 
 DEFAULT_NAME = "default"
@@ -24,7 +30,7 @@ class UpstreamRuntime:
     """One upstream at work in one worker process.
 
     Attributes:
-        name: the name in events, log lines and routing.
+        route: its name in events, log lines and routing, and the models that it offers.
         client: sends the attempts.
         slots: the worker's grant of the concurrency limit.
         breaker: whether the upstream is called at all.
@@ -33,7 +39,7 @@ class UpstreamRuntime:
         max_attempts: attempts of a line that may count before its outcome stands.
     """
 
-    name: str
+    route: Route
     client: Upstream
     slots: Slots
     breaker: CircuitBreaker
@@ -41,16 +47,44 @@ class UpstreamRuntime:
     attempt_timeout_s: float
     max_attempts: int
 
+    @property
+    def name(self) -> str:
+        return self.route.name
+
 
 class UpstreamRegistry:
     """The upstreams of one worker process by name, in the order of the settings; at least one."""
 
     def __init__(self, *upstreams: UpstreamRuntime) -> None:
         self._upstreams = upstreams
-        self.names = tuple(upstream.name for upstream in upstreams)
+        self.routes = tuple(upstream.route for upstream in upstreams)
+        self.names = self.routes  # the dispatcher's name for the routes
 
     def __iter__(self) -> Iterator[UpstreamRuntime]:
         return iter(self._upstreams)
+
+
+@asynccontextmanager
+async def open_upstreams(settings: Settings) -> AsyncGenerator[UpstreamRegistry]:
+    """Opens every upstream of the settings, and closes their clients in the end.
+
+    Args:
+        settings: their upstream has a URL.
+    """
+    url = settings.upstream.url
+    assert url is not None
+    client = open_upstream(settings.upstream, url=url)
+    try:
+        yield UpstreamRegistry(
+            start_upstream(
+                client,
+                settings=settings.upstream,
+                worker=settings.worker,
+                shared_name=_shared_name(url, host=socket.gethostname()),
+            )
+        )
+    finally:
+        await client.close()
 
 
 def start_upstream(
@@ -59,21 +93,19 @@ def start_upstream(
     settings: UpstreamSettings,
     worker: WorkerSettings,
     shared_name: str,
-    concurrency_limit: int | None = None,
     name: str = DEFAULT_NAME,
 ) -> UpstreamRuntime:
     """The runtime of an open upstream, with no slots granted yet and a breaker that lets attempts through.
 
     Args:
         shared_name: the name under which all workers of the upstream share its limits in the store.
-        concurrency_limit: attempts in flight at once over all workers; None takes the upstream's setting.
     """
     return UpstreamRuntime(
-        name=name,
+        route=Route(name, frozenset(settings.models)),
         client=client,
         slots=Slots(
             shared_name,
-            concurrency_limit=concurrency_limit or settings.concurrency,
+            concurrency_limit=settings.concurrency,
             ttl_s=worker.lease_ttl_s,
             ask_every_s=_REQUEST_BEATS * worker.beat_s,
         ),
@@ -84,3 +116,15 @@ def start_upstream(
         attempt_timeout_s=settings.timeout_s,
         max_attempts=settings.max_attempts,
     )
+
+
+def _shared_name(url: str, *, host: str) -> str:
+    """The name under which all workers of one upstream share its limits, without credentials.
+
+    Args:
+        url: the upstream's URL.
+        host: this machine's name, which becomes part of the name of an upstream on loopback.
+    """
+    target = urlsplit(url)
+    place = f"{target.scheme}://{target.hostname}:{target.port or ''}{target.path}"
+    return f"{place} at {host}" if is_loopback(target.hostname or "") else place
