@@ -15,6 +15,7 @@ from nightmill.roles.finalizer import Finalizer
 from nightmill.roles.intake import Intake
 from nightmill.roles.join import Joiner
 from nightmill.roles.loop import Notifier
+from nightmill.runtime.components import finalizer_options, intake_options
 from nightmill.runtime.storage import open_storage
 from nightmill.settings import Settings, as_message, from_message, load
 from nightmill.store import open_store
@@ -66,18 +67,18 @@ async def turn(role: str, settings: Settings) -> None:
     shared = {
         "store": store,
         "blobs": blobs,
-        "settings": settings,
         "worker_id": WorkerId(role),
         "notifier": Notifier(),
         "emit": lambda _: None,
     }
     try:
         if role == "intake":
-            await Intake(**shared, clock=time.time).turn()
+            await Intake(**shared, options=intake_options(settings), clock=time.time).turn()
         else:
             clocks = Clocks(wall=time.time, monotonic=time.monotonic, random=lambda: 0.5)
             joiner = Joiner(store=store, blobs=blobs, parts=parts, monotonic=time.monotonic)
-            finalizer = Finalizer(**shared, joiner=joiner, clocks=clocks)
+            options = finalizer_options(settings)
+            finalizer = Finalizer(**shared, options=options, joiner=joiner, clocks=clocks)
             while await finalizer.turn() == 0:
                 pass
     finally:

@@ -1,7 +1,6 @@
 """When maintenance takes leases back: only after the store has answered for the length of a lease."""
 
 import time
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,8 +9,7 @@ import pytest
 from nightmill.core.clocks import Clocks
 from nightmill.errors import UnavailableError
 from nightmill.roles.loop import Notifier
-from nightmill.roles.maintenance import Maintenance
-from nightmill.settings import load
+from nightmill.roles.maintenance import Maintenance, MaintenanceOptions
 
 TTL_S = 30.0
 
@@ -48,17 +46,16 @@ class Nothing:
 
 
 class World:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self) -> None:
         self.now = 1_000.0
         self.store = Watched()
-        flags = {"folder": folder, "worker": {"lease_ttl_s": TTL_S}, "retention": {"sweep_s": 1e9}}
         store: Any = self.store
         nothing: Any = Nothing()
         self.maintenance = Maintenance(
             store=store,
             blobs=nothing,
             parts=nothing,
-            settings=load(flags=flags, environment={}),
+            options=MaintenanceOptions(sweep_s=1e9, audit_ttl_s=0, lease_ttl_s=TTL_S),
             notifier=Notifier(),
             emit=lambda _: None,
             clocks=Clocks(wall=time.time, monotonic=lambda: self.now, random=lambda: 0.5),
@@ -75,8 +72,8 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> World:
-    return World(tmp_path)
+def world() -> World:
+    return World()
 
 
 async def test_a_new_process_waits_as_long_as_a_lease_lasts(world):

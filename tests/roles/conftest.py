@@ -29,6 +29,7 @@ from nightmill.roles.join import Joiner
 from nightmill.roles.loop import Notifier, keep_turning
 from nightmill.roles.maintenance import Maintenance
 from nightmill.roles.worker import Storage, Worker
+from nightmill.runtime.components import finalizer_options, intake_options, maintenance_options
 from nightmill.settings import Settings, load
 from nightmill.store import Store, open_store
 from nightmill.store.migrate import migrate
@@ -148,7 +149,7 @@ class Mill:
             store=self.store,
             blobs=self.blobs,
             joiner=Joiner(store=self.store, blobs=self.blobs, parts=self.parts(), monotonic=time.monotonic),
-            settings=self.settings,
+            options=finalizer_options(self.settings),
             worker_id=WorkerId("finalizer_1"),
             notifier=self.notifier,
             emit=self.events.append,
@@ -159,7 +160,7 @@ class Mill:
         return Intake(
             store=self.store,
             blobs=self.blobs,
-            settings=self.settings,
+            options=intake_options(self.settings),
             worker_id=WorkerId("intake_1"),
             notifier=self.notifier,
             emit=self.events.append,
@@ -171,7 +172,7 @@ class Mill:
             store=self.store,
             blobs=self.blobs,
             parts=self.parts(),
-            settings=self.settings,
+            options=maintenance_options(self.settings),
             notifier=self.notifier,
             emit=self.events.append,
             clocks=Clocks(wall=self.clock, monotonic=time.monotonic, random=lambda: 0.01),

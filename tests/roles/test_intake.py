@@ -16,6 +16,7 @@ from nightmill.errors import StorageFullError
 from nightmill.ids import FileId, ProjectId, WorkerId
 from nightmill.roles import intake as intake_module
 from nightmill.roles.intake import Intake
+from nightmill.runtime.components import intake_options
 from nightmill.settings import load
 from nightmill.telemetry import BatchMoved
 
@@ -54,7 +55,7 @@ def intake(mill: Any, *, blobs: Any = None, name: str = "intake_1", **flags: Any
     return Intake(
         store=mill.store,
         blobs=blobs or mill.blobs,
-        settings=load(flags={"worker": {"lines_per_segment": 5}, **flags}, environment={}),
+        options=intake_options(load(flags={"worker": {"lines_per_segment": 5}, **flags}, environment={})),
         worker_id=WorkerId(name),
         notifier=mill.notifier,
         emit=mill.events.append,

@@ -64,7 +64,8 @@ def _inspected(path: Path, settings: "Settings", endpoint: str) -> "ValidationRe
         message = f"The batch input file is larger than the {limit} maximum. Please split it."
         return ValidationResult(0, None, (LineError("file_too_large", message),))
     # A server lists only the first errors; to correct a file, all are needed.
-    return _looked_over(path, replace(input_rules(settings, endpoint), listed_errors=sys.maxsize))
+    rules = input_rules(settings.limits, endpoint, models=settings.models)
+    return _looked_over(path, replace(rules, listed_errors=sys.maxsize))
 
 
 def _looked_over(path: Path, rules: "InputRules") -> "ValidationResult":

@@ -11,7 +11,7 @@ publishes. A finalizer that dies costs at most the work on one slice. The files 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 
 from nightmill.blobs import Piece, PiecedBlobs
@@ -26,7 +26,6 @@ from nightmill.failpoints import failpoint
 from nightmill.ids import BatchId, FileId, WorkerId, new_file_id
 from nightmill.roles.join import Joined, JoinedFile, Joiner, Pages
 from nightmill.roles.loop import Notifier
-from nightmill.settings import Settings
 from nightmill.store import BatchLease, SliceLease, Store
 from nightmill.telemetry import BatchMoved, Emit
 
@@ -34,6 +33,19 @@ _LEASE_TTL_S = 60.0
 _WAIT_S = 1.0
 _FIRST_LEASE_TOKEN = 2  # intake held the batch under the first token
 _MIN_SLICES = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinalizerOptions:
+    """What the finalizer takes from the settings.
+
+    Attributes:
+        output_ttl_s: the time after which output files expire when neither batch nor project sets another.
+        slice_bytes: the size of a slice of a huge batch.
+    """
+
+    output_ttl_s: int
+    slice_bytes: int
 
 
 class Finalizer:
@@ -52,7 +64,7 @@ class Finalizer:
         store: Store,
         blobs: PiecedBlobs,
         joiner: Joiner,
-        settings: Settings,
+        options: FinalizerOptions,
         worker_id: WorkerId,
         notifier: Notifier,
         emit: Emit,
@@ -61,8 +73,7 @@ class Finalizer:
         self._store = store
         self._blobs = blobs
         self._joiner = joiner
-        self._output_ttl_s = settings.limits.output_ttl_s
-        self._slice_bytes = settings.finalizer.slice_bytes
+        self._options = options
         self._worker_id = worker_id
         self._notifier = notifier
         self._emit = emit
@@ -168,10 +179,13 @@ class Finalizer:
         """The slices of a huge batch, judged by its first segments; empty for any other batch."""
         lines = sum(result.segment.count for result in page)
         part_bytes = sum(part.length_bytes for result in page for part in result.pinned)
-        if part_bytes * batch.total < _MIN_SLICES * self._slice_bytes * lines or len(page) < _MIN_SLICES:
+        if (
+            part_bytes * batch.total < _MIN_SLICES * self._options.slice_bytes * lines
+            or len(page) < _MIN_SLICES
+        ):
             return []
         segments = -(-batch.total * len(page) // lines)
-        per_slice = max(1, self._slice_bytes * len(page) // part_bytes)
+        per_slice = max(1, self._options.slice_bytes * len(page) // part_bytes)
         return list(cut_slices(batch.id, segments=segments, segments_per_slice=per_slice))
 
     async def _cut(self, lease: BatchLease, slices: Sequence[Slice]) -> None:
@@ -275,7 +289,7 @@ class Finalizer:
 
     async def _ttl_s(self, batch: Batch) -> int:
         rules = await self._store.projects.rules(batch.project_id)
-        return batch.output_expires_after_s or rules.output_ttl_s or self._output_ttl_s
+        return batch.output_expires_after_s or rules.output_ttl_s or self._options.output_ttl_s
 
     def _file(self, batch: Batch, suffix: str, blob_key: str, size_bytes: int, ttl_s: int) -> File:
         created_at = int(self._clock())

@@ -8,18 +8,18 @@ and an index that was not accepted is never read. The checks themselves are in `
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from nightmill.blobs import Blobs
 from nightmill.core.batch import Batch, Event, LineError, Status
 from nightmill.core.file import Purpose
-from nightmill.core.limits import estimated_tokens
+from nightmill.core.limits import Limits, estimated_tokens
 from nightmill.core.segment import cut_segments
 from nightmill.errors import LeaseLost, UnavailableError
 from nightmill.failpoints import failpoint
 from nightmill.ids import WorkerId
 from nightmill.roles.loop import Notifier
-from nightmill.settings import Settings
+from nightmill.settings import LimitSettings
 from nightmill.store import BatchLease, Store
 from nightmill.telemetry import BatchMoved, Emit
 from nightmill.validation import DuplicatePass, InputRules, InputValidator, ValidationResult
@@ -27,6 +27,22 @@ from nightmill.validation import DuplicatePass, InputRules, InputValidator, Vali
 _WAIT_S = 1.0
 # Larger chunks are slower: the allocator gives their pages back to the system and faults them in again.
 _CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IntakeOptions:
+    """What intake takes from the settings.
+
+    Attributes:
+        quota: the limits of a project that has none of its own.
+        models: the models that a line may name; empty when any may be named.
+    """
+
+    limits: LimitSettings
+    quota: Limits
+    models: tuple[str, ...]
+    lines_per_segment: int
+    lease_ttl_s: float
 
 
 class Intake:
@@ -39,7 +55,7 @@ class Intake:
         *,
         store: Store,
         blobs: Blobs,
-        settings: Settings,
+        options: IntakeOptions,
         worker_id: WorkerId,
         notifier: Notifier,
         emit: Emit,
@@ -47,15 +63,16 @@ class Intake:
     ) -> None:
         self._store = store
         self._blobs = blobs
-        self._settings = settings
+        self._options = options
         self._worker_id = worker_id
         self._notifier = notifier
         self._emit = emit
         self._clock = clock
 
     async def turn(self) -> float:
-        ttl_s = self._settings.worker.lease_ttl_s
-        lease = await self._store.batch_leases.lease((Status.VALIDATING,), self._worker_id, ttl_s=ttl_s)
+        lease = await self._store.batch_leases.lease(
+            (Status.VALIDATING,), self._worker_id, ttl_s=self._options.lease_ttl_s
+        )
         if lease is None:
             return _WAIT_S
         try:
@@ -90,7 +107,7 @@ class Intake:
         size_bytes = await self._blobs.size_bytes(batch.input_blob_key)
         if size_bytes is None:
             return _cannot_find(batch)
-        limit = self._settings.limits.input_file_bytes
+        limit = self._options.limits.input_file_bytes
         if size_bytes > limit:
             message = (
                 f"The batch input file is larger than the {limit} maximum. "
@@ -101,7 +118,7 @@ class Intake:
 
     async def _validate(self, lease: BatchLease) -> None:
         batch = lease.batch
-        rules = input_rules(self._settings, batch.endpoint)
+        rules = input_rules(self._options.limits, batch.endpoint, models=self._options.models)
         validator = InputValidator(rules)
         index_blob_key = f"lines/{batch.id}/{lease.token}"
         writer = await self._blobs.open_writer(index_blob_key)
@@ -159,15 +176,16 @@ class Intake:
             total=result.total,
             enqueued_tokens=estimated_tokens(lease.batch.input_bytes),
         )
-        lines_per_segment = self._settings.worker.lines_per_segment
-        segments = list(cut_segments(after.id, total=result.total, lines_per_segment=lines_per_segment))
+        segments = list(
+            cut_segments(after.id, total=result.total, lines_per_segment=self._options.lines_per_segment)
+        )
         failpoint("intake.before_accept")
         moved = await self._store.batch_leases.accept(
             lease,
             after,
             index_blob_key=index_blob_key,
             segments=segments,
-            limits=self._settings.quota.limits,
+            limits=self._options.quota,
         )
         if moved is None or moved.status is Status.FAILED:
             await self._blobs.delete(index_blob_key)
@@ -188,12 +206,11 @@ class Intake:
         self._emit(BatchMoved(after))
 
 
-def input_rules(settings: Settings, endpoint: str) -> InputRules:
+def input_rules(limits: LimitSettings, endpoint: str, *, models: tuple[str, ...]) -> InputRules:
     """What the settings require of an input file for `endpoint`."""
-    limits = settings.limits
     return InputRules(
         endpoint=endpoint,
-        models=frozenset(settings.models),
+        models=frozenset(models),
         models_per_file=limits.models_per_file,
         lines_per_file=limits.lines_per_file,
         line_bytes=limits.line_bytes,

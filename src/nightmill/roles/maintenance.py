@@ -6,6 +6,7 @@ completed by the next. Finalizing is the finalizer's work: an overdue batch only
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
 from nightmill.blobs import Blobs
 from nightmill.core.batch import Event
@@ -15,17 +16,33 @@ from nightmill.failpoints import failpoint
 from nightmill.parts import Parts
 from nightmill.roles.loop import Notifier
 from nightmill.roles.orphan_blobs import OrphanSweep
-from nightmill.settings import Settings
 from nightmill.store import Store
 from nightmill.telemetry import BatchMoved, Emit
 
 _LOOK_S = 1.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MaintenanceOptions:
+    """What maintenance takes from the settings.
+
+    Attributes:
+        sweep_s: seconds between two searches for what has expired.
+        audit_ttl_s: the age in seconds at which an entry of the audit log is removed; 0 keeps all.
+        lease_ttl_s: the length of a worker's lease.
+    """
+
+    sweep_s: float
+    audit_ttl_s: int
+    lease_ttl_s: float
+
+
 class Maintenance:
-    """Args:
-    deleting: a context whose value says whether bytes may be deleted inside; a backup or a check may be
-        reading them.
+    """The role that ends what is overdue and deletes what is no longer needed.
+
+    Args:
+        deleting: a context whose value says whether bytes may be deleted inside; a backup or a check may be
+            reading them.
     """
 
     name = "maintenance"
@@ -36,7 +53,7 @@ class Maintenance:
         store: Store,
         blobs: Blobs,
         parts: Parts,
-        settings: Settings,
+        options: MaintenanceOptions,
         notifier: Notifier,
         emit: Emit,
         clocks: Clocks,
@@ -45,15 +62,13 @@ class Maintenance:
         self._store = store
         self._blobs = blobs
         self._parts = parts
-        self._sweep_s = settings.retention.sweep_s
-        self._audit_ttl_s = settings.audit.ttl_s
+        self._options = options
         self._notifier = notifier
         self._emit = emit
         self._clock = clocks.wall
         self._monotonic = clocks.monotonic
         self._deleting = deleting
         self._next_sweep = 0.0
-        self._lease_ttl_s = settings.worker.lease_ttl_s
         self._healthy_since: float | None = None
         self._seen_at = 0.0
         self._orphans = OrphanSweep(store=store, blobs=blobs, monotonic=clocks.monotonic)
@@ -68,10 +83,10 @@ class Maintenance:
         if reaped or lapsed:
             self._notifier.notify()
         if self._monotonic() >= self._next_sweep:
-            self._next_sweep = self._monotonic() + self._sweep_s
+            self._next_sweep = self._monotonic() + self._options.sweep_s
             await self._sweep()
         self._seen_at = self._monotonic()
-        return min(_LOOK_S, self._sweep_s)
+        return min(_LOOK_S, self._options.sweep_s)
 
     async def _reap(self) -> int:
         """Takes back lapsed leases; returns their number.
@@ -81,10 +96,10 @@ class Maintenance:
         started) may hide an outage and counts as one.
         """
         now = self._monotonic()
-        if self._healthy_since is None or now - self._seen_at > self._lease_ttl_s:
+        if self._healthy_since is None or now - self._seen_at > self._options.lease_ttl_s:
             self._healthy_since = now
         self._seen_at = now
-        if now - self._healthy_since < self._lease_ttl_s:
+        if now - self._healthy_since < self._options.lease_ttl_s:
             return 0
         return await self._store.segments.release_expired()
 
@@ -103,8 +118,8 @@ class Maintenance:
         await self._store.uploads.expire()
         while await self._store.files.delete_expired():
             pass
-        if self._audit_ttl_s:
-            await self._store.audit.delete_older(kept_s=self._audit_ttl_s)
+        if self._options.audit_ttl_s:
+            await self._store.audit.delete_older(kept_s=self._options.audit_ttl_s)
         with self._deleting() as may_delete:
             if may_delete:
                 await self._delete_unused()

@@ -16,11 +16,11 @@ from nightmill.blobs import PiecedBlobs
 from nightmill.core.clocks import Clocks
 from nightmill.ids import WorkerId, new_worker_id
 from nightmill.parts import Parts
-from nightmill.roles.finalizer import Finalizer
-from nightmill.roles.intake import Intake
+from nightmill.roles.finalizer import Finalizer, FinalizerOptions
+from nightmill.roles.intake import Intake, IntakeOptions
 from nightmill.roles.join import Joiner
 from nightmill.roles.loop import Notifier
-from nightmill.roles.maintenance import Maintenance
+from nightmill.roles.maintenance import Maintenance, MaintenanceOptions
 from nightmill.roles.worker import Storage, Worker
 from nightmill.runtime.steady_clock import steady_clock
 from nightmill.runtime.storage import open_storage, open_stored
@@ -48,7 +48,7 @@ class Components:
         return Intake(
             store=self.store,
             blobs=self.blobs,
-            settings=self.settings,
+            options=intake_options(self.settings),
             worker_id=self.worker_id,
             notifier=self.notifier,
             emit=self.emit,
@@ -61,7 +61,7 @@ class Components:
             store=self.store,
             blobs=self.blobs,
             joiner=joiner,
-            settings=self.settings,
+            options=finalizer_options(self.settings),
             worker_id=self.worker_id,
             notifier=self.notifier,
             emit=self.emit,
@@ -75,7 +75,7 @@ class Components:
             store=self.store,
             blobs=self.blobs,
             parts=self.parts,
-            settings=self.settings,
+            options=maintenance_options(self.settings),
             notifier=self.notifier,
             emit=self.emit,
             clocks=CLOCKS,
@@ -125,3 +125,27 @@ async def open_components(
                 await blobs.close()
     finally:
         await store.close()
+
+
+def intake_options(settings: Settings) -> IntakeOptions:
+    return IntakeOptions(
+        limits=settings.limits,
+        quota=settings.quota.limits,
+        models=settings.models,
+        lines_per_segment=settings.worker.lines_per_segment,
+        lease_ttl_s=settings.worker.lease_ttl_s,
+    )
+
+
+def finalizer_options(settings: Settings) -> FinalizerOptions:
+    return FinalizerOptions(
+        output_ttl_s=settings.limits.output_ttl_s, slice_bytes=settings.finalizer.slice_bytes
+    )
+
+
+def maintenance_options(settings: Settings) -> MaintenanceOptions:
+    return MaintenanceOptions(
+        sweep_s=settings.retention.sweep_s,
+        audit_ttl_s=settings.audit.ttl_s,
+        lease_ttl_s=settings.worker.lease_ttl_s,
+    )
