@@ -12,6 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -111,8 +112,43 @@ class Server:
         finally:
             connection.close()
 
+    @contextmanager
+    def connected(self) -> "Iterator[RawConnection]":
+        with (
+            socket.create_connection(("127.0.0.1", self.port), timeout=20) as connection,
+            connection.makefile("rb") as reader,
+        ):
+            yield RawConnection(connection, reader)
+
     def send_json(self, path: str, document: Any, *, key: str | None = None) -> Answer:
         return self.send("POST", path, json.dumps(document), {"Content-Type": "application/json"}, key=key)
+
+
+@dataclass(frozen=True)
+class RawConnection:
+    """A connection on which every byte is given, and on which every response is read by its length."""
+
+    socket: socket.socket
+    reader: BufferedReader
+
+    def send(self, sent: bytes) -> None:
+        self.socket.sendall(sent)
+
+    def end_of_sending(self) -> None:
+        self.socket.shutdown(socket.SHUT_WR)
+
+    def read(self) -> Answer:
+        """The next response, interim responses included. For HEAD use a new connection."""
+        status = self.reader.readline().split()
+        assert status, "the connection is closed"
+        names: dict[str, str] = {}
+        while line := self.reader.readline().strip():
+            name, _, value = line.decode().partition(":")
+            names[name.lower()] = value.strip()
+        return Answer(int(status[1]), names, self.reader.read(int(names.get("content-length", "0"))))
+
+    def is_closed(self) -> bool:
+        return self.reader.read(1) == b""
 
 
 async def no_models() -> bytes | None:

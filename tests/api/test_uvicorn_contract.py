@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import httptools
 import pytest
 import uvicorn
 from packaging.requirements import Requirement
@@ -19,9 +20,11 @@ OVERRIDDEN = {
     "connection_made": ["transport"],
     "connection_lost": ["exc"],
     "data_received": ["data"],
+    "eof_received": [],
     "pause_writing": [],
     "resume_writing": [],
     "on_message_begin": [],
+    "on_header": ["name", "value"],
     "on_headers_complete": [],
     "on_body": ["body"],
     "on_message_complete": [],
@@ -133,6 +136,45 @@ async def test_a_new_parser_takes_the_next_request(protocol):
     protocol.data_received(b"GET /y HTTP/1.1\r\nhost: x\r\n\r\n")
     assert protocol.cycle is not first
     assert [cycle for cycle, _ in protocol.pipeline] == [protocol.cycle]
+
+
+async def test_the_parser_stops_at_an_upgrade_and_tells_where_its_head_ends(protocol):
+    """`_parse` gives the head without the header `upgrade` and the rest of the bytes to a new parser."""
+    protocol.connection_made(Transport())
+    head = REQUEST.replace(b"host: x", b"connection: upgrade\r\nupgrade: h2c")
+    with pytest.raises(httptools.HttpParserUpgrade) as caught:
+        protocol.parser.feed_data(head + b"12345")
+    assert caught.value.args == (len(head),)
+    assert protocol.parser.should_upgrade()
+    assert (protocol.parser.get_method(), protocol.parser.get_http_version()) == (b"POST", "1.1")
+    assert (protocol.url, protocol.headers[1]) == (b"/x", (b"upgrade", b"h2c"))
+
+
+async def test_the_parser_raises_the_error_of_a_callback_as_context(protocol, monkeypatch):
+    def on_headers_complete() -> None:
+        raise LookupError
+
+    monkeypatch.setattr(protocol, "on_headers_complete", on_headers_complete)
+    protocol.connection_made(Transport())
+    protocol.parser = type(protocol.parser)(protocol)
+    with pytest.raises(httptools.HttpParserError) as caught:
+        protocol.parser.feed_data(REQUEST)
+    assert isinstance(caught.value.__context__, LookupError)
+    with pytest.raises(httptools.HttpParserError) as caught:
+        type(protocol.parser)(protocol).feed_data(b"nonsense\r\n\r\n")
+    assert caught.value.__context__ is None
+
+
+async def test_a_connection_without_tls_has_the_scheme_http(protocol):
+    protocol.connection_made(Transport())
+    assert protocol.scheme == "http"
+
+
+async def test_an_expected_100_continue_is_decided_before_the_cycle_is_made(protocol):
+    protocol.connection_made(Transport())
+    protocol.data_received(REQUEST.replace(b"host: x", b"expect: 100-continue"))
+    assert protocol.expect_100_continue
+    assert protocol.cycle.waiting_for_100_continue
 
 
 async def test_the_flow_pauses_and_resumes_the_transport(protocol):

@@ -2,6 +2,7 @@
 
 A connection closes when its request head is late or endless, or when its client does not read the response.
 Refusals here have OpenAI's error envelope. Bytes after a request never cut or change the response to it.
+Offers of another protocol (`Upgrade`) are ignored, as RFC 9110 allows, and the request is read as HTTP/1.1.
 `upload_limiter` and `body` limit bodies, `middleware` checks keys and rates.
 
 The class extends uvicorn's protocol and uses its internal fields. tests/api/test_uvicorn_contract.py lists
@@ -9,10 +10,12 @@ them, and pyproject.toml bounds the version of uvicorn.
 """
 
 import asyncio
+import re
 import secrets
 from collections.abc import Mapping
 from typing import Any, ClassVar, cast
 
+import httptools
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
@@ -29,6 +32,25 @@ _OVERHEAD_BYTES = 64 << 10
 """The limit for framing (chunk sizes, extensions, trailers) between two pieces of a body."""
 _LARGE_BYTES = 1 << 20
 """A body of at least this size bypasses the parser."""
+_TARGET_BYTES = (1 << 16) - 1
+"""The longest request target that the URL parser reads."""
+_ABSOLUTE_FORM = re.compile(rb"https?://([^/?#@]+)", re.IGNORECASE)
+_HTTP_2 = "This server supports HTTP/1.1, but the connection began with HTTP/2. Please send HTTP/1.1."
+_CONNECT = "This server is not a proxy and does not support CONNECT."
+
+
+class _RefusedHeadError(Exception):
+    """A request head that is refused while it is parsed.
+
+    Args:
+        status: the HTTP status.
+        message: the problem and the remedy.
+    """
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
 
 
 def http_config(app: ASGIApp, settings: ApiSettings, **overrides: Any) -> uvicorn.Config:
@@ -108,7 +130,8 @@ class Connection(HttpToolsProtocol):
             data = self._receive_body(data)
             if not data:
                 return
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        self._parse(data)
         if self._is_refused or self.transport.is_closing():
             return
         if self._is_reading_head or not self._is_handling_request:
@@ -120,6 +143,13 @@ class Connection(HttpToolsProtocol):
                 self._start_head_timer()
         elif self._overhead_bytes > _OVERHEAD_BYTES:
             self.send_400_response("There is too much around the pieces of the request body.")
+
+    def eof_received(self) -> bool | None:  # type: ignore[override]
+        """True keeps the connection open: the client sent whole requests and waits for the responses."""
+        if self.scheme == "https" or not self._is_handling_request or self.cycle.more_body:
+            return None
+        self.cycle.keep_alive = False
+        return True
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -137,7 +167,16 @@ class Connection(HttpToolsProtocol):
         super().on_message_begin()
         self._is_reading_head = True
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._is_reading_head:  # a trailer of a body with chunks must not become a header
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return  # `_parse` gives the head to the parser again
+        self._read_target()
+        if self.parser.get_http_version() == "1.0":
+            self.expect_100_continue = False
         self._is_reading_head = False
         self.idle_since = None
         self._overhead_bytes = 0
@@ -157,6 +196,10 @@ class Connection(HttpToolsProtocol):
             self._body_bytes_left -= len(body)
         super().on_body(body)
 
+    def on_message_complete(self) -> None:
+        if not self.parser.should_upgrade():
+            super().on_message_complete()
+
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if not self._is_handling_request:
@@ -165,9 +208,61 @@ class Connection(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Ends the connection after unparsable bytes."""
+        self._end(400, f"We could not parse your request: {msg}")
+
+    # --- parsing -----------------------------------------------------------------------------------------
+
+    def _parse(self, data: bytes) -> None:
+        """Parses the bytes.
+
+        At a request with an `Upgrade` header the parser stops and leaves out the body. Then a new parser
+        reads the head again, without that header, and the bytes after it.
+        """
+        while True:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                if self.parser.get_method() == b"CONNECT":
+                    self._end(405, _CONNECT)
+                    return
+                data = self._head_without_upgrade() + data[upgrade.args[0] :]
+                self._restart_parser()
+            except httptools.HttpParserError as error:
+                match error.__context__:
+                    case _RefusedHeadError() as refused:
+                        self._end(refused.status, refused.message)
+                    case None if self.parser.get_method() == b"PRI":
+                        self._end(400, _HTTP_2)
+                    case None:
+                        self.send_400_response(f"{error}.")
+                    case _:
+                        self.send_400_response("The request target is not a path or a URL.")
+                return
+            else:
+                return
+
+    def _head_without_upgrade(self) -> bytes:
+        method, version = self.parser.get_method(), self.parser.get_http_version().encode()
+        lines = [b"%s %s HTTP/%s" % (method, self.url, version)]
+        lines += [b"%s: %s" % header for header in self.headers if header[0] != b"upgrade"]
+        return b"\r\n".join([*lines, b"", b""])
+
+    def _read_target(self) -> None:
+        """Splits a target in absolute form into a path and the `Host` header (RFC 9112 3.2.2)."""
+        if len(self.url) > _TARGET_BYTES:
+            message = f"The URL has {len(self.url)} bytes; at most {_TARGET_BYTES} are accepted."
+            raise _RefusedHeadError(414, message)
+        if match := _ABSOLUTE_FORM.match(self.url):
+            path = self.url[match.end() :]
+            self.url = path if path.startswith(b"/") else b"/" + path
+            self.headers[:] = [header for header in self.headers if header[0] != b"host"]
+            self.headers.append((b"host", match[1]))
+
+    def _end(self, status: int, message: str) -> None:
+        """Ends the connection: the bytes that follow the last request cannot be read as a request."""
         self._is_refused = True
         if not self._is_handling_request:
-            self._refuse(400, f"We could not parse your request: {msg}")
+            self._refuse(status, message)
         elif not self.cycle.more_body:
             # The earlier requests are complete: their responses are sent, then the connection closes.
             self.cycle.keep_alive = False
@@ -175,7 +270,7 @@ class Connection(HttpToolsProtocol):
         elif self.pipeline or self.cycle.response_started:
             self.transport.close()
         else:
-            self._refuse(400, f"We could not parse the body of your request: {msg}")
+            self._refuse(status, message)
             self.cycle.disconnected = True
             self.cycle.message_event.set()
 
@@ -183,7 +278,7 @@ class Connection(HttpToolsProtocol):
 
     def _large_body_bytes(self) -> int:
         """The size of a large body that begins now, else 0. The parser refuses ambiguous lengths."""
-        if self.pipeline or self.parser.should_upgrade():
+        if self.pipeline:
             return 0
         headers = dict(self.headers)
         if b"transfer-encoding" in headers:

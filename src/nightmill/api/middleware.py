@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from nightmill.api.auth import CALLER_IN_SCOPE, REQUEST_ID_IN_SCOPE, KeyCache, RateLimit
 from nightmill.api.context import ApiContext
 from nightmill.api.envelope import error_response, from_request_error, from_unavailable_error
+from nightmill.api.request_headers import refusal_of
 from nightmill.api.upload_limiter import allow_early_answer
 from nightmill.errors import RequestError, UnavailableError
 
@@ -80,7 +81,9 @@ class RequestMiddleware:
             await send(message)
 
         try:
-            refusal = self._over_connection_limit(scope) or self._headers_too_large(scope)
+            refusal = (
+                self._over_connection_limit(scope) or self._headers_too_large(scope) or refusal_of(scope)
+            )
             await (refusal or self._app)(scope, receive, send_with_headers)
         except _HeadAnsweredError:
             return
