@@ -1,5 +1,6 @@
 """The files service, through the official client and with raw, unusual and hostile requests."""
 
+import gzip
 import io
 import itertools
 import json
@@ -160,6 +161,7 @@ def test_unknown_form_fields_are_ignored(server, key):
 
 NOT_JSONL = "Invalid file format for Batch API. Must be .jsonl"
 NOT_UTF8 = "Invalid file for Batch API. Must be utf-8 encoded"
+IS_UTF16 = f"{NOT_UTF8}. The file is UTF-16 text."
 
 
 @pytest.mark.parametrize(
@@ -172,9 +174,17 @@ NOT_UTF8 = "Invalid file for Batch API. Must be utf-8 encoded"
         (b"{'custom_id': 'a'}\n", NOT_JSONL),
         (b'{"a": 1} trailing\n', NOT_JSONL),
         (b"plain " * 20_000, NOT_JSONL),
-        (b"\x1f\x8b\x08\x00" + bytes(100), NOT_JSONL),
+        (gzip.compress(LINE), f"{NOT_JSONL}. The file is gzip data."),
+        (b"PK\x03\x04" + bytes(100), f"{NOT_JSONL}. The file is a zip archive."),
+        (b"\x28\xb5\x2f\xfd" + LINE, f"{NOT_JSONL}. The file is zstd data."),
         (b"{\x00}\n", NOT_JSONL),
-        (LINE.decode().encode("utf-16"), NOT_UTF8),
+        (LINE[:-1] + b"\x00\n", NOT_JSONL),
+        (LINE.decode().encode("utf-16"), IS_UTF16),
+        (LINE.decode().encode("utf-16-le"), IS_UTF16),
+        (LINE.decode().encode("utf-16-be"), IS_UTF16),
+        (b"\xfe\xff" + LINE.decode().encode("utf-16-be"), IS_UTF16),
+        (LINE.decode().encode("utf-32"), f"{NOT_UTF8}. The file is UTF-32 text."),
+        (LINE.decode().encode("utf-32-be"), f"{NOT_UTF8}. The file is UTF-32 text."),
         (LINE + b"\xff\n", NOT_UTF8),
         (b'{"a": "\xe4"}\n', NOT_UTF8),
         ('{"a": "ä"}'.encode()[:-3], NOT_UTF8),

@@ -215,6 +215,8 @@ def test_a_refused_complete_can_be_tried_again(server, key, client, change, para
         (b"\x1f\x8b" + b"x" * 20, "Must be .jsonl"),
         (b'{"a": "\xff\xff"}', "Must be utf-8 encoded"),
         (b"x", "Must be .jsonl"),
+        (LINE.decode().encode("utf-16-le"), "The file is UTF-16 text"),
+        (LINE.decode().encode("utf-32-be"), "The file is UTF-32 text"),
     ],
 )
 def test_batch_input_is_checked_across_parts(client, content, message):

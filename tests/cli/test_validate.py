@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 
 def test_a_valid_file_exits_with_0(nightmill, input_file):
     ran = nightmill("validate", input_file(3))
@@ -65,6 +67,17 @@ def test_an_empty_file_and_a_compressed_one_are_refused(nightmill, tmp_path):
     assert nightmill("validate", path, "--json").json["errors"][0]["code"] == "empty_file"
     path.write_bytes(b"\x1f\x8b\x08")
     assert nightmill("validate", path, "--json").json["errors"][0]["code"] == "invalid_file"
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_a_file_in_another_encoding_is_named_before_any_line_is_read(
+    nightmill, input_file, tmp_path, encoding
+):
+    path = tmp_path / "encoded.jsonl"
+    path.write_text(input_file(2).read_text(), encoding=encoding)
+    [error] = nightmill("validate", path, "--json").json["errors"]
+    assert (error["code"], error["line"]) == ("invalid_file", None)
+    assert encoding[:6].upper() in error["message"]
 
 
 def test_limits_come_from_the_settings(nightmill, input_file, tmp_path):

@@ -87,6 +87,14 @@ def test_no_line_is_sent_when_a_line_is_invalid(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["in.jsonl"]
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le"])
+def test_a_file_in_another_encoding_is_named(tmp_path, encoding):
+    path = tmp_path / "in.jsonl"
+    path.write_text('{"custom_id": "a"}\n', encoding=encoding)
+    with pytest.raises(RequestError, match="is UTF-16 text"):
+        nightmill.run(path, emulate=True)
+
+
 def test_without_an_upstream_the_run_is_refused(tmp_path):
     with pytest.raises(SetupError, match="--upstream"):
         nightmill.run(input_file(tmp_path, "/v1/chat/completions"), on_progress=lambda _: None)

@@ -112,10 +112,20 @@ def test_a_file_without_requests_is_empty(text: bytes):
         (b"PK\x03\x04", "zip"),
         (b"\xff\xfe{\x00", "UTF-16"),
         (b"(\xb5/\xfd", "zstd"),
+        (b"BZh9", "bzip2"),
+        (b"\xfd7zXZ\x00", "xz"),
+        (b"PAR1", "Parquet"),
+        ("{".encode("utf-32"), "UTF-32"),
+        (b"\x00\x00\xfe\xff", "UTF-32"),
+        ("{}".encode("utf-16-le"), "UTF-16"),
+        ("\n{".encode("utf-16-be"), "UTF-16"),
+        ("{}".encode("utf-32-le"), "UTF-32"),
+        ("{}".encode("utf-32-be"), "UTF-32"),
     ],
 )
-def test_a_file_of_another_kind_is_named(beginning: bytes, name: str):
-    result, _ = inspect(beginning + b"\n\xff\xff\n" * 9)
+@pytest.mark.parametrize("chunk_bytes", [1, 1 << 20])
+def test_a_file_of_another_kind_is_named(beginning: bytes, name: str, chunk_bytes: int):
+    result, _ = inspect(beginning + b"\n\xff\xff\n" * 9, chunk_bytes=chunk_bytes)
     [error] = result.errors
     assert (error.code, error.line) == ("invalid_file", None)
     assert name in error.message

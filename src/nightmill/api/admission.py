@@ -21,10 +21,10 @@ from nightmill.core.file import UPLOAD_PURPOSES, Purpose
 from nightmill.errors import RequestError
 from nightmill.ids import ProjectId
 from nightmill.settings import LimitSettings
+from nightmill.validation.file_format import binary_format, other_encoding
 
 NOT_JSONL = "Invalid file format for Batch API. Must be .jsonl"
 NOT_UTF8 = "Invalid file for Batch API. Must be utf-8 encoded"
-_GZIP = b"\x1f\x8b"
 _BLANK = b" \t\r\n"
 _EXPIRES_AFTER = "expires_after"
 _BRACKETS = {"expires_after[anchor]": "anchor", "expires_after[seconds]": "seconds"}
@@ -79,8 +79,10 @@ def check_batch_input(beginning: bytes, *, size_bytes: int) -> None:
         beginning: the first bytes of the file, or the whole file if it is shorter.
         size_bytes: the size of the whole file.
     """
-    if beginning.startswith(_GZIP):
-        raise RequestError(NOT_JSONL)
+    if name := binary_format(beginning):
+        raise RequestError(f"{NOT_JSONL}. The file is {name}.")
+    if name := other_encoding(beginning):
+        raise RequestError(f"{NOT_UTF8}. The file is {name}.")
     is_whole = len(beginning) == size_bytes
     try:
         # The end of a partial beginning may lie inside a character.
@@ -102,7 +104,8 @@ def check_batch_input(beginning: bytes, *, size_bytes: int) -> None:
 def _is_json(line: bytes) -> bool:
     try:
         # msgspec rejects lone surrogates, which are valid JSON; intake decides on them. Numbers stay text.
-        json.loads(line, parse_int=str, parse_float=str, parse_constant=_not_json)
+        # Decoded here, because `json` would also accept bytes in UTF-16.
+        json.loads(line.decode(), parse_int=str, parse_float=str, parse_constant=_not_json)
     except RecursionError:
         return True  # valid JSON, nested deeply; intake reports the line
     except ValueError:

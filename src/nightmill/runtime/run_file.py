@@ -30,6 +30,7 @@ from nightmill.runtime.upstreams import choose_upstream, listens
 from nightmill.settings import BlobSettings, QuotaSettings, Settings
 from nightmill.store.migrate import migrate
 from nightmill.upstream.registry import UpstreamRegistry, open_upstreams
+from nightmill.validation.file_format import binary_format, other_encoding
 
 _PROJECT = ProjectId("default")
 _INPUT_KEY = "files/input"
@@ -160,6 +161,8 @@ def _endpoint_of_first_line(path: Path) -> str:
         line = next((line for line in file if line.strip()), None)
     if line is None:
         raise RequestError(f"{path} holds no request line")
+    if name := binary_format(line) or other_encoding(line):
+        raise RequestError(f"{path} is {name}. It must be JSON Lines in UTF-8.")
     url = endpoint_in(line)
     if url not in ENDPOINTS:
         message = (

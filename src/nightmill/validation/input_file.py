@@ -13,16 +13,8 @@ from nightmill.core.batch import LineError
 from nightmill.core.json_text import BOM
 from nightmill.core.segment import pack_line
 from nightmill.validation.custom_ids import CustomIds, RepeatedHashes
+from nightmill.validation.file_format import LONGEST_SIGNATURE_BYTES, binary_format, other_encoding
 from nightmill.validation.line_rules import InputRules, LineChecker, duplicate_custom_id
-
-_NOT_TEXT = (
-    (b"\x1f\x8b", "gzip data"),
-    (b"PK\x03\x04", "a zip archive"),
-    (b"\x28\xb5\x2f\xfd", "zstd data"),
-    (b"\xff\xfe", "UTF-16 text"),
-    (b"\xfe\xff", "UTF-16 text"),
-)
-_BEGINNING_BYTES = max(len(beginning) for beginning, _ in _NOT_TEXT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +48,7 @@ class InputValidator:
         """The index records of the lines that end in `chunk`."""
         if self._beginning is not None:
             chunk = self._beginning + chunk
-            if len(chunk) < _BEGINNING_BYTES:
+            if len(chunk) < LONGEST_SIGNATURE_BYTES:
                 self._beginning = chunk
                 return b""
             return self._begin(chunk)
@@ -95,12 +87,9 @@ class InputValidator:
 
     def _begin(self, text: bytes) -> bytes:
         self._beginning = None
-        for beginning, name in _NOT_TEXT:
-            if text.startswith(beginning):
-                self._refuse_file(
-                    "invalid_file", f"The input file is {name}. It must be JSON Lines in UTF-8."
-                )
-                return b""
+        if name := binary_format(text) or other_encoding(text):
+            self._refuse_file("invalid_file", f"The input file is {name}. It must be JSON Lines in UTF-8.")
+            return b""
         return self._index(self._lines.feed(text))
 
     def _index(self, lines: "Iterator[tuple[int, int, bytes | None]]") -> bytes:
