@@ -276,11 +276,14 @@ async def test_a_part_shorter_than_its_content_length_is_refused(forms: FormRead
     await forms.refusal(part('name="file"; filename=x', b"{}", "Content-Length: 3") + end())
 
 
-async def test_a_part_with_a_transfer_encoding_is_refused(forms: FormReader) -> None:
-    refusal = await forms.refusal(
-        part('name="file"; filename=x', b"e30=", "Content-Transfer-Encoding: base64") + end()
-    )
-    assert refusal.param == "file"
+@pytest.mark.parametrize("encoding", ["base64", "Quoted-Printable", "x-uuencode"])
+@pytest.mark.parametrize(("name", "more"), [("file", "; filename=x"), ("purpose", "")])
+async def test_a_part_with_a_transfer_encoding_is_refused(
+    forms: FormReader, encoding: str, name: str, more: str
+) -> None:
+    header = f"content-transfer-encoding: {encoding}"
+    refusal = await forms.refusal(part(f'name="{name}"{more}', b"e30=", header) + end())
+    assert refusal.param == name
 
 
 async def test_the_end_needs_no_line_break_and_may_be_followed_by_more(forms: FormReader) -> None:

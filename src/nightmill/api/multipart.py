@@ -35,6 +35,7 @@ _MAX_PARTS = 64
 _HEADER_BYTES = 8 << 10
 _HEADERS = 16
 _BOUNDARY_LENGTH = 256
+_PLAIN_ENCODINGS = frozenset({"", "7bit", "8bit", "binary"})
 
 
 def too_large() -> RequestError:
@@ -127,15 +128,16 @@ class Form:
     async def _begin_part(self, part: MultipartSegment) -> None:
         plan = self._plan
         self._part_name = _utf8(part.name or "")
+        headers = dict(part.headerlist)
+        if headers.get("Content-Transfer-Encoding", "").strip().lower() not in _PLAIN_ENCODINGS:
+            param = echo(self._part_name)
+            message = f"'{param}' must be sent as it is, without a Content-Transfer-Encoding."
+            raise RequestError(message, param=param)
         if self._part_name != plan.file_field:
             self._part = bytearray()
             return
         if self.has_file:
             raise RequestError(f"Only one '{plan.file_field}' can be sent at a time.", param=plan.file_field)
-        headers = dict(part.headerlist)
-        if headers.get("Content-Transfer-Encoding", "").strip().lower() in {"base64", "quoted-printable"}:
-            message = "A file part must be sent as it is, without a Content-Transfer-Encoding."
-            raise RequestError(message, param=plan.file_field)
         name = _filename(headers["Content-Disposition"])
         self.filename = checked_filename(name, param=plan.file_field)
         self._limit_bytes = plan.limit_bytes(self.texts)
