@@ -1,7 +1,8 @@
 """ASGI middleware around all routes.
 
 `RequestMiddleware` is the outer layer: it gives the request an id, normalizes its path, answers HEAD as GET
-without a body, adds the headers that OpenAI sends, and turns unexpected errors into a response.
+without a body, adds the headers that OpenAI sends, refuses unsupported codings and expectations, and turns
+unexpected errors into a response.
 `AuthenticationMiddleware` is the inner layer: it checks the key and the rate limit before the body is read.
 For any error in a route, the client gets an envelope with a request id, or a closed connection if the
 response had already begun.
@@ -10,6 +11,7 @@ response had already begun.
 import logging
 import re
 import traceback
+from collections.abc import Iterable
 from time import perf_counter
 
 from starlette.requests import ClientDisconnect
@@ -17,8 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nightmill.api.auth import CALLER_IN_SCOPE, REQUEST_ID_IN_SCOPE, KeyCache, RateLimit
 from nightmill.api.context import ApiContext
-from nightmill.api.envelope import error_response, from_request_error, from_unavailable_error
-from nightmill.api.request_headers import refusal_of
+from nightmill.api.envelope import echo, error_response, from_request_error, from_unavailable_error
 from nightmill.api.upload_limiter import allow_early_answer
 from nightmill.errors import RequestError, UnavailableError
 
@@ -29,6 +30,8 @@ OVER_CONNECTION_LIMIT = "nightmill.busy"
 OPENAI_VERSION = b"2020-10-01"
 PUBLIC_PATHS = frozenset({"/health", "/ready", "/version", "/metrics", "/openapi.json", "/docs"})
 
+_SINGLE = (b"host", b"content-type", b"authorization", b"api-key", b"idempotency-key")
+"""Headers of which two different values would leave open which one counts."""
 _SLASHES = re.compile("/{2,}")
 _logger = logging.getLogger("nightmill.api")
 
@@ -82,7 +85,9 @@ class RequestMiddleware:
 
         try:
             refusal = (
-                self._over_connection_limit(scope) or self._headers_too_large(scope) or refusal_of(scope)
+                self._over_connection_limit(scope)
+                or self._headers_too_large(scope)
+                or _refused_headers(scope)
             )
             await (refusal or self._app)(scope, receive, send_with_headers)
         except _HeadAnsweredError:
@@ -155,6 +160,55 @@ def normalized_path(path: str) -> str:
     if "//" in path:
         path = _SLASHES.sub("/", path)
     return path[:-1] if len(path) > 1 and path[-1] == "/" else path
+
+
+def _refused_headers(scope: Scope) -> ASGIApp | None:
+    """The refusal of headers that are ambiguous or ask for an unsupported coding or behaviour, or None.
+
+    Without it, a coded body would be read as if it were plain. `connection` checks the headers that frame a
+    body.
+    """
+    headers: list[tuple[bytes, bytes]] = scope["headers"]
+    path = scope["path"]
+    values: dict[bytes, set[bytes]] = {}
+    for name, value in headers:
+        values.setdefault(name, set()).add(value)
+    for name in _SINGLE:
+        if len(values.get(name, ())) > 1:
+            title = name.decode().title()
+            message = (
+                f"The header '{title}' was sent more than once, with different values. Please send it once."
+            )
+            return error_response(message, status=400, param=title, code="duplicate_parameter", path=path)
+    if expectation := _other_token(values.get(b"expect", ()), b"100-continue"):
+        message = f"Unsupported expectation: '{echo(expectation)}'. Only '100-continue' is supported."
+        return error_response(message, status=417, param="Expect", path=path)
+    if coding := _other_token(values.get(b"transfer-encoding", ()), b"chunked"):
+        message = f"Unsupported transfer encoding: '{echo(coding)}'. Only 'chunked' is supported."
+        return error_response(
+            message, status=501, error_type="invalid_request_error", param="Transfer-Encoding", path=path
+        )
+    has_body = b"transfer-encoding" in values or values.get(b"content-length", {b"0"}) != {b"0"}
+    if has_body and (coding := _other_token(values.get(b"content-encoding", ()), b"identity")):
+        message = f"Unsupported content encoding: '{echo(coding)}'. Please send the body without compression."
+        return error_response(
+            message,
+            status=415,
+            param="Content-Encoding",
+            code="unsupported_content_encoding",
+            headers={"accept-encoding": "identity"},
+            path=path,
+        )
+    return None
+
+
+def _other_token(values: Iterable[bytes], known: bytes) -> str | None:
+    """The first token of the comma lists that is not `known`, in any case."""
+    for value in values:
+        for token in value.lower().split(b","):
+            if (token := token.strip()) not in (known, b""):
+                return token.decode("latin-1")
+    return None
 
 
 def _log_unexpected(request_id: str, error: Exception) -> None:
