@@ -183,9 +183,13 @@ class S3Server:
         """Replaces the injected faults (the first match applies) and clears the list of seen requests."""
         self._ask("POST", "/_gate", json.dumps([vars(order) for order in orders]).encode())
 
-    def seen(self) -> list[str]:
-        """Method, path and encryption headers of every request since the last call of `order`."""
-        return json.loads(self._ask("GET", "/_gate"))
+    def seen(self, bucket: str) -> list[str]:
+        """Method, path and encryption headers of every request to the bucket since the last call of `order`.
+
+        Requests of an earlier test may still arrive. They concern another bucket.
+        """
+        seen: list[str] = json.loads(self._ask("GET", "/_gate"))
+        return [request for request in seen if re.match(rf"\S+ /{bucket}(?=[/? ]|$)", request)]
 
     def unfinished_uploads(self, bucket: str) -> int:
         return self._ask("GET", f"/{bucket}?uploads").count(b"<UploadId>")

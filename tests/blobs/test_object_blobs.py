@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import hashlib
 import os
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from tests.s3_server import Order, S3Server
 
 MIB = 1 << 20
 LARGE = 12 * MIB
+CUSTOMER_KEY = base64.b64encode(bytes(range(32))).decode()
 
 
 def blobs_of(s3: S3Server, bucket: str, **changes: Any) -> ObjectBlobs:
@@ -37,6 +39,24 @@ async def put(blobs: ObjectBlobs, key: str, content: bytes) -> None:
         await writer.abort()
 
 
+def operation_of(request: str) -> str:
+    """The name of the S3 operation."""
+    method, path, *_ = request.split(" ")
+    match method, path:
+        case "PUT", _:
+            return "UploadPart" if "partNumber=" in path else "PutObject"
+        case "POST", _ if "?uploads" in path:
+            return "CreateMultipartUpload"
+        case "POST", _:
+            return "DeleteObjects" if "?delete" in path else "CompleteMultipartUpload"
+        case "GET", _:
+            return "ListObjects" if "list-type=" in path else "GetObject"
+        case "DELETE", _ if "uploadId=" in path:
+            return "AbortMultipartUpload"
+        case _:
+            return {"HEAD": "HeadObject", "DELETE": "DeleteObject"}[method]
+
+
 async def everything(blobs: ObjectBlobs, key: str) -> bytes:
     return b"".join([chunk async for chunk in blobs.stream(key)])
 
@@ -46,9 +66,9 @@ async def test_a_small_blob_is_one_request_and_a_large_one_a_multipart_upload(
 ) -> None:
     s3.order()
     await put(objects, "files/small", b"x" * MIB)
-    assert s3.seen() == [f"PUT /{bucket_name}/some/prefix/files/small"]
+    assert s3.seen(bucket_name) == [f"PUT /{bucket_name}/some/prefix/files/small"]
     await put(objects, "files/large", b"x" * LARGE)
-    assert sum("partNumber=" in request for request in s3.seen()) == 3
+    assert sum("partNumber=" in request for request in s3.seen(bucket_name)) == 3
 
 
 @pytest.mark.parametrize("size_bytes", [MIB, LARGE])
@@ -147,13 +167,15 @@ async def test_abort_ends_the_multipart_upload(objects: ObjectBlobs, s3: S3Serve
     assert s3.unfinished_uploads(bucket_name) == 0
 
 
-async def test_a_broken_download_goes_on_where_it_was(objects: ObjectBlobs, s3: S3Server) -> None:
+async def test_a_broken_download_goes_on_where_it_was(
+    objects: ObjectBlobs, s3: S3Server, bucket_name: str
+) -> None:
     content = os.urandom(LARGE)
     await put(objects, "one", content)
     s3.order(Order("half", "GET", times=2))
     pieces = [piece async for piece in objects.stream("one", chunk_bytes=100_000)]
     assert b"".join(pieces) == content
-    assert len(s3.seen()) == 3
+    assert len(s3.seen(bucket_name)) == 3
 
 
 async def test_a_read_waits_for_a_store_that_asks_for_patience(objects: ObjectBlobs, s3: S3Server) -> None:
@@ -271,14 +293,16 @@ async def test_deleting_hides_nothing_behind_a_lagging_listing(objects: ObjectBl
     assert await objects.size_bytes("lines/one/2") is None
 
 
-async def test_more_keys_than_one_request_takes_are_deleted(objects: ObjectBlobs, s3: S3Server) -> None:
+async def test_more_keys_than_one_request_takes_are_deleted(
+    objects: ObjectBlobs, s3: S3Server, bucket_name: str
+) -> None:
     for first in range(0, 1_100, 50):
         async with asyncio.TaskGroup() as group:
             for number in range(first, first + 50):
                 group.create_task(objects.bucket.put(f"many/{number}", b""))
     s3.order()
     await objects.delete_under("many")
-    assert sum(request.startswith("POST") for request in s3.seen()) == 2
+    assert sum(request.startswith("POST") for request in s3.seen(bucket_name)) == 2
     assert [key async for key in objects.keys_under("many")] == []
 
 
@@ -299,21 +323,35 @@ async def test_encryption_is_requested(s3: S3Server, bucket_name: str) -> None:
     s3.order()
     blobs = blobs_of(s3, bucket_name, encryption="aws:kms", encryption_key="alias/ours")
     await put(blobs, "one", b"x")
-    assert s3.seen() == [f"PUT /{bucket_name}/some/prefix/one aws:kms alias/ours"]
+    assert s3.seen(bucket_name) == [f"PUT /{bucket_name}/some/prefix/one aws:kms alias/ours"]
 
 
-async def test_a_key_of_ones_own_goes_with_every_put_part_and_get(s3: S3Server, bucket_name: str) -> None:
-    key = base64.b64encode(bytes(range(32))).decode()
-    blobs = blobs_of(s3, bucket_name, encryption="sse-c", encryption_key=key)
-    s3.order()
+async def test_a_key_of_the_customer_goes_with_every_request_that_writes_or_reads_an_object(
+    s3: S3Server, bucket_name: str
+) -> None:
+    blobs = blobs_of(s3, bucket_name, encryption="sse-c", encryption_key=CUSTOMER_KEY)
+    s3.order(
+        Order("lose the answer", "POST", "large.uploadId=", times=20),
+        Order("half", "GET", "large", times=1),
+    )
     await put(blobs, "small", b"x")
-    await put(blobs, "large", b"x" * LARGE)
-    assert await everything(blobs, "small") == b"x"
+    await blobs.bucket.put_new("new", b"x")
+    await put(
+        blobs, "large", b"x" * LARGE
+    )  # the lost responses cause the requests AbortMultipartUpload and HEAD
+    assert await everything(blobs, "large") == b"x" * LARGE
     assert await blobs.read("large", 3, 2) == b"xx"
-    seen = s3.seen()
-    assert len(seen) >= 8
-    ending = [request for request in seen if request.startswith("POST") and "uploadId=" in request]
-    assert all(f"AES256 {key}" in request for request in seen if request not in ending)
+    assert await blobs.size_bytes("small") == 1
+    await blobs.delete_under("none")
+    await blobs.delete("small")
+    digest = base64.b64encode(hashlib.md5(base64.b64decode(CUSTOMER_KEY)).digest()).decode()
+    operations: dict[bool, set[str]] = {True: set(), False: set()}
+    for request in s3.seen(bucket_name):
+        operations[request.endswith(f" AES256 {CUSTOMER_KEY} {digest}")].add(operation_of(request))
+    assert operations == {
+        True: {"PutObject", "CreateMultipartUpload", "UploadPart", "GetObject", "HeadObject"},
+        False: {"CompleteMultipartUpload", "AbortMultipartUpload", "ListObjects", "DeleteObjects"},
+    }
 
 
 async def test_a_large_upload_and_download_are_flat_in_memory(objects: ObjectBlobs) -> None:

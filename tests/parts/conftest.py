@@ -38,8 +38,13 @@ async def parts(tmp_path: Path) -> AsyncIterator[FolderParts]:
 
 
 @pytest.fixture
-def bucket(s3: S3Server) -> Bucket:
-    return connect(BlobSettings.model_validate({**s3.settings(s3.make_bucket()), "retry_s": 0}))
+def bucket_name(s3: S3Server) -> str:
+    return s3.make_bucket()
+
+
+@pytest.fixture
+def bucket(s3: S3Server, bucket_name: str) -> Bucket:
+    return connect(BlobSettings.model_validate({**s3.settings(bucket_name), "retry_s": 0}))
 
 
 @pytest.fixture

@@ -30,8 +30,9 @@ async def ordinals(parts: ObjectParts, pinned: Sequence[PinnedPart]) -> list[int
     return [record.ordinal async for records in parts.read(pinned) for record in records]
 
 
-def puts(s3: S3Server) -> list[str]:
-    return [request.rpartition("/parts/")[2] for request in s3.seen() if request.startswith("PUT")]
+def puts(s3: S3Server, bucket_name: str) -> list[str]:
+    seen = s3.seen(bucket_name)
+    return [request.rpartition("/parts/")[2] for request in seen if request.startswith("PUT")]
 
 
 async def has_stalled(parts: ObjectParts) -> None:
@@ -40,23 +41,25 @@ async def has_stalled(parts: ObjectParts) -> None:
             await parts._next_commit()
 
 
-async def test_every_flush_is_one_more_object(s3_parts: ObjectParts, s3: S3Server) -> None:
+async def test_every_flush_is_one_more_object(s3_parts: ObjectParts, s3: S3Server, bucket_name: str) -> None:
     s3.order()
     writer = s3_parts.open(segment_of(3), 7)
     for ordinal in range(3):
         writer.append(ordinal, line(ordinal))
         await writer.flush()
-    assert puts(s3) == [f"{BATCH}/3.7.part/{number}" for number in range(3)]
+    assert puts(s3, bucket_name) == [f"{BATCH}/3.7.part/{number}" for number in range(3)]
 
 
-async def test_a_thousand_answers_of_one_interval_are_one_object(bucket: Bucket, s3: S3Server) -> None:
+async def test_a_thousand_answers_of_one_interval_are_one_object(
+    bucket: Bucket, s3: S3Server, bucket_name: str
+) -> None:
     parts = object_parts(bucket, interval_s=60)
     s3.order()
     writer = parts.open(segment_of(), 1)
     for ordinal in range(1_000):
         writer.append(ordinal, line(ordinal))
     await writer.close()
-    assert len(puts(s3)) == 1
+    assert len(puts(s3, bucket_name)) == 1
     await parts.close()
 
 
@@ -70,14 +73,14 @@ async def test_a_full_piece_does_not_wait_for_the_interval(bucket: Bucket) -> No
     await parts.close()
 
 
-async def test_a_flush_does_not_hurry_other_writers(bucket: Bucket, s3: S3Server) -> None:
+async def test_a_flush_does_not_hurry_other_writers(bucket: Bucket, s3: S3Server, bucket_name: str) -> None:
     parts = object_parts(bucket, interval_s=60)
     s3.order()
     patient, hasty = parts.open(segment_of(0), 1), parts.open(segment_of(1), 1)
     patient.append(0, line(0))
     hasty.append(0, line(0))
     await hasty.flush()
-    assert puts(s3) == [f"{BATCH}/1.1.part/0"]
+    assert puts(s3, bucket_name) == [f"{BATCH}/1.1.part/0"]
     await parts.close()
     assert patient.durable_tally.answered == 1
 
@@ -153,7 +156,7 @@ async def test_parts_are_found_though_the_listing_lags_behind(s3_parts: ObjectPa
 
 
 async def test_many_objects_are_fetched_several_at_once_and_hardly_any_in_vain(
-    s3_parts: ObjectParts, s3: S3Server
+    s3_parts: ObjectParts, s3: S3Server, bucket_name: str
 ) -> None:
     writer = s3_parts.open(segment_of(), 1)
     for ordinal in range(40):
@@ -162,7 +165,7 @@ async def test_many_objects_are_fetched_several_at_once_and_hardly_any_in_vain(
     assert writer.pinned is not None
     s3.order()
     assert await ordinals(s3_parts, [writer.pinned]) == list(range(40))
-    assert 40 <= len(s3.seen()) <= 43
+    assert 40 <= len(s3.seen(bucket_name)) <= 43
 
 
 async def test_the_records_before_the_damage_are_read_before_the_error(

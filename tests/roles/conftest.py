@@ -297,8 +297,13 @@ async def folder_mill(tmp_path: Path) -> AsyncIterator[Mill]:
 
 
 @pytest.fixture
-async def s3_mill(tmp_path: Path, s3: S3Server) -> AsyncIterator[Mill]:
-    async with _mill(tmp_path, blobs=s3.settings(s3.make_bucket())) as mill:
+def bucket_name(s3: S3Server) -> str:
+    return s3.make_bucket()
+
+
+@pytest.fixture
+async def s3_mill(tmp_path: Path, s3: S3Server, bucket_name: str) -> AsyncIterator[Mill]:
+    async with _mill(tmp_path, blobs=s3.settings(bucket_name)) as mill:
         yield mill
 
 

@@ -65,7 +65,7 @@ async def test_a_bucket_that_is_away_for_a_while_costs_no_answer(
 
 @pytest.mark.parametrize("orders", [[], [Order("lose the answer", "POST", "uploadId=", times=1)]])
 async def test_an_output_larger_than_a_part_is_streamed_as_a_multipart_upload(
-    s3_mill: Any, s3: S3Server, orders: list[Order]
+    s3_mill: Any, s3: S3Server, bucket_name: str, orders: list[Order]
 ) -> None:
     mill, total = s3_mill, 24
     long = b'{"choices": [{"message": {"content": "%s"}}]}' % (b"x" * (500 << 10))
@@ -76,7 +76,7 @@ async def test_an_output_larger_than_a_part_is_streamed_as_a_multipart_upload(
     batch = await mill.accepted(lines(total))
     s3.order(*orders)
     [ended] = await mill.run_to_the_end(mill.worker(send, slots=4), batch, timeout_s=40)
-    pieces = [request for request in s3.seen() if "partNumber=" in request]
+    pieces = [request for request in s3.seen(bucket_name) if "partNumber=" in request]
     assert ended.status is Status.COMPLETED
     assert len({request.partition("partNumber=")[2] for request in pieces}) >= 3
     assert len(await mill.rows(ended.output_file_id)) == total
