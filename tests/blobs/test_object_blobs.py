@@ -354,6 +354,12 @@ async def test_a_key_of_the_customer_goes_with_every_request_that_writes_or_read
     }
 
 
+async def test_a_blob_under_a_key_of_the_customer_has_no_signed_link(s3: S3Server, bucket_name: str) -> None:
+    blobs = blobs_of(s3, bucket_name, encryption="sse-c", encryption_key=CUSTOMER_KEY)
+    await put(blobs, "one", b"x")
+    assert await blobs.signed_url("one", ttl_s=60) is None
+
+
 async def test_a_large_upload_and_download_are_flat_in_memory(objects: ObjectBlobs) -> None:
     piece = os.urandom(MIB)
     tracemalloc.start()

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError, UnauthenticatedError
-from obstore.store import MemoryStore
+from obstore.store import MemoryStore, S3Store
 
 from nightmill.errors import SetupError, StorageFullError, UnavailableError
 
 if TYPE_CHECKING:
-    from obstore.store import AzureStore, GCSStore, ObjectStore, S3Store
+    from obstore.store import AzureStore, GCSStore, ObjectStore
 
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>(\w{1,64})</Code>")
@@ -201,8 +201,11 @@ class Bucket:
         return [folder.rstrip("/").rpartition("/")[2] for folder in listed["common_prefixes"]]
 
     async def signed_url(self, key: str, *, ttl_s: float) -> str | None:
-        """A link that grants read access to the object, or None where the store has no such links."""
-        if isinstance(self._store, MemoryStore):
+        """A link that grants read access to the object, or None where the store has no such links. With SSE-C
+        each read needs the customer's key in its headers, which a link can't contain."""
+        if isinstance(self._store, MemoryStore) or (
+            isinstance(self._store, S3Store) and self._store.config.get("server_side_encryption") == "sse-c"
+        ):
             return None
         with self._reported(key):
             store = cast("S3Store | GCSStore | AzureStore", self._store)

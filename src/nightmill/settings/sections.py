@@ -228,7 +228,8 @@ class BlobSettings(_Section):
     """Puts of answers in progress at the same time, per worker process."""
     presigned_downloads: bool = False
     """Answer `GET /v1/files/{id}/content` with a redirect to the store, so that the bytes don't pass through
-    nightmill. OpenAI answers with the bytes: clients that don't follow redirects break."""
+    nightmill. OpenAI answers with the bytes: clients that don't follow redirects break. No effect with the
+    encryption `sse-c`, whose key a link can't contain."""
     presigned_ttl_s: Annotated[int, Field(ge=1, le=604_800)] = 3_600
     """Seconds for which such a link can be used. It needs no key."""
 
