@@ -43,9 +43,12 @@ unit: $(STAMP)  ## the tests, docs included
 	$(BIN)/python -m pytest -q -rs -n 2 --dist worksteal \
 		|| $(BIN)/python -m pytest -q -rs --last-failed --last-failed-no-failures none
 
+# A failure in the first half does not keep the second from running. Either makes the target fail.
 test-fleet: $(STAMP)  ## the fleet's tests, over a real S3 server where Ceph is installed
-	TEST_FLEET=1 $(BIN)/python -m pytest -q -rs tests/blobs tests/parts tests/roles tests/fleet tests/deploy
-	TEST_FLEET=1 $(BIN)/python -m pytest -q -rs tests/store -k pooled
+	@failed=0; \
+	TEST_FLEET=1 $(BIN)/python -m pytest -q -rs tests/blobs tests/parts tests/roles tests/fleet tests/deploy || failed=1; \
+	TEST_FLEET=1 $(BIN)/python -m pytest -q -rs tests/store -k pooled || failed=1; \
+	exit $$failed
 
 torture-fleet: $(STAMP)  ## the fleet's torture test alone, with real Postgres, S3 and a Ray cluster of several nodes
 	TEST_FLEET=1 $(BIN)/python -m pytest -v -rs -p no:randomly tests/fleet/test_torture.py
