@@ -23,7 +23,7 @@ from nightmill_torture.accounts import Accounts
 from nightmill_torture.fleet import Fleet, open_fleet
 from nightmill_torture.inject import Injector
 from nightmill_torture.load import Load, until_done
-from nightmill_torture.plan import Fault, Injection, Plan, at_failpoints, injections, seeded
+from nightmill_torture.plan import Fault, Injection, Plan, at_failpoints, injections, seeded, server_name
 from nightmill_torture.proof import Found, Proof, prove
 from nightmill_torture.record import Record
 from nightmill_torture.report import Report
@@ -37,6 +37,8 @@ NOT_INJECTED: Final = "faults without a target"
 LEFT_BEHIND: Final = "half-written files left behind"
 NO_END: Final = "servers that did not end on SIGTERM"
 
+_ON_TAKEOVER: Final = frozenset({"worker.before_pin", "worker.pinned"})
+"""Failpoints that a worker passes only when it takes over a segment."""
 _TRIES = 4
 _AT_ONCE = 2
 _POINTS_S = 30.0
@@ -222,8 +224,11 @@ class _Run:
         if injection.is_early:
             return
         names: list[Failpoint] = [name for name, _ in injection.points]
+        of_takeover: list[Failpoint] = [name for name in names if name in _ON_TAKEOVER]
         async with asyncio.TaskGroup() as group:
             provoking = [group.create_task(self._load.provoke(tuple(names)))] if names else []
+            if of_takeover:
+                provoking.append(group.create_task(self._provoke_takeovers(of_takeover)))
             with suppress(TimeoutError):
                 async with asyncio.timeout(_POINTS_S):
                     if await self._while_alive(self._watch.answer_after(server.started)):
@@ -231,6 +236,20 @@ class _Run:
                     await self._while_alive(self._until_reached(names))
             for task in provoking:
                 task.cancel()
+
+    async def _provoke_takeovers(self, points: Sequence[Failpoint]) -> None:
+        """Kills a worker at work, again and again, until the failpoints are reached.
+
+        A start finds segments to take over only if some were leased at the kill before it.
+        """
+        kill = Injection(fault=Fault.WORKER_KILLED, target=server_name())
+        servers = self._fleet.servers
+        while not self._accounts.has_reached(points):
+            await self._record.next_request()
+            began = monotonic()
+            if servers[0].is_alive and await self._injector.inject(kill, servers):
+                await self._accounts.add_fault(kill, servers, began)
+                self._report.faults[kill.fault] += 1
 
     def _add_start(self) -> None:
         if self._start is not None:

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from nightmill.failpoints import FAILPOINTS
+from nightmill_torture.plan import Plan
+from nightmill_torture.run import torture
 
 KILLS = 75
 """Enough to reach every failpoint once, with the kills that end those starts."""
@@ -28,6 +30,15 @@ def test_no_line_is_lost_at_any_failpoint_or_random_kill(tmp_path: Path) -> None
     assert report["repeated"] <= report["repeated_bound"]
     assert report["lines"] > 1_000
     assert list(tmp_path.iterdir()) == [], "the run removes its folder"
+
+
+async def test_a_failpoint_of_a_takeover_is_reached_though_no_earlier_worker_left_a_segment(
+    tmp_path: Path,
+) -> None:
+    plan = Plan(folder=tmp_path / "run", kills=2, lines=20, batches=1, workers=1)
+    report = await torture(plan, show=lambda _: None, points=("worker.pinned",))
+    assert report.is_kept, report.proof.examples
+    assert report.points == {"worker.pinned"}
 
 
 def test_without_the_package_of_the_harness_the_command_says_so_in_one_line(tmp_path: Path) -> None:
