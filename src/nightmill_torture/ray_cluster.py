@@ -18,7 +18,7 @@ from nightmill.runtime.supervisor import free_port
 from nightmill_torture.processes import send_signal
 
 _MODULE: Final = "nightmill_torture.ray_nodes"
-_COMMAND_S = 120.0
+_COMMAND_S = 300.0
 
 
 class RayCluster:
@@ -41,13 +41,16 @@ class RayCluster:
         """The answer to a command of `ray_nodes`.
 
         Raises:
-            SetupError: the command failed.
+            SetupError: the command failed, or has no answer in time.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        async with self._turn, asyncio.timeout(_COMMAND_S):
-            self._process.stdin.write(f"{command}\n".encode())
-            answer = (await self._process.stdout.readline()).decode().strip()
+        try:
+            async with self._turn, asyncio.timeout(_COMMAND_S):
+                self._process.stdin.write(f"{command}\n".encode())
+                answer = (await self._process.stdout.readline()).decode().strip()
+        except TimeoutError:
+            answer = f"!no answer within {_COMMAND_S:.0f} s"
         if not answer or answer.startswith("!"):
             raise SetupError(f"the command '{command}' to Ray failed: {answer[1:200]}; see {self._log}")
         return answer
