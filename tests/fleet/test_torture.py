@@ -222,8 +222,8 @@ _FORGETFUL = """
 from nightmill.parts import FolderParts
 
 
-async def find(self, lease):
-    return list(lease.pinned)
+async def find(self, segment, *, below, pinned=()):
+    return list(pinned)
 
 
 FolderParts.find = find
