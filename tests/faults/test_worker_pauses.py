@@ -14,7 +14,7 @@ from nightmill.errors import UnavailableError
 from nightmill.parts import FolderParts
 from nightmill.telemetry import WritingPaused, WritingResumed
 from tests.faults.conftest import FaultyMill
-from tests.roles.conftest import answer, request_lines
+from tests.roles.conftest import LIMIT_S, answer, request_lines
 from tests.store_doubles import with_verb
 
 
@@ -60,10 +60,20 @@ async def test_nothing_is_sent_while_answers_cannot_be_written_and_all_of_it_aft
 
     batch = await mill.accepted(request_lines(60))
     spans: list[tuple[float, float]] = []
+    heartbeats = 0
+
+    async def renew(*arguments: Any, **named: Any) -> Any:
+        nonlocal heartbeats
+        reply = await mill.store.segments.renew(*arguments, **named)
+        heartbeats += 1
+        return reply
 
     async def make_room() -> None:
         await until(lambda: parts.stalled is not None)
-        await asyncio.sleep(0.1)
+        seen = heartbeats
+        await until(
+            lambda: heartbeats >= seen + 2
+        )  # the second began after the stall and reports all answers
         began = time.monotonic()
         before = await mill.now(batch)
         await asyncio.sleep(0.6)
@@ -73,7 +83,9 @@ async def test_nothing_is_sent_while_answers_cannot_be_written_and_all_of_it_aft
 
     async with asyncio.TaskGroup() as group:
         group.create_task(make_room())
-        [ended] = await mill.run_to_the_end(mill.worker(send, parts=parts, slots=4), batch)
+        store = with_verb(mill.store, "segments", "renew", renew)
+        worker = mill.worker(send, parts=parts, slots=4, store=store)
+        [ended] = await mill.run_to_the_end(worker, batch)
     assert (ended.status, ended.tally.completed) == (Status.COMPLETED, 60)
     [(began, end)] = spans
     assert [moment for moment in moments if began < moment < end] == []
@@ -102,7 +114,7 @@ async def test_slots_that_found_the_disk_full_wake_when_there_is_room(mill: Faul
     async with asyncio.TaskGroup() as group:
         group.create_task(make_room())
         worker = mill.worker(send, parts=parts, slots=2)
-        [ended] = await mill.run_to_the_end(worker, batch, timeout_s=10)
+        [ended] = await mill.run_to_the_end(worker, batch)
     assert ended.tally.completed == 40
 
 
@@ -142,7 +154,7 @@ async def test_past_its_confirmed_lease_it_sends_no_line_again_and_goes_on_once_
     batch = await mill.accepted(request_lines(40))
     worker = mill.worker(send, slots=4, store=with_verb(mill.store, "segments", "renew", renew))
     stop = asyncio.Event()
-    async with asyncio.timeout(15), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(LIMIT_S), asyncio.TaskGroup() as group:
         group.create_task(come_back())
         running = group.create_task(worker.run(stop, grace_s=lambda: 0.0))
         while (await mill.now(batch)).tally.completed < 40:
@@ -171,7 +183,10 @@ async def test_a_segment_that_cannot_be_opened_now_is_given_back_and_opened_late
     async def send(_endpoint: str, _body: bytes) -> Answered:
         return answer()
 
-    [ended] = await mill.run_to_the_end(mill.worker(send, slots=2), batch, timeout_s=4)
+    mill.settings = mill.settings.model_copy(
+        update={"worker": mill.settings.worker.model_copy(update={"lease_ttl_s": 600.0})}
+    )
+    [ended] = await mill.run_to_the_end(mill.worker(send, slots=2), batch)
     assert ended.tally.completed == 20
     assert failures == 2
 
@@ -185,7 +200,7 @@ async def test_a_drain_ends_though_the_disk_takes_nothing(mill: FaultyMill):
         return answer()
 
     batch = await mill.accepted(request_lines(10))
-    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(LIMIT_S), asyncio.TaskGroup() as group:
         running = group.create_task(mill.worker(send, parts=parts).run(stop, grace_s=lambda: 0.1))
         await until(lambda: parts.stalled is not None)
         stop.set()

@@ -40,6 +40,8 @@ from tests.s3_server import S3Server
 
 PROJECT = ProjectId("default")
 ENDPOINT = "/v1/chat/completions"
+LIMIT_S = 90.0
+"""Generous because a shared machine may stall; no test measures it."""
 
 
 def answer(text: str = "hello", **usage: int) -> Answered:
@@ -220,7 +222,7 @@ class Mill:
         return after
 
     async def run(
-        self, worker: Worker, *, until: Callable[[], Awaitable[bool]], timeout_s: float = 20
+        self, worker: Worker, *, until: Callable[[], Awaitable[bool]], timeout_s: float = LIMIT_S
     ) -> None:
         """Runs the worker, finalizer and warden until `until` says so."""
         stop = asyncio.Event()
@@ -237,7 +239,9 @@ class Mill:
             stop.set()
             self.notifier.notify()
 
-    async def run_to_the_end(self, worker: Worker, *batches: Batch, timeout_s: float = 20) -> list[Batch]:
+    async def run_to_the_end(
+        self, worker: Worker, *batches: Batch, timeout_s: float = LIMIT_S
+    ) -> list[Batch]:
         async def all_ended() -> bool:
             return all([(await self.now(batch)).status.is_terminal for batch in batches])
 

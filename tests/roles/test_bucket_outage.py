@@ -55,7 +55,7 @@ async def test_a_bucket_that_is_away_for_a_while_costs_no_answer(
         s3.order()
 
     coming_back = asyncio.create_task(come_back())
-    [ended] = await mill.run_to_the_end(worker, batch, timeout_s=40)
+    [ended] = await mill.run_to_the_end(worker, batch)
     await coming_back
     assert ended.status is Status.COMPLETED
     rows = await mill.rows(ended.output_file_id)
@@ -75,7 +75,7 @@ async def test_an_output_larger_than_a_part_is_streamed_as_a_multipart_upload(
 
     batch = await mill.accepted(lines(total))
     s3.order(*orders)
-    [ended] = await mill.run_to_the_end(mill.worker(send, slots=4), batch, timeout_s=40)
+    [ended] = await mill.run_to_the_end(mill.worker(send, slots=4), batch)
     pieces = [request for request in s3.seen(bucket_name) if "partNumber=" in request]
     assert ended.status is Status.COMPLETED
     assert len({request.partition("partNumber=")[2] for request in pieces}) >= 3

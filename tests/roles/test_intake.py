@@ -238,12 +238,12 @@ async def test_a_duty_is_kept_while_a_long_file_is_read(mill: Any, monkeypatch: 
     class Trickle(SlowBlobs):
         async def read(self, key: str, start: int, length_bytes: int) -> bytes:
             begun.set()
-            await asyncio.sleep(0.15)  # in all twice as long as the lease
+            await asyncio.sleep(0.3)  # in all twice as long as the lease
             return await mill.blobs.read(key, start, length_bytes)
 
     batch = await mill.batch_of(requests(80))
     blobs = Trickle(mill.blobs)
-    reading = asyncio.create_task(intake(mill, blobs=blobs, worker={"lease_ttl_s": 0.8}).turn())
+    reading = asyncio.create_task(intake(mill, blobs=blobs, worker={"lease_ttl_s": 2.0}).turn())
     await begun.wait()
     while not reading.done():
         assert (
