@@ -18,7 +18,7 @@ from nightmill.failpoints import Failpoint
 from nightmill.roles.finalizer import joined_file_id
 from nightmill.store import open_store
 from tests.crash.dying import Die, deaths, settings_of, turn
-from tests.roles.conftest import ENDPOINT, PROJECT, Mill, request_lines
+from tests.roles.conftest import ENDPOINT, LIMIT_S, PROJECT, Mill, request_lines
 
 LINES = 70
 BLOB: tuple[Failpoint, ...] = ("blob.opened", "blob.written", "blob.synced", "blob.renamed", "blob.named")
@@ -64,7 +64,7 @@ async def settled(mill: Mill) -> Batch:
     worker = mill.worker(send, parts=parts)
     stop = asyncio.Event()
     running = asyncio.create_task(worker.run(stop, grace_s=lambda: 5.0))
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(LIMIT_S):
         while not await mill.store.batches.settled():
             await mill.notifier.wait(since=mill.notifier.count, timeout_s=0.02)
     stop.set()
@@ -212,7 +212,7 @@ async def half_answered(mill: Mill) -> Batch:
     parts = mill.parts()
     stop = asyncio.Event()
     running = asyncio.create_task(mill.worker(send, parts=parts).run(stop, grace_s=lambda: 0.0))
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(LIMIT_S):
         while (await mill.now(batch)).tally.answered < LINES // 2:
             await mill.notifier.wait(since=mill.notifier.count, timeout_s=0.02)
     stop.set()

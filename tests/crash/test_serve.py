@@ -47,12 +47,12 @@ async def test_batches_in_every_status_continue_after_a_restart_with_unchanged_t
         assert await mill.store.batch_leases.lease((status,), mill.finalizer()._worker_id, ttl_s=600)
     stand = await stand_of(delay_s=0.0)
     stand.serve()
-    back_s = await stand.until_it_answers()
-    async with asyncio.timeout(LIMIT_S):
+    await stand.until_it_answers()
+    async with asyncio.timeout(
+        LIMIT_S
+    ):  # a tenth of the time after which the leases of dead processes expire
         ended = [await stand.watch.end_of(batch.id) for batch in batches]
-    finished_in_s = time.monotonic() - stand.server.started - back_s
     assert [seen.status for seen in ended] == ["completed", "expired", "cancelled", "completed"]
-    assert finished_in_s < 10, "the server waited for the leases of dead processes to expire"
     for seen, old in zip(ended, before, strict=True):
         for name, stamp in seen.stamps.items():
             assert getattr(old, name) in (None, stamp), (old.status, name)
@@ -137,19 +137,16 @@ async def test_a_dead_child_is_replaced_and_what_it_held_is_free_at_once(
 async def test_a_drain_loses_and_repeats_no_line_and_answers_polls_until_it_ends(
     stand_of: MakeStand,
 ) -> None:
-    stand = await stand_of(workers=2, delay_s=0.5)
+    stand = await stand_of(workers=2, delay_s=0.5, NIGHTMILL_API__DRAIN_S="600")
     await begun(stand, lines=100)
-    polls, silence_s = stand.watch.polls, 0.0
+    polls = stand.watch.polls
     stand.server.terminate()
-    asked = time.monotonic()
     while stand.server.is_alive:
-        silence_s = max(silence_s, time.monotonic() - stand.watch.answered_at)
         workers = [one for one in stand.server.processes if "worker:" in one.command]
         if workers:
             polls = stand.watch.polls
         await asyncio.sleep(0.02)
     assert await stand.server.has_ended(within_s=LIMIT_S) == 0
-    assert time.monotonic() - asked < 10
     assert polls > 3
     assert living({next(iter(stand.server._groups))}) == []
     undone = len(set(stand.record.markers))
@@ -161,7 +158,7 @@ async def test_a_drain_loses_and_repeats_no_line_and_answers_polls_until_it_ends
 
 
 async def test_a_second_signal_ends_a_drain_immediately(stand_of: MakeStand) -> None:
-    stand = await stand_of(delay_s=30.0, NIGHTMILL_API__DRAIN_S="60")
+    stand = await stand_of(delay_s=600.0, NIGHTMILL_API__DRAIN_S="600")
     stand.serve()
     await stand.until_it_answers()
     await stand.load._make(Variety.PLAIN, lines=20)
@@ -169,9 +166,7 @@ async def test_a_second_signal_ends_a_drain_immediately(stand_of: MakeStand) -> 
     stand.server.terminate()
     assert await stand.server.has_ended(within_s=0.5) is None
     stand.server.terminate()
-    asked = time.monotonic()
     assert await stand.server.has_ended(within_s=LIMIT_S) is not None
-    assert time.monotonic() - asked < 5
 
 
 async def connected(port: int) -> socket.socket:
@@ -192,4 +187,6 @@ async def test_connections_to_a_starting_server_wait_and_are_not_refused(stand_o
         answer = await asyncio.to_thread(client.recv, 1024)
         answered_s = time.monotonic() - stand.server.started
     assert answer.startswith(b"HTTP/1.1 200")
-    assert connected_s < answered_s * 0.8
+    # A server that listened only after it had loaded would answer at once. Loading takes some tenths of a
+    # second of computation, and more on a busy machine.
+    assert answered_s - connected_s > 0.1
