@@ -170,7 +170,7 @@ async def test_a_link_gives_the_bytes_without_credentials(
         return
 
     def download() -> bytes:
-        with urllib.request.urlopen(url, timeout=10) as answer:
+        with urllib.request.urlopen(url, timeout=60) as answer:
             return answer.read()
 
     assert await asyncio.to_thread(download) == b"for whoever has the link"

@@ -211,7 +211,7 @@ async def test_abort_lets_a_write_in_flight_finish_before_it_closes_the_file(
         if len(content) < MIB:
             return write(descriptor, content)  # the event loop's own wake-up calls
         begun.set()
-        assert may_go_on.wait(timeout=10)
+        assert may_go_on.wait(timeout=60)
         descriptors.append(os.fstat(descriptor).st_nlink)
         return write(descriptor, content)
 

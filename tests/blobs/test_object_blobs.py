@@ -29,6 +29,12 @@ def blobs_of(s3: S3Server, bucket: str, **changes: Any) -> ObjectBlobs:
     return ObjectBlobs(connect(settings), part_bytes=5 * MIB)
 
 
+@pytest.fixture
+def patient(s3: S3Server, bucket_name: str) -> ObjectBlobs:
+    """Repeats requests for so long that only the number of injected faults matters."""
+    return blobs_of(s3, bucket_name, retry_s=60)
+
+
 async def put(blobs: ObjectBlobs, key: str, content: bytes) -> None:
     writer = await blobs.open_writer(key)
     try:
@@ -75,13 +81,13 @@ async def test_a_small_blob_is_one_request_and_a_large_one_a_multipart_upload(
 @pytest.mark.parametrize("method", ["PUT", "POST"])
 @pytest.mark.parametrize("deed", ["slow down", "cut"])
 async def test_an_upload_goes_through_a_store_that_asks_for_patience(
-    objects: ObjectBlobs, s3: S3Server, deed: Any, method: str, size_bytes: int
+    patient: ObjectBlobs, s3: S3Server, deed: Any, method: str, size_bytes: int
 ) -> None:
     content = os.urandom(MIB) * (size_bytes // MIB)
     s3.order(Order(deed, method, times=2))
-    await put(objects, "one", content)
+    await put(patient, "one", content)
     s3.order()
-    assert await everything(objects, "one") == content
+    assert await everything(patient, "one") == content
 
 
 @pytest.mark.parametrize(
@@ -89,22 +95,22 @@ async def test_an_upload_goes_through_a_store_that_asks_for_patience(
     [(MIB, "PUT", "one"), (LARGE, "PUT", "partNumber=2"), (LARGE, "POST", "uploadId=")],
 )
 async def test_a_write_whose_answer_is_lost_is_there_all_the_same(
-    objects: ObjectBlobs, s3: S3Server, bucket_name: str, size_bytes: int, method: str, path: str
+    patient: ObjectBlobs, s3: S3Server, bucket_name: str, size_bytes: int, method: str, path: str
 ) -> None:
     content = os.urandom(MIB) * (size_bytes // MIB)
     s3.order(Order("lose the answer", method, path, times=1))
-    await put(objects, "one", content)
-    assert await everything(objects, "one") == content
+    await put(patient, "one", content)
+    assert await everything(patient, "one") == content
     assert s3.unfinished_uploads(bucket_name) == 0
 
 
 async def test_an_upload_that_was_completed_though_the_store_knows_no_more_of_it_is_there(
-    objects: ObjectBlobs, s3: S3Server
+    patient: ObjectBlobs, s3: S3Server
 ) -> None:
     s3.order(Order("lose the answer", "POST", "uploadId=", times=1), Order("gone", "POST", "uploadId="))
     content = os.urandom(MIB) * 12
-    await put(objects, "one", content)
-    assert await everything(objects, "one") == content
+    await put(patient, "one", content)
+    assert await everything(patient, "one") == content
 
 
 async def test_an_upload_that_vanished_is_not_there_even_where_an_older_blob_is(
@@ -168,20 +174,20 @@ async def test_abort_ends_the_multipart_upload(objects: ObjectBlobs, s3: S3Serve
 
 
 async def test_a_broken_download_goes_on_where_it_was(
-    objects: ObjectBlobs, s3: S3Server, bucket_name: str
+    patient: ObjectBlobs, s3: S3Server, bucket_name: str
 ) -> None:
     content = os.urandom(LARGE)
-    await put(objects, "one", content)
+    await put(patient, "one", content)
     s3.order(Order("half", "GET", times=2))
-    pieces = [piece async for piece in objects.stream("one", chunk_bytes=100_000)]
+    pieces = [piece async for piece in patient.stream("one", chunk_bytes=100_000)]
     assert b"".join(pieces) == content
     assert len(s3.seen(bucket_name)) == 3
 
 
-async def test_a_read_waits_for_a_store_that_asks_for_patience(objects: ObjectBlobs, s3: S3Server) -> None:
-    await put(objects, "one", b"0123456789")
+async def test_a_read_waits_for_a_store_that_asks_for_patience(patient: ObjectBlobs, s3: S3Server) -> None:
+    await put(patient, "one", b"0123456789")
     s3.order(Order("slow down", times=2))
-    assert await objects.read("one", 2, 3) == b"234"
+    assert await patient.read("one", 2, 3) == b"234"
 
 
 async def test_a_store_that_is_away_is_unavailable_and_no_blob_looks_missing(
@@ -312,7 +318,7 @@ async def test_a_signed_link_gives_the_bytes_without_a_key(objects: ObjectBlobs)
     assert url is not None
 
     def download() -> bytes:
-        with urllib.request.urlopen(url, timeout=10) as answer:
+        with urllib.request.urlopen(url, timeout=60) as answer:
             return answer.read()
 
     assert await asyncio.to_thread(download) == b"for whoever has the link"
@@ -417,5 +423,5 @@ async def test_a_process_that_used_the_store_ends_cleanly(s3: S3Server, bucket_n
 
     for _ in range(3):
         command = [sys.executable, "-c", ENDING, json.dumps(s3.settings(bucket_name))]
-        ended = await asyncio.to_thread(subprocess.run, command, timeout=30, check=False, capture_output=True)
+        ended = await asyncio.to_thread(subprocess.run, command, timeout=60, check=False, capture_output=True)
         assert (ended.returncode, ended.stderr) == (0, b"")
