@@ -21,7 +21,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-_START_S = 10
+_START_S = 60
 _SIGNED = "X-Goog-Algorithm=GOOG4-RSA-SHA256"
 _PASSED_ON = ("content-type", "range")
 _HOP_BY_HOP = {"connection", "date", "transfer-encoding", "server"}
@@ -205,7 +205,7 @@ class GcsServer:
         self.thread.join()
         self.proxy.server_close()
         self.behind.kill()
-        self.behind.wait(timeout=10)
+        self.behind.wait(timeout=60)
 
     @property
     def endpoint(self) -> str:
@@ -215,7 +215,7 @@ class GcsServer:
         name = f"bucket-{secrets.token_hex(6)}"
         url = f"http://127.0.0.1:{self.proxy.behind_port}/storage/v1/b?project=tests"
         asked = urllib.request.Request(url, json.dumps({"name": name}).encode(), method="POST")
-        urllib.request.urlopen(asked, timeout=10).close()
+        urllib.request.urlopen(asked, timeout=60).close()
         return name
 
     def settings(self, bucket: str) -> dict[str, Any]:

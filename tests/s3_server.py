@@ -151,7 +151,7 @@ class S3Server:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.close()
-        self.process.wait(timeout=10)
+        self.process.wait(timeout=60)
         self.process.stdout.close()
 
     @property
@@ -175,7 +175,7 @@ class S3Server:
             "secret_access_key": "secret",
             "allow_http": True,
             "retry_s": 1.0,
-            "timeout_s": 5.0,
+            "timeout_s": 30.0,
             "multipart_part_bytes": 5 << 20,
         }
 
@@ -196,7 +196,7 @@ class S3Server:
 
     def _ask(self, method: str, path: str, body: bytes | None = None) -> bytes:
         request = urllib.request.Request(self.endpoint + path, data=body, method=method)
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.read()
 
 

@@ -87,7 +87,7 @@ class Server:
         headers = dict(headers or {})
         if key is not None:
             headers["Authorization"] = f"Bearer {key}"
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
             connection.request(method, path, body, headers)
             return _answer(connection.getresponse())
@@ -96,7 +96,7 @@ class Server:
 
     def send_bytes(self, *pieces: bytes, half_close: bool = False) -> Answer | None:
         """Sends bytes over a socket; None if the server closed the connection without an answer."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=30) as connection:
+        with socket.create_connection(("127.0.0.1", self.port), timeout=60) as connection:
             try:
                 for piece in pieces:
                     connection.sendall(piece)

@@ -51,7 +51,7 @@ def _no_files_are_left_and_the_server_still_works(server):
     before = server.blobs()
     yield
     assert server.send("GET", "/ready").status == 200
-    until(lambda: server.blobs() <= before, timeout_s=10)
+    until(lambda: server.blobs() <= before)
     assert "unexpected" not in server.log.read_text()
 
 
@@ -187,7 +187,7 @@ def test_forms_of_real_clients_are_accepted(server, body, is_chunked):
 def test_an_aborted_upload_leaves_no_files(server, how):
     started = server.blobs()
     body = form(PURPOSE, file(LINE * 20_000))
-    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
         connection.sendall(post_form(body, b"Content-Length: %d" % len(body))[: 1 << 20])
         until(lambda: server.blobs() > started)
         if how == "reset":
@@ -201,7 +201,7 @@ def test_an_aborted_upload_leaves_no_files(server, how):
 def test_a_slow_upload_is_aborted_and_disturbs_no_other_client(serve):
     server = serve("--emulate", environment={"NIGHTMILL_API__UPLOAD_IDLE_S": "0.5"})
     body = form(PURPOSE, file(LINE * 20_000))
-    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
         connection.sendall(post_form(body)[: 1 << 20])
         until(lambda: server.blobs("files") or server.blobs())
         assert server.send("GET", "/v1/batches").status == 200
@@ -433,7 +433,7 @@ def test_a_connection_still_works_after_a_refusal(server):
     """The refused request does not disturb the framing of the next one."""
     bad = post(b"/v1/batches", b"{")
     good = b"GET /v1/batches HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
-    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
         connection.sendall(bad + good)
         received = b""
         while piece := connection.recv(1 << 16):

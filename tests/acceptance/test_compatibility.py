@@ -40,7 +40,7 @@ def test_lines_in_flight_at_a_cancel_end_in_bounded_time(stubbed):
     batch = client.batches.create(input_file_id=uploaded.id, endpoint=CHAT, completion_window="24h")
     until(lambda: len(upstream.requests) == 2)
     client.batches.cancel(batch.id)
-    batch = ended(client, batch.id, timeout_s=20)
+    batch = ended(client, batch.id)
     assert (batch.status, batch.output_file_id) == ("cancelled", None)
     assert [row["error"]["code"] for row in server.rows(batch.error_file_id)] == ["batch_cancelled"] * 2
 

@@ -64,13 +64,12 @@ def server(folder, upstream, log):
             env=os.environ | {"NIGHTMILL_RETENTION__SWEEP_S": "0.1"},
         )
     try:
-        for _ in range(1_000):
-            found = re.search(r"listens on (http://[^/]+/v1)", log.read_text()[started_at:])
-            if found:
-                break
+        give_up_at = time.monotonic() + 60
+        while (found := re.search(r"listens on (http://[^/]+/v1)", log.read_text()[started_at:])) is None:
             assert process.poll() is None, log.read_text()
+            assert time.monotonic() < give_up_at, "the server did not start in time"
             time.sleep(0.02)
-        with openai.OpenAI(base_url=found[1], api_key="unused", timeout=30) as client:
+        with openai.OpenAI(base_url=found[1], api_key="unused", timeout=60) as client:
             yield client
     finally:
         # The whole process group at once, as in a power cut.

@@ -22,7 +22,7 @@ class Emulator:
     child: subprocess.Popen[bytes]
 
     def request(
-        self, method: str, path: str, body: object = None, *, timeout_s: float = 5
+        self, method: str, path: str, body: object = None, *, timeout_s: float = 60
     ) -> tuple[int, dict[str, str], bytes]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout_s)
         try:
@@ -54,7 +54,7 @@ def running(folder: Path, *arguments: str) -> Iterator[Emulator]:
     ]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as child:
         try:
-            until = time.monotonic() + 20
+            until = time.monotonic() + 60
             while not port_file.exists():
                 assert child.poll() is None, "the emulator did not start"
                 assert time.monotonic() < until, "the emulator did not start in time"

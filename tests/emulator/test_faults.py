@@ -22,7 +22,7 @@ def ordered(start: Callable, *faults: dict[str, object]):
 def raw(port: int, text: str) -> tuple[bytes, str]:
     """All bytes of the answer until the connection ends, and how it ended."""
     content = json.dumps(body(text)).encode()
-    with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
         head = f"POST {ENDPOINT} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(content)}\r\n\r\n"
         connection.sendall(head.encode() + content)
         received = b""

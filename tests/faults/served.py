@@ -79,7 +79,7 @@ class Served:
     def until_ended(self, batch_id: str, *, timeout_s: float = 60) -> dict[str, Any]:
         return self.until(batch_id, lambda batch: batch["status"] in END, timeout_s=timeout_s)
 
-    def until_logged(self, piece: str, *, timeout_s: float = 30) -> str:
+    def until_logged(self, piece: str, *, timeout_s: float = 60) -> str:
         deadline = time.monotonic() + timeout_s
         while not (found := [line for line in self.log_lines if piece in line]):
             assert time.monotonic() < deadline, self.log_lines[-20:]
@@ -146,16 +146,16 @@ def serving(
     listener = threading.Thread(target=listen)
     listener.start()
     try:
-        assert listens.wait(30)
+        assert listens.wait(60)
         assert served.port, served.log_lines
         yield served
     finally:
         process.send_signal(signal.SIGTERM)
         try:
-            process.wait(timeout=20)
+            process.wait(timeout=60)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
             raise
         finally:
-            listener.join(20)
+            listener.join(60)

@@ -67,7 +67,7 @@ class Azurite:
 
     def stop(self) -> None:
         self.process.kill()
-        self.process.wait(timeout=10)
+        self.process.wait(timeout=60)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def make_container(self) -> str:
@@ -82,7 +82,7 @@ class Azurite:
         headers["authorization"] = f"SharedKey {_ACCOUNT}:{base64.b64encode(digest).decode()}"
         for key, value in headers.items():
             asked.add_header(key, value)
-        urllib.request.urlopen(asked, timeout=10).close()
+        urllib.request.urlopen(asked, timeout=60).close()
         return name
 
     def settings(self, container: str) -> dict[str, Any]:
@@ -93,6 +93,6 @@ class Azurite:
             "secret_access_key": _KEY,
             "allow_http": True,
             "retry_s": 1.0,
-            "timeout_s": 5.0,
+            "timeout_s": 30.0,
             "multipart_part_bytes": 5 << 20,
         }

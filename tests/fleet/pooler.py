@@ -68,5 +68,5 @@ server_round_robin = 1
 
     def end(self) -> None:
         self._process.kill()
-        self._process.wait(timeout=10)
+        self._process.wait(timeout=60)
         shutil.rmtree(self._folder)

@@ -168,7 +168,7 @@ def test_a_batch_is_complete_when_a_worker_on_the_cluster_is_killed(on_ray, clus
     assert sum(source.requests().values()) <= LINES + 8, "more lines were repeated than were in flight"
     assert server.end() == 0, server.said
     assert "Traceback" not in server.said
-    until(lambda: not cluster.workers(), timeout_s=5)
+    until(lambda: not cluster.workers())
 
 
 @SLOW
@@ -247,7 +247,7 @@ def test_stopping_the_server_drains_the_workers_and_repeats_no_line(on_ray, clus
     made = begin(server.client(), 2 * LINES)
     until(lambda: len(source.requests()) > 10)
     assert server.end() == 0, server.said
-    until(lambda: not cluster.workers(), timeout_s=5)
+    until(lambda: not cluster.workers())
     assert on_ray.sql("SELECT count(*) FROM segment WHERE state = 'leased'") == "0"
     server = on_ray.serve(*flags)
     each_once(server.client(), ended(server.client(), made.id), 2 * LINES)
@@ -293,7 +293,7 @@ def test_two_servers_share_their_workers_and_a_local_worker_host_helps(on_ray, c
     each_once(second.client(), ended(second.client(), made.id), 5 * LINES)
     assert max(source.requests().values()) == 1
     assert second.end() == 0, second.said
-    until(lambda: not cluster.workers(), timeout_s=5)
+    until(lambda: not cluster.workers())
     assert worker_host.end() == 0
 
 
@@ -306,7 +306,7 @@ def test_a_cluster_is_reached_through_the_ray_client(on_ray, cluster, upstream):
     made = begin(server.client(), LINES)
     each_once(server.client(), ended(server.client(), made.id), LINES)
     assert server.end() == 0, server.said
-    until(lambda: not cluster.workers(), timeout_s=5)
+    until(lambda: not cluster.workers())
 
 
 @SLOW

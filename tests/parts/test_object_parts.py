@@ -36,7 +36,7 @@ def puts(s3: S3Server, bucket_name: str) -> list[str]:
 
 
 async def has_stalled(parts: ObjectParts) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while parts.stalled is None:
             await parts._next_commit()
 
@@ -67,7 +67,7 @@ async def test_a_full_piece_does_not_wait_for_the_interval(bucket: Bucket) -> No
     parts = object_parts(bucket, interval_s=60)
     writer = parts.open(segment_of(), 1)
     writer.append(0, OutputLine(text=b"x" * (1 << 16), is_error=False, usage=None))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while writer.pending_count:
             await parts._commit_ended.wait()
     await parts.close()
@@ -104,7 +104,7 @@ async def test_while_the_store_refuses_nothing_counts_and_later_everything_does_
     assert writer.durable_tally.answered == 1
     assert not room.done()
     s3.order()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await room
     assert s3_parts.stalled is None
     await writer.close()
@@ -241,7 +241,7 @@ async def test_room_waits_while_too_much_is_queued(bucket: Bucket) -> None:
     for ordinal in range(300):
         writer.append(ordinal, line(ordinal))
     assert parts.queued_bytes > 10_000
-    async with asyncio.timeout(5):  # far below the interval: a task that waits for room hurries the put
+    async with asyncio.timeout(30):  # far below the interval: a task that waits for room hurries the put
         await parts.room()
     assert parts.queued_bytes == 0
     await parts.close()

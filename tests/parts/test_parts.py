@@ -73,7 +73,7 @@ async def test_nothing_counts_before_the_commit(any_parts: Parts) -> None:
 async def test_answers_count_by_themselves_after_the_interval(any_parts: Parts) -> None:
     writer = any_parts.open(segment_of(), 1)
     writer.append(0, line(0))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while writer.pending_count:  # noqa: ASYNC110 - `flush` would start the commit
             await asyncio.sleep(0.001)
     assert writer.durable_tally.answered == 1

@@ -50,7 +50,7 @@ class Llama:
     child: subprocess.Popen[bytes]
 
     def request(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
             content = None if body is None else json.dumps(body)
             connection.request(method, path, content, {"content-type": "application/json"})
@@ -148,7 +148,7 @@ def test_the_child_exits_with_its_parent_and_writes_nothing_to_standard_output(
     server.request("POST", "/v1/chat/completions", CHAT)
     with socket.create_connection(("127.0.0.1", server.port)):
         server.child.stdin.close()
-        assert server.child.wait(timeout=5) == 0
+        assert server.child.wait(timeout=60) == 0
     assert server.child.stdout.read() == b""
 
 
@@ -163,8 +163,8 @@ def test_a_drain_finishes_requests_in_flight(model: Path, start: Callable[..., L
         time.sleep(0.001)
     server.child.stdin.write(b"\nrd")
     server.child.stdin.flush()
-    asking.join(timeout=30)
-    assert server.child.wait(timeout=5) == 0
+    asking.join(timeout=60)
+    assert server.child.wait(timeout=60) == 0
     [(status, answer)] = answers
     assert status == 200
     assert answer["usage"]["completion_tokens"] == 400
@@ -190,7 +190,7 @@ def test_a_file_that_is_no_model_is_a_setup_error(tmp_path: Path, content: bytes
     with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as child:
         assert child.stderr is not None
         said = child.stderr.read().decode()
-        assert child.wait(timeout=30) == SetupError.exit_code
+        assert child.wait(timeout=60) == SetupError.exit_code
     assert message in said
     assert str(path) in said
     assert "Traceback" not in said

@@ -17,7 +17,7 @@ def test_a_process_that_is_ready_sends_it_to_the_named_socket(
     monkeypatch.chdir(tmp_path)  # the path of a socket has at most 107 bytes
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as supervisor:
         supervisor.bind("ready")
-        supervisor.settimeout(5)
+        supervisor.settimeout(60)
         monkeypatch.setenv("NOTIFY_SOCKET", "ready")
         notify_ready()
         assert supervisor.recv(64) == b"READY=1"
@@ -27,7 +27,7 @@ def test_a_process_that_is_ready_sends_it_to_the_named_socket(
 def test_the_name_of_the_socket_may_be_abstract(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as supervisor:
         supervisor.bind(f"\0nightmill-test-{os.getpid()}")
-        supervisor.settimeout(5)
+        supervisor.settimeout(60)
         monkeypatch.setenv("NOTIFY_SOCKET", f"@nightmill-test-{os.getpid()}")
         notify_ready()
         assert supervisor.recv(64) == b"READY=1"

@@ -81,7 +81,7 @@ async def test_two_transactions_that_deadlock_both_succeed_one_after_the_other(w
         connection.execute(text("SELECT pg_sleep(0.1)"))
         connection.execute(lock, {"batch_id": batch_ids[1]})
 
-    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
         group.create_task(store.database.write(lock_both, (first.id, second.id)))
         group.create_task(store.database.write(lock_both, (second.id, first.id)))
 
@@ -143,7 +143,7 @@ async def test_two_connections_lease_concurrently_without_waiting_for_each_other
             await go_on.wait()
         return [lease.segment.number for lease in taken]
 
-    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
         holding = group.create_task(lease_and_wait())
         await is_in.wait()
         others = await other_store.segments.lease(world.other_worker, limit=4, ttl_s=world.ttl_s)

@@ -81,18 +81,18 @@ async def test_reads_succeed_while_another_process_writes(world, store, path):
 
 
 async def test_calls_queued_behind_a_lock_share_one_timeout(world, path):
-    store = world.open(busy_timeout_s=0.2)
+    store = world.open(busy_timeout_s=1)
     await store.ping()
     with closing(_connect(path)) as locker:
         locker.execute("BEGIN IMMEDIATE")
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(30):  # one call after the other would take 50 s
             calls = [store.batches.create(world.batch()) for _ in range(50)]
             outcomes = await asyncio.gather(*calls, return_exceptions=True)
     assert {type(outcome) for outcome in outcomes} == {UnavailableError}
 
 
 async def test_a_cancelled_caller_leaves_no_transaction_open(world, store):
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         for _ in range(20):
             call = asyncio.create_task(store.batches.create(world.batch()))
             await asyncio.sleep(0)
