@@ -6,7 +6,7 @@ from tests.house.figures import SourceFile
 FILES = figures.product_files()
 # What the code has reached so far. The aim is 24,500 lines, 170 files, and 11,500 lines on the data path:
 # lower these numbers with the code, never raise them for a change that adds nothing for users.
-MOST_LINES = 28_100
+MOST_LINES = 28_200
 MOST_FILES = 210
 MOST_DATA_PATH_LINES = 14_200
 

@@ -4,6 +4,7 @@ import http.client
 import importlib.util
 import json
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -21,13 +22,19 @@ from openai.types.chat import ChatCompletion
 
 from nightmill.errors import SetupError
 from nightmill.runtime import llama
-from nightmill.runtime.llama import llama_command, llama_program
+from nightmill.runtime.llama import fitted, llama_command, llama_program
 from nightmill.runtime.supervisor import child_command
 from nightmill.settings import ModelSettings
 
 pytest.importorskip("xllamacpp")
 
 TINY_GGUF = Path(__file__).parents[1] / "tiny_gguf.py"
+HEADER_WITHOUT_WEIGHTS = struct.pack(
+    "<4sIQQ Q20sIQ5s Q20sII",
+    *(b"GGUF", 3, 0, 2),
+    *(20, b"general.architecture", 8, 5, b"llama"),
+    *(20, b"llama.context_length", 4, 512),
+)
 CHAT = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 16, "temperature": 0}
 
 
@@ -120,7 +127,10 @@ def test_each_slot_has_the_whole_context(server: Llama) -> None:
     assert status == 200
     assert answer["usage"]["prompt_tokens"] > 128
     too_long = {"prompt": "night " * 50, "max_tokens": 1}
-    assert server.request("POST", "/v1/completions", too_long)[0] == 400
+    status, answer = server.request("POST", "/v1/completions", too_long)
+    assert status == 400
+    assert answer["error"]["type"] == "exceed_context_size_error"
+    assert answer["error"]["n_ctx"] == 256
 
 
 def test_without_a_context_setting_the_context_of_the_model_is_used(
@@ -129,6 +139,36 @@ def test_without_a_context_setting_the_context_of_the_model_is_used(
     server = start(ModelSettings(path=model, slots=2))
     long = {"prompt": "night " * 300, "max_tokens": 1}
     assert server.request("POST", "/v1/completions", long)[0] == 200
+
+
+def test_long_prompts_in_all_slots_are_answered_at_once(model: Path, start: Callable[..., Llama]) -> None:
+    """Each fills most of the model's context of 2,048 tokens, so no two would fit into one context."""
+    server = start(ModelSettings(path=model, slots=4, threads=1))
+
+    def ask(number: int) -> tuple[int, Any]:
+        return server.request(
+            "POST", "/v1/completions", {"prompt": "night " * (300 + number), "max_tokens": 9}
+        )
+
+    with ThreadPoolExecutor(4) as threads:
+        answers = list(threads.map(ask, range(4)))
+    assert [status for status, _ in answers] == [200] * 4
+    assert all(answer["usage"]["prompt_tokens"] > 1_024 for _, answer in answers)
+
+
+def test_an_answer_that_fills_the_context_ends_there(server: Llama) -> None:
+    body = {"prompt": "night", "max_tokens": 10_000, "ignore_eos": True}
+    status, answer = server.request("POST", "/v1/completions", body)
+    assert status == 200
+    assert answer["choices"][0]["finish_reason"] == "length"
+    assert answer["usage"]["total_tokens"] in (255, 256)
+
+
+def test_a_text_of_many_tokens_is_embedded_as_a_whole(tmp_path: Path, start: Callable[..., Llama]) -> None:
+    server = start(ModelSettings(path=written(tmp_path, "embeds"), slots=2, threads=1))
+    status, answer = server.request("POST", "/v1/embeddings", {"input": "night " * 300})
+    assert status == 200
+    assert answer["usage"]["prompt_tokens"] > 1_024
 
 
 def test_a_model_that_pools_its_tokens_makes_embeddings(tmp_path: Path, start: Callable[..., Llama]) -> None:
@@ -181,7 +221,12 @@ def test_a_restarted_child_listens_on_the_same_port(model: Path, start: Callable
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(b"no model", "is not a GGUF file"), (b"GGUF", "can't serve")]
+    ("content", "message"),
+    [
+        (b"no model", "is not a GGUF file"),
+        (b"GGUF", "the header of"),
+        (HEADER_WITHOUT_WEIGHTS, "llama.cpp can't serve"),
+    ],
 )
 def test_a_file_that_is_no_model_is_a_setup_error(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "model.gguf"
@@ -203,7 +248,15 @@ def test_the_program_and_the_command_have_the_same_arguments(model: Path) -> Non
     assert llama_command(settings, port=8_123) == child_command(program.kind, *program.arguments)
 
 
+def test_the_chosen_slots_and_their_context_are_shown_with_the_reason(model: Path) -> None:
+    chosen, line = fitted(ModelSettings(path=model, threads=2))
+    assert chosen == ModelSettings(path=model, slots=4, context_tokens=2_048, threads=2)
+    assert line.startswith("tiny.gguf answers 4 at once, each with 2,048 tokens of context, in 0.3 GiB of ")
+
+
 def test_a_missing_model_is_an_error_before_a_child_starts(tmp_path: Path) -> None:
+    with pytest.raises(SetupError, match="there is no model file at"):
+        fitted(ModelSettings(path=tmp_path / "none.gguf"))
     with pytest.raises(SetupError, match="there is no model file at"):
         llama_program(ModelSettings(path=tmp_path / "none.gguf"), port=0)
     with pytest.raises(SetupError, match="no model is named"):

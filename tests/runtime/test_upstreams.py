@@ -1,15 +1,41 @@
-"""`--upstream auto` beside a real nightmill, which listens where llama.cpp usually does."""
+"""The choice of an upstream: `--upstream auto` beside a real nightmill, `--model` where memory is short."""
 
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from nightmill.errors import SetupError
-from nightmill.runtime import upstreams
+from nightmill.runtime import llama, upstreams
 from nightmill.settings import load
 from nightmill.upstream import find_local_servers
 from tests.faults.served import serving
+
+TINY_GGUF = Path(__file__).parents[1] / "tiny_gguf.py"
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.gguf"
+    subprocess.run([sys.executable, str(TINY_GGUF), str(path)], check=True)
+    return path
+
+
+async def test_lines_in_flight_are_as_many_as_the_slots_that_fit_into_memory(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+):
+    pytest.importorskip("xllamacpp")
+    monkeypatch.setattr(llama, "available_bytes", lambda: 350 << 20)
+    said: list[str] = []
+    settings = load(flags={"model": {"path": str(model), "slots": 64}}, environment={})
+    settings, [program] = await upstreams.choose_upstream(settings, say=said.append)
+    slots = settings.upstream.concurrency
+    assert 1 < slots < 64
+    assert " ".join(program.arguments).startswith(f"--model {model} --slots {slots} --context 2048 ")
+    [line] = said
+    assert line.startswith(f"tiny.gguf answers {slots} at once and not 64, each with 2,048 tokens of context")
 
 
 async def test_a_nightmill_is_never_taken_for_a_model_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -62,13 +62,15 @@ async def choose_upstream(
         arguments = ("--port", str(port), "--delay-s", delay_s)
         return _with_url(settings, port), [_upstream(Program("emulator", EMULATOR, arguments))]
     if settings.model.path is not None:
-        from nightmill.runtime.llama import llama_program  # noqa: PLC0415 - an extra, seldom installed
+        from nightmill.runtime.llama import fitted, llama_program  # noqa: PLC0415 - an extra, seldom installed
 
+        model, choice = fitted(settings.model)
+        say(choice)
         port = free_port()
         # More attempts would only queue in the server, and that time counts towards an attempt's timeout.
-        upstream = settings.upstream.model_copy(update={"concurrency": settings.model.slots})
+        upstream = settings.upstream.model_copy(update={"concurrency": model.slots})
         settings = settings.model_copy(update={"upstream": upstream})
-        return _with_url(settings, port), [_upstream(llama_program(settings.model, port=port))]
+        return _with_url(settings, port), [_upstream(llama_program(model, port=port))]
     if settings.upstream.url == "auto":
         return await _found(settings, say=say), []
     return settings, []

@@ -124,13 +124,13 @@ class ModelSettings(_Section):
     path: Path | None = None
     """A GGUF file."""
     context_tokens: Annotated[int, Field(ge=0)] = 0
-    """Context per line, in tokens; 0 takes the model's own."""
+    """Context of each line, prompt and answer together, in tokens; 0 takes the model's own. It is less where
+    memory is too short for one such line."""
     slots: Annotated[int, Field(ge=1)] = 4
-    """Lines answered at once."""
+    """Lines answered at once, at most: as many contexts as fit into the available memory. The start says how
+    many."""
     threads: Annotated[int, Field(ge=0)] = 0
-    """Compute threads; 0 takes one for each core. They wait for each other by spinning: on a machine that
-    does other work too, fewer threads are faster.
-    """
+    """Compute threads; 0 takes one for each core. On a machine that does other work, fewer may be faster."""
 
 
 class EmulatorSettings(_Section):

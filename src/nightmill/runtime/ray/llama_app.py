@@ -7,6 +7,7 @@ Serve replaces the replica.
 
 import importlib
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -17,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 
 from nightmill.core.outcome import Answered, Throttled
 from nightmill.errors import SetupError
-from nightmill.runtime.llama import llama_command
+from nightmill.runtime.llama import fitted, llama_command
 from nightmill.settings import ModelSettings, RayModelSettings, UpstreamSettings
 from nightmill.upstream import Upstream
 from nightmill.upstream.connect import open_upstream
@@ -52,9 +53,11 @@ class LlamaReplica:
 
     def __init__(self, message: str, name: str) -> None:
         self._name = name
+        settings, choice = fitted(ModelSettings.model_validate_json(message))
+        sys.stderr.write(f"{choice}\n")  # into the replica's log
         with tempfile.TemporaryDirectory() as folder:
             port_file = Path(folder, "port")
-            command = llama_command(ModelSettings.model_validate_json(message))
+            command = llama_command(settings)
             self._child = subprocess.Popen(  # noqa: S603 - our own program
                 [*command, "--port-file", str(port_file)],
                 stdin=subprocess.PIPE,  # ends with this process, and the child exits then
