@@ -23,9 +23,9 @@ from nightmill.runtime.supervisor import Program, child_command
 from nightmill.settings import ModelSettings
 
 _SPINS: Final = "1000"
-"""How often a compute thread looks for work before it sleeps. With OpenMP's own 300,000, threads that wait take
-the cores from those that compute: a 135M model on two busy cores answered over five times as many lines with
-1,000. On idle cores it answered 16% fewer, and with 0 half as many.
+"""How often a compute thread looks for work before it sleeps. With OpenMP's own 300,000, waiting threads take
+the cores from computing ones: on two busy cores a 135M model answered five times as many lines with 1,000.
+On idle cores it answered 16% fewer, and with 0 half as many.
 """
 # llama.cpp uses one thread for each open connection; the client may keep many more connections than slots.
 _CONNECTIONS: Final = 256
