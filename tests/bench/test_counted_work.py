@@ -157,10 +157,10 @@ async def answer_all(components: Components, notified: asyncio.Event) -> None:
     )
     worker = components.worker(UpstreamRegistry(upstream))
     stop = asyncio.Event()
-    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(100), asyncio.TaskGroup() as group:
         group.create_task(worker.run(stop, grace_s=lambda: 0.0))
         while not await components.store.batches.settled():
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 await notified.wait()
             notified.clear()
         stop.set()
