@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 
 from nightmill.core.batch import Tally, Usage
 from nightmill.core.concurrency import SlotRequest
-from nightmill.core.segment import Lease, PinnedPart, Report
+from nightmill.core.segment import Lease, PinnedPart, SegmentReport
 from nightmill.ids import WorkerId
 from nightmill.store import Store, open_store
 
@@ -23,10 +23,10 @@ UPSTREAM = "http://127.0.0.1/v1"
 CONCURRENCY_LIMIT = 4_000
 
 
-def _report(lease: Lease, answered: int) -> Report:
+def _report(lease: Lease, answered: int) -> SegmentReport:
     segment = lease.segment
     tally = Tally(answered, 0, Usage(10 * answered, 0, 10 * answered, 0, 20 * answered))
-    return Report(segment.batch_id, segment.number, lease.token, tally)
+    return SegmentReport(segment.batch_id, segment.number, lease.token, tally)
 
 
 def _leasing(store: Store, worker_id: WorkerId, amount: int) -> Callable[[], Awaitable[int]]:

@@ -109,8 +109,8 @@ def taken(results: dict[str, Any]) -> dict[str, Any]:
             for name, value in figures.items()
             if name.startswith("Postgres") and name.endswith("counted")
         ),
-        "claims_per_s": {str(sharers): of("grant", sharers)["per_s"] for sharers in (10, 100, 1_000)},
-        "claim_postgres_us": {str(n): of("grant", n)["server_us"] for n in (10, 100, 1_000)},
+        "slot_requests_per_s": {str(sharers): of("grant", sharers)["per_s"] for sharers in (10, 100, 1_000)},
+        "slot_request_postgres_us": {str(n): of("grant", n)["server_us"] for n in (10, 100, 1_000)},
         "line_us": {
             "SQLite and folder": line("SQLite", 1),
             "Postgres and folder": line("folder", 1),
@@ -123,15 +123,15 @@ def taken(results: dict[str, Any]) -> dict[str, Any]:
 
 def costs(measured: dict[str, Any]) -> Costs:
     """For the simulation. A slot request locks the row for the reciprocal of the requests a second."""
-    few, many = (1 / measured["claims_per_s"][sharers] for sharers in ("10", "1000"))
+    few, many = (1 / measured["slot_requests_per_s"][sharers] for sharers in ("10", "1000"))
     per_sharer = (many - few) / 990
     half = measured["lease_postgres_us"] / 2e6
     return Costs(
         lease_s=half,
         complete_s=half,
         beat_s=measured["beat_postgres_us"] / 1e6,
-        claim_s=few - 10 * per_sharer,
-        claim_per_grant_s=per_sharer,
+        slot_request_s=few - 10 * per_sharer,
+        slot_request_per_grant_s=per_sharer,
     )
 
 
@@ -166,7 +166,7 @@ def plan(measured: dict[str, Any], load: Load) -> Iterator[tuple[str, str, str, 
 
     def postgres(rate: float) -> float:
         beats = workers(rate) / load.beat_s * measured["beat_postgres_us"]
-        asks = min(workers(rate), 100) * measured["claim_postgres_us"]["1000"]
+        asks = min(workers(rate), 100) * measured["slot_request_postgres_us"]["1000"]
         return (segments(rate) * measured["lease_postgres_us"] + beats + asks) / 1e6
 
     def cores(rate: float) -> float:
@@ -266,7 +266,7 @@ def bills(measured: dict[str, Any], load: Load) -> Iterator[tuple[str, str, str]
 
 def limits(measured: dict[str, Any], load: Load) -> Iterator[tuple[str, str, str]]:
     """(what becomes a bottleneck, at which number, what helps), the earliest first."""
-    claims = measured["claims_per_s"]["1000"]
+    slot_requests = measured["slot_requests_per_s"]["1000"]
     beat_s = measured["beat_postgres_us"] / 1e6
     per_segment = measured["lease_postgres_us"] / 1e6
     yield (
@@ -277,8 +277,8 @@ def limits(measured: dict[str, Any], load: Load) -> Iterator[tuple[str, str, str
     yield (
         "slot requests on one upstream's row",
         (
-            f"{claims:,.0f} a second among 1,000 workers: at one per heartbeat,"
-            f" {claims * 0.75 * load.beat_s:,.0f} workers"
+            f"{slot_requests:,.0f} a second among 1,000 workers: at one per heartbeat,"
+            f" {slot_requests * 0.75 * load.beat_s:,.0f} workers"
         ),
         "many workers take turns, at most 100 requests a second; several upstreams have a row each",
     )
@@ -303,13 +303,13 @@ def limits(measured: dict[str, Any], load: Load) -> Iterator[tuple[str, str, str
 
 
 def request_rows(simulated: dict[str, Any]) -> Iterator[tuple[str, ...]]:
-    for row in simulated["claims"]:
+    for row in simulated["slot_requests"]:
         yield (
             f"{row['workers']:,}",
             "take turns" if row["spreads"] else "every heartbeat",
-            f"{row['claims_per_s']:,.0f}",
+            f"{row['slot_requests_per_s']:,.0f}",
             f"{row['row_busy']:.0%}",
-            f"{row['claim_wait_p99_s']:.2f}",
+            f"{row['slot_request_wait_p99_s']:.2f}",
             f"{row['settled_s']:.0f}" if _has_settled(row) else "never",
             f"{row['transactions_per_s']:,.0f}",
         )
@@ -354,7 +354,8 @@ def trouble_rows(simulated: dict[str, Any]) -> Iterator[tuple[str, ...]]:
             f"{row['back_s']:.0f} s after it is back",
             (
                 f"{row['first_s_per_s']:,.0f} a second at first, {row['before_per_s']:,.0f} before;"
-                f" p99 {row['wait_p99_s'] * 1e3:.0f} ms, of slot requests {row['claim_wait_p99_s']:.1f} s"
+                f" p99 {row['wait_p99_s'] * 1e3:.0f} ms,"
+                f" of slot requests {row['slot_request_wait_p99_s']:.1f} s"
             ),
             f"{row['lost_leases']:,}",
         )

@@ -21,23 +21,27 @@ mpl.rcParams.update(
 )
 
 
-def _claims(simulated: dict, folder: Path) -> None:
+def _slot_requests(simulated: dict, folder: Path) -> None:
     """Load of the row of the upstream by number of workers, and how a thousand workers get their slots."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4))
     for spreads, label, color in ((False, "asked every beat", _BOUND), (True, "turns are taken", _OURS)):
-        rows = [row for row in simulated["claims"] if row["spreads"] is spreads]
+        rows = [row for row in simulated["slot_requests"] if row["spreads"] is spreads]
         left.plot(
-            [r["workers"] for r in rows], [r["claims_per_s"] for r in rows], "o-", color=color, label=label
+            [r["workers"] for r in rows],
+            [r["slot_requests_per_s"] for r in rows],
+            "o-",
+            color=color,
+            label=label,
         )
         last = rows[-1]["flying"]
         right.plot([at for at, _ in last], [share * 100 for _, share in last], color=color, label=label)
-    left.set(xscale="log", xlabel="workers", ylabel="claims a second")
-    left.set_title("Claims on one upstream's row", loc="left")
+    left.set(xscale="log", xlabel="workers", ylabel="slot requests a second")
+    left.set_title("Slot requests on one upstream's row", loc="left")
     left.legend(frameon=False)
-    right.set(xlabel="seconds after all begin at once", ylabel="% of the window in flight", ylim=(0, 105))
+    right.set(xlabel="seconds after all begin at once", ylabel="% of the slots in use", ylim=(0, 105))
     right.set_title(f"{rows[-1]['workers']:,} workers", loc="left")
     right.legend(frameon=False, loc="lower right")
-    _save(figure, folder / "claims.svg")
+    _save(figure, folder / "slot-requests.svg")
 
 
 def _faults(simulated: dict, folder: Path) -> None:
@@ -48,9 +52,7 @@ def _faults(simulated: dict, folder: Path) -> None:
         left.plot(
             [at for at, _ in row["flying"]], [s * 100 for _, s in row["flying"]], color=color, label=label
         )
-    left.set(
-        xlabel="seconds after a tenth of 200 workers ...", ylabel="% of the window in flight", ylim=(0, 105)
-    )
+    left.set(xlabel="seconds after a tenth of 200 workers ...", ylabel="% of the slots in use", ylim=(0, 105))
     left.set_title("A lease is 30 s", loc="left")
     left.legend(frameon=False, loc="lower right", title="... of them")
     for row, color in zip(simulated["outages"], (_OURS, _WARM), strict=True):
@@ -90,7 +92,7 @@ def _save(figure: plt.Figure, path: Path) -> None:
 
 def _main() -> None:
     simulated = json.loads(Path(sys.argv[1]).read_text())
-    for draw in (_claims, _faults, _shares):
+    for draw in (_slot_requests, _faults, _shares):
         draw(simulated, Path(sys.argv[2]))
 
 

@@ -24,7 +24,7 @@ def _at(values: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(len(ordered) * share))] if ordered else 0.0
 
 
-def claims(costs: Costs, *, workers: int, spreads: bool, seconds: float = 40.0) -> dict[str, Any]:
+def slot_requests(costs: Costs, *, workers: int, spreads: bool, seconds: float = 40.0) -> dict[str, Any]:
     """A fleet that starts at once: slot requests, and the time until all workers have their share."""
     simulation = Simulation(_fleet(costs, workers, spreads=spreads))
     simulation.add("a", 1_000_000)
@@ -36,9 +36,9 @@ def claims(costs: Costs, *, workers: int, spreads: bool, seconds: float = 40.0) 
     return {
         "workers": workers,
         "spreads": spreads,
-        "claims_per_s": seen.claims / seconds,
+        "slot_requests_per_s": seen.slot_requests / seconds,
         "row_busy": min(1.0, seen.row_s / seconds),
-        "claim_wait_p99_s": _at(seen.claim_waits, 0.99),
+        "slot_request_wait_p99_s": _at(seen.slot_request_waits, 0.99),
         "transactions_per_s": seen.transactions / seconds,
         "share_used": sum(steady) / len(steady) / limit,
         "settled_s": (max(below) + 1) if below and reached else 0.0,
@@ -116,15 +116,15 @@ def outage(costs: Costs, *, seconds: float) -> dict[str, Any]:
     seen = simulation.run(_AWAY_AT - 1)
     before = seen.transactions
     simulation.run(_AWAY_AT + seconds)
-    waits, claim_waits = len(seen.waits), len(seen.claim_waits)
+    waits, slot_request_waits = len(seen.waits), len(seen.slot_request_waits)
     simulation.run(_AWAY_AT + seconds + 5.0)
     limit = simulation.fleet.concurrency_limit
     herd = {
         "outage_s": seconds,
         "before_per_s": before / (_AWAY_AT - 1),
-        "first_s_per_s": (len(seen.waits) - waits + len(seen.claim_waits) - claim_waits) / 5.0,
+        "first_s_per_s": (len(seen.waits) - waits + len(seen.slot_request_waits) - slot_request_waits) / 5.0,
         "wait_p99_s": _at(seen.waits[waits:], 0.99),
-        "claim_wait_p99_s": _at(seen.claim_waits[claim_waits:], 0.99),
+        "slot_request_wait_p99_s": _at(seen.slot_request_waits[slot_request_waits:], 0.99),
     }
     simulation.run(_AWAY_AT + seconds + 40.0)
     after = [(at - _AWAY_AT, flying / limit) for at, flying, _ in seen.flying if at >= _AWAY_AT - 10]
@@ -135,10 +135,12 @@ def outage(costs: Costs, *, seconds: float) -> dict[str, Any]:
 def answers(costs: Costs) -> dict[str, Any]:
     """All rows; takes some minutes of one core."""
     rows = [
-        claims(costs, workers=workers, spreads=spreads) for workers in WORKERS for spreads in (False, True)
+        slot_requests(costs, workers=workers, spreads=spreads)
+        for workers in WORKERS
+        for spreads in (False, True)
     ]
     return {
-        "claims": rows,
+        "slot_requests": rows,
         "small_behind_huge": [small_behind_huge(costs, fair=fair) for fair in (False, True)],
         "tenants": [tenants(costs, fair=fair) for fair in (False, True)],
         "deaths": [deaths(costs, frozen=frozen) for frozen in (False, True)],

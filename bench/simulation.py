@@ -32,8 +32,8 @@ class Costs:
     lease_s: float = 0.0011
     complete_s: float = 0.0009
     beat_s: float = 0.0012
-    claim_s: float = 0.0012
-    claim_per_grant_s: float = 0.000004
+    slot_request_s: float = 0.0012
+    slot_request_per_grant_s: float = 0.000004
     served_at_once: int = 8
 
 
@@ -135,12 +135,12 @@ class Seen:
     """The results of a run."""
 
     lines: float = 0.0
-    claims: int = 0
+    slot_requests: int = 0
     leases: int = 0
     transactions: int = 0
     lost: int = 0
     waits: list[float] = field(default_factory=list)
-    claim_waits: list[float] = field(default_factory=list)
+    slot_request_waits: list[float] = field(default_factory=list)
     flying: list[tuple[float, float, float]] = field(default_factory=list)
     """(moment, attempts in flight, slots granted), every second."""
     by_project: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
@@ -234,7 +234,7 @@ class Simulation:
         self.seen.waits.append(over - self.now)
         return over
 
-    def _grant(self, worker: Worker, claim: SlotRequest) -> float:
+    def _grant(self, worker: Worker, request: SlotRequest) -> float:
         """Grants slots as `store.grants` does: requests for one upstream are served one after another."""
         fleet = self.fleet
         self._forget_lapsed()
@@ -243,16 +243,16 @@ class Simulation:
             for who, (slots, wanted, _) in self._grants.items()
             if who is not worker.id
         ]
-        made = decide(claim, others, turn=int(self.now / fleet.lease_ttl_s))
+        made = decide(request, others, turn=int(self.now / fleet.lease_ttl_s))
         self._grants.pop(worker.id, None)
-        if made.slots or claim.wanted:
-            self._grants[worker.id] = (made.slots, claim.wanted, self.now + fleet.lease_ttl_s)
-        hold_s = fleet.costs.claim_s + fleet.costs.claim_per_grant_s * len(others)
+        if made.slots or request.wanted:
+            self._grants[worker.id] = (made.slots, request.wanted, self.now + fleet.lease_ttl_s)
+        hold_s = fleet.costs.slot_request_s + fleet.costs.slot_request_per_grant_s * len(others)
         over = self._row_free = max(self.now, self._row_free) + hold_s
-        self.seen.claims += 1
+        self.seen.slot_requests += 1
         self.seen.row_s += hold_s
         self.seen.transactions += 1
-        self.seen.claim_waits.append(over - self.now)
+        self.seen.slot_request_waits.append(over - self.now)
         granted = made.slots + sum(other.slots for other in others)
         if granted > fleet.concurrency_limit:
             raise AssertionError(f"{granted} slots granted of {fleet.concurrency_limit}")
@@ -360,8 +360,8 @@ class Simulation:
         wanted = int(sum(left[0] for _, left in worker.held)) + math.ceil(worker.flying)
         if not worker.slots.is_due(self.now, wanted=wanted):
             return self.now
-        claim = worker.slots.request(worker.id, in_flight=math.ceil(worker.flying), wanted=wanted)
-        return self._grant(worker, claim)
+        request = worker.slots.request(worker.id, in_flight=math.ceil(worker.flying), wanted=wanted)
+        return self._grant(worker, request)
 
     def _answer(self, worker: Worker) -> list[Held]:
         """Counts the answers since the last turn; returns the finished segments."""

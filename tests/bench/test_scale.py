@@ -5,7 +5,7 @@ import json
 import pytest
 
 from bench import scale_plan
-from bench.scale_questions import claims
+from bench.scale_questions import slot_requests
 from bench.simulation import Costs, Fleet, Simulation
 
 COSTS = Costs()
@@ -48,13 +48,13 @@ def test_no_slot_and_no_segment_is_granted_twice_when_workers_die_freeze_or_are_
 
 
 def test_runs_with_the_same_seed_are_equal():
-    assert claims(COSTS, workers=30, spreads=True, seconds=10) == claims(
+    assert slot_requests(COSTS, workers=30, spreads=True, seconds=10) == slot_requests(
         COSTS, workers=30, spreads=True, seconds=10
     )
 
 
 def test_a_fleet_that_starts_at_once_reaches_its_whole_concurrency_limit():
-    row = claims(COSTS, workers=60, spreads=True, seconds=20)
+    row = slot_requests(COSTS, workers=60, spreads=True, seconds=20)
     assert row["is_settled"]
     assert row["share_used"] > 0.98
     assert row["most_granted"] == row["window"]
