@@ -82,7 +82,6 @@ house: $(STAMP)  ## the figures that the source code is held to
 
 docs: $(STAMP)  ## write the generated parts of docs/
 	$(BIN)/python docs/generate.py
-	$(BIN)/python -m nightmill.cli.reference > docs/cli.md
 
 setup: $(STAMP)  ## install everything into .venv
 

@@ -1,20 +1,24 @@
 """Prints the generated parts of the docs: `make docs`.
 
-settings.md comes from the docstrings of `nightmill.settings`; in how-it-works.md the state graph comes from
-`nightmill.core.batch.TRANSITIONS` and the picture of the packages from the layers that import-linter
-enforces. A test fails when a part is not current, or when a setting has no docstring.
+settings.md comes from the docstrings of `nightmill.settings`, cli.md from the commands. In how-it-works.md
+the state graph comes from `nightmill.core.batch.TRANSITIONS`, and the picture of the packages from the layers
+that import-linter enforces. A test fails when a part is not current, or when a setting has no docstring.
 """
 
 import re
 import tomllib
 import types
 from collections.abc import Iterator
+from inspect import cleandoc
 from pathlib import Path
-from typing import Literal, Union, cast, get_args, get_origin
+from typing import Any, Literal, Union, cast, get_args, get_origin
 
+import typer
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
+from nightmill.cli import app
+from nightmill.cli.failures import MEANINGS
 from nightmill.core.batch import TERMINAL, TRANSITIONS
 from nightmill.settings import PREFIX, Settings
 
@@ -56,6 +60,22 @@ secrets: `NIGHTMILL_UPSTREAM__API_KEY_FILE=/run/secrets/upstream_key`. An unknow
 message, so that a typing error is found at once.
 
 `OPENAI_BASE_URL` and `OPENAI_API_KEY` are never read by the server: they tell clients where nightmill is.
+"""
+
+
+CLI_INTRODUCTION = """\
+# Command line
+
+Printed from the commands by `make docs`; do not edit by hand.
+
+Results go to stdout, everything else to stderr; `--json` prints JSON for machines, one document, or one a
+line for lists. `nightmill --install-completion` installs completion for your shell.
+
+`serve`, `run`, `validate`, `backup`, `check`, `keys`, `projects`, `hold`, `usage` and `audit` work on this
+machine and take their [settings](settings.md) from flags, then the environment (`NIGHTMILL_...`), then a
+file. `submit`, `list`, `show`, `watch`, `results`, `cancel` and `files` are a client of any OpenAI-compatible
+batch server: `OPENAI_BASE_URL` names it (by default `http://127.0.0.1:8080/v1`) and `OPENAI_API_KEY` is sent
+to it.
 """
 
 
@@ -162,12 +182,67 @@ def _exists(module: str) -> bool:
     return path.with_suffix(".py").exists() or (path / "__init__.py").exists()
 
 
+def cli_page() -> str:
+    root: Any = typer.main.get_command(app)
+    return "\n".join([CLI_INTRODUCTION, *_exit_codes(), *_commands(root, "nightmill")]) + "\n"
+
+
+def _exit_codes() -> Iterator[str]:
+    yield "## Exit codes\n"
+    yield "| code | meaning |\n|---|---|"
+    for code, meaning in MEANINGS.items():
+        yield f"| {int(code)} | {meaning} |"
+    yield ""
+
+
+def _commands(group: Any, path: str) -> Iterator[str]:
+    for name, command in group.commands.items():
+        full = f"{path} {name}"
+        parameters = [
+            parameter for parameter in command.params if not parameter.hidden and parameter.name != "help"
+        ]
+        arguments = [parameter for parameter in parameters if parameter.param_type_name == "argument"]
+        options = [parameter for parameter in parameters if parameter.param_type_name == "option"]
+        below: bool = hasattr(command, "commands")
+        words = [full, *(parameter.metavar for parameter in arguments)]
+        if below:
+            words.append("[COMMAND]")
+        yield f"## `{' '.join(words)}`\n"
+        yield cleandoc(command.help or "") + "\n"
+        if arguments or options:
+            yield "| | |\n|---|---|"
+            for parameter in arguments:
+                yield f"| `{parameter.metavar}` | {_cell(parameter.help)} |"
+            for parameter in options:
+                yield f"| {_names(parameter)} | {_cell(parameter.help)}{_option_default(parameter)} |"
+            yield ""
+        if below:
+            yield from _commands(command, full)
+
+
+def _names(option: Any) -> str:
+    metavar = "" if option.is_flag else f" {option.metavar or option.type.name.upper()}"
+    return ", ".join(f"`{name}{metavar}`" for name in option.opts).replace("|", r"\|")
+
+
+def _option_default(option: Any) -> str:
+    # The help texts give the defaults of settings in brackets: here they are all None.
+    if option.is_flag or option.default is None:
+        return ""
+    return f" [{option.default}]"
+
+
+def _cell(text: str | None) -> str:
+    return (text or "").replace("|", r"\|")
+
+
 def pages() -> dict[Path, str]:
     """Every page with a generated part, as it should be."""
     life = DOCS / "how-it-works.md"
     parts = {"states": state_graph, "layers": layers}
     return {
         DOCS / "settings.md": settings_page(),
+        DOCS / "cli.md": cli_page(),
         life: PRINTED.sub(
             lambda found: found[1] + parts[found["part"]]() + found[3], life.read_text(encoding="utf-8")
         ),

@@ -35,8 +35,10 @@ _ORPHANS_S = 2.0
 
 
 class Accounts:
-    """Args:
-    reached: the folder in which a process leaves the name of the failpoint that killed it.
+    """Compares what the storage holds with what the upstream was asked, while a run goes on.
+
+    Args:
+        reached: the folder in which a process leaves the name of the failpoint that killed it.
     """
 
     def __init__(

@@ -29,8 +29,10 @@ _RESTART_S = 120.0
 
 
 class Injector:
-    """Args:
-    bound: gets the times in which no answer becomes durable.
+    """Injects the faults of a plan into a fleet.
+
+    Args:
+        bound: gets the times in which no answer becomes durable.
     """
 
     def __init__(self, plan: Plan, fleet: Fleet, bound: RepeatBound, proof: Proof) -> None:

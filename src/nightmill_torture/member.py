@@ -33,12 +33,14 @@ _PAUSE_S = 0.3
 
 
 class Member:
-    """Args:
-    command: starts the member in the foreground.
-    environment: the whole environment.
-    log: the file that gets standard output and error.
-    name: sent with each request to the upstream.
-    port: of the API; 0 for a worker host.
+    """One process of a fleet: a server, or a worker host.
+
+    Args:
+        command: starts the member in the foreground.
+        environment: the whole environment.
+        log: the file that gets standard output and error.
+        name: sent with each request to the upstream.
+        port: of the API; 0 for a worker host.
     """
 
     def __init__(

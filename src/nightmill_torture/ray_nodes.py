@@ -25,9 +25,11 @@ _NODE: dict[str, Any] = {
 
 
 class RayNodes:
-    """Args:
-    port: of the head.
-    cpus: of each other node. The head has none, so that no worker runs there.
+    """The nodes of a Ray cluster on this machine, each a process group of its own.
+
+    Args:
+        port: of the head.
+        cpus: of each other node. The head has none, so that no worker runs there.
     """
 
     def __init__(self, port: int, *, cpus: int) -> None:

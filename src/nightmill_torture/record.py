@@ -26,8 +26,10 @@ class Request:
 
 
 class Record:
-    """Args:
-    path: the file that the emulator writes.
+    """What the emulator recorded: every request, and every answer that was seen durable.
+
+    Args:
+        path: the file that the emulator writes.
     """
 
     def __init__(self, path: Path) -> None:

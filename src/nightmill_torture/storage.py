@@ -70,8 +70,10 @@ NO_LINKS: Final = Links()
 
 
 class Storage:
-    """Args:
-    environment: the user's settings of the object store, and of Postgres.
+    """The database and the blobs of a run.
+
+    Args:
+        environment: the user's settings of the object store, and of Postgres.
 
     Raises:
         SetupError: the options of the plan do not allow a run; the message says why.

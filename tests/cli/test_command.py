@@ -10,7 +10,6 @@ import pytest
 from openai import OpenAI
 
 import nightmill as package
-from nightmill.cli import reference
 from nightmill.cli.failures import MEANINGS, ExitCode, end_code, guarded
 from nightmill.cli.screen import clean
 from nightmill.errors import NightmillError, SetupError, UnavailableError
@@ -72,18 +71,6 @@ def test_help_is_fast_and_imports_no_heavy_package():
 def test_shell_completion_offers_the_commands(command):
     ran = command(_NIGHTMILL_COMPLETE="complete_bash", COMP_WORDS="nightmill s", COMP_CWORD="1")
     assert {"serve", "submit", "show"} <= set(ran.out.split())
-
-
-def test_the_reference_page_is_current():
-    assert (ROOT / "docs" / "cli.md").read_text(encoding="utf-8") == reference.page(), (
-        "run: python -m nightmill.cli.reference > docs/cli.md"
-    )
-
-
-def test_every_flag_and_argument_has_a_help_text():
-    cells = [line.split(" | ") for line in reference.page().splitlines() if line.startswith("| `")]
-    assert len(cells) > 40
-    assert [row for row in cells if len(row[1].strip(" |")) < 8] == []
 
 
 def test_every_exit_code_is_documented():

@@ -21,7 +21,7 @@ import pytest
 from nightmill.core.batch import Batch, Status, Tally
 from nightmill.core.outcome import Answered
 from nightmill.core.output_line import OutputLine
-from nightmill.core.segment import Lease, PinnedPart, Report, Segment
+from nightmill.core.segment import Lease, PinnedPart, Segment, SegmentReport
 from nightmill.emulator.answers import answer
 from nightmill.errors import UnavailableError
 from nightmill.ids import WorkerId
@@ -245,7 +245,7 @@ class PastThePin(FolderParts):
 def ignoring_tokens(store: Store) -> Store:
     """Completes a segment for every caller, whichever worker holds its lease."""
 
-    async def complete(lease: Lease, report: Report, parts: Sequence[PinnedPart]) -> bool:
+    async def complete(lease: Lease, report: SegmentReport, parts: Sequence[PinnedPart]) -> bool:
         results = await store.segments.results(lease.segment.batch_id)
         token = results[lease.segment.number].token
         return await store.segments.complete(replace(lease, token=token), replace(report, token=token), parts)
@@ -295,15 +295,15 @@ async def late_writer_after_takeover(mill: Mill, *, store: Store, reader: Parts)
     assert await store.segments.release_expired() == 1
     (of_b,) = await store.segments.lease(WorkerId("b"), limit=1, ttl_s=30)
     pinned = tuple(await parts.find(of_b.segment, below=of_b.token))
-    assert await store.segments.pin_parts(of_b, pinned, Report(batch.id, 0, of_b.token, Tally(2)))
+    assert await store.segments.pin_parts(of_b, pinned, SegmentReport(batch.id, 0, of_b.token, Tally(2)))
     by_b = await settle(of_b, 2, 3, counts=True)
 
     by_a = await settle(of_a, 2, 3, 4, counts=False)
     whole = Tally(5)
-    await store.segments.complete(of_a, Report(batch.id, 0, of_a.token, whole), (by_a.pinned,))
+    await store.segments.complete(of_a, SegmentReport(batch.id, 0, of_a.token, whole), (by_a.pinned,))
 
     await settle(of_b, 4, counts=True)
-    await store.segments.complete(of_b, Report(batch.id, 0, of_b.token, whole), (*pinned, by_b.pinned))
+    await store.segments.complete(of_b, SegmentReport(batch.id, 0, of_b.token, whole), (*pinned, by_b.pinned))
     finalizer = mill.finalizer()
     finalizer._store = store
     finalizer._joiner._parts = reader

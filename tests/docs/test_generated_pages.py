@@ -32,6 +32,12 @@ def test_every_setting_is_on_the_page_once():
         assert page.count(f"\n| `{name}` |") == 1
 
 
+def test_every_flag_and_argument_has_a_help_text(generate: ModuleType):
+    cells = [line.split(" | ") for line in generate.cli_page().splitlines() if line.startswith("| `")]
+    assert len(cells) > 40
+    assert [row for row in cells if len(row[1].strip(" |")) < 8] == []
+
+
 def test_bounds_choices_and_secrets_are_described(generate: ModuleType):
     page = generate.settings_page()
     assert "At least 0 and at most 65_535." in page

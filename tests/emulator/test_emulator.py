@@ -26,7 +26,7 @@ from openai.types.chat import ChatCompletion
 from openai.types.responses import Response
 
 from nightmill.core.batch import ENDPOINTS
-from nightmill.emulator import FINGERPRINT, answer
+from nightmill.emulator.answers import FINGERPRINT, answer
 from nightmill.errors import SetupError
 
 BODIES = {

@@ -17,7 +17,7 @@ from sqlalchemy.engine import make_url
 
 from nightmill.core.batch import Batch, Event, Status, Tally, Usage
 from nightmill.core.file import File, Purpose, Upload, UploadPart
-from nightmill.core.segment import Lease, PinnedPart, Report, cut_segments
+from nightmill.core.segment import Lease, PinnedPart, SegmentReport, cut_segments
 from nightmill.ids import BatchId, FileId, PartId, ProjectId, UploadId, WorkerId
 from nightmill.store import BatchLease, Store, migrate, open_store
 from nightmill.store.schema import metadata
@@ -170,8 +170,8 @@ class World:
         return Tally(completed, failed, usage)
 
     @staticmethod
-    def report(lease: Lease, answered: Tally) -> Report:
-        return Report(lease.segment.batch_id, lease.segment.number, lease.token, answered)
+    def report(lease: Lease, answered: Tally) -> SegmentReport:
+        return SegmentReport(lease.segment.batch_id, lease.segment.number, lease.token, answered)
 
     @staticmethod
     def part(lease: Lease, length_bytes: int = 100) -> PinnedPart:

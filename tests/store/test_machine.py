@@ -22,7 +22,7 @@ from hypothesis.stateful import (
 
 from nightmill.core.batch import Batch, Event, Status, Tally, Usage
 from nightmill.core.file import File, Purpose
-from nightmill.core.segment import PinnedPart, Report, cut_segments
+from nightmill.core.segment import PinnedPart, SegmentReport, cut_segments
 from nightmill.core.slice import JoinedPiece, JoinedSlice, cut_slices
 from nightmill.store import open_store
 from nightmill.store.batch_leases import BatchLeases
@@ -279,7 +279,7 @@ class StoreMachine(RuleBasedStateMachine):
         key = (segment.batch_id, segment.number)
         answered = segment.count if verb == "complete" else min(answered, segment.count)
         tally = Tally(answered, 0, Usage(answered, 0, answered, 0, 2 * answered))
-        report = Report(segment.batch_id, segment.number, lease.token, tally)
+        report = SegmentReport(segment.batch_id, segment.number, lease.token, tally)
         part = PinnedPart(f"{key}/{lease.token}", 10 * answered)
         is_valid = self.holds(lease)
         match verb:

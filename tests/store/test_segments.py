@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from nightmill.core.batch import Event, Status, Tally
-from nightmill.core.segment import PinnedPart, Report
+from nightmill.core.segment import PinnedPart, SegmentReport
 
 
 async def test_a_lease_carries_all_data_that_its_holder_needs(world, store):
@@ -99,7 +99,7 @@ async def test_a_lease_of_another_worker_is_lost(world, store):
 
 async def test_an_unknown_segment_is_lost(world, store):
     batch = await world.start(store, total=5)
-    reply = await store.segments.renew(world.worker, [Report(batch.id, 7, 1, Tally())], ttl_s=30)
+    reply = await store.segments.renew(world.worker, [SegmentReport(batch.id, 7, 1, Tally())], ttl_s=30)
     assert reply.lost == {(batch.id, 7)}
 
 

@@ -22,7 +22,7 @@ async def stored_bytes(world, store) -> int:
 
 
 async def audit_actions(store, **asked) -> list[tuple[str, str]]:
-    return [(entry.act, entry.subject_id) for entry in (await store.audit.list(**asked)).items]
+    return [(entry.action, entry.subject_id) for entry in (await store.audit.list(**asked)).items]
 
 
 async def publish(world, store, made, event=Event.COMPLETED, *, tally=None, files=()):
@@ -347,7 +347,7 @@ async def test_every_change_is_recorded_with_its_actor_and_nothing_else_is_recor
     await store.files.delete(world.project, file.id, by=BY)
 
     page = await store.audit.list()
-    assert [(entry.act, entry.subject_id) for entry in reversed(page.items)] == [
+    assert [(entry.action, entry.subject_id) for entry in reversed(page.items)] == [
         ("file.created", file.id),
         ("upload.created", upload.id),
         ("upload.cancelled", upload.id),
@@ -379,7 +379,7 @@ async def test_expiry_is_recorded_with_nightmill_as_the_actor(world, store):
     world.clock.step(10)
     await store.files.delete_expired()
     page = await store.audit.list()
-    assert {(entry.act, entry.subject_id, entry.by.name) for entry in page.items} == {
+    assert {(entry.action, entry.subject_id, entry.by.name) for entry in page.items} == {
         ("file.expired", file.id, "nightmill") for file in files
     }
 

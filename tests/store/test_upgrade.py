@@ -78,7 +78,11 @@ async def test_without_a_stage_every_step_runs_and_rows_are_kept(path, next_vers
             await store.ping()
             (entry,) = (await store.audit.list()).items
     assert run(path, "SELECT id, note FROM file") == [("file-1", "filled in")]
-    assert (entry.act, entry.subject_id, entry.detail) == ("schema.migrated", AFTER, f"from {SCHEMA_VERSION}")
+    assert (entry.action, entry.subject_id, entry.detail) == (
+        "schema.migrated",
+        AFTER,
+        f"from {SCHEMA_VERSION}",
+    )
 
 
 async def test_the_after_step_waits_for_the_before_step_and_sees_rows_written_meanwhile(path, next_version):

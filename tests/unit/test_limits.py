@@ -5,7 +5,7 @@ import pytest
 from nightmill.core.limits import (
     NO_LIMITS,
     Limits,
-    Open,
+    OpenWork,
     ProjectRules,
     estimated_tokens,
     refusal_to_accept,
@@ -35,7 +35,9 @@ def test_four_bytes_are_a_token_and_a_rest_is_another():
     ],
 )
 def test_a_batch_is_created_if_it_stays_within_every_limit(limits: Limits, message: str | None):
-    refusal = refusal_to_create(limits, Open(batches=2, lines=10, bytes=100), project_id="p", size_bytes=50)
+    refusal = refusal_to_create(
+        limits, OpenWork(batches=2, lines=10, bytes=100), project_id="p", size_bytes=50
+    )
     assert (refusal is None) == (message is None)
     assert message is None or message in str(refusal)
 
@@ -54,7 +56,7 @@ def test_a_batch_is_accepted_if_its_lines_and_tokens_stay_within_the_limits(
     limits: Limits, model: str | None, code: str | None, words: str
 ):
     refusal = refusal_to_accept(
-        limits, Open(lines=10), project_id="p", total=5, model=model, tokens=10, enqueued=20
+        limits, OpenWork(lines=10), project_id="p", total=5, model=model, tokens=10, enqueued=20
     )
     assert (refusal and refusal.code) == code
     assert refusal is None or words in refusal.message

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from nightmill.admin.blob import blob_chunks, blob_size
 from nightmill.admin.disk import Answers, answers_in, parts_of
-from nightmill.admin.findings import CountAgain, DropSegments, Finding, Kind, Pin, WriteIndex
+from nightmill.admin.findings import DeleteSegments, Finding, Kind, PinParts, RebuildIndex, RecountBatch
 from nightmill.admin.line_index import fault_of, indexed_again, names_same_lines
 from nightmill.core.batch import Batch, Status, Tally
 from nightmill.core.segment import INDEX_RECORD_BYTES, SegmentResult, unpack_lines
@@ -21,7 +21,7 @@ def audit_batches(inventory: Inventory, root: Path) -> Iterator[Finding]:
         yield from _UnfinishedBatch(stored, root, list(inventory.segments(stored.batch.id))).findings()
     for batch_id, count in inventory.leftover_segments():
         detail = f"it has ended and {count} of its segments are still there"
-        yield Finding(Kind.LEFT_SEGMENTS, batch_id, detail, DropSegments(batch_id))
+        yield Finding(Kind.LEFT_SEGMENTS, batch_id, detail, DeleteSegments(batch_id))
     for stored in inventory.finished_batches():
         for file_id in (stored.batch.output_file_id, stored.batch.error_file_id):
             if file_id is not None and not inventory.knows_file(file_id):
@@ -62,7 +62,7 @@ class _UnfinishedBatch:
         pins = list(filter(None, (self._segment_finding(result, names) for result in self._segments)))
         yield from pins
         # Pinning a segment again computes its batch's tally again too.
-        if not any(isinstance(finding.repair, Pin) for finding in pins):
+        if not any(isinstance(finding.repair, PinParts) for finding in pins):
             yield from self._tally_findings()
 
     def _input_findings(self, index_blob_key: str) -> Iterator[Finding]:
@@ -85,7 +85,7 @@ class _UnfinishedBatch:
         self._index = index if fault is None else again
         if fault is not None:
             detail = f"the line index {index_blob_key}: {fault}"
-            repair = None if again is None else WriteIndex(batch, index_blob_key)
+            repair = None if again is None else RebuildIndex(batch, index_blob_key)
             yield Finding(
                 Kind.LINE_INDEX, batch.id, detail if repair else f"{detail}; it needs a backup", repair
             )
@@ -106,7 +106,7 @@ class _UnfinishedBatch:
         answers = answers_in(self._root, result, names)
         ordinals = self._ordinals(result)
         tally = answers.tally(ordinals)
-        repair = Pin(result.segment, tuple(answers.pinned), tally)
+        repair = PinParts(result.segment, tuple(answers.pinned), tally)
         subject = f"{self._batch.id} segment {result.segment.number}"
         if answers.damage:
             return Finding(Kind.PART, subject, "; ".join(answers.damage), repair)
@@ -137,7 +137,7 @@ class _UnfinishedBatch:
         for result in self._segments:
             counted = counted.plus(result.tally)
             left += not result.is_done
-        repair = CountAgain(self._batch.id)
+        repair = RecountBatch(self._batch.id)
         if counted != self._batch.tally:
             stored = self._batch.tally
             detail = (

@@ -5,7 +5,15 @@ from pathlib import Path
 
 from nightmill.admin.blob import blob_size
 from nightmill.admin.disk import PARTS, UNFINISHED, is_older, keys_in, size_of
-from nightmill.admin.findings import DeleteFile, Finding, ForgetKey, ForgetPart, JoinAgain, Kind, Remove
+from nightmill.admin.findings import (
+    DeleteOrphan,
+    DiscardSlices,
+    Finding,
+    ForgetIdempotencyKey,
+    ForgetUploadPart,
+    Kind,
+    MarkFileDeleted,
+)
 from nightmill.ids import BatchId
 from nightmill.parts.record import PartName
 from nightmill.store.inventory import Inventory
@@ -24,7 +32,7 @@ def audit_files(inventory: Inventory, root: Path) -> Iterator[Finding]:
                 detail = f"{detail}, and an unfinished batch needs them; bring them back from a backup"
                 yield Finding(Kind.FILE_MISSING, file.id, detail)
             else:
-                yield Finding(Kind.FILE_MISSING, file.id, detail, DeleteFile(file))
+                yield Finding(Kind.FILE_MISSING, file.id, detail, MarkFileDeleted(file))
         elif size_bytes != file.size_bytes:
             detail = (
                 f"{file.blob_key} has {size_bytes} bytes, not {file.size_bytes}; bring it back from a backup"
@@ -35,16 +43,16 @@ def audit_files(inventory: Inventory, root: Path) -> Iterator[Finding]:
         if size_bytes != part.size_bytes:
             found = "gone" if size_bytes is None else f"{size_bytes} bytes long"
             detail = f"the part {part.id} of {part.size_bytes} bytes is {found}"
-            yield Finding(Kind.UPLOAD_PART, part.upload_id, detail, ForgetPart(part))
+            yield Finding(Kind.UPLOAD_PART, part.upload_id, detail, ForgetUploadPart(part))
     for joined in inventory.joined_slices():
         for piece in filter(None, (joined.output, joined.error)):
             if size_of(root / piece.key) != piece.size_bytes:
                 subject = f"{joined.slice.batch_id} slice {joined.slice.number}"
                 detail = f"{piece.key} does not have its {piece.size_bytes} bytes"
-                yield Finding(Kind.SLICE, subject, detail, JoinAgain(joined.slice.batch_id))
+                yield Finding(Kind.SLICE, subject, detail, DiscardSlices(joined.slice.batch_id))
     for row in inventory.dangling_idempotency():
         detail = f"an Idempotency-Key of project {row.project_id} names it, and it was never made"
-        yield Finding(Kind.IDEMPOTENCY, row.object_id, detail, ForgetKey(row))
+        yield Finding(Kind.IDEMPOTENCY, row.object_id, detail, ForgetIdempotencyKey(row))
 
 
 def audit_orphans(inventory: Inventory, root: Path, *, before: float) -> Iterator[Finding]:
@@ -81,7 +89,7 @@ def _orphaned_parts(inventory: Inventory, root: Path, *, before: float) -> Itera
 
 
 def _orphan(path: str, why: str) -> Finding:
-    return Finding(Kind.STRAY, path, why, Remove(path))
+    return Finding(Kind.STRAY, path, why, DeleteOrphan(path))
 
 
 def _inside(folder: Path) -> list[Path]:

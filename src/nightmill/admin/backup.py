@@ -16,17 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nightmill.admin.blob import pieces_of
-from nightmill.admin.delete_lock import no_deletes
+from nightmill.admin.delete_lock import no_deletes, take_lock
 from nightmill.admin.disk import PARTS, blob_root, parts_of
 from nightmill.blobs import is_pieced, reported, sync_folder
 from nightmill.errors import SetupError
 from nightmill.store.inventory import Inventory
 from nightmill.store.snapshot import copy_database, reading
-
-try:
-    import fcntl
-except ImportError:  # as in `hold`
-    fcntl = None
 
 DATABASE = "nightmill.sqlite"
 _CHUNK_BYTES = 1 << 20
@@ -180,11 +175,8 @@ def _unfinished(destination: Path) -> Generator[Path]:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        if fcntl is not None:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise SetupError(f"another backup is writing {folder}; name another destination") from None
+        if not take_lock(descriptor):
+            raise SetupError(f"another backup is writing {folder}; name another destination")
         for left in folder.iterdir():
             shutil.rmtree(left) if left.is_dir() else left.unlink()
         try:

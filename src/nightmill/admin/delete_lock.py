@@ -4,6 +4,7 @@ The lock ends with its process. Maintenance never waits for it: it skips its del
 for one sweep. A second server on the folder is kept out by `runtime.data_folder_lock`.
 """
 
+import fcntl
 import os
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -11,11 +12,6 @@ from pathlib import Path
 from time import monotonic, sleep
 
 from nightmill.errors import SetupError, UnavailableError
-
-try:
-    import fcntl
-except ImportError:  # Windows has no flock; there, stop the server before a backup or a check
-    fcntl = None
 
 _NAME = "backup.lock"
 _LOOK_S = 0.05
@@ -29,7 +25,7 @@ def may_delete(folder: Path) -> Generator[bool]:
         return
     descriptor = _opened(folder)
     try:
-        yield _is_taken(descriptor, is_shared=False)
+        yield take_lock(descriptor)
     finally:
         os.close(descriptor)
 
@@ -45,7 +41,7 @@ def no_deletes(folder: Path, *, timeout_s: float = 60.0) -> Generator[None]:
     descriptor = _opened(folder)
     try:
         give_up_at = monotonic() + timeout_s
-        while not _is_taken(descriptor, is_shared=True):
+        while not take_lock(descriptor, fcntl.LOCK_SH):
             if monotonic() > give_up_at:
                 raise UnavailableError(
                     f"the server of {folder} has been deleting for {timeout_s:.0f} s; try again"
@@ -68,11 +64,14 @@ def _opened(folder: Path) -> int:
         ) from None
 
 
-def _is_taken(descriptor: int, *, is_shared: bool) -> bool:
-    if fcntl is None:
-        return True
+def take_lock(descriptor: int, kind: int = fcntl.LOCK_EX) -> bool:
+    """Locks an open file or folder; False when another process has the lock.
+
+    Args:
+        kind: LOCK_EX, or LOCK_SH for a lock that several processes may have.
+    """
     try:
-        fcntl.flock(descriptor, (fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

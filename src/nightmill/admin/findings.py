@@ -38,34 +38,34 @@ class Kind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class DeleteFile:
+class MarkFileDeleted:
     file: File
 
 
 @dataclass(frozen=True, slots=True)
-class ForgetPart:
+class ForgetUploadPart:
     part: UploadPart
 
 
 @dataclass(frozen=True, slots=True)
-class ForgetKey:
+class ForgetIdempotencyKey:
     row: IdempotencyRow
 
 
 @dataclass(frozen=True, slots=True)
-class DropSegments:
+class DeleteSegments:
     batch_id: BatchId
 
 
 @dataclass(frozen=True, slots=True)
-class JoinAgain:
+class DiscardSlices:
     """Discards the joined slices of a batch, so that they are joined again."""
 
     batch_id: BatchId
 
 
 @dataclass(frozen=True, slots=True)
-class Pin:
+class PinParts:
     """Replaces the pinned parts and the tally of a segment in the store."""
 
     segment: Segment
@@ -74,12 +74,12 @@ class Pin:
 
 
 @dataclass(frozen=True, slots=True)
-class CountAgain:
+class RecountBatch:
     batch_id: BatchId
 
 
 @dataclass(frozen=True, slots=True)
-class WriteIndex:
+class RebuildIndex:
     """Rebuilds the line index from the input file."""
 
     batch: Batch
@@ -87,14 +87,22 @@ class WriteIndex:
 
 
 @dataclass(frozen=True, slots=True)
-class Remove:
+class DeleteOrphan:
     """Deletes a file below the blob folder, by its path there."""
 
     path: str
 
 
 Repair: TypeAlias = (
-    DeleteFile | ForgetPart | ForgetKey | DropSegments | JoinAgain | Pin | CountAgain | WriteIndex | Remove
+    MarkFileDeleted
+    | ForgetUploadPart
+    | ForgetIdempotencyKey
+    | DeleteSegments
+    | DiscardSlices
+    | PinParts
+    | RecountBatch
+    | RebuildIndex
+    | DeleteOrphan
 )
 
 
@@ -111,24 +119,24 @@ class Finding:
 def in_words(repair: Repair) -> str:
     """What `--repair` does about the finding, as the text after `repair:`."""
     match repair:
-        case DeleteFile(file):
+        case MarkFileDeleted(file):
             return f"mark {file.id} deleted"
-        case ForgetPart(part):
+        case ForgetUploadPart(part):
             return f"forget {part.id}, so that it is sent again"
-        case ForgetKey():
+        case ForgetIdempotencyKey():
             return "forget the key"
-        case DropSegments():
+        case DeleteSegments():
             return "remove them"
-        case JoinAgain():
+        case DiscardSlices():
             return "join its batch anew"
-        case Pin(segment, _, tally):
+        case PinParts(segment, _, tally):
             left = segment.count - tally.answered
             return f"keep {tally.answered} answers and send {left} lines again" if left else "count again"
-        case CountAgain():
+        case RecountBatch():
             return "count again"
-        case WriteIndex():
+        case RebuildIndex():
             return "make the line index from the input again"
-        case Remove():
+        case DeleteOrphan():
             return "remove it"
         case _:
             assert_never(repair)

@@ -8,7 +8,7 @@ caller holds the data folder's lock, opens the stores, and renames the old datab
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from nightmill.blobs import Blobs
+from nightmill.blobs import Blobs, new_blob
 from nightmill.core.segment import SegmentResult
 from nightmill.errors import SetupError
 from nightmill.parts import Parts, counted_parts, standing_records
@@ -86,14 +86,9 @@ async def _copy_blob(old: Blobs, new: Blobs, key: str) -> int:
     if size_bytes is None:
         raise SetupError(f"blob {key} is missing; run 'nightmill check --repair' before moving")
     if await new.size_bytes(key) != size_bytes:
-        writer = await new.open_writer(key)
-        try:
+        async with new_blob(new, key) as writer:
             async for chunk in old.stream(key):
                 await writer.write(chunk)
-        except BaseException:
-            await writer.abort()
-            raise
-        await writer.commit()
     if await new.size_bytes(key) != size_bytes:
         raise SetupError(f"blob {key} did not arrive whole; run the command again")
     return size_bytes

@@ -12,17 +12,17 @@ from typing import assert_never
 
 from nightmill.admin.disk import UNFINISHED
 from nightmill.admin.findings import (
-    CountAgain,
-    DeleteFile,
-    DropSegments,
+    DeleteOrphan,
+    DeleteSegments,
+    DiscardSlices,
     Finding,
-    ForgetKey,
-    ForgetPart,
-    JoinAgain,
-    Pin,
-    Remove,
+    ForgetIdempotencyKey,
+    ForgetUploadPart,
+    MarkFileDeleted,
+    PinParts,
+    RebuildIndex,
+    RecountBatch,
     Repair,
-    WriteIndex,
 )
 from nightmill.admin.line_index import indexed_again
 from nightmill.blobs import make_folders, reported, sync_folder
@@ -33,52 +33,52 @@ from nightmill.store.row_repair import RowRepair, repairing
 def repair(store_url: str, root: Path, findings: Sequence[Finding]) -> None:
     repairs = [finding.repair for finding in findings if finding.repair is not None]
     with reported("the blob folder"):
-        for one in repairs:
-            if isinstance(one, WriteIndex):
-                _write_index(root, one)
+        for step in repairs:
+            if isinstance(step, RebuildIndex):
+                _write_index(root, step)
         with repairing(store_url) as rows:
-            for one in repairs:
-                _repair_row(rows, one)
+            for step in repairs:
+                _repair_row(rows, step)
             for batch_id in _counted_again(repairs):
                 rows.recount(batch_id)
-        for one in repairs:
-            if isinstance(one, Remove):
-                _remove(root, one.path)
+        for step in repairs:
+            if isinstance(step, DeleteOrphan):
+                _remove(root, step.path)
 
 
-def _repair_row(rows: RowRepair, one: Repair) -> None:
-    match one:
-        case DeleteFile(file):
+def _repair_row(rows: RowRepair, step: Repair) -> None:
+    match step:
+        case MarkFileDeleted(file):
             rows.delete_file(file.id)
-        case ForgetPart(part):
+        case ForgetUploadPart(part):
             rows.delete_part(part.id)
-        case ForgetKey(row):
+        case ForgetIdempotencyKey(row):
             rows.delete_idempotency(row)
-        case DropSegments(batch_id):
+        case DeleteSegments(batch_id):
             rows.delete_segments(batch_id)
-        case JoinAgain(batch_id):
+        case DiscardSlices(batch_id):
             rows.delete_slices(batch_id)
-        case Pin(segment, pinned, tally):
+        case PinParts(segment, pinned, tally):
             rows.pin(segment, pinned, tally)
-        case CountAgain() | WriteIndex() | Remove():
+        case RecountBatch() | RebuildIndex() | DeleteOrphan():
             return  # done after the segments, and on disk
         case _:
-            assert_never(one)
+            assert_never(step)
 
 
 def _counted_again(repairs: Sequence[Repair]) -> list[BatchId]:
     """Batches whose segments were changed, and batches whose own tally was wrong."""
-    batch_ids = [one.segment.batch_id for one in repairs if isinstance(one, Pin)]
-    batch_ids += [one.batch_id for one in repairs if isinstance(one, CountAgain)]
+    batch_ids = [step.segment.batch_id for step in repairs if isinstance(step, PinParts)]
+    batch_ids += [step.batch_id for step in repairs if isinstance(step, RecountBatch)]
     return list(dict.fromkeys(batch_ids))
 
 
-def _write_index(root: Path, one: WriteIndex) -> None:
-    index = indexed_again(one.batch, root)
+def _write_index(root: Path, step: RebuildIndex) -> None:
+    index = indexed_again(step.batch, root)
     if index is None:
         return  # the input changed since the check; the next check reports it
-    target = root / one.index_blob_key
-    unfinished = root / UNFINISHED / f"index-{one.batch.id}"
+    target = root / step.index_blob_key
+    unfinished = root / UNFINISHED / f"index-{step.batch.id}"
     make_folders(unfinished.parent)
     descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "wb") as file:

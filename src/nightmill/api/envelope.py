@@ -50,10 +50,10 @@ def error_response(
     """A response with OpenAI's error envelope.
 
     Args:
-        path: the path of the request; under `/v1/files` the body gets the sibling `detail`.
+        path: the path of the request; under `/v1/files` the body of a 4xx gets the sibling `detail`.
     """
-    path = path if 400 <= status < 500 else ""
-    body = error_body(message, error_type=error_type, param=param, code=code, path=path)
+    has_detail = 400 <= status < 500
+    body = error_body(message, error_type=error_type, param=param, code=code, path=path if has_detail else "")
     return JsonResponse(body, status_code=status, headers=dict(headers or {}))
 
 

@@ -189,9 +189,10 @@ def _not_found(file_id: str) -> NotFoundError:
 def _file_from(
     form: Form, file_id: FileId, project: ProjectId, limits: LimitSettings, *, created_at: int
 ) -> File:
-    for name in ("file", "purpose"):
-        if not (form.has_file if name == "file" else name in form.texts):
-            raise missing_parameter(name)
+    if not form.has_file:
+        raise missing_parameter("file")
+    if "purpose" not in form.texts:
+        raise missing_parameter("purpose")
     purpose = purpose_of(form.texts["purpose"])
     seconds = expires_after_s(form.texts)
     if form.size_bytes > limit_bytes(form.texts, limits):

@@ -9,7 +9,7 @@ from typing import Any
 
 from nightmill.core.audit import AuditEntry
 from nightmill.core.limits import Consumption, Limits, ProjectRules
-from nightmill.core.usage import GROUPS, Group, UsageRow
+from nightmill.core.usage import USAGE_GROUPS, UsageGroup, UsageRow
 from nightmill.errors import RequestError
 from nightmill.store.tallies import tally_values
 
@@ -20,14 +20,14 @@ _ECHO_LENGTH = 100
 # --- arguments ----------------------------------------------------------------------------------------------
 
 
-def groups_of(text: str) -> Sequence[Group]:
+def groups_of(text: str) -> Sequence[UsageGroup]:
     """The groups in a comma-separated text. Raises RequestError for an unknown name."""
     names = [name.strip() for name in text.split(",") if name.strip()]
-    if unknown := [name for name in names if name not in GROUPS]:
+    if unknown := [name for name in names if name not in USAGE_GROUPS]:
         value = unknown[0][:_ECHO_LENGTH]
         message = f"Invalid value: '{value}'. Supported values are: 'project', 'model', and 'day'."
         raise RequestError(message, param="group_by", code="invalid_value")
-    return [group for group in GROUPS if group in names]
+    return [group for group in USAGE_GROUPS if group in names]
 
 
 def day_of(text: str | None, *, param: str) -> int | None:
@@ -84,7 +84,7 @@ def entry_on_wire(entry: AuditEntry) -> dict[str, Any]:
         "at": entry.at,
         "actor": entry.by.name,
         "hint": entry.by.hint,
-        "action": entry.act,
+        "action": entry.action,
         "project_id": entry.project_id,
         "subject_id": entry.subject_id,
         "address": entry.by.address,

@@ -32,7 +32,7 @@ from nightmill.api.openapi import CONFLICT, TOO_LARGE, takes_json, takes_multipa
 from nightmill.api.upload_limiter import Limiter
 from nightmill.api.violations import above_maximum, missing_parameter
 from nightmill.api.wire import is_id_shaped
-from nightmill.blobs import Piece
+from nightmill.blobs import Piece, new_blob
 from nightmill.blobs.pieces import SUFFIX
 from nightmill.core.file import File, Purpose, Upload, UploadPart, UploadStatus
 from nightmill.errors import NotFoundError, RequestError
@@ -299,15 +299,10 @@ async def _join_parts(blob_key: str, parts: Sequence[UploadPart], context: ApiCo
         pieces = [Piece(part.blob_key, part.size_bytes) for part in parts]
         await context.blobs.join(blob_key + SUFFIX, pieces)
         return blob_key + SUFFIX
-    writer = await context.blobs.open_writer(blob_key)
-    try:
+    async with new_blob(context.blobs, blob_key) as writer:
         for part in parts:
             async for chunk in context.blobs.stream(part.blob_key):
                 await writer.write(chunk)
-    except BaseException:
-        await writer.abort()
-        raise
-    await writer.commit()
     return blob_key
 
 

@@ -5,7 +5,7 @@
 
 from nightmill.blobs.folder import FolderBlobs, delete_folder, make_folders, reported, sync_folder
 from nightmill.blobs.pieces import Piece, PiecedBlobs, is_pieced, load_pieces
-from nightmill.blobs.protocol import Blobs, BlobWriter
+from nightmill.blobs.protocol import Blobs, BlobWriter, new_blob
 
 __all__ = [
     "BlobWriter",
@@ -17,6 +17,7 @@ __all__ = [
     "is_pieced",
     "load_pieces",
     "make_folders",
+    "new_blob",
     "reported",
     "sync_folder",
 ]

@@ -21,9 +21,11 @@ _WRITER = "writer"
 
 
 class ObjectBlobs:
-    """Args:
-    part_bytes: size of the parts of a multipart upload; S3 requires at least 5 MiB.
-    new_name: unique names that mark an object as written by one writer.
+    """Blobs as objects, named by their keys.
+
+    Args:
+        part_bytes: size of the parts of a multipart upload; S3 requires at least 5 MiB.
+        new_name: unique names that mark an object as written by one writer.
     """
 
     def __init__(self, bucket: Bucket, *, part_bytes: int, new_name: Callable[[], str] = random_name) -> None:

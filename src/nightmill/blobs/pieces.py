@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Final, cast
 
-from nightmill.blobs.protocol import Blobs, BlobWriter, check_key
+from nightmill.blobs.protocol import Blobs, BlobWriter, check_key, new_blob
 from nightmill.errors import UnavailableError
 
 SUFFIX: Final = ".pieces"
@@ -68,13 +68,8 @@ class PiecedBlobs:
         """
         if not is_pieced(key) or any(is_pieced(piece.key) for piece in pieces):
             raise ValueError(f"{key!r} can't be made of these pieces")
-        writer = await self.plain.open_writer(key)
-        try:
+        async with new_blob(self.plain, key) as writer:
             await writer.write(dump_pieces(pieces))
-        except BaseException:
-            await writer.abort()
-            raise
-        await writer.commit()
 
     async def open_writer(self, key: str) -> BlobWriter:
         if is_pieced(key):

@@ -8,7 +8,8 @@ client's file name. What the bytes mean is known to the callers only.
 import asyncio
 import re
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
 _KEY = re.compile(r"(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._-]+(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._-]+)*", re.ASCII)
@@ -67,6 +68,18 @@ class Blobs(Protocol):
     async def close(self) -> None:
         """After the last use. Waits a moment for cancelled requests to end."""
         ...
+
+
+@asynccontextmanager
+async def new_blob(blobs: Blobs, key: str) -> AsyncGenerator[BlobWriter]:
+    """A writer for the body of the `with`: committed after it, aborted when the body raises."""
+    writer = await blobs.open_writer(key)
+    try:
+        yield writer
+    except BaseException:
+        await writer.abort()
+        raise
+    await writer.commit()
 
 
 def check_key(key: str) -> str:

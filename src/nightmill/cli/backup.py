@@ -22,7 +22,7 @@ def backup(
 
     `nightmill serve --folder DEST` continues from the copy. Lines answered after the backup are sent again.
     """
-    settings = flags.settings_of({"folder": str(folder) if folder else None}, config)
+    settings = flags.settings_of({"folder": folder}, config)
     # Imported here: the database's libraries are slow to import and `--help` does not need them.
     from nightmill.admin.backup import back_up
     from nightmill.admin.disk import kept_folder

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nightmill.cli import flags
 from nightmill.cli.failures import end_code
 from nightmill.cli.screen import Json, clean, local_time, out, out_fields, out_json, out_table, say
 from nightmill.errors import RequestError, UnavailableError
@@ -25,7 +26,7 @@ BatchId = Annotated[str, typer.Argument(metavar="ID", help="The batch's id.")]
 
 _PAGE = 100
 _LISTED = 20
-_STDOUT = Path("-")
+STDOUT = Path("-")
 
 
 @contextmanager
@@ -38,16 +39,8 @@ def server(base_url: str | None) -> "Generator[Client]":
 
 
 def submit(
-    path: Annotated[
-        Path,
-        typer.Argument(metavar="IN.jsonl", exists=True, dir_okay=False, readable=True, help="Request lines."),
-    ],
-    endpoint: Annotated[
-        str | None,
-        typer.Option(
-            "--endpoint", metavar="PATH", help="The endpoint of every line [that of the first line]."
-        ),
-    ] = None,
+    path: flags.Input,
+    endpoint: flags.Endpoint = None,
     window: Annotated[
         str,
         typer.Option("--window", metavar="WINDOW", help="How long the batch may take.", show_default=True),
@@ -87,8 +80,7 @@ def list_batches(
     with server(base_url) as client:
         batches = _listed(client, limit, after)
         if as_json:
-            for batch in batches:
-                out_json(batch.to_dict(mode="json"))
+            out_json(*(batch.to_dict(mode="json") for batch in batches))
             return
         headings = ("ID", "STATUS", "ANSWERED", "FAILED", "CREATED", "ENDPOINT", "MODEL")
         out_table(headings, (_row(batch) for batch in batches))
@@ -153,8 +145,8 @@ def results(
 ) -> None:
     """Download the lines of a batch that has ended."""
     if output is None and errors is None:
-        output = _STDOUT
-    if as_json and _STDOUT in (output, errors):
+        output = STDOUT
+    if as_json and STDOUT in (output, errors):
         raise RequestError("--json and lines can't both go to stdout; name files with -o and -e")
     with server(base_url) as client:
         batch = client.api.retrieve_batch(batch_id)
@@ -167,8 +159,8 @@ def results(
             )
         document = {
             "batch_id": batch.id,
-            "output": _taken(client, batch.output_file_id, output, "output"),
-            "errors": _taken(client, batch.error_file_id, errors, "error"),
+            "output": _downloaded(client, batch.output_file_id, output, "output"),
+            "errors": _downloaded(client, batch.error_file_id, errors, "error"),
         }
     if as_json:
         out_json(document)
@@ -199,20 +191,24 @@ def _watched(client: "Client", batch_id: str, *, as_json: bool) -> None:
     raise typer.Exit(end_code(batch.status, counts.failed if counts else 0))
 
 
-def _taken(client: "Client", file_id: str | None, path: Path | None, kind: str) -> dict[str, Any] | None:
+def _downloaded(client: "Client", file_id: str | None, path: Path | None, kind: str) -> dict[str, Any] | None:
     if path is None:
         return None
     if file_id is None:
         say(f"there are no {kind} lines")
         return None
-    if path == _STDOUT:
+    return {"file_id": file_id, "path": str(path), "bytes": download_to(path, client, file_id)}
+
+
+def download_to(path: Path, client: "Client", file_id: str) -> int:
+    """Writes a file to `path`, or to stdout for `STDOUT`; returns its size in bytes."""
+    if path == STDOUT:
         from nightmill.client.download import copy
 
-        size_bytes = copy(client.openai, file_id, sys.stdout.buffer)
-    else:
-        size_bytes = client.save(file_id, path)
-        say(f"wrote {path} ({size_bytes:,} bytes)")
-    return {"file_id": file_id, "path": str(path), "bytes": size_bytes}
+        return copy(client.openai, file_id, sys.stdout.buffer)
+    size_bytes = client.save(file_id, path)
+    say(f"wrote {path} ({size_bytes:,} bytes)")
+    return size_bytes
 
 
 def _listed(client: "Client", limit: int, after: str | None) -> "Iterator[Batch]":

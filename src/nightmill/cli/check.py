@@ -30,7 +30,7 @@ def check(
 
     Without `--repair` nothing is changed, and a server may be running.
     """
-    settings = flags.settings_of({"folder": str(folder) if folder else None}, config)
+    settings = flags.settings_of({"folder": folder}, config)
     checked = _repaired(settings, deep=deep) if repair else _checked(settings, deep=deep)
     if as_json:
         out_json(_wire(checked))

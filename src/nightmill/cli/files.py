@@ -1,23 +1,17 @@
 """`nightmill files`: list, upload, download, delete."""
 
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from nightmill.cli.batches import BaseUrl, server
-from nightmill.cli.screen import Json, local_time, out, out_json, out_table, say
-
-if TYPE_CHECKING:
-    from nightmill.client import Client
+from nightmill.cli.batches import STDOUT, BaseUrl, download_to, server
+from nightmill.cli.screen import Json, local_time, out, out_json, out_table
 
 FileId = Annotated[str, typer.Argument(metavar="ID", help="The file's id.")]
 Purpose = Annotated[
     str | None, typer.Option("--purpose", metavar="PURPOSE", help="Only files of this purpose.")
 ]
-
-_STDOUT = Path("-")
 
 app = typer.Typer(rich_markup_mode=None, help="List, upload, download and delete files.")
 
@@ -35,8 +29,7 @@ def list_files(purpose: Purpose = None, base_url: BaseUrl = None, as_json: Json 
     with server(base_url) as client:
         found = client.files(purpose=purpose)
         if as_json:
-            for file in found:
-                out_json(file.to_dict(mode="json"))
+            out_json(*(file.to_dict(mode="json") for file in found))
             return
         out_table(
             ("ID", "PURPOSE", "BYTES", "CREATED", "EXPIRES", "FILENAME"),
@@ -78,12 +71,12 @@ def download(
     file_id: FileId,
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="Where it goes; '-' is stdout.")
-    ] = _STDOUT,
+    ] = STDOUT,
     base_url: BaseUrl = None,
 ) -> None:
     """Download a file."""
     with server(base_url) as client:
-        _download(client, file_id, output)
+        download_to(output, client, file_id)
 
 
 @app.command()
@@ -95,13 +88,3 @@ def delete(file_id: FileId, base_url: BaseUrl = None, as_json: Json = False) -> 
         out_json(deleted.to_dict(mode="json"))
     else:
         out(f"{deleted.id} is deleted")
-
-
-def _download(client: "Client", file_id: str, output: Path) -> None:
-    if output == _STDOUT:
-        from nightmill.client.download import copy
-
-        copy(client.openai, file_id, sys.stdout.buffer)
-    else:
-        size_bytes = client.save(file_id, output)
-        say(f"wrote {output} ({size_bytes:,} bytes)")

@@ -14,6 +14,14 @@ Config = Annotated[
 Folder = Annotated[
     Path | None, typer.Option("--folder", metavar="FOLDER", help="The data folder [nightmill-data].")
 ]
+Input = Annotated[
+    Path,
+    typer.Argument(metavar="IN.jsonl", exists=True, dir_okay=False, readable=True, help="Request lines."),
+]
+Endpoint = Annotated[
+    str | None,
+    typer.Option("--endpoint", metavar="PATH", help="The endpoint of every line [that of the first line]."),
+]
 Upstream = Annotated[
     str | None,
     typer.Option(
@@ -40,6 +48,9 @@ Emulate = Annotated[
 Concurrency = Annotated[
     int | None,
     typer.Option("--concurrency", metavar="N", help="Lines in flight to the upstream at once [64]."),
+]
+Workers = Annotated[
+    int | None, typer.Option("--workers", metavar="N", help="Worker processes on this machine [1].")
 ]
 Engine = Annotated[
     str | None,
@@ -72,7 +83,7 @@ def upstream_tree(
     """The flags that name an upstream, as a nested mapping of settings. None leaves a setting unchanged."""
     return {
         "upstream": {"url": upstream, "api_key": upstream_key, "concurrency": concurrency},
-        "model": {"path": str(model) if model is not None else None},
+        "model": {"path": model},
         "emulator": {"enabled": True if emulate else None},
     }
 

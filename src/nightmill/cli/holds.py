@@ -1,24 +1,17 @@
 """`nightmill hold`: legal holds on projects, files and batches."""
 
-from enum import StrEnum
 from typing import Annotated
 
 import typer
 
 from nightmill.cli import flags, stored
 from nightmill.cli.screen import Json, local_time, out, out_json, out_table
+from nightmill.core.legal_hold import HoldKind
 from nightmill.errors import NotFoundError
 
 app = typer.Typer(rich_markup_mode=None, help="Keep projects, files and batches from being deleted.")
 
-
-class Kind(StrEnum):
-    PROJECT = "project"
-    FILE = "file"
-    BATCH = "batch"
-
-
-_Kind = Annotated[Kind, typer.Argument(metavar="KIND", help="project, file or batch.")]
+_Kind = Annotated[HoldKind, typer.Argument(metavar="KIND", help="project, file or batch.")]
 _SubjectId = Annotated[str, typer.Argument(metavar="ID", help="Which one.")]
 
 
@@ -32,12 +25,10 @@ def set_hold(
     as_json: Json = False,
 ) -> None:
     """Set a legal hold: neither a client nor expiry deletes the object. Setting it twice does no harm."""
-    from nightmill.core.legal_hold import HoldKind
-
     stored.with_store(
         folder,
         config,
-        lambda store: store.holds.set(HoldKind(kind), subject_id, reason=reason, by=stored.operator()),
+        lambda store: store.holds.set(kind, subject_id, reason=reason, by=stored.operator()),
     )
     if as_json:
         out_json({"kind": kind.value, "id": subject_id, "held": True})
@@ -54,10 +45,8 @@ def clear_hold(
     as_json: Json = False,
 ) -> None:
     """Clear a legal hold. What has expired meanwhile is deleted at the next sweep of the server."""
-    from nightmill.core.legal_hold import HoldKind
-
     if not stored.with_store(
-        folder, config, lambda store: store.holds.clear(HoldKind(kind), subject_id, by=stored.operator())
+        folder, config, lambda store: store.holds.clear(kind, subject_id, by=stored.operator())
     ):
         raise NotFoundError(f"{kind} {subject_id} is not held; see what is with: nightmill hold list")
     if as_json:
@@ -71,15 +60,17 @@ def list_holds(folder: flags.Folder = None, config: flags.Config = None, as_json
     """List the legal holds and when they were set."""
     holds = stored.with_store(folder, config, lambda store: store.holds.list())
     if as_json:
-        for hold in holds:
-            out_json(
+        out_json(
+            *(
                 {
                     "kind": hold.kind.value,
                     "id": hold.subject_id,
                     "reason": hold.reason,
                     "created_at": hold.created_at,
                 }
+                for hold in holds
             )
+        )
         return
     out_table(
         ("KIND", "ID", "SINCE", "REASON"),

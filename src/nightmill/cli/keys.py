@@ -63,19 +63,9 @@ def create(
 @app.command("list")
 def list_keys(folder: flags.Folder = None, config: flags.Config = None, as_json: Json = False) -> None:
     """List keys, revoked ones too."""
-    from nightmill.client.local import finished
-
-    settings = stored.settings_in(folder, config)
-    stored.require_store(settings)
-
-    async def read() -> "list[ApiKey]":
-        async with stored.store_of(settings) as store:
-            return list(await store.api_keys.list())
-
-    keys = finished(read())
+    keys = stored.with_store(folder, config, lambda store: store.api_keys.list())
     if as_json:
-        for key in keys:
-            out_json(_wire(key))
+        out_json(*map(_wire, keys))
         return
     out_table(
         ("ID", "NAME", "PROJECT", "SCOPE", "ENDS IN", "CREATED", "REVOKED"),
@@ -102,16 +92,9 @@ def revoke(
     as_json: Json = False,
 ) -> None:
     """Revoke a key. Requests with it get 401 from now on."""
-    from nightmill.client.local import finished
-
-    settings = stored.settings_in(folder, config)
-    stored.require_store(settings)
-
-    async def end() -> bool:
-        async with stored.store_of(settings) as store:
-            return await store.api_keys.revoke(key_id, by=stored.operator())
-
-    if not finished(end()):
+    if not stored.with_store(
+        folder, config, lambda store: store.api_keys.revoke(key_id, by=stored.operator())
+    ):
         raise NotFoundError(f"no key in use has the id {key_id}; see them with: nightmill keys list")
     if as_json:
         out_json({"id": key_id, "revoked": True})

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from nightmill.cli import flags, stored
-from nightmill.cli.screen import out, out_json
+from nightmill.cli.screen import Json, out, out_json
 from nightmill.errors import RequestError
 
 
@@ -19,7 +19,7 @@ def migrate(
     ] = False,
     folder: flags.Folder = None,
     config: flags.Config = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Bring the store's schema to this version of nightmill.
 
@@ -32,7 +32,7 @@ def migrate(
     """
     if before and after:
         raise RequestError("--before and --after exclude each other; without either, both run")
-    settings = flags.settings_of({"folder": None if folder is None else str(folder)}, config)
+    settings = flags.settings_of({"folder": folder}, config)
     from nightmill.client.local import finished
     from nightmill.runtime.data_folder_lock import locked_folder
     from nightmill.store.migrate import migrate as migrated

@@ -46,7 +46,9 @@ def move(
 
 
 async def _move(folder: Path, target: "Settings") -> "MoveSummary":
-    """Args:
+    """Moves a data folder to the storage of a fleet, and renames its database.
+
+    Args:
         folder: the data folder with the SQLite database.
         target: settings of the fleet.
 

@@ -14,8 +14,14 @@ from nightmill.ids import ProjectId
 
 _Project = Annotated[str | None, typer.Option("--project", metavar="PROJECT", help="Of this project only.")]
 _COUNTS = (
-    *("batches", "requests", "completed", "failed"),
-    *("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens"),
+    "batches",
+    "requests",
+    "completed",
+    "failed",
+    "input_tokens",
+    "cached_tokens",
+    "output_tokens",
+    "reasoning_tokens",
 )
 
 
@@ -49,8 +55,7 @@ def usage(
     )
     documents = [usage_on_wire(row) for row in rows]
     if as_json:
-        for row in documents:
-            out_json(row)
+        out_json(*documents)
         return
     names = [
         *(name for name in ("project_id", "model", "day") if name.removesuffix("_id") in groups),
@@ -85,8 +90,7 @@ def audit(
     )
     documents: list[dict[str, Any]] = [entry_on_wire(entry) for entry in page.items]
     if as_json:
-        for entry in documents:
-            out_json(entry)
+        out_json(*documents)
         return
     out_table(
         ("WHEN", "WHO", "WHAT", "ON", "PROJECT", "FROM", "MORE"),

@@ -16,10 +16,7 @@ _LISTED = 20
 
 
 def run(
-    input_path: Annotated[
-        Path,
-        typer.Argument(metavar="IN.jsonl", exists=True, dir_okay=False, readable=True, help="Request lines."),
-    ],
+    input_path: flags.Input,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="Lines answered with a 2xx [IN_output.jsonl]."),
@@ -31,12 +28,7 @@ def run(
     upstream_key: flags.UpstreamKey = None,
     model: flags.Model = None,
     emulate: flags.Emulate = False,
-    endpoint: Annotated[
-        str | None,
-        typer.Option(
-            "--endpoint", metavar="PATH", help="The endpoint of every line [that of the first line]."
-        ),
-    ] = None,
+    endpoint: flags.Endpoint = None,
     concurrency: flags.Concurrency = None,
     log_level: flags.LogLevel = None,
     config: flags.Config = None,

@@ -25,9 +25,10 @@ def out(text: str) -> None:
     print(text, flush=True)  # noqa: T201 - as above
 
 
-def out_json(value: Any) -> None:
-    """Prints one document on one line, so that several of them are JSON lines."""
-    out(json.dumps(value))
+def out_json(*values: Any) -> None:
+    """Prints each document on one line, so that several of them are JSON lines."""
+    for value in values:
+        out(json.dumps(value))
 
 
 def out_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

@@ -1,6 +1,5 @@
 """`nightmill serve`."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -25,9 +24,7 @@ def serve(
         typer.Option("--port", metavar="PORT", help="Port to listen on [8080]; 0 takes a free one."),
     ] = None,
     folder: flags.Folder = None,
-    workers: Annotated[
-        int | None, typer.Option("--workers", metavar="N", help="Worker processes on this machine [1].")
-    ] = None,
+    workers: flags.Workers = None,
     concurrency: flags.Concurrency = None,
     window: Annotated[
         list[str] | None,
@@ -51,7 +48,7 @@ def serve(
         upstream=upstream, upstream_key=upstream_key, model=model, emulate=emulate, concurrency=concurrency
     )
     tree |= {
-        "folder": _text(folder),
+        "folder": folder,
         "engine": engine,
         "ray": {"address": ray_address},
         "log_level": log_level,
@@ -65,7 +62,3 @@ def serve(
     from nightmill.runtime.serve import serve as served
 
     raise typer.Exit(finished(served(settings, say=say, preforked=prefork_roles(settings))))
-
-
-def _text(path: Path | None) -> str | None:
-    return None if path is None else str(path)

@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 def settings_in(folder: Path | None, config: Path | None) -> "Settings":
-    return flags.settings_of({"folder": str(folder) if folder else None}, config)
+    return flags.settings_of({"folder": folder}, config)
 
 
 def require_store(settings: "Settings") -> None:

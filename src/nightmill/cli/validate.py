@@ -3,7 +3,7 @@
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -16,20 +16,12 @@ if TYPE_CHECKING:
     from nightmill.validation import InputRules, ValidationResult
 
 _CHUNK_BYTES = 1 << 20
-_LINES_LOOKED_AT = 100
+_LINES_READ = 100
 
 
 def validate(
-    input_path: Annotated[
-        Path,
-        typer.Argument(metavar="IN.jsonl", exists=True, dir_okay=False, readable=True, help="Request lines."),
-    ],
-    endpoint: Annotated[
-        str | None,
-        typer.Option(
-            "--endpoint", metavar="PATH", help="The endpoint of every line [that of the first line]."
-        ),
-    ] = None,
+    input_path: flags.Input,
+    endpoint: flags.Endpoint = None,
     config: flags.Config = None,
     as_json: Json = False,
 ) -> None:
@@ -40,20 +32,20 @@ def validate(
     """
     settings = flags.settings_of({}, config)
     endpoint = endpoint or _endpoint(input_path)
-    found = _inspected(input_path, settings, endpoint)
+    result = _validated(input_path, settings, endpoint)
     if as_json:
-        out_json(_wire(found, endpoint))
-    elif found.errors:
+        out_json(_wire(result, endpoint))
+    elif result.errors:
         headings = ("LINE", "CODE", "MESSAGE")
-        out_table(headings, ((str(one.line or ""), one.code, one.message) for one in found.errors))
-        say(f"nightmill: {input_path} is not a valid input file for {endpoint}: {len(found.errors)} errors")
+        out_table(headings, ((str(error.line or ""), error.code, error.message) for error in result.errors))
+        say(f"nightmill: {input_path} is not a valid input file for {endpoint}: {len(result.errors)} errors")
     else:
-        model = f" for {found.model}" if found.model else ""
-        out(f"{input_path} is valid: {found.total} requests to {endpoint}{model}")
-    raise typer.Exit(ExitCode.BAD_INPUT if found.errors else ExitCode.OK)
+        model = f" for {result.model}" if result.model else ""
+        out(f"{input_path} is valid: {result.total} requests to {endpoint}{model}")
+    raise typer.Exit(ExitCode.BAD_INPUT if result.errors else ExitCode.OK)
 
 
-def _inspected(path: Path, settings: "Settings", endpoint: str) -> "ValidationResult":
+def _validated(path: Path, settings: "Settings", endpoint: str) -> "ValidationResult":
     # Imported here: the server's rules need the server's imports.
     from nightmill.core.batch import LineError
     from nightmill.roles.intake import input_rules
@@ -65,10 +57,10 @@ def _inspected(path: Path, settings: "Settings", endpoint: str) -> "ValidationRe
         return ValidationResult(0, None, (LineError("file_too_large", message),))
     # A server lists only the first errors; to correct a file, all are needed.
     rules = input_rules(settings.limits, endpoint, models=settings.models)
-    return _looked_over(path, replace(rules, listed_errors=sys.maxsize))
+    return _validation_result(path, replace(rules, listed_errors=sys.maxsize))
 
 
-def _looked_over(path: Path, rules: "InputRules") -> "ValidationResult":
+def _validation_result(path: Path, rules: "InputRules") -> "ValidationResult":
     from nightmill.validation import InputValidator
 
     validator = InputValidator(rules)
@@ -91,21 +83,21 @@ def _endpoint(path: Path) -> str:
     from nightmill.core.request_line import endpoint_in
 
     with path.open("rb") as stream:
-        for _ in range(_LINES_LOOKED_AT):
+        for _ in range(_LINES_READ):
             url = endpoint_in(stream.readline(_CHUNK_BYTES))
             if url in ENDPOINTS:
                 return url
     return "/v1/chat/completions"
 
 
-def _wire(found: "ValidationResult", endpoint: str) -> dict[str, object]:
+def _wire(result: "ValidationResult", endpoint: str) -> dict[str, object]:
     return {
-        "valid": not found.errors,
+        "valid": not result.errors,
         "endpoint": endpoint,
-        "model": found.model,
-        "requests": found.total,
+        "model": result.model,
+        "requests": result.total,
         "errors": [
-            {"code": one.code, "message": one.message, "param": one.param, "line": one.line}
-            for one in found.errors
+            {"code": error.code, "message": error.message, "param": error.param, "line": error.line}
+            for error in result.errors
         ],
     }

@@ -22,9 +22,7 @@ def work(
         typer.Option("--roles", metavar="ROLES", help=f"Which of {_ALL_BUT_LAST} and {_LAST} to run here."),
     ] = ",".join(ROLE_NAMES),
     folder: flags.Folder = None,
-    workers: Annotated[
-        int | None, typer.Option("--workers", metavar="N", help="Worker processes on this machine [1].")
-    ] = None,
+    workers: flags.Workers = None,
     concurrency: flags.Concurrency = None,
     engine: flags.Engine = None,
     ray_address: flags.RayAddress = None,
@@ -40,7 +38,7 @@ def work(
         upstream=upstream, upstream_key=upstream_key, model=model, emulate=emulate, concurrency=concurrency
     )
     tree |= {
-        "folder": None if folder is None else str(folder),
+        "folder": folder,
         "engine": engine,
         "ray": {"address": ray_address},
         "log_level": log_level,

@@ -53,7 +53,7 @@ class AuditEntry:
     sequence: int
     at: float
     by: Actor
-    act: str
+    action: str
     project_id: str | None
     subject_id: str
     detail: str | None

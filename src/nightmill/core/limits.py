@@ -46,7 +46,7 @@ class ProjectRules:
 
 
 @dataclass(frozen=True, slots=True)
-class Open:
+class OpenWork:
     """How much a project has in batches that have not ended."""
 
     batches: int = 0
@@ -58,7 +58,7 @@ class Open:
 class Consumption:
     """How much of its limits a project uses. `enqueued_tokens` is by model; None: several models."""
 
-    open: Open
+    open: OpenWork
     stored_bytes: int
     enqueued_tokens: Mapping[str | None, int]
 
@@ -72,7 +72,9 @@ def estimated_tokens(size_bytes: int) -> int:
     return -(-size_bytes // _BYTES_PER_TOKEN)
 
 
-def refusal_to_create(limits: Limits, opened: Open, *, project_id: str, size_bytes: int) -> QuotaError | None:
+def refusal_to_create(
+    limits: Limits, opened: OpenWork, *, project_id: str, size_bytes: int
+) -> QuotaError | None:
     """The error if a batch of `size_bytes` exceeds the limits together with what is open."""
     for most, count, unit in (
         (limits.open_batches, opened.batches + 1, "batches"),
@@ -86,7 +88,7 @@ def refusal_to_create(limits: Limits, opened: Open, *, project_id: str, size_byt
 
 def refusal_to_accept(
     limits: Limits,
-    opened: Open,
+    opened: OpenWork,
     *,
     project_id: str,
     total: int,

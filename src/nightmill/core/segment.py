@@ -124,7 +124,7 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class SegmentReport:
     """The durable answers of one leased segment so far; the tally never shrinks under one token."""
 
     batch_id: BatchId
@@ -134,7 +134,7 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True)
-class BeatReply:
+class HeartbeatReply:
     """The answer to a heartbeat.
 
     Args:

@@ -7,9 +7,9 @@ from nightmill.core.batch import Tally
 
 DAY_S: Final = 86_400
 
-Group: TypeAlias = Literal["project", "model", "day"]
+UsageGroup: TypeAlias = Literal["project", "model", "day"]
 
-GROUPS: Final[tuple[Group, ...]] = get_args(Group)
+USAGE_GROUPS: Final[tuple[UsageGroup, ...]] = get_args(UsageGroup)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,9 +4,3 @@ The emulator answers every batch endpoint at once, with the same answer for the 
 marked as emulated by `system_fingerprint`, `metadata` or the header `x-nightmill-emulator`. The emulator runs
 only when a setting or a command selects it.
 """
-
-from nightmill.emulator.answers import FINGERPRINT, Answer, answer
-from nightmill.emulator.asgi import emulator_app
-from nightmill.emulator.faults import Fault, read_faults
-
-__all__ = ["FINGERPRINT", "Answer", "Fault", "answer", "emulator_app", "read_faults"]

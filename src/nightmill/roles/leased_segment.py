@@ -12,7 +12,14 @@ from nightmill.blobs import Blobs
 from nightmill.core.batch import Status, Tally
 from nightmill.core.output_line import OutputLine
 from nightmill.core.request_line import RequestLine, slice_line
-from nightmill.core.segment import INDEX_RECORD_BYTES, IndexedLine, Lease, PinnedPart, Report, unpack_lines
+from nightmill.core.segment import (
+    INDEX_RECORD_BYTES,
+    IndexedLine,
+    Lease,
+    PinnedPart,
+    SegmentReport,
+    unpack_lines,
+)
 from nightmill.errors import LeaseLost
 from nightmill.ids import output_line_id
 from nightmill.parts import PartWriter
@@ -110,10 +117,10 @@ class LeasedSegment:
         return self.pinned if own is None else (*self.pinned, own)
 
     @property
-    def report(self) -> Report:
+    def report(self) -> SegmentReport:
         """The durable answers so far."""
         tally = self._earlier.plus(self.writer.durable_tally)
-        return Report(self.batch_id, self.lease.segment.number, self.lease.token, tally)
+        return SegmentReport(self.batch_id, self.lease.segment.number, self.lease.token, tally)
 
     def take(self) -> tuple[int, RequestLine]:
         """The ordinal and the text of the next unsent line, which is in flight from now on."""

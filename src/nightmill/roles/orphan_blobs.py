@@ -16,8 +16,10 @@ _KEYS_PER_QUERY: Final = 1_000
 
 
 class OrphanSweep:
-    """Args:
-    pause_s: time between two sweeps. Memory grows with the number of orphaned blobs, not of all blobs.
+    """Finds blobs that no row references and deletes those that it finds twice in a row.
+
+    Args:
+        pause_s: time between two sweeps. Memory grows with the number of orphaned blobs, not of all blobs.
     """
 
     def __init__(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from nightmill.blobs import Blobs
 from nightmill.core.batch import Status, Tally
 from nightmill.core.clocks import Clocks
-from nightmill.core.segment import Lease, PinnedPart, Report
+from nightmill.core.segment import Lease, PinnedPart, SegmentReport
 from nightmill.errors import LeaseLost, UnavailableError
 from nightmill.failpoints import failpoint
 from nightmill.ids import BatchId, WorkerId
@@ -302,11 +302,11 @@ class Worker:
         except UnavailableError as error:
             self._lease_again_at = self._monotonic() + error.retry_after_s
             await self._store.segments.release(
-                lease, Report(segment.batch_id, segment.number, lease.token, lease.tally), ()
+                lease, SegmentReport(segment.batch_id, segment.number, lease.token, lease.tally), ()
             )
             raise
         if lease.token > 1:
-            report = Report(segment.batch_id, segment.number, lease.token, earlier)
+            report = SegmentReport(segment.batch_id, segment.number, lease.token, earlier)
             failpoint("worker.before_pin")
             if not await self._store.segments.pin_parts(lease, pinned, report):
                 self._emit(LeaseWasLost(segment.batch_id, segment.number, lease.token))

@@ -9,12 +9,8 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
+from nightmill.admin.delete_lock import take_lock
 from nightmill.errors import SetupError
-
-try:
-    import fcntl
-except ImportError:  # Windows has no flock; there SQLite's own locks must do
-    fcntl = None
 
 
 @contextmanager
@@ -31,18 +27,14 @@ def locked_folder(folder: Path) -> Generator[None]:
         reason = error.strerror or type(error).__name__
         raise SetupError(f"the data folder {folder} can't be used: {reason}; choose another") from None
     try:
-        if fcntl is not None:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                holder = os.read(descriptor, 32).decode("ascii", "replace").strip() or "unknown"
-                message = (
-                    f"the data folder {folder} is in use by process {holder}; "
-                    "stop that one or choose another folder"
-                )
-                raise SetupError(message) from None
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        if not take_lock(descriptor):
+            holder = os.read(descriptor, 32).decode("ascii", "replace").strip() or "unknown"
+            raise SetupError(
+                f"the data folder {folder} is in use by process {holder}; "
+                "stop that one or choose another folder"
+            )
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         yield
     finally:
         os.close(descriptor)

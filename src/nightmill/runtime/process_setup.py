@@ -4,17 +4,13 @@ import asyncio
 import ctypes
 import gc
 import logging
+import resource
 import signal
 import sys
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
-
-try:
-    import resource
-except ImportError:  # Windows has no limit on open files
-    resource = None
 
 _MOST_OPEN_FILES: Final = 65_536
 _YOUNG_OBJECTS: Final = 50_000
@@ -50,8 +46,6 @@ def raise_open_file_limit() -> None:
 
     The usual soft limit of 1,024 is for programs that use select(), and less than `api.max_connections`.
     """
-    if resource is None:
-        return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _MOST_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_OPEN_FILES)
     if soft == resource.RLIM_INFINITY or soft >= wanted:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nightmill import telemetry
+from nightmill.blobs import new_blob
 from nightmill.core.batch import ENDPOINTS, Batch, LineError, Status, Usage
 from nightmill.core.request_line import endpoint_in
 from nightmill.errors import RequestError, SetupError
@@ -208,15 +209,10 @@ async def _batch(components: Components, path: Path, endpoint: str) -> Batch:
 
 async def _copy_input(components: Components, path: Path) -> None:
     """Copies the input, so that a change of the file during the run can't mix two versions."""
-    writer = await components.blobs.open_writer(_INPUT_KEY)
-    try:
+    async with new_blob(components.blobs, _INPUT_KEY) as writer:
         with path.open("rb") as file:
             while chunk := await asyncio.to_thread(file.read, 1 << 20):
                 await writer.write(chunk)
-        await writer.commit()
-    except BaseException:
-        await writer.abort()
-        raise
 
 
 @asynccontextmanager

@@ -3,7 +3,7 @@
 Each noun has a module with one class of verbs (`files`, `batches`, `segments`, ...); `Store` has one
 attribute for each. A verb's docstring, signature and SQL are in one place (see `verbs`). One set of SQL
 serves SQLite and Postgres, and one conformance suite runs over both. Bytes belong to `blobs`, decisions to
-`nightmill.core.batch`, `nightmill.core.pacing` and `nightmill.core.concurrency`.
+`nightmill.core.batch`, `nightmill.core.limits` and `nightmill.core.concurrency`.
 
 Rules that every verb keeps:
 
@@ -21,7 +21,6 @@ from nightmill.store.batch_leases import BatchLease
 from nightmill.store.batches import Backlog
 from nightmill.store.idempotency_keys import Idempotency
 from nightmill.store.migrate import migrate
-from nightmill.store.paging import Page
 from nightmill.store.slices import SliceLease
 from nightmill.store.store import Store, open_store
 
@@ -29,7 +28,6 @@ __all__ = [
     "Backlog",
     "BatchLease",
     "Idempotency",
-    "Page",
     "SliceLease",
     "Store",
     "migrate",

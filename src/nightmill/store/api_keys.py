@@ -9,19 +9,11 @@ from nightmill.core.api_key import ApiKey, Scope
 from nightmill.core.audit import Actor, AuditAction
 from nightmill.store import audit
 from nightmill.store.clock import stamp
+from nightmill.store.rows import columns_of, row_of
 from nightmill.store.schema import api_key
 from nightmill.store.verbs import Verbs, read, write
 
-_COLUMNS = select(
-    api_key.c.id,
-    api_key.c.project_id,
-    api_key.c.name,
-    api_key.c.digest,
-    api_key.c.hint,
-    api_key.c.created_at,
-    api_key.c.revoked_at,
-    api_key.c.scope,
-)
+_COLUMNS = select(*columns_of(ApiKey, api_key))
 _ADD = insert(api_key)
 _FIND = _COLUMNS.where(api_key.c.digest == bindparam("digest"), api_key.c.revoked_at.is_(None))
 _LIST = _COLUMNS.order_by(api_key.c.sequence)
@@ -40,17 +32,7 @@ class ApiKeys(Verbs):
     @write
     @staticmethod
     def add(connection: Connection, key: ApiKey, *, by: Actor | None = None) -> None:
-        row = {
-            "id": key.id,
-            "project_id": key.project_id,
-            "name": key.name,
-            "digest": key.digest,
-            "hint": key.hint,
-            "created_at": key.created_at,
-            "revoked_at": key.revoked_at,
-            "scope": key.scope.value,
-        }
-        connection.execute(_ADD, row)
+        connection.execute(_ADD, row_of(key))
         audit.record(
             connection,
             by,

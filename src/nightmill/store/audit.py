@@ -56,13 +56,13 @@ class Audit(Verbs):
     def add(
         connection: Connection,
         by: Actor,
-        act: AuditAction,
+        action: AuditAction,
         subject_id: str,
         *,
         project_id: ProjectId | None = None,
     ) -> None:
         """Records an action that changes nothing else in the store."""
-        record(connection, by, act, subject_id, project_id=project_id)
+        record(connection, by, action, subject_id, project_id=project_id)
 
     @read
     @staticmethod
@@ -104,7 +104,7 @@ class Audit(Verbs):
 def record(
     connection: Connection,
     by: Actor | None,
-    act: AuditAction,
+    action: AuditAction,
     subject_id: str,
     *,
     project_id: str | None,
@@ -112,25 +112,27 @@ def record(
 ) -> None:
     """Records nothing when `by` is None: a role that does its work."""
     if by is not None:
-        record_all(connection, by, act, [(subject_id, project_id)], detail=detail)
+        record_all(connection, by, action, [(subject_id, project_id)], detail=detail)
 
 
 def record_all(
     connection: Connection,
     by: Actor,
-    act: AuditAction,
+    action: AuditAction,
     subjects: Iterable[tuple[str, str | None]],
     *,
     detail: str | None = None,
 ) -> None:
-    """Args:
-    subjects: ids, each with the project it belongs to.
+    """Records the same action on many objects.
+
+    Args:
+        subjects: ids, each with the project it belongs to.
     """
     rows = [
         {
             "by_name": by.name,
             "by_hint": by.hint,
-            "what": act.value,
+            "what": action.value,
             "in_project_id": project_id,
             "on_id": subject_id,
             "from_address": by.address,
@@ -144,7 +146,7 @@ def record_all(
 
 
 def _as_entry(row: Sequence[Any]) -> AuditEntry:
-    sequence, at, name, hint, address, request_id, act, project_id, subject_id, detail = row
+    sequence, at, name, hint, address, request_id, action, project_id, subject_id, detail = row
     return AuditEntry(
-        sequence, at, Actor(name, hint, address, request_id), act, project_id, subject_id, detail
+        sequence, at, Actor(name, hint, address, request_id), action, project_id, subject_id, detail
     )

@@ -18,8 +18,7 @@ from nightmill.ids import WorkerId
 from nightmill.store import projects, schema, usage
 from nightmill.store.batches import BATCH_COLUMNS, LEASES, as_batch, dump_errors, moving, write_status
 from nightmill.store.clock import now
-from nightmill.store.files import file_row
-from nightmill.store.rows import insert_all
+from nightmill.store.rows import insert_all, row_of
 from nightmill.store.schema import DONE, LEASED, WAITING, batch, file, piece, segment, slice_
 from nightmill.store.segments import LEASES as SEGMENT_LEASES
 from nightmill.store.segments import segment_row
@@ -226,7 +225,7 @@ class BatchLeases(Verbs):
         if not is_published:
             return False
         if files:
-            connection.execute(_ADD_FILES, [file_row(it) for it in files])
+            connection.execute(_ADD_FILES, [row_of(file) for file in files])
             projects.add_bytes(connection, after.project_id, sum(it.size_bytes for it in files))
         usage.count(connection, after)
         connection.execute(_DELETE_SEGMENTS, {"of_batch_id": after.id})

@@ -1,7 +1,7 @@
 """Batches: rows, pages, and the one statement that writes a status."""
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from nightmill.store.tallies import TALLY_WIDTH, tally_of, tally_values
 from nightmill.store.verbs import Verbs, read, write
 
 _STAMPS = tuple(f"{status}_at" for status in Status if status is not Status.VALIDATING)
+# Each is a column and the field of `Batch` with the same name.
 _BEFORE_TALLY = (
     "id",
     "project_id",
@@ -85,48 +86,16 @@ _SEGMENTS = select(
 
 def as_batch(row: Sequence[Any]) -> Batch:
     """From a row that begins with `BATCH_COLUMNS`."""
-    (
-        batch_id,
-        project_id,
-        endpoint,
-        input_file_id,
-        input_blob_key,
-        completion_window,
-        created_at,
-        expires_at,
-        status,
-        model,
-        metadata,
-        output_expires_after_s,
-        errors,
-        output_file_id,
-        error_file_id,
-        total,
-        input_bytes,
-        enqueued_tokens,
-    ) = row[: len(_BEFORE_TALLY)]
-    return Batch(
-        id=batch_id,
-        project_id=project_id,
-        endpoint=endpoint,
-        input_file_id=input_file_id,
-        input_blob_key=input_blob_key,
-        completion_window=completion_window,
-        created_at=created_at,
-        expires_at=expires_at,
-        status=Status(status),
-        model=model,
-        metadata=None if metadata is None else json.loads(metadata),
-        output_expires_after_s=output_expires_after_s,
-        errors=() if errors is None else tuple(LineError(*error) for error in json.loads(errors)),
-        output_file_id=output_file_id,
-        error_file_id=error_file_id,
-        total=total,
-        input_bytes=input_bytes,
-        enqueued_tokens=enqueued_tokens,
-        tally=tally_of(row[len(_BEFORE_TALLY) : _TALLY_ENDS]),
+    fields: dict[str, Any] = dict(zip(_BEFORE_TALLY, row, strict=False))
+    metadata, errors = fields["metadata"], fields["errors"]
+    fields |= {
+        "status": Status(fields["status"]),
+        "metadata": None if metadata is None else json.loads(metadata),
+        "errors": () if errors is None else tuple(LineError(*error) for error in json.loads(errors)),
+        "tally": tally_of(row[len(_BEFORE_TALLY) : _TALLY_ENDS]),
         **dict(zip(_STAMPS, row[_TALLY_ENDS:BATCH_WIDTH], strict=True)),
-    )
+    }
+    return Batch(**fields)
 
 
 def dump_errors(errors: Sequence[LineError]) -> str | None:
@@ -135,32 +104,14 @@ def dump_errors(errors: Sequence[LineError]) -> str | None:
     return json.dumps([[error.code, error.message, error.param, error.line] for error in errors])
 
 
-def _dump_metadata(metadata: Mapping[str, str] | None) -> str | None:
-    return None if metadata is None else json.dumps(dict(metadata))
-
-
 def _batch_row(new: Batch) -> dict[str, Any]:
+    fields = {name: getattr(new, name) for name in (*_BEFORE_TALLY, *_STAMPS)}
     return {
-        "id": new.id,
-        "project_id": new.project_id,
-        "endpoint": new.endpoint,
-        "input_file_id": new.input_file_id,
-        "input_blob_key": new.input_blob_key,
-        "completion_window": new.completion_window,
-        "created_at": new.created_at,
-        "expires_at": new.expires_at,
+        **fields,
         "status": new.status.value,
-        "model": new.model,
-        "metadata": _dump_metadata(new.metadata),
-        "output_expires_after_s": new.output_expires_after_s,
+        "metadata": None if new.metadata is None else json.dumps(dict(new.metadata)),
         "errors": dump_errors(new.errors),
-        "output_file_id": new.output_file_id,
-        "error_file_id": new.error_file_id,
-        "total": new.total,
-        "input_bytes": new.input_bytes,
-        "enqueued_tokens": new.enqueued_tokens,
         **tally_values(new.tally),
-        **{stamp: getattr(new, stamp) for stamp in _STAMPS},
     }
 
 

@@ -1,5 +1,7 @@
 """Files: rows and tombstones. The bytes are in `blobs`; `blob_references` says which of them are unused."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from sqlalchemy import ColumnElement, Connection, bindparam, insert, or_, select, text, update
@@ -14,22 +16,14 @@ from nightmill.store.clock import now, stamp
 from nightmill.store.holds import is_held_file
 from nightmill.store.idempotency_keys import Idempotency, first_object
 from nightmill.store.paging import Page, named_place, place, place_of
+from nightmill.store.rows import columns_of, row_of
 from nightmill.store.schema import file
 from nightmill.store.verbs import Verbs, read, write
 
 _is_live = text(schema.IS_LIVE)
 _is_fresh = or_(file.c.expires_at.is_(None), file.c.expires_at > now(), is_held_file)
 
-FILE_COLUMNS = (
-    file.c.id,
-    file.c.project_id,
-    file.c.purpose,
-    file.c.filename,
-    file.c.size_bytes,
-    file.c.created_at,
-    file.c.expires_at,
-    file.c.blob_key,
-)
+FILE_COLUMNS = columns_of(File, file)
 _FILE = select(*FILE_COLUMNS)
 _ANY = _FILE.where(file.c.id == bindparam("file_id"))
 _ONE = _FILE.where(
@@ -180,8 +174,10 @@ class Files(Verbs):
 
 
 def insert_file(connection: Connection, new: File, limits: Limits) -> None:
-    """Raises:
-    RequestError: the project stores as much as it may.
+    """Adds the row of a file and counts its bytes for the project.
+
+    Raises:
+        RequestError: the project stores as much as it may.
     """
     limits = projects.limits_of(connection, new.project_id, limits)
     if limits.stored_bytes:
@@ -191,32 +187,11 @@ def insert_file(connection: Connection, new: File, limits: Limits) -> None:
         )
         if refusal is not None:
             raise refusal
-    connection.execute(_ADD, file_row(new))
+    connection.execute(_ADD, row_of(new))
     projects.add_bytes(connection, new.project_id, new.size_bytes)
 
 
-def file_row(new: File) -> dict[str, Any]:
-    return {
-        "id": new.id,
-        "project_id": new.project_id,
-        "purpose": new.purpose.value,
-        "filename": new.filename,
-        "size_bytes": new.size_bytes,
-        "created_at": new.created_at,
-        "expires_at": new.expires_at,
-        "blob_key": new.blob_key,
-    }
-
-
-def as_file(row: Any) -> File:
-    file_id, project_id, purpose, filename, size_bytes, created_at, expires_at, blob_key = row
-    return File(
-        id=FileId(file_id),
-        project_id=ProjectId(project_id),
-        purpose=Purpose(purpose),
-        filename=filename,
-        size_bytes=size_bytes,
-        created_at=created_at,
-        expires_at=expires_at,
-        blob_key=blob_key or "",
-    )
+def as_file(row: Sequence[Any]) -> File:
+    """From a row of `FILE_COLUMNS`."""
+    new = File(*row)
+    return replace(new, purpose=Purpose(new.purpose), blob_key=new.blob_key or "")

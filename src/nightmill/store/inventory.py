@@ -31,6 +31,7 @@ from nightmill.store.schema import (
     upload_part,
 )
 from nightmill.store.tallies import load_parts, tally_of
+from nightmill.store.uploads import PART_COLUMNS
 
 _MOST_PROBLEMS: Final = 20
 _TERMINAL = tuple(status.value for status in TERMINAL)
@@ -40,13 +41,7 @@ _LIVE_FILES = select(*FILE_COLUMNS).where(_is_live).order_by(file.c.sequence)
 _ONE_FILE = select(*FILE_COLUMNS).where(_is_live, file.c.id == bindparam("file_id"))
 _ANY_FILE = select(file.c.id).where(file.c.id == bindparam("file_id"))
 _PENDING_PARTS = (
-    select(
-        upload_part.c.id,
-        upload_part.c.upload_id,
-        upload_part.c.size_bytes,
-        upload_part.c.created_at,
-        upload_part.c.blob_key,
-    )
+    select(*PART_COLUMNS)
     .join(upload, upload.c.id == upload_part.c.upload_id)
     .where(upload.c.status == UploadStatus.PENDING.value, upload_part.c.blob_key.is_not(None))
     .order_by(upload_part.c.sequence)

@@ -11,7 +11,7 @@ from typing import Final
 from sqlalchemy import Connection, bindparam, func, select, text, update
 
 from nightmill.core.audit import Actor, AuditAction
-from nightmill.core.limits import Consumption, Limits, Open, ProjectRules
+from nightmill.core.limits import Consumption, Limits, OpenWork, ProjectRules
 from nightmill.ids import ProjectId
 from nightmill.store import audit, schema
 from nightmill.store.rows import insert_if_absent
@@ -70,7 +70,8 @@ class Projects(Verbs):
     @staticmethod
     def rules(connection: Connection, project_id: ProjectId) -> ProjectRules:
         """What was set for the project; nothing for an unknown project."""
-        return _rules_of(connection, project_id)
+        row = connection.execute(_SELECT, {"of_project_id": project_id}).one_or_none()
+        return ProjectRules() if row is None else ProjectRules(*row)
 
     @write
     @staticmethod
@@ -101,13 +102,8 @@ class Projects(Verbs):
         return Consumption(opened, stored_bytes or 0, enqueued_tokens(connection, project_id))
 
 
-def _rules_of(connection: Connection, project_id: str) -> ProjectRules:
-    row = connection.execute(_SELECT, {"of_project_id": project_id}).one_or_none()
-    return ProjectRules() if row is None else ProjectRules(*row)
-
-
-def limits_of(connection: Connection, project_id: str, defaults: Limits) -> Limits:
-    return _rules_of(connection, project_id).limits(defaults)
+def limits_of(connection: Connection, project_id: ProjectId, defaults: Limits) -> Limits:
+    return Projects.rules(connection, project_id).limits(defaults)
 
 
 def locked_bytes(connection: Connection, project_id: str) -> int:
@@ -140,9 +136,9 @@ def recount_bytes(connection: Connection) -> None:
     connection.execute(_RECOUNT_BYTES)
 
 
-def open_of(connection: Connection, project_id: str) -> Open:
+def open_of(connection: Connection, project_id: str) -> OpenWork:
     batches, lines, size_bytes = connection.execute(_OPEN, {"of_project_id": project_id}).one()
-    return Open(batches, int(lines), int(size_bytes))
+    return OpenWork(batches, int(lines), int(size_bytes))
 
 
 def enqueued_tokens(connection: Connection, project_id: str) -> dict[str | None, int]:

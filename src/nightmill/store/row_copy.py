@@ -134,16 +134,16 @@ def _changed(
     return row
 
 
-def _segment_changes(it: MovedSegment | None) -> dict[str, Any]:
-    if it is None:
+def _segment_changes(copied: MovedSegment | None) -> dict[str, Any]:
+    if copied is None:
         return {}
-    return {"token": it.token, "pinned": dump_parts(it.pinned), **tally_values(it.tally)}
+    return {"token": copied.token, "pinned": dump_parts(copied.pinned), **tally_values(copied.tally)}
 
 
 def _batch_tallies(moved: Moved) -> dict[BatchId, dict[str, int]]:
     sums: dict[BatchId, Tally] = {}
-    for (batch_id, _), it in moved.items():
-        sums[BatchId(batch_id)] = sums.get(BatchId(batch_id), Tally()).plus(it.tally)
+    for (batch_id, _), copied in moved.items():
+        sums[BatchId(batch_id)] = sums.get(BatchId(batch_id), Tally()).plus(copied.tally)
     return {batch_id: tally_values(tally) for batch_id, tally in sums.items()}
 
 

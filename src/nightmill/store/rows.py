@@ -1,16 +1,29 @@
-"""Inserts that several nouns share: many rows in portions, and a row that may exist already."""
+"""Rows that several nouns share: of a dataclass, many rows in portions, and a row that may exist already."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields
+from enum import Enum
 from itertools import islice
 from typing import Any, Final, TypeVar
 
-from sqlalchemy import Connection, Insert, Table
+from sqlalchemy import Column, Connection, Insert, Table
 from sqlalchemy.dialects import postgresql, sqlite
 
 T = TypeVar("T")
 
 ROWS_AT_ONCE: Final = 1_000
 """A batch of ten million lines has 20,000 segments; a portion keeps a command below its timeout."""
+
+
+def columns_of(kind: type[Any], table: Table) -> tuple[Column[Any], ...]:
+    """The columns with the names of the fields of a dataclass, in the order of the fields."""
+    return tuple(table.c[field.name] for field in fields(kind))
+
+
+def row_of(new: Any) -> dict[str, Any]:
+    """The fields of a dataclass as values of the columns with their names."""
+    values = ((field.name, getattr(new, field.name)) for field in fields(new))
+    return {name: value.value if isinstance(value, Enum) else value for name, value in values}
 
 
 def portions(items: Iterable[T]) -> Iterator[list[T]]:

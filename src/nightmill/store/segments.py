@@ -11,7 +11,7 @@ from sqlalchemy import ARRAY, BigInteger, Connection, Text, bindparam, func, sel
 
 from nightmill.core.batch import Tally
 from nightmill.core.schedule import BATCH_ORDER
-from nightmill.core.segment import BeatReply, Lease, PinnedPart, Report, Segment, SegmentResult
+from nightmill.core.segment import HeartbeatReply, Lease, PinnedPart, Segment, SegmentReport, SegmentResult
 from nightmill.ids import BatchId, WorkerId
 from nightmill.store import schema
 from nightmill.store.batches import Batches
@@ -158,7 +158,9 @@ class Segments(Verbs):
 
     @write
     @staticmethod
-    def pin_parts(connection: Connection, lease: Lease, parts: Sequence[PinnedPart], report: Report) -> bool:
+    def pin_parts(
+        connection: Connection, lease: Lease, parts: Sequence[PinnedPart], report: SegmentReport
+    ) -> bool:
         """Records what a new lease holder found: `parts` and the tally replace what the store knew.
 
         False when the token is no longer the newest.
@@ -173,21 +175,21 @@ class Segments(Verbs):
     @write
     @staticmethod
     def renew(
-        connection: Connection, worker_id: WorkerId, reports: Sequence[Report], *, ttl_s: float
-    ) -> BeatReply:
+        connection: Connection, worker_id: WorkerId, reports: Sequence[SegmentReport], *, ttl_s: float
+    ) -> HeartbeatReply:
         """Renews every lease in `reports` and moves the tallies. Reports under old tokens change nothing.
 
         Reports may overtake each other: one that counts less than an earlier one only renews the lease.
         Leases of a batch that is `cancelling` or `finalizing` still count until they are released or expire.
         """
         if not reports:
-            return BeatReply(frozenset(), {})
+            return HeartbeatReply(frozenset(), {})
         held = {
             (row.batch_id, row.number, row.token): row
             for row in connection.execute(_HELD_BY_WORKER, {"holder": worker_id})
         }
         lost: set[tuple[BatchId, int]] = set()
-        renewed: list[tuple[Report, Tally]] = []
+        renewed: list[tuple[SegmentReport, Tally]] = []
         changes: dict[BatchId, Tally] = {}
         for report in sorted(reports, key=lambda report: (report.batch_id, report.number)):
             row = held.get((report.batch_id, report.number, report.token))
@@ -205,11 +207,13 @@ class Segments(Verbs):
         for batch_id, change in changes.items():
             _count(connection, batch_id, change)
         stopping = Batches.stopping(connection, {report.batch_id for report in reports})
-        return BeatReply(frozenset(lost), stopping)
+        return HeartbeatReply(frozenset(lost), stopping)
 
     @write
     @staticmethod
-    def complete(connection: Connection, lease: Lease, report: Report, parts: Sequence[PinnedPart]) -> bool:
+    def complete(
+        connection: Connection, lease: Lease, report: SegmentReport, parts: Sequence[PinnedPart]
+    ) -> bool:
         """Ends the lease of a segment whose every line is answered. False when the token is outdated.
 
         Of `parts`, those not pinned yet are pinned behind the others; a pinned part keeps its length. After
@@ -231,7 +235,9 @@ class Segments(Verbs):
 
     @write
     @staticmethod
-    def release(connection: Connection, lease: Lease, report: Report, parts: Sequence[PinnedPart]) -> bool:
+    def release(
+        connection: Connection, lease: Lease, report: SegmentReport, parts: Sequence[PinnedPart]
+    ) -> bool:
         """Gives an unfinished segment back with its parts; the next lease holder goes on behind them.
 
         False when the token is no longer the newest.
@@ -300,7 +306,7 @@ def _as_lease(row: Any, owner: Any, ttl_s: float) -> Lease:
     )
 
 
-def _renew(connection: Connection, reports: Sequence[tuple[Report, Tally]], ttl_s: float) -> None:
+def _renew(connection: Connection, reports: Sequence[tuple[SegmentReport, Tally]], ttl_s: float) -> None:
     if connection.dialect.name != "postgresql":
         rows = [
             {
@@ -322,7 +328,7 @@ def _renew(connection: Connection, reports: Sequence[tuple[Report, Tally]], ttl_
     )
 
 
-def _held(connection: Connection, lease: Lease, report: Report) -> Any:
+def _held(connection: Connection, lease: Lease, report: SegmentReport) -> Any:
     """The segment's count, pinned parts and tally; None once the token is outdated or the lease released."""
     _check(report, count=lease.segment.count)
     fence = _fence(lease.segment.batch_id, lease.segment.number, lease.token)
@@ -333,7 +339,7 @@ def _fence(batch_id: str, number: int, token: int) -> dict[str, Any]:
     return {"of_batch_id": batch_id, "of_number": number, "held_token": token}
 
 
-def _write(lease: Lease, report: Report) -> dict[str, Any]:
+def _write(lease: Lease, report: SegmentReport) -> dict[str, Any]:
     fence = _fence(lease.segment.batch_id, lease.segment.number, lease.token)
     return {**fence, **tally_parameters(report.tally)}
 
@@ -350,12 +356,12 @@ def _joined(pinned: str, parts: Sequence[PinnedPart]) -> Sequence[PinnedPart]:
     return [*earlier, *(part for part in parts if part.key not in keys)]
 
 
-def _check(report: Report, *, count: int) -> None:
+def _check(report: SegmentReport, *, count: int) -> None:
     if report.tally.answered > count:
         raise ValueError(_miscount(report, count))
 
 
-def _miscount(report: Report, count: int) -> str:
+def _miscount(report: SegmentReport, count: int) -> str:
     answered = report.tally.answered
     return (
         f"{report.batch_id} segment {report.number} has {count} lines, but {answered} are reported answered"

@@ -18,7 +18,7 @@ from nightmill.store.batch_leases import BatchLease, BatchLeases
 from nightmill.store.batches import BATCH_COLUMNS, as_batch
 from nightmill.store.clock import now
 from nightmill.store.leased_table import LeasedTable
-from nightmill.store.rows import insert_all
+from nightmill.store.rows import insert_all, row_of
 from nightmill.store.schema import DONE, LEASED, TALLY_COLUMNS, WAITING, batch, slice_
 from nightmill.store.tallies import set_tally, tally_of, tally_parameters
 from nightmill.store.verbs import Verbs, read, write
@@ -98,7 +98,7 @@ class Slices(Verbs):
         """Ends the batch lease and makes slices that any finalizer may lease. False: the lease was lost."""
         if not BatchLeases.release(connection, lease):
             return False
-        insert_all(connection, _ADD, (_row(it) for it in slices))
+        insert_all(connection, _ADD, (row_of(it) | {"state": "waiting"} for it in slices))
         return True
 
     @write
@@ -169,16 +169,6 @@ def as_joined(row: Any) -> JoinedSlice:
 
 def delete_slices(connection: Connection, batch_id: BatchId) -> None:
     connection.execute(_DELETE, {"of_batch_id": batch_id})
-
-
-def _row(it: Slice) -> dict[str, str | int]:
-    return {
-        "batch_id": it.batch_id,
-        "number": it.number,
-        "first": it.first,
-        "count": it.count,
-        "state": "waiting",
-    }
 
 
 def _fence(lease: SliceLease) -> dict[str, str | int]:

@@ -38,8 +38,10 @@ def database_file(url: str) -> Path:
 
 
 def copy_database(url: str, target: Path) -> None:
-    """Args:
-    target: must not exist yet.
+    """Copies the database of a data folder as of one moment, also while a server writes to it.
+
+    Args:
+        target: must not exist yet.
 
     Raises:
         SetupError: there is no database at `url`, or it is damaged beyond reading.

@@ -1,17 +1,18 @@
 """Uploads: a file that arrives in parts, and becomes a file once, or expires."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from sqlalchemy import Connection, and_, bindparam, case, insert, select, update
 
 from nightmill.core.audit import Actor, AuditAction
 from nightmill.core.file import File, Purpose, Upload, UploadPart, UploadStatus
 from nightmill.core.limits import NO_LIMITS, Limits
-from nightmill.ids import FileId, PartId, ProjectId, UploadId
+from nightmill.ids import FileId, ProjectId, UploadId
 from nightmill.store import audit
 from nightmill.store.clock import now
 from nightmill.store.files import insert_file
-from nightmill.store.rows import portions
+from nightmill.store.rows import columns_of, portions, row_of
 from nightmill.store.schema import PENDING, piece, upload, upload_part
 from nightmill.store.verbs import Verbs, read, write
 
@@ -57,14 +58,9 @@ _HAND_OVER_PARTS = (
     )
     .values(blob_key=None)
 )
+PART_COLUMNS = columns_of(UploadPart, upload_part)
 _PARTS = (
-    select(
-        upload_part.c.id,
-        upload_part.c.upload_id,
-        upload_part.c.size_bytes,
-        upload_part.c.created_at,
-        upload_part.c.blob_key,
-    )
+    select(*PART_COLUMNS)
     .where(upload_part.c.upload_id == bindparam("upload_id"))
     .order_by(upload_part.c.sequence)
 )
@@ -76,20 +72,7 @@ class Uploads(Verbs):
     @write
     @staticmethod
     def add(connection: Connection, new: Upload, *, by: Actor | None = None) -> None:
-        row = {
-            "id": new.id,
-            "project_id": new.project_id,
-            "purpose": new.purpose.value,
-            "filename": new.filename,
-            "mime_type": new.mime_type,
-            "size_bytes": new.size_bytes,
-            "created_at": new.created_at,
-            "expires_at": new.expires_at,
-            "status": new.status.value,
-            "file_expires_after_s": new.file_expires_after_s,
-            "file_id": new.file_id,
-        }
-        connection.execute(_ADD, row)
+        connection.execute(_ADD, row_of(new))
         audit.record(connection, by, AuditAction.UPLOAD_CREATED, new.id, project_id=new.project_id)
 
     @read
@@ -100,22 +83,8 @@ class Uploads(Verbs):
         row = connection.execute(_ONE, given).one_or_none()
         if row is None:
             return None
-        own_id, owner, purpose, filename, mime, size_bytes, created_at, expires_at, status, after_s, made = (
-            row
-        )
-        return Upload(
-            id=own_id,
-            project_id=owner,
-            purpose=Purpose(purpose),
-            filename=filename,
-            mime_type=mime,
-            size_bytes=size_bytes,
-            created_at=created_at,
-            expires_at=expires_at,
-            status=UploadStatus(status),
-            file_expires_after_s=after_s,
-            file_id=made,
-        )
+        found = Upload(*row)
+        return replace(found, purpose=Purpose(found.purpose), status=UploadStatus(found.status))
 
     @write
     @staticmethod
@@ -123,25 +92,15 @@ class Uploads(Verbs):
         """False when the upload is no longer pending."""
         if connection.execute(_LOCK_PENDING, {"upload_id": part.upload_id}).rowcount == 0:
             return False
-        row = {
-            "id": part.id,
-            "upload_id": part.upload_id,
-            "size_bytes": part.size_bytes,
-            "created_at": part.created_at,
-            "blob_key": part.blob_key,
-        }
-        connection.execute(_ADD_PART, row)
+        connection.execute(_ADD_PART, row_of(part))
         return True
 
     @read
     @staticmethod
     def parts(connection: Connection, upload_id: UploadId) -> Sequence[UploadPart]:
         """In the order they arrived."""
-        rows = connection.execute(_PARTS, {"upload_id": upload_id})
-        return [
-            UploadPart(PartId(part_id), UploadId(owner), size_bytes, created_at, blob_key or "")
-            for part_id, owner, size_bytes, created_at, blob_key in rows
-        ]
+        parts = (UploadPart(*row) for row in connection.execute(_PARTS, {"upload_id": upload_id}))
+        return [replace(part, blob_key=part.blob_key or "") for part in parts]
 
     @write
     @staticmethod

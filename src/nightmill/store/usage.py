@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, Connection, Insert, bindparam, func, selec
 from sqlalchemy.dialects import postgresql, sqlite
 
 from nightmill.core.batch import Batch
-from nightmill.core.usage import DAY_S, GROUPS, Group, UsageRow
+from nightmill.core.usage import DAY_S, USAGE_GROUPS, UsageGroup, UsageRow
 from nightmill.ids import ProjectId
 from nightmill.store.clock import stamp
 from nightmill.store.schema import TALLY_COLUMNS, USAGE_COLUMNS, usage
@@ -58,7 +58,7 @@ class UsageTotals(Verbs):
     @staticmethod
     def totals(
         connection: Connection,
-        groups: Sequence[Group],
+        groups: Sequence[UsageGroup],
         *,
         project_id: ProjectId | None = None,
         model: str | None = None,
@@ -66,7 +66,7 @@ class UsageTotals(Verbs):
         last_day: int | None = None,
     ) -> Sequence[UsageRow]:
         """Sums over ended batches, one row a group. Days count from 1970-01-01; both ends are included."""
-        chosen = [_GROUP_COLUMNS[group] for group in GROUPS if group in groups]
+        chosen = [_GROUP_COLUMNS[group] for group in USAGE_GROUPS if group in groups]
         query = select(*chosen, *(func.sum(usage.c[name]) for name in USAGE_COLUMNS))
         for given, condition in (
             (project_id, usage.c.project_id == project_id),
@@ -79,11 +79,12 @@ class UsageTotals(Verbs):
         # Without a group a sum over nothing is a row of NULLs.
         query = query.group_by(*chosen).order_by(*chosen).having(func.count() > 0)
         return [
-            _as_row(row, [group for group in GROUPS if group in groups]) for row in connection.execute(query)
+            _as_row(row, [group for group in USAGE_GROUPS if group in groups])
+            for row in connection.execute(query)
         ]
 
 
-def _as_row(row: Sequence[Any], groups: Sequence[Group]) -> UsageRow:
+def _as_row(row: Sequence[Any], groups: Sequence[UsageGroup]) -> UsageRow:
     key = dict(zip(groups, row, strict=False))
     batches, requests, *tally = (int(value) for value in row[len(groups) :])
     return UsageRow(key.get("project"), key.get("model"), key.get("day"), batches, requests, tally_of(tally))

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 from nightmill.core.loopback import is_loopback
 from nightmill.errors import NightmillError, SetupError
-from nightmill.runtime.ray.leased_actor import Command, Report
+from nightmill.runtime.ray.leased_actor import ActorReport, Command
 from nightmill.settings import RaySettings
 
 _OBJECT_STORE_BYTES: Final = 100 << 20
@@ -49,7 +49,7 @@ class Dead:
     reason: str
 
 
-Answer = Report | Dead | None
+Answer = ActorReport | Dead | None
 """None: the actor has not answered yet, or is being restarted."""
 
 
@@ -205,7 +205,7 @@ class Cluster:
         reference = self._pending.pop(name)
         exceptions = self._ray.exceptions
         try:
-            return cast("Report", self._ray.get(reference))
+            return cast("ActorReport", self._ray.get(reference))
         except exceptions.ActorUnavailableError:
             return None
         except exceptions.RayActorError as error:

@@ -21,7 +21,7 @@ from typing import Any, Final, TypeVar
 from nightmill import __version__
 from nightmill.roles.loop import Notifier
 from nightmill.runtime.ray.cluster import Answer, Cluster, ClusterLost, Dead
-from nightmill.runtime.ray.leased_actor import Command, Report
+from nightmill.runtime.ray.leased_actor import ActorReport, Command
 from nightmill.runtime.ray.model_actor import ModelActor
 from nightmill.runtime.ray.plan import ActorState, Moves, ScaleDownDelay, is_needed, moves, wanted_workers
 from nightmill.runtime.ray.worker_actor import WorkerActor
@@ -191,7 +191,7 @@ class Launcher:
                 record.has_answered, record.silent_since, record.unanswered = True, None, 0
                 return self._kind(answer, seen)
 
-    def _kind(self, report: Report, seen: _Observation) -> ActorState:
+    def _kind(self, report: ActorReport, seen: _Observation) -> ActorState:
         if report["version"] != __version__:
             seen.troubles.append(
                 f"the node {report['node']} has nightmill {report['version']}, this process has"

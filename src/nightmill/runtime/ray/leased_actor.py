@@ -18,7 +18,7 @@ from typing import Any, TypedDict
 from nightmill import __version__
 
 _LATELY_S = 15.0
-"""A launcher that has not called for so long is gone, or will call again."""
+"""A launcher that has not called for this many seconds no longer keeps the actor from leaving."""
 _POLL_S = 0.5
 
 
@@ -30,7 +30,7 @@ class Command(TypedDict):
     notify: bool
 
 
-class Report(TypedDict):
+class ActorReport(TypedDict):
     """What an actor answers. `url`: where its model answers."""
 
     version: str
@@ -41,8 +41,10 @@ class Report(TypedDict):
 
 
 class LeasedActor:
-    """Args:
-    unattended_s: the actor leaves when no launcher has called for so long.
+    """The base of the actors: the lease, the event loop, and the exit.
+
+    Args:
+        unattended_s: the actor leaves when no launcher has called for this many seconds.
     """
 
     def __init__(self, *, unattended_s: float) -> None:
@@ -60,12 +62,12 @@ class LeasedActor:
 
     # --- called by launchers -----------------------------------------------------------------------
 
-    def renew(self, command: Command) -> Report:
+    def renew(self, command: Command) -> ActorReport:
         """Renews the lease of a launcher on this actor."""
         self._renewed_at = time.monotonic()
         self._launchers[command["launcher_id"]] = self._renewed_at
         self.receive(command)
-        return Report(
+        return ActorReport(
             version=__version__,
             node=self._node,
             is_leaving=self._is_leaving,

@@ -43,9 +43,11 @@ def llama_application(settings: RayModelSettings) -> Any:
 
 
 class LlamaReplica:
-    """Args:
-    message: the model's settings as JSON.
-    name: the model's name in request lines.
+    """One copy of the model: a llama.cpp process, and the requests that are passed on to it.
+
+    Args:
+        message: the model's settings as JSON.
+        name: the model's name in request lines.
 
     Raises:
         SetupError: llama.cpp exited before it had loaded the model.

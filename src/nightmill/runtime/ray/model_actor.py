@@ -21,10 +21,12 @@ _RETRY_S: Final = 5.0
 
 
 class ModelActor(LeasedActor):
-    """Args:
-    message: the model's settings as JSON.
-    application: the name of the application in Serve, and its route.
-    host: address on which Serve's proxies listen, if this actor starts Serve.
+    """Runs the application of a model in Ray Serve as long as a launcher needs it.
+
+    Args:
+        message: the model's settings as JSON.
+        application: the name of the application in Serve, and its route.
+        host: address on which Serve's proxies listen, if this actor starts Serve.
     """
 
     def __init__(self, message: str, *, application: str, host: str, unattended_s: float) -> None:

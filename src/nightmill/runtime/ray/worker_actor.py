@@ -24,9 +24,11 @@ _EXTRA_S = 1.0
 
 
 class WorkerActor(LeasedActor):
-    """Args:
-    message: the settings; without secrets when `has_secrets` is false.
-    needs_model: the upstream is a model on the cluster, whose URL a launcher sends.
+    """Runs one worker in a child process on a node of the cluster.
+
+    Args:
+        message: the settings; without secrets when `has_secrets` is false.
+        needs_model: the upstream is a model on the cluster, whose URL a launcher sends.
     """
 
     def __init__(self, message: str, *, has_secrets: bool, needs_model: bool, unattended_s: float) -> None:
