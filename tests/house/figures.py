@@ -12,6 +12,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 PRODUCT = ROOT / "src/nightmill"
 DATA_PATH = ("core", "validation", "store", "parts", "blobs", "upstream", "roles")
+# What the code has reached, and a small margin (docs/decisions/0019-size.md). Lower these with the code, and
+# never raise them for a change that adds nothing for users.
+MOST_LINES = 27_900
+MOST_FILES = 208
+MOST_DATA_PATH_LINES = 14_200
 LONG_FILE_LINES = 450
 SHORT_FILE_LINES = 40
 MOST_PARAMETERS = 8
@@ -116,9 +121,13 @@ def rows() -> Iterator[tuple[str, str, str]]:
     files = product_files()
     on_data_path = [file for file in files if file.path.split("/")[2] in DATA_PATH]
     longest = max(files, key=lambda file: file.line_count)
-    yield "lines of src/nightmill", f"{sum(file.line_count for file in files):,}", "24,500"
-    yield "files of src/nightmill", f"{len(files)}", "170"
-    yield "lines on the data path", f"{sum(file.line_count for file in on_data_path):,}", "11,500"
+    yield "lines of src/nightmill", f"{sum(file.line_count for file in files):,}", f"{MOST_LINES:,}"
+    yield "files of src/nightmill", f"{len(files)}", f"{MOST_FILES}"
+    yield (
+        "lines on the data path",
+        f"{sum(file.line_count for file in on_data_path):,}",
+        f"{MOST_DATA_PATH_LINES:,}",
+    )
     yield "largest file, lines", f"{longest.line_count} ({longest.path})", f"{LONG_FILE_LINES}"
     yield "files over 450 lines", f"{sum(file.line_count > LONG_FILE_LINES for file in files)}", "0"
     yield "files under 40 lines", f"{len(short_files(files))}", "12"
