@@ -16,7 +16,8 @@ SHOWN = re.compile(r"model\.gguf answers (\d+) at once, each with 8,192 tokens o
 
 def test_long_prompts_in_all_slots_are_answered(gguf: Path, tmp_path: Path):
     """Any three of them are longer than the model's context."""
-    with serving(tmp_path, "--model", str(gguf)) as server:
+    slow = {"NIGHTMILL_UPSTREAM__TIMEOUT_S": str(LINE_S)}  # beside other work, a prompt takes minutes
+    with serving(tmp_path, "--model", str(gguf), environment=slow) as server:
         shown = SHOWN.search(server.log.read_text())
         assert shown is not None
         assert int(shown[1]) == 4
@@ -43,6 +44,8 @@ def test_a_line_beyond_the_context_gets_the_answer_of_the_server(gguf: Path, tmp
 
 def test_an_endpoint_that_the_model_does_not_serve_makes_error_lines_at_once(gguf: Path, tmp_path: Path):
     with serving(tmp_path, "--model", str(gguf)) as server:
+        loaded = created(server, input_file([chat("water", tokens=1)]))
+        assert ended(server.client(), loaded, timeout_s=LINE_S).request_counts.completed == 1
         content = input_file([{"model": "model", "input": "water"}] * 20, url="/v1/embeddings")
         began = time.monotonic()
         batch = ended(server.client(), created(server, content, endpoint="/v1/embeddings"), timeout_s=LINE_S)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.acceptance.conftest import Server, ended, serving, until
-from tests.engines.conftest import LINE_S, SEQUENCES, Vllm, chat, created, input_file, post
+from tests.engines.conftest import LINE_S, MODEL, SEQUENCES, Vllm, chat, created, input_file, post
 
 pytestmark = pytest.mark.timeout(7_200)
 
@@ -53,7 +53,7 @@ def test_a_line_beyond_the_context_gets_the_answer_of_the_server(vllm: Vllm, tmp
 
 
 def test_an_endpoint_that_the_model_does_not_serve_makes_error_lines_at_once(vllm: Vllm, tmp_path: Path):
-    body: dict[str, Any] = {"model": "small", "input": "water"}
+    body: dict[str, Any] = {"model": MODEL, "input": "water"}
     status, refusal = post(vllm.url, "/v1/embeddings", body)
     with serving(tmp_path, "--upstream", vllm.url) as server:
         content = input_file([body] * 20, url="/v1/embeddings")
