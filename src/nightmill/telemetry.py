@@ -8,6 +8,7 @@ or a key.
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TypeAlias, assert_never
 
 from nightmill.core.batch import Batch
@@ -51,27 +52,33 @@ class LeaseWasLost:
 
 
 @dataclass(frozen=True, slots=True)
-class UpstreamPaused:
-    """Sending to an upstream waits.
+class UpstreamHeld:
+    """No line, or only one at a time, is sent to a model of an upstream.
 
     Args:
         upstream: the name of the upstream.
-        reason: never holds anything that the upstream sent.
-        seconds: until the next attempt.
-        is_held: whether the operator has to change something before any line can be answered.
+        model: the model that is held; None for lines that name none, and for all models of the upstream.
+        reason: a status and an error code or a few own words; never the upstream's message.
+        since: Unix seconds.
+        until: Unix seconds of the next attempt.
+        needs_operator: whether a setting has to change before any line can be answered.
     """
 
     upstream: str
+    model: str | None
     reason: str
-    seconds: float
-    is_held: bool = False
+    since: float
+    until: float
+    needs_operator: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class UpstreamResumed:
-    """An upstream that was paused answers again."""
+    """A model that was held for `held_s` seconds is sent lines again."""
 
     upstream: str
+    model: str | None
+    held_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +114,7 @@ Event: TypeAlias = (
     | SegmentLeased
     | SegmentDone
     | LeaseWasLost
-    | UpstreamPaused
+    | UpstreamHeld
     | UpstreamResumed
     | WritingPaused
     | WritingResumed
@@ -116,6 +123,7 @@ Event: TypeAlias = (
 )
 Emit: TypeAlias = Callable[[Event], None]
 
+_LONGEST_MODEL = 80
 _logger = logging.getLogger("nightmill")
 
 
@@ -131,17 +139,10 @@ def log(event: Event) -> None:
             _logger.debug("%s segment %d done under token %d: %d lines", batch_id, number, token, answered)
         case LeaseWasLost(batch_id, number, token):
             _logger.warning("%s segment %d: the lease under token %d was lost", batch_id, number, token)
-        case UpstreamPaused(upstream, reason, seconds, is_held=True):
-            _logger.error(
-                "every batch is HELD: the upstream '%s' answers no line: %s; next attempt in %.1f s",
-                upstream,
-                reason,
-                seconds,
-            )
-        case UpstreamPaused(upstream, reason, seconds):
-            _logger.warning("the upstream '%s' is paused for %.1f s: %s", upstream, seconds, reason)
-        case UpstreamResumed(upstream):
-            _logger.info("the upstream '%s' answers again", upstream)
+        case UpstreamHeld():
+            _logger.log(logging.ERROR if event.needs_operator else logging.WARNING, "%s", held_text(event))
+        case UpstreamResumed(upstream, model, held_s):
+            _logger.info("%s is sent lines again after %.1f s", _target_text(upstream, model), held_s)
         case WritingPaused(reason):
             _logger.error("every batch waits, for answers can't be written: %s", reason)
         case WritingResumed():
@@ -154,3 +155,21 @@ def log(event: Event) -> None:
             _logger.error("the %s process ended with %d and is started again", name, exit_code)
         case _:
             assert_never(event)
+
+
+def held_text(event: UpstreamHeld) -> str:
+    """What is held, why, since when and until when, in one line."""
+    return (
+        f"{_target_text(event.upstream, event.model)} is HELD since {_time_text(event.since)}: {event.reason}; "
+        f"next attempt at {_time_text(event.until)} UTC"
+    )
+
+
+def _target_text(upstream: str, model: str | None) -> str:
+    if model is None:
+        return f"upstream '{upstream}'"
+    return f"model {model[:_LONGEST_MODEL]!a} of upstream '{upstream}'"
+
+
+def _time_text(unix_s: float) -> str:
+    return datetime.fromtimestamp(unix_s, UTC).strftime("%H:%M:%S")

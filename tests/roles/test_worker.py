@@ -8,11 +8,11 @@ import pytest
 
 from nightmill.core.batch import Status
 from nightmill.core.clocks import Clocks
-from nightmill.core.outcome import Answered, Broken, Outcome, Throttled, TimedOut, Unreachable
+from nightmill.core.outcome import Answered, Broken, Outcome, TimedOut, Unreachable
 from nightmill.core.request_line import RequestLine
 from nightmill.core.routing import Route
 from nightmill.ids import WorkerId
-from nightmill.telemetry import UpstreamPaused, UpstreamResumed
+from nightmill.telemetry import UpstreamHeld, UpstreamResumed
 from tests.roles.conftest import FunctionUpstream, Mill, answer, request_line, request_lines
 from tests.store_doubles import with_verb
 
@@ -79,7 +79,7 @@ async def test_what_is_worth_retrying_is_sent_again_until_it_is_answered(mill: M
     troubles: dict[str, list[Outcome]] = {
         "line-0": [Answered(500, b"{}"), Answered(503, b"{}")],
         "line-1": [Broken("reset"), TimedOut(1.0)],
-        "line-2": [Throttled(429, b"{}", 0.0)] * 3,
+        "line-2": [Answered(429, b"{}", None, 0.0)] * 3,
         "line-3": [Unreachable("refused")],
         "line-4": [Answered(200, b"<html>")],
     }
@@ -134,8 +134,8 @@ async def test_an_upstream_that_is_down_pauses_its_lines_without_using_up_their_
     batch = await mill.accepted(request_lines(12))
     [batch] = await mill.run_to_the_end(mill.worker(send), batch, timeout_s=60)
     assert (batch.tally.completed, batch.tally.failed) == (12, 0)
-    kinds = [type(event) for event in mill.events if isinstance(event, UpstreamPaused | UpstreamResumed)]
-    assert kinds[0] is UpstreamPaused
+    kinds = [type(event) for event in mill.events if isinstance(event, UpstreamHeld | UpstreamResumed)]
+    assert kinds[0] is UpstreamHeld
     assert kinds[-1] is UpstreamResumed
 
 
@@ -156,7 +156,7 @@ async def test_a_key_the_upstream_refuses_holds_the_batch_instead_of_failing_it(
     batch = await mill.accepted(request_lines(10))
     [batch] = await mill.run_to_the_end(mill.worker(send), batch, timeout_s=60)
     assert (batch.tally.completed, batch.tally.failed) == (10, 0)
-    assert any("key" in event.reason for event in mill.events if isinstance(event, UpstreamPaused))
+    assert any("key" in event.reason for event in mill.events if isinstance(event, UpstreamHeld))
 
 
 async def test_a_cancelled_batch_sends_nothing_more_and_keeps_what_it_has(mill: Mill):

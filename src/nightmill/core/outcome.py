@@ -1,4 +1,7 @@
-"""The outcome of one attempt, as a value; a line that fails raises no exception. No I/O."""
+"""The outcome of one attempt, as a value; a line that fails raises no exception. No I/O.
+
+What an outcome says about the line and about the upstream is decided by `core.failure` and `core.health`.
+"""
 
 from typing import ClassVar, TypeAlias, assert_never
 
@@ -8,21 +11,14 @@ import msgspec
 class Answered(msgspec.Struct, frozen=True, gc=False):
     """The upstream sent a whole HTTP answer. `body` has no chunk framing and no compression.
 
-    Redirects are answers too, and are not followed.
+    Redirects are answers too, and are not followed. `retry_after_s` is the pause in seconds that the answer's
+    Retry-After header names, at any status; None without one.
     """
 
     status: int
     body: bytes
     request_id: str | None = None
-
-
-class Throttled(msgspec.Struct, frozen=True, gc=False):
-    """429, or 503 with Retry-After: the upstream asks for a pause. The line is not the cause."""
-
-    status: int
-    body: bytes
-    retry_after_s: float | None
-    request_id: str | None = None
+    retry_after_s: float | None = None
 
 
 class Unreachable(msgspec.Struct, frozen=True, gc=False):
@@ -48,6 +44,20 @@ class Broken(msgspec.Struct, frozen=True, gc=False):
         return f"The model server gave no usable answer: {self.reason}."
 
 
+class TooLong(msgspec.Struct, frozen=True, gc=False):
+    """The answer is longer than the limit. Another attempt would be paid for and have the same outcome."""
+
+    code: ClassVar[str] = "answer_too_long"
+    limit_bytes: int
+
+    @property
+    def message(self) -> str:
+        """As in `Broken`."""
+        return (
+            f"The model server's answer is longer than upstream.max_answer_bytes, {self.limit_bytes} bytes."
+        )
+
+
 class TimedOut(msgspec.Struct, frozen=True, gc=False):
     """No whole answer within the attempt's time."""
 
@@ -58,24 +68,12 @@ class TimedOut(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def message(self) -> str:
-        """The message of the line in the error file."""
+        """As in `Broken`."""
         return f"The model server gave no whole answer within {self.timeout_s:g} seconds."
 
 
-class Refused(msgspec.Struct, frozen=True, gc=False):
-    """401, 403, 407 or a redirect while the upstream accepts nothing: the settings are wrong, not the line.
-
-    Made only by `CircuitBreaker.judge`.
-    """
-
-    status: int
-
-
-Outcome: TypeAlias = Answered | Throttled | Unreachable | Broken | TimedOut
+Outcome: TypeAlias = Answered | Unreachable | Broken | TooLong | TimedOut
 """What `Upstream.send` returns."""
-
-NOT_JSON = Broken("the answer is not JSON")
-"""The outcome as which the worker counts a 2xx whose body is not JSON."""
 
 
 def sent_again(outcome: Outcome, *, first: Broken) -> Outcome:
@@ -90,7 +88,7 @@ def sent_again(outcome: Outcome, *, first: Broken) -> Outcome:
             return msgspec.structs.replace(outcome, counts_as=1.5)
         case Unreachable():
             return msgspec.structs.replace(first, counts_as=0.5)
-        case Answered() | Throttled():
+        case Answered() | TooLong():
             return outcome
         case _:
             assert_never(outcome)

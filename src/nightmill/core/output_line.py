@@ -10,6 +10,7 @@ import msgspec
 
 from nightmill.core import json_text
 from nightmill.core.batch import Usage
+from nightmill.core.failure import AnswerError
 from nightmill.core.request_line import RequestLine
 
 _WHITESPACE = b" \t\n\r"
@@ -25,12 +26,14 @@ _UNANSWERED = b'{"id": "%b", "custom_id": %b, "response": null, "error": {"code"
 class OutputLine(msgspec.Struct, frozen=True, gc=False):
     """One row of an output or error file: ASCII, a single line, with its line break.
 
-    `is_error` decides which of the two files has the row; `usage` is added to the usage of the batch.
+    `is_error` decides which of the two files has the row; `usage` is added to the usage of the batch. `error` is
+    what an answer that is no result of its endpoint reports; None without an answer.
     """
 
     text: bytes
     is_error: bool
     usage: Usage | None
+    error: AnswerError | None = None
 
 
 # An answer may hold any number; an unrealistic number must not overflow a counter.
@@ -78,7 +81,9 @@ def is_json(body: bytes) -> bool:
     return True
 
 
-def answered(line_id: bytes, line: RequestLine, *, status: int, request_id: bytes, body: bytes) -> OutputLine:
+def answered(
+    line_id: bytes, line: RequestLine, *, endpoint: str, status: int, request_id: bytes, body: bytes
+) -> OutputLine:
     """The row of a line that the upstream answered. A body that is not JSON is replaced by an error object.
 
     Args:
@@ -101,7 +106,8 @@ def answered(line_id: bytes, line: RequestLine, *, status: int, request_id: byte
     if not custom_id.isascii():
         custom_id = json_text.one_ascii_line(custom_id)
     written = status if is_error else 200
-    return OutputLine(_ANSWERED % (line_id, custom_id, written, request_id, body), is_error, usage)
+    error = AnswerError(status, None, is_json=True) if is_error else None
+    return OutputLine(_ANSWERED % (line_id, custom_id, written, request_id, body), is_error, usage, error)
 
 
 def unanswered(line_id: bytes, line: RequestLine, *, code: str, message: str) -> OutputLine:

@@ -12,36 +12,36 @@ once for many lines. For each line no task, timer or future is made.
 """
 
 import asyncio
+import math
 from collections.abc import Callable
 from itertools import count
-from typing import assert_never
+from typing import Final, TypeAlias, assert_never
 
-from nightmill.core.circuit_breaker import Paused, Resumed
 from nightmill.core.clocks import Clocks
+from nightmill.core.failure import FailureKind, failure_of
+from nightmill.core.health import Held, Resumed
 from nightmill.core.json_text import ascii_string
-from nightmill.core.outcome import (
-    NOT_JSON,
-    Answered,
-    Broken,
-    Outcome,
-    Throttled,
-    TimedOut,
-    Unreachable,
-    is_success,
-)
+from nightmill.core.outcome import Answered, Broken, Outcome, TimedOut, TooLong, Unreachable
 from nightmill.core.output_line import OutputLine, answered, unanswered
 from nightmill.core.retry import Expire, Retry, Settle, verdict
 from nightmill.core.routing import route
 from nightmill.core.schedule import SegmentQueue
+from nightmill.ids import BatchId
 from nightmill.parts import Parts
 from nightmill.roles.leased_segment import LeasedSegment
-from nightmill.roles.upstream_lines import PendingLine, UpstreamLines
-from nightmill.telemetry import Emit, UpstreamPaused, UpstreamResumed
+from nightmill.roles.model_lines import ModelLines, PendingLine
+from nightmill.roles.upstream_lines import UpstreamLines
+from nightmill.telemetry import Emit, UpstreamHeld, UpstreamResumed
 from nightmill.upstream.registry import UpstreamRegistry, UpstreamRuntime
 
-_LONGEST_PAUSE_S = 1.0
-_AHEAD_S = 0.1
-_UNREACHABLE = "The model server could not be reached."
+_LONGEST_PAUSE_S: Final = 1.0
+_AHEAD_S: Final = 0.1
+_UNREACHABLE: Final = "The model server could not be reached."
+_MOST_ASIDE: Final = 64
+"""Segments that may be set aside before no further segment is leased."""
+
+_Blocker: TypeAlias = ModelLines | UpstreamLines
+"""What keeps a segment aside until it is no longer full."""
 
 
 class Dispatcher:
@@ -72,11 +72,14 @@ class Dispatcher:
         self._monotonic = clocks.monotonic
         self._random = clocks.random
 
-        self.upstreams = tuple(UpstreamLines(runtime, on_arrival=self.wake) for runtime in upstreams)
-        self._upstream_names = upstreams.names
-        self._upstream_of = dict(zip(upstreams.names, self.upstreams, strict=True))
+        self.upstreams = tuple(
+            UpstreamLines(runtime, on_arrival=self.wake, on_change=self._emit_change) for runtime in upstreams
+        )
+        self._routes = upstreams.routes
+        self._upstream_of = dict(zip(upstreams.routes, self.upstreams, strict=True))
         self._queue: SegmentQueue[LeasedSegment] = SegmentQueue()
         self._current: LeasedSegment | None = None
+        self._aside: list[tuple[LeasedSegment, _Blocker]] = []
         self._unsent = 0
         self._has_requested_lines = False
         self._request_sequence = count()
@@ -104,12 +107,17 @@ class Dispatcher:
 
     @property
     def is_crowded(self) -> bool:
-        """Whether at every upstream so many lines wait to be sent again that no new line is taken."""
-        return all(upstream.is_crowded for upstream in self.upstreams)
+        """Whether so many segments are set aside that no further one is leased."""
+        return len(self._aside) >= _MOST_ASIDE
+
+    @property
+    def batches_aside(self) -> set[BatchId]:
+        """Batches of which no further segment is leased, since their lines can't be sent now."""
+        return {segment.batch_id for segment, _ in self._aside}
 
     def wanted_slots(self, upstream: UpstreamLines) -> int:
         """How many slots of an upstream the known lines could use."""
-        return self._unsent + upstream.in_flight + len(upstream.retries)
+        return self._unsent + upstream.in_flight + upstream.waiting
 
     async def run(self) -> None:
         """Sends and settles until it is cancelled; then no attempt is in flight any more."""
@@ -129,6 +137,8 @@ class Dispatcher:
                     now = self._monotonic()
                     for upstream in self.upstreams:
                         self._settle_arrived(upstream, now)
+                        if self._aside:
+                            self._take_up_again()
                         self._send_more(upstream, now)
                     self._set_alarm(now)
         finally:
@@ -173,6 +183,7 @@ class Dispatcher:
     def count_unsent(self) -> None:
         """Recounts the unsent lines after segments were stopped or lost."""
         self._queue.keep(_may_send)
+        self._aside = [(segment, blocker) for segment, blocker in self._aside if _may_send(segment)]
         current = self._current
         if current is not None and not _may_send(current):
             self._current = current = None
@@ -180,48 +191,81 @@ class Dispatcher:
         if current is not None:
             self._unsent += current.unsent
 
-    def forget_retries(self, segment: LeasedSegment) -> None:
-        """Gives up the lines of a segment that wait to be sent again."""
+    def forget_waiting(self, segment: LeasedSegment) -> None:
+        """Gives up the lines of a segment that wait to be sent, or to be sent again."""
+        now = self._monotonic()
         for upstream in self.upstreams:
-            segment.give_up(upstream.forget_retries(segment))
+            segment.give_up(upstream.forget_waiting(segment))
+            upstream.settle_down(now)
 
     def abort(self, segment: LeasedSegment) -> None:
         """Gives up the attempts in flight of a segment; outcomes that have arrived still count."""
         now = self._monotonic()
         for upstream in self.upstreams:
             self._settle_arrived(upstream, now)
-            segment.give_up(upstream.forget_retries(segment))
             aborted = upstream.abort(segment)
             segment.give_up(aborted)
             if aborted and segment.is_over:
                 self._notify()
+        self.forget_waiting(segment)
 
     def _next_line(self, upstream: UpstreamLines, now: float) -> PendingLine | None:
         """The line to send to an upstream now, or None."""
-        if upstream.retries:
-            if upstream.is_due(now):
-                return upstream.next_retry(now)
-            if upstream.is_crowded:
-                return None
+        if not upstream.has_waiting:
+            return self._new_line(upstream, now)
+        return (
+            upstream.next_waiting(now, beyond_share=False)
+            or self._new_line(upstream, now)
+            or upstream.next_waiting(now, beyond_share=True)
+        )
+
+    def _new_line(self, upstream: UpstreamLines, now: float) -> PendingLine | None:
+        """The next line that was never sent and may be sent to an upstream now, or None.
+
+        Lines of another upstream, or of a model that can't be sent now, are kept for later on the way. A segment is
+        set aside when too many of its lines are kept.
+        """
         segment = self._current
         while True:
             if segment is None:
                 segment = self._current = self._queue.next()
                 if segment is None:
                     return None
-            if segment.unsent and not segment.is_lost:
-                if segment.confirmed_until < now:
-                    return None
-                self._unsent -= 1
-                ordinal, request = segment.take()
-                line = PendingLine(segment, ordinal, request)
-                routed = self._upstream_of[route(request, self._upstream_names)]
-                if routed is upstream:
-                    return line
-                routed.wait(line, until=now)
-                self.wake()
-            else:
+            if not segment.unsent or segment.is_lost:
                 segment = None
+                continue
+            if segment.confirmed_until < now:
+                return None
+            self._unsent -= 1
+            ordinal, request = segment.take()
+            line = PendingLine(segment, ordinal, request)
+            routed = self._upstream_of[route(request, self._routes)]
+            blocker: _Blocker | None
+            if routed is not upstream:
+                routed.add_routed(line)
+                self.wake()
+                blocker = routed
+            elif upstream.is_calm:
+                return line
+            else:
+                blocker = upstream.park(line, now)
+                if blocker is None:
+                    return line
+            if blocker.is_full:
+                self._aside.append((segment, blocker))
+                self._unsent -= segment.unsent
+                self._has_requested_lines = False
+                segment = self._current = None
+
+    def _take_up_again(self) -> None:
+        """Sends the lines of segments that were set aside and are no longer blocked."""
+        kept = [(segment, blocker) for segment, blocker in self._aside if blocker.is_full]
+        if len(kept) < len(self._aside):
+            for segment, blocker in self._aside:
+                if not blocker.is_full:
+                    self._queue.add(segment)
+                    self._unsent += segment.unsent
+            self._aside = kept
 
     # --- sending -----------------------------------------------------------------------------------
 
@@ -235,11 +279,17 @@ class Dispatcher:
             return
         if self._parts.stalled is not None:
             return
-        breaker, rates, clock = runtime.breaker, runtime.rates, self._clock()
+        rates, clock = runtime.rates, self._clock()
         has_rates = rates.are_set
+        if not upstream.is_calm:
+            for _ in range(upstream.start_due_probes(now, room=room)):
+                rates.spend()
+                room -= 1
         while room > 0:
-            if has_rates or not breaker.is_closed:
-                wait_s = breaker.wait_s(now) or rates.wait_s(now, share=runtime.slots.share)
+            if not upstream.is_calm and upstream.wait_s(now) > 0:
+                break
+            if has_rates:
+                wait_s = rates.wait_s(now, share=runtime.slots.share)
                 if wait_s > 0:
                     self._wake_at(now + min(wait_s, _LONGEST_PAUSE_S), now)
                     break
@@ -250,12 +300,10 @@ class Dispatcher:
             if timeout_s <= 0:
                 self._give_up(line)
                 continue
-            if not breaker.is_closed:
-                breaker.sent(now)
             if has_rates:
                 line.charge(rates.spend())
             room -= 1
-            upstream.start(line, timeout_s=timeout_s)
+            upstream.start(line, timeout_s=timeout_s, now=now)
         if self._unsent <= self._low_water and not self._has_requested_lines:
             self._has_requested_lines = True
             self._notify()
@@ -270,11 +318,12 @@ class Dispatcher:
         self.wake()
 
     def _set_alarm(self, now: float) -> None:
-        """Sets the alarm for the next retry. A retry that is due does not wait for time."""
+        """Sets the alarm for the next line or probe that time allows."""
         for upstream in self.upstreams:
-            next_retry_at = upstream.next_retry_at
-            if next_retry_at is not None and next_retry_at > now:
-                self._wake_at(next_retry_at, now)
+            if not upstream.is_calm:
+                wake_in_s = upstream.next_wake_in_s(now)
+                if wake_in_s < math.inf:
+                    self._wake_at(now + wake_in_s, now)
 
     def _wake_at(self, moment: float, now: float) -> None:
         if self._alarm is not None:
@@ -291,39 +340,48 @@ class Dispatcher:
     # --- settling ----------------------------------------------------------------------------------
 
     def _settle_arrived(self, upstream: UpstreamLines, now: float) -> None:
-        runtime, is_well = upstream.runtime, False
-        breaker, rates = runtime.breaker, runtime.rates
+        rates = upstream.runtime.rates
         has_rates = rates.are_set
+        last_answered: PendingLine | None = None
         for line, outcome in upstream.take_arrived():
             row = self._row(line, outcome)
-            is_answered = not row.is_error
             if has_rates and row.usage is not None:
                 rates.correct(row.usage.total_tokens, charged_tokens=line.charged_tokens)
-            if not (is_answered and is_well):  # a second success in a row changes nothing in the breaker
-                if not is_answered and is_success(outcome):
-                    outcome = NOT_JSON  # noqa: PLW2901 - the outcome as it counts once its body has been read
-                change = breaker.note(outcome, now=now, random=self._random())
-                if change is not None:
-                    self._emit_change(runtime, change)
-                is_well = is_answered
             segment = line.segment
-            if is_answered or segment.is_lost:
-                segment.settle(line.ordinal, row)
-                self._settled_count += is_answered
-            else:
+            if row.is_error:
                 self._settle_or_retry(upstream, line, outcome, row, now)
+            else:
+                last_answered = line
+                if not upstream.is_calm:
+                    upstream.answered(line, now)
+                segment.settle(line.ordinal, row)
+                self._settled_count += 1
             if not segment.in_flight and segment.is_over:
                 self._notify()
+        if last_answered is not None:
+            upstream.note_newest_answer(last_answered)
+        if not upstream.is_calm:
+            upstream.take_arrived_probes(now, self._random)
+            upstream.settle_down(now)
 
     def _settle_or_retry(
         self, upstream: UpstreamLines, line: PendingLine, outcome: Outcome, row: OutputLine, now: float
     ) -> None:
-        """Settles a line that did not succeed, has the line sent again, or gives the line up."""
-        segment, runtime = line.segment, upstream.runtime
+        """Settles a line that was not answered, has the line sent again, or gives the line up."""
+        segment, failure = line.segment, failure_of(outcome, row.error)
+        if failure.kind is FailureKind.REQUEST:
+            upstream.answered(line, now)
+            segment.settle(line.ordinal, row)
+            self._settled_count += 1
+            return
+        record = upstream.failed(line, failure, now=now, random=self._random())
+        if segment.is_lost:
+            segment.settle(line.ordinal, row)
+            return
         ruling = verdict(
-            runtime.breaker.judge(outcome),
-            attempts=line.attempts + 1,
-            max_attempts=runtime.max_attempts,
+            failure,
+            record,
+            max_attempts=upstream.runtime.max_attempts,
             now=self._clock(),
             deadline=segment.lease.deadline,
             random=self._random(),
@@ -332,9 +390,8 @@ class Dispatcher:
             case Settle():
                 segment.settle(line.ordinal, row)
                 self._settled_count += 1
-            case Retry(after_s, burns) if segment.stopped_by is None:
-                line.count_attempt(burns)
-                upstream.wait(line, until=now + after_s)
+            case Retry(after_s) if segment.stopped_by is None:
+                upstream.retry(line, until=now + after_s)
             case Retry() | Expire():
                 segment.give_up()
 
@@ -345,29 +402,45 @@ class Dispatcher:
 
     def _row(self, line: PendingLine, outcome: Outcome) -> OutputLine:
         """The output line if the outcome is settled; without an error the answer can be used."""
-        line_id = line.segment.line_id(line.ordinal)
+        request, segment = line.request, line.segment
+        line_id = segment.line_id(line.ordinal)
         match outcome:
-            case Answered() | Throttled():
+            case Answered():
                 if outcome.request_id is None:
-                    request_id = b'"%b%08x"' % (self._request_prefix, next(self._request_sequence))
+                    request_id_json = b'"%b%08x"' % (self._request_prefix, next(self._request_sequence))
                 else:
-                    request_id = ascii_string(outcome.request_id)
+                    request_id_json = ascii_string(outcome.request_id)
                 return answered(
-                    line_id, line.request, status=outcome.status, request_id=request_id, body=outcome.body
+                    line_id,
+                    request,
+                    endpoint=segment.lease.endpoint,
+                    status=outcome.status,
+                    request_id=request_id_json,
+                    body=outcome.body,
                 )
-            case TimedOut() | Broken():
-                return unanswered(line_id, line.request, code=outcome.code, message=outcome.message)
+            case TimedOut() | Broken() | TooLong():
+                return unanswered(line_id, request, code=outcome.code, message=outcome.message)
             case Unreachable():
-                return unanswered(line_id, line.request, code="upstream_unreachable", message=_UNREACHABLE)
+                return unanswered(line_id, request, code="upstream_unreachable", message=_UNREACHABLE)
             case _:
                 assert_never(outcome)
 
-    def _emit_change(self, runtime: UpstreamRuntime, change: Paused | Resumed) -> None:
+    def _emit_change(self, runtime: UpstreamRuntime, model: str | None, change: Held | Resumed) -> None:
         match change:
-            case Paused(reason, seconds):
-                self._emit(UpstreamPaused(runtime.name, reason, seconds, runtime.breaker.held))
-            case Resumed():
-                self._emit(UpstreamResumed(runtime.name))
+            case Held(reason, since, until, needs_operator):
+                ahead_s = self._clock() - self._monotonic()
+                self._emit(
+                    UpstreamHeld(
+                        runtime.name,
+                        model,
+                        reason,
+                        since=since + ahead_s,
+                        until=until + ahead_s,
+                        needs_operator=needs_operator,
+                    )
+                )
+            case Resumed(held_s):
+                self._emit(UpstreamResumed(runtime.name, model, held_s))
 
 
 def _may_send(segment: LeasedSegment) -> bool:

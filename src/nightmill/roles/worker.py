@@ -228,7 +228,7 @@ class Worker:
                 grace_s = self._settings.cancel_grace_s if status is Status.CANCELLING else 0.0
                 segment.stop(status, at=asked_at + grace_s)
             if segment.stopped_by is not None:
-                self._dispatcher.forget_retries(segment)
+                self._dispatcher.forget_waiting(segment)
                 if self._monotonic() >= segment.stop_at:
                     self._dispatcher.abort(segment)
         self._dispatcher.count_unsent()
@@ -254,7 +254,10 @@ class Worker:
         asked_at = self._monotonic()
         failpoint("worker.before_lease")
         leases = await self._store.segments.lease(
-            self._worker_id, limit=limit, ttl_s=self._settings.lease_ttl_s
+            self._worker_id,
+            limit=limit,
+            ttl_s=self._settings.lease_ttl_s,
+            passed_over=self._dispatcher.batches_aside,
         )
         if leases:
             failpoint("worker.leased")
@@ -341,7 +344,7 @@ class Worker:
         until = self._monotonic() + grace_s()
         for segment in self._segments.values():
             segment.stop(Status.IN_PROGRESS, at=until)
-            self._dispatcher.forget_retries(segment)
+            self._dispatcher.forget_waiting(segment)
         self._dispatcher.count_unsent()
         while self._segments:
             try:

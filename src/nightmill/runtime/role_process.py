@@ -22,7 +22,7 @@ from nightmill.runtime.process_setup import (
     start_logs,
 )
 from nightmill.settings import Settings, from_message
-from nightmill.upstream.registry import DEFAULT_NAME, open_upstreams
+from nightmill.upstream.registry import open_upstreams
 
 _ORPHAN_GRACE_S: Final = 0.5
 _ORPHAN_END_S: Final = 1.0
@@ -94,17 +94,15 @@ def log_and_report(report: Callable[[str | None], None]) -> telemetry.Emit:
     Args:
         report: called with all problems that last, or None, after each event that begins or ends one.
     """
-    problems: dict[tuple[str, ...], str] = {}
+    problems: dict[tuple[str | None, ...], str] = {}
 
     def emit(event: telemetry.Event) -> None:
         telemetry.log(event)
         match event:
-            case telemetry.UpstreamPaused(name, reason, is_held=is_held):
-                upstream = "the upstream" if name == DEFAULT_NAME else f"the upstream '{name}'"
-                state = "answers no line" if is_held else "is paused"
-                problems["upstream", name] = f"{upstream} {state}: {reason}"
-            case telemetry.UpstreamResumed(name):
-                problems.pop(("upstream", name), None)
+            case telemetry.UpstreamHeld(upstream, model):
+                problems["upstream", upstream, model] = telemetry.held_text(event)
+            case telemetry.UpstreamResumed(upstream, model):
+                problems.pop(("upstream", upstream, model), None)
             case telemetry.WritingPaused(reason):
                 problems["writing",] = f"answers can't be written: {reason}"
             case telemetry.WritingResumed():

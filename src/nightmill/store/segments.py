@@ -4,7 +4,7 @@ Each write under a lease names its token (see `leased_table`). The tally of a se
 move in one transaction, segment first, so that two lease holders never wait for each other.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any, cast
 
 from sqlalchemy import ARRAY, BigInteger, Connection, Text, bindparam, func, select, text, update
@@ -134,10 +134,24 @@ class Segments(Verbs):
 
     @write
     @staticmethod
-    def lease(connection: Connection, worker_id: WorkerId, *, limit: int, ttl_s: float) -> Sequence[Lease]:
-        """Leases waiting segments of `in_progress` batches before their deadline, oldest batch first."""
+    def lease(
+        connection: Connection,
+        worker_id: WorkerId,
+        *,
+        limit: int,
+        ttl_s: float,
+        passed_over: Set[BatchId] = frozenset(),
+    ) -> Sequence[Lease]:
+        """Leases waiting segments of `in_progress` batches before their deadline, oldest batch first.
+
+        Args:
+            passed_over: batches of which no segment is leased, a few dozen at most.
+        """
         leases: list[Lease] = []
-        for owner in connection.execute(_BATCHES, {"batch_limit": limit + _EXTRA_BATCHES}).all():
+        most = limit + _EXTRA_BATCHES + len(passed_over)
+        for owner in connection.execute(_BATCHES, {"batch_limit": most}).all():
+            if owner.id in passed_over:
+                continue
             waiting = {"of_batch_id": owner.id, "segment_limit": limit - len(leases)}
             numbers = connection.execute(_NEXT, waiting).scalars().all()
             if not numbers:

@@ -7,18 +7,15 @@ from collections.abc import Mapping
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 
-from nightmill.core.outcome import Answered, Broken, Outcome, Throttled
+from nightmill.core.outcome import Answered, Broken, Outcome, TooLong
 
 KEPT_HEADERS = frozenset({b"retry-after", b"x-request-id", b"content-encoding"})
 """Lower-case names of the headers `outcome_of` reads."""
 
 GONE = Broken("the connection was closed before an answer came")
-TOO_LONG = Broken("the answer is longer than upstream.max_answer_bytes")
 _UNREADABLE = Broken("the answer is in a content encoding that was not requested and can't be read")
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
-_UNAVAILABLE = 503
-_TOO_MANY = 429
 
 
 def outcome_of(
@@ -36,19 +33,16 @@ def outcome_of(
     encoding = headers.get(b"content-encoding")
     if encoding is not None and body:
         decoded = _decoded(body, encoding.strip().lower(), max_bytes=max_bytes)
-        if isinstance(decoded, Broken):
+        if not isinstance(decoded, bytes):
             return decoded
         body = decoded
     request_id = headers.get(b"x-request-id")
     if request_id is not None and not _REQUEST_ID.fullmatch(request_id):
         request_id = None
     request_id_text = None if request_id is None else request_id.decode("ascii")
-    if status in (_TOO_MANY, _UNAVAILABLE):
-        asked = headers.get(b"retry-after")
-        asked_s = None if asked is None else retry_after_s(asked.decode("latin-1"), now=now)
-        if status == _TOO_MANY or asked_s is not None:
-            return Throttled(status, body, asked_s, request_id_text)
-    return Answered(status, body, request_id_text)
+    asked = headers.get(b"retry-after")
+    asked_s = None if asked is None else retry_after_s(asked.decode("latin-1"), now=now)
+    return Answered(status, body, request_id_text, asked_s)
 
 
 def retry_after_s(value: str, *, now: float) -> float | None:
@@ -64,7 +58,7 @@ def retry_after_s(value: str, *, now: float) -> float | None:
     return max(0.0, seconds) if math.isfinite(seconds) else None
 
 
-def _decoded(body: bytes, encoding: bytes, *, max_bytes: int) -> bytes | Broken:
+def _decoded(body: bytes, encoding: bytes, *, max_bytes: int) -> bytes | Broken | TooLong:
     """The decoded body. Requests accept no encoding, but some proxies compress nevertheless."""
     if encoding in (b"", b"identity"):
         return body
@@ -76,5 +70,5 @@ def _decoded(body: bytes, encoding: bytes, *, max_bytes: int) -> bytes | Broken:
     except zlib.error:
         return _UNREADABLE
     if stream.unconsumed_tail:
-        return TOO_LONG
+        return TooLong(max_bytes)
     return decoded if stream.eof else _UNREADABLE

@@ -16,15 +16,14 @@ from typing import Any, cast
 import msgspec
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
-from nightmill.core.outcome import Answered, Broken, Outcome, TimedOut
-from nightmill.upstream.answer import GONE, KEPT_HEADERS, TOO_LONG, outcome_of
+from nightmill.core.outcome import Answered, Broken, Outcome, TimedOut, TooLong
+from nightmill.upstream.answer import GONE, KEPT_HEADERS, outcome_of
 
 RECEIVE_BYTES = 64 << 10
 MAX_OVERHEAD_BYTES = 64 << 10
 """The most bytes that may arrive without body bytes: headers, 1xx answers, chunk extensions, trailers."""
 
 _FIRST_FINAL_STATUS = 200
-_READ_BY_STATUS = frozenset({429, 503})
 _CONTENT_LENGTH_BYTES = len(b"content-length")
 _TRANSFER_ENCODING = b"transfer-encoding"
 _LENGTHS = frozenset(len(name) for name in (*KEPT_HEADERS, _TRANSFER_ENCODING))
@@ -168,7 +167,7 @@ class Connection(asyncio.BufferedProtocol):
     def _settle(self) -> None:
         status = self._status
         body = self._body if self._longer_body is None else self._longer_body.getvalue()
-        if self._headers or status in _READ_BY_STATUS:
+        if self._headers:
             outcome = self._outcome(status, body)
             self._headers = {}
         else:
@@ -237,7 +236,7 @@ class Connection(asyncio.BufferedProtocol):
                 return
             self._keeps = False  # there are bytes beyond the answer; the answer itself is complete
         if self._size_bytes > self._max_answer_bytes:
-            self._end(TOO_LONG)
+            self._end(TooLong(self._max_answer_bytes))
         elif self._complete:
             self._settle()
         elif self._size_bytes == size_before_bytes:

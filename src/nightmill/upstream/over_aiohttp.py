@@ -17,8 +17,8 @@ from urllib.request import getproxies, proxy_bypass
 import aiohttp
 from yarl import URL
 
-from nightmill.core.outcome import Answered, Broken, Outcome, TimedOut, Unreachable, sent_again
-from nightmill.upstream.answer import GONE, KEPT_HEADERS, TOO_LONG, outcome_of
+from nightmill.core.outcome import Answered, Broken, Outcome, TimedOut, TooLong, Unreachable, sent_again
+from nightmill.upstream.answer import GONE, KEPT_HEADERS, outcome_of
 from nightmill.upstream.http1 import IDLE_S, MODELS_TIMEOUT_S, reason_of
 from nightmill.upstream.target import Target
 
@@ -136,7 +136,7 @@ class AiohttpUpstream:
             size_bytes += len(chunk)
             if size_bytes > self._max_answer_bytes:
                 response.close()
-                return TOO_LONG
+                return TooLong(self._max_answer_bytes)
             chunks.append(chunk)
         kept = {name.lower(): value for name, value in response.raw_headers if name.lower() in KEPT_HEADERS}
         return outcome_of(

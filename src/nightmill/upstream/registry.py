@@ -1,4 +1,4 @@
-"""The named upstreams of one worker process, each with its client, limits and circuit breaker.
+"""The named upstreams of one worker process, each with its client and limits.
 
 A worker has one upstream today, named `DEFAULT_NAME`. Events and log lines carry the name. Grants of slots
 carry the name that all workers of the upstream share (see `Slots`), which differs from the name here: it
@@ -12,7 +12,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from nightmill.core.circuit_breaker import CircuitBreaker
 from nightmill.core.concurrency import Slots
 from nightmill.core.loopback import is_loopback
 from nightmill.core.rate_limit import RateLimits
@@ -33,7 +32,6 @@ class UpstreamRuntime:
         route: its name in events, log lines and routing, and the models that it offers.
         client: sends the attempts.
         slots: the worker's grant of the concurrency limit.
-        breaker: whether the upstream is called at all.
         rates: requests and tokens per minute.
         attempt_timeout_s: the longest time of one attempt.
         max_attempts: attempts of a line that may count before its outcome stands.
@@ -42,7 +40,6 @@ class UpstreamRuntime:
     route: Route
     client: Upstream
     slots: Slots
-    breaker: CircuitBreaker
     rates: RateLimits
     attempt_timeout_s: float
     max_attempts: int
@@ -58,7 +55,6 @@ class UpstreamRegistry:
     def __init__(self, *upstreams: UpstreamRuntime) -> None:
         self._upstreams = upstreams
         self.routes = tuple(upstream.route for upstream in upstreams)
-        self.names = self.routes  # the dispatcher's name for the routes
 
     def __iter__(self) -> Iterator[UpstreamRuntime]:
         return iter(self._upstreams)
@@ -95,7 +91,7 @@ def start_upstream(
     shared_name: str,
     name: str = DEFAULT_NAME,
 ) -> UpstreamRuntime:
-    """The runtime of an open upstream, with no slots granted yet and a breaker that lets attempts through.
+    """The runtime of an open upstream, with no slots granted yet.
 
     Args:
         shared_name: the name under which all workers of the upstream share its limits in the store.
@@ -109,7 +105,6 @@ def start_upstream(
             ttl_s=worker.lease_ttl_s,
             ask_every_s=_REQUEST_BEATS * worker.beat_s,
         ),
-        breaker=CircuitBreaker(),
         rates=RateLimits(
             requests_per_minute=settings.requests_per_minute, tokens_per_minute=settings.tokens_per_minute
         ),

@@ -16,7 +16,7 @@ from typing import Any, Final
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from nightmill.core.outcome import Answered, Throttled
+from nightmill.core.outcome import Answered
 from nightmill.errors import SetupError
 from nightmill.runtime.llama import fitted, llama_command
 from nightmill.settings import ModelSettings, RayModelSettings, UpstreamSettings
@@ -92,7 +92,7 @@ class LlamaReplica:
             return Response(status_code=404)
         outcome = await self._upstream.send(path, await request.body(), timeout_s=_ANSWER_S)
         match outcome:
-            case Answered(status, body) | Throttled(status, body):
+            case Answered(status, body):
                 return Response(body, status_code=status, media_type="application/json")
             case _:
                 return Response(status_code=502)

@@ -1,0 +1,149 @@
+"""What a failed attempt says: about its request, or about the model server (see docs/faults.md). No I/O.
+
+`STATUSES` is the table of statuses; docs/faults.md prints it. A status outside the table is worth another
+attempt. Whether a failure counts against its line is decided by `core.health`, from the other lines.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final, TypeAlias, assert_never
+
+from nightmill.core.outcome import Answered, Broken, Outcome, TimedOut, TooLong, Unreachable
+
+
+class FailureKind(Enum):
+    """What a failed attempt says. The value is the sentence in docs/faults.md."""
+
+    REQUEST = "The request itself can't be answered: the line settles with this answer at once."
+    LOAD = "The server has too much to do or limits the rate: fewer attempts in flight, then another attempt."
+    LATE = "No answer in time: the requests may queue in the server, so fewer attempts in flight first."
+    ACCESS = "The server refuses nightmill itself: the operator has to correct a setting."
+    ACCOUNT = "The account at the provider has no credit left: the operator has to act."
+    FAULT = "The server failed: another attempt."
+    UNREACHABLE = "There is no connection to the server: no line can be answered."
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A failed attempt, as it is judged.
+
+    Args:
+        kind: what the failure says.
+        reason: a few words for logs and for `/ready`: the status and error code, never the message.
+        retry_after_s: the pause in seconds that the answer names, if any.
+        counts_as: as how many attempts of its line the failure counts at most.
+    """
+
+    kind: FailureKind
+    reason: str
+    retry_after_s: float | None = None
+    counts_as: float = 1.0
+
+
+_JSON_ONLY: Final = frozenset({404, 405})
+"""About the request only with a JSON body. A proxy or a wrong URL gives them with a page of text, for every line.
+"""
+
+STATUSES: Final = {
+    400: FailureKind.REQUEST,
+    401: FailureKind.ACCESS,
+    402: FailureKind.ACCOUNT,
+    403: FailureKind.ACCESS,
+    404: FailureKind.REQUEST,
+    405: FailureKind.REQUEST,
+    407: FailureKind.ACCESS,
+    408: FailureKind.LATE,
+    411: FailureKind.REQUEST,
+    413: FailureKind.REQUEST,
+    414: FailureKind.REQUEST,
+    415: FailureKind.REQUEST,
+    422: FailureKind.REQUEST,
+    429: FailureKind.LOAD,
+    431: FailureKind.REQUEST,
+    501: FailureKind.REQUEST,
+    503: FailureKind.LOAD,
+    504: FailureKind.LATE,
+    524: FailureKind.LATE,
+    529: FailureKind.LOAD,
+}
+"""The kind of failure that each status stands for. 3xx is `ACCESS`, every other status `FAULT`."""
+
+ACCOUNT_CODES: Final = frozenset(
+    {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "account_deactivated"}
+)
+"""Error codes that say at any status that the account can't be used."""
+
+KEY_CODES: Final = frozenset({"invalid_api_key", "invalid_authentication"})
+"""Error codes that say at any status that the key is refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerError:
+    """The error that an answer reports.
+
+    Args:
+        status: the status as which the answer counts: its own, or for a 2xx the one its error names, or 502.
+        code: the error's code or type, None without one; short printable text.
+        is_json: whether the body is JSON.
+    """
+
+    status: int
+    code: str | None
+    is_json: bool
+
+
+FailedOutcome: TypeAlias = Broken | TooLong | TimedOut | Unreachable
+"""An outcome without a whole answer."""
+
+
+def failure_of(outcome: Outcome, error: AnswerError | None) -> Failure:
+    """The failure that an outcome is.
+
+    Args:
+        error: what the answer reports; needed for `Answered` only.
+    """
+    match outcome:
+        case Answered(retry_after_s=retry_after_s):
+            assert error is not None
+            return Failure(kind_of(error), _reason(error), retry_after_s)
+        case TimedOut(timeout_s, counts_as):
+            return Failure(
+                FailureKind.LATE, f"it gives no answer within {timeout_s:g} s", counts_as=counts_as
+            )
+        case Broken(reason, counts_as):
+            return Failure(FailureKind.FAULT, reason, counts_as=counts_as)
+        case TooLong():
+            return Failure(FailureKind.REQUEST, outcome.code)
+        case Unreachable(reason):
+            return Failure(FailureKind.UNREACHABLE, reason)
+        case _:
+            assert_never(outcome)
+
+
+def kind_of(error: AnswerError) -> FailureKind:
+    """What an answer with this error says."""
+    if error.code in ACCOUNT_CODES:
+        return FailureKind.ACCOUNT
+    if error.code in KEY_CODES:
+        return FailureKind.ACCESS
+    status = error.status
+    if status in _JSON_ONLY and not error.is_json:
+        return FailureKind.ACCESS
+    if 300 <= status < 400:
+        return FailureKind.ACCESS
+    return STATUSES.get(status, FailureKind.FAULT)
+
+
+def _reason(error: AnswerError) -> str:
+    said = f"{error.status} {error.code}" if error.code else f"{error.status}"
+    match kind_of(error):
+        case FailureKind.ACCESS if 300 <= error.status < 400:
+            return f"it redirects ({said}) and redirects are not followed; check upstream.url"
+        case FailureKind.ACCESS if error.status in _JSON_ONLY:
+            return f"it does not know the path ({said}); check upstream.url"
+        case FailureKind.ACCESS:
+            return f"it refuses our key ({said}); check upstream.api_key"
+        case FailureKind.ACCOUNT:
+            return f"the account has no credit left ({said})"
+        case _:
+            return f"it answers {said}"
