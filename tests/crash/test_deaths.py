@@ -58,7 +58,7 @@ async def settled(mill: Mill) -> Batch:
     batch = await mill.accepted(request_lines(LINES))
 
     async def send(_: str, body: bytes) -> Answered:
-        return Answered(400 if body.endswith(b'7"}]}') else 200, b'{"of":%d}' % len(body), "r")
+        return Answered(400 if body.endswith(b'7"}]}') else 200, b'{"choices":[],"of":%d}' % len(body), "r")
 
     parts = mill.parts()
     worker = mill.worker(send, parts=parts)
@@ -207,7 +207,7 @@ async def half_answered(mill: Mill) -> Batch:
         asked += 1
         if asked > LINES // 2:
             await asyncio.Event().wait()
-        return Answered(400 if body.endswith(b'7"}]}') else 200, b'{"of":%d}' % len(body), "r")
+        return Answered(400 if body.endswith(b'7"}]}') else 200, b'{"choices":[],"of":%d}' % len(body), "r")
 
     parts = mill.parts()
     stop = asyncio.Event()

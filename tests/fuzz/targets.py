@@ -80,22 +80,35 @@ def _inspected(data: bytes, rules: InputRules, *, chunk_bytes: int) -> tuple[byt
 
 
 def answer(data: bytes) -> None:
-    """For any upstream answer the row is one line of ASCII JSON and contains the answer."""
+    """For any upstream answer the row is one line of ASCII JSON. It is a success only if a 2xx has a result,
+    and contains the answer unless that is no JSON, or a 2xx with neither a result nor an error.
+    """
     status = 200 + data[0] if data else 200
     line = RequestLine(b'"a\\u00e9"', b"{}")
-    row = answered(
-        b"batch_req_1", line, status=status, request_id=b'"%b"' % data[:8].hex().encode(), body=data[1:]
-    )
+    request_id = b'"%b"' % data[:8].hex().encode()
+    row = answered(b"batch_req_1", line, endpoint=_CHAT, status=status, request_id=request_id, body=data[1:])
     parsed = _is_row(row.text)
     assert parsed["custom_id"] == "a\u00e9"
-    if parsed["error"] is None:
-        try:
-            # `json.loads` would also decode UTF-16 from bytes, and accepts NaN unless `parse_constant`
-            # refuses it.
-            said = json.loads(data[1:].removeprefix(BOM).decode(), parse_constant=_refused)
-        except (ValueError, RecursionError):
-            return
+    assert row.is_error == (row.error is not None)
+    try:
+        # `json.loads` would also decode UTF-16 from bytes, and accepts NaN unless `parse_constant`
+        # refuses it.
+        said = json.loads(data[1:].removeprefix(BOM).decode(), parse_constant=_refused)
+    except RecursionError:
+        return
+    except ValueError:
+        assert row.error is not None
+        assert not row.error.is_json
+        return
+    assert row.error is None or row.error.is_json
+    members = said if isinstance(said, dict) else {}
+    is_2xx, has_result = status < 300, members.get("choices") is not None
+    assert row.is_error == (not is_2xx or not has_result)
+    has_error = members.get("error") is not None or members.get("object") == "error"
+    if not is_2xx or has_result or has_error:
         assert repr(parsed["response"]["body"]) == repr(said)
+    else:
+        assert parsed["response"]["body"]["error"]["code"] == "invalid_upstream_answer"
 
 
 def _refused(constant: str) -> None:
@@ -217,13 +230,16 @@ def seeds() -> dict[str, list[bytes]]:
     """A few good inputs of each target, for a fuzzer to begin with."""
     line = RequestLine(b'"a"', b"{}")
     rows = [
-        answered(b"batch_req_1", line, status=status, request_id=b'"req"', body=ANSWER[1:])
+        answered(b"batch_req_1", line, endpoint=_CHAT, status=status, request_id=b'"req"', body=ANSWER[1:])
         for status in (200, 500)
     ]
     records = b"".join(b"".join(pack_record(number, row)) for number, row in enumerate(rows))
     return {
         "input_file": [LINE, LINE + b"\r\n\n" + LINE.replace(b'"a"', b'"b"') + b"\n", BOM + LINE],
-        "answer": [ANSWER, b"\xc8" + ANSWER[1:], b"\x00<html>", b"\x00" + BOM + b"{}"],
+        "answer": [
+            *(ANSWER, b"\xc8" + ANSWER[1:], b"\x00<html>", b"\x00" + BOM + b"{}"),
+            *(b'\x00{"error": {"code": 429, "type": "busy"}}', b'\x00{"choices": [], "error": null}'),
+        ],
         "part": [records, records[:-3]],
         "form": [FORM, FORM.replace(b"\r\n--bound--", b"\r\n--bound\r\nx")],
     }
@@ -264,7 +280,10 @@ def words() -> dict[str, list[bytes]]:
             *(b'"custom_id"', b'"method"', b'"POST"', b'"url"', b'"/v1/chat/completions"', b'"body"'),
             *(b'"model"', b'"messages"', b'"stream"', LINE, LINE[:-1], LINE.replace(b'"a"', b'"b"'), BOM),
         ],
-        "answer": [*json_words, b'"usage"', b'"total_tokens"', b"4294967296", ANSWER, BOM],
+        "answer": [
+            *(*json_words, b'"usage"', b'"total_tokens"', b"4294967296", ANSWER, BOM, b"429"),
+            *(b'"choices"', b'"error"', b'"object"', b'"detail"', b'"code"', b'"type"', b'"status"'),
+        ],
         "part": [*seeds()["part"], b"NMP1", os.urandom(4), b"\x00" * 8],
         "form": [
             *(

@@ -328,7 +328,17 @@ async def test_the_next_holder_sends_only_lines_without_a_durable_answer(mill: M
 
     for ordinal in (0, 3):
         line = RequestLine(f'"line-{ordinal}"'.encode(), b"{}")
-        writer.append(ordinal, answered(b"x", line, status=200, request_id=b'"r"', body=b'{"by": "dead"}'))
+        writer.append(
+            ordinal,
+            answered(
+                b"x",
+                line,
+                endpoint="/v1/chat/completions",
+                status=200,
+                request_id=b'"r"',
+                body=b'{"choices": [], "by": "dead"}',
+            ),
+        )
     await writer.close()
     await parts.close()
 
@@ -342,7 +352,7 @@ async def test_the_next_holder_sends_only_lines_without_a_durable_answer(mill: M
     assert sent == {"line-1": 1, "line-2": 1, "line-4": 1}
     rows = await mill.rows(ended.output_file_id)
     assert [row["custom_id"] for row in rows] == [f"line-{number}" for number in range(5)]
-    assert rows[0]["response"]["body"] == {"by": "dead"}
+    assert rows[0]["response"]["body"] == {"choices": [], "by": "dead"}
     assert (ended.tally.completed, ended.total) == (5, 5)
 
 

@@ -12,12 +12,19 @@ from hypothesis import strategies as st
 
 from nightmill.core import json_text
 from nightmill.core.batch import Usage
+from nightmill.core.failure import AnswerError
 from nightmill.core.json_text import ascii_string
 from nightmill.core.output_line import OutputLine, answered, is_json, unanswered
 from nightmill.core.request_line import RequestLine, slice_line
 
 LINE = RequestLine(b'"a"', b"{}")
+CHAT_URL = "/v1/chat/completions"
 BOM = b"\xef\xbb\xbf"
+
+
+def without_choices(members: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in members.items() if name != "choices"}
+
 
 # Any code point, lone surrogates included: JSON can carry them when they are escaped.
 texts = st.text(st.characters(exclude_categories=()), max_size=12)
@@ -28,6 +35,10 @@ values = st.recursive(
     max_leaves=12,
 )
 objects = st.dictionaries(texts, values, max_size=4)
+results = st.builds(
+    lambda before, choices, after: {**before, "choices": choices, **after},
+    *(objects, values.filter(lambda choices: choices is not None), objects.map(without_choices)),
+)
 separators = st.sampled_from([(",", ":"), (", ", ": "), (" ,\t", "\r : ")])
 
 
@@ -56,8 +67,17 @@ def row_of(output: OutputLine) -> dict[str, Any]:
     return json.loads(output.text)
 
 
-def answer_to(body: bytes, *, status: int = 200, line: RequestLine = LINE) -> OutputLine:
-    return answered(b"batch_req_1", line, status=status, request_id=b'"r-1"', body=body)
+def answer_to(
+    body: bytes, *, endpoint: str = CHAT_URL, status: int = 200, line: RequestLine = LINE
+) -> OutputLine:
+    return answered(b"batch_req_1", line, endpoint=endpoint, status=status, request_id=b'"r-1"', body=body)
+
+
+def error_of(output: OutputLine) -> AnswerError:
+    assert output.is_error
+    assert output.usage is None
+    assert output.error is not None
+    return output.error
 
 
 @given(
@@ -90,8 +110,13 @@ def test_a_line_nested_deeper_than_a_parser_follows_is_still_cut():
     assert slice_line(b'{"custom_id":"a","body":' + body + b"}").body == body
 
 
-@given(body=json_bytes(), status=st.sampled_from([200, 201, 299, 300, 400, 500]), custom_id=texts)
-def test_an_answer_stands_in_its_row_as_it_was_sent(body: bytes, status: int, custom_id: str):
+@given(
+    answer=st.tuples(st.sampled_from([200, 201, 299]), json_bytes(results))
+    | st.tuples(st.sampled_from([300, 400, 500]), json_bytes()),
+    custom_id=texts,
+)
+def test_an_answer_stands_in_its_row_as_it_was_sent(answer: tuple[int, bytes], custom_id: str):
+    status, body = answer
     line = RequestLine(json.dumps(custom_id).encode(), b"{}")
     output = answer_to(body, status=status, line=line)
     row = row_of(output)
@@ -106,15 +131,15 @@ def test_an_answer_stands_in_its_row_as_it_was_sent(body: bytes, status: int, cu
     assert dict(dict(members)["response"][1])["body"] == as_read(body)
 
 
-@given(body=json_bytes())
+@given(body=json_bytes(results))
 def test_an_ascii_answer_on_one_line_is_not_changed_at_all(body: bytes):
     if body.isascii() and not {9, 10, 13} & set(body):
         assert b'"body": ' + body + b'}, "error": null}\n' in answer_to(body).text
 
 
 def test_an_answer_is_escaped_as_openai_does():
-    body = '{"a":"é\u2028\u0085😀\x7f", "n":1.0}'.encode()
-    escaped = rb'{"a":"\u00e9\u2028\u0085\ud83d\ude00' + b"\x7f" + b'", "n":1.0}'
+    body = '{"choices":"é\u2028\u0085😀\x7f", "n":1.0}'.encode()
+    escaped = rb'{"choices":"\u00e9\u2028\u0085\ud83d\ude00' + b"\x7f" + b'", "n":1.0}'
     assert answer_to(body).text == (
         b'{"id": "batch_req_1", "custom_id": "a", "response": '
         b'{"status_code": 200, "request_id": "r-1", "body": ' + escaped + b'}, "error": null}\n'
@@ -150,8 +175,8 @@ NOT_JSON = [
 def test_an_answer_that_is_not_json_becomes_an_error_object(body: bytes, status: int, reported: int):
     assert not is_json(body)
     output = answer_to(body, status=status)
-    assert output.is_error
-    assert output.usage is None
+    code = "invalid_upstream_answer" if status == 200 else None
+    assert error_of(output) == AnswerError(502 if status == 200 else status, code, is_json=False)
     response = row_of(output)["response"]
     assert response["status_code"] == reported
     error = response["body"]["error"]
@@ -208,31 +233,25 @@ FULL = Usage(31, 16, 52, 40, 83)
     ],
 )
 def test_usage_is_read_and_an_odd_one_harms_nothing(usage: Any, expected: Usage | None):
-    for text in ({"usage": usage}, {"text": "\ud83d", "usage": usage}):
+    for text in ({"choices": [], "usage": usage}, {"choices": "\ud83d", "usage": usage}):
         output = answer_to(json.dumps(text).encode())
         assert not output.is_error
         assert output.usage == expected
 
 
-@given(usage=values, rest=objects)
+@given(usage=values, rest=results)
 def test_no_usage_makes_an_answer_bad(usage: Any, rest: dict[str, Any]):
     output = answer_to(json.dumps({**rest, "usage": usage}).encode())
     assert not output.is_error
 
 
-@pytest.mark.parametrize("body", [b"[]", b'"text"', b"7", b"null"])
-def test_an_answer_need_not_be_an_object(body: bytes):
-    output = answer_to(body)
-    assert not output.is_error
-    assert output.usage is None
-
-
 def test_the_usage_of_an_error_does_not_count():
-    assert answer_to(json.dumps({"usage": CHAT}).encode(), status=500).usage is None
+    assert answer_to(json.dumps({"choices": [], "usage": CHAT}).encode(), status=500).usage is None
 
 
 def test_a_request_id_can_hold_anything():
-    output = answered(b"i", LINE, status=200, request_id=ascii_string('"}\n\u2028é'), body=b"{}")
+    request_id = ascii_string('"}\n\u2028é')
+    output = answered(b"i", LINE, endpoint=CHAT_URL, status=200, request_id=request_id, body=b"{}")
     assert row_of(output)["response"]["request_id"] == '"}\n\u2028é'
 
 
@@ -290,10 +309,11 @@ def test_validity_is_that_of_the_standard_library_without_its_extras(text: bytes
 
 
 def test_numbers_no_float_can_hold_are_fine():
-    output = answer_to(b'{"a": 1e400, "b": -0, "c": 123456789012345678901234567890, "d": 1.0}')
-    body = json.loads(output.text)["response"]["body"]
-    assert math.isinf(body["a"])
-    assert b'{"a": 1e400, "b": -0, "c": 123456789012345678901234567890, "d": 1.0}' in output.text
+    numbers = b'{"a": 1e400, "b": -0, "c": 123456789012345678901234567890, "choices": 1.0}'
+    output = answer_to(numbers)
+    assert not output.is_error
+    assert math.isinf(json.loads(output.text)["response"]["body"]["a"])
+    assert numbers in output.text
 
 
 @pytest.mark.parametrize("piece", [rb"\ud83d", rb"\ud83d\"", '"é",'.encode(), rb'","\ud83d'])

@@ -21,6 +21,7 @@ _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 # Possessive repeats: without them the engine keeps a backtracking state for each escape of a 16 MB string.
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[{}\[\]:,]', re.DOTALL)
 _WHITESPACE = b" \t\n\r"
+_NOT_WHITESPACE = re.compile(rb"[^ \t\n\r]")
 _LINE_BREAKS_TO_SPACES = bytes.maketrans(b"\r\n\t", b"   ")
 _KINDS = {
     ord("{"): "an object",
@@ -85,6 +86,12 @@ def validate(text: bytes) -> None:
         raise NotJsonError("not JSON") from None
     except RecursionError:
         raise TooDeepError("nested too deep") from None
+
+
+def is_object(text: bytes) -> bool:
+    """Whether a valid JSON text is an object."""
+    first = _NOT_WHITESPACE.search(text)
+    return first is not None and first[0] == b"{"
 
 
 def members(text: bytes, *names: str) -> dict[str, bytes]:

@@ -1,19 +1,19 @@
 """An output line: one row of an output or error file (docs/openai-behaviour.md 5.1, 9.5). No I/O.
 
 Bodies are slices of the upstream's answers and are never re-encoded. Every row is ASCII, a single line and
-valid JSON, whatever the upstream sent.
+valid JSON, whatever the upstream sent. A 2xx is a success only with a result of its endpoint; what an answer
+without one reports is read by `core.answer_error`.
 """
 
-from typing import Annotated, cast
+from typing import Annotated, Final, cast
 
 import msgspec
 
 from nightmill.core import json_text
+from nightmill.core.answer_error import failed_answer
 from nightmill.core.batch import Usage
 from nightmill.core.failure import AnswerError
 from nightmill.core.request_line import RequestLine
-
-_WHITESPACE = b" \t\n\r"
 
 _ANSWERED = (
     b'{"id": "%b", "custom_id": %b, "response": {"status_code": %d, "request_id": %b, "body": %b}, '
@@ -26,8 +26,8 @@ _UNANSWERED = b'{"id": "%b", "custom_id": %b, "response": null, "error": {"code"
 class OutputLine(msgspec.Struct, frozen=True, gc=False):
     """One row of an output or error file: ASCII, a single line, with its line break.
 
-    `is_error` decides which of the two files has the row; `usage` is added to the usage of the batch. `error` is
-    what an answer that is no result of its endpoint reports; None without an answer.
+    `is_error` decides which of the two files has the row; `usage` is added to the usage of the batch. `error`
+    is what an answer that is no result of its endpoint reports; None without an answer.
     """
 
     text: bytes
@@ -60,16 +60,49 @@ class _Usage(msgspec.Struct, gc=False):
 
 
 class _Answer(msgspec.Struct, gc=False):
+    """An answer with a result. The result is not decoded; the subclasses name its member."""
+
+    result: msgspec.Raw
     usage: _Usage | None = None
 
 
-class _IrregularAnswer(msgspec.Struct, gc=False):
-    usage: msgspec.Raw = msgspec.Raw(b"null")
+class _Choices(_Answer, gc=False):
+    result: msgspec.Raw = msgspec.field(name="choices")
 
 
-_answer = msgspec.json.Decoder(_Answer)
+class _Data(_Answer, gc=False):
+    result: msgspec.Raw = msgspec.field(name="data")
 
-_irregular_answer = msgspec.json.Decoder(_IrregularAnswer)
+
+class _Output(_Answer, gc=False):
+    result: msgspec.Raw = msgspec.field(name="output")
+
+
+class _Results(_Answer, gc=False):
+    result: msgspec.Raw = msgspec.field(name="results")
+
+
+class _Id(_Answer, gc=False):
+    result: msgspec.Raw = msgspec.field(name="id")
+
+
+_RESULTS: Final[dict[str, tuple[str, msgspec.json.Decoder[_Answer]]]] = {
+    "/v1/responses": ("output", msgspec.json.Decoder(_Output)),
+    "/v1/chat/completions": ("choices", msgspec.json.Decoder(_Choices)),
+    "/v1/embeddings": ("data", msgspec.json.Decoder(_Data)),
+    "/v1/completions": ("choices", msgspec.json.Decoder(_Choices)),
+    "/v1/moderations": ("results", msgspec.json.Decoder(_Results)),
+    "/v1/images/generations": ("data", msgspec.json.Decoder(_Data)),
+    "/v1/images/edits": ("data", msgspec.json.Decoder(_Data)),
+    "/v1/videos": ("id", msgspec.json.Decoder(_Id)),
+}
+"""The member that is the result of each endpoint in OpenAI's response objects, and the decoder that finds it.
+
+A result that is there stands, whatever else the answer says. A response whose own status is `failed` has an
+`error` and an `output`, and belongs to the output file like a cut-off one (docs/openai-behaviour.md 5.1).
+"""
+
+_NULL: Final = msgspec.Raw(b"null")
 
 
 def is_json(body: bytes) -> bool:
@@ -84,30 +117,34 @@ def is_json(body: bytes) -> bool:
 def answered(
     line_id: bytes, line: RequestLine, *, endpoint: str, status: int, request_id: bytes, body: bytes
 ) -> OutputLine:
-    """The row of a line that the upstream answered. A body that is not JSON is replaced by an error object.
+    """The row of a line that the upstream answered: a success only if a 2xx has a result of the endpoint.
 
     Args:
+        endpoint: the endpoint of the batch, one of `ENDPOINTS`.
         request_id: a JSON string.
     """
     body = body.removeprefix(json_text.BOM)
-    is_error = not 200 <= status < 300
-    usage = None
+    result, decoder = _RESULTS[endpoint]
+    answer = usage = error = None
+    is_json = True
     try:
-        shell = _shell(body)
+        if 200 <= status < 300:
+            answer = _read(body, result, decoder)
+        else:
+            json_text.validate(body)
     except json_text.NotJsonError:
-        status = status if status >= 400 else 502
-        is_error = True
-        body = _not_json(status)
+        is_json = False
+    if answer is not None:
+        written, body = 200, json_text.one_ascii_line(body)
+        if answer.usage is not None:
+            usage = _usage(answer.usage)
     else:
-        body = json_text.one_ascii_line(body)
-        if not is_error and shell is not None:
-            usage = _usage(shell)
+        error, written, body = failed_answer(body, status=status, result=result, is_json=is_json)
     custom_id = line.custom_id_json
     if not custom_id.isascii():
         custom_id = json_text.one_ascii_line(custom_id)
-    written = status if is_error else 200
-    error = AnswerError(status, None, is_json=True) if is_error else None
-    return OutputLine(_ANSWERED % (line_id, custom_id, written, request_id, body), is_error, usage, error)
+    text = _ANSWERED % (line_id, custom_id, written, request_id, body)
+    return OutputLine(text, error is not None, usage, error)
 
 
 def unanswered(line_id: bytes, line: RequestLine, *, code: str, message: str) -> OutputLine:
@@ -117,16 +154,8 @@ def unanswered(line_id: bytes, line: RequestLine, *, code: str, message: str) ->
     return OutputLine(_UNANSWERED % (line_id, custom_id, *error), is_error=True, usage=None)
 
 
-def _not_json(status: int) -> bytes:
-    message = f"The upstream's answer (reported here with status {status}) was not valid JSON."
-    return (
-        b'{"error": {"message": ' + json_text.ascii_string(message) + b', "type": "server_error", '
-        b'"param": null, "code": "invalid_upstream_answer"}}'
-    )
-
-
-def _shell(body: bytes) -> _Usage | None:
-    """The usage that the answer reports, if any. An irregular usage does not make the answer an error.
+def _read(body: bytes, result: str, decoder: msgspec.json.Decoder[_Answer]) -> _Answer | None:
+    """The result and the usage of an answer; None without a result. An irregular usage is no error.
 
     Raises:
         NotJsonError: the body is not JSON.
@@ -134,19 +163,25 @@ def _shell(body: bytes) -> _Usage | None:
     try:
         if not body.isascii():
             str(body, "utf-8")  # the decoder does not read every string, so it does not find every bad byte
-        return _answer.decode(body).usage
+        answer = decoder.decode(body)
     except (UnicodeDecodeError, msgspec.DecodeError, RecursionError):
         json_text.validate(body)
-    plain = json_text.without_lone_surrogates(body)
-    try:
-        return _answer.decode(plain).usage
-    except msgspec.DecodeError:
-        return _irregular_usage(plain)
+        return _read_irregular(json_text.without_lone_surrogates(body), result)
+    return None if answer.result == _NULL else answer
 
 
-def _irregular_usage(body: bytes) -> _Usage | None:
+def _read_irregular(body: bytes, result: str) -> _Answer | None:
+    """As `_read`, for JSON that the decoder refuses: no result, lone surrogates, an irregular usage."""
+    members = json_text.members(body, result, "usage") if json_text.is_object(body) else {}
+    found = msgspec.Raw(members.get(result, b"null"))
+    if found == _NULL:
+        return None
+    return _Answer(found, _irregular_usage(members.get("usage", b"null")))
+
+
+def _irregular_usage(text: bytes) -> _Usage | None:
     try:
-        usage: object = msgspec.json.decode(_irregular_answer.decode(body).usage)
+        usage: object = msgspec.json.decode(text)
     except msgspec.DecodeError:
         return None
     if not isinstance(usage, dict):
