@@ -162,25 +162,6 @@ async def test_interim_answers_without_end_are_not_followed_for_ever(rogue, conn
     assert isinstance(outcome, Broken | TimedOut)
 
 
-@pytest.mark.parametrize("framing", ["length", "chunks", "close"])
-async def test_a_body_over_the_limit_is_broken(rogue, connect, ask, words, framing):
-    part = b"x" * 50_000
-    head, wrap, end = {
-        "length": (b"Content-Length: 5000000\r\n", part, words.HANG),
-        "chunks": (b"Transfer-Encoding: chunked\r\n", b"c350\r\n" + part + b"\r\n", words.HANG),
-        "close": (b"", part, words.CLOSE),
-    }[framing]
-    rogue.plays(b"HTTP/1.1 200 OK\r\n" + head + b"\r\n", *[wrap] * 100, end)
-    outcome = await ask(connect(rogue.url, max_answer_bytes=200_000))
-    assert outcome == Broken("the answer is longer than upstream.max_answer_bytes")
-    assert "sk-" not in repr(outcome)
-
-
-async def test_a_body_of_exactly_the_limit_is_fine(rogue, connect, ask, words):
-    rogue.plays(words.answer(b"x" * 2_000))
-    assert await ask(connect(rogue.url, max_answer_bytes=2_000)) == Answered(200, b"x" * 2_000, None)
-
-
 @pytest.mark.parametrize("end", ["CLOSE", "RESET"])
 async def test_a_line_whose_reused_connection_was_closed_is_sent_again_at_once(
     rogue, connect, ask, words, end

@@ -66,9 +66,9 @@ def _decoded(body: bytes, encoding: bytes, *, max_bytes: int) -> bytes | Broken 
         return _UNREADABLE
     stream = zlib.decompressobj(_GZIP_OR_ZLIB)
     try:
-        decoded = stream.decompress(body, max_bytes)
+        decoded = stream.decompress(body, max_bytes + 1)
     except zlib.error:
         return _UNREADABLE
-    if stream.unconsumed_tail:
+    if len(decoded) > max_bytes:
         return TooLong(max_bytes)
     return decoded if stream.eof else _UNREADABLE

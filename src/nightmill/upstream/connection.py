@@ -51,7 +51,7 @@ class Connection(asyncio.BufferedProtocol):
     Args:
         loop: the running one.
         buffer: receives the bytes of all connections.
-        max_answer_bytes: the longest body; an answer with a longer body ends as broken.
+        max_answer_bytes: the longest body; a longer one ends as `TooLong`, and one that is announced at once.
         wall_clock: Unix seconds, for a Retry-After that is a date.
         freed: called when the connection can take the next request.
         unsent: called when a reused connection was closed before a byte of the attempt's answer arrived.
@@ -66,8 +66,10 @@ class Connection(asyncio.BufferedProtocol):
         "_freed",
         "_headers",
         "_in_body",
+        "_is_too_long",
         "_keeps",
         "_longer_body",
+        "_longest_digits",
         "_loop",
         "_lost",
         "_max_answer_bytes",
@@ -99,6 +101,7 @@ class Connection(asyncio.BufferedProtocol):
         self._loop = loop
         self._buffer = buffer
         self._max_answer_bytes = max_answer_bytes
+        self._longest_digits = len(str(max_answer_bytes))
         self._wall_clock = wall_clock
         self._freed = freed
         self._unsent = unsent
@@ -115,6 +118,7 @@ class Connection(asyncio.BufferedProtocol):
         self._silent = True
         self._headers: dict[bytes, bytes] = {}
         self._framed = False
+        self._is_too_long = False
         self._in_body = False
         self._status = 0
         self._complete = False
@@ -235,7 +239,7 @@ class Connection(asyncio.BufferedProtocol):
                 self._end(Broken("the answer is not HTTP/1.1"))
                 return
             self._keeps = False  # there are bytes beyond the answer; the answer itself is complete
-        if self._size_bytes > self._max_answer_bytes:
+        if self._is_too_long or self._size_bytes > self._max_answer_bytes:
             self._end(TooLong(self._max_answer_bytes))
         elif self._complete:
             self._settle()
@@ -270,6 +274,8 @@ class Connection(asyncio.BufferedProtocol):
         if length == _CONTENT_LENGTH_BYTES:
             if name.lower() == b"content-length":
                 self._framed = True
+                if len(value) >= self._longest_digits and not self._in_body:
+                    self._is_too_long = int(value) > self._max_answer_bytes
         elif length in _LENGTHS and not self._in_body:  # in the body they are trailers
             name = name.lower()
             if name in KEPT_HEADERS:

@@ -42,7 +42,7 @@ class LeanUpstream:
         target: where requests go.
         tls: how the server's certificate is checked; None for plain http.
         connect_timeout_s: for name lookup, TCP and TLS together.
-        max_answer_bytes: the longest body; an answer with a longer body ends as broken.
+        max_answer_bytes: the longest body; an answer with a longer body ends as too long.
         idle_s: seconds after which an idle connection is closed.
         wall_clock: Unix seconds, for a Retry-After that is a date.
     """

@@ -130,18 +130,20 @@ class AiohttpUpstream:
         if response.status < _FIRST_FINAL_STATUS:
             response.close()
             return Broken("the answer is not HTTP/1.1")
-        chunks: list[bytes] = []
-        size_bytes = 0
-        async for chunk in response.content.iter_any():
-            size_bytes += len(chunk)
-            if size_bytes > self._max_answer_bytes:
-                response.close()
-                return TooLong(self._max_answer_bytes)
-            chunks.append(chunk)
+        size_bytes = response.content_length or 0
+        body = BytesIO()  # to join a list of chunks would need the memory of two answers
+        while size_bytes <= self._max_answer_bytes:
+            chunk = await response.content.readany()
+            if not chunk:
+                break
+            size_bytes = body.tell() + body.write(chunk)
+        else:
+            response.close()
+            return TooLong(self._max_answer_bytes)
         kept = {name.lower(): value for name, value in response.raw_headers if name.lower() in KEPT_HEADERS}
         return outcome_of(
             response.status,
-            b"".join(chunks),
+            body.getvalue(),
             headers=kept,
             max_bytes=self._max_answer_bytes,
             now=self._wall_clock(),
