@@ -11,7 +11,7 @@ from nightmill.core.output_line import OutputLine
 from nightmill.core.segment import PinnedPart, Segment
 from nightmill.errors import DamageError
 from nightmill.ids import BatchId
-from nightmill.parts import PartRecord, Parts
+from nightmill.parts import PartRecord, Parts, PartWriter
 
 BATCH = BatchId("batch_1")
 
@@ -53,7 +53,54 @@ async def test_what_was_flushed_comes_back_as_it_was(any_parts: Parts) -> None:
     await writer.flush()
     assert writer.durable_tally == Tally(3, 2, Usage(11, 22, 33, 44, 55))
     assert writer.pinned is not None
-    assert await records(any_parts, [writer.pinned]) == settled
+    found = await records(any_parts, [writer.pinned])
+    assert [(record.ordinal, record.output) for record in found] == [
+        (record.ordinal, record.output) for record in settled
+    ]
+
+
+async def test_a_long_text_can_be_read_again_and_a_short_one_has_no_place(any_parts: Parts) -> None:
+    writer = any_parts.open(segment_of(), 1)
+    texts = [b"%d" % number * (200_000 if number % 2 else 9) for number in range(6)]
+    for number, text in enumerate(texts):
+        writer.append(number, OutputLine(text=text, is_error=False, usage=None))
+        if number in (2, 3):
+            await writer.flush()
+    await writer.close()
+    assert writer.pinned is not None
+    found = await records(any_parts, [writer.pinned])
+    assert [record.output.text for record in found] == texts
+    assert [record.place is not None for record in found] == [False, True] * 3
+    places = [record.place for record in found if record.place is not None]
+    assert [await any_parts.text(place) for place in places] == texts[1::2]
+    await any_parts.delete(BATCH)
+    with pytest.raises(DamageError, match="batch_1"):
+        await any_parts.text(places[0])
+
+
+async def test_a_commit_takes_a_bounded_number_of_bytes_and_all_answers_become_durable(
+    any_parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nightmill.parts.writer._MOST_TAKEN_BYTES", 100_000)
+    taken: list[int] = []
+    real = PartWriter.take
+
+    def take(writer: PartWriter) -> Sequence[bytes]:
+        pieces = real(writer)
+        taken.append(sum(map(len, pieces)))
+        return pieces
+
+    monkeypatch.setattr(PartWriter, "take", take)
+    writer = any_parts.open(segment_of(), 1)
+    for number, size_bytes in enumerate([50_000, 40_000, 50_000, 300_000, 10, 10]):
+        writer.append(number, OutputLine(text=b"x" * size_bytes, is_error=False, usage=None))
+    await writer.flush()
+    assert any_parts.queued_bytes == writer.queued_bytes == 0
+    assert [round(size_bytes, -4) for size_bytes in taken] == [90_000, 50_000, 300_000, 0]
+    assert writer.pinned is not None
+    assert [record.ordinal for record in await records(any_parts, [writer.pinned])] == list(range(6))
+    assert writer.durable_tally == Tally(6, 0)
+    await writer.close()
 
 
 async def test_nothing_counts_before_the_commit(any_parts: Parts) -> None:

@@ -47,7 +47,7 @@ The store's leases decide who may write, and the finalizer decides in which orde
 from nightmill.parts.folder import FolderParts
 from nightmill.parts.protocol import Parts
 from nightmill.parts.reader import FirstAnswers, counted_parts, standing_records
-from nightmill.parts.record import PartRecord
+from nightmill.parts.record import PartRecord, TextPlace
 from nightmill.parts.writer import PartWriter
 
 __all__ = [
@@ -56,6 +56,7 @@ __all__ = [
     "PartRecord",
     "PartWriter",
     "Parts",
+    "TextPlace",
     "counted_parts",
     "standing_records",
 ]

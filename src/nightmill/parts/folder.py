@@ -13,7 +13,7 @@ from nightmill.core.segment import PinnedPart, Segment
 from nightmill.errors import DamageError, UnavailableError
 from nightmill.failpoints import failpoint
 from nightmill.ids import BatchId
-from nightmill.parts.record import PartRecord, part_key, read_records, whole_bytes
+from nightmill.parts.record import PartRecord, TextPlace, part_key, read_records, whole_bytes
 from nightmill.parts.writer import PartWriter
 
 _READ_BYTES = 1 << 20
@@ -104,7 +104,7 @@ class FolderParts:
                     raise _damage(part, 0) from None
                 # A buffered file has a lock: close() waits for a read that a cancelled task left running.
                 with file:
-                    rows = read_records(file, part.length_bytes)
+                    rows = read_records(file, part.length_bytes, key=part.key)
                     while end < part.length_bytes:
                         records, end = await asyncio.to_thread(_next_records, rows, end)
                         if not records:
@@ -112,6 +112,22 @@ class FolderParts:
                         yield records
             if end != part.length_bytes:
                 raise _damage(part, end)
+
+    async def text(self, place: TextPlace) -> bytes:
+        def read() -> bytes:
+            with (self._root / place.key).open("rb") as file:
+                file.seek(place.offset)
+                return file.read(place.length_bytes)
+
+        with reported(f"part {place.key}"):
+            try:
+                text = await asyncio.to_thread(read)
+            except FileNotFoundError:
+                text = b""
+        if len(text) != place.length_bytes:
+            end = place.offset + place.length_bytes
+            raise _damage(PinnedPart(place.key, end), place.offset)
+        return text
 
     async def batches(self) -> Sequence[BatchId]:
         with reported("the folder of parts"):

@@ -12,12 +12,12 @@ from contextlib import aclosing, suppress
 from io import BytesIO
 from itertools import count
 
-from nightmill.blobs.bucket import Bucket
+from nightmill.blobs.bucket import Bucket, PastTheEndError
 from nightmill.core.segment import PinnedPart, Segment
 from nightmill.errors import DamageError, LeaseLost, UnavailableError
 from nightmill.failpoints import failpoint
 from nightmill.ids import BatchId
-from nightmill.parts.record import PartRecord, part_key, read_records, whole_bytes
+from nightmill.parts.record import PartRecord, TextPlace, part_key, read_records, whole_bytes
 from nightmill.parts.writer import PartWriter
 
 _PREFIX = "parts"
@@ -111,11 +111,13 @@ class ObjectParts:
 
     async def read(self, parts: Sequence[PinnedPart]) -> AsyncIterator[Sequence[PartRecord]]:
         for part in parts:
-            end = 0
+            end = number = 0
             async with aclosing(self._objects(part.key, part.length_bytes)) as contents:
                 async for content in contents:
                     length_bytes = min(len(content), part.length_bytes - end)
-                    rows = list(read_records(BytesIO(content), length_bytes))
+                    key = _object_key(part.key, number)
+                    number += 1
+                    rows = list(read_records(BytesIO(content), length_bytes, key=key))
                     yield [record for _, record in rows]
                     read_bytes = rows[-1][0] if rows else 0
                     end += read_bytes
@@ -123,6 +125,16 @@ class ObjectParts:
                         break
             if end != part.length_bytes:
                 raise _damage(part, end)
+
+    async def text(self, place: TextPlace) -> bytes:
+        try:
+            text, _ = await self._bucket.get_range(place.key, place.offset, place.length_bytes)
+        except (FileNotFoundError, PastTheEndError):
+            text = b""
+        if len(text) != place.length_bytes:
+            end = place.offset + place.length_bytes
+            raise _damage(PinnedPart(place.key, end), place.offset)
+        return text
 
     async def batches(self) -> Sequence[BatchId]:
         return [BatchId(name) for name in await self._bucket.folders_under(_PREFIX)]
@@ -187,10 +199,12 @@ class ObjectParts:
         try:
             while await self._has_more(writer, row):
                 content = b"".join(writer.take())
-                row.has_records.clear()
-                row.hurry.clear()
+                if not writer.queued_bytes:
+                    row.has_records.clear()
+                    row.hurry.clear()
                 if not await self._put_until_stored(writer, row, content):
                     return
+                del content
                 row.number += 1
                 writer.settle()
                 self._wake_waiters()

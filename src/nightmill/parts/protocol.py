@@ -5,7 +5,7 @@ from typing import Protocol
 
 from nightmill.core.segment import PinnedPart, Segment
 from nightmill.ids import BatchId
-from nightmill.parts.record import PartRecord
+from nightmill.parts.record import PartRecord, TextPlace
 from nightmill.parts.writer import PartWriter
 
 
@@ -56,6 +56,14 @@ class Parts(Protocol):
 
         Raises:
             DamageError: a pinned length holds anything but whole records. The records before come first.
+        """
+        ...
+
+    async def text(self, place: TextPlace) -> bytes:
+        """The text of a record that `read` has returned.
+
+        Raises:
+            DamageError: the text is not there any more.
         """
         ...
 

@@ -29,15 +29,28 @@ _HEADER = struct.Struct("<I4sIQIIIIII")
 HEADER_BYTES = _HEADER.size
 _IS_ERROR, _HAS_USAGE = 1, 2
 _BLOCK_BYTES = 256 << 10
+LONG_TEXT_BYTES = 64 << 10
 _MAX_TOKENS = (1 << 32) - 1
 _NAME = re.compile(r"([0-9]+)\.([0-9]+)(?:-([0-9]+))?\.part", re.ASCII)
 
 
+class TextPlace(msgspec.Struct, frozen=True, gc=False):
+    """Where the text of a record lies: a reader that has no memory for a long text reads it again later.
+
+    `key` is that of a file or of one object of a part.
+    """
+
+    key: str
+    offset: int
+    length_bytes: int
+
+
 class PartRecord(msgspec.Struct, frozen=True, gc=False):
-    """The answer to one request line, which `ordinal` names."""
+    """The answer to one request line, which `ordinal` names. Only a long text has a `place`."""
 
     ordinal: int
     output: OutputLine
+    place: TextPlace | None = None
 
     @property
     def tally(self) -> Tally:
@@ -72,7 +85,7 @@ def part_key(segment: Segment, token: int, copy: int = 0) -> str:
 
 
 def pack_record(ordinal: int, output: OutputLine) -> tuple[bytes, bytes]:
-    """The record in two pieces, which saves one copy of the line.
+    """The record in two pieces, which saves one copy of the line, and all copies of a long line.
 
     Raises struct.error when a token count does not fit; see `bounded`.
     """
@@ -91,6 +104,8 @@ def pack_record(ordinal: int, output: OutputLine) -> tuple[bytes, bytes]:
             usage.total_tokens,
             len(text),
         )
+    if len(text) >= LONG_TEXT_BYTES:
+        return _CRC.pack(crc32(text, crc32(content))) + content, text
     record = content + text
     return _CRC.pack(crc32(record)), record
 
@@ -130,8 +145,12 @@ def bounded(output: OutputLine) -> OutputLine:
     return OutputLine(text=output.text, is_error=output.is_error, usage=Usage(*counts))
 
 
-def read_records(file: BinaryIO, length_bytes: int) -> Generator[tuple[int, PartRecord]]:
-    """Whole records, each with the offset of its end, up to the first torn, foreign or damaged record."""
+def read_records(file: BinaryIO, length_bytes: int, *, key: str = "") -> Generator[tuple[int, PartRecord]]:
+    """Whole records, each with the offset of its end, up to the first torn, foreign or damaged record.
+
+    Args:
+        key: of the file, for the places of long texts.
+    """
     end = 0  # offset in the file of the end of the last good record; `at` is the same place in the block
     block, at = b"", 0
     while length_bytes - end >= _HEADER.size:
@@ -155,7 +174,9 @@ def read_records(file: BinaryIO, length_bytes: int) -> Generator[tuple[int, Part
         end += size_bytes
         at += size_bytes
         usage = Usage(taken, cached, given, reasoning, total) if kind & _HAS_USAGE else None
-        yield end, PartRecord(ordinal, OutputLine(text, bool(kind & _IS_ERROR), usage))
+        is_long = text_bytes >= LONG_TEXT_BYTES
+        place = TextPlace(key, end - text_bytes, text_bytes) if is_long else None
+        yield end, PartRecord(ordinal, OutputLine(text, bool(kind & _IS_ERROR), usage), place)
 
 
 def whole_bytes(file: BinaryIO, length_bytes: int) -> int:

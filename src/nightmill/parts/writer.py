@@ -13,6 +13,8 @@ from nightmill.core.output_line import OutputLine
 from nightmill.core.segment import PinnedPart, Segment
 from nightmill.parts.record import HEADER_BYTES, pack_records, part_key
 
+_MOST_TAKEN_BYTES = 64 << 20  # a commit needs memory for these bytes once more
+
 
 class Sink(Protocol):
     """Makes the records of all open writers of a process durable.
@@ -129,17 +131,21 @@ class PartWriter:
         self.key = part_key(self._segment, self._token, copy)
 
     def take(self) -> Sequence[bytes]:
-        """All bytes to write behind the durable ones, including those that an earlier commit failed to write.
+        """The bytes to write behind the durable ones, including those that an earlier commit failed to write.
 
         The same bytes come first at each call until `settle`: a length that another process has pinned
-        meanwhile stays valid.
+        meanwhile stays valid. Records beyond `_MOST_TAKEN_BYTES` wait for the next call.
         """
-        pieces, tally = pack_records(self._records)
-        self._records = []
+        records, self._records = self._records, []
+        if self.queued_bytes > _MOST_TAKEN_BYTES:
+            count = _count_within(records, _MOST_TAKEN_BYTES)
+            records, self._records = records[:count], records[count:]
+        pieces, tally = pack_records(records)
+        taken_bytes = sum(map(len, pieces))
         self._taken += pieces
-        self._taken_bytes += self.queued_bytes
-        self.queued_bytes = 0
-        self._taken_count = self._appended
+        self._taken_bytes += taken_bytes
+        self.queued_bytes -= taken_bytes
+        self._taken_count = self._appended - len(self._records)
         self._taken_tally = self._taken_tally.plus(tally)
         return self._taken
 
@@ -151,3 +157,13 @@ class PartWriter:
         self._taken = []
         self._durable = self._taken_count
         self.durable_tally = self._taken_tally
+
+
+def _count_within(records: Sequence[tuple[int, OutputLine]], most_bytes: int) -> int:
+    """How many of the first records have so many bytes in sum; at least one."""
+    size_bytes = 0
+    for count, (_, output) in enumerate(records):
+        size_bytes += HEADER_BYTES + len(output.text)
+        if count and size_bytes > most_bytes:
+            return count
+    return len(records)

@@ -1,14 +1,16 @@
 """Joins the answers of a run of segments, in the order of the input, into an output and an error file.
 
 Every request line of the run is written exactly once, to one of the two files, and joining the same run
-again produces the same bytes. Memory use is that of a few segments. The finalizer decides which process joins
-which run, and publishes the files.
+again produces the same bytes. Memory use is that of a few segments of short answers: long texts beyond
+`_READ_BYTES` are left in the parts and read again when their turn comes. The finalizer decides which process
+joins which run, and publishes the files.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
+from typing import NamedTuple
 
 from nightmill.blobs import Blobs, BlobWriter
 from nightmill.core.batch import Batch, Status, Tally, Usage
@@ -18,7 +20,7 @@ from nightmill.core.segment import INDEX_RECORD_BYTES, IndexedLine, SegmentResul
 from nightmill.errors import LeaseLost
 from nightmill.failpoints import failpoint
 from nightmill.ids import output_line_id
-from nightmill.parts import Parts, counted_parts, standing_records
+from nightmill.parts import Parts, TextPlace, counted_parts, standing_records
 from nightmill.store import Store
 
 _WRITE_BYTES = 1 << 20
@@ -44,6 +46,19 @@ class Joined:
     tally: Tally
     missing: int
     lines: int
+
+
+class _SegmentRows(NamedTuple):
+    """The rows of a segment in the order of the input.
+
+    Args:
+        missing_count: how many of the lines have no answer.
+        places: where the texts lie that are not in memory, by the row's place in `rows`.
+    """
+
+    rows: list[OutputLine]
+    missing_count: int
+    places: Mapping[int, TextPlace]
 
 
 class Joiner:
@@ -108,9 +123,12 @@ class Joiner:
         renewed_at = self._monotonic()
         while results := await pages.next():
             for group in _groups(results, at_once=self._parts.reads_at_once):
-                for rows, missing_count in await self._rows_of(batch, index_blob_key, group):
-                    await output.write([row.text for row in rows if not row.is_error])
-                    await error.write([row.text for row in rows if row.is_error])
+                for rows, missing_count, places in await self._rows_of(batch, index_blob_key, group):
+                    if places:
+                        await self._write_in_turn(rows, places, output, error)
+                    else:
+                        await output.write([row.text for row in rows if not row.is_error])
+                        await error.write([row.text for row in rows if row.is_error])
                     tally = tally.plus(_tally(rows, missing_count=missing_count))
                     missing += missing_count
                     lines += len(rows)
@@ -122,8 +140,8 @@ class Joiner:
 
     async def _rows_of(
         self, batch: Batch, index_blob_key: str, results: Sequence[SegmentResult]
-    ) -> Sequence[tuple[list[OutputLine], int]]:
-        """The rows of each segment in the order of the input, and how many of the lines have no answer."""
+    ) -> Sequence["_SegmentRows"]:
+        """The rows of each segment."""
         if len(results) == 1:
             return [await self._rows(batch, index_blob_key, results[0])]
         try:
@@ -133,18 +151,43 @@ class Joiner:
             raise failures.exceptions[0] from None
         return [task.result() for task in reading]
 
-    async def _rows(
-        self, batch: Batch, index_blob_key: str, result: SegmentResult
-    ) -> tuple[list[OutputLine], int]:
+    async def _rows(self, batch: Batch, index_blob_key: str, result: SegmentResult) -> "_SegmentRows":
         # The batch lease has voided the token of a segment that is not done: no worker ever held that token.
         counted = await counted_parts(self._parts, result, below=result.token)
-        answers = {record.ordinal: record.output async for record in standing_records(self._parts, counted)}
+        answers: dict[int, OutputLine] = {}
+        places: dict[int, TextPlace] = {}
+        kept_bytes = 0
+        async for record in standing_records(self._parts, counted):
+            answers[record.ordinal] = output = record.output
+            if record.place is None:
+                continue
+            kept_bytes += record.place.length_bytes
+            if kept_bytes > _READ_BYTES:
+                answers[record.ordinal] = OutputLine(b"", output.is_error, output.usage)
+                places[record.ordinal] = record.place
         lines = await self._lines(index_blob_key, result)
         missing = [line for line in lines if line.ordinal not in answers]
         if result.is_done and (missing or len(answers) != len(lines)):
             raise _miscount(batch, result, len(answers))
         answers |= await self._unanswered(batch, missing)
-        return [answers[line.ordinal] for line in lines], len(missing)
+        rows = [answers[line.ordinal] for line in lines]
+        left_out = {
+            number: places[line.ordinal] for number, line in enumerate(lines) if line.ordinal in places
+        }
+        return _SegmentRows(rows, len(missing), left_out)
+
+    async def _write_in_turn(
+        self,
+        rows: Sequence[OutputLine],
+        places: Mapping[int, TextPlace],
+        output: "JoinedFile",
+        error: "JoinedFile",
+    ) -> None:
+        """Writes rows of which some have no text in memory."""
+        for number, row in enumerate(rows):
+            place = places.get(number)
+            text = row.text if place is None else await self._parts.text(place)
+            await (error if row.is_error else output).write([text])
 
     async def _lines(self, index_blob_key: str, result: SegmentResult) -> list[IndexedLine]:
         segment = result.segment
