@@ -14,7 +14,7 @@ from typing import Any
 from bench import machine
 from bench.fleet_postgres import Postgres
 from nightmill.core.batch import Batch, Event, Status
-from nightmill.core.segment import cut_segments
+from nightmill.core.segment import Segment
 from nightmill.ids import BatchId, FileId, ProjectId, WorkerId
 from nightmill.store import open_store
 from nightmill.store.migrate import migrate
@@ -50,7 +50,10 @@ async def _filled(url: str, batches: int, segments: int) -> float:
             lease = await store.batch_leases.lease((Status.VALIDATING,), _KEEPER, ttl_s=600)
             assert lease is not None
             after = replace(made.after(Event.ACCEPTED, now=now), model="bench", total=total)
-            cut = list(cut_segments(made.id, total=total, lines_per_segment=LINES_PER_SEGMENT))
+            cut = [
+                Segment(made.id, place, place * LINES_PER_SEGMENT, LINES_PER_SEGMENT)
+                for place in range(total // LINES_PER_SEGMENT)
+            ]
             await store.batch_leases.accept(lease, after, index_blob_key=f"indexes/{number}", segments=cut)
     finally:
         await store.close()

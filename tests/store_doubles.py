@@ -4,6 +4,8 @@ from collections.abc import Callable
 from copy import copy
 from typing import Any
 
+from nightmill.core.segment import Segment
+from nightmill.ids import BatchId
 from nightmill.store import Store
 
 
@@ -30,3 +32,12 @@ class _BrokenDatabase:
 def broken_store(error: Exception) -> Store:
     """A store whose every verb raises `error`."""
     return Store(_BrokenDatabase(error))
+
+
+def even_segments(batch_id: BatchId, *, total: int, lines_per_segment: int) -> list[Segment]:
+    """The segments that intake cuts for `total` short lines."""
+    firsts = range(0, total, lines_per_segment)
+    return [
+        Segment(batch_id, number, first, min(lines_per_segment, total - first))
+        for number, first in enumerate(firsts)
+    ]

@@ -17,12 +17,13 @@ from sqlalchemy.engine import make_url
 
 from nightmill.core.batch import Batch, Event, Status, Tally, Usage
 from nightmill.core.file import File, Purpose, Upload, UploadPart
-from nightmill.core.segment import Lease, PinnedPart, SegmentReport, cut_segments
+from nightmill.core.segment import Lease, PinnedPart, SegmentReport
 from nightmill.ids import BatchId, FileId, PartId, ProjectId, UploadId, WorkerId
 from nightmill.store import BatchLease, Store, migrate, open_store
 from nightmill.store.schema import metadata
 from nightmill.store.steps import COMPATIBILITY_TABLE
 from tests.fleet.pooler import Pooler
+from tests.store_doubles import even_segments
 
 # `make test-fleet` runs the same tests through a connection pooler as well.
 KINDS = ("sqlite", "postgres", *(["pooled"] if os.environ.get("TEST_FLEET") else []))
@@ -193,7 +194,7 @@ class World:
         self, store: Store, lease: BatchLease, *, total: int = 10, lines_per_segment: int = 5
     ) -> Batch | None:
         after = replace(lease.batch.after(Event.ACCEPTED, now=self.clock()), model="tiny", total=total)
-        segments = list(cut_segments(lease.batch.id, total=total, lines_per_segment=lines_per_segment))
+        segments = even_segments(lease.batch.id, total=total, lines_per_segment=lines_per_segment)
         key = f"indexes/{lease.batch.id}"
         return await store.batch_leases.accept(lease, after, index_blob_key=key, segments=segments)
 

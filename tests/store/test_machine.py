@@ -22,7 +22,7 @@ from hypothesis.stateful import (
 
 from nightmill.core.batch import Batch, Event, Status, Tally, Usage
 from nightmill.core.file import File, Purpose
-from nightmill.core.segment import PinnedPart, SegmentReport, cut_segments
+from nightmill.core.segment import PinnedPart, SegmentReport
 from nightmill.core.slice import JoinedPiece, JoinedSlice, cut_slices
 from nightmill.store import open_store
 from nightmill.store.batch_leases import BatchLeases
@@ -30,6 +30,7 @@ from nightmill.store.batches import Batches
 from nightmill.store.leases import Leases
 from nightmill.store.segments import Segments
 from nightmill.store.slices import Slices
+from tests.store_doubles import even_segments
 
 TTL_S = 30.0
 CANCELLABLE = (Status.VALIDATING, Status.IN_PROGRESS)
@@ -160,7 +161,7 @@ class StoreMachine(RuleBasedStateMachine):
         match batch.status:
             case Status.VALIDATING:
                 after = replace(batch.after(Event.ACCEPTED, now=self.clock.now), total=total)
-                segments = list(cut_segments(batch.id, total=total, lines_per_segment=3))
+                segments = even_segments(batch.id, total=total, lines_per_segment=3)
                 accepting = one.batch_leases.accept(lease, after, index_blob_key="index", segments=segments)
                 done = self.runner.run(accepting) == after
             case _:

@@ -1,7 +1,9 @@
+from itertools import accumulate, pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nightmill.core.segment import INDEX_RECORD_BYTES, IndexedLine, cut_segments, pack_line, unpack_lines
+from nightmill.core.segment import INDEX_RECORD_BYTES, IndexedLine, SegmentCutter, pack_line, unpack_lines
 from nightmill.ids import BatchId
 
 LINES = st.builds(
@@ -22,10 +24,37 @@ def test_the_line_index_comes_back_as_it_was_written(lines: list[IndexedLine]):
     assert list(unpack_lines(records)) == lines
 
 
-@given(st.integers(0, 5_000), st.integers(1, 700))
-def test_segments_cover_every_line_exactly_once(total: int, lines_per_segment: int):
-    segments = list(cut_segments(BatchId("batch_1"), total=total, lines_per_segment=lines_per_segment))
-    covered = [place for segment in segments for place in range(segment.first, segment.first + segment.count)]
-    assert covered == list(range(total))
+def cut(lengths: list[int], *, most_lines: int, most_bytes: int, chunk: int = 7) -> list[list[range]]:
+    """The lines of each segment, as ranges of the input; the index is given in chunks."""
+    cutter = SegmentCutter(BatchId("batch_1"), most_lines=most_lines, most_bytes=most_bytes)
+    ends = list(accumulate(lengths))
+    lines = [range(end - length, end) for end, length in zip(ends, lengths, strict=True)]
+    records = [pack_line(line.start, len(line), ordinal) for ordinal, line in enumerate(lines)]
+    for start in range(0, len(records), chunk):
+        cutter.take(b"".join(records[start : start + chunk]))
+    segments = cutter.segments()
     assert [segment.number for segment in segments] == list(range(len(segments)))
-    assert all(1 <= segment.count <= lines_per_segment for segment in segments)
+    return [lines[segment.first : segment.first + segment.count] for segment in segments]
+
+
+@given(st.lists(st.integers(1, 50)), st.integers(1, 9), st.integers(1, 99), st.integers(1, 9))
+def test_segments_cover_every_line_once_within_both_limits(
+    lengths: list[int], most_lines: int, most_bytes: int, chunk: int
+):
+    segments = cut(lengths, most_lines=most_lines, most_bytes=most_bytes, chunk=chunk)
+    assert [len(line) for segment in segments for line in segment] == lengths
+    for segment in segments:
+        assert 1 <= len(segment) <= most_lines
+        assert len(segment) == 1 or segment[-1].stop - segment[0].start <= most_bytes
+    for segment, following in pairwise(segments):
+        is_full = len(segment) == most_lines
+        assert is_full or following[0].stop - segment[0].start > most_bytes, "no segment is cut too early"
+
+
+def test_short_lines_are_cut_by_their_number():
+    segments = cut([100] * 1_200, most_lines=500, most_bytes=50_000)
+    assert [len(segment) for segment in segments] == [500, 500, 200]
+
+
+def test_a_line_longer_than_a_segment_is_a_segment_of_its_own():
+    assert [len(segment) for segment in cut([10, 99, 10, 10], most_lines=500, most_bytes=20)] == [1, 1, 2]

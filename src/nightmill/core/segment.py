@@ -74,7 +74,8 @@ def unpack_lines(records: bytes) -> Iterator[IndexedLine]:
 class Segment:
     """A run of lines that is leased as a whole: records `first` to `first + count` of a batch's line index.
 
-    `number` counts segments from 0. With 500 lines per segment, segment 2 has the records 1,000 to 1,499.
+    `number` counts segments from 0. With 500 lines per segment, segment 2 has the records 1,000 to 1,499. A
+    segment of long lines has fewer records.
     """
 
     batch_id: BatchId
@@ -83,10 +84,42 @@ class Segment:
     count: int
 
 
-def cut_segments(batch_id: BatchId, *, total: int, lines_per_segment: int) -> Iterator[Segment]:
-    """The segments of a batch with `total` lines; only the last may have fewer lines."""
-    for number, first in enumerate(range(0, total, lines_per_segment)):
-        yield Segment(batch_id, number, first, min(lines_per_segment, total - first))
+class SegmentCutter:
+    """Cuts a line index into segments. Give all its records to `take`, in order.
+
+    Args:
+        most_lines: of one segment.
+        most_bytes: from the first to the last line of a segment, which a worker reads at once. A longer line
+            is a segment of its own.
+    """
+
+    def __init__(self, batch_id: BatchId, *, most_lines: int, most_bytes: int) -> None:
+        self._batch_id = batch_id
+        self._most_lines = most_lines
+        self._most_bytes = most_bytes
+        self._cut: list[Segment] = []
+        self._first = self._count = self._start = 0
+
+    def take(self, records: bytes) -> None:
+        most_lines, most_bytes, count, start = self._most_lines, self._most_bytes, self._count, self._start
+        for offset, length_bytes, _, _ in _RECORD.iter_unpack(records):
+            if count == most_lines or (count and offset + length_bytes - start > most_bytes):
+                self._end(count)
+                count = 0
+            if not count:
+                start = offset
+            count += 1
+        self._count, self._start = count, start
+
+    def segments(self) -> list[Segment]:
+        """The segments of all records taken. Call once, at the end."""
+        if self._count:
+            self._end(self._count)
+        return self._cut
+
+    def _end(self, count: int) -> None:
+        self._cut.append(Segment(self._batch_id, len(self._cut), self._first, count))
+        self._first += count
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from nightmill.blobs import Blobs
 from nightmill.core.batch import Batch, Event, LineError, Status
 from nightmill.core.file import Purpose
 from nightmill.core.limits import Limits, estimated_tokens
-from nightmill.core.segment import cut_segments
+from nightmill.core.segment import Segment, SegmentCutter
 from nightmill.errors import LeaseLost, UnavailableError
 from nightmill.failpoints import failpoint
 from nightmill.ids import WorkerId
@@ -42,6 +42,7 @@ class IntakeOptions:
     quota: Limits
     models: tuple[str, ...]
     lines_per_segment: int
+    segment_bytes: int
     lease_ttl_s: float
 
 
@@ -121,11 +122,22 @@ class Intake:
         rules = input_rules(self._options.limits, batch.endpoint, models=self._options.models)
         validator = InputValidator(rules)
         index_blob_key = f"lines/{batch.id}/{lease.token}"
+        cutter = SegmentCutter(
+            batch.id, most_lines=self._options.lines_per_segment, most_bytes=self._options.segment_bytes
+        )
+
+        def indexed(chunk: bytes) -> bytes:
+            records = validator.take(chunk)
+            cutter.take(records)
+            return records
+
         writer = await self._blobs.open_writer(index_blob_key)
         try:
             async for chunk in self._chunks(lease, validator):
-                await writer.write(await asyncio.to_thread(validator.take, chunk))
-            await writer.write(await asyncio.to_thread(validator.finish))
+                await writer.write(await asyncio.to_thread(indexed, chunk))
+            records = await asyncio.to_thread(validator.finish)
+            cutter.take(records)
+            await writer.write(records)
             result = await self._validation_result(lease, validator)
             if result.errors:
                 await writer.abort()
@@ -138,7 +150,7 @@ class Intake:
         if result.errors:
             await self._reject(lease, result)
         else:
-            await self._accept(lease, result, index_blob_key)
+            await self._accept(lease, result, index_blob_key, cutter.segments())
 
     async def _validation_result(self, lease: BatchLease, validator: InputValidator) -> ValidationResult:
         duplicate_pass = await asyncio.to_thread(validator.duplicate_pass)
@@ -169,15 +181,14 @@ class Intake:
                     raise LeaseLost
             yield chunk
 
-    async def _accept(self, lease: BatchLease, result: ValidationResult, index_blob_key: str) -> None:
+    async def _accept(
+        self, lease: BatchLease, result: ValidationResult, index_blob_key: str, segments: list[Segment]
+    ) -> None:
         after = replace(
             lease.batch.after(Event.ACCEPTED, now=self._clock()),
             model=result.model,
             total=result.total,
             enqueued_tokens=estimated_tokens(lease.batch.input_bytes),
-        )
-        segments = list(
-            cut_segments(after.id, total=result.total, lines_per_segment=self._options.lines_per_segment)
         )
         failpoint("intake.before_accept")
         moved = await self._store.batch_leases.accept(

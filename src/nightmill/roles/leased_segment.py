@@ -100,6 +100,11 @@ class LeasedSegment:
         return (self.batch_id, self.lease.segment.number)
 
     @property
+    def text_bytes(self) -> int:
+        """Bytes of request lines in memory."""
+        return self._text.nbytes
+
+    @property
     def is_over(self) -> bool:
         """Whether nothing will be sent or settled any more.
 

@@ -250,7 +250,13 @@ class Worker:
         lacking = self._dispatcher.wanted_lines() - self._dispatcher.unsent
         if lacking <= 0:
             return False
-        limit = -(-lacking // self._settings.lines_per_segment)
+        held_bytes = sum(segment.text_bytes for segment in self._segments.values())
+        limit = min(
+            -(-lacking // self._settings.lines_per_segment),
+            (self._settings.text_bytes - held_bytes) // self._settings.segment_bytes,
+        )
+        if limit <= 0:
+            return False
         asked_at = self._monotonic()
         failpoint("worker.before_lease")
         leases = await self._store.segments.lease(

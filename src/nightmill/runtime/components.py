@@ -133,6 +133,7 @@ def intake_options(settings: Settings) -> IntakeOptions:
         quota=settings.quota.limits,
         models=settings.models,
         lines_per_segment=settings.worker.lines_per_segment,
+        segment_bytes=settings.worker.segment_bytes,
         lease_ttl_s=settings.worker.lease_ttl_s,
     )
 

@@ -61,7 +61,7 @@ class LimitSettings(_Section):
     """Size of one upload in parts."""
     upload_part_bytes: Annotated[int, Field(ge=1)] = 64 << 20
     """Size of one part."""
-    line_bytes: Annotated[int, Field(ge=1_024)] = 16 << 20
+    line_bytes: Annotated[int, Field(ge=1_024)] = 100 << 20
     """Length of one request line. A longer one is an error at that line."""
     nesting: Annotated[int, Field(ge=1, le=900)] = 200
     """Levels of nesting in one request line. Deeper ones are an error at that line."""
@@ -114,8 +114,9 @@ class UpstreamSettings(_Section):
     """`lean` is nightmill's own HTTP/1.1 client; `aiohttp` uses the proxies named in the environment."""
     tls_verify: bool = True
     """Check the upstream's certificate."""
-    max_answer_bytes: Annotated[int, Field(ge=1_024)] = 64 << 20
-    """A longer answer counts as broken."""
+    max_answer_bytes: Annotated[int, Field(ge=1_024)] = 256 << 20
+    """A longer answer is not read to its end: its line goes to the error file at once, with code
+    `answer_too_long`. Memory holds two copies of an answer while it is settled."""
 
 
 class ModelSettings(_Section):
@@ -153,7 +154,11 @@ class WorkerSettings(_Section):
     beat_s: Annotated[float, Field(gt=0)] = 1.0
     """Seconds between two heartbeats; `request_counts` are updated as often."""
     lines_per_segment: Annotated[int, Field(ge=1)] = 500
-    """Lines leased together."""
+    """Most lines leased together. Long lines are fewer: an eighth of `text_bytes`, or a single line."""
+    text_bytes: Annotated[int, Field(ge=1 << 16)] = 256 << 20
+    """Bytes of leased request lines that one worker process keeps in memory; lines in flight have a copy.
+    Above it, no further lines are leased: fewer long lines are in flight than `upstream.concurrency` allows.
+    """
     commit_interval_s: Annotated[float, Field(ge=0)] = 0.01
     """Seconds for which answers are gathered before one fsync makes them durable and they count. A power cut
     or a `kill -9` repeats at most the answers of one interval and those in flight.
@@ -162,6 +167,11 @@ class WorkerSettings(_Section):
     """Bytes of answers that are not yet on disk; above it, no further line is sent."""
     cancel_grace_s: Annotated[float, Field(ge=0, le=600)] = 60.0
     """Seconds that attempts in flight get to finish when a batch is cancelled."""
+
+    @property
+    def segment_bytes(self) -> int:
+        """Most bytes of request lines leased together, unless a single line is longer."""
+        return self.text_bytes // 8
 
 
 class BlobSettings(_Section):

@@ -187,8 +187,10 @@ class _LineReader:
             self._skipped_bytes = 0
         elif self._unfinished:
             start = chunk.find(b"\n") + 1
-            yield from self._whole(bytes(self._unfinished + chunk[:start]))
-            self._unfinished = bytearray()
+            self._unfinished += chunk[:start]
+            text = bytes(self._unfinished)
+            self._unfinished = bytearray()  # a line may be long: keep no third copy while it is checked
+            yield from self._whole(text)
         yield from self._whole(chunk[start:end])
         self._keep(chunk[end:])
 

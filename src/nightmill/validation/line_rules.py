@@ -45,7 +45,7 @@ class InputRules:
     models: Collection[str] = ()
     models_per_file: int = 1
     lines_per_file: int = 50_000
-    line_bytes: int = 16 << 20
+    line_bytes: int = 100 << 20
     nesting: int = 200
     embedding_inputs: int = 50_000
     listed_errors: int = 100
