@@ -17,7 +17,7 @@ def number_in(body: bytes) -> int:
 
 
 async def test_long_lines_are_leased_only_while_their_text_has_room(mill: Mill):
-    settings = mill.settings.worker.model_copy(update={"text_bytes": TEXT_BYTES, "lines_per_segment": 500})
+    settings = mill.settings.worker.model_copy(update={"text_bytes": TEXT_BYTES, "lines_per_segment": 2})
     mill.settings = mill.settings.model_copy(update={"worker": settings})
     in_flight = most_in_flight = 0
 
@@ -26,7 +26,7 @@ async def test_long_lines_are_leased_only_while_their_text_has_room(mill: Mill):
         assert len(body) > LINE_BYTES
         in_flight += 1
         most_in_flight = max(most_in_flight, in_flight)
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.3)  # long enough to lease all lines, if nothing held the worker back
         in_flight -= 1
         return answer()
 
