@@ -60,31 +60,41 @@ def well(custom_id: str) -> Script:
 
 @dataclass
 class Rogue:
-    """Plays, for each request, the next script of its line; a line without one is answered well."""
+    """Plays, for each request, the next script of its line, else of its model; without one it answers well.
+
+    Attributes:
+        calls: the custom_ids in the order of their requests; "Hi" for each cheap request.
+        one_at_a_time: with it, requests wait in a queue, also those that the client has given up.
+    """
 
     port: int = 0
     asked: Counter[str] = field(default_factory=Counter)
     asked_at: dict[str, list[float]] = field(default_factory=dict)
+    calls: list[str] = field(default_factory=list)
     in_flight: int = 0
     most_in_flight: int = 0
     always: Plan = well
+    one_at_a_time: asyncio.Lock | None = None
     _plans: dict[str, deque[Plan]] = field(default_factory=dict)
     _lasting: dict[str, Plan] = field(default_factory=dict)
     _news: asyncio.Event = field(default_factory=asyncio.Event)
     _server: asyncio.Server | None = None
     _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
+    _loop: asyncio.AbstractEventLoop | None = None
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}/v1"
 
-    def plays(self, custom_id: str, plan: Plan, *, times: int | None = None) -> None:
+    def plays(self, name: str, plan: Plan, *, times: int | None = None) -> None:
+        """`name` is a custom_id or a model."""
         if times is None:
-            self._lasting[custom_id] = plan
+            self._lasting[name] = plan
         else:
-            self._plans.setdefault(custom_id, deque()).extend([plan] * times)
+            self._plans.setdefault(name, deque()).extend([plan] * times)
 
     async def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, backlog=1_024)
         self.port = self._server.sockets[0].getsockname()[1]
 
@@ -103,6 +113,14 @@ class Rogue:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._server.wait_closed()
+
+    @contextlib.contextmanager
+    def down(self) -> Iterator[None]:
+        """The server process is dead meanwhile. For tests in another thread than the server's."""
+        assert self._loop is not None
+        asyncio.run_coroutine_threadsafe(self.stop(), self._loop).result(10)
+        yield
+        asyncio.run_coroutine_threadsafe(self.start(), self._loop).result(10)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -124,18 +142,24 @@ class Rogue:
         body = json.loads(await reader.readexactly(length))
         custom_id = body["messages"][0]["content"]
         self.asked[custom_id] += 1
+        self.calls.append(custom_id)
         self._news.set()
         self.asked_at.setdefault(custom_id, []).append(time.monotonic())
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         try:
-            return await self._play(self._plan(custom_id)(custom_id), reader, writer)
+            async with self.one_at_a_time or contextlib.nullcontext():
+                return await self._play(self._plan(custom_id, body["model"])(custom_id), reader, writer)
         finally:
             self.in_flight -= 1
 
-    def _plan(self, custom_id: str) -> Plan:
-        plans = self._plans.get(custom_id)
-        return plans.popleft() if plans else self._lasting.get(custom_id, self.always)
+    def _plan(self, custom_id: str, model: str) -> Plan:
+        for name in (custom_id, model):
+            if plans := self._plans.get(name):
+                return plans.popleft()
+            if name in self._lasting:
+                return self._lasting[name]
+        return self.always
 
     async def _play(self, script: Script, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         for step in script:

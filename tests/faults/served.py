@@ -79,12 +79,35 @@ class Served:
     def until_ended(self, batch_id: str, *, timeout_s: float = 60) -> dict[str, Any]:
         return self.until(batch_id, lambda batch: batch["status"] in END, timeout_s=timeout_s)
 
+    def until_said(self, piece: str, *, timeout_s: float = 60) -> str:
+        """What `/ready` says, as soon as the piece is in it."""
+        deadline = time.monotonic() + timeout_s
+        while piece not in (trouble := self.trouble()):
+            assert time.monotonic() < deadline, (trouble, self.log_lines[-20:])
+            time.sleep(0.05)
+        return trouble
+
     def until_logged(self, piece: str, *, timeout_s: float = 60) -> str:
         deadline = time.monotonic() + timeout_s
         while not (found := [line for line in self.log_lines if piece in line]):
             assert time.monotonic() < deadline, self.log_lines[-20:]
             time.sleep(0.05)
         return found[0]
+
+    def logged(self, *pieces: str) -> list[str]:
+        """The log lines with all these pieces."""
+        return [line for line in self.log_lines if all(piece in line for piece in pieces)]
+
+    def trouble(self) -> str:
+        """What `/ready` says that keeps lines from being answered; empty without any."""
+        status, _, ready = self.send("GET", "/ready")
+        assert (status, ready["status"]) == (200, "ready")
+        return ready.get("trouble", "")
+
+    def kill(self) -> None:
+        """As `kill -9` of `nightmill serve`. Its child processes end by themselves."""
+        self.process.kill()
+        self.process.wait()
 
     def rows(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
         """Every line of the output file and the error file."""
@@ -146,7 +169,7 @@ def serving(
     listener = threading.Thread(target=listen)
     listener.start()
     try:
-        assert listens.wait(60)
+        assert listens.wait(90)
         assert served.port, served.log_lines
         yield served
     finally:
@@ -159,3 +182,40 @@ def serving(
             raise
         finally:
             listener.join(60)
+
+
+@dataclass
+class Servers:
+    """The server of a test, in one run killed in the middle and started again on the same folder.
+
+    Args:
+        settings: as in `serving`.
+        is_killed: whether `middle` kills it.
+    """
+
+    folder: Path
+    url: str
+    settings: dict[str, Any]
+    is_killed: bool
+    stack: contextlib.ExitStack
+    lives: list[Served] = field(default_factory=list)
+
+    def start(self, **settings: Any) -> Served:
+        self.settings |= settings
+        flags = ("--upstream", self.url)
+        self.lives.append(self.stack.enter_context(serving(self.folder, flags=flags, **self.settings)))
+        return self.lives[-1]
+
+    def middle(self) -> Served:
+        """The server that goes on from here."""
+        if not self.is_killed:
+            return self.lives[-1]
+        self.lives[-1].kill()
+        return self.start()
+
+
+def wait_until(holds: Callable[[], bool], *, timeout_s: float = 60) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from nightmill.core.batch import Status
-from nightmill.core.outcome import Answered, Outcome, Throttled
+from nightmill.core.outcome import Answered, Outcome
 from nightmill.errors import UnavailableError
 from nightmill.parts import FolderParts
 from nightmill.telemetry import WritingPaused, WritingResumed
@@ -52,7 +52,7 @@ async def test_nothing_is_sent_while_answers_cannot_be_written_and_all_of_it_aft
         moments.append(time.monotonic())
         if sent[body] == 1 and len(sent) % 3 == 0:
             # A line to be sent again, which would come due while the disk is full.
-            return Throttled(429, b"{}", 0.15)
+            return Answered(429, b"{}", retry_after_s=0.15)
         if len(sent) == 20 and sent[body] == 1:
             parts.is_full = True
         await asyncio.sleep(0.005)
@@ -103,8 +103,8 @@ async def test_slots_that_found_the_disk_full_wake_when_there_is_room(mill: Faul
         sent += 1
         if sent == 1:
             parts.is_full = True
-        # The second one asks all slots for patience, before the first one's answer is on the full disk.
-        return Throttled(429, b"{}", 0.3) if sent == 2 else answer()
+        # The second one pauses all slots, before the first one's answer is on the full disk.
+        return Answered(429, b"{}", retry_after_s=0.3) if sent == 2 else answer()
 
     async def make_room() -> None:
         await asyncio.sleep(0.6)
@@ -139,7 +139,7 @@ async def test_past_its_confirmed_lease_it_sends_no_line_again_and_goes_on_once_
         moments.append(time.monotonic())
         if len(moments) == 1:
             is_away = True
-            return Throttled(429, b"{}", 0.5)  # due when the lease is no longer confirmed
+            return Answered(429, b"{}", retry_after_s=0.5)  # due when the lease is no longer confirmed
         return answer()
 
     async def come_back() -> None:

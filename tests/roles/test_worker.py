@@ -105,7 +105,7 @@ async def test_a_poison_line_is_settled_with_a_clear_error_after_bounded_attempt
         return Broken("reset by the upstream") if content(body) == "line-1" else answer()
 
     mill.settings = mill.settings.model_copy(
-        update={"upstream": mill.settings.upstream.model_copy(update={"max_attempts": 3})}
+        update={"upstream": mill.settings.upstream.model_copy(update={"max_attempts": 3, "timeout_s": 0.5})}
     )
     batch = await mill.accepted(request_lines(7))
     [batch] = await mill.run_to_the_end(mill.worker(send), batch)
@@ -113,7 +113,9 @@ async def test_a_poison_line_is_settled_with_a_clear_error_after_bounded_attempt
     assert (timed_out["custom_id"], timed_out["response"]) == ("line-0", None)
     assert timed_out["error"]["code"] == "request_timeout"
     assert broken["error"]["code"] == "upstream_broken"
-    assert (sent["line-0"], sent["line-1"]) == (3, 3)
+    # A failure counts only as far as other lines were answered since the one before.
+    assert 3 <= sent["line-0"] <= 8
+    assert 3 <= sent["line-1"] <= 8
     assert (batch.status, batch.tally.completed, batch.tally.failed) == (Status.COMPLETED, 5, 2)
 
 
@@ -123,7 +125,7 @@ async def test_an_upstream_that_is_down_pauses_its_lines_without_using_up_their_
     async def send(_endpoint: str, _body: bytes) -> Outcome:
         nonlocal refused
         await asyncio.sleep(0)
-        if refused < 12:
+        if refused < 12 or not any(isinstance(event, UpstreamHeld) for event in mill.events):
             refused += 1
             return Unreachable("connection refused")
         return answer()
@@ -135,8 +137,7 @@ async def test_an_upstream_that_is_down_pauses_its_lines_without_using_up_their_
     [batch] = await mill.run_to_the_end(mill.worker(send), batch, timeout_s=60)
     assert (batch.tally.completed, batch.tally.failed) == (12, 0)
     kinds = [type(event) for event in mill.events if isinstance(event, UpstreamHeld | UpstreamResumed)]
-    assert kinds[0] is UpstreamHeld
-    assert kinds[-1] is UpstreamResumed
+    assert kinds == [UpstreamHeld, UpstreamResumed]
 
 
 async def test_a_key_the_upstream_refuses_holds_the_batch_instead_of_failing_it(mill: Mill):

@@ -7,7 +7,7 @@ from email.utils import formatdate
 
 import pytest
 
-from nightmill.core.outcome import Answered, Broken, Throttled
+from nightmill.core.outcome import Answered, Broken
 
 
 async def test_a_request_goes_out_byte_for_byte_with_our_headers(rogue, connect, ask):
@@ -44,7 +44,7 @@ async def test_a_connection_is_used_again(rogue, connect, ask):
     assert rogue.connections == 1
 
 
-@pytest.mark.parametrize("status", [200, 201, 400, 401, 404, 413, 422, 500, 502, 503, 504])
+@pytest.mark.parametrize("status", [200, 201, 400, 401, 404, 413, 422, 429, 500, 502, 503, 504, 529])
 async def test_every_final_status_is_an_answer(rogue, connect, ask, words, status):
     rogue.plays(words.answer(b'{"error":{}}', status=b"%d Whatever" % status))
     assert await ask(connect(rogue.url)) == Answered(status, b'{"error":{}}', None)
@@ -60,22 +60,17 @@ async def test_invalid_json_is_an_answer_for_the_worker_to_judge(rogue, connect,
     assert await ask(connect(rogue.url)) == Answered(200, b'{"choices":[', None)
 
 
-async def test_too_many_requests_without_retry_after(rogue, connect, ask, words):
-    rogue.plays(words.answer(b"{}", status=b"429 Too Many Requests"))
-    assert await ask(connect(rogue.url)) == Throttled(429, b"{}", None, None)
-
-
-@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize("status", [200, 429, 500, 503, 529])
 async def test_retry_after_in_seconds(rogue, connect, ask, words, status):
     rogue.plays(words.answer(b"{}", status=b"%d Slow Down" % status, headers=[b"RETRY-AFTER:  7 "]))
-    assert await ask(connect(rogue.url)) == Throttled(status, b"{}", 7.0, None)
+    assert await ask(connect(rogue.url)) == Answered(status, b"{}", retry_after_s=7.0)
 
 
 async def test_retry_after_as_a_date(rogue, connect, ask, words):
     date = formatdate(time.time() + 90, usegmt=True).encode()
     rogue.plays(words.answer(b"{}", status=b"503 Slow Down", headers=[b"Retry-After: " + date]))
     outcome = await ask(connect(rogue.url))
-    assert isinstance(outcome, Throttled)
+    assert isinstance(outcome, Answered)
     assert 60 < outcome.retry_after_s <= 90
 
 
@@ -83,8 +78,8 @@ async def test_an_unreadable_retry_after_counts_as_none(rogue, connect, ask, wor
     for status in (b"429 Slow Down", b"503 Slow Down"):
         rogue.plays(words.answer(b"{}", status=status, headers=[b"Retry-After: soon"]))
     upstream = connect(rogue.url)
-    assert await ask(upstream) == Throttled(429, b"{}", None, None)
-    assert await ask(upstream) == Answered(503, b"{}", None)
+    assert await ask(upstream) == Answered(429, b"{}")
+    assert await ask(upstream) == Answered(503, b"{}")
 
 
 @pytest.mark.parametrize(
@@ -213,12 +208,11 @@ async def test_compression_that_was_not_requested_is_undone(rogue, connect, ask,
         (b"br", b"whatever"),
         (b"gzip", b"not gzip at all"),
         (b"gzip", gzip.compress(b'{"ok":true}', mtime=0)[:-9]),
-        (b"gzip", gzip.compress(b"0" * 2_000_000, mtime=0)),
     ],
 )
 async def test_compression_that_can_not_be_undone_is_broken(rogue, connect, ask, words, encoding, encoded):
     rogue.plays(words.answer(encoded, headers=[b"Content-Encoding: " + encoding]))
-    assert isinstance(await ask(connect(rogue.url, max_answer_bytes=1_000_000)), Broken)
+    assert isinstance(await ask(connect(rogue.url)), Broken)
 
 
 async def test_models_are_the_upstreams_own_words(rogue, connect, words):
