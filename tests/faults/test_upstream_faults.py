@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from nightmill.core.batch import Status
+from nightmill.core.batch import Batch, Status
 from tests.faults.conftest import FaultyMill, Plan, Rogue, Script, Step, answer, said, well
 
 PAGE = b"<html><body><h1>A proxy, and not the model</h1></body></html>"
@@ -164,7 +164,7 @@ async def test_refusing_connections_burns_no_attempt(mill: FaultyMill, rogue: Ro
     assert len(await mill.results(ended)) == ended.tally.completed == 40
     assert set(rogue.asked.values()) == {1}
     spoken = [type(event).__name__ for event in mill.events if "Upstream" in type(event).__name__]
-    assert spoken[0] == "UpstreamPaused"
+    assert spoken[0] == "UpstreamHeld"
     assert spoken[-1] == "UpstreamResumed"
 
 
@@ -234,7 +234,7 @@ async def test_a_refusal_of_every_line_holds_the_batch_until_it_is_mended(
         [ended] = await mill.run_to_the_end(worker, batch)
     assert len(await mill.results(ended)) == ended.tally.completed == 60
     assert rogue.asked.total() < 60 + 30
-    [first, *_] = [event for event in mill.events if type(event).__name__ == "UpstreamPaused"]
+    [first, *_] = [event for event in mill.events if type(event).__name__ == "UpstreamHeld"]
     assert "check upstream." in first.reason
     assert first.is_held
 
@@ -294,3 +294,24 @@ async def test_a_poison_line_that_breaks_connections_in_use_comes_to_an_end(mill
     assert (ended.tally.completed, ended.tally.failed) == (104, 1)
     assert rows["poison"]["error"]["code"] == "upstream_broken"
     assert 5 <= rogue.asked["poison"] <= 8, "each attempt and a half went out twice"
+
+
+async def test_a_slow_line_does_not_delay_the_end_of_a_bad_line_of_its_model(mill: FaultyMill, rogue: Rogue):
+    """Only the cheap request can show that the model answers, and the bad line needs it at once."""
+    rogue.plays("slow", lambda _: (Step.HANG,))
+    rogue.plays("bad", status("500 Internal Server Error"))
+    slow = await mill.batch_of_lines("slow")
+    bad: list[Batch] = []
+
+    async def is_bad_settled() -> bool:
+        if rogue.asked["slow"] < 2:
+            return False
+        if not bad:
+            bad.append(await mill.batch_of_lines("bad"))
+            mill.notifier.notify()
+        return (await mill.now(bad[0])).status.is_terminal
+
+    await mill.run(mill.sender(rogue, timeout_s=6, max_attempts=3), until=is_bad_settled, timeout_s=40)
+    assert (await mill.now(bad[0])).tally.failed == 1
+    assert rogue.asked["bad"] <= 10
+    assert (await mill.now(slow)).tally.answered == 0

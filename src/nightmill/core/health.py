@@ -107,6 +107,7 @@ class Health:
         "_cap_credit",
         "_cut_at",
         "_evidence_at",
+        "_evidence_floor",
         "_evidence_pauses",
         "_failed_start",
         "_first_failures",
@@ -144,6 +145,7 @@ class Health:
         self._probe_at: float | None = None
         self._probe_lapse_s = _PROBE_LAPSE_S
         self._evidence_at = 0.0
+        self._evidence_floor = 0.0
         self._evidence_pauses = 0
         self._cap_credit = 0.0
         self._slow_start_until = 0.0
@@ -185,7 +187,7 @@ class Health:
             if record is not None and record.is_late and not self.needs_evidence:
                 # If the cheap request overtakes the line, the line is slow by itself, and no queue is the cause.
                 self.needs_evidence = True
-                self._evidence_at = max(self._evidence_at, now + timeout_s * _EVIDENCE_DELAY)
+                self._evidence_at = max(self._evidence_floor, now + timeout_s * _EVIDENCE_DELAY)
             return
         if self._probe_at is not None:
             self._probe_lapse_s = min(2 * self._probe_lapse_s, _LONGEST_LAPSE_S)
@@ -215,7 +217,8 @@ class Health:
     def evidence_requested(self, now: float) -> None:
         """Notes that the cheap request starts."""
         self.needs_evidence = False
-        self._evidence_at = now + min(2.0**self._evidence_pauses, _LONGEST_OTHER_PAUSE_S)
+        self._evidence_floor = now + min(2.0**self._evidence_pauses, _LONGEST_OTHER_PAUSE_S)
+        self._evidence_at = self._evidence_floor
         self._evidence_pauses += 1
 
     def answered(
@@ -335,7 +338,9 @@ class Health:
             self._note_refusal(failure, in_flight)
         if not counts:
             self._note_in_a_row(record)
-            self.needs_evidence |= not is_first
+            if not is_first:
+                self.needs_evidence = True
+                self._evidence_at = self._evidence_floor
         is_outage = self._is_outage(kind, in_flight=in_flight, started_at=started_at)
         if is_late and not is_overtaken and not counts:
             self._note_queue(started_at=started_at, in_flight=in_flight, now=now)

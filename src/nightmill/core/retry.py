@@ -9,7 +9,7 @@
 """
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from nightmill.core.failure import Failure, FailureKind
 from nightmill.core.health import LineRecord
@@ -34,6 +34,10 @@ class Expire:
 
 
 Verdict: TypeAlias = Settle | Retry | Expire
+
+_MOST_UNCOUNTED: Final = 4
+"""Failures that do not count make the pauses grow too, but only to some seconds: a line goes on soon after an
+outage."""
 
 _SETTLE = Settle()
 
@@ -63,7 +67,7 @@ def verdict(
         return _SETTLE
     if record.is_explained and record.counted >= max_attempts - 1:
         return _SETTLE
-    after_s = backoff_s(record.counted, random=random)
+    after_s = backoff_s(max(record.counted, min(record.failures - 1, _MOST_UNCOUNTED)), random=random)
     if failure.retry_after_s is not None:
         # With jitter, so that lines with the same Retry-After are not all sent in one instant.
         after_s = max(after_s, bounded_s(failure.retry_after_s) * (1 + random / 10))
