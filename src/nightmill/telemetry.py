@@ -1,14 +1,14 @@
 """The closed list of events that roles emit, and the subscriber that writes log lines.
 
-The wording of every log line is in one function, `log`. Info: the state of a batch or an upstream changed.
-Debug: the state of a segment changed. No log line is written per request, and none holds a prompt, an answer
-or a key.
+The wording of every log line is in `log` and the functions below it. Info: the state of a batch or an
+upstream changed. Debug: the state of a segment changed. No log line is written per request, and none holds a
+prompt, an answer or a key.
 """
 
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TypeAlias, assert_never
 
 from nightmill.core.batch import Batch
@@ -124,6 +124,7 @@ Event: TypeAlias = (
 Emit: TypeAlias = Callable[[Event], None]
 
 _LONGEST_MODEL = 80
+_MINUTE_S = 60.0
 _logger = logging.getLogger("nightmill")
 
 
@@ -140,9 +141,10 @@ def log(event: Event) -> None:
         case LeaseWasLost(batch_id, number, token):
             _logger.warning("%s segment %d: the lease under token %d was lost", batch_id, number, token)
         case UpstreamHeld():
-            _logger.log(logging.ERROR if event.needs_operator else logging.WARNING, "%s", held_text(event))
-        case UpstreamResumed(upstream, model, held_s):
-            _logger.info("%s is sent lines again after %.1f s", _target_text(upstream, model), held_s)
+            level = logging.ERROR if event.needs_operator else logging.WARNING
+            _logger.log(level, "%s", held_and_next_text(event))
+        case UpstreamResumed():
+            _logger.info("%s", resumed_text(event))
         case WritingPaused(reason):
             _logger.error("every batch waits, for answers can't be written: %s", reason)
         case WritingResumed():
@@ -158,18 +160,40 @@ def log(event: Event) -> None:
 
 
 def held_text(event: UpstreamHeld) -> str:
-    """What is held, why, since when and until when, in one line."""
-    return (
-        f"{_target_text(event.upstream, event.model)} is HELD since {_time_text(event.since)}: {event.reason}; "
-        f"next attempt at {_time_text(event.until)} UTC"
-    )
+    """What is held, why and since when, in one line."""
+    target, since = _target_text(event.upstream, event.model), _time_text(event.since)
+    return f"{target} is held since {since} UTC: {event.reason}"
+
+
+def held_and_next_text(event: UpstreamHeld) -> str:
+    """As `held_text`, with the next attempt."""
+    until = _time_text(event.until, day_of=event.since)
+    return f"{held_text(event)}; next attempt at {until} UTC"
+
+
+def resumed_text(event: UpstreamResumed) -> str:
+    """What is no longer held, and for how long it was."""
+    seconds = event.held_s
+    span = f"{seconds:.1f} s" if seconds < _MINUTE_S else f"{timedelta(seconds=round(seconds))} hours"
+    return f"{_target_text(event.upstream, event.model)} is no longer held, after {span}"
+
+
+def shown_model(model: str | None) -> str | None:
+    """A model's name for logs and reports: of bounded length, on one line. Clients choose the name."""
+    if model is None:
+        return None
+    shown = "".join(character if character.isprintable() else "?" for character in model[:_LONGEST_MODEL])
+    return shown if len(model) <= _LONGEST_MODEL else f"{shown}..."
 
 
 def _target_text(upstream: str, model: str | None) -> str:
     if model is None:
         return f"upstream '{upstream}'"
-    return f"model {model[:_LONGEST_MODEL]!a} of upstream '{upstream}'"
+    return f"model '{shown_model(model)}' of upstream '{upstream}'"
 
 
-def _time_text(unix_s: float) -> str:
-    return datetime.fromtimestamp(unix_s, UTC).strftime("%H:%M:%S")
+def _time_text(unix_s: float, *, day_of: float | None = None) -> str:
+    """The time of day; with the date unless it is the date of `day_of`."""
+    moment = datetime.fromtimestamp(unix_s, UTC)
+    is_same_day = day_of is not None and datetime.fromtimestamp(day_of, UTC).date() == moment.date()
+    return moment.strftime("%H:%M:%S" if is_same_day else "%Y-%m-%d %H:%M:%S")

@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import replace
 
 from nightmill.api import health
+from nightmill.telemetry import UpstreamHeld
 
 
 def test_health_ready_and_version_respond(server):
@@ -12,6 +13,27 @@ def test_health_ready_and_version_respond(server):
     version = server.send("GET", "/version").json()
     assert version["name"] == "nightmill"
     assert version["version"]
+
+
+def test_ready_names_what_is_held(serve):
+    held = UpstreamHeld(
+        "default", "m", "it answers 503", 1_764_408_316.5, 1_764_408_320.9, needs_operator=False
+    )
+    server = serve(change=lambda context: replace(context, trouble=lambda: "words", held=lambda: [held]))
+    assert server.send("GET", "/ready").json() == {
+        "status": "ready",
+        "trouble": "words",
+        "held": [
+            {
+                "upstream": "default",
+                "model": "m",
+                "reason": "it answers 503",
+                "since": 1_764_408_316,
+                "until": 1_764_408_320,
+                "needs_operator": False,
+            }
+        ],
+    }
 
 
 def test_a_store_timeout_makes_the_server_unready_but_keeps_it_healthy(serve, monkeypatch):

@@ -16,6 +16,7 @@ from nightmill.api.health import VERSION
 from nightmill.core.batch import Status
 from nightmill.errors import UnavailableError
 from nightmill.store import Backlog
+from nightmill.telemetry import UpstreamHeld
 from tests.api.conftest import Answer
 
 
@@ -62,6 +63,20 @@ def test_the_metrics_cover_the_store_and_this_process(serve):
     batches = {key[1]: value for key, value in found.items() if key[0] == "nightmill_batches"}
     assert batches == {"validating": 0, "in_progress": 3, "finalizing": 0, "cancelling": 0}
     assert found["process_resident_memory_bytes",] > 1 << 20
+
+
+def test_what_is_held_is_a_gauge_of_1_and_gone_when_it_is_over(serve):
+    now, held = [1_000.0], [UpstreamHeld("default", 'm"\\', "it answers 503", 1.0, 2.0, needs_operator=False)]
+    held.append(replace(held[0], model=None, needs_operator=True))
+    server = serve(change=over(Counting(), clock=lambda: now[0], held=lambda: held))
+    found = figures_of(server.send("GET", "/metrics"))
+    gauges = {key[1:]: value for key, value in found.items() if key[0] == "nightmill_upstream_held"}
+    assert gauges == {('m"\\', "false", "default"): 1, ("", "true", "default"): 1}
+    held.clear()
+    now[0] += metrics.CACHE_S
+    assert not [
+        key for key in figures_of(server.send("GET", "/metrics")) if key[0] == "nightmill_upstream_held"
+    ]
 
 
 def test_a_new_batch_is_counted_and_not_named(serve):

@@ -35,6 +35,13 @@ def test_the_text_contains_only_known_values():
     assert sentence(full, pace).endswith("3 failed, 64 in flight")
 
 
+def test_the_text_says_what_is_held():
+    waiting = Snapshot(
+        status="in_progress", total=9, completed=0, failed=0, in_flight=0, held="model 'm' is held"
+    )
+    assert sentence(waiting, Pace()) == "in_progress: 0 of 9 answered, 0 in flight; model 'm' is held"
+
+
 def test_durations_are_formatted():
     assert [clock(seconds) for seconds in (0, 5, 754, 3_723)] == ["0:00", "0:05", "12:34", "1:02:03"]
 

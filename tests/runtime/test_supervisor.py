@@ -5,8 +5,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from nightmill.runtime.problems import Problems, problem
 from nightmill.runtime.supervisor import Program, Supervisor
-from nightmill.telemetry import ProcessDied
+from nightmill.telemetry import ProcessDied, UpstreamHeld
 
 
 def supervisor_with(
@@ -35,7 +36,21 @@ async def test_a_child_that_exits_repeatedly_is_reported() -> None:
 async def test_a_problem_that_a_child_reports_lasts_until_the_child_withdraws_it() -> None:
     supervisor = supervisor_with(lambda _: None)
     program = Program("worker 0", "unused")
-    supervisor._receive(program, b"!the upstream is paused: connection refused")
-    assert supervisor.trouble == "the upstream is paused: connection refused"
+    supervisor._receive(program, b"!" + problem("the disk is full").encoded())
+    assert supervisor.trouble == "the disk is full"
     supervisor._receive(program, b"-")
+    assert supervisor.trouble is None
+
+
+def test_the_problems_of_several_children_are_merged() -> None:
+    supervisor = supervisor_with(lambda _: None)
+    held = UpstreamHeld("default", "m", "it answers 503", 1_000.0, 1_004.0)
+    report = b"!" + Problems((held,)).encoded()
+    supervisor._receive(Program("worker 0", "unused"), report)
+    supervisor._receive(Program("worker 1", "unused"), report)
+    supervisor._receive(Program("worker 2", "unused"), b"!{")
+    assert supervisor.problems == Problems((held,))
+    supervisor._receive(Program("worker 0", "unused"), b"-")
+    assert supervisor.problems == Problems((held,))
+    supervisor._receive(Program("worker 1", "unused"), b"-")
     assert supervisor.trouble is None

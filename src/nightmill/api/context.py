@@ -3,7 +3,7 @@
 `runtime` makes it. A route declares the parameter `context: Context`.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, cast
 
@@ -12,6 +12,7 @@ from fastapi import Depends, Request
 from nightmill.blobs import PiecedBlobs
 from nightmill.settings import Settings
 from nightmill.store import Store
+from nightmill.telemetry import UpstreamHeld
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +21,8 @@ class ApiContext:
 
     Args:
         notify: wakes the roles; called after the store write that creates or cancels a batch.
-        trouble: why no lines are answered at the moment, or None.
+        trouble: why lines are not answered at the moment, or None.
+        held: the models of upstreams that are held at the moment, as the workers of this machine report them.
         upstream_models: the upstream's response to GET /models, or None without a response.
         clock: Unix seconds.
         random: returns the given number of random bytes.
@@ -34,6 +36,7 @@ class ApiContext:
     clock: Callable[[], float]
     random: Callable[[int], bytes]
     trouble: Callable[[], str | None] = lambda: None
+    held: Callable[[], Sequence[UpstreamHeld]] = tuple
 
 
 async def context_of(request: Request) -> ApiContext:

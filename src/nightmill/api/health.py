@@ -1,19 +1,21 @@
 """Liveness, readiness and version. These routes need no key and are not in the OpenAPI document.
 
-`/health` never uses the store: a slow disk is no reason to restart a live process. `/ready` reports why no
-lines are answered at the moment, but stays ready: batches are accepted and wait.
+`/health` never uses the store: a slow disk is no reason to restart a live process. `/ready` reports why
+lines are not answered at the moment, but stays ready: batches are accepted and wait.
 """
 
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from fastapi import APIRouter
 
 from nightmill.api.context import Context
 from nightmill.api.envelope import JsonResponse
 from nightmill.errors import UnavailableError
+from nightmill.telemetry import UpstreamHeld
 
 _PING_TIMEOUT_S = 2.0
 
@@ -50,8 +52,24 @@ async def health() -> JsonResponse:
 async def ready(context: Context) -> JsonResponse:
     async with store_timeout(_PING_TIMEOUT_S):
         await context.store.ping()
-    trouble = context.trouble()
-    return JsonResponse({"status": "ready"} | ({"trouble": trouble} if trouble else {}))
+    answer: dict[str, Any] = {"status": "ready"}
+    if trouble := context.trouble():
+        answer["trouble"] = trouble
+    if held := context.held():
+        answer["held"] = [_held(event) for event in held]
+    return JsonResponse(answer)
+
+
+def _held(event: UpstreamHeld) -> dict[str, Any]:
+    """`since` and `until`, the next attempt, are Unix seconds."""
+    return {
+        "upstream": event.upstream,
+        "model": event.model,
+        "reason": event.reason,
+        "since": int(event.since),
+        "until": int(event.until),
+        "needs_operator": event.needs_operator,
+    }
 
 
 @router.get("/version")

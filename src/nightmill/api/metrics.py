@@ -1,11 +1,13 @@
 """`/metrics` for Prometheus, and for scaling a fleet.
 
-The text has counts over the whole store and metrics of this process, not of other processes. The route needs
-no key, because the text contains no id and no name of a project, batch, file or key. The store is queried at
-most once a second, for any number of requests.
+The text has counts over the whole store, metrics of this process and not of others, and what the workers of
+this machine report as held. The route needs no key, because the text contains no id and no name of a project,
+batch, file or key; a model is named while it is held. The store is queried at most once a second, for any
+number of requests.
 """
 
 import asyncio
+from collections.abc import Sequence
 from typing import Final
 
 from fastapi import APIRouter, Request, Response
@@ -14,6 +16,7 @@ from nightmill.api.context import ApiContext, Context
 from nightmill.api.health import VERSION, store_timeout
 from nightmill.core.batch import Status
 from nightmill.store import Backlog
+from nightmill.telemetry import UpstreamHeld
 
 CACHE_S: Final = 1.0
 _STORE_TIMEOUT_S: Final = 5.0
@@ -42,7 +45,7 @@ class Metrics:
             if not 0 <= age_s < CACHE_S:
                 async with store_timeout(_STORE_TIMEOUT_S):
                     backlog = await self._context.store.batches.backlog()
-                self._text, self._content_type = _printed(backlog)
+                self._text, self._content_type = _printed(backlog, self._context.held())
                 self._read_at = self._context.clock()
             return self._text, self._content_type
 
@@ -54,7 +57,7 @@ async def metrics(request: Request, _: Context) -> Response:
     return Response(text, media_type=content_type)
 
 
-def _printed(backlog: Backlog) -> tuple[bytes, str]:
+def _printed(backlog: Backlog, held: Sequence[UpstreamHeld]) -> tuple[bytes, str]:
     # Imported late: only the first scrape needs the library, and the start must stay under a second.
     from prometheus_client import (  # noqa: PLC0415 - see above
         CONTENT_TYPE_LATEST,
@@ -79,5 +82,13 @@ def _printed(backlog: Backlog) -> tuple[bytes, str]:
     )
     segments.labels("waiting").set(backlog.waiting_segments)
     segments.labels("leased").set(backlog.leased_segments)
+    held_gauge = Gauge(
+        "nightmill_upstream_held",
+        "1 while a model of an upstream is held; an empty model is every model.",
+        ["upstream", "model", "needs_operator"],
+        registry=registry,
+    )
+    for event in held:
+        held_gauge.labels(event.upstream, event.model or "", str(event.needs_operator).lower()).set(1)
     ProcessCollector(registry=registry)
     return generate_latest(registry), CONTENT_TYPE_LATEST

@@ -106,6 +106,7 @@ def snapshot(progress: "Progress") -> Snapshot:
         completed=progress.completed,
         failed=progress.failed,
         in_flight=progress.in_flight,
+        held=progress.held,
     )
 
 

@@ -14,13 +14,15 @@ from typing import TextIO, TypeAlias
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """The progress of a batch. `in_flight` is None where the server does not report it."""
+    """The progress of a batch. `in_flight` is None where the server does not report it; `held` says in
+    words why lines are not sent, None while they are."""
 
     status: str
     total: int
     completed: int
     failed: int
     in_flight: int | None = None
+    held: str | None = None
 
     @property
     def answered(self) -> int:
@@ -69,7 +71,8 @@ def sentence(snapshot: Snapshot, pace: Pace) -> str:
         parts.append(f"{snapshot.failed:,} failed")
     if snapshot.in_flight is not None and snapshot.status == "in_progress":
         parts.append(f"{snapshot.in_flight:,} in flight")
-    return ", ".join(parts)
+    said = ", ".join(parts)
+    return f"{said}; {snapshot.held}" if snapshot.held else said
 
 
 def clock(seconds: float) -> str:

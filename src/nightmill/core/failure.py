@@ -6,7 +6,7 @@ attempt. Whether a failure counts against its line is decided by `core.health`, 
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final, TypeAlias, assert_never
+from typing import Final, assert_never
 
 from nightmill.core.outcome import Answered, Broken, Outcome, TimedOut, TooLong, Unreachable
 
@@ -41,8 +41,7 @@ class Failure:
 
 
 _JSON_ONLY: Final = frozenset({404, 405})
-"""About the request only with a JSON body. A proxy or a wrong URL gives them with a page of text, for every line.
-"""
+"""About the request only with a JSON body. A proxy or a wrong URL answers every line with a page of text."""
 
 STATUSES: Final = {
     400: FailureKind.REQUEST,
@@ -90,10 +89,6 @@ class AnswerError:
     status: int
     code: str | None
     is_json: bool
-
-
-FailedOutcome: TypeAlias = Broken | TooLong | TimedOut | Unreachable
-"""An outcome without a whole answer."""
 
 
 def failure_of(outcome: Outcome, error: AnswerError | None) -> Failure:

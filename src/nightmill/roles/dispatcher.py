@@ -2,7 +2,7 @@
 
 Guarantees: an answer is in a part's queue before its line counts as settled. No attempt starts for a lease
 past its last confirmed time, while answers cannot be written, or beyond what the concurrency limit, the rate
-limits and the circuit breaker of the upstream allow. Every line taken from a segment is settled or given
+limits and the health of the upstream allow. Every line taken from a segment is settled or given
 up, once. Leases belong to `worker`, the meaning of an outcome for a line to `core.retry`, the order of
 segments to `core.schedule`, the choice of an upstream to `core.routing`, HTTP to `upstream`.
 
@@ -13,7 +13,7 @@ once for many lines. For each line no task, timer or future is made.
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import count
 from typing import Final, TypeAlias, assert_never
 
@@ -104,6 +104,13 @@ class Dispatcher:
     def in_flight(self) -> int:
         """Attempts in flight at all upstreams."""
         return sum(upstream.in_flight for upstream in self.upstreams)
+
+    @property
+    def held(self) -> Iterator[UpstreamHeld]:
+        """What is held now, and until when."""
+        for upstream in self.upstreams:
+            for model, held in upstream.held:
+                yield self._held_event(upstream.runtime, model, held)
 
     @property
     def is_crowded(self) -> bool:
@@ -427,20 +434,15 @@ class Dispatcher:
 
     def _emit_change(self, runtime: UpstreamRuntime, model: str | None, change: Held | Resumed) -> None:
         match change:
-            case Held(reason, since, until, needs_operator):
-                ahead_s = self._clock() - self._monotonic()
-                self._emit(
-                    UpstreamHeld(
-                        runtime.name,
-                        model,
-                        reason,
-                        since=since + ahead_s,
-                        until=until + ahead_s,
-                        needs_operator=needs_operator,
-                    )
-                )
+            case Held():
+                self._emit(self._held_event(runtime, model, change))
             case Resumed(held_s):
                 self._emit(UpstreamResumed(runtime.name, model, held_s))
+
+    def _held_event(self, runtime: UpstreamRuntime, model: str | None, held: Held) -> UpstreamHeld:
+        ahead_s = self._clock() - self._monotonic()
+        since, until = held.since + ahead_s, held.until + ahead_s
+        return UpstreamHeld(runtime.name, model, held.reason, since, until, held.needs_operator)
 
 
 def _may_send(segment: LeasedSegment) -> bool:

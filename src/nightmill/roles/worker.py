@@ -6,7 +6,7 @@ settled once. Attempts in flight belong to `dispatcher`, the output files to `fi
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -29,6 +29,7 @@ from nightmill.telemetry import (
     RoleFailed,
     SegmentDone,
     SegmentLeased,
+    UpstreamHeld,
     WritingPaused,
     WritingResumed,
 )
@@ -100,6 +101,11 @@ class Worker:
     def in_flight(self) -> int:
         """Attempts in flight."""
         return self._dispatcher.in_flight
+
+    @property
+    def held(self) -> Iterator[UpstreamHeld]:
+        """What is held now, and until when."""
+        return self._dispatcher.held
 
     async def run(self, stop: asyncio.Event, *, grace_s: Callable[[], float]) -> None:
         """Works until `stop` is set, then drains.

@@ -93,6 +93,7 @@ def _context(components: Components, supervisor: Supervisor, upstream: Upstream 
         clock=steady_clock,
         random=secrets.token_bytes,
         trouble=lambda: supervisor.trouble,
+        held=lambda: supervisor.problems.held,
     )
 
 

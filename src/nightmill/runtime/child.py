@@ -39,8 +39,6 @@ _MODULES: Final = {
 _SERVERS: Final = (LLAMA, EMULATOR)
 """Kinds that listen on a port. They may also be run by hand."""
 
-_PROBLEM_BYTES: Final = 400
-"""Short enough for a pipe to take the line whole."""
 _READ_BYTES: Final = 1_024
 
 
@@ -55,12 +53,13 @@ class Parent:
         """Asks the parent to notify all other processes."""
         self._write(b"\n")
 
-    def report(self, problem: str | None) -> None:
-        """Reports what keeps this child from its work; None when the problem is over."""
-        if problem is None:
-            self._write(b"-\n")
-        else:
-            self._write(b"!" + " ".join(problem.split()).encode()[:_PROBLEM_BYTES] + b"\n")
+    def report(self, problems: bytes) -> None:
+        """Reports what keeps this child from its work.
+
+        Args:
+            problems: all of them, as `problems.Problems.encoded` writes them; empty when they are over.
+        """
+        self._write(b"!" + problems + b"\n" if problems else b"-\n")
 
     async def messages(self) -> AsyncIterator[bytes]:
         """Bytes from the parent, NOTIFY and DRAIN, as they arrive; ends when the parent has exited."""

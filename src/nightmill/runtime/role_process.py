@@ -10,11 +10,12 @@ import signal
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from nightmill import telemetry
 from nightmill.ids import WorkerId
 from nightmill.roles.loop import Notifier, Role, keep_turning
+from nightmill.roles.worker import Worker
 from nightmill.runtime.child import DRAIN, Parent
 from nightmill.runtime.components import Components, open_components
+from nightmill.runtime.problems import ProblemLog
 from nightmill.runtime.process_setup import (
     limit_memory_use,
     raise_open_file_limit,
@@ -26,6 +27,7 @@ from nightmill.upstream.registry import open_upstreams
 
 _ORPHAN_GRACE_S: Final = 0.5
 _ORPHAN_END_S: Final = 1.0
+_REFRESH_S: Final = 5.0
 
 
 class _ParentCommands:
@@ -73,50 +75,25 @@ def run(message: str, arguments: Sequence[str], parent: Parent) -> int:
 async def _run_roles(settings: Settings, worker_id: WorkerId, names: Sequence[str], parent: Parent) -> None:
     notifier = Notifier(parent.notify)
     commands = _ParentCommands(parent, notifier, grace_s=settings.api.drain_s)
+    problems = ProblemLog(lambda lasting: parent.report(lasting.encoded()))
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, commands.drain)
     async with (
-        open_components(
-            settings, emit=log_and_report(parent.report), notifier=notifier, worker_id=worker_id
-        ) as components,
+        open_components(settings, emit=problems.emit, notifier=notifier, worker_id=worker_id) as components,
         asyncio.TaskGroup() as group,
     ):
         following = group.create_task(commands.follow())
         limit_memory_use()
         async with asyncio.TaskGroup() as roles:
             for name in names:
-                commands.roles.append(roles.create_task(_run_role(components, name, commands)))
+                commands.roles.append(roles.create_task(_run_role(components, name, commands, problems)))
         following.cancel()
 
 
-def log_and_report(report: Callable[[str | None], None]) -> telemetry.Emit:
-    """Logs every event, and reports what keeps this process from its work.
-
-    Args:
-        report: called with all problems that last, or None, after each event that begins or ends one.
-    """
-    problems: dict[tuple[str | None, ...], str] = {}
-
-    def emit(event: telemetry.Event) -> None:
-        telemetry.log(event)
-        match event:
-            case telemetry.UpstreamHeld(upstream, model):
-                problems["upstream", upstream, model] = telemetry.held_text(event)
-            case telemetry.UpstreamResumed(upstream, model):
-                problems.pop(("upstream", upstream, model), None)
-            case telemetry.WritingPaused(reason):
-                problems["writing",] = f"answers can't be written: {reason}"
-            case telemetry.WritingResumed():
-                problems.pop(("writing",), None)
-            case _:
-                return
-        report("; ".join(problems.values()) or None)
-
-    return emit
-
-
-async def _run_role(components: Components, name: str, commands: _ParentCommands) -> None:
+async def _run_role(
+    components: Components, name: str, commands: _ParentCommands, problems: ProblemLog
+) -> None:
     if name.startswith("worker:"):
-        await _run_worker(components, commands)
+        await _run_worker(components, commands, problems)
         return
     make: Callable[[], Role] = getattr(components, name)  # see `roles.registry`
     await keep_turning(
@@ -128,6 +105,16 @@ async def _run_role(components: Components, name: str, commands: _ParentCommands
     )
 
 
-async def _run_worker(components: Components, commands: _ParentCommands) -> None:
-    async with open_upstreams(components.settings) as upstreams:
-        await components.worker(upstreams).run(commands.stop, grace_s=commands.grace_s)
+async def _run_worker(components: Components, commands: _ParentCommands, problems: ProblemLog) -> None:
+    async with open_upstreams(components.settings) as upstreams, asyncio.TaskGroup() as group:
+        worker = components.worker(upstreams)
+        refreshing = group.create_task(_refresh(problems, worker))
+        await worker.run(commands.stop, grace_s=commands.grace_s)
+        refreshing.cancel()
+
+
+async def _refresh(problems: ProblemLog, worker: Worker) -> None:
+    """Keeps the parent's knowledge of next attempts current. This writes no log line."""
+    while True:
+        await asyncio.sleep(_REFRESH_S)
+        problems.refresh(worker.held)

@@ -15,7 +15,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nightmill import telemetry
 from nightmill.blobs import new_blob
 from nightmill.core.batch import ENDPOINTS, Batch, LineError, Status, Usage
 from nightmill.core.request_line import endpoint_in
@@ -25,6 +24,7 @@ from nightmill.roles.loop import Notifier, keep_turning
 from nightmill.roles.worker import Worker
 from nightmill.runtime.components import Components, open_components
 from nightmill.runtime.data_folder_lock import locked_folder
+from nightmill.runtime.problems import ProblemLog, Problems
 from nightmill.runtime.process_setup import limit_memory_use
 from nightmill.runtime.supervisor import Program, Supervisor
 from nightmill.runtime.upstreams import choose_upstream, listens
@@ -43,7 +43,8 @@ _UNLIMITED = 1 << 40
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """The progress of a run. `elapsed_s` counts from this start of the command, not from the first."""
+    """The progress of a run. `elapsed_s` counts from this start of the command, not from the first.
+    `held` says in words which models of the upstream are held, why, and until when; None while none is."""
 
     status: Status
     total: int
@@ -51,6 +52,7 @@ class Progress:
     failed: int
     in_flight: int
     elapsed_s: float
+    held: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +96,8 @@ async def run_file(
     started = time.monotonic()
     with locked_folder(settings.folder):
         await migrate(settings.store_url)
-        notifier = Notifier()
-        async with open_components(settings, emit=telemetry.log, notifier=notifier) as components:
+        notifier, problems = Notifier(), ProblemLog(_report_nothing)
+        async with open_components(settings, emit=problems.emit, notifier=notifier) as components:
             batch = await _batch(components, input_path, endpoint)
             limit_memory_use()
             async with (
@@ -104,8 +106,9 @@ async def run_file(
             ):
 
                 def report(batch: Batch) -> None:
+                    problems.refresh(worker.held)
                     if on_progress is not None:
-                        on_progress(_progress(batch, worker, time.monotonic() - started))
+                        on_progress(_progress(batch, worker, problems, time.monotonic() - started))
 
                 batch = await _ended(components, batch, report)
             outputs = (
@@ -269,9 +272,21 @@ async def _write_output(components: Components, file_id: FileId | None, path: Pa
     return path
 
 
-def _progress(batch: Batch, worker: Worker, elapsed_s: float) -> Progress:
+def _progress(batch: Batch, worker: Worker, problems: ProblemLog, elapsed_s: float) -> Progress:
     tally = batch.tally
-    return Progress(batch.status, batch.total, tally.completed, tally.failed, worker.in_flight, elapsed_s)
+    return Progress(
+        batch.status,
+        batch.total,
+        tally.completed,
+        tally.failed,
+        worker.in_flight,
+        elapsed_s,
+        problems.problems.text_with_next_attempts,
+    )
+
+
+def _report_nothing(_problems: Problems) -> None:
+    return
 
 
 def _say_nothing(_text: str) -> None:

@@ -5,8 +5,8 @@ passed on to all others. No child outlives this process by more than a moment: t
 ends it. The supervisor stores nothing and may die at any time.
 
 The pipe protocol (the child's side is in `child`): a child's standard input gets its first message (one line)
-and then single bytes, NOTIFY or DRAIN. Its standard output has lines: "!" and a problem that keeps the child
-from its work, "-" when that problem is over; any other line means "notify all other processes".
+and then single bytes, NOTIFY or DRAIN. Its standard output has lines: "!" and what keeps the child from its
+work, as JSON (see `problems`), "-" when that is over; any other line means "notify all other processes".
 """
 
 import asyncio
@@ -21,6 +21,7 @@ from typing import Final
 
 from nightmill.runtime.child import DRAIN, NOTIFY, is_hidden
 from nightmill.runtime.prefork import Child, PreforkedChild
+from nightmill.runtime.problems import Problems, decoded, merged
 from nightmill.telemetry import Emit, ProcessDied
 
 _FIRST_PAUSE_S: Final = 0.1
@@ -84,7 +85,7 @@ class Supervisor:
     _children: dict[str, tuple[Program, Child]] = field(default_factory=dict)
     _is_draining: bool = False
     _may_begin: asyncio.Event = field(default_factory=asyncio.Event)
-    _problems: dict[str, str] = field(default_factory=dict)
+    _problems: dict[str, Problems] = field(default_factory=dict)
     _failures: dict[str, _Failure] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -169,7 +170,7 @@ class Supervisor:
 
     def _receive(self, program: Program, line: bytes) -> None:
         if line.startswith(b"!"):
-            self._problems[program.name] = line[1:].decode("utf-8", "replace")
+            self._problems[program.name] = decoded(line[1:])
         elif line == b"-":
             self._problems.pop(program.name, None)
         else:
@@ -227,12 +228,22 @@ class Supervisor:
 
     @property
     def trouble(self) -> str | None:
-        """What keeps a child from its work, in one line: repeated exits, or the problem that it reports."""
+        """What keeps a child from its work, in one line: repeated exits, or the reported problems."""
+        return self.exits_text or self.problems.text
+
+    @property
+    def exits_text(self) -> str | None:
+        """Which child keeps exiting, if one does."""
         since = self.monotonic() - _HEALTHY_S
         for name, failure in self._failures.items():
             if failure.in_a_row > 1 and failure.at > since:
                 return f"the {name} process keeps ending, with {failure.exit_code}; see the log"
-        return min(self._problems.values(), default=None)
+        return None
+
+    @property
+    def problems(self) -> Problems:
+        """What the children report, merged."""
+        return merged(self._problems.values())
 
     def _note_failure(self, name: str, exit_code: int, *, is_first: bool) -> None:
         earlier = self._failures.get(name)

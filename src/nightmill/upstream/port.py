@@ -2,7 +2,7 @@
 
 Guarantees: `send` never raises for anything the network or the upstream does; only cancellation passes
 through. The path comes from the batch's endpoint, the host only from settings. Retries and pauses belong to
-`core.retry` and `core.circuit_breaker`, counting to the worker.
+`core.retry` and `core.health`, counting to the worker.
 """
 
 from collections.abc import Callable

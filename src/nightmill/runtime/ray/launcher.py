@@ -20,6 +20,7 @@ from typing import Any, Final, TypeVar
 
 from nightmill import __version__
 from nightmill.roles.loop import Notifier
+from nightmill.runtime.problems import Problems, decoded, merged
 from nightmill.runtime.ray.cluster import Answer, Cluster, ClusterLost, Dead
 from nightmill.runtime.ray.leased_actor import ActorReport, Command
 from nightmill.runtime.ray.model_actor import ModelActor
@@ -73,6 +74,7 @@ class _Observation:
 
     present: dict[int, ActorState] = field(default_factory=dict)
     troubles: list[str] = field(default_factory=list)
+    problems: list[Problems] = field(default_factory=list)
 
 
 class Launcher:
@@ -81,7 +83,7 @@ class Launcher:
     Args:
         settings: of this process; the workers get them as `worker_message` makes them.
         launcher_id: the same over restarts of this process.
-        report: gets what is wrong with the cluster in one line, or None.
+        report: called with what is wrong with the cluster, and what its workers report.
     """
 
     name = "launcher"
@@ -95,7 +97,7 @@ class Launcher:
         settings: Settings,
         launcher_id: str,
         notifier: Notifier,
-        report: Callable[[str | None], None],
+        report: Callable[[Problems], None],
     ) -> None:
         self._store = store
         self._cluster = cluster
@@ -138,7 +140,7 @@ class Launcher:
         target = self._scale_down_delay.target(wanted, present=present, now=now)
         step = moves(seen.present, target=target)
         await self._thread.do(lambda: self._apply(step, target=target))
-        self._report(min(seen.troubles, default=None))
+        self._report(merged([Problems(others=tuple(sorted(seen.troubles)[:1])), *seen.problems]))
         return _PAUSE_S
 
     async def leave(self, *, grace_s: float) -> None:
@@ -201,6 +203,7 @@ class Launcher:
             return ActorState.MISMATCHED
         if report["trouble"] is not None:
             seen.troubles.append(report["trouble"])
+        seen.problems.append(decoded(report["problems"]))
         return ActorState.LEAVING if report["is_leaving"] else ActorState.AT_WORK
 
     def _observe_model(self, seen: _Observation) -> None:

@@ -16,6 +16,7 @@ from nightmill import telemetry
 from nightmill.errors import NightmillError, SetupError, UnavailableError
 from nightmill.roles.loop import Notifier
 from nightmill.runtime.child import DRAIN, Parent
+from nightmill.runtime.problems import Problems, problem
 from nightmill.runtime.process_setup import start_logs
 from nightmill.runtime.ray.cluster import Cluster, ClusterLost
 from nightmill.runtime.ray.launcher import Launcher, RayThread
@@ -35,7 +36,8 @@ class _ParentCommands:
         self.stop = asyncio.Event()
         self.has_parent = True
         self._parent = parent
-        self._reported: str | None = None
+        self._reported = Problems()
+        self._logged: set[object] = set()
 
     async def follow(self) -> None:
         async for received in self._parent.messages():
@@ -46,14 +48,18 @@ class _ParentCommands:
         self.stop.set()
         self.notifier.notify_local()
 
-    def report(self, problem: str | None) -> None:
-        """Reports and logs a problem when it changes; None when there is none."""
-        if problem == self._reported:
-            return
-        self._reported = problem
-        if problem is not None:
-            logging.getLogger("nightmill").warning("the launcher: %s", problem)
-        self._parent.report(problem)
+    def report(self, problems: Problems) -> None:
+        """Reports the problems, and logs them when one is new."""
+        keys: set[object] = {
+            *problems.others,
+            *((held.upstream, held.model, held.needs_operator) for held in problems.held),
+        }
+        if keys - self._logged:
+            logging.getLogger("nightmill").warning("the launcher: %s", problems.text)
+        self._logged = keys
+        if problems != self._reported:
+            self._reported = problems
+            self._parent.report(problems.encoded())
 
 
 def run(message: str, arguments: Sequence[str], parent: Parent) -> int:
@@ -92,7 +98,7 @@ async def _launch(settings: Settings, launcher_id: str, parent: Parent) -> int:
                 await launcher.leave(grace_s=settings.api.drain_s)
         await thread.do(cluster.close, timeout_s=_CLOSE_S)
     except ClusterLost as lost:
-        commands.report(str(lost))
+        commands.report(problem(str(lost)))
         return NightmillError.exit_code if commands.stop.is_set() else UnavailableError.exit_code
     finally:
         following.cancel()
@@ -106,12 +112,12 @@ async def _connect(cluster: Cluster, thread: RayThread, commands: _ParentCommand
         try:
             await thread.do(cluster.connect, timeout_s=_CONNECT_S)
         except (ClusterLost, SetupError) as error:
-            commands.report(str(error))
+            commands.report(problem(str(error)))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_RECONNECT_PAUSE_S):
                     await commands.stop.wait()
         else:
-            commands.report(None)
+            commands.report(Problems())
             return True
     return False
 

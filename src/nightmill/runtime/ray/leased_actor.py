@@ -31,12 +31,14 @@ class Command(TypedDict):
 
 
 class ActorReport(TypedDict):
-    """What an actor answers. `url`: where its model answers."""
+    """What an actor answers. `trouble`: what keeps the actor itself from its work; `problems`: what its
+    worker reports, by `Problems.encoded`; `url`: where its model answers."""
 
     version: str
     node: str
     is_leaving: bool
     trouble: str | None
+    problems: bytes
     url: str | None
 
 
@@ -72,6 +74,7 @@ class LeasedActor:
             node=self._node,
             is_leaving=self._is_leaving,
             trouble=self.trouble,
+            problems=self.problems,
             url=self.url,
         )
 
@@ -96,6 +99,10 @@ class LeasedActor:
     @property
     def trouble(self) -> str | None:
         return None
+
+    @property
+    def problems(self) -> bytes:
+        return b""
 
     @property
     def url(self) -> str | None:

@@ -47,7 +47,12 @@ class WorkerActor(LeasedActor):
     @property
     def trouble(self) -> str | None:
         supervisor = self._supervisor
-        return self._setup_trouble or (None if supervisor is None else supervisor.trouble)
+        return self._setup_trouble or (None if supervisor is None else supervisor.exits_text)
+
+    @property
+    def problems(self) -> bytes:
+        supervisor = self._supervisor
+        return b"" if supervisor is None else supervisor.problems.encoded()
 
     def receive(self, command: Command) -> None:
         # No URL may only mean that the launcher has not looked yet. Attempts wait while the model is away.
