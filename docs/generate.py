@@ -2,7 +2,8 @@
 
 settings.md comes from the docstrings of `nightmill.settings`, cli.md from the commands. In how-it-works.md
 the state graph comes from `nightmill.core.batch.TRANSITIONS`, and the picture of the packages from the layers
-that import-linter enforces. A test fails when a part is not current, or when a setting has no docstring.
+that import-linter enforces. In faults.md the table of failures comes from `nightmill.core.failure`. A test
+fails when a part is not current, or when a setting has no docstring.
 """
 
 import re
@@ -20,11 +21,27 @@ from pydantic.fields import FieldInfo
 from nightmill.cli import app
 from nightmill.cli.failures import MEANINGS
 from nightmill.core.batch import TERMINAL, TRANSITIONS
+from nightmill.core.failure import (
+    ACCOUNT_CODES,
+    KEY_CODES,
+    STATUSES,
+    AnswerError,
+    FailureKind,
+    failure_of,
+    kind_of,
+)
+from nightmill.core.outcome import Broken, Outcome, TimedOut, TooLong, Unreachable
 from nightmill.settings import PREFIX, Settings
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
 PRINTED = re.compile(r"(<!-- printed by docs/generate.py: (?P<part>\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+OUTCOMES: dict[str, Outcome] = {
+    "no answer within `upstream.timeout_s`": TimedOut(1),
+    "a connection or an answer that breaks": Broken("reset"),
+    "an answer longer than `upstream.max_answer_bytes`": TooLong(1),
+    "no connection": Unreachable("refused"),
+}
 BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 
 INTRODUCTION = """\
@@ -236,17 +253,37 @@ def _cell(text: str | None) -> str:
     return (text or "").replace("|", r"\|")
 
 
+def statuses() -> str:
+    """A row for each kind of failure: the answers and other outcomes of this kind, and what follows."""
+    causes: dict[FailureKind, list[str]] = {kind: [] for kind in FailureKind}
+    for status in (300, *sorted(STATUSES)):
+        shown = "3xx" if status == 300 else f"{status}"
+        of_json, of_text = (kind_of(AnswerError(status, None, is_json)) for is_json in (True, False))
+        if of_json is of_text:
+            causes[of_json].append(shown)
+        else:
+            causes[of_json].append(f"{shown} with JSON")
+            causes[of_text].append(f"{shown} with other text")
+    causes[FailureKind.FAULT].append("every other status")
+    for code in sorted(ACCOUNT_CODES | KEY_CODES):
+        causes[kind_of(AnswerError(400, code, is_json=True))].append(f"the code `{code}`")
+    for words, outcome in OUTCOMES.items():
+        causes[failure_of(outcome, None).kind].append(words)
+    rows = [f"| {', '.join(of_kind)} | {kind.value} |" for kind, of_kind in causes.items()]
+    return "\n".join(["| the upstream's answer | what it says, and what follows |", "|---|---|", *rows, ""])
+
+
 def pages() -> dict[Path, str]:
     """Every page with a generated part, as it should be."""
-    life = DOCS / "how-it-works.md"
-    parts = {"states": state_graph, "layers": layers}
-    return {
-        DOCS / "settings.md": settings_page(),
-        DOCS / "cli.md": cli_page(),
-        life: PRINTED.sub(
-            lambda found: found[1] + parts[found["part"]]() + found[3], life.read_text(encoding="utf-8")
-        ),
-    }
+    parts = {"states": state_graph, "layers": layers, "statuses": statuses}
+
+    def printed(page: Path) -> str:
+        text = page.read_text(encoding="utf-8")
+        return PRINTED.sub(lambda found: found[1] + parts[found["part"]]() + found[3], text)
+
+    generated = [DOCS / "how-it-works.md", DOCS / "faults.md"]
+    whole = {DOCS / "settings.md": settings_page(), DOCS / "cli.md": cli_page()}
+    return whole | {page: printed(page) for page in generated}
 
 
 if __name__ == "__main__":

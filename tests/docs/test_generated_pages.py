@@ -5,6 +5,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict, SecretStr
 
 from nightmill.core.batch import TRANSITIONS
+from nightmill.core.failure import STATUSES
 from nightmill.settings import Settings, load
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -59,6 +60,14 @@ def test_the_state_graph_has_an_arrow_for_each_transition(generate: ModuleType):
 
 def test_the_state_graph_is_in_how_it_works(generate: ModuleType):
     assert generate.state_graph() in (DOCS / "how-it-works.md").read_text(encoding="utf-8")
+
+
+def test_every_status_of_the_table_is_on_the_faults_page(generate: ModuleType):
+    rows = generate.statuses()
+    assert rows in (DOCS / "faults.md").read_text(encoding="utf-8")
+    for status, kind in STATUSES.items():
+        [row] = [row for row in rows.splitlines() if row.endswith(f"| {kind.value} |")]
+        assert f"{status}" in row
 
 
 def test_every_module_is_in_the_layer_diagram(generate: ModuleType):

@@ -15,6 +15,7 @@ from nightmill.cli.failures import MEANINGS
 from nightmill.errors import NightmillError
 from nightmill.settings import Settings
 from nightmill.store import Backlog
+from nightmill.telemetry import UpstreamHeld
 
 __all__ = ["NightmillError", "Settings", "command_line"]
 
@@ -40,7 +41,8 @@ def openapi_document() -> dict[str, Any]:
 
 
 def metrics_text() -> str:
-    text, _ = api_metrics._printed(Backlog(batches={}, waiting_segments=0, leased_segments=0))
+    held = UpstreamHeld("default", "m", "it answers 503", since=0.0, until=0.0)
+    text, _ = api_metrics._printed(Backlog(batches={}, waiting_segments=0, leased_segments=0), [held])
     return text.decode()
 
 

@@ -104,12 +104,13 @@ class UpstreamSettings(_Section):
     """Tokens used in a minute, over all workers; 0 sets no limit. The tokens of an attempt are estimated from
     the attempts before it and corrected by its answer."""
     timeout_s: Annotated[float, Field(gt=0)] = 600.0
-    """Longest duration of one attempt, in seconds."""
+    """Longest duration of one attempt, in seconds. The time in a queue of the upstream is part of it: after a
+    time-out fewer attempts are in flight (docs/faults.md)."""
     connect_timeout_s: Annotated[float, Field(gt=0)] = 10.0
     """Longest time to open a connection, in seconds."""
     max_attempts: Annotated[int, Field(ge=1)] = 8
-    """Attempts for one line that may time out, break or get a 5xx. Waiting for an upstream that is down or
-    throttles (429) does not count."""
+    """Attempts of a line that fails while other lines are answered. An outage uses up none, whatever its
+    status (docs/faults.md)."""
     transport: Literal["lean", "aiohttp"] = "lean"
     """`lean` is nightmill's own HTTP/1.1 client; `aiohttp` uses the proxies named in the environment."""
     tls_verify: bool = True
