@@ -2,7 +2,7 @@
 
 settings.md comes from the docstrings of `nightmill.settings`, cli.md from the commands. In how-it-works.md
 the state graph comes from `nightmill.core.batch.TRANSITIONS`, and the picture of the packages from the layers
-that import-linter enforces. In faults.md the table of failures comes from `nightmill.core.failure`. A test
+that import-linter enforces. In faults.md the tables come from `nightmill.core.failure` and `core.probe`. A test
 fails when a part is not current, or when a setting has no docstring.
 """
 
@@ -20,7 +20,7 @@ from pydantic.fields import FieldInfo
 
 from nightmill.cli import app
 from nightmill.cli.failures import MEANINGS
-from nightmill.core.batch import TERMINAL, TRANSITIONS
+from nightmill.core.batch import ENDPOINTS, TERMINAL, TRANSITIONS
 from nightmill.core.failure import (
     ACCOUNT_CODES,
     KEY_CODES,
@@ -31,6 +31,7 @@ from nightmill.core.failure import (
     kind_of,
 )
 from nightmill.core.outcome import Broken, Outcome, TimedOut, TooLong, Unreachable
+from nightmill.core.probe import probe_body
 from nightmill.settings import PREFIX, Settings
 
 DOCS = Path(__file__).resolve().parent
@@ -273,9 +274,20 @@ def statuses() -> str:
     return "\n".join(["| the upstream's answer | what it says, and what follows |", "|---|---|", *rows, ""])
 
 
+def cheap_requests() -> str:
+    """A row for each body of a cheap request, which has the model of the lines too."""
+    endpoints: dict[bytes | None, list[str]] = {}
+    for endpoint in sorted(ENDPOINTS):
+        endpoints.setdefault(probe_body(endpoint, None), []).append(f"`{endpoint}`")
+    no_request = endpoints.pop(None)
+    rows = [f"| {', '.join(paths)} | `{body.decode()}` |" for body, paths in endpoints.items() if body]
+    rows.append(f"| {', '.join(no_request)} | none is cheap; only lines are sent |")
+    return "\n".join(["| endpoint | body |", "|---|---|", *rows, ""])
+
+
 def pages() -> dict[Path, str]:
     """Every page with a generated part, as it should be."""
-    parts = {"states": state_graph, "layers": layers, "statuses": statuses}
+    parts = {"states": state_graph, "layers": layers, "statuses": statuses, "cheap_requests": cheap_requests}
 
     def printed(page: Path) -> str:
         text = page.read_text(encoding="utf-8")

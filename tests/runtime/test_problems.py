@@ -85,6 +85,7 @@ def test_several_workers_that_hold_a_model_are_one_problem():
     both = merged([Problems((first,)), Problems((second, held("other")))])
     one = held(reason="it refuses our key (401)", since=SINCE, until=SINCE + 20, needs_operator=True)
     assert both.held == (one, held("other"))
+    assert merged([Problems((second,)), Problems((first,))]).held == (one,), "in any order"
 
 
 def test_the_log_says_what_is_held_why_since_when_and_until_when(caplog: pytest.LogCaptureFixture):
