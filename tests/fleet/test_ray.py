@@ -446,6 +446,19 @@ def test_a_node_with_another_version_of_nightmill_is_reported(
     assert server.end() == 0, server.said
 
 
+@SLOW
+def test_what_a_worker_on_the_cluster_holds_is_in_ready(on_ray, cluster):
+    with socket.socket() as taken:  # bound and not listening: every connection is refused
+        taken.bind(("127.0.0.1", 0))
+        server = on_ray.serve("--upstream", f"http://127.0.0.1:{taken.getsockname()[1]}/v1", environment=ONE)
+        begin(server.client(), LINES)
+        until(lambda: "held" in (ready(server) or {}))
+        [held] = ready(server)["held"]
+        assert held["reason"] == "connection refused"
+        assert "is held since" in ready(server)["trouble"]
+        assert server.end() == 0, server.said
+
+
 def ready(server):
     with contextlib.suppress(urllib.error.HTTPError):
         return json.load(urllib.request.urlopen(f"{server.url}/ready", timeout=10))
