@@ -24,8 +24,9 @@ WELL_FROM_S = 1_800.0
 DEADLINE_S = WELL_FROM_S + 1_200.0
 
 MOST_CALLS = 4 * MAX_ATTEMPTS
-"""Calls of a line outside outages. `MAX_ATTEMPTS` calls count in full. As many may count for nothing, each followed
-by a cheap request that is answered. While most lines fail for the first time, a call counts for a half or less.
+"""Calls of a line outside outages. `MAX_ATTEMPTS` calls count in full. As many may count for nothing, each
+followed by a cheap request that is answered. While most lines fail for the first time, a call counts for a
+half or less.
 """
 
 SIMULATIONS = int(os.environ.get("SIMULATIONS", "0"))
@@ -152,11 +153,9 @@ def assert_each_hold_ends_once(events: Sequence[Event]) -> None:
         match event:
             case UpstreamHeld():
                 assert needs_operator.get(event.model) is not event.needs_operator
-                needs_operator.pop(None, None)  # a server that starts: see below
                 needs_operator[event.model] = event.needs_operator
             case UpstreamResumed():
-                # A server that starts refuses connections and then gives errors: one hold, which the model ends.
-                del needs_operator[event.model if event.model in needs_operator else None]
+                del needs_operator[event.model]
             case _:
                 raise AssertionError(event)
     assert not needs_operator

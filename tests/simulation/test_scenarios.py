@@ -23,8 +23,8 @@ from tests.simulation.simulator import Call, Lines, Result, Server, error, simul
 MAX_ATTEMPTS = 8
 
 MOST_CALLS = 2 * MAX_ATTEMPTS
-"""Calls of a line that always fails while its neighbours are answered: `max_attempts`, and those that count in
-part or not at all, since nothing else was answered in between.
+"""Calls of a line that always fails while its neighbours are answered: `max_attempts`, and those that count
+in part or not at all, since nothing else was answered in between.
 """
 
 OPERATOR_PAUSE_S = 30.0
@@ -167,6 +167,22 @@ def test_a_key_that_expires_twice_costs_no_line_its_answer():
     assert kinds(result) == [UpstreamHeld, UpstreamResumed] * 2
 
 
+def test_long_answers_from_before_an_outage_do_not_end_it():
+    async def script(server: Server, call: Call) -> Outcome:
+        if 10.0 <= call.at < 300.0:
+            return await give(error(401))
+        if call.at < 10.0:
+            await asyncio.sleep(int(call.content.split()[1]))
+        return await server.compute()
+
+    server = Server(script)
+    batch = Lines(named("good", 300))
+    result = simulate(server, [batch])
+    assert batch.answered == 300
+    assert kinds(result) == [UpstreamHeld, UpstreamResumed]
+    assert calls_between(server, 20.0, 300.0) <= 300.0 / (OPERATOR_PAUSE_S / 2) + 5
+
+
 def test_a_server_that_starts_refuses_connections_then_loads_then_answers():
     async def script(server: Server, call: Call) -> Outcome:
         if call.at < 30.0:
@@ -177,7 +193,7 @@ def test_a_server_that_starts_refuses_connections_then_loads_then_answers():
     result = simulate(Server(script), [batch])
     assert batch.answered == 200
     assert result.ended_at < 80.0
-    assert kinds(result) == [UpstreamHeld, UpstreamResumed]
+    assert kinds(result) == [UpstreamHeld, UpstreamResumed] * 2  # the connection, then the model
 
 
 def test_flapping_costs_no_line_its_answer():

@@ -319,23 +319,6 @@ def test_what_was_announced_ends_when_the_model_is_forgotten(model: Model):
     assert model.health.forgotten(model.now + 7.0) == Resumed(7.0)
 
 
-def test_an_outage_that_passes_from_the_upstream_to_a_model_is_announced_once(model: Model):
-    whole = Model()
-    whole.fails(kind=FailureKind.UNREACHABLE)
-    whole.now += 3.0
-    held = whole.fails(kind=FailureKind.UNREACHABLE)
-    assert held is not None
-    model.now = whole.now
-    model.health.take_over(whole.health.hand_over(whole.now))
-    model.health.take_over(None)
-    assert whole.health.held is None
-    assert whole.health.forgotten(whole.now) is None
-    model.is_held_by()
-    model.now += 3.0
-    assert model.fails() is None
-    assert model.answers() == Resumed(6.0)
-
-
 # --- Retry-After -------------------------------------------------------------------------------------
 
 

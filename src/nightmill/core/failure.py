@@ -41,7 +41,7 @@ class Failure:
 
 
 _JSON_ONLY: Final = frozenset({404, 405})
-"""About the request only with a JSON body. A proxy or a wrong URL answers every line with a page of text."""
+"""About the request only with a JSON body. A proxy or a wrong URL gives all lines a page of text."""
 
 STATUSES: Final = {
     400: FailureKind.REQUEST,

@@ -254,17 +254,6 @@ class Health:
         """The last change of a model that is forgotten because no line waits for it."""
         return None if self._announced is None else Resumed(now - self._announced.since)
 
-    def hand_over(self, now: float) -> Held | None:
-        """Ends the hold without a change to announce; returns what was announced, for `take_over`."""
-        announced, self._announced = self._announced, None
-        self._end_hold(now)
-        return announced
-
-    def take_over(self, announced: Held | None) -> None:
-        """Takes over what another `Health` has announced, so that one outage is announced once."""
-        if self._announced is None:
-            self._announced = announced
-
     def _end_hold(self, now: float) -> None:
         """Sends again: one attempt first and then more, unless the hold was so short that the server has work."""
         if self._held is None:

@@ -1,7 +1,7 @@
 """The cheap request that finds out whether a model answers at all. No I/O.
 
-It is sent when only lines that failed before are left, or when a model is held (see `core.health`). Its answer is
-read and thrown away. It asks for one token, or for as little as the endpoint takes.
+It is sent when only lines that failed before are left, or when a model is held (see `core.health`). Its
+answer is read and thrown away. It asks for one token, or for as little as the endpoint takes.
 """
 
 from typing import Any, Final

@@ -229,8 +229,8 @@ class Dispatcher:
     def _new_line(self, upstream: UpstreamLines, now: float) -> PendingLine | None:
         """The next line that was never sent and may be sent to an upstream now, or None.
 
-        Lines of another upstream, or of a model that can't be sent now, are kept for later on the way. A segment is
-        set aside when too many of its lines are kept.
+        Lines of another upstream, or of a model that can't be sent now, are kept for later on the way. A
+        segment is set aside when too many of its lines are kept.
         """
         segment = self._current
         while True:

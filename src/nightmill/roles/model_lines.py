@@ -1,8 +1,8 @@
 """The lines of one model of an upstream while something is wrong with that model, in one worker.
 
-While all is well there is no `ModelLines`: lines go straight from their segment to the upstream. From a model's
-first failure until all is well again, its lines that can't be sent wait here, so that they hold up no line of
-another model. What the failures mean belongs to `core.health`.
+While all is well there is no `ModelLines`: lines go straight from their segment to the upstream. From a
+model's first failure until all is well again, its lines that can't be sent wait here, so that they hold up no
+line of another model. What the failures mean belongs to `core.health`.
 """
 
 import heapq
@@ -49,6 +49,18 @@ class PendingLine(msgspec.Struct, eq=False, gc=False):
     def model(self) -> str | None:
         """The model that the line names. It is read from the line only if the batch has several models."""
         return self.segment.lease.model or self.request.model
+
+    def start(self, now: float) -> None:
+        """Records the start of an attempt."""
+        self.started_at = now
+
+    def join(self, model_lines: "ModelLines | None") -> None:
+        """Records the lines of the line's model, None when nothing is wrong with the model any more."""
+        self.model_lines = model_lines
+
+    def keep(self, record: LineRecord) -> None:
+        """Records the failures of the line."""
+        self.record = record
 
     def charge(self, tokens: float) -> None:
         """Records what the rate limit was charged for the attempt that starts."""
@@ -114,12 +126,28 @@ class ModelLines:
         """Whether nothing is wrong with the model any more."""
         return not (self.waiting or self.retrying) and self.health.is_calm(now)
 
+    def note_start(self, record: LineRecord | None, *, now: float, timeout_s: float) -> None:
+        """Notes that an attempt starts; `record` as in `Health.started`."""
+        self.in_flight += 1
+        self.retrying += record is not None
+        self.health.started(now, record=record, timeout_s=timeout_s)
+
+    def note_end(self, record: LineRecord | None) -> None:
+        """Notes that an attempt has ended; `record` as at its start."""
+        self.in_flight -= 1
+        self.retrying -= record is not None
+
+    def adopt(self, line: PendingLine) -> None:
+        """Takes over a line that was sent while nothing was wrong with the model, and is in flight."""
+        line.join(self)
+        self.in_flight += 1
+
     def add_fresh(self, line: PendingLine, now: float) -> None:
         """Keeps a line that was never sent. The first line of a batch probes a held model soon."""
         if line.segment.batch_id not in self._batches:
             self._batches.add(line.segment.batch_id)
             self.health.hurry(now)
-        line.model_lines = self
+        line.join(self)
         self._fresh.append(line)
         self._waiting_bytes += len(line.request.body)
 
@@ -139,8 +167,8 @@ class ModelLines:
     def next_retry(self, now: float) -> PendingLine | None:
         """Takes out the first line that may be sent again.
 
-        Pauses do not matter for a probe of a held model, and when too many lines wait. A line whose lease is not
-        confirmed goes back to the end.
+        Pauses do not matter for a probe of a held model, and when too many lines wait. A line whose lease is
+        not confirmed goes back to the end.
         """
         if not self._retries:
             return None
@@ -175,7 +203,7 @@ class ModelLines:
         return None if body is None else (endpoint, RequestLine(_NO_ID, body))
 
     def next_wake_in_s(self, now: float) -> float:
-        """Seconds until time alone allows a line of the model to be sent; not positive when time is not the cause."""
+        """Seconds until time alone allows a line to be sent; infinite when time is not the cause."""
         wait_s = self.health.wait_s(now, in_flight=self.in_flight)
         wakes = [wait_s] if wait_s > 0 else [entry[0] - now for entry in self._retries[:1]]
         evidence_at = self.health.evidence_at

@@ -1,6 +1,7 @@
 """The lines of one upstream in one worker: in flight, arrived, and waiting while something is wrong.
 
-Every line that `start`, `park` or `failed` was given is in exactly one place until the dispatcher takes the line out.
+Every line that `start`, `park` or `failed` was given is in exactly one place until the dispatcher takes the
+line out.
 What an outcome means belongs to `core.failure` and `core.health`, when a line is sent to `dispatcher`.
 """
 
@@ -54,8 +55,8 @@ class UpstreamLines:
 
     Attributes:
         models: the models with which something is wrong.
-        is_calm: whether nothing is wrong with the upstream or any model; then lines may start without a look at
-            their model.
+        is_calm: whether nothing is wrong with the upstream or any model; then lines may start without a look
+            at their model.
     """
 
     __slots__ = (
@@ -141,7 +142,7 @@ class UpstreamLines:
 
     def start(self, line: PendingLine, *, timeout_s: float, now: float) -> None:
         """Sends a line."""
-        line.started_at = now
+        line.start(now)
         if not self.is_calm:
             self._note_start(line, timeout_s, now)
         self._in_flight.add(line)
@@ -156,9 +157,7 @@ class UpstreamLines:
     def _note_start(self, line: PendingLine, timeout_s: float, now: float) -> None:
         self._whole.started(now)
         if line.model_lines is not None:
-            line.model_lines.in_flight += 1
-            line.model_lines.retrying += line.record is not None
-            line.model_lines.health.started(now, record=line.record, timeout_s=timeout_s)
+            line.model_lines.note_start(line.record, now=now, timeout_s=timeout_s)
 
     def _on_outcome(self, line: PendingLine, outcome: Outcome) -> None:
         if not self._arrived:
@@ -175,9 +174,8 @@ class UpstreamLines:
             if body is None or not self._is_probe_due(lines.health, now):
                 continue
             self._whole.started(now)
-            lines.health.started(now)
+            lines.note_start(None, now=now, timeout_s=0.0)
             started += 1
-            lines.in_flight += 1
             endpoint, request = body
             probe = _CheapRequest(lines, endpoint, request, now)
             self._probes.add(probe)
@@ -191,8 +189,11 @@ class UpstreamLines:
         return started
 
     def _is_probe_due(self, health: Health, now: float) -> bool:
-        """Whether to send a cheap request to a model. While there is no connection, one to any model shows if the
-        connection is back, and no line that may be the cause of it is sent."""
+        """Whether to send a cheap request to a model now.
+
+        While there is no connection, a request to any model shows if the connection is back, and no line is
+        sent that may be the cause of the outage.
+        """
         if self._whole.held is not None:
             return not (self._whole.wait_s(now, in_flight=0) or health.wait_s(now, in_flight=0))
         if health.is_evidence_due(now):
@@ -206,8 +207,8 @@ class UpstreamLines:
             self._on_arrival()
 
     def wait_s(self, now: float) -> float:
-        """Seconds until a line may be sent at all; 0 if one may be sent now, infinite while an outcome has to come
-        first."""
+        """Seconds until a line may be sent at all; 0 if one may be sent now, infinite while an outcome has to
+        come first."""
         return 0.0 if self.is_calm else self._whole.wait_s(now, in_flight=self.in_flight)
 
     def park(self, line: PendingLine, now: float) -> ModelLines | None:
@@ -215,7 +216,7 @@ class UpstreamLines:
         lines = self.models.get(line.model)
         if lines is None:
             return None
-        line.model_lines = lines
+        line.join(lines)
         if not lines.health.wait_s(now, in_flight=lines.in_flight):
             return None
         lines.add_fresh(line, now)
@@ -315,7 +316,7 @@ class UpstreamLines:
             now=now,
             random=random,
         )
-        line.record = record
+        line.keep(record)
         return record
 
     def _failed(
@@ -330,9 +331,8 @@ class UpstreamLines:
         random: float,
     ) -> None:
         is_reached = failure.kind is not FailureKind.UNREACHABLE
-        if is_reached and self._whole.held is not None:
-            # An unreachable server that starts often answers with an error first. That is one outage.
-            lines.health.take_over(self._whole.hand_over(now))
+        if is_reached:  # an error is an answer: there is a connection
+            self._answered(None, None, started_at=started_at, now=now)
         health = lines.health if is_reached else self._whole
         held = health.failed(
             failure,
@@ -348,8 +348,7 @@ class UpstreamLines:
 
     def _note_end(self, line: PendingLine) -> None:
         if line.model_lines is not None:
-            line.model_lines.in_flight -= 1
-            line.model_lines.retrying -= line.record is not None
+            line.model_lines.note_end(line.record)
 
     def _troubled(self, line: PendingLine) -> ModelLines:
         """The lines of the line's model, which has failed."""
@@ -361,9 +360,8 @@ class UpstreamLines:
             lines = self.models[model] = ModelLines(model)
             for other in self._in_flight:
                 if other.model_lines is None and other.model == model:
-                    other.model_lines = lines
-                    lines.in_flight += 1
-        line.model_lines = lines
+                    lines.adopt(other)
+        line.join(lines)
         return lines
 
     def take_arrived_probes(self, now: float, random: Callable[[], float]) -> None:
@@ -372,7 +370,7 @@ class UpstreamLines:
         for probe, outcome in arrived:
             self._probes.discard(probe)
             lines = probe.model_lines
-            lines.in_flight -= 1
+            lines.note_end(None)
             error = probe.error_in(outcome)
             if error is None and isinstance(outcome, Answered):
                 self._newest_answered_start = max(self._newest_answered_start, probe.started_at)
@@ -381,7 +379,7 @@ class UpstreamLines:
             failure = failure_of(outcome, error)
             held = lines.health.held
             if failure.kind is FailureKind.REQUEST:
-                # The model may refuse the cheap request and nothing else: there is a connection, and no more is known.
+                # The model may refuse the cheap request alone: there is a connection, and no more is known.
                 self._answered(None, None, started_at=probe.started_at, now=now)
                 if held is None:
                     continue
@@ -426,7 +424,7 @@ class UpstreamLines:
                 self._report(model, lines.health.forgotten(now))
                 for line in self._in_flight:
                     if line.model_lines is lines:
-                        line.model_lines = None
+                        line.join(None)
         if not self.models and not self._in_flight:
             self._report(None, self._whole.forgotten(now))
             self._whole = Health()
