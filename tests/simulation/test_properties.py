@@ -32,7 +32,7 @@ half or less.
 SIMULATIONS = int(os.environ.get("SIMULATIONS", "0"))
 
 simulations = settings(
-    max_examples=SIMULATIONS or 60,
+    max_examples=SIMULATIONS or 30,
     derandomize=not SIMULATIONS,
     deadline=None,
     database=None,

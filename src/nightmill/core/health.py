@@ -1,25 +1,28 @@
 """Whose fault is a failed attempt: the line's, or the model server's? No I/O.
 
-    all is well ──failures, none answered between──▶ held ──a probe is answered──▶ few in flight ──▶ all is well
-         └──Retry-After, or too much at once──▶ paused, or fewer in flight ──────────────────────────────▲
+    all is well ──failures in a row──▶ held ──a probe is answered──▶ few in flight ──▶ all is well
+         └──Retry-After, or too much at once──▶ paused, or fewer in flight ──────────────▲
 
-`Health` is kept for each model of an upstream, and once for the upstream as a whole (no connection). It exists only
-while something is wrong. It compares a line with the other lines of its model:
+`Health` is kept for each model of an upstream, and once for the upstream as a whole (no connection). It
+exists only while something is wrong. It compares a line with the other lines of its model:
 
-- A failure counts against its line in the proportion in which other lines were answered since the line's failure
-  before: in full when all were, not at all when none was. The first failure of a line never counts. So an outage
-  uses up no line's attempts, whatever its status, and a line that is refused while others are answered ends.
-- `_HOLDING_FAILURES` failures in a row, of several lines, hold the model: nothing is sent but one probe at a time,
-  with growing pauses, so that the calls of an outage are bounded by time and not by lines. Probes alternate between
-  a waiting line and a cheap request (`core.probe`), since the waiting line itself may be the cause. Any answer ends
-  the hold; then the number in flight grows again from 1.
-- When a line fails again and nothing was answered since its failure before, nothing can be said about the line. A
-  cheap request then finds out (`needs_evidence`).
-- A line that is refused for load (429, 503) pauses its model if it names Retry-After, and lowers the number in
-  flight if most lines are refused. Lines that were refused before and are refused again while others are answered
-  show that the refusals concern the lines; then refusals pause nothing but the refused line.
-- A line that timed out counts only if a line that started later was answered, or if it was alone. Otherwise the
-  requests queue in the server, and half as many are in flight from then on.
+- **What counts.** A failure counts against its line in the proportion in which other lines were answered
+  since the line's failure before: in full if all were, not at all if none was. The first failure of a line
+  never counts. So an outage uses up no line's attempts, whatever its status, and a line that fails while
+  others are answered ends.
+- **Holding.** As many failures in a row as attempts are in flight, at least `_HOLDING_FAILURES` and of
+  several lines, hold the model. Without a connection the first failure holds the upstream. While held, one
+  probe at a time is sent, with growing pauses: the calls of an outage are bounded by its length, not by the
+  number of lines. Probes alternate between a cheap request (`core.probe`) and a waiting line. An answer to
+  an attempt that started after the failures ends the hold. After a long hold the number in flight grows
+  again from 1.
+- **Evidence.** When a line fails again and nothing was answered since, the cause may be the line or the
+  server. A cheap request then finds out (`needs_evidence`).
+- **Load.** A refusal for load (429, 503) pauses the model if it names Retry-After. If refusals follow one
+  another, no more attempts are sent than are in flight. When lines are refused again while others are
+  answered, the refusals concern those lines, and pause no other.
+- **Time-outs.** A time-out counts only if a line that started later was answered, or if the line was alone.
+  Otherwise requests may queue in the server, and from then on half as many are in flight.
 
 `now` is a monotonic time in seconds; `random` is a number in [0, 1).
 """
@@ -35,12 +38,14 @@ from nightmill.core.pauses import PAUSE_FLOOR_S, bounded_s
 
 _HOLDING_FAILURES: Final = 5
 _SHORT_HOLD_S: Final = 2.0
+"""A shorter hold is not announced, and does not limit what is in flight afterwards."""
 _SHORTEST_QUEUE_S: Final = 0.2
 """A 504 that comes sooner was not caused by a queue."""
 _PROBE_LAPSE_S: Final = 5.0
-"""A probe without an outcome for so long is probably being answered; another probe may join it. Doubles each time."""
+"""After so long without an outcome a probe is probably being answered; another may join it. Doubles."""
 _LONGEST_LAPSE_S: Final = 600.0
-_EVIDENCE_DELAY: Final = 0.5  # of a time-out
+_EVIDENCE_DELAY: Final = 0.5
+"""The part of its longest time after which a line that timed out before is compared with a cheap request."""
 _GROWTH: Final = 4
 """The number in flight grows by one after so many times as many answers."""
 _LONGEST_PAUSE_S: Final = {
@@ -54,9 +59,13 @@ _NEEDS_OPERATOR: Final = frozenset({FailureKind.ACCESS, FailureKind.ACCOUNT})
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """Nothing, or only probes, are sent since `since`; `until` is the end of the pause. Both are monotonic times.
+    """Only probes are sent, or nothing.
 
-    `needs_operator`: the server refuses nightmill itself, so that a setting has to change.
+    Args:
+        reason: a few words, as in `Failure`.
+        since: monotonic time of the failure that began it.
+        until: monotonic time at which the pause ends.
+        needs_operator: whether the server refuses nightmill itself, so that a setting has to change.
     """
 
     reason: str
@@ -81,6 +90,8 @@ class LineRecord(msgspec.Struct, gc=False):
         is_explained: whether the latest one counts.
         is_late: whether the latest one was a time-out.
         refusals: those for load.
+        answered_before: lines of the model answered before the latest one.
+        first_failures_before: lines of the model that had failed for the first time before the latest one.
     """
 
     failures: int = 0
@@ -165,8 +176,9 @@ class Health:
         return self._held is None and self.cap is None and self._asked_until <= now
 
     def wait_s(self, now: float, *, in_flight: int) -> float:
-        """Seconds until an attempt, or a probe while held, may start; 0 if it may start now. Infinite while an
-        outcome has to come first."""
+        """Seconds until an attempt, or a probe while held, may start; 0 if it may start now, infinite while
+        an outcome has to come first.
+        """
         until = max(self._until, self._asked_until)
         if now < until:
             return until - now
@@ -185,7 +197,7 @@ class Health:
         """
         if self._held is None:
             if record is not None and record.is_late and not self.needs_evidence:
-                # If the cheap request overtakes the line, the line is slow by itself, and no queue is the cause.
+                # If the cheap request overtakes the line, no queue is the cause: the line is slow by itself.
                 self.needs_evidence = True
                 self._evidence_at = max(self._evidence_floor, now + timeout_s * _EVIDENCE_DELAY)
             return
@@ -199,7 +211,7 @@ class Health:
 
     @property
     def is_cheap_probe_next(self) -> bool:
-        """Whether the next probe of a held model is a cheap request: the first, every second, all after time-outs."""
+        """Whether the next probe is a cheap request: every second one is, and each after a time-out."""
         return self._pauses % 2 == 1 or (self._last_failed is not None and self._last_failed.is_late)
 
     def is_evidence_due(self, now: float) -> bool:
@@ -209,10 +221,10 @@ class Health:
 
     @property
     def evidence_at(self) -> float | None:
-        """Monotonic time from which a cheap request may be sent beside the lines; None while none is needed."""
-        return (
-            max(self._evidence_at, self._asked_until) if self.needs_evidence and self._held is None else None
-        )
+        """Monotonic time from which a cheap request may be sent beside the lines; None if none is needed."""
+        if not self.needs_evidence or self._held is not None:
+            return None
+        return max(self._evidence_at, self._asked_until)
 
     def evidence_requested(self, now: float) -> None:
         """Notes that the cheap request starts."""
@@ -255,7 +267,7 @@ class Health:
         return None if self._announced is None else Resumed(now - self._announced.since)
 
     def _end_hold(self, now: float) -> None:
-        """Sends again: one attempt first and then more, unless the hold was so short that the server has work."""
+        """Sends again, after a long hold one attempt first and then more."""
         if self._held is None:
             return
         if now - self._held.since >= _SHORT_HOLD_S:
@@ -287,7 +299,7 @@ class Health:
         now: float,
         random: float,
     ) -> Held | None:
-        """Takes a failed attempt into account: in `record` for its line, else for the model.
+        """Takes a failed attempt into account: in `record` for its line, and for the model.
 
         Args:
             started_at: monotonic time at which the attempt started.
@@ -302,25 +314,20 @@ class Health:
             self._note_in_a_row(record)
             self._hold(failure, started_at=started_at, now=now, random=random)
             return self._announcement(failure, now)
-        is_first = record.failures == 0
-        answered = 0 if is_first else self._answered - record.answered_before
-        counts = 0.0
-        if answered:
-            first_failures = self._first_failures - record.first_failures_before
-            counts = failure.counts_as * answered / (answered + first_failures)
         kind = failure.kind
         if kind is FailureKind.LATE and now - started_at < _SHORTEST_QUEUE_S:
             kind = FailureKind.FAULT
         is_late = kind is FailureKind.LATE
-        if is_late and not is_overtaken and in_flight:
-            counts = 0.0
+        may_queue = is_late and not is_overtaken
+        is_first = record.failures == 0
+        counts = 0.0 if may_queue and in_flight else failure.counts_as * self._answered_share(record)
         self._first_failures += is_first
         record.failures += 1
         record.counted += counts
         record.is_explained = counts > 0
+        record.is_late = is_late
         record.answered_before = self._answered
         record.first_failures_before = self._first_failures
-        record.is_late = is_late
         if kind is FailureKind.LOAD:
             record.refusals += 1
             self._lines_refused += record.refusals > 1
@@ -331,7 +338,7 @@ class Health:
                 self.needs_evidence = True
                 self._evidence_at = self._evidence_floor
         is_outage = self._is_outage(kind, in_flight=in_flight, started_at=started_at)
-        if is_late and not is_overtaken and not counts:
+        if may_queue and not counts:
             self._note_queue(started_at=started_at, in_flight=in_flight, now=now)
         elif is_late and counts:
             self._safe_cap = self._slow_start_until = math.inf  # the line is slow by itself
@@ -340,6 +347,13 @@ class Health:
         elif failure.retry_after_s is not None and not counts and not self._lines_are_refused:
             self._asked_until = max(self._asked_until, now + bounded_s(failure.retry_after_s))
         return self._announcement(failure, now)
+
+    def _answered_share(self, record: LineRecord) -> float:
+        """The part of the other lines that were answered since the failure before; 0 before the first."""
+        answered = self._answered - record.answered_before
+        if not record.failures or not answered:
+            return 0.0
+        return answered / (answered + self._first_failures - record.first_failures_before)
 
     @property
     def _lines_are_refused(self) -> bool:
