@@ -2,8 +2,8 @@
 
 settings.md comes from the docstrings of `nightmill.settings`, cli.md from the commands. In how-it-works.md
 the state graph comes from `nightmill.core.batch.TRANSITIONS`, and the picture of the packages from the layers
-that import-linter enforces. In faults.md the tables come from `nightmill.core.failure` and `core.probe`. A test
-fails when a part is not current, or when a setting has no docstring.
+that import-linter enforces. In faults.md the tables come from `nightmill.core.failure` and `core.probe`. A
+test fails when a part is not current, or when a setting has no docstring.
 """
 
 import re

@@ -8,6 +8,7 @@ from random import Random
 import pytest
 
 from nightmill.core.batch import Batch, Status
+from nightmill.telemetry import UpstreamHeld, UpstreamResumed
 from tests.faults.conftest import FaultyMill, Plan, Rogue, Script, Step, answer, said, well
 
 PAGE = b"<html><body><h1>A proxy, and not the model</h1></body></html>"
@@ -65,7 +66,10 @@ FAULTS = {
     "503": status("503 Service Unavailable"),
     "504": status("504 Gateway Timeout"),
     "408": status("408 Request Timeout"),
+    "402": status("402 Payment Required"),
     "409": status("409 Conflict"),
+    "410": status("410 Gone"),
+    "451": status("451 Unavailable For Legal Reasons"),
 }
 PATIENCE = {
     "429": status("429 Too Many Requests"),
@@ -76,7 +80,7 @@ PATIENCE = {
     "429 in nonsense": status("429 Too Many Requests", "Retry-After: soon"),
     "503 in seconds": status("503 Service Unavailable", "Retry-After: 0"),
 }
-FINAL = {f"{code}": status(f"{code} No") for code in (400, 402, 404, 405, 410, 413, 414, 415, 422, 451)}
+FINAL = {f"{code}": status(f"{code} No") for code in (400, 404, 405, 413, 414, 415, 422, 501)}
 
 
 @pytest.fixture
@@ -129,9 +133,8 @@ async def test_faults_that_stay_settle_their_line_and_no_other(mill: FaultyMill,
             assert rows[name]["response"]["status_code"] == int(name)
             assert rows[name]["response"]["body"] == {"error": {"message": "no"}}
     assert {name: rogue.asked[name] for name in FINAL} == dict.fromkeys(FINAL, 1)
-    tries = {name: rogue.asked[name] for name in BREAKS | LATE | FAULTS if rogue.asked[name] != 3}
-    assert tries.keys() <= {"reset before an answer"}
-    assert all(3 <= times <= 4 for times in tries.values())
+    # A failure counts as far as other lines were answered since the one before.
+    assert all(3 <= rogue.asked[name] <= 25 for name in BREAKS | LATE | FAULTS), rogue.asked
     assert all(rogue.asked[name] == 1 for name in plain)
 
 
@@ -155,7 +158,8 @@ async def test_refusing_connections_burns_no_attempt(mill: FaultyMill, rogue: Ro
     worker = mill.sender(rogue, max_attempts=1)
 
     async def come_back() -> None:
-        await asyncio.sleep(0.7)
+        while not any(isinstance(event, UpstreamHeld) for event in mill.events):  # noqa: ASYNC110 - a plain list
+            await asyncio.sleep(0.05)
         await rogue.start()
 
     async with asyncio.TaskGroup() as group:
@@ -163,9 +167,8 @@ async def test_refusing_connections_burns_no_attempt(mill: FaultyMill, rogue: Ro
         [ended] = await mill.run_to_the_end(worker, batch)
     assert len(await mill.results(ended)) == ended.tally.completed == 40
     assert set(rogue.asked.values()) == {1}
-    spoken = [type(event).__name__ for event in mill.events if "Upstream" in type(event).__name__]
-    assert spoken[0] == "UpstreamHeld"
-    assert spoken[-1] == "UpstreamResumed"
+    spoken = [type(event) for event in mill.events if isinstance(event, UpstreamHeld | UpstreamResumed)]
+    assert spoken == [UpstreamHeld, UpstreamResumed]
 
 
 async def test_an_upstream_that_dies_and_comes_back_goes_on_where_it_was(mill: FaultyMill, rogue: Rogue):
@@ -234,20 +237,22 @@ async def test_a_refusal_of_every_line_holds_the_batch_until_it_is_mended(
         [ended] = await mill.run_to_the_end(worker, batch)
     assert len(await mill.results(ended)) == ended.tally.completed == 60
     assert rogue.asked.total() < 60 + 30
-    [first, *_] = [event for event in mill.events if type(event).__name__ == "UpstreamHeld"]
-    assert "check upstream." in first.reason
-    assert first.is_held
+    [held] = [event for event in mill.events if isinstance(event, UpstreamHeld)]
+    assert "check upstream." in held.reason
+    assert held.needs_operator
 
 
 @pytest.mark.parametrize("refusal", REFUSALS.values(), ids=REFUSALS.keys())
 async def test_a_refusal_of_one_line_settles_it(mill: FaultyMill, rogue: Rogue, refusal: Plan):
+    """After a bounded number of tries, since other lines are answered."""
     rogue.plays("odd", refusal)
     batch = await mill.batch_of_lines(*[f"line {number}" for number in range(20)], "odd", "last")
-    [ended] = await mill.run_to_the_end(mill.sender(rogue, slots=1), batch)
+    worker = mill.sender(rogue, slots=1, max_attempts=3, random=Random(7).random)
+    [ended] = await mill.run_to_the_end(worker, batch)
     rows = await mill.results(ended)
     assert (ended.tally.completed, ended.tally.failed) == (21, 1)
     assert rows["odd"]["response"]["status_code"] in (401, 403, 307)
-    assert rogue.asked["odd"] == 1
+    assert 3 <= rogue.asked["odd"] <= 12
 
 
 async def test_a_poison_line_that_kills_the_upstream_is_settled_and_harms_no_other(
@@ -257,9 +262,8 @@ async def test_a_poison_line_that_kills_the_upstream_is_settled_and_harms_no_oth
     rogue.plays("poison", lambda _: (Step.HANG,))
     names = [f"line {number}" for number in range(100)]
     batch = await mill.batch_of_lines(*names[:50], "poison", *names[50:])
-    # Jitter, as in real life but quicker: without it those that died with the poison line come back with it.
-    dice = Random(7)
-    worker = mill.sender(rogue, slots=16, random=lambda: 0.05 * dice.random())
+    # With jitter: without it those that died with the poison line come back with it.
+    worker = mill.sender(rogue, slots=16, max_attempts=4, random=Random(7).random)
 
     async def die_of_it() -> None:
         died = 0
@@ -278,8 +282,8 @@ async def test_a_poison_line_that_kills_the_upstream_is_settled_and_harms_no_oth
     rows = await mill.results(ended)
     assert (ended.tally.completed, ended.tally.failed) == (100, 1)
     assert rows["poison"]["error"]["code"] == "upstream_broken"
-    # Eight attempts. A break on a reused connection counts as half of one, and need not have been read.
-    assert 4 <= rogue.asked["poison"] <= 17
+    # A break on a reused connection counts as half an attempt, and need not have been read.
+    assert 2 <= rogue.asked["poison"] <= 40
 
 
 async def test_a_poison_line_that_breaks_connections_in_use_comes_to_an_end(mill: FaultyMill, rogue: Rogue):
@@ -293,7 +297,7 @@ async def test_a_poison_line_that_breaks_connections_in_use_comes_to_an_end(mill
     rows = await mill.results(ended)
     assert (ended.tally.completed, ended.tally.failed) == (104, 1)
     assert rows["poison"]["error"]["code"] == "upstream_broken"
-    assert 5 <= rogue.asked["poison"] <= 8, "each attempt and a half went out twice"
+    assert 5 <= rogue.asked["poison"] <= 12, "each attempt and a half went out twice"
 
 
 async def test_a_slow_line_does_not_delay_the_end_of_a_bad_line_of_its_model(mill: FaultyMill, rogue: Rogue):
