@@ -16,8 +16,10 @@ UPSTREAM ?=
 LINES ?=
 # make fuzz: seconds for each parser
 FUZZ_S ?= 60
+# make simulate: scripts of each kind
+SIMULATIONS ?= 1000
 
-.PHONY: help setup run test test-fleet test-engines torture-fleet lint types layers unit audit coverage fuzz bench surface house docs lock clean
+.PHONY: help setup run test test-fleet test-engines torture-fleet lint types layers unit audit coverage fuzz simulate bench surface house docs lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -70,6 +72,9 @@ fuzz: $(STAMP)  ## atheris on every parser of external bytes, FUZZ_S=60 seconds 
 	@test -d $(VENV)/atheris || $(PIP) install --target $(VENV)/atheris atheris
 	for target in input_file answer part form; do \
 		PYTHONPATH=$(VENV)/atheris $(BIN)/python -m tests.fuzz.atheris_targets $$target -max_total_time=$(FUZZ_S) || exit 1; done
+
+simulate: $(STAMP)  ## random model servers against the dispatcher in virtual time, SIMULATIONS=1000 of each kind
+	SIMULATIONS=$(SIMULATIONS) $(BIN)/python -m pytest -q --timeout=0 tests/simulation/test_properties.py
 
 bench: $(STAMP)  ## measure against targets and wrk; ARGS="--quick", "--peers", "--profile FILE.svg", "--help"
 	@$(BIN)/python -m bench $(ARGS)

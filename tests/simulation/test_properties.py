@@ -1,6 +1,6 @@
 """What holds for every line of every batch, whatever the model server does: random scripts in virtual time.
 
-`SIMULATIONS=5000 pytest tests/simulation/test_properties.py` tries more scripts, other ones in each run.
+`make simulate SIMULATIONS=5000` tries more scripts, other ones in each run.
 """
 
 import os

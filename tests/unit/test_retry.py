@@ -6,10 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nightmill.core.failure import Failure, FailureKind
+from nightmill.core.failure import (
+    BACKOFF_CAP_S,
+    PAUSE_FLOOR_S,
+    RETRY_AFTER_CAP_S,
+    Failure,
+    FailureKind,
+    backoff_s,
+    bounded_s,
+)
 from nightmill.core.health import LineRecord
 from nightmill.core.outcome import Answered, Broken, TimedOut, TooLong, Unreachable, sent_again
-from nightmill.core.pauses import BACKOFF_CAP_S, PAUSE_FLOOR_S, RETRY_AFTER_CAP_S, backoff_s, bounded_s
 from nightmill.core.retry import Expire, Retry, Settle, verdict
 
 NOT_ABOUT_THE_REQUEST = sorted(set(FailureKind) - {FailureKind.REQUEST}, key=lambda kind: kind.name)

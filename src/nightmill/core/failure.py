@@ -1,7 +1,8 @@
 """What a failed attempt says: about its request, or about the model server (see docs/faults.md). No I/O.
 
 `STATUSES` is the table of statuses; docs/faults.md prints it. A status outside the table is worth another
-attempt. Whether a failure counts against its line is decided by `core.health`, from the other lines.
+attempt. Whether a failure counts against its line is decided by `core.health`, from the other lines. The
+bounds of every pause before an upstream is called again are here too.
 """
 
 from dataclasses import dataclass
@@ -76,6 +77,14 @@ KEY_CODES: Final = frozenset({"invalid_api_key", "invalid_authentication"})
 """Error codes that say at any status that the key is refused."""
 
 
+BACKOFF_BASE_S: Final = 0.5
+BACKOFF_CAP_S: Final = 60.0
+PAUSE_FLOOR_S: Final = 0.1
+"""The shortest pause before a line is sent again, and before a probe."""
+RETRY_AFTER_CAP_S: Final = 600.0
+"""The longest Retry-After that is obeyed; a longer value is cut to this."""
+
+
 @dataclass(frozen=True, slots=True)
 class AnswerError:
     """The error that an answer reports.
@@ -142,3 +151,19 @@ def _reason(error: AnswerError) -> str:
             return f"the account has no credit left ({said})"
         case _:
             return f"it answers {said}"
+
+
+def backoff_s(counted: float, *, random: float) -> float:
+    """The pause in seconds before a line is sent again: exponential backoff with full jitter over a floor.
+
+    Args:
+        counted: the failures that count against the line.
+        random: a number in [0, 1).
+    """
+    longest_s = min(BACKOFF_CAP_S, BACKOFF_BASE_S * 2.0 ** min(counted, 16))
+    return PAUSE_FLOOR_S + random * (longest_s - PAUSE_FLOOR_S)
+
+
+def bounded_s(asked_s: float) -> float:
+    """A pause that an upstream names, in seconds, between `PAUSE_FLOOR_S` and `RETRY_AFTER_CAP_S`."""
+    return min(max(asked_s, PAUSE_FLOOR_S), RETRY_AFTER_CAP_S)

@@ -33,8 +33,7 @@ from typing import Final
 
 import msgspec
 
-from nightmill.core.failure import Failure, FailureKind
-from nightmill.core.pauses import PAUSE_FLOOR_S, bounded_s
+from nightmill.core.failure import PAUSE_FLOOR_S, Failure, FailureKind, bounded_s
 
 _HOLDING_FAILURES: Final = 5
 _SHORT_HOLD_S: Final = 2.0

@@ -92,8 +92,3 @@ def sent_again(outcome: Outcome, *, first: Broken) -> Outcome:
             return outcome
         case _:
             assert_never(outcome)
-
-
-def is_success(outcome: Outcome) -> bool:
-    """Whether the upstream answered with a 2xx. Nearly every outcome is a success."""
-    return isinstance(outcome, Answered) and 200 <= outcome.status < 300

@@ -11,9 +11,8 @@
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-from nightmill.core.failure import Failure, FailureKind
+from nightmill.core.failure import Failure, FailureKind, backoff_s, bounded_s
 from nightmill.core.health import LineRecord
-from nightmill.core.pauses import backoff_s, bounded_s
 
 
 @dataclass(frozen=True, slots=True)
