@@ -255,8 +255,15 @@ class UpstreamLines:
         self._routed.append(line)
 
     def retry(self, line: PendingLine, *, until: float) -> None:
-        """Keeps a line that failed and may be sent again at monotonic time `until`."""
-        self._troubled(line).add_retry(line, until=until)
+        """Keeps a line that failed and may be sent again at monotonic time `until`.
+
+        A line whose failure may be its own or the server's waits for the cheap request that shows which.
+        """
+        lines = self._troubled(line)
+        evidence_at = lines.health.evidence_at
+        if evidence_at is not None and line.record is not None and not line.record.is_explained:
+            until = max(until, evidence_at)
+        lines.add_retry(line, until=until)
 
     def _next_routed(self, now: float) -> PendingLine | None:
         while self._routed and self._routed[0].segment.confirmed_until >= now:
