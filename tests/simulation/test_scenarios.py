@@ -368,3 +368,15 @@ def test_hanging_lines_of_several_batches_and_models_settle():
     simulate(server, batches, timeout_s=5.0)
     assert [(batch.answered, batch.failed) for batch in batches] == [(180, 20)] * 4
     assert most_calls_of_a_line(server) <= 4 * MOST_CALLS  # four lines have each content
+
+
+def test_a_line_that_failed_once_is_sent_again_soon_although_only_one_slot_is_used():
+    async def one_fault(server: Server, call: Call) -> Outcome:
+        if call.content == "bad" and server.calls_of["bad"] == 1:
+            return error(500)
+        return await server.compute()
+
+    lines = Lines(["bad", *named("good", 2_000)])
+    simulate(Server(one_fault), [lines], slots=1)
+    assert lines.answered == 2_001
+    assert lines.writer.settled_at[0] < 40

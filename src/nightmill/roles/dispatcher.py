@@ -218,8 +218,6 @@ class Dispatcher:
 
     def _next_line(self, upstream: UpstreamLines, now: float) -> PendingLine | None:
         """The line to send to an upstream now, or None."""
-        if not upstream.has_waiting:
-            return self._new_line(upstream, now)
         return (
             upstream.next_waiting(now, beyond_share=False)
             or self._new_line(upstream, now)
@@ -245,7 +243,7 @@ class Dispatcher:
                 return None
             self._unsent -= 1
             ordinal, request = segment.take()
-            line = PendingLine(segment, ordinal, request)
+            line = PendingLine(segment, ordinal, request, now)
             routed = self._upstream_of[route(request, self._routes)]
             blocker: _Blocker | None
             if routed is not upstream:
@@ -292,6 +290,7 @@ class Dispatcher:
             for _ in range(upstream.start_due_probes(now, room=room)):
                 rates.spend()
                 room -= 1
+        next_line = self._next_line if upstream.has_waiting else self._new_line
         while room > 0:
             if not upstream.is_calm and upstream.wait_s(now) > 0:
                 break
@@ -300,7 +299,7 @@ class Dispatcher:
                 if wait_s > 0:
                     self._wake_at(now + min(wait_s, _LONGEST_PAUSE_S), now)
                     break
-            line = self._next_line(upstream, now)
+            line = next_line(upstream, now)
             if line is None:
                 break
             timeout_s = min(runtime.attempt_timeout_s, line.segment.lease.deadline - clock)

@@ -24,6 +24,7 @@ MOST_WAITING: Final = 4_096
 MOST_WAITING_BYTES: Final = 64 << 20
 MOST_FRESH: Final = 500
 """As `MOST_WAITING`, for lines that were never sent."""
+_OVERDUE_S: Final = 30.0
 _NO_ID: Final = b'""'
 
 
@@ -31,7 +32,7 @@ class PendingLine(msgspec.Struct, eq=False, gc=False):
     """A line that was taken from its segment and is not settled.
 
     Args:
-        started_at: monotonic time at which the latest attempt started.
+        started_at: monotonic time at which the latest attempt started, or at which the line was taken.
         charged_tokens: the estimate that the rate limit was charged for the attempt in flight.
         record: the failures of the line, None without any.
         model_lines: of the line's model, None while nothing was wrong with the model.
@@ -40,7 +41,7 @@ class PendingLine(msgspec.Struct, eq=False, gc=False):
     segment: LeasedSegment
     ordinal: int
     request: RequestLine
-    started_at: float = 0.0
+    started_at: float
     charged_tokens: float = 0.0
     record: LineRecord | None = None
     model_lines: "ModelLines | None" = None
@@ -85,7 +86,6 @@ class ModelLines:
         "_retries",
         "_sequence",
         "_waiting_bytes",
-        "aside",
         "health",
         "in_flight",
         "model",
@@ -155,6 +155,17 @@ class ModelLines:
         """Keeps a line that may be sent again at monotonic time `until`."""
         heapq.heappush(self._retries, (until, next(self._sequence), line))
         self._waiting_bytes += len(line.request.body)
+
+    def may_retry(self, now: float, *, share: int) -> bool:
+        """Whether a line that failed before may take a slot that another line could use.
+
+        Args:
+            share: attempts of such lines in flight beside other lines. With a share of 0 a line that has
+                waited for long takes a slot nevertheless.
+        """
+        if self.retrying < share:
+            return True
+        return not self.retrying and bool(self._retries) and self._retries[0][0] + _OVERDUE_S <= now
 
     def next_fresh(self, now: float) -> PendingLine | None:
         """Takes out the first line that was never sent; None while its lease is not confirmed."""

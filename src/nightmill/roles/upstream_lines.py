@@ -1,8 +1,8 @@
 """The lines of one upstream in one worker: in flight, arrived, and waiting while something is wrong.
 
-Every line that `start`, `park` or `failed` was given is in exactly one place until the dispatcher takes the
-line out.
-What an outcome means belongs to `core.failure` and `core.health`, when a line is sent to `dispatcher`.
+Every line that `start`, `park` or `retry` was given is in exactly one place until the dispatcher takes the
+line out. What an outcome means belongs to `core.failure` and `core.health`, when a line is sent to
+`dispatcher`.
 """
 
 import asyncio
@@ -142,7 +142,6 @@ class UpstreamLines:
 
     def start(self, line: PendingLine, *, timeout_s: float, now: float) -> None:
         """Sends a line."""
-        line.start(now)
         if not self.is_calm:
             self._note_start(line, timeout_s, now)
         self._in_flight.add(line)
@@ -155,6 +154,7 @@ class UpstreamLines:
         )
 
     def _note_start(self, line: PendingLine, timeout_s: float, now: float) -> None:
+        line.start(now)
         self._whole.started(now)
         if line.model_lines is not None:
             line.model_lines.note_start(line.record, now=now, timeout_s=timeout_s)
@@ -240,10 +240,9 @@ class UpstreamLines:
                 continue
             if health.held is not None and health.is_cheap_probe_next and lines.cheap_request() is not None:
                 continue
+            share = min(limit, health.cap or limit) // _RETRY_SHARE
             line = lines.next_fresh(now) if health.held is not None else None
-            if line is None and (
-                beyond_share or lines.retrying < min(limit, health.cap or limit) // _RETRY_SHARE
-            ):
+            if line is None and (beyond_share or lines.may_retry(now, share=share)):
                 line = lines.next_retry(now)
             line = line or lines.next_fresh(now)
             if line is not None:
