@@ -110,19 +110,19 @@ def test_an_outage_of_a_while_loses_no_line(servers: Servers, rogue: Rogue):
     rogue.plays("b", status("503 Service Unavailable"))
     two = served.batch(lines(names("b", 2), model="b"))
     for model in ("m", "b"):
-        served.until_logged(f"model '{model}' of upstream 'default' is HELD")
+        served.until_logged(f"model '{model}' of upstream 'default' is held")
     served = servers.middle()
     for model in ("m", "b"):
-        served.until_logged(f"model '{model}' of upstream 'default' is HELD")
+        served.until_logged(f"model '{model}' of upstream 'default' is held")
     rogue.always = well
     rogue.plays("b", well)
     assert_answered(served, served.until_ended(begun), 200)
     assert_answered(served, served.until_ended(two), 2)
     wait_until(lambda: not served.trouble())
     for life in servers.lives:
-        assert len(life.logged("HELD")) == 2, life.log_lines
-        assert len(life.logged("HELD", "model 'm'", "it answers 500")) == 1
-        assert len(life.logged("HELD", "model 'b'", "it answers 503")) == 1
+        assert len(life.logged("is held")) == 2, life.log_lines
+        assert len(life.logged("is held", "model 'm'", "it answers 500")) == 1
+        assert len(life.logged("is held", "model 'b'", "it answers 503")) == 1
 
 
 def test_a_tenth_of_bad_lines_costs_the_good_ones_little(servers: Servers, rogue: Rogue):
@@ -197,7 +197,7 @@ def test_what_the_operator_has_to_mend_holds_every_line_and_is_said_once(servers
         assert "ERROR" in served.until_logged(reason)
     served = servers.middle()
     for model, reason in reasons.items():
-        assert f"model '{model}' of upstream 'default' is HELD since" in served.until_said(reason)
+        assert f"model '{model}' of upstream 'default' is held since" in served.until_said(reason)
     asked = rogue.asked.total()
     wait_until(lambda: rogue.asked.total() > asked + 3)
     for batch_id in batches:
@@ -209,10 +209,10 @@ def test_what_the_operator_has_to_mend_holds_every_line_and_is_said_once(servers
         assert_answered(served, served.until_ended(batch_id), 50)
     wait_until(lambda: not served.trouble())
     for life in servers.lives:
-        assert len(life.logged("HELD")) == 2, life.log_lines
+        assert len(life.logged("is held")) == 2, life.log_lines
         for model, reason in reasons.items():
-            assert len(life.logged("HELD", f"model '{model}'", reason)) == 1
-    assert len(served.logged("is sent lines again")) == 2
+            assert len(life.logged("is held", f"model '{model}'", reason)) == 1
+    assert len(served.logged("is no longer held")) == 2
 
 
 def test_a_200_without_a_result_is_no_answer(servers: Servers, rogue: Rogue):
@@ -286,15 +286,15 @@ def test_a_server_that_dies_and_comes_back_is_said_once_each(servers: Servers, r
     batch_id = served.batch(lines(names("line", 300)))
     wait_until(lambda: rogue.asked.total() > 50)
     with rogue.down():
-        served.until_logged("HELD")
+        served.until_logged("is held")
         served = servers.middle()
         said_at = time.monotonic()
-        trouble = served.until_said("HELD since")
+        trouble = served.until_said("held since")
         wait_until(lambda: time.monotonic() - said_at > 4)  # several pauses and further probes
         assert "connection" in trouble.lower() or "refused" in trouble.lower()
     assert_answered(served, served.until_ended(batch_id), 300)
     wait_until(lambda: not served.trouble())
     for life in servers.lives:
-        assert len(life.logged("HELD")) == 1, life.log_lines
-    assert len(served.logged("is sent lines again")) == 1
+        assert len(life.logged("is held")) == 1, life.log_lines
+    assert len(served.logged("is no longer held")) == 1
     assert rogue.asked.total() <= 300 + 8 * (1 + len(servers.lives)) + 200 * servers.is_killed
