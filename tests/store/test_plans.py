@@ -5,13 +5,19 @@ from contextlib import closing
 import pytest
 from sqlalchemy.dialects import sqlite
 
-from nightmill.store import audit, batch_leases, batches, files, projects, segments
+from nightmill.store import audit, batch_leases, batches, files, open_batches, projects, segments
 from nightmill.store.clock import CLOCK_FUNCTION
 from nightmill.store.sqlite import sqlite_library
 
 _PARAMETERS = {
     "segment_limit": 1,
     "batch_limit": 9,
+    "near_limit": 8,
+    "after_project": "",
+    "project_limit": 8,
+    "passed_over": ["batch_1"],
+    "sequences": [1, 2],
+    "of_batch_ids": ["batch_1"],
     "page_rows": 21,
     "blob_limit": 10,
     "expired_limit": 10,
@@ -62,6 +68,7 @@ def test_leasing_reads_only_the_first_batches_and_their_first_segments(world):
         (batches._OVERDUE, "batch_by_deadline (expires_at<?)"),
         (batches._SETTLED, "batch_settled"),
         (batch_leases._CANDIDATE, "batch_leasable"),
+        (segments._PREFERRED, "sqlite_autoindex_batch_1 (id=?)"),
         (segments._RELEASE_EXPIRED, "segment_leased"),
         (segments._HELD_BY_WORKER, "segment_held (worker_id=?)"),
         (segments._HELD_BY_LEASE, "PRIMARY KEY (batch_id=? AND number=?)"),
@@ -88,3 +95,22 @@ def test_the_backlog_is_counted_without_reading_waiting_segments(world):
         "SEARCH batch USING INDEX sqlite_autoindex_batch_1 (id=?)",
         "SCAN segment USING COVERING INDEX segment_leased",
     ]
+
+
+def test_candidates_are_found_without_reading_all_open_batches(world):
+    has_waiting = "SEARCH segment USING COVERING INDEX segment_waiting (batch_id=?)"
+    plan = _plan(world, open_batches._NEAR)
+    assert plan[0] == "SEARCH batch USING INDEX batch_by_deadline (expires_at>? AND expires_at<?)"
+    assert plan[2] == has_waiting
+    assert "TEMP B-TREE" not in " ".join(plan)
+    plan = _plan(world, open_batches._PROJECTS)
+    reads = [step for step in plan if step.startswith("SEARCH")]
+    assert reads == [
+        *["SEARCH batch USING COVERING INDEX batch_by_project (project_id>?)"] * 2,
+        "SEARCH batch USING INDEX batch_by_project (project_id=?)",
+        has_waiting,
+        "SEARCH batch USING INDEX batch_by_size (project_id=?)",
+        has_waiting,
+    ]
+    assert "TEMP B-TREE" not in " ".join(plan)
+    assert _plan(world, open_batches._BY_SEQUENCE) == ["SEARCH batch USING INTEGER PRIMARY KEY (rowid=?)"]

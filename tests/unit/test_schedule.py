@@ -1,22 +1,276 @@
-"""The order in which a worker sends the segments it has leased."""
+"""The order between batches: turns of leased segments, and which batches a worker prefers."""
 
-from nightmill.core.schedule import BATCH_ORDER, SegmentQueue
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nightmill.core.schedule import (
+    BATCH_ORDER,
+    LINE_WORK,
+    NEAR_DEADLINE_S,
+    NEAR_DEADLINE_SHARE,
+    PARALLEL_BATCHES,
+    TURN_WORK,
+    Candidates,
+    FairQueue,
+    OpenBatch,
+    preferred_batches,
+    spread,
+)
+from nightmill.ids import BatchId, ProjectId
+
+_FAR = 1e9
 
 
-def test_the_oldest_batch_is_first():
+@dataclass
+class Lines:
+    """A leased segment without text."""
+
+    batch: OpenBatch
+    unsent: int
+    line_work: float = LINE_WORK + 500.0
+
+
+def batch(number: int, *, project: str = "a", deadline: float = _FAR, input_bytes: int = 1_000) -> OpenBatch:
+    return OpenBatch(BatchId(f"batch_{number}"), ProjectId(project), number, deadline, input_bytes)
+
+
+def send(queue: FairQueue[Lines], *, turns: int = 1_000_000, now: float = 0.0) -> list[tuple[BatchId, int]]:
+    """Sends turns until the queue is empty; returns the batch and the lines of each."""
+    sent: list[tuple[BatchId, int]] = []
+    while turns and (turn := queue.next(now)) is not None:
+        segment, lines = turn
+        assert 0 < lines <= segment.unsent
+        segment.unsent -= lines
+        queue.charge(segment, lines)
+        if not segment.unsent:
+            queue.remove(segment)
+        sent.append((segment.batch.id, lines))
+        turns -= 1
+    return sent
+
+
+def work_of(sent: list[tuple[BatchId, int]], segments: list[Lines]) -> Counter[BatchId]:
+    line_work = {segment.batch.id: segment.line_work for segment in segments}
+    work: Counter[BatchId] = Counter()
+    for batch_id, lines in sent:
+        work[batch_id] += math.ceil(lines * line_work[batch_id])
+    return work
+
+
+def test_without_a_preference_the_oldest_batch_is_leased_first():
     assert BATCH_ORDER == ("sequence",)
 
 
-def test_the_segment_that_was_leased_first_is_sent_first():
-    queue: SegmentQueue[str] = SegmentQueue()
-    for name in ("a", "b", "c"):
-        queue.add(name)
-    assert [queue.next(), queue.next(), queue.next(), queue.next()] == ["a", "b", "c", None]
+def test_a_batch_that_is_alone_sends_a_whole_segment_in_a_turn():
+    queue: FairQueue[Lines] = FairQueue()
+    queue.add(Lines(batch(1), 500))
+    queue.add(Lines(batch(1), 300))
+    assert send(queue) == [("batch_1", 500), ("batch_1", 300)]
+    assert queue.next(0.0) is None
+
+
+def test_a_new_batch_has_the_next_turn():
+    queue: FairQueue[Lines] = FairQueue()
+    for number in range(20):
+        queue.add(Lines(batch(number), 10_000))
+    send(queue, turns=55)
+    queue.add(Lines(batch(99), 10))
+    sent = send(queue, turns=2)
+    assert ("batch_99", 10) in sent
+
+
+def test_new_batches_that_keep_arriving_do_not_delay_an_old_one():
+    queue: FairQueue[Lines] = FairQueue()
+    old = Lines(batch(0), 10_000)
+    queue.add(old)
+    sent: list[tuple[BatchId, int]] = []
+    for number in range(1, 200):
+        queue.add(Lines(batch(2 * number), 10))
+        queue.add(Lines(batch(2 * number + 1), 10))
+        sent += send(queue, turns=2)
+    assert sum(batch_id == "batch_0" for batch_id, _ in sent) >= len(sent) // 2 - 1
+
+
+def test_leaving_and_joining_again_gains_nothing():
+    queue: FairQueue[Lines] = FairQueue()
+    large_line = TURN_WORK * 40.0
+    queue.add(Lines(batch(0), 1_000, line_work=TURN_WORK / 8))
+    queue.add(Lines(batch(1), 1, line_work=large_line))
+    turns = send(queue, turns=3)
+    assert ("batch_1", 1) in turns
+    queue.add(Lines(batch(1), 1, line_work=large_line))
+    assert {batch_id for batch_id, _ in send(queue, turns=35)} == {"batch_0"}
 
 
 def test_segments_that_are_stopped_leave_the_queue_and_the_others_keep_their_order():
-    queue: SegmentQueue[str] = SegmentQueue()
-    for name in ("a", "b", "c"):
-        queue.add(name)
-    queue.keep(lambda name: name != "b")
-    assert list(queue) == ["a", "c"]
+    queue: FairQueue[Lines] = FairQueue()
+    for unsent in (1, 2, 3):
+        queue.add(Lines(batch(1), unsent))
+    queue.add(Lines(batch(2), 2))
+    queue.keep(lambda segment: segment.unsent != 2)
+    assert [segment.unsent for segment in queue] == [1, 3]
+    assert queue.batches == [batch(1)]
+
+
+loads = st.lists(
+    st.tuples(st.sampled_from("abc"), st.integers(1, 6), st.sampled_from([1.0, 50.0, 1_000.0, 300_000.0])),
+    min_size=2,
+    max_size=12,
+)
+weights = st.fixed_dictionaries({}, optional={name: st.sampled_from([0.25, 1.0, 3.0]) for name in "abc"})
+
+
+def segments_of(load: list[tuple[str, int, float]], *, unsent: int) -> list[Lines]:
+    return [
+        Lines(batch(number, project=project), unsent * factor, line_work=LINE_WORK + size)
+        for number, (project, factor, size) in enumerate(load)
+    ]
+
+
+@given(loads, weights, st.integers(2, 400))
+def test_projects_share_by_weight_and_the_batches_of_a_project_equally(load, weights, turns):
+    """Of two that wait all the time, neither gets more than a turn and a line ahead of its share."""
+    queue: FairQueue[Lines] = FairQueue(weights)
+    segments = segments_of(load, unsent=1_000_000)
+    for segment in segments:
+        queue.add(segment)
+    work = work_of(send(queue, turns=turns), segments)
+    longest = max(segment.line_work for segment in segments)
+    by_project: dict[str, list[OpenBatch]] = {}
+    for segment in segments:
+        by_project.setdefault(segment.batch.project_id, []).append(segment.batch)
+    bound = 3 * TURN_WORK + 2 * longest
+    for batches in by_project.values():
+        served = [work[it.id] for it in batches]
+        assert max(served) - min(served) <= bound
+    shares = {
+        project: sum(work[it.id] for it in batches) / weights.get(project, 1.0)
+        for project, batches in by_project.items()
+    }
+    least_weight = min(weights.get(project, 1.0) for project in shares)
+    assert max(shares.values()) - min(shares.values()) <= bound / min(1.0, least_weight)
+
+
+@given(loads, weights, st.lists(st.tuples(st.sampled_from("abcd"), st.integers(1, 30)), max_size=60))
+def test_no_batch_starves_whatever_arrives_and_leaves(load, weights, arrivals):
+    """Each waiting batch is served again after bounded work, although others keep arriving."""
+    queue: FairQueue[Lines] = FairQueue(weights)
+    segments = segments_of(load, unsent=1_000_000)
+    for segment in segments:
+        queue.add(segment)
+    sent: list[tuple[BatchId, int]] = []
+    for number, (project, unsent) in enumerate(arrivals, start=1_000):
+        small = Lines(batch(number, project=project), unsent)
+        segments.append(small)
+        queue.add(small)
+        sent += send(queue, turns=2)
+    longest = max(segment.line_work for segment in segments)
+    rounds = 1 + longest / (TURN_WORK * min([1.0, *weights.values()]))
+    waiting = len(queue.batches)
+    needed = 4 * rounds * (waiting + 4) * (1 + sum(weights.values()) + 4) / min([1.0, *weights.values()])
+    late = send(queue, turns=math.ceil(needed))
+    assert {segment.batch.id for segment in segments[: len(load)]} <= {batch_id for batch_id, _ in late}
+
+
+@given(st.lists(st.integers(0, int(NEAR_DEADLINE_S)), min_size=1, max_size=5), st.integers(1, 5))
+def test_near_deadlines_are_first_and_leave_the_others_their_share(near, far):
+    queue: FairQueue[Lines] = FairQueue()
+    for number, deadline in enumerate(near):
+        queue.add(Lines(batch(number, deadline=deadline), 1_000_000))
+    for number in range(far):
+        queue.add(Lines(batch(100 + number), 1_000_000))
+    sent = send(queue, turns=200)
+    nearest = f"batch_{near.index(min(near))}"
+    lines = Counter[str]()
+    for batch_id, count in sent:
+        lines["near" if batch_id == nearest else "far" if int(batch_id[6:]) >= 100 else "other"] += count
+    assert sent[0][0] == nearest
+    assert lines["other"] == 0
+    assert abs(lines["near"] / lines.total() - NEAR_DEADLINE_SHARE) < 0.1
+
+
+def test_a_batch_is_first_once_its_deadline_is_near():
+    queue: FairQueue[Lines] = FairQueue()
+    queue.add(Lines(batch(1), 1_000_000))
+    queue.add(Lines(batch(2, deadline=5_000), 1_000_000))
+    queue.add(Lines(batch(3, deadline=4_000), 5))
+    early = Counter(batch_id for batch_id, _ in send(queue, turns=100))
+    late = Counter(batch_id for batch_id, _ in send(queue, turns=100, now=5_000 - NEAR_DEADLINE_S))
+    assert abs(early["batch_1"] - early["batch_2"]) <= 3
+    assert late["batch_2"] > 2 * late["batch_1"] > 0
+
+
+def test_near_deadlines_get_everything_when_nothing_else_waits():
+    queue: FairQueue[Lines] = FairQueue()
+    queue.add(Lines(batch(1, deadline=20), 200))
+    queue.add(Lines(batch(2, deadline=10), 100))
+    sent = send(queue)
+    assert [batch_id for batch_id, _ in sent] == sorted((batch_id for batch_id, _ in sent), reverse=True)
+
+
+# --- which batches are leased ---
+
+
+def offer(by_project: list[list[OpenBatch]], near: Sequence[OpenBatch] = ()) -> Candidates:
+    return Candidates(near, by_project, ProjectId(""))
+
+
+def preferred(candidates: Candidates, held: list[OpenBatch], *, room_bytes: int = 1 << 30, most: int = 8):
+    return preferred_batches(candidates, held, room_bytes=room_bytes, segment_bytes=1 << 20, most=most)
+
+
+def test_near_deadlines_come_first_then_the_projects_in_turn():
+    near = [batch(7, project="c", deadline=20), batch(8, project="c", deadline=10)]
+    of_a, of_b = [batch(1), batch(2, input_bytes=1)], [batch(3, project="b")]
+    chosen = preferred(offer([of_a, of_b], near), [])
+    assert [it.sequence for it in chosen] == [8, 7, 1, 3, 2]
+    assert preferred(offer([of_a, of_b], near), [], most=3) == chosen[:3]
+
+
+def test_a_small_batch_passes_large_ones_and_equal_ones_wait():
+    held = [batch(number, input_bytes=6_000) for number in range(PARALLEL_BATCHES + 1)]
+    small, equal = batch(50, input_bytes=10), batch(51, input_bytes=6_000)
+    assert preferred(offer([[equal, small]]), held) == [small]
+    assert preferred(offer([[equal]]), held[1:PARALLEL_BATCHES]) == [equal]
+
+
+def test_the_oldest_batch_of_a_project_is_held_whatever_its_size():
+    held = [batch(number, input_bytes=10) for number in range(10, 30)]
+    oldest = batch(1, input_bytes=1 << 40)
+    assert preferred(offer([[oldest, batch(40)]]), held) == [oldest]
+
+
+def test_the_last_room_is_for_small_batches():
+    large, small = batch(1, input_bytes=1 << 30), batch(2, input_bytes=100)
+    assert preferred(offer([[large, small]]), [], room_bytes=(2 << 20) - 1) == [small]
+    assert preferred(offer([[large, small]]), [], room_bytes=2 << 20) == [large, small]
+    assert preferred(offer([[large, small]]), [], room_bytes=0) == []
+
+
+@given(st.lists(st.integers(1, 1 << 40), min_size=1, max_size=300))
+def test_a_worker_holds_a_bounded_number_of_batches_of_a_project(sizes):
+    """Although it looks again and again, and none of the held ones is finished."""
+    waiting = [batch(number, input_bytes=size) for number, size in enumerate(sizes)]
+    held: list[OpenBatch] = []
+    while waiting:
+        oldest = min(waiting, key=lambda it: it.sequence)
+        smallest = min(waiting, key=lambda it: it.input_bytes)
+        chosen = preferred(offer([[oldest, smallest]]), held)
+        if not chosen:
+            break
+        held += chosen
+        waiting = [it for it in waiting if it not in chosen]
+    assert len(held) <= PARALLEL_BATCHES + 1 + 41
+    assert len({it.id for it in held}) == len(held)
+
+
+def test_segments_are_spread_evenly_and_each_batch_gets_one():
+    one, two, three = batch(1), batch(2), batch(3)
+    assert spread(0, []) == []
+    assert spread(0, [one, two]) == [(one, 1), (two, 1)]
+    assert spread(8, [one, two, three]) == [(one, 3), (two, 3), (three, 2)]

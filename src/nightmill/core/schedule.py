@@ -1,57 +1,408 @@
-"""The order between batches: which segment is sent next. No I/O.
+"""The order between batches: which batch is leased, and which segment's lines are sent next. No I/O.
 
 Where the order is decided:
 
-    store: batches in progress ──BATCH_ORDER──▶ segments of a batch by number ──lease──▶ worker
-    worker: leased segments ───SegmentQueue──▶ dispatcher ──▶ lines in the order of the index
+    store: batches in progress ──indexed, bounded queries──▶ Candidates
+    worker: Candidates, held batches ──preferred_batches──▶ batches to lease a segment of
+    worker: leased segments ──FairQueue──▶ dispatcher ──▶ lines of a segment in the order of the index
 
-- The store offers candidates. Its lease query sorts the batches that have waiting segments by `BATCH_ORDER`
-  and leases the waiting segments of the first batch by number, then those of the next batch. The query is
-  bounded and indexed: the cost of a lease does not grow with the number of open batches.
-- A worker leases a little more than its concurrency limit can use (see `Dispatcher.wanted_lines`), and sends
-  its leased segments in the order of `SegmentQueue`. Lines of one segment are sent in the order of the index.
-- Lines that wait to be sent again go before new lines once their pause is over.
+The model. The work of a line is its bytes plus `LINE_WORK`. The dispatcher sends lines in **turns**: a turn
+is some lines of one batch, about `TURN_WORK`. Turns are given by deficit round robin, first over the projects
+by weight, then over the batches of the project. A batch or project that is new has its first turn before the
+next turn of the others; while an older one waits, two first turns never follow each other. A batch whose
+deadline is within `NEAR_DEADLINE_S` leaves the round robin: such batches are sent in the order of their
+deadlines, and get `NEAR_DEADLINE_SHARE` of the work while other batches wait, all of it otherwise.
 
-Today the oldest batch is first, and a worker sends what it leased first. A worker that has leased segments of
-one batch is therefore done with those before a segment of a later batch is sent; other workers, and lines
-beyond the leased ones, follow the order at the next lease.
+A round robin is only over what is leased, so a worker looks about once a second, and soon after a
+notification, for batches that it holds no unsent line of. The store offers, for a few projects after those of
+the last look, the oldest and the smallest batch, and the batches with the nearest deadlines. Of these,
+`preferred_batches` takes
 
-Failure handling: the order is only a preference. A lease that expires returns its segment to the waiting ones
-of its batch, at its old place. No guarantee of answers or fences depends on the order.
+- the oldest batch of a project, if it is older than all that the worker holds of the project,
+- any batch while the worker holds fewer than `PARALLEL_BATCHES` of the project,
+- a batch at most half as large as every held one of the project: a small batch passes large ones,
+- a batch with a near deadline, if it is nearer than those of all held batches of the project.
+
+So, apart from near deadlines, a worker takes at most `PARALLEL_BATCHES` + 1 batches of a project, and one
+more for each time that the size halves. No batch starves: the looks go round the projects, the oldest batch of
+a project is held whenever it has waiting segments, each held batch has turns, and each batch becomes the
+oldest of its project.
+
+What is left out: the length of answers is not estimated, and lines of a segment are sent in the order of the
+index, long or short.
+
+Failure handling: the order is only a preference. The deficits are in memory; after a restart all batches are
+new. Workers need no agreement: each is fair over what it holds. A preferred batch that another worker leased
+first is skipped, and a worker without preferred batches leases the oldest. A lease that expires returns its
+segment to the waiting ones of its batch. No guarantee of answers or fences depends on the order.
 """
 
+import math
 from collections import deque
-from collections.abc import Callable, Iterator
-from typing import Final, Generic, TypeVar
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Generic, Protocol, TypeVar
+
+from nightmill.ids import BatchId, ProjectId
 
 BATCH_ORDER: Final = ("sequence",)
-"""Columns of a batch by which the store sorts candidates for sending, ascending. `sequence` is the order of
-creation."""
+"""Columns of a batch by which the store sorts batches that no worker prefers, ascending. `sequence` is the
+order of creation."""
 
 STEP_ORDER: Final = ("sequence",)
 """As `BATCH_ORDER`, for the batches that intake and finalizer lease. Their index is by `sequence`."""
 
-Leased = TypeVar("Leased")
+LINE_WORK: Final = 1_024
+"""Work of a line beside its bytes: a short line has an answer too."""
+TURN_WORK: Final = 32 * 1_024
+"""Work that a batch of a project with weight 1 may send in a turn; the last line may exceed it."""
+NEAR_DEADLINE_S: Final = 900
+NEAR_DEADLINE_SHARE: Final = 0.75
+PARALLEL_BATCHES: Final = 4
+"""Batches of a project that a worker sends at the same time, whatever their size."""
+
+_MOST_REMEMBERED: Final = 4_096
 
 
-class SegmentQueue(Generic[Leased]):
-    """The leased segments of one worker with lines to send; the segment leased first is sent first."""
+@dataclass(frozen=True, slots=True)
+class OpenBatch:
+    """A batch with lines to send.
 
-    __slots__ = ("_segments",)
+    Args:
+        sequence: grows with each batch that is created.
+        deadline: Unix seconds.
+        input_bytes: size of the input file; 0 if not known.
+    """
+
+    id: BatchId
+    project_id: ProjectId
+    sequence: int
+    deadline: float
+    input_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """Batches with waiting segments of which a worker may lease one.
+
+    Args:
+        near: the batches with the nearest deadlines.
+        by_project: for each project that was looked at, its oldest and its smallest batch.
+        next_after: the project after which the next look begins; empty for the first project.
+    """
+
+    near: Sequence[OpenBatch]
+    by_project: Sequence[Sequence[OpenBatch]]
+    next_after: ProjectId
+
+
+def preferred_batches(
+    candidates: Candidates, held: Collection[OpenBatch], *, room_bytes: int, segment_bytes: int, most: int
+) -> list[OpenBatch]:
+    """The batches of which a worker leases a segment now, the most important first.
+
+    Args:
+        held: the batches of which the worker has unsent lines.
+        room_bytes: of request lines that may be leased; the last `segment_bytes` are for small batches.
+        segment_bytes: most bytes of a segment.
+        most: how many batches.
+    """
+    of_project: dict[ProjectId, list[OpenBatch]] = {}
+    for batch in held:
+        of_project.setdefault(batch.project_id, []).append(batch)
+    taken = {batch.id for batch in held}
+    preferred: list[OpenBatch] = []
+    near = {batch.id for batch in candidates.near}
+    for batch in _by_importance(candidates):
+        if len(preferred) == most:
+            break
+        cost_bytes = min(batch.input_bytes, segment_bytes)
+        reserved_bytes = 0 if cost_bytes <= segment_bytes // 2 else segment_bytes
+        beside = of_project.setdefault(batch.project_id, [])
+        if batch.id in taken or cost_bytes > room_bytes - reserved_bytes:
+            continue
+        if not _may_join(batch, beside, is_near=batch.id in near):
+            continue
+        preferred.append(batch)
+        beside.append(batch)
+        taken.add(batch.id)
+        room_bytes -= cost_bytes
+    return preferred
+
+
+def _by_importance(candidates: Candidates) -> Iterator[OpenBatch]:
+    yield from sorted(candidates.near, key=lambda batch: batch.deadline)
+    for rank in range(max(map(len, candidates.by_project), default=0)):
+        for batches in candidates.by_project:
+            yield from batches[rank : rank + 1]
+
+
+def _may_join(batch: OpenBatch, held: Sequence[OpenBatch], *, is_near: bool) -> bool:
+    """Whether a batch may be sent beside the held ones of its project."""
+    if len(held) < PARALLEL_BATCHES or batch.sequence < min(other.sequence for other in held):
+        return True
+    if is_near and batch.deadline < min(other.deadline for other in held):
+        return True
+    return 2 * max(1, batch.input_bytes) <= min(other.input_bytes for other in held)
+
+
+def spread(count: int, batches: Sequence[OpenBatch]) -> list[tuple[OpenBatch, int]]:
+    """`count` segments over batches as evenly as possible, at least one of each."""
+    if not batches:
+        return []
+    each, more = divmod(max(count, len(batches)), len(batches))
+    return [(batch, each + (place < more)) for place, batch in enumerate(batches)]
+
+
+class Sendable(Protocol):
+    """A leased segment as the queue sees it."""
+
+    @property
+    def batch(self) -> OpenBatch: ...
+    @property
+    def unsent(self) -> int: ...
+    @property
+    def line_work(self) -> float:
+        """Work of an average line."""
+        ...
+
+
+class _Member:
+    """A project or a batch in a round robin.
+
+    Attributes:
+        deficit: work that may still be sent in this turn; below 0 after a turn that was too long.
+        turn_work: added to the deficit for each turn.
+    """
+
+    __slots__ = ("deficit", "key", "turn_work")
+
+    def __init__(self, key: Hashable, *, turn_work: float) -> None:
+        self.key = key
+        self.turn_work = self.deficit = turn_work
+
+
+_M = TypeVar("_M", bound=_Member)
+_S = TypeVar("_S", bound=Sendable)
+
+
+class _RoundRobin(Generic[_M]):
+    """Deficit round robin. A new member has its first turn before the next turn of the others.
+
+    A member that left with work above its turn is remembered, so that leaving and joining gains nothing.
+    """
+
+    __slots__ = ("_debts", "_is_first_turn_next", "_new", "_old")
 
     def __init__(self) -> None:
-        self._segments: deque[Leased] = deque()
+        self._new: deque[_M] = deque()
+        self._old: deque[_M] = deque()
+        self._is_first_turn_next = True
+        self._debts: dict[Hashable, float] = {}
 
-    def __iter__(self) -> Iterator[Leased]:
-        return iter(self._segments)
+    def __len__(self) -> int:
+        return len(self._new) + len(self._old)
 
-    def add(self, segment: Leased) -> None:
-        self._segments.append(segment)
+    def __iter__(self) -> Iterator[_M]:
+        yield from self._new
+        yield from self._old
 
-    def next(self) -> Leased | None:
-        """Takes out the segment to send next; None if there is none."""
-        return self._segments.popleft() if self._segments else None
+    def join(self, member: _M) -> None:
+        debt = self._debts.pop(member.key, None)
+        if debt is None:
+            self._new.append(member)
+            return
+        member.deficit -= debt
+        self._old.append(member)
 
-    def keep(self, is_kept: Callable[[Leased], bool]) -> None:
+    def leave(self, member: _M) -> None:
+        is_new = member in self._new
+        (self._new if is_new else self._old).remove(member)
+        self._is_first_turn_next = not is_new
+        self._debts[member.key] = max(0.0, member.turn_work - member.deficit)
+        if len(self._debts) > _MOST_REMEMBERED:
+            del self._debts[next(iter(self._debts))]
+
+    def next(self) -> _M:
+        """The member whose turn it is. There must be a member."""
+        if self._new and (self._is_first_turn_next or not self._old):
+            return self._new[0]
+        old = self._old
+        for _ in range(len(old)):
+            if old[0].deficit > 0:
+                return old[0]
+            old[0].deficit += old[0].turn_work
+            old.rotate(-1)
+        if old[0].deficit <= 0 and self._new:
+            return self._new[0]
+        # After lines of megabytes no member may send for many rounds: they are skipped in one step.
+        rounds = min(math.floor(-member.deficit / member.turn_work) for member in old)
+        for member in old:
+            member.deficit += max(0, rounds) * member.turn_work
+        while old[0].deficit <= 0:
+            old[0].deficit += old[0].turn_work
+            old.rotate(-1)
+        return old[0]
+
+    def charge(self, member: _M, work: float) -> None:
+        """`member` has sent. A member that is alone owes nothing to others."""
+        if len(self) == 1:
+            self._old.extend(self._new)
+            self._new.clear()
+            return
+        member.deficit -= work
+        if member.deficit > 0:
+            return
+        if self._new and member is self._new[0]:
+            self._new.popleft()
+            member.deficit += member.turn_work
+            self._old.append(member)
+            self._is_first_turn_next = False
+        else:
+            self._is_first_turn_next = True
+
+
+class _BatchTurns(_Member, Generic[_S]):
+    __slots__ = ("batch", "project", "segments")
+
+    def __init__(self, batch: OpenBatch, project: "_ProjectTurns[_S]") -> None:
+        super().__init__(batch.id, turn_work=TURN_WORK)
+        self.batch = batch
+        self.project = project
+        self.segments: deque[_S] = deque()
+
+
+class _ProjectTurns(_Member, Generic[_S]):
+    __slots__ = ("batches", "id")
+
+    def __init__(self, project_id: ProjectId, *, weight: float) -> None:
+        super().__init__(project_id, turn_work=TURN_WORK * weight)
+        self.id = project_id
+        self.batches: _RoundRobin[_BatchTurns[_S]] = _RoundRobin()
+
+
+class FairQueue(Generic[_S]):
+    """The leased segments of one worker with lines to send.
+
+    Args:
+        weights: of projects; 1 where a project is missing.
+    """
+
+    __slots__ = ("_balance", "_batches", "_near", "_near_at", "_projects", "_round_robin", "_weights")
+
+    def __init__(self, weights: Mapping[str, float] | None = None) -> None:
+        self._weights = weights or {}
+        self._batches: dict[BatchId, _BatchTurns[_S]] = {}
+        self._projects: dict[ProjectId, _ProjectTurns[_S]] = {}
+        self._round_robin: _RoundRobin[_ProjectTurns[_S]] = _RoundRobin()
+        self._near: dict[BatchId, _BatchTurns[_S]] = {}
+        self._near_at = math.inf
+        self._balance = 0.0  # above 0: batches with a near deadline have got less than their share
+
+    def __iter__(self) -> Iterator[_S]:
+        for turns in self._batches.values():
+            yield from turns.segments
+
+    @property
+    def batches(self) -> list[OpenBatch]:
+        """The batches with segments in the queue."""
+        return [turns.batch for turns in self._batches.values()]
+
+    def add(self, segment: _S) -> None:
+        batch = segment.batch
+        turns = self._batches.get(batch.id)
+        if turns is None:
+            project = self._projects.get(batch.project_id)
+            if project is None:
+                weight = self._weights.get(batch.project_id, 1.0)
+                project = self._projects[batch.project_id] = _ProjectTurns(batch.project_id, weight=weight)
+            turns = self._batches[batch.id] = _BatchTurns(batch, project)
+            self._near_at = min(self._near_at, batch.deadline - NEAR_DEADLINE_S)
+            self._join(turns)
+        turns.segments.append(segment)
+
+    def next(self, now: float) -> tuple[_S, int] | None:
+        """The segment to send next, which stays in the queue, and how many of its lines; None if it is empty.
+
+        Args:
+            now: Unix seconds.
+        """
+        if not self._batches:
+            return None
+        if len(self._batches) == 1:
+            (turns,) = self._batches.values()
+            return turns.segments[0], turns.segments[0].unsent
+        if now >= self._near_at:
+            self._find_near(now)
+        if self._near and (self._balance >= 0 or not self._round_robin):
+            turns = min(self._near.values(), key=lambda turns: turns.batch.deadline)
+            work: float = TURN_WORK
+        else:
+            project = self._round_robin.next()
+            turns = project.batches.next()
+            work = turns.deficit if len(project.batches) > 1 else math.inf
+            if len(self._round_robin) > 1:
+                work = min(work, project.deficit)
+            elif work == math.inf:
+                work = TURN_WORK  # the others have near deadlines
+        segment = turns.segments[0]
+        return segment, min(segment.unsent, max(1, math.ceil(work / segment.line_work)))
+
+    def charge(self, segment: _S, lines: int) -> None:
+        """Lines of a segment were sent. Not counted while no other batch waits."""
+        turns = self._batches.get(segment.batch.id)
+        if turns is None or not lines:
+            return
+        work = lines * segment.line_work
+        if turns.key in self._near:
+            if self._round_robin:
+                self._balance -= work * (1 - NEAR_DEADLINE_SHARE)
+            return
+        if self._near:
+            self._balance += work * NEAR_DEADLINE_SHARE
+        turns.project.batches.charge(turns, work)
+        self._round_robin.charge(turns.project, work)
+
+    def keep(self, is_kept: Callable[[_S], bool]) -> None:
         """Drops every segment for which `is_kept` is false."""
-        self._segments = deque(segment for segment in self._segments if is_kept(segment))
+        self._drop([segment for segment in self if not is_kept(segment)])
+
+    def remove(self, segment: _S) -> bool:
+        """Takes a segment out; returns whether it was the last one of its batch."""
+        self._drop([segment])
+        return segment.batch.id not in self._batches
+
+    def _drop(self, segments: Iterable[_S]) -> None:
+        for segment in segments:
+            turns = self._batches[segment.batch.id]
+            turns.segments.remove(segment)
+            if turns.segments:
+                continue
+            del self._batches[turns.batch.id]
+            if self._near.pop(turns.batch.id, None) is None:
+                self._leave(turns)
+            elif not self._near:
+                self._balance = 0.0
+
+    def _join(self, turns: _BatchTurns[_S]) -> None:
+        project = turns.project
+        if not project.batches:
+            self._round_robin.join(project)
+        project.batches.join(turns)
+
+    def _leave(self, turns: _BatchTurns[_S]) -> None:
+        project = turns.project
+        project.batches.leave(turns)
+        if not project.batches:
+            self._round_robin.leave(project)
+            del self._projects[project.id]
+
+    def _find_near(self, now: float) -> None:
+        self._near_at = math.inf
+        for turns in list(self._batches.values()):
+            near_at = turns.batch.deadline - NEAR_DEADLINE_S
+            if near_at > now:
+                self._near_at = min(self._near_at, near_at)
+            elif turns.key not in self._near:
+                self._leave(turns)
+                self._near[turns.batch.id] = turns

@@ -37,9 +37,10 @@ from itertools import starmap
 import msgspec
 
 from nightmill.core.batch import Status, Tally
-from nightmill.ids import BatchId
+from nightmill.ids import BatchId, ProjectId
 
 _RECORD = struct.Struct("<QIIQ")
+_NO_PROJECT = ProjectId("")
 
 INDEX_RECORD_BYTES = _RECORD.size
 
@@ -142,6 +143,7 @@ class Lease:
         model: the batch's model; None if its lines name several.
         deadline: Unix seconds at which the batch expires.
         ttl_s: seconds until the lease expires unless it is renewed.
+        project_id: of the batch, as `batch_sequence` (grows with each batch) and `batch_bytes` (its input).
     """
 
     segment: Segment
@@ -154,6 +156,9 @@ class Lease:
     index_blob_key: str
     deadline: int
     ttl_s: float
+    project_id: ProjectId = _NO_PROJECT
+    batch_sequence: int = 0
+    batch_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

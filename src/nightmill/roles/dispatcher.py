@@ -13,9 +13,9 @@ once for many lines. For each line no task, timer or future is made.
 
 import asyncio
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import count
-from typing import Final, TypeAlias, assert_never
+from typing import Final, assert_never
 
 from nightmill.core.clocks import Clocks
 from nightmill.core.failure import FailureKind, failure_of
@@ -25,11 +25,12 @@ from nightmill.core.outcome import Answered, Broken, Outcome, TimedOut, TooLong,
 from nightmill.core.output_line import OutputLine, answered, unanswered
 from nightmill.core.retry import Expire, Retry, Settle, verdict
 from nightmill.core.routing import route
-from nightmill.core.schedule import SegmentQueue
+from nightmill.core.schedule import OpenBatch
 from nightmill.ids import BatchId
 from nightmill.parts import Parts
 from nightmill.roles.leased_segment import LeasedSegment
-from nightmill.roles.model_lines import ModelLines, PendingLine
+from nightmill.roles.model_lines import PendingLine
+from nightmill.roles.unsent_segments import Blocker, UnsentSegments
 from nightmill.roles.upstream_lines import UpstreamLines
 from nightmill.telemetry import Emit, UpstreamHeld, UpstreamResumed
 from nightmill.upstream.registry import UpstreamRegistry, UpstreamRuntime
@@ -37,11 +38,6 @@ from nightmill.upstream.registry import UpstreamRegistry, UpstreamRuntime
 _LONGEST_PAUSE_S: Final = 1.0
 _AHEAD_S: Final = 0.1
 _UNREACHABLE: Final = "The model server could not be reached."
-_MOST_ASIDE: Final = 64
-"""Segments that may be set aside before no further segment is leased."""
-
-_Blocker: TypeAlias = ModelLines | UpstreamLines
-"""What keeps a segment aside until it is no longer full."""
 
 
 class Dispatcher:
@@ -51,7 +47,8 @@ class Dispatcher:
         upstreams: where lines are sent.
         parts: asked whether answers can be written.
         request_prefix: hexadecimal start of the request ids made for answers without one.
-        notify: called when a segment may be over or unsent lines run low.
+        notify: called when a segment may be over, or unsent lines run low or out.
+        project_weights: shares of projects in the work; 1 where a project is missing.
     """
 
     def __init__(
@@ -63,6 +60,7 @@ class Dispatcher:
         notify: Callable[[], None],
         emit: Emit,
         clocks: Clocks,
+        project_weights: Mapping[str, float] | None = None,
     ) -> None:
         self._parts = parts
         self._request_prefix = request_prefix.encode()
@@ -77,10 +75,7 @@ class Dispatcher:
         )
         self._routes = upstreams.routes
         self._upstream_of = dict(zip(upstreams.routes, self.upstreams, strict=True))
-        self._queue: SegmentQueue[LeasedSegment] = SegmentQueue()
-        self._current: LeasedSegment | None = None
-        self._aside: list[tuple[LeasedSegment, _Blocker]] = []
-        self._unsent = 0
+        self._segments = UnsentSegments(project_weights or {}, on_batch_sent=notify)
         self._has_requested_lines = False
         self._request_sequence = count()
         self._low_water = 1
@@ -98,7 +93,12 @@ class Dispatcher:
     @property
     def unsent(self) -> int:
         """Lines that may be sent and never were."""
-        return self._unsent
+        return self._segments.unsent
+
+    @property
+    def batches(self) -> list[OpenBatch]:
+        """The batches with unsent lines."""
+        return self._segments.batches
 
     @property
     def in_flight(self) -> int:
@@ -115,16 +115,16 @@ class Dispatcher:
     @property
     def is_crowded(self) -> bool:
         """Whether so many segments are set aside that no further one is leased."""
-        return len(self._aside) >= _MOST_ASIDE
+        return self._segments.is_crowded
 
     @property
     def batches_aside(self) -> set[BatchId]:
         """Batches of which no further segment is leased, since their lines can't be sent now."""
-        return {segment.batch_id for segment, _ in self._aside}
+        return self._segments.batches_aside
 
     def wanted_slots(self, upstream: UpstreamLines) -> int:
         """How many slots of an upstream the known lines could use."""
-        return self._unsent + upstream.in_flight + upstream.waiting
+        return self._segments.unsent + upstream.in_flight + upstream.waiting
 
     async def run(self) -> None:
         """Sends and settles until it is cancelled; then no attempt is in flight any more."""
@@ -144,8 +144,8 @@ class Dispatcher:
                     now = self._monotonic()
                     for upstream in self.upstreams:
                         self._settle_arrived(upstream, now)
-                        if self._aside:
-                            self._take_up_again()
+                        if self._segments.are_aside:
+                            self._segments.take_up_again()
                         self._send_more(upstream, now)
                     self._set_alarm(now)
         finally:
@@ -166,8 +166,7 @@ class Dispatcher:
 
     def add(self, segment: LeasedSegment) -> None:
         """Sends the lines of a segment from now on."""
-        self._queue.add(segment)
-        self._unsent += segment.unsent
+        self._segments.add(segment)
         self.wake()
 
     def note_supply(self, *, is_exhausted: bool) -> None:
@@ -189,14 +188,7 @@ class Dispatcher:
 
     def count_unsent(self) -> None:
         """Recounts the unsent lines after segments were stopped or lost."""
-        self._queue.keep(_may_send)
-        self._aside = [(segment, blocker) for segment, blocker in self._aside if _may_send(segment)]
-        current = self._current
-        if current is not None and not _may_send(current):
-            self._current = current = None
-        self._unsent = sum(segment.unsent for segment in self._queue)
-        if current is not None:
-            self._unsent += current.unsent
+        self._segments.drop_stopped()
 
     def forget_waiting(self, segment: LeasedSegment) -> None:
         """Gives up the lines of a segment that wait to be sent, or to be sent again."""
@@ -230,22 +222,19 @@ class Dispatcher:
         Lines of another upstream, or of a model that can't be sent now, are kept for later on the way. A
         segment is set aside when too many of its lines are kept.
         """
-        segment = self._current
+        segments = self._segments
+        segment = segments.current
         while True:
-            if segment is None:
-                segment = self._current = self._queue.next()
+            if segment is None or segment.unsent <= segments.turn_ends_at or segment.is_lost:
+                segment = segments.next(self._clock())
                 if segment is None:
                     return None
-            if not segment.unsent or segment.is_lost:
-                segment = None
-                continue
             if segment.confirmed_until < now:
                 return None
-            self._unsent -= 1
             ordinal, request = segment.take()
             line = PendingLine(segment, ordinal, request, now)
             routed = self._upstream_of[route(request, self._routes)]
-            blocker: _Blocker | None
+            blocker: Blocker | None
             if routed is not upstream:
                 routed.add_routed(line)
                 self.wake()
@@ -257,20 +246,9 @@ class Dispatcher:
                 if blocker is None:
                     return line
             if blocker.is_full:
-                self._aside.append((segment, blocker))
-                self._unsent -= segment.unsent
+                segments.set_aside(segment, blocker)
                 self._has_requested_lines = False
-                segment = self._current = None
-
-    def _take_up_again(self) -> None:
-        """Sends the lines of segments that were set aside and are no longer blocked."""
-        kept = [(segment, blocker) for segment, blocker in self._aside if blocker.is_full]
-        if len(kept) < len(self._aside):
-            for segment, blocker in self._aside:
-                if not blocker.is_full:
-                    self._queue.add(segment)
-                    self._unsent += segment.unsent
-            self._aside = kept
+                segment = None
 
     # --- sending -----------------------------------------------------------------------------------
 
@@ -310,7 +288,7 @@ class Dispatcher:
                 line.charge(rates.spend())
             room -= 1
             upstream.start(line, timeout_s=timeout_s, now=now)
-        if self._unsent <= self._low_water and not self._has_requested_lines:
+        if self._segments.unsent <= self._low_water and not self._has_requested_lines:
             self._has_requested_lines = True
             self._notify()
 
@@ -442,7 +420,3 @@ class Dispatcher:
         ahead_s = self._clock() - self._monotonic()
         since, until = held.since + ahead_s, held.until + ahead_s
         return UpstreamHeld(runtime.name, model, held.reason, since, until, held.needs_operator)
-
-
-def _may_send(segment: LeasedSegment) -> bool:
-    return bool(segment.unsent) and not segment.is_lost

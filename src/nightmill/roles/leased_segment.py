@@ -12,6 +12,7 @@ from nightmill.blobs import Blobs
 from nightmill.core.batch import Status, Tally
 from nightmill.core.output_line import OutputLine
 from nightmill.core.request_line import RequestLine, slice_line
+from nightmill.core.schedule import LINE_WORK, OpenBatch
 from nightmill.core.segment import (
     INDEX_RECORD_BYTES,
     IndexedLine,
@@ -39,6 +40,8 @@ class LeasedSegment:
         confirmed_until: monotonic time until which the lease is certainly held by this worker.
 
     Attributes:
+        batch: the batch, as the order between batches sees it.
+        line_work: work of an average line, by which batches share the upstream.
         unsent: lines that were never sent and may be.
         in_flight: lines that were taken and are neither settled nor given up.
         abandoned: lines that were given up.
@@ -54,11 +57,13 @@ class LeasedSegment:
         "_offset",
         "_text",
         "abandoned",
+        "batch",
         "batch_id",
         "confirmed_until",
         "in_flight",
         "is_lost",
         "lease",
+        "line_work",
         "pinned",
         "stop_at",
         "stopped_by",
@@ -80,6 +85,10 @@ class LeasedSegment:
     ) -> None:
         self.lease = lease
         self.batch_id = lease.segment.batch_id
+        self.batch = OpenBatch(
+            self.batch_id, lease.project_id, lease.batch_sequence, lease.deadline, lease.batch_bytes
+        )
+        self.line_work = LINE_WORK + len(text) / max(1, len(lines))
         self.pinned = pinned
         self.confirmed_until = confirmed_until
         self.unsent = len(lines)

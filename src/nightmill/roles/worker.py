@@ -6,17 +6,18 @@ settled once. Attempts in flight belong to `dispatcher`, the output files to `fi
 """
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
 from nightmill.blobs import Blobs
 from nightmill.core.batch import Status, Tally
 from nightmill.core.clocks import Clocks
+from nightmill.core.schedule import preferred_batches, spread
 from nightmill.core.segment import Lease, PinnedPart, SegmentReport
 from nightmill.errors import LeaseLost, UnavailableError
 from nightmill.failpoints import failpoint
-from nightmill.ids import BatchId, WorkerId
+from nightmill.ids import BatchId, ProjectId, WorkerId
 from nightmill.parts import Parts, standing_records
 from nightmill.roles.dispatcher import Dispatcher
 from nightmill.roles.leased_segment import LeasedSegment, read_segment
@@ -36,7 +37,11 @@ from nightmill.telemetry import (
 from nightmill.upstream.registry import UpstreamRegistry
 
 _LOOK_S = 0.1
+_BATCH_LOOK_S = 0.2
+_IDLE_LOOK_S = 0.9
 _IDLE_S = 1.0
+_MOST_PREFERRED = 8
+_MOST_HELD = 128
 _LONGEST_PAUSE_S = 1.0
 
 
@@ -89,6 +94,7 @@ class Worker:
             notify=notifier.notify_local,
             emit=emit,
             clocks=clocks,
+            project_weights=settings.project_weights,
         )
         self._is_draining = False
         self._next_beat = 0.0
@@ -96,6 +102,9 @@ class Worker:
         self._seen_count = 0
         self._stalled: str | None = None
         self._lease_again_at = 0.0
+        self._batches_seen_at = 0.0
+        self._batches_seen_count = 0
+        self._next_project = ProjectId("")
 
     @property
     def in_flight(self) -> int:
@@ -156,6 +165,8 @@ class Worker:
         if self._segments:
             if self._notifier.count != self._seen_count:
                 pause_s = min(pause_s, max(0.001, self._next_look - now))
+            if self._notifier.count != self._batches_seen_count:
+                pause_s = min(pause_s, max(0.01, self._batches_seen_at + _BATCH_LOOK_S - now))
             for upstream in self._dispatcher.upstreams:
                 pause_s = min(pause_s, max(0.01, upstream.runtime.slots.rebalance_in_s(now)))
         return min(pause_s, _IDLE_S) if self._segments or not is_idle else _IDLE_S
@@ -248,31 +259,26 @@ class Worker:
         self._stalled = reason
 
     async def _lease_more(self) -> bool:
-        """Leases as many segments as are wanted; returns whether the store had fewer."""
+        """Leases as many segments as are wanted, and a few of batches without lines here; returns whether the
+        store had fewer than wanted."""
         if self._is_draining or self._parts.stalled is not None or self._dispatcher.is_crowded:
             return False
-        if self._monotonic() < self._lease_again_at:
+        asked_at = self._monotonic()
+        if asked_at < self._lease_again_at:
             return False
         lacking = self._dispatcher.wanted_lines() - self._dispatcher.unsent
-        if lacking <= 0:
-            return False
         held_bytes = sum(segment.text_bytes for segment in self._segments.values())
+        room_bytes = self._settings.text_bytes - held_bytes
         limit = min(
             -(-lacking // self._settings.lines_per_segment),
-            (self._settings.text_bytes - held_bytes) // self._settings.segment_bytes,
+            room_bytes // self._settings.segment_bytes - 1,  # the last one is for small batches
         )
-        if limit <= 0:
+        if limit <= 0 and not self._is_look_due(asked_at):
             return False
-        asked_at = self._monotonic()
-        failpoint("worker.before_lease")
-        leases = await self._store.segments.lease(
-            self._worker_id,
-            limit=limit,
-            ttl_s=self._settings.lease_ttl_s,
-            passed_over=self._dispatcher.batches_aside,
-        )
-        if leases:
-            failpoint("worker.leased")
+        preferred = await self._preferred(max(0, limit), room_bytes)
+        if limit <= 0 and not preferred:
+            return False
+        leases = await self._lease(max(0, limit), preferred)
         confirmed_until = asked_at + self._settings.lease_ttl_s
         async with asyncio.TaskGroup() as group:
             opening = [group.create_task(self._opened(lease, confirmed_until)) for lease in leases]
@@ -281,9 +287,50 @@ class Worker:
             self._dispatcher.add(segment)
             if not segment.unsent:
                 self._notifier.notify_local()
+        if limit <= 0:
+            return False
         is_idle = len(leases) < limit
         self._dispatcher.note_supply(is_exhausted=is_idle)
         return is_idle
+
+    def _is_look_due(self, now: float) -> bool:
+        """Whether to look for batches without lines here although there are enough unsent lines."""
+        pause_s = _IDLE_LOOK_S if self._notifier.count == self._batches_seen_count else _BATCH_LOOK_S
+        return now >= self._batches_seen_at + pause_s
+
+    async def _preferred(self, limit: int, room_bytes: int) -> list[tuple[BatchId, int]]:
+        """The batches that are leased first, and how many segments of each."""
+        self._batches_seen_at, self._batches_seen_count = self._monotonic(), self._notifier.count
+        held = self._dispatcher.batches
+        candidates = await self._store.open_batches.candidates(
+            after=self._next_project,
+            most=_MOST_PREFERRED,
+            passed_over={batch.id for batch in held} | self._dispatcher.batches_aside,
+        )
+        self._next_project = candidates.next_after
+        if len(held) >= _MOST_HELD:
+            return []
+        chosen = preferred_batches(
+            candidates,
+            held,
+            room_bytes=room_bytes,
+            segment_bytes=self._settings.segment_bytes,
+            most=_MOST_PREFERRED,
+        )
+        return [(batch.id, count) for batch, count in spread(limit, chosen)]
+
+    async def _lease(self, limit: int, preferred: Sequence[tuple[BatchId, int]]) -> Sequence[Lease]:
+        failpoint("worker.before_lease")
+        leases = await self._store.segments.lease(
+            self._worker_id,
+            limit=limit,
+            ttl_s=self._settings.lease_ttl_s,
+            preferred=preferred,
+            passed_over=self._dispatcher.batches_aside,
+        )
+        if leases:
+            failpoint("worker.leased")
+        return leases
 
     async def _request_slots(self) -> None:
         """Renews this worker's grant of each upstream's slots where it is due."""

@@ -42,15 +42,19 @@ LEASES = LeasedTable(
 )
 
 # Batches first, then the segments of one: no planner may sort the many thousands that wait behind the first.
+_OWNER_COLUMNS = (
+    batch.c.id,
+    batch.c.endpoint,
+    batch.c.model,
+    batch.c.input_blob_key,
+    batch.c.index_blob_key,
+    batch.c.expires_at,
+    batch.c.project_id,
+    batch.c.sequence,
+    batch.c.input_bytes,
+)
 _BATCHES = (
-    select(
-        batch.c.id,
-        batch.c.endpoint,
-        batch.c.model,
-        batch.c.input_blob_key,
-        batch.c.index_blob_key,
-        batch.c.expires_at,
-    )
+    select(*_OWNER_COLUMNS)
     .where(
         text("batch." + schema.IS_IN_PROGRESS),
         batch.c.expires_at > now(),
@@ -63,6 +67,7 @@ _BATCHES = (
     .order_by(*(batch.c[name] for name in BATCH_ORDER))
     .limit(bindparam("batch_limit"))
 )
+_PREFERRED = select(*_OWNER_COLUMNS).where(batch.c.id.in_(bindparam("of_batch_ids", expanding=True)))
 # The share lock makes a cancel wait for this lease or this lease see the cancel (SQLite has one writer).
 _OWNER = (
     select(batch.c.id)
@@ -140,33 +145,31 @@ class Segments(Verbs):
         *,
         limit: int,
         ttl_s: float,
+        preferred: Sequence[tuple[BatchId, int]] = (),
         passed_over: Set[BatchId] = frozenset(),
     ) -> Sequence[Lease]:
-        """Leases waiting segments of `in_progress` batches before their deadline, oldest batch first.
+        """Leases waiting segments of `in_progress` batches before their deadline: of the preferred batches,
+        then of the others, oldest first, until `limit` is reached.
 
         Args:
+            preferred: batches and how many segments of each, which may exceed `limit` together.
             passed_over: batches of which no segment is leased, a few dozen at most.
         """
         leases: list[Lease] = []
+        if preferred:
+            found = connection.execute(_PREFERRED, {"of_batch_ids": [batch_id for batch_id, _ in preferred]})
+            owners = {owner.id: owner for owner in found}
+            for batch_id, count in preferred:
+                if (owner := owners.get(batch_id)) is not None:
+                    leases += _lease_of(connection, owner, worker_id, limit=count, ttl_s=ttl_s)
+        if len(leases) >= limit:
+            return leases
         most = limit + _EXTRA_BATCHES + len(passed_over)
         for owner in connection.execute(_BATCHES, {"batch_limit": most}).all():
             if owner.id in passed_over:
                 continue
-            waiting = {"of_batch_id": owner.id, "segment_limit": limit - len(leases)}
-            numbers = connection.execute(_NEXT, waiting).scalars().all()
-            if not numbers:
-                continue
-            rows = connection.execute(
-                _LEASE,
-                {
-                    "of_batch_id": owner.id,
-                    "of_numbers": numbers,
-                    "new_worker_id": worker_id,
-                    "ttl_s": ttl_s,
-                },
-            ).all()
-            leases += sorted((_as_lease(row, owner, ttl_s) for row in rows), key=_number)
-            if len(leases) == limit:
+            leases += _lease_of(connection, owner, worker_id, limit=limit - len(leases), ttl_s=ttl_s)
+            if len(leases) >= limit:
                 break
         return leases
 
@@ -301,6 +304,18 @@ def segment_row(it: Segment) -> Mapping[str, str | int]:
     }
 
 
+def _lease_of(
+    connection: Connection, owner: Any, worker_id: WorkerId, *, limit: int, ttl_s: float
+) -> Sequence[Lease]:
+    """Leases waiting segments of one batch by number."""
+    numbers = connection.execute(_NEXT, {"of_batch_id": owner.id, "segment_limit": limit}).scalars().all()
+    if not numbers:
+        return ()
+    given = {"of_batch_id": owner.id, "of_numbers": numbers, "new_worker_id": worker_id, "ttl_s": ttl_s}
+    rows = connection.execute(_LEASE, given).all()
+    return sorted((_as_lease(row, owner, ttl_s) for row in rows), key=_number)
+
+
 def _number(lease: Lease) -> int:
     return lease.segment.number
 
@@ -317,6 +332,9 @@ def _as_lease(row: Any, owner: Any, ttl_s: float) -> Lease:
         index_blob_key=owner.index_blob_key,
         deadline=owner.expires_at,
         ttl_s=ttl_s,
+        project_id=owner.project_id,
+        batch_sequence=owner.sequence,
+        batch_bytes=owner.input_bytes,
     )
 
 

@@ -19,6 +19,7 @@ from nightmill.store.files import Files
 from nightmill.store.grants import Grants
 from nightmill.store.holds import Holds
 from nightmill.store.leases import Leases
+from nightmill.store.open_batches import OpenBatches
 from nightmill.store.projects import Projects
 from nightmill.store.segments import Segments
 from nightmill.store.slices import Slices
@@ -49,6 +50,7 @@ class Store:
         self.batches = Batches(database)
         self.batch_leases = BatchLeases(database)
         self.slices = Slices(database)
+        self.open_batches = OpenBatches(database)
         self.segments = Segments(database)
         self.leases = Leases(database)
         self.grants = Grants(database)

@@ -221,6 +221,8 @@ Table(
     _partial_index("batch_unfinished", "status", where=_IS_UNFINISHED),
     _partial_index("batch_open", "project_id", where=_IS_UNFINISHED),
     _partial_index("batch_in_progress", "sequence", where=_IS_IN_PROGRESS),
+    _partial_index("batch_by_project", "project_id", "sequence", where=_IS_IN_PROGRESS),
+    _partial_index("batch_by_size", "project_id", "input_bytes", "sequence", where=_IS_IN_PROGRESS),
     _partial_index("batch_by_deadline", "expires_at", where=_IS_IN_PROGRESS),
     _partial_index("batch_settled", "sequence", where=_IS_SETTLED),
     _partial_index("batch_leasable", "sequence", where=_IS_LEASABLE),

@@ -1,0 +1,89 @@
+"""Open batches with waiting segments: the candidates from which a worker chooses what to lease.
+
+The choice belongs to `core.schedule`, the lease to `segments`. Every query is bounded and has an index for
+its order, so that its cost grows neither with the open batches nor with the waiting segments.
+"""
+
+from collections.abc import Collection
+from typing import Any
+
+from sqlalchemy import Connection, Select, bindparam, literal, select, text
+
+from nightmill.core.schedule import NEAR_DEADLINE_S, Candidates, OpenBatch
+from nightmill.ids import BatchId, ProjectId
+from nightmill.store.clock import now
+from nightmill.store.schema import IS_IN_PROGRESS, WAITING, batch, segment
+from nightmill.store.verbs import Verbs, read
+
+_COLUMNS = (batch.c.id, batch.c.project_id, batch.c.sequence, batch.c.expires_at, batch.c.input_bytes)
+_IS_CANDIDATE = (
+    text("batch." + IS_IN_PROGRESS),
+    batch.c.expires_at > now(),
+    batch.c.id.not_in(bindparam("passed_over", expanding=True)),
+    select(segment.c.number)
+    .where(segment.c.batch_id == batch.c.id, segment.c.state == WAITING)
+    .limit(1)
+    .scalar_subquery()
+    .is_not(None),
+)
+_NEAR = (
+    select(*_COLUMNS)
+    .where(batch.c.expires_at <= now() + NEAR_DEADLINE_S, *_IS_CANDIDATE)
+    .order_by(batch.c.expires_at)
+    .limit(bindparam("near_limit"))
+)
+
+
+def _project_after(after: Any) -> Select[Any]:
+    is_after = (text("batch." + IS_IN_PROGRESS), batch.c.project_id > after)
+    return select(batch.c.project_id).where(*is_after).order_by(batch.c.project_id).limit(1)
+
+
+# One step of the recursion is one probe of `batch_by_project`, however many batches a project has.
+_FIRST = select(
+    literal(1).label("place"), _project_after(bindparam("after_project")).scalar_subquery().label("id")
+).cte("project", recursive=True)
+_PROJECT = _FIRST.union_all(
+    select(_FIRST.c.place + 1, _project_after(_FIRST.c.id).scalar_subquery()).where(
+        _FIRST.c.id.is_not(None), _FIRST.c.place < bindparam("project_limit")
+    )
+)
+_OF_PROJECT = select(batch.c.sequence).where(batch.c.project_id == _PROJECT.c.id, *_IS_CANDIDATE).limit(1)
+_PROJECTS = select(
+    _PROJECT.c.id,
+    _OF_PROJECT.order_by(batch.c.sequence).scalar_subquery().label("oldest"),
+    _OF_PROJECT.order_by(batch.c.input_bytes, batch.c.sequence).scalar_subquery().label("smallest"),
+).where(_PROJECT.c.id.is_not(None))
+_BY_SEQUENCE = select(*_COLUMNS).where(batch.c.sequence.in_(bindparam("sequences", expanding=True)))
+
+
+class OpenBatches(Verbs):
+    """Batches in progress, as the order between batches sees them."""
+
+    @read
+    @staticmethod
+    def candidates(
+        connection: Connection, *, after: ProjectId, most: int, passed_over: Collection[BatchId]
+    ) -> Candidates:
+        """Batches with waiting segments before their deadline: those with the nearest deadlines, and of some
+        projects the oldest and the smallest.
+
+        Args:
+            after: the projects that follow this one in the order of their ids; all if empty.
+            most: batches with near deadlines, and projects.
+            passed_over: batches that are no candidates, some dozens at most.
+        """
+        passed = {"passed_over": list(passed_over)}
+        near = [OpenBatch(*row) for row in connection.execute(_NEAR, {"near_limit": most, **passed})]
+        given = {"after_project": after, "project_limit": most, **passed}
+        projects = connection.execute(_PROJECTS, given).all()
+        sequences = {row[place] for row in projects for place in (1, 2) if row[place] is not None}
+        found: dict[int, OpenBatch] = {}
+        if sequences:
+            rows = connection.execute(_BY_SEQUENCE, {"sequences": sorted(sequences)})
+            found = {row.sequence: OpenBatch(*row) for row in rows}
+        by_project = [
+            [found[sequence] for sequence in dict.fromkeys(row[1:]) if sequence in found] for row in projects
+        ]
+        is_last = len(projects) < most
+        return Candidates(near, by_project, ProjectId("") if is_last else ProjectId(projects[-1].id))
