@@ -6,7 +6,8 @@ and the effects of an outage follow the real roles. The upstream is simulated (a
 for each attempt in flight), and so is the database: a number of connections served at once, transactions of
 the measured length, and slot requests for one upstream served one after another.
 
-The fair order of leases (deadline first, then the project that was served least) exists only here.
+The fair order of leases here (deadline first, then the project that was served least) is not that of
+`core/schedule.py`, which also shares the leased lines of one worker.
 """
 
 import heapq

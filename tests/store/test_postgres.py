@@ -1,11 +1,14 @@
 """Connections to Postgres: no session state, deadlocks, lost connections, and the error for each failure."""
 
 import asyncio
+import re
+from typing import Any
 
 import pytest
 from sqlalchemy import event, text
 
 from nightmill.errors import SetupError, UnavailableError
+from nightmill.ids import ProjectId
 from nightmill.store import open_store
 from nightmill.store.segments import Segments
 
@@ -15,6 +18,18 @@ _STOP_THE_OTHERS = text(
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
     " WHERE datname = current_database() AND pid <> pg_backend_pid()"
 )
+
+_MANY_BATCHES = """
+INSERT INTO batch (id, project_id, endpoint, input_file_id, input_blob_key, index_blob_key, completion_window,
+  created_at, expires_at, status, total, segments_left, input_bytes)
+SELECT 'batch_' || n, CASE n WHEN 4999 THEN 'b' WHEN 5000 THEN 'c' ELSE 'a' END,
+  '/v1/embeddings', 'file-in', 'files/in', 'indexes/' || n, '24h',
+  CAST(:now AS bigint), CAST(:now AS bigint) + 1 + n * 20, 'in_progress', 10, 2, n * 7919 % 10007
+FROM generate_series(1, 5000) AS n"""
+_THEIR_SEGMENTS = """
+INSERT INTO segment (batch_id, number, first, count, state, pinned)
+SELECT 'batch_' || n, number, number * 5, 5, 'waiting', '[]'
+FROM generate_series(1, 5000) AS n, generate_series(0, 1) AS number"""
 
 
 async def test_no_prepared_statement_is_left_in_the_session(world, store):
@@ -195,3 +210,35 @@ async def test_the_lease_table_leaves_free_space_on_its_pages(world, store):
         ).scalar_one()
 
     assert await store.database.read(options) == ["fillfactor=70", "autovacuum_vacuum_scale_factor=0.01"]
+
+
+async def test_candidates_among_many_batches_are_found_by_indexes_without_sorting(world, store):
+    plans: list[str] = []
+    asked: list[tuple[str, Any]] = []
+
+    def note(_connection, _cursor, statement: str, parameters, _context, _is_many: bool) -> None:
+        if "batch" in statement:
+            asked.append((statement, parameters))
+
+    engine = store.database._engine
+    async with engine.begin() as connection:
+        await connection.execute(text(_MANY_BATCHES), {"now": int(world.clock())})
+        await connection.execute(text(_THEIR_SEGMENTS))
+        await connection.execute(text("ANALYZE batch, segment"))
+    event.listen(engine.sync_engine, "before_cursor_execute", note)
+    found = await store.open_batches.candidates(after=ProjectId(""), most=8, passed_over=["batch_1"])
+    event.remove(engine.sync_engine, "before_cursor_execute", note)
+    assert [len(batches) for batches in found.by_project] == [2, 1, 1]
+    assert len(found.near) == 8
+    async with engine.connect() as connection:
+        for statement, parameters in asked:
+            rows = await connection.exec_driver_sql(f"EXPLAIN {statement}", parameters)
+            plans.append("\n".join(row[0] for row in rows))
+    near, projects, rows_by_sequence = plans
+    assert re.search(r"Index Scan using batch_by_deadline .*\n +Index Cond: .*expires_at <= ", near)
+    for index, scans in (("batch_by_project", 2), ("batch_by_size", 1)):
+        assert len(re.findall(rf"using {index} .*\n +Index Cond: .*project_id ", projects)) >= scans
+    assert "Index Scan using batch_pkey" in rows_by_sequence
+    for plan in plans:
+        assert "Seq Scan" not in plan
+        assert "Sort" not in plan

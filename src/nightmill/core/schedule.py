@@ -24,8 +24,8 @@ the last look, the oldest and the smallest batch, and the batches with the neare
 - a batch with a near deadline, if it is nearer than those of all held batches of the project.
 
 So, apart from near deadlines, a worker takes at most `PARALLEL_BATCHES` + 1 batches of a project, and one
-more for each time that the size halves. No batch starves: the looks go round the projects, the oldest batch of
-a project is held whenever it has waiting segments, each held batch has turns, and each batch becomes the
+more for each time that the size halves. No batch starves: the looks go round the projects, the oldest batch
+of a project is held whenever it has waiting segments, each held batch has turns, and each batch becomes the
 oldest of its project.
 
 What is left out: the length of answers is not estimated, and lines of a segment are sent in the order of the

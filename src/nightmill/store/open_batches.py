@@ -11,14 +11,14 @@ from sqlalchemy import Connection, Select, bindparam, literal, select, text
 
 from nightmill.core.schedule import NEAR_DEADLINE_S, Candidates, OpenBatch
 from nightmill.ids import BatchId, ProjectId
-from nightmill.store.clock import now
+from nightmill.store.clock import stamp
 from nightmill.store.schema import IS_IN_PROGRESS, WAITING, batch, segment
 from nightmill.store.verbs import Verbs, read
 
 _COLUMNS = (batch.c.id, batch.c.project_id, batch.c.sequence, batch.c.expires_at, batch.c.input_bytes)
 _IS_CANDIDATE = (
     text("batch." + IS_IN_PROGRESS),
-    batch.c.expires_at > now(),
+    batch.c.expires_at > stamp(),  # whole seconds, or Postgres does not use the index
     batch.c.id.not_in(bindparam("passed_over", expanding=True)),
     select(segment.c.number)
     .where(segment.c.batch_id == batch.c.id, segment.c.state == WAITING)
@@ -28,7 +28,7 @@ _IS_CANDIDATE = (
 )
 _NEAR = (
     select(*_COLUMNS)
-    .where(batch.c.expires_at <= now() + NEAR_DEADLINE_S, *_IS_CANDIDATE)
+    .where(batch.c.expires_at <= stamp() + NEAR_DEADLINE_S, *_IS_CANDIDATE)
     .order_by(batch.c.expires_at)
     .limit(bindparam("near_limit"))
 )
@@ -36,7 +36,7 @@ _NEAR = (
 
 def _project_after(after: Any) -> Select[Any]:
     is_after = (text("batch." + IS_IN_PROGRESS), batch.c.project_id > after)
-    return select(batch.c.project_id).where(*is_after).order_by(batch.c.project_id).limit(1)
+    return select(batch.c.project_id).where(*is_after).order_by(batch.c.project_id, batch.c.sequence).limit(1)
 
 
 # One step of the recursion is one probe of `batch_by_project`, however many batches a project has.
@@ -48,7 +48,12 @@ _PROJECT = _FIRST.union_all(
         _FIRST.c.id.is_not(None), _FIRST.c.place < bindparam("project_limit")
     )
 )
-_OF_PROJECT = select(batch.c.sequence).where(batch.c.project_id == _PROJECT.c.id, *_IS_CANDIDATE).limit(1)
+# A range and `project_id` in the order: no index but the intended one has this order. With an equality,
+# Postgres may read the batches of all projects by age until it finds one of the project.
+_IS_OF_PROJECT = (batch.c.project_id >= _PROJECT.c.id, batch.c.project_id <= _PROJECT.c.id)
+_OF_PROJECT = (
+    select(batch.c.sequence).where(*_IS_OF_PROJECT, *_IS_CANDIDATE).order_by(batch.c.project_id).limit(1)
+)
 _PROJECTS = select(
     _PROJECT.c.id,
     _OF_PROJECT.order_by(batch.c.sequence).scalar_subquery().label("oldest"),
