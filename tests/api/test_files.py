@@ -174,7 +174,7 @@ IS_UTF16 = f"{NOT_UTF8}. The file is UTF-16 text."
         (b"{'custom_id': 'a'}\n", NOT_JSONL),
         (b'{"a": 1} trailing\n', NOT_JSONL),
         (b"plain " * 20_000, NOT_JSONL),
-        (gzip.compress(LINE), f"{NOT_JSONL}. The file is gzip data."),
+        (gzip.compress(LINE, mtime=0), f"{NOT_JSONL}. The file is gzip data."),
         (b"PK\x03\x04" + bytes(100), f"{NOT_JSONL}. The file is a zip archive."),
         (b"\x28\xb5\x2f\xfd" + LINE, f"{NOT_JSONL}. The file is zstd data."),
         (b"{\x00}\n", NOT_JSONL),
