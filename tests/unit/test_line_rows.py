@@ -245,6 +245,11 @@ def test_no_usage_makes_an_answer_bad(usage: Any, rest: dict[str, Any]):
     assert not output.is_error
 
 
+def test_a_usage_with_a_number_beyond_every_range_harms_nothing():
+    output = answer_to(b'{"choices": [], "usage": {"total_tokens": 1e999}}')
+    assert (output.is_error, output.usage) == (False, None)
+
+
 def test_the_usage_of_an_error_does_not_count():
     assert answer_to(json.dumps({"choices": [], "usage": CHAT}).encode(), status=500).usage is None
 

@@ -274,3 +274,48 @@ def test_segments_are_spread_evenly_and_each_batch_gets_one():
     assert spread(0, []) == []
     assert spread(0, [one, two]) == [(one, 1), (two, 1)]
     assert spread(8, [one, two, three]) == [(one, 3), (two, 3), (three, 2)]
+
+
+def test_a_batch_with_the_nearest_deadline_joins_however_many_are_held():
+    held = [batch(number, deadline=5_000.0) for number in range(PARALLEL_BATCHES + 1)]
+    near, later = batch(10, deadline=100.0), batch(11, deadline=6_000.0)
+    candidates = Candidates(near=[near, later], by_project=[], next_after=ProjectId(""))
+    chosen = preferred_batches(candidates, held, room_bytes=1 << 20, segment_bytes=1 << 10, most=8)
+    assert chosen == [near]
+
+
+def test_lines_of_a_batch_that_left_the_queue_cost_no_turn():
+    queue: FairQueue[Lines] = FairQueue()
+    gone, stays = Lines(batch(1), 4), Lines(batch(2), 4)
+    for segment in (gone, stays):
+        queue.add(segment)
+    queue.remove(gone)
+    queue.charge(gone, 4)
+    queue.charge(stays, 0)
+    assert send(queue) == [(stays.batch.id, 4)]
+
+
+def test_of_two_batches_that_come_near_their_deadline_the_nearer_is_done_first():
+    queue: FairQueue[Lines] = FairQueue()
+    first, second = Lines(batch(1, deadline=1_000.0), 40), Lines(batch(2, deadline=2_000.0), 40)
+    far = Lines(batch(3), 40)
+    for segment in (first, second, far):
+        queue.add(segment)
+    assert send(queue, turns=1, now=1_000.0 - NEAR_DEADLINE_S)[0][0] == first.batch.id
+    sent = send(queue, now=2_000.0 - NEAR_DEADLINE_S)
+    last_turn_of = {batch_id: turn for turn, (batch_id, _) in enumerate(sent)}
+    assert last_turn_of[first.batch.id] < last_turn_of[second.batch.id]
+
+
+def test_the_work_of_batches_that_left_is_forgotten_after_some_thousand_others():
+    queue: FairQueue[Lines] = FairQueue()
+    stays = Lines(batch(0), 1_000_000)
+    queue.add(stays)
+    for number in range(1, 5_000):
+        segment = Lines(batch(number), 1)
+        queue.add(segment)
+        turn = queue.next(0.0)
+        assert turn is not None
+        queue.charge(turn[0], turn[1])
+        queue.remove(segment)
+    assert queue.batches == [stays.batch]

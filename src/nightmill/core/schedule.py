@@ -203,10 +203,6 @@ class _RoundRobin(Generic[_M]):
     def __len__(self) -> int:
         return len(self._new) + len(self._old)
 
-    def __iter__(self) -> Iterator[_M]:
-        yield from self._new
-        yield from self._old
-
     def join(self, member: _M) -> None:
         debt = self._debts.pop(member.key, None)
         if debt is None:
