@@ -321,14 +321,17 @@ def _stub() -> Iterator[Stub]:
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers.get("content-length", 0)))
-            made.requests.append((self.path, {k.lower(): v for k, v in self.headers.items()}, body))
-            if made.delay_s:
+            # nightmill's own cheap request is answered, so that what fails is the fault of the lines
+            is_cheap = b'"content":"Hi"' in body
+            answer = Stub.answer if is_cheap else made.answer
+            if not is_cheap:
+                made.requests.append((self.path, {k.lower(): v for k, v in self.headers.items()}, body))
                 time.sleep(made.delay_s)
             self.send_response(200)
             self.send_header("content-type", "application/json")
-            self.send_header("content-length", str(len(made.answer)))
+            self.send_header("content-length", str(len(answer)))
             self.end_headers()
-            self.wfile.write(made.answer)
+            self.wfile.write(answer)
 
         do_GET = do_POST  # noqa: N815 - the library's name
 

@@ -101,9 +101,9 @@ def test_50_001_lines_are_refused_and_50_000_are_not(server, jsonl):
     assert ended(client, batch.id).status == "cancelled"
 
 
-def test_a_line_of_100_megabytes_is_an_error_at_that_line(serve):
+def test_a_line_of_110_megabytes_is_an_error_at_that_line(serve):
     server = serve("--emulate")
-    long = LINE[:-6] + b"x" * 100_000_000 + b'"}]}}\n'
+    long = LINE[:-6] + b"x" * 110_000_000 + b'"}]}}\n'
     assert errors_of(server, long + line("last")) == [(1, "line_too_long")]
     for pid in [server.process.pid, *server.children()]:
         assert _peak_mb(pid) < 200

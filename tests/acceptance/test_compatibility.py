@@ -55,7 +55,7 @@ def test_an_attempt_that_takes_too_long_is_reported_as_a_timeout(serve, stub):
     assert (row["response"], row["error"]["code"]) == (None, "request_timeout")
     assert row["error"]["message"] == "The model server gave no whole answer within 0.2 seconds."
     assert batch.request_counts.to_dict() == {"total": 1, "completed": 0, "failed": 1}
-    assert len(upstream.requests) == 2
+    assert 2 <= len(upstream.requests) <= 8
 
 
 def test_a_batch_waits_for_an_unreachable_upstream(serve, stub):

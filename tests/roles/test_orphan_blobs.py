@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -100,7 +100,7 @@ async def test_maintenance_deletes_orphaned_blobs_too(mill):
     maintenance._orphans = OrphanSweep(
         store=mill.store, blobs=mill.blobs, monotonic=time.monotonic, pause_s=0.0
     )
-    maintenance._sweep_s = 0.0
+    maintenance._options = replace(maintenance._options, sweep_s=0.0)
     await maintenance.turn()
     await maintenance.turn()
     assert await mill.blobs.size_bytes("files/file-x") is None
