@@ -209,9 +209,9 @@ async def test_a_worker_does_its_work_for_each_segment_and_not_for_each_line(
         found,
         {
             "statements": 14 * SEGMENTS,
-            "transactions": 5 * SEGMENTS,
+            "transactions": 4 * SEGMENTS,
             "syncs": 2 * SEGMENTS + 4,
-            "writes": SEGMENTS + 4,
+            "writes": SEGMENTS + 2,
             "trips to a thread": 7 * SEGMENTS,
             "tasks": 3 * SEGMENTS,
             "timers": 5 * SEGMENTS,

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 
 from nightmill.blobs import Blobs
 from nightmill.core.batch import Status, Tally
@@ -105,6 +106,7 @@ class Worker:
         self._batches_seen_at = 0.0
         self._batches_seen_count = 0
         self._next_project = ProjectId("")
+        self._knows_other_batches = True
 
     @property
     def in_flight(self) -> int:
@@ -273,9 +275,12 @@ class Worker:
             -(-lacking // self._settings.lines_per_segment),
             room_bytes // self._settings.segment_bytes - 1,  # the last one is for small batches
         )
-        if limit <= 0 and not self._is_look_due(asked_at):
+        is_look_due = self._is_look_due(asked_at)
+        if limit <= 0 and not is_look_due:
             return False
-        preferred = await self._preferred(max(0, limit), room_bytes)
+        preferred: Sequence[tuple[BatchId, int]] = ()
+        if is_look_due or self._knows_other_batches:
+            preferred = await self._preferred(max(0, limit), room_bytes)
         if limit <= 0 and not preferred:
             return False
         leases = await self._lease(max(0, limit), preferred)
@@ -308,6 +313,8 @@ class Worker:
             passed_over={batch.id for batch in held} | self._dispatcher.batches_aside,
         )
         self._next_project = candidates.next_after
+        known = {batch.id for batch in (*held, *candidates.near, *chain(*candidates.by_project))}
+        self._knows_other_batches = len(known) > 1
         if len(held) >= _MOST_HELD:
             return []
         chosen = preferred_batches(
