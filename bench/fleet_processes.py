@@ -2,7 +2,6 @@
 
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -14,7 +13,7 @@ from pathlib import Path
 from bench import machine
 from bench.fleet_postgres import Postgres
 from bench.fleet_storage import Storage
-from bench.server import Server, wait_until_ready
+from bench.server import Server, end_child, wait_until_ready
 from bench.stubs import free_port
 
 _KEEPERS = "intake,finalizer,maintenance"
@@ -74,7 +73,7 @@ def running_fleet(
         def start(*words: str) -> subprocess.Popen[bytes]:
             command = [sys.executable, "-m", "nightmill", *words]
             child = subprocess.Popen(command, env=variables, stdout=subprocess.DEVNULL)
-            stack.callback(_end, child)
+            stack.callback(end_child, child, within_s=40)
             return child
 
         api = start("serve", "--workers", "0", "--port", str(port))
@@ -106,12 +105,3 @@ def _find(fleet: Fleet, parents: list["subprocess.Popen[bytes]"]) -> None:
         if time.monotonic() > until:
             raise RuntimeError(f"expected {fleet.workers} workers and a keeper, found {fleet.pids}")
         time.sleep(0.02)
-
-
-def _end(child: "subprocess.Popen[bytes]") -> None:
-    child.send_signal(signal.SIGTERM)
-    try:
-        child.wait(40)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        child.wait(10)

@@ -146,12 +146,17 @@ def serving(
                     _pin(pid, CLIENT_CORE)
         yield server
     finally:
-        child.send_signal(signal.SIGTERM)
-        try:
-            child.wait(30)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait(10)
+        end_child(child, within_s=30)
+
+
+def end_child(child: "subprocess.Popen[bytes]", *, within_s: float) -> None:
+    """Asks a process to end; kills it if it has not ended in time."""
+    child.send_signal(signal.SIGTERM)
+    try:
+        child.wait(within_s)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait(10)
 
 
 def _pin(pid: int, core: int) -> None:

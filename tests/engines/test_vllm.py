@@ -21,6 +21,16 @@ def outage_lines(server: Server) -> list[str]:
     return [line for line in log if "is held since" in line or "is no longer held" in line]
 
 
+def begun(server: Server, nouns: str) -> str:
+    """A batch of 200 lines of which some are answered; its id."""
+    batch_id = created(
+        server, input_file([chat(f"Name {number} {nouns}.", tokens=24) for number in range(200)])
+    )
+    batches = server.client().batches
+    until(lambda: batches.retrieve(batch_id).request_counts.completed > 20, timeout_s=LINE_S)
+    return batch_id
+
+
 def assert_all_answered(server: Server, batch_id: str, *, lines: int) -> None:
     batch = ended(server.client(), batch_id, timeout_s=LINE_S)
     assert batch.status == "completed"
@@ -66,12 +76,9 @@ def test_an_endpoint_that_the_model_does_not_serve_makes_error_lines_at_once(vll
 
 def test_a_server_that_is_killed_and_started_again_loses_no_line(vllm: Vllm, tmp_path: Path):
     with serving(tmp_path, "--upstream", vllm.url, environment={"NIGHTMILL_WORKER__BEAT_S": "0.1"}) as server:
-        client = server.client()
-        content = input_file([chat(f"Name {number} rivers.", tokens=24) for number in range(200)])
-        batch_id = created(server, content)
-        until(lambda: client.batches.retrieve(batch_id).request_counts.completed > 20, timeout_s=LINE_S)
+        batch_id = begun(server, "rivers")
         vllm.kill()
-        done = client.batches.retrieve(batch_id).request_counts.completed
+        done = server.client().batches.retrieve(batch_id).request_counts.completed
         assert done < 200, "the batch ended before the server was killed"
         vllm.start()
         assert_all_answered(server, batch_id, lines=200)
@@ -83,10 +90,7 @@ def test_a_server_that_is_killed_and_started_again_loses_no_line(vllm: Vllm, tmp
 def test_a_dead_engine_process_is_one_outage(vllm: Vllm, tmp_path: Path):
     """Before it exits, the API process breaks connections and answers with errors."""
     with serving(tmp_path, "--upstream", vllm.url, environment={"NIGHTMILL_WORKER__BEAT_S": "0.1"}) as server:
-        client = server.client()
-        content = input_file([chat(f"Name {number} towns.", tokens=24) for number in range(200)])
-        batch_id = created(server, content)
-        until(lambda: client.batches.retrieve(batch_id).request_counts.completed > 20, timeout_s=LINE_S)
+        batch_id = begun(server, "towns")
         killing = threading.Thread(target=vllm.kill_engine)
         killing.start()
         until(lambda: outage_lines(server), timeout_s=300)

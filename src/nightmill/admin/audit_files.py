@@ -89,7 +89,7 @@ def _orphaned_parts(inventory: Inventory, root: Path, *, before: float) -> Itera
 
 
 def _orphan(path: str, why: str) -> Finding:
-    return Finding(Kind.STRAY, path, why, DeleteOrphan(path))
+    return Finding(Kind.ORPHAN, path, why, DeleteOrphan(path))
 
 
 def _inside(folder: Path) -> list[Path]:

@@ -34,7 +34,7 @@ class Kind(StrEnum):
     LEFT_SEGMENTS = "left_segments"
     IDEMPOTENCY = "idempotency"
     SLICE = "slice"
-    STRAY = "stray"
+    ORPHAN = "stray"
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,11 +76,13 @@ ACCOUNT_CODES: Final = frozenset(
 KEY_CODES: Final = frozenset({"invalid_api_key", "invalid_authentication"})
 """Error codes that say at any status that the key is refused."""
 
-
 BACKOFF_BASE_S: Final = 0.5
+
 BACKOFF_CAP_S: Final = 60.0
+
 PAUSE_FLOOR_S: Final = 0.1
 """The shortest pause before a line is sent again, and before a probe."""
+
 RETRY_AFTER_CAP_S: Final = 600.0
 """The longest Retry-After that is obeyed; a longer value is cut to this."""
 
@@ -109,7 +111,8 @@ def failure_of(outcome: Outcome, error: AnswerError | None) -> Failure:
     match outcome:
         case Answered(retry_after_s=retry_after_s):
             assert error is not None
-            return Failure(kind_of(error), _reason(error), retry_after_s)
+            kind = kind_of(error)
+            return Failure(kind, _reason(error, kind), retry_after_s)
         case TimedOut(timeout_s, counts_as):
             return Failure(
                 FailureKind.LATE, f"it gives no answer within {timeout_s:g} s", counts_as=counts_as
@@ -138,9 +141,9 @@ def kind_of(error: AnswerError) -> FailureKind:
     return STATUSES.get(status, FailureKind.FAULT)
 
 
-def _reason(error: AnswerError) -> str:
+def _reason(error: AnswerError, kind: FailureKind) -> str:
     said = f"{error.status} {error.code}" if error.code else f"{error.status}"
-    match kind_of(error):
+    match kind:
         case FailureKind.ACCESS if 300 <= error.status < 400:
             return f"it redirects ({said}) and redirects are not followed; check upstream.url"
         case FailureKind.ACCESS if error.status in _JSON_ONLY:

@@ -178,14 +178,17 @@ class Health:
         """Seconds until an attempt, or a probe while held, may start; 0 if it may start now, infinite while
         an outcome has to come first.
         """
-        until = max(self._until, self._asked_until)
-        if now < until:
-            return until - now
+        if now < self._pause_ends_at:
+            return self._pause_ends_at - now
         if self._held is not None and self._probe_at is not None:
             return max(0.0, self._probe_at + self._probe_lapse_s - now)
         if self.cap is not None and in_flight >= self.cap:
             return math.inf
         return 0.0
+
+    @property
+    def _pause_ends_at(self) -> float:
+        return max(self._until, self._asked_until)
 
     def started(self, now: float, *, record: LineRecord | None = None, timeout_s: float = 0.0) -> None:
         """Notes that an attempt starts. While held, the attempt is a probe.
@@ -270,11 +273,14 @@ class Health:
         if self._held is None:
             return
         if now - self._held.since >= _SHORT_HOLD_S:
-            self.cap, self._cap_credit, self._slow_start_until = 1, 0.0, self._safe_cap
+            self._set_cap(1, slow_start_until=self._safe_cap)
         self._held = None
         self._pauses = 0
         self._probe_at = None
         self._probe_lapse_s = _PROBE_LAPSE_S
+
+    def _set_cap(self, cap: int, *, slow_start_until: float = 0.0) -> None:
+        self.cap, self._cap_credit, self._slow_start_until = cap, 0.0, slow_start_until
 
     def _grow(self, limit: int) -> None:
         if self.cap is None:
@@ -381,15 +387,15 @@ class Health:
         if in_flight == 0 or self._lines_are_refused:
             return
         if self.cap is None or in_flight < self.cap:
-            self.cap, self._cap_credit, self._slow_start_until = in_flight, 0.0, 0
+            self._set_cap(in_flight)
 
     def _note_queue(self, *, started_at: float, in_flight: int, now: float) -> None:
         """A time-out in a queue: half as many in flight, once for all attempts that started before."""
         if started_at < self._cut_at:
             return
         before = in_flight + 1 if self.cap is None else min(self.cap, in_flight + 1)
-        self.cap = max(1, before // 2)
-        self._cap_credit, self._slow_start_until, self._safe_cap = 0.0, 0, self.cap
+        self._safe_cap = max(1, before // 2)
+        self._set_cap(self._safe_cap)
         self._cut_at = now
 
     def _hold(self, failure: Failure, *, started_at: float, now: float, random: float) -> None:
@@ -404,8 +410,7 @@ class Health:
             self._pauses += 1
             self._probe_at = None
             self._probe_lapse_s = _PROBE_LAPSE_S
-        until = max(self._until, self._asked_until)
-        self._held = Held(failure.reason, since, until, failure.kind in _NEEDS_OPERATOR)
+        self._held = Held(failure.reason, since, self._pause_ends_at, failure.kind in _NEEDS_OPERATOR)
 
     def _probe_pause_s(self, kind: FailureKind, random: float) -> float:
         longest_s = _LONGEST_PAUSE_S.get(kind, _LONGEST_OTHER_PAUSE_S)

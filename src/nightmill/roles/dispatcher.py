@@ -343,7 +343,7 @@ class Dispatcher:
             if not segment.in_flight and segment.is_over:
                 self._notify()
         if last_answered is not None:
-            upstream.note_newest_answer(last_answered)
+            upstream.note_newest_answer(last_answered.started_at)
         if not upstream.is_calm:
             upstream.take_arrived_probes(now, self._random)
             upstream.settle_down(now)

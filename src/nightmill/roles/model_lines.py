@@ -116,11 +116,12 @@ class ModelLines:
     @property
     def is_full(self) -> bool:
         """Whether so many lines wait that segments with further lines of the model are set aside."""
-        return (
-            len(self._fresh) >= MOST_FRESH
-            or len(self._retries) >= MOST_WAITING
-            or self._waiting_bytes >= MOST_WAITING_BYTES
-        )
+        return len(self._fresh) >= MOST_FRESH or self._is_crowded
+
+    @property
+    def _is_crowded(self) -> bool:
+        """Whether so many lines wait that a line that failed is sent again before its pause is over."""
+        return len(self._retries) >= MOST_WAITING or self._waiting_bytes >= MOST_WAITING_BYTES
 
     def is_over(self, now: float) -> bool:
         """Whether nothing is wrong with the model any more."""
@@ -147,7 +148,6 @@ class ModelLines:
         if line.segment.batch_id not in self._batches:
             self._batches.add(line.segment.batch_id)
             self.health.hurry(now)
-        line.join(self)
         self._fresh.append(line)
         self._waiting_bytes += len(line.request.body)
 
@@ -183,9 +183,7 @@ class ModelLines:
         """
         if not self._retries:
             return None
-        until = self._retries[0][0]
-        is_crowded = len(self._retries) >= MOST_WAITING or self._waiting_bytes >= MOST_WAITING_BYTES
-        if until > now and self.health.held is None and not is_crowded:
+        if self._retries[0][0] > now and self.health.held is None and not self._is_crowded:
             return None
         line = heapq.heappop(self._retries)[2]
         self._waiting_bytes -= len(line.request.body)

@@ -170,13 +170,17 @@ class UpstreamLines:
         for lines in self.models.values():
             if started >= room:
                 break
-            body = lines.cheap_request()
-            if body is None or not self._is_probe_due(lines.health, now):
+            if not self._is_probe_due(lines.health, now):
                 continue
+            cheap_request = lines.cheap_request()
+            if cheap_request is None:
+                continue
+            endpoint, request = cheap_request
+            if self._whole.held is None and lines.health.held is None:
+                lines.health.evidence_requested(now)
             self._whole.started(now)
             lines.note_start(None, now=now, timeout_s=0.0)
             started += 1
-            endpoint, request = body
             probe = _CheapRequest(lines, endpoint, request, now)
             self._probes.add(probe)
             self._start(
@@ -196,10 +200,9 @@ class UpstreamLines:
         """
         if self._whole.held is not None:
             return not (self._whole.wait_s(now, in_flight=0) or health.wait_s(now, in_flight=0))
-        if health.is_evidence_due(now):
-            health.evidence_requested(now)
-            return True
-        return health.held is not None and not health.wait_s(now, in_flight=0) and health.is_cheap_probe_next
+        if health.held is None:
+            return health.is_evidence_due(now)
+        return health.is_cheap_probe_next and not health.wait_s(now, in_flight=0)
 
     def _on_probe_outcome(self, probe: _CheapRequest, outcome: Outcome) -> None:
         if probe in self._probes:
@@ -291,9 +294,9 @@ class UpstreamLines:
             self._in_flight.difference_update([line for line, _ in arrived])
         return arrived
 
-    def note_newest_answer(self, line: PendingLine) -> None:
-        """Notes an answered line, one of each tick: attempts that started earlier were overtaken."""
-        self._newest_answered_start = max(self._newest_answered_start, line.started_at)
+    def note_newest_answer(self, started_at: float) -> None:
+        """Notes an answered attempt, one of each tick: attempts that started earlier were overtaken."""
+        self._newest_answered_start = max(self._newest_answered_start, started_at)
 
     def answered(self, line: PendingLine, now: float) -> None:
         """Takes an answer into account. Needs no call while `is_calm`."""
@@ -379,7 +382,7 @@ class UpstreamLines:
             lines.note_end(None)
             error = probe.error_in(outcome)
             if error is None and isinstance(outcome, Answered):
-                self._newest_answered_start = max(self._newest_answered_start, probe.started_at)
+                self.note_newest_answer(probe.started_at)
                 self._answered(lines, None, started_at=probe.started_at, now=now)
                 continue
             failure = failure_of(outcome, error)
