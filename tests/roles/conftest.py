@@ -30,11 +30,11 @@ from nightmill.roles.loop import Notifier, keep_turning
 from nightmill.roles.maintenance import Maintenance
 from nightmill.roles.worker import Storage, Worker
 from nightmill.runtime.components import finalizer_options, intake_options, maintenance_options
-from nightmill.settings import Settings, load
+from nightmill.settings import DEFAULT_NAME, Settings, load
 from nightmill.store import Store, open_store
 from nightmill.store.migrate import migrate
 from nightmill.upstream import Upstream
-from nightmill.upstream.registry import DEFAULT_NAME, UpstreamRegistry, start_upstream
+from nightmill.upstream.registry import UpstreamRegistry, start_upstream
 from tests.fleet.rgw import RadosGateway
 from tests.s3_server import S3Server
 

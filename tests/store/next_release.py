@@ -1,6 +1,6 @@
 """A made-up next release: one step before its deploy, one after.
 
-Step 0002 adds a column that the present release doesn't know. Step 0003 fills the column in rows that the
+The first adds a column that the present release doesn't know. The second fills the column in rows that the
 present release wrote meanwhile.
 """
 
@@ -8,8 +8,8 @@ from pathlib import Path
 
 from nightmill.store.steps import SCHEMA_VERSION, STEPS, Stage, Step
 
-BEFORE = "0002"
-AFTER = "0003"
+BEFORE = "0003"
+AFTER = "0004"
 NEXT_STEPS = (*STEPS, Step(BEFORE, Stage.BEFORE), Step(AFTER, Stage.AFTER))
 
 _SCRIPT = '''"""A made-up step."""
@@ -23,9 +23,12 @@ down_revision = "{previous}"
 def upgrade() -> None:
     op.execute("{statement}")
 '''
-_DECLARED = 'STEPS: Final = (Step("0001", Stage.BEFORE),)'
+_DECLARED = 'STEPS: Final = (Step("0001", Stage.BEFORE), Step("0002", Stage.BEFORE))'
 _NEXT_DECLARED = f"""STEPS: Final = (
-    Step("0001", Stage.BEFORE), Step("{BEFORE}", Stage.BEFORE), Step("{AFTER}", Stage.AFTER)
+    Step("0001", Stage.BEFORE),
+    Step("0002", Stage.BEFORE),
+    Step("{BEFORE}", Stage.BEFORE),
+    Step("{AFTER}", Stage.AFTER),
 )"""
 
 

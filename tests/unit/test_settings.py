@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from nightmill.errors import SetupError
-from nightmill.settings import as_message, from_message, load
+from nightmill.settings import Settings, as_message, from_message, load
 
 
 def test_flags_win_over_the_environment_which_wins_over_the_file(tmp_path: Path):
@@ -86,3 +86,82 @@ def test_a_part_size_under_both_names_is_refused() -> None:
     both = {"part_bytes": 7 << 20, "answer_part_bytes": 8 << 20}
     with pytest.raises(SetupError, match=r"blobs\.part_bytes"):
         load(flags={"blobs": both}, environment={})
+
+
+_TWO = """
+[upstream]
+timeout_s = 5
+[[upstreams]]
+name = "gpu-a"
+url = "http://a/v1"
+[[upstreams]]
+name = "b"
+url = "http://b/v1"
+timeout_s = 7
+"""
+
+
+def from_toml(tmp_path: Path, text: str, **environment: str) -> Settings:
+    config = tmp_path / "nightmill.toml"
+    config.write_text(text)
+    return load(environment=environment, config=config)
+
+
+def test_a_single_upstream_with_a_url_is_the_only_one_in_effect():
+    settings = load(environment={"NIGHTMILL_UPSTREAM__URL": "http://a/v1"})
+    assert [(each.name, each.url) for each in settings.all_upstreams] == [("default", "http://a/v1")]
+    assert load(environment={}).all_upstreams == ()
+
+
+def test_several_upstreams_take_the_section_upstream_as_their_defaults(tmp_path: Path):
+    settings = from_toml(tmp_path, _TWO)
+    assert [(each.name, each.timeout_s) for each in settings.all_upstreams] == [("gpu-a", 5), ("b", 7)]
+    assert from_message(as_message(settings)) == settings
+
+
+def test_the_environment_completes_an_upstream_of_the_file_and_adds_another(tmp_path: Path):
+    settings = from_toml(
+        tmp_path,
+        _TWO,
+        NIGHTMILL_UPSTREAMS__GPU_A__API_KEY="sk-1",
+        NIGHTMILL_UPSTREAMS__GPU_A__MODELS="m, n",
+        NIGHTMILL_UPSTREAMS__C__URL="http://c/v1",
+    )
+    first, _, third = settings.all_upstreams
+    assert first.name == "gpu-a"
+    assert first.models == ("m", "n")
+    assert first.api_key is not None
+    assert (third.name, third.url) == ("c", "http://c/v1")
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ('[[upstreams]]\nurl = "http://a"', "needs a name"),
+        ('[[upstreams]]\nname = "a"\n[[upstreams]]\nname = "a"', "two .* named 'a'"),
+        ('[upstream]\nurl = "http://q"' + _TWO.replace("[upstream]", ""), r"upstream.url .* move it"),
+        ('[upstream]\napi_key = "sk"' + _TWO.replace("[upstream]", ""), r"upstream.api_key .* move it"),
+        (_TWO + 'url = ""', "not valid TOML"),
+        (_TWO + "colour = 3", "upstreams.b.colour.*no such setting"),
+        (_TWO + "requests_per_minut = 3", "did you mean 'requests_per_minute'"),
+        (_TWO + 'concurrency = "many"', "upstreams.b.concurrency.*NIGHTMILL_UPSTREAMS__B__.*'many'"),
+        (_TWO + "concurrency = 0", "upstreams.b.concurrency.*0 is not allowed"),
+        (_TWO + 'endpoints = ["/v1/chat"]', "upstreams.b.*'/v1/chat' is not one of"),
+        (_TWO + 'models = ["x"]\naliases = {y = "z"}', "'y' stands for 'z', which is not in models"),
+        (_TWO + 'tls_key = "x"', "tls_key has no effect without tls_certificate"),
+        ('[[upstreams]]\nname = "a b"\nurl = "http://a"', "the name 'a b' may hold"),
+        ('[[upstreams]]\nname = "a"', "upstreams.a.url must be a URL"),
+        ('[[upstreams]]\nname = "a"\nurl = "auto"', "upstreams.a.url must be a URL"),
+        ('[[upstreams]]\nname="a"\nurl="http://a"\n[[upstreams]]\nname="A"\nurl="http://b"', "two .*'A'"),
+    ],
+)
+def test_contradictory_upstreams_are_refused_in_one_line(tmp_path: Path, text: str, named: str):
+    with pytest.raises(SetupError, match=named) as caught:
+        from_toml(tmp_path, text)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_value_that_may_be_a_key_is_not_shown():
+    with pytest.raises(SetupError) as caught:
+        load(environment={"NIGHTMILL_API__PORT": "sk-0123456789abcdef0123456789"})
+    assert "sk-" not in str(caught.value)

@@ -17,11 +17,13 @@ from nightmill.settings.sections import (
     RayModelSettings,
     RaySettings,
     Settings,
-    UpstreamSettings,
     WorkerSettings,
 )
+from nightmill.settings.upstreams import ANY_MODEL, DEFAULT_NAME, UpstreamSettings
 
 __all__ = [
+    "ANY_MODEL",
+    "DEFAULT_NAME",
     "PREFIX",
     "ApiSettings",
     "BlobSettings",

@@ -5,21 +5,29 @@ Environment names are `NIGHTMILL_` and the path in capitals with `__` between le
 `OPENAI_API_KEY` are never read: they tell clients where this server is.
 """
 
+import difflib
 import json
 import os
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from pydantic import SecretStr, ValidationError
 
 from nightmill.errors import SetupError
 from nightmill.settings.sections import Settings
+from nightmill.settings.upstreams import OWN_FIELDS
 
 PREFIX = "NIGHTMILL_"
 
 Tree = dict[str, Any]
+
+_MEMBER_OF_UNION = re.compile(r"constrained-|literal\[|int$|float$|str$")
+_NUMBER_ERRORS = {"int_parsing", "float_parsing", "bool_parsing", "literal_error"}
+_LONGEST_VALUE = 16
+"""A longer text is not shown: a key may be in the wrong place."""
 
 
 def load(
@@ -41,16 +49,50 @@ def load(
     environment = os.environ if environment is None else environment
     config = config or (Path(environment["NIGHTMILL_CONFIG"]) if "NIGHTMILL_CONFIG" in environment else None)
     tree = _merge(
-        _merge(_from_toml(config) if config else {}, _from_environment(environment)), _pruned(flags or {})
+        _merge(_by_name(_from_toml(config)) if config else {}, _from_environment(environment)),
+        _by_name(_pruned(flags or {})),
     )
+    upstreams = _upstream_list(tree)
+    if upstreams:
+        tree["upstreams"] = upstreams
     try:
         return Settings.model_validate(tree)
     except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        name = ".".join(str(step) for step in first["loc"])
-        variable = PREFIX + name.replace(".", "__").upper()
-        message = f"setting '{name}' ({variable}): {first['msg']}; see docs/settings.md"
-        raise SetupError(message) from None
+        raise SetupError(_message(error, upstreams)) from None
+
+
+def _message(error: ValidationError, upstreams: Sequence[Tree]) -> str:
+    """The first error in one line: the setting, its value unless it may be secret, and what to do."""
+    first = error.errors(include_url=False)[0]
+    steps = [step for step in first["loc"] if not _MEMBER_OF_UNION.match(str(step))]
+    fields = _fields_above(steps)
+    if len(steps) > 1 and steps[0] == "upstreams" and isinstance(steps[1], int):
+        steps[1] = str(upstreams[steps[1]].get("name", steps[1]))
+    said = first["msg"].removeprefix("Value error, ")
+    if not steps:
+        return f"settings: {said}; see docs/settings.md"
+    name = ".".join(str(step) for step in steps)
+    value: object = first["input"]
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(steps[-1]), fields, n=1)
+        said = f"there is no such setting{f'; did you mean {near[0]!r}?' if near else ''}"
+    elif isinstance(value, int | float) or (
+        isinstance(value, str) and first["type"] in _NUMBER_ERRORS and len(value) <= _LONGEST_VALUE
+    ):
+        said = f"{value!r} is not allowed: {said}"
+    variable = PREFIX + re.sub(r"\W", "_", name.replace(".", "__")).upper()
+    return f"setting '{name}' ({variable}): {said}; see docs/settings.md"
+
+
+def _fields_above(steps: Sequence[int | str]) -> list[str]:
+    """The names of the section that should hold the last step."""
+    section: Any = Settings
+    for step in steps[:-1]:
+        fields = getattr(section, "model_fields", {})
+        if step in fields:
+            section = fields[step].annotation
+            section = next((part for part in get_args(section) if hasattr(part, "model_fields")), section)
+    return list(getattr(section, "model_fields", {}))
 
 
 def as_message(settings: Settings) -> str:
@@ -117,7 +159,13 @@ def _from_toml(path: Path) -> Tree:
 
 _NOT_SETTINGS = {"CONFIG", "CRASH_AT", "CRASH_FOLDER"}  # the last two: see failpoints.py
 _NOT_FILES = {("limits", "lines_per_file"), ("limits", "models_per_file")}
-_LIST_SETTINGS = {("limits", "completion_windows"), ("limits", "endpoints"), ("upstream", "models")}
+_LIST_SETTINGS = {
+    ("limits", "completion_windows"),
+    ("limits", "endpoints"),
+    ("upstream", "models"),
+    ("upstream", "endpoints"),
+}
+_LISTS_OF_UPSTREAMS = {"models", "endpoints"}
 
 
 def _from_environment(environment: Mapping[str, str]) -> Tree:
@@ -133,7 +181,7 @@ def _from_environment(environment: Mapping[str, str]) -> Tree:
                 setting = Path(value).read_text(encoding="utf-8").strip()
             except OSError as error:
                 raise SetupError(f"{name} names a file that can't be read: {error.strerror}") from None
-        if path in _LIST_SETTINGS:
+        if path in _LIST_SETTINGS or (path[0] == "upstreams" and path[-1] in _LISTS_OF_UPSTREAMS):
             setting = [part.strip() for part in value.split(",") if part.strip()]
         branch = tree
         for step in path[:-1]:
@@ -143,6 +191,47 @@ def _from_environment(environment: Mapping[str, str]) -> Tree:
             branch = cast("Tree", below)
         branch[path[-1]] = setting
     return tree
+
+
+def _by_name(tree: Tree) -> Tree:
+    """The tree with `[[upstreams]]` as a mapping by name, as which sources are merged.
+
+    Raises:
+        SetupError: an upstream has no name, or two have the same.
+    """
+    entries: object = tree.get("upstreams")
+    if entries is None or isinstance(entries, dict):
+        return tree
+    named: Tree = {}
+    for entry in cast("list[object]", entries) if isinstance(entries, list) else [entries]:
+        name = cast("Tree", entry).get("name") if isinstance(entry, dict) else None
+        if not isinstance(name, str) or not name:
+            raise SetupError('each [[upstreams]] needs a name: name = "gpu-a"')
+        if any(_key_of(name) == _key_of(other) for other in named):
+            raise SetupError(f"two [[upstreams]] are named {name!r}; give each its own name")
+        named[name] = entry
+    return {**tree, "upstreams": named}
+
+
+def _key_of(name: str) -> str:
+    """The name of an upstream as the environment writes it."""
+    return re.sub(r"\W", "_", name).lower()
+
+
+def _upstream_list(tree: Tree) -> list[Tree]:
+    """The upstreams in order, each with the defaults of `[upstream]` below its own settings.
+
+    The environment names upstreams in capitals, with `_` for `-` and `.`: `NIGHTMILL_UPSTREAMS__GPU_A__URL`.
+    """
+    merged: dict[str, Tree] = {}
+    for name, entry in cast("Tree", tree.get("upstreams") or {}).items():
+        key = _key_of(name)
+        given = cast("Tree", entry) if isinstance(entry, dict) else {"url": entry}
+        merged[key] = _merge(merged.get(key, {"name": name}), given)
+    section: object = tree.get("upstream")
+    defaults = cast("Tree", section) if isinstance(section, dict) else {}
+    shared = {name: value for name, value in defaults.items() if name not in OWN_FIELDS}
+    return [_merge(shared, entry) for entry in merged.values()]
 
 
 def _merge(under: Tree, over: Tree) -> Tree:

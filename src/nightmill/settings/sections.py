@@ -7,18 +7,15 @@ reference page `docs/settings.md`.
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr
+from pydantic import AliasChoices, Field, SecretStr, model_validator
 
 from nightmill.core.batch import ENDPOINTS
 from nightmill.core.limits import Limits
 from nightmill.core.usage import DAY_S
+from nightmill.settings.upstreams import Section, UpstreamSettings, check_upstreams
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-class ApiSettings(_Section):
+class ApiSettings(Section):
     """Where nightmill listens and how it answers."""
 
     host: str = "127.0.0.1"
@@ -48,7 +45,7 @@ class ApiSettings(_Section):
     """Requests one API key may make in a minute; 0 sets no limit."""
 
 
-class LimitSettings(_Section):
+class LimitSettings(Section):
     """Limits of files and batches. The defaults are OpenAI's (docs/openai-behaviour.md 3.2)."""
 
     lines_per_file: Annotated[int, Field(ge=1)] = 50_000
@@ -85,42 +82,7 @@ class LimitSettings(_Section):
     """Seconds after their creation when output and error files expire, unless the batch sets another time."""
 
 
-class UpstreamSettings(_Section):
-    """The OpenAI-compatible server that answers the lines."""
-
-    url: str | None = None
-    """Base URL up to and with `/v1`, or `auto` to look for the usual local servers."""
-    api_key: SecretStr | None = None
-    """Sent as a bearer token."""
-    headers: dict[str, str] = Field(default_factory=dict)
-    """Extra headers on every attempt."""
-    models: tuple[str, ...] = ()
-    """Models offered. If given, lines for any other model fail validation; otherwise the upstream decides."""
-    concurrency: Annotated[int, Field(ge=1)] = 64
-    """Attempts in flight at once, over all workers of all machines that ask this upstream."""
-    requests_per_minute: Annotated[int, Field(ge=0)] = 0
-    """Attempts started in a minute, over all workers; 0 sets no limit."""
-    tokens_per_minute: Annotated[int, Field(ge=0)] = 0
-    """Tokens used in a minute, over all workers; 0 sets no limit. The tokens of an attempt are estimated from
-    the attempts before it and corrected by its answer."""
-    timeout_s: Annotated[float, Field(gt=0)] = 600.0
-    """Longest duration of one attempt, in seconds. The time in a queue of the upstream is part of it: after a
-    time-out fewer attempts are in flight (docs/faults.md)."""
-    connect_timeout_s: Annotated[float, Field(gt=0)] = 10.0
-    """Longest time to open a connection, in seconds."""
-    max_attempts: Annotated[int, Field(ge=1)] = 8
-    """Attempts of a line that fails while other lines are answered. An outage uses up none, whatever its
-    status (docs/faults.md)."""
-    transport: Literal["lean", "aiohttp"] = "lean"
-    """`lean` is nightmill's own HTTP/1.1 client; `aiohttp` uses the proxies named in the environment."""
-    tls_verify: bool = True
-    """Check the upstream's certificate."""
-    max_answer_bytes: Annotated[int, Field(ge=1_024)] = 256 << 20
-    """A longer answer is not read to its end: its line goes to the error file at once, with code
-    `answer_too_long`. Memory holds two copies of an answer while it is settled."""
-
-
-class ModelSettings(_Section):
+class ModelSettings(Section):
     """A model run by nightmill itself, as an upstream in a child process (extra `nightmill[llama]`)."""
 
     path: Path | None = None
@@ -135,7 +97,7 @@ class ModelSettings(_Section):
     """Compute threads; 0 takes one for each core. On a machine that does other work, fewer may be faster."""
 
 
-class EmulatorSettings(_Section):
+class EmulatorSettings(Section):
     """The built-in upstream for trials and tests. It runs only when it is enabled."""
 
     enabled: bool = False
@@ -144,7 +106,7 @@ class EmulatorSettings(_Section):
     """Wait before each answer."""
 
 
-class WorkerSettings(_Section):
+class WorkerSettings(Section):
     """How lines are leased, sent and settled."""
 
     processes: Annotated[int, Field(ge=0)] = 1
@@ -178,7 +140,7 @@ class WorkerSettings(_Section):
         return self.text_bytes // 8
 
 
-class BlobSettings(_Section):
+class BlobSettings(Section):
     """Where bytes are stored: in the data folder, or in an object store (extra `nightmill[objects]`).
 
     An object store bills every request. Costs are given at S3's list price of 0.005 USD for a thousand puts.
@@ -248,7 +210,7 @@ class BlobSettings(_Section):
     """Seconds for which such a link can be used. It needs no key."""
 
 
-class RayModelSettings(_Section):
+class RayModelSettings(Section):
     """A model that Ray Serve runs on the cluster while batches need it (docs/ray.md)."""
 
     name: str | None = None
@@ -281,7 +243,7 @@ class RayModelSettings(_Section):
     """The model is released when no batch has needed it for this many seconds."""
 
 
-class RaySettings(_Section):
+class RaySettings(Section):
     """Where and how workers run as Ray actors with `engine = "ray"` (extra `nightmill[ray]`, docs/ray.md)."""
 
     address: str | None = None
@@ -317,7 +279,7 @@ class RaySettings(_Section):
     model: RayModelSettings = RayModelSettings()
 
 
-class FinalizerSettings(_Section):
+class FinalizerSettings(Section):
     """How the files of a batch that has ended are made."""
 
     slice_bytes: Annotated[int, Field(ge=1)] = 1 << 30
@@ -327,7 +289,7 @@ class FinalizerSettings(_Section):
     of pieces is never redirected to the object store."""
 
 
-class RetentionSettings(_Section):
+class RetentionSettings(Section):
     """How often maintenance runs, and how much disk space stays free."""
 
     sweep_s: Annotated[float, Field(gt=0)] = 5.0
@@ -336,7 +298,7 @@ class RetentionSettings(_Section):
     """Uploads are refused and batches pause when less disk space than this is free."""
 
 
-class QuotaSettings(_Section):
+class QuotaSettings(Section):
     """How much one project may have open or stored; 0 sets no limit. `nightmill projects set` changes it for
     one project.
     """
@@ -360,7 +322,7 @@ class QuotaSettings(_Section):
         return Limits(**self.model_dump())
 
 
-class AuditSettings(_Section):
+class AuditSettings(Section):
     """The log of who did what (`nightmill audit`)."""
 
     ttl_s: Annotated[int, Field(ge=0)] = 365 * DAY_S
@@ -370,7 +332,7 @@ class AuditSettings(_Section):
     """Log each download of a file too. A download then needs a writable store."""
 
 
-class Settings(_Section):
+class Settings(Section):
     """All settings."""
 
     folder: Path = Path("nightmill-data")
@@ -386,6 +348,9 @@ class Settings(_Section):
     api: ApiSettings = ApiSettings()
     limits: LimitSettings = LimitSettings()
     upstream: UpstreamSettings = UpstreamSettings()
+    upstreams: tuple[UpstreamSettings, ...] = ()
+    """Several upstreams, each a `[[upstreams]]` of its own (docs/upstreams.md). The settings of `[upstream]`,
+    such as `upstream.timeout_s`, are then the defaults of each."""
     model: ModelSettings = ModelSettings()
     emulator: EmulatorSettings = EmulatorSettings()
     worker: WorkerSettings = WorkerSettings()
@@ -395,6 +360,16 @@ class Settings(_Section):
     ray: RaySettings = RaySettings()
     quota: QuotaSettings = QuotaSettings()
     audit: AuditSettings = AuditSettings()
+
+    @model_validator(mode="after")
+    def _check(self) -> "Settings":
+        check_upstreams(self.upstream, self.upstreams)
+        return self
+
+    @property
+    def all_upstreams(self) -> tuple[UpstreamSettings, ...]:
+        """The upstreams with a URL: several, one, or none."""
+        return self.upstreams or ((self.upstream,) if self.upstream.url is not None else ())
 
     @property
     def models(self) -> tuple[str, ...]:

@@ -31,6 +31,7 @@ from nightmill.core.api_key import Scope
 from nightmill.core.batch import Status
 from nightmill.core.file import Purpose, UploadStatus
 from nightmill.core.legal_hold import HoldKind
+from nightmill.core.upstream_setting import UpstreamState
 from nightmill.store.steps import COMPATIBILITY_TABLE
 
 WAITING = literal_column("'waiting'", Text())
@@ -224,6 +225,7 @@ batch = Table(
     _counter("input_bytes"),
     _counter("enqueued_tokens"),
     _optional_number("usage_day"),
+    _counter("priority"),
     CheckConstraint(_one_of("status", Status), name="batch_status"),
     CheckConstraint(_TALLY_IS_POSITIVE, name="batch_tally"),
     CheckConstraint("total >= 0 AND completed + failed <= total", name="batch_total"),
@@ -405,8 +407,8 @@ audit = Table(
 
 schema_compatibility = Table(COMPATIBILITY_TABLE, metadata, Column("oldest", Text, primary_key=True))
 
-# The row is the lock for the claims of all workers.
-upstream = Table("upstream", metadata, Column("name", Text, primary_key=True))
+# The row is the lock for the slot requests of all workers. `limit_state` is the JSON of a `LimitState`.
+upstream = Table("upstream", metadata, Column("name", Text, primary_key=True), _optional_text("limit_state"))
 
 upstream_grant = Table(
     "upstream_grant",
@@ -419,4 +421,29 @@ upstream_grant = Table(
     PrimaryKeyConstraint("upstream", "worker_id"),
     CheckConstraint("slots >= 0 AND wanted >= 0", name="upstream_grant_size"),
     Index("upstream_grant_by_worker", "worker_id"),
+)
+
+# `document` is the JSON of the upstream's settings, its key included; NULL means as in the settings file.
+upstream_setting = Table(
+    "upstream_setting",
+    metadata,
+    Column("name", Text, primary_key=True),
+    _optional_text("document"),
+    _text("state"),
+    _number("revision"),
+    _seconds("changed_at"),
+    CheckConstraint(_one_of("state", UpstreamState), name="upstream_setting_state"),
+    CheckConstraint("revision > 0", name="upstream_setting_revision"),
+)
+
+# `document` is the JSON of an `UpstreamReport`.
+upstream_report = Table(
+    "upstream_report",
+    metadata,
+    _text("upstream"),
+    _text("worker_id"),
+    _text("document"),
+    _seconds("reported_at"),
+    PrimaryKeyConstraint("upstream", "worker_id"),
+    Index("upstream_report_by_time", "reported_at"),
 )

@@ -4,6 +4,7 @@ up.
 
 import ssl
 
+from nightmill.errors import SetupError
 from nightmill.settings import UpstreamSettings
 from nightmill.upstream.http1 import LeanUpstream
 from nightmill.upstream.port import Upstream
@@ -48,6 +49,17 @@ def _tls(target: Target, settings: UpstreamSettings) -> ssl.SSLContext | None:
         return None
     context = ssl.create_default_context()
     context.set_alpn_protocols(["http/1.1"])
+    try:
+        if settings.tls_ca is not None:
+            context.load_verify_locations(settings.tls_ca)
+        if settings.tls_certificate is not None:
+            context.load_cert_chain(settings.tls_certificate, settings.tls_key)
+    except (OSError, ssl.SSLError) as error:
+        reason = error.strerror or type(error).__name__
+        raise SetupError(
+            f"the TLS files of upstream {settings.name!r} can't be used ({reason}); check tls_ca,"
+            " tls_certificate and tls_key: each must be a PEM file"
+        ) from None
     if not settings.tls_verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE

@@ -1,6 +1,6 @@
 """The named upstreams of one worker process, each with its client and limits.
 
-A worker has one upstream today, named `DEFAULT_NAME`. Events and log lines carry the name. Grants of slots
+A single upstream is named `DEFAULT_NAME`. Events and log lines carry the name. Grants of slots
 carry the name that all workers of the upstream share (see `Slots`), which differs from the name here: it
 holds the address, so that workers of two servers never share a limit by accident. Lines in flight belong to
 `roles.upstream_lines`; the choice of an upstream for a line belongs to `core.routing`.
@@ -8,7 +8,7 @@ holds the address, so that workers of two servers never share a limit by acciden
 
 import socket
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -16,11 +16,10 @@ from nightmill.core.concurrency import Slots
 from nightmill.core.loopback import is_loopback
 from nightmill.core.rate_limit import RateLimits
 from nightmill.core.routing import Route
-from nightmill.settings import Settings, UpstreamSettings, WorkerSettings
+from nightmill.settings import DEFAULT_NAME, Settings, UpstreamSettings, WorkerSettings
 from nightmill.upstream.connect import open_upstream
 from nightmill.upstream.port import Upstream
 
-DEFAULT_NAME = "default"
 _REQUEST_BEATS = 0.75  # of a beat, so that each beat requests slots, also a beat that comes a little early
 
 
@@ -65,22 +64,25 @@ async def open_upstreams(settings: Settings) -> AsyncGenerator[UpstreamRegistry]
     """Opens every upstream of the settings, and closes their clients in the end.
 
     Args:
-        settings: their upstream has a URL.
+        settings: each upstream has a URL, and there is one at least.
     """
-    url = settings.upstream.url
-    assert url is not None
-    client = open_upstream(settings.upstream, url=url)
-    try:
-        yield UpstreamRegistry(
-            start_upstream(
-                client,
-                settings=settings.upstream,
-                worker=settings.worker,
-                shared_name=_shared_name(url, host=socket.gethostname()),
+    host = socket.gethostname()
+    async with AsyncExitStack() as stack:
+        runtimes: list[UpstreamRuntime] = []
+        for upstream in settings.all_upstreams:
+            assert upstream.url is not None
+            client = open_upstream(upstream, url=upstream.url)
+            stack.push_async_callback(client.close)
+            runtimes.append(
+                start_upstream(
+                    client,
+                    settings=upstream,
+                    worker=settings.worker,
+                    shared_name=_shared_name(upstream.url, host=host),
+                    name=upstream.name,
+                )
             )
-        )
-    finally:
-        await client.close()
+        yield UpstreamRegistry(*runtimes)
 
 
 def start_upstream(
