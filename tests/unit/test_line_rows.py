@@ -274,7 +274,7 @@ def test_a_line_without_an_answer_has_a_null_response():
 def test_members_found_token_by_token_are_those_msgspec_finds(value: dict[str, Any], spaces: tuple[str, str]):
     names = tuple(name for name in value if name.isalpha() and name.isascii() and not iskeyword(name))
     text = json.dumps(value, separators=spaces).encode()
-    by_token = json_text._members_by_token(text, frozenset(value))
+    by_token = {name: text[start:end] for name, start, end in json_text.member_spans(text)}
     assert {name: json.loads(found) for name, found in by_token.items()} == value
     assert json_text.members(text, *names) == {name: by_token[name] for name in names}
 
