@@ -5,7 +5,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -119,21 +119,32 @@ class Mill:
         *upstreams: Upstream,
         clocks: Clocks,
         parts: Parts | None = None,
+        models: Sequence[str] = (),
         slots: int = 8,
         name: str = "worker_1",
         store: Any = None,
     ) -> Worker:
-        """A worker that sends to clients; several are named "0", "1" and so on."""
+        """A worker that sends to clients; several are named "0", "1" and so on.
+
+        Args:
+            models: the only model of each client; without them each is sent every model.
+        """
         return Worker(
             storage=Storage(store or self.store, self.blobs, parts or self.parts()),
             upstreams=UpstreamRegistry(
                 *(
                     start_upstream(
                         upstream,
-                        settings=self.settings.upstream.model_copy(update={"concurrency": slots}),
+                        settings=self.settings.upstream.model_copy(
+                            update={
+                                "concurrency": slots,
+                                "name": DEFAULT_NAME if len(upstreams) == 1 else str(number),
+                                "models": (models[number],) if models else ("*",),
+                            }
+                        ),
                         worker=self.settings.worker,
                         shared_name=f"upstream {number}",
-                        name=DEFAULT_NAME if len(upstreams) == 1 else str(number),
+                        is_only=len(upstreams) == 1,
                     )
                     for number, upstream in enumerate(upstreams)
                 )

@@ -67,11 +67,13 @@ async def test_a_small_batch_passes_leased_segments_of_a_large_one_while_all_slo
     async def small_is_completed() -> bool:
         nonlocal small, sent_at_lease
         if worker.in_flight == 8 and small is None:
-            assert worker._dispatcher.unsent > worker._dispatcher.wanted_lines()
+            assert worker._dispatcher.supply.lacking_lines == 0
             small = await mill.accepted(lines("small", SMALL))
         if small is None:
             return False
-        if not is_small_leased.is_set() and small.id in {batch.id for batch in worker._dispatcher.batches}:
+        if not is_small_leased.is_set() and small.id in {
+            batch.id for batch in worker._dispatcher.supply.batches
+        }:
             sent_at_lease = len(sent)
             is_small_leased.set()
         return (await mill.now(small)).status is Status.COMPLETED

@@ -2,15 +2,12 @@ import asyncio
 import json
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
-
-import pytest
+from collections.abc import Awaitable, Callable
 
 from nightmill.core.batch import Status
 from nightmill.core.clocks import Clocks
 from nightmill.core.outcome import Answered, Broken, Outcome, TimedOut, Unreachable
 from nightmill.core.request_line import RequestLine
-from nightmill.core.routing import Route
 from nightmill.ids import WorkerId
 from nightmill.telemetry import UpstreamHeld, UpstreamResumed
 from tests.roles.conftest import FunctionUpstream, Mill, answer, request_line, request_lines
@@ -325,7 +322,6 @@ async def test_the_next_holder_sends_only_lines_without_a_durable_answer(mill: M
     parts = mill.parts()
     writer = parts.open(lease.segment, lease.token)
     from nightmill.core.output_line import answered
-    from nightmill.core.request_line import RequestLine
 
     for ordinal in (0, 3):
         line = RequestLine(f'"line-{ordinal}"'.encode(), b"{}")
@@ -404,7 +400,7 @@ async def test_bodies_reach_the_upstream_byte_for_byte(mill: Mill):
     assert body in received
 
 
-async def test_a_line_is_sent_to_the_upstream_that_routing_chose(mill: Mill, monkeypatch: pytest.MonkeyPatch):
+async def test_a_line_is_sent_to_the_upstream_that_serves_its_model(mill: Mill):
     sent: dict[str, list[str]] = {"0": [], "1": []}
 
     def client(name: str) -> FunctionUpstream:
@@ -415,18 +411,13 @@ async def test_a_line_is_sent_to_the_upstream_that_routing_chose(mill: Mill, mon
 
         return FunctionUpstream(send)
 
-    def by_model(request: RequestLine, routes: Sequence[Route]) -> Route:
-        assert request.model is not None
-        return routes[int(request.model)]
-
-    monkeypatch.setattr("nightmill.roles.dispatcher.route", by_model)
     limits = mill.settings.limits.model_copy(update={"models_per_file": 2})
     mill.settings = mill.settings.model_copy(update={"limits": limits})
     batch = await mill.accepted(
         b"".join(request_line(f"line-{number}", model=str(number % 2)) for number in range(23))
     )
     clocks = Clocks(wall=time.time, monotonic=time.monotonic, random=lambda: 0.01)
-    worker = mill.sending(client("0"), client("1"), clocks=clocks, slots=2)
+    worker = mill.sending(client("0"), client("1"), models=("0", "1"), clocks=clocks, slots=2)
     [batch] = await mill.run_to_the_end(worker, batch)
     assert (batch.tally.completed, batch.tally.failed) == (23, 0)
     assert sent == {"0": ["0"] * 12, "1": ["1"] * 11}

@@ -18,7 +18,7 @@ from nightmill.core.concurrency import Grant, Slots
 from nightmill.core.outcome import Answered, Outcome, TimedOut
 from nightmill.core.output_line import OutputLine
 from nightmill.core.rate_limit import RateLimits
-from nightmill.core.routing import Route
+from nightmill.core.routing import Offer
 from nightmill.core.segment import IndexedLine, Lease, Segment
 from nightmill.ids import BatchId
 from nightmill.parts import Parts, PartWriter
@@ -231,9 +231,9 @@ def simulate(
         granted = Slots("sim", concurrency_limit=slots, ttl_s=1e9, ask_every_s=1.0)
         granted.take(Grant(slots, slots), asked_at=0.0)
         runtime = UpstreamRuntime(
-            route=Route("default"),
+            offer=Offer(name="default", accepts_any=True),
             client=cast("Any", server),
-            slots=granted,
+            slots_of=lambda _: granted,
             rates=RateLimits(requests_per_minute=0, tokens_per_minute=0),
             attempt_timeout_s=timeout_s,
             max_attempts=max_attempts,

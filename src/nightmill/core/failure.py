@@ -44,6 +44,8 @@ class Failure:
 _JSON_ONLY: Final = frozenset({404, 405})
 """About the request only with a JSON body. A proxy or a wrong URL gives all lines a page of text."""
 
+_NOT_HERE: Final = frozenset({404, 405, 501})
+
 STATUSES: Final = {
     400: FailureKind.REQUEST,
     401: FailureKind.ACCESS,
@@ -139,6 +141,14 @@ def kind_of(error: AnswerError) -> FailureKind:
     if 300 <= status < 400:
         return FailureKind.ACCESS
     return STATUSES.get(status, FailureKind.FAULT)
+
+
+def is_of_upstream_alone(error: AnswerError | None) -> bool:
+    """Whether an answer says that this server does not have the model or the endpoint.
+
+    Another server with the model may answer the line.
+    """
+    return error is not None and error.status in _NOT_HERE and kind_of(error) is FailureKind.REQUEST
 
 
 def _reason(error: AnswerError, kind: FailureKind) -> str:

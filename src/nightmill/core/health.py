@@ -8,8 +8,8 @@ exists only while something is wrong. It compares a line with the other lines of
 
 - **What counts.** A failure counts against its line in the proportion in which other lines were answered
   since the line's failure before: in full if all were, not at all if none was. The first failure of a line
-  never counts. So an outage uses up no line's attempts, whatever its status, and a line that fails while
-  others are answered ends.
+  at an upstream never counts. So an outage uses up no line's attempts, whatever its status, and a line that
+  fails while others are answered ends.
 - **Holding.** As many failures in a row as attempts are in flight, at least `_HOLDING_FAILURES` and of
   several lines, hold the model. Without a connection the first failure holds the upstream. While held, one
   probe at a time is sent, with growing pauses: the calls of an outage are bounded by its length, not by the
@@ -86,6 +86,7 @@ class LineRecord(msgspec.Struct, gc=False):
     Args:
         failures: attempts that failed.
         counted: how many of them count against the line.
+        has_moved: whether all of them were at other upstreams.
         is_explained: whether the latest one counts.
         is_late: whether the latest one was a time-out.
         refusals: those for load.
@@ -95,6 +96,7 @@ class LineRecord(msgspec.Struct, gc=False):
 
     failures: int = 0
     counted: float = 0.0
+    has_moved: bool = False
     is_explained: bool = False
     is_late: bool = False
     refusals: int = 0
@@ -173,6 +175,10 @@ class Health:
     def is_calm(self, now: float) -> bool:
         """Whether every attempt may start."""
         return self._held is None and self.cap is None and self._asked_until <= now
+
+    def is_paused(self, now: float) -> bool:
+        """Whether only probes are sent, or nothing until the end of a pause that the server named."""
+        return self._held is not None or self._asked_until > now
 
     def wait_s(self, now: float, *, in_flight: int) -> float:
         """Seconds until an attempt, or a probe while held, may start; 0 if it may start now, infinite while
@@ -324,10 +330,11 @@ class Health:
             kind = FailureKind.FAULT
         is_late = kind is FailureKind.LATE
         may_queue = is_late and not is_overtaken
-        is_first = record.failures == 0
+        is_first = record.has_moved or not record.failures
         counts = 0.0 if may_queue and in_flight else failure.counts_as * self._answered_share(record)
         self._first_failures += is_first
         record.failures += 1
+        record.has_moved = False
         record.counted += counts
         record.is_explained = counts > 0
         record.is_late = is_late
@@ -349,19 +356,19 @@ class Health:
             self._safe_cap = self._slow_start_until = math.inf  # the line is slow by itself
         if is_outage:
             self._hold(failure, started_at=started_at, now=now, random=random)
-        elif failure.retry_after_s is not None and not counts and not self._lines_are_refused:
+        elif failure.retry_after_s is not None and not counts and not self.lines_are_refused:
             self._asked_until = max(self._asked_until, now + bounded_s(failure.retry_after_s))
         return self._announcement(failure, now)
 
     def _answered_share(self, record: LineRecord) -> float:
         """The part of the other lines that were answered since the failure before; 0 before the first."""
         answered = self._answered - record.answered_before
-        if not record.failures or not answered:
+        if record.has_moved or not record.failures or not answered:
             return 0.0
         return answered / (answered + self._first_failures - record.first_failures_before)
 
     @property
-    def _lines_are_refused(self) -> bool:
+    def lines_are_refused(self) -> bool:
         """Whether refusals for load were seen to concern the refused lines, not the server."""
         return self._lines_refused > self._server_refused
 
@@ -384,7 +391,7 @@ class Health:
         self._refused_in_a_row += 1
         if failure.retry_after_s is None and self._refused_in_a_row < 2:
             return
-        if in_flight == 0 or self._lines_are_refused:
+        if in_flight == 0 or self.lines_are_refused:
             return
         if self.cap is None or in_flight < self.cap:
             self._set_cap(in_flight)

@@ -15,43 +15,11 @@ the first group that is not empty may answer the line:
 So an upstream whose list is unknown gets a model only if no other is known to serve it, and a draining
 upstream only what no open one is known to serve. A line without a model goes to the upstreams that accept any
 model, or to the only upstream.
-
-`route` is the older choice, of one upstream for each line.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-
-from nightmill.core.request_line import RequestLine
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Route:
-    """A way to an upstream. Two routes are never equal, so that a route is a cheap key of a dictionary.
-
-    Attributes:
-        name: the name of the upstream in this process.
-        models: the models that the upstream offers; empty when it is sent every model.
-    """
-
-    name: str
-    models: frozenset[str] = frozenset()
-
-
-def route(request: RequestLine, routes: Sequence[Route]) -> Route:
-    """The route of a line: the first one that offers the model of the line, or else the first one.
-
-    Args:
-        request: the line. Its model is decoded only where there is a choice.
-        routes: the upstreams of the process in the order of the settings, at least one.
-    """
-    if len(routes) > 1:
-        model = request.model
-        for candidate in routes:
-            if not candidate.models or model in candidate.models:
-                return candidate
-    return routes[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,25 +18,26 @@ from itertools import count
 from typing import Final, assert_never
 
 from nightmill.core.clocks import Clocks
-from nightmill.core.failure import FailureKind, failure_of
+from nightmill.core.failure import Failure, FailureKind, failure_of, is_of_upstream_alone
 from nightmill.core.health import Held, Resumed
 from nightmill.core.json_text import ascii_string
 from nightmill.core.outcome import Answered, Broken, Outcome, TimedOut, TooLong, Unreachable
 from nightmill.core.output_line import OutputLine, answered, unanswered
 from nightmill.core.retry import Expire, Retry, Settle, verdict
-from nightmill.core.routing import route
-from nightmill.core.schedule import OpenBatch
-from nightmill.ids import BatchId
 from nightmill.parts import Parts
 from nightmill.roles.leased_segment import LeasedSegment
+from nightmill.roles.line_queues import LineQueue, LineQueues
 from nightmill.roles.model_lines import PendingLine
-from nightmill.roles.unsent_segments import Blocker, UnsentSegments
+from nightmill.roles.slot_group import SlotGroup
+from nightmill.roles.supply import Supply
 from nightmill.roles.upstream_lines import UpstreamLines
+from nightmill.roles.upstream_set import UpstreamSet
 from nightmill.telemetry import Emit, UpstreamHeld, UpstreamResumed
 from nightmill.upstream.registry import UpstreamRegistry, UpstreamRuntime
 
 _LONGEST_PAUSE_S: Final = 1.0
-_AHEAD_S: Final = 0.1
+_UNSERVED_GRACE_S: Final = 60.0
+"""A model server that restarts may list no model for a while."""
 _UNREACHABLE: Final = "The model server could not be reached."
 
 
@@ -70,18 +71,12 @@ class Dispatcher:
         self._monotonic = clocks.monotonic
         self._random = clocks.random
 
-        self.upstreams = tuple(
-            UpstreamLines(runtime, on_arrival=self.wake, on_change=self._emit_change) for runtime in upstreams
-        )
-        self._routes = upstreams.routes
-        self._upstream_of = dict(zip(upstreams.routes, self.upstreams, strict=True))
-        self._segments = UnsentSegments(project_weights or {}, on_batch_sent=notify)
+        self.upstreams = UpstreamSet(on_arrival=self.wake, on_change=self._emit_change)
+        self._queues = LineQueues(project_weights or {}, serving=self.upstreams.serving, on_batch_sent=notify)
+        self.supply = Supply(self._queues, self.upstreams, monotonic=clocks.monotonic)
+        self._turn = 0
         self._has_requested_lines = False
         self._request_sequence = count()
-        self._low_water = 1
-        self._settled_count = 0
-        self._rate_since = 0.0
-        self._rate_count = 0
 
         self._group: asyncio.TaskGroup | None = None
         self._sleeper: asyncio.Future[None] | None = None
@@ -89,16 +84,33 @@ class Dispatcher:
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_at = 0.0
         self._room: asyncio.Task[None] | None = None
+        self.set_upstreams(upstreams)
 
-    @property
-    def unsent(self) -> int:
-        """Lines that may be sent and never were."""
-        return self._segments.unsent
+    def set_upstreams(self, upstreams: UpstreamRegistry) -> None:
+        """Sends lines to these upstreams from now on; see `UpstreamSet.change`."""
+        self.upstreams.change(upstreams, group=self._group)
+        self._queues.reroute()
+        for upstream in self.upstreams:
+            if not upstream.runtime.may_start:
+                self._pass_on(upstream, tuple(upstream.models))
+        self.wake()
 
-    @property
-    def batches(self) -> list[OpenBatch]:
-        """The batches with unsent lines."""
-        return self._segments.batches
+    def _pass_on(self, upstream: UpstreamLines, models: tuple[str | None, ...]) -> None:
+        """Gives lines that wait at an upstream to others that send their model now, if there are any."""
+        now = self._monotonic()
+        for line in [line for model in models for line in upstream.take_waiting(model)]:
+            other = self.upstreams.other(line, upstream, may_have_failed=True, must_send=True, now=now)
+            if other is None and self.upstreams.has(upstream):
+                upstream.retry(line, until=now)
+                continue
+            line.leave(upstream)
+            if other is not None:
+                other.retry(line, until=now)
+            else:
+                queue = self._queues.queue_of(line.model, line.segment.lease.endpoint)
+                queue.sorted_lines.append(line)
+
+    # --- state -------------------------------------------------------------------------------------
 
     @property
     def in_flight(self) -> int:
@@ -111,20 +123,6 @@ class Dispatcher:
         for upstream in self.upstreams:
             for model, held in upstream.held:
                 yield self._held_event(upstream.runtime, model, held)
-
-    @property
-    def is_crowded(self) -> bool:
-        """Whether so many segments are set aside that no further one is leased."""
-        return self._segments.is_crowded
-
-    @property
-    def batches_aside(self) -> set[BatchId]:
-        """Batches of which no further segment is leased, since their lines can't be sent now."""
-        return self._segments.batches_aside
-
-    def wanted_slots(self, upstream: UpstreamLines) -> int:
-        """How many slots of an upstream the known lines could use."""
-        return self._segments.unsent + upstream.in_flight + upstream.waiting
 
     async def run(self) -> None:
         """Sends and settles until it is cancelled; then no attempt is in flight any more."""
@@ -141,18 +139,26 @@ class Dispatcher:
                         self._sleeper = loop.create_future()
                         await self._sleeper
                     self._is_woken, self._sleeper = False, None
-                    now = self._monotonic()
-                    for upstream in self.upstreams:
-                        self._settle_arrived(upstream, now)
-                        if self._segments.are_aside:
-                            self._segments.take_up_again()
-                        self._send_more(upstream, now)
-                    self._set_alarm(now)
+                    self._tick(self._monotonic())
         finally:
             for upstream in self.upstreams:
                 upstream.close()
             if self._alarm is not None:
                 self._alarm.cancel()
+
+    def _tick(self, now: float) -> None:
+        for upstream in self.upstreams:
+            self._settle_arrived(upstream, now)
+        self._queues.sort_lines(now, self._clock)
+        for upstream in self.upstreams:
+            if upstream.runtime.may_start:
+                self._send_more(upstream, now)
+        if not self._has_requested_lines and self.supply.is_short(now):
+            self._has_requested_lines = True
+            self._notify()
+        self.upstreams.drop_left()
+        self._settle_unserved(now)
+        self._set_alarm(now)
 
     def wake(self) -> None:
         """Starts a tick: there are more lines or slots, a lease was confirmed, or answers can be written."""
@@ -166,36 +172,33 @@ class Dispatcher:
 
     def add(self, segment: LeasedSegment) -> None:
         """Sends the lines of a segment from now on."""
-        self._segments.add(segment)
+        now = self._monotonic()
+        self._queues.drop_empty(is_wanted=self._is_troubled)
+        is_new = all(segment.batch_id != batch.id for batch in self._queues.batches(now))
+        for queue in self._queues.add(segment):
+            for upstream in queue.upstreams if is_new else ():
+                upstream.hurry(queue.model, now)
         self.wake()
+
+    def _is_troubled(self, model: str | None) -> bool:
+        return any(model in upstream.models for upstream in self.upstreams)
 
     def note_supply(self, *, is_exhausted: bool) -> None:
         """The worker has leased what there was. `is_exhausted`: the store has no more lines now, so that the
         dispatcher does not notify the worker when lines run low."""
         self._has_requested_lines = is_exhausted
 
-    def wanted_lines(self) -> int:
-        """How many unsent lines the worker should keep leased: twice the granted slots, or twice the lines
-        that are settled in `_AHEAD_S`, whichever is more. Their text is in memory."""
-        now = self._monotonic()
-        elapsed_s = now - self._rate_since
-        if elapsed_s > _AHEAD_S:
-            self._low_water = int((self._settled_count - self._rate_count) / elapsed_s * _AHEAD_S)
-            self._rate_since, self._rate_count = now, self._settled_count
-        granted = sum(upstream.runtime.slots.limit(now) for upstream in self.upstreams)
-        self._low_water = max(1, granted, self._low_water)
-        return 2 * self._low_water
-
     def count_unsent(self) -> None:
         """Recounts the unsent lines after segments were stopped or lost."""
-        self._segments.drop_stopped()
+        self._queues.drop_stopped()
 
     def forget_waiting(self, segment: LeasedSegment) -> None:
         """Gives up the lines of a segment that wait to be sent, or to be sent again."""
         now = self._monotonic()
+        segment.give_up(self._queues.forget(segment))
         for upstream in self.upstreams:
             segment.give_up(upstream.forget_waiting(segment))
-            upstream.settle_down(now)
+            upstream.settle_down(now, has_new=self._queues.has_new)
 
     def abort(self, segment: LeasedSegment) -> None:
         """Gives up the attempts in flight of a segment; outcomes that have arrived still count."""
@@ -208,89 +211,110 @@ class Dispatcher:
                 self._notify()
         self.forget_waiting(segment)
 
-    def _next_line(self, upstream: UpstreamLines, now: float) -> PendingLine | None:
-        """The line to send to an upstream now, or None."""
-        return (
-            upstream.next_waiting(now, beyond_share=False)
-            or self._new_line(upstream, now)
-            or upstream.next_waiting(now, beyond_share=True)
-        )
-
-    def _new_line(self, upstream: UpstreamLines, now: float) -> PendingLine | None:
-        """The next line that was never sent and may be sent to an upstream now, or None.
-
-        Lines of another upstream, or of a model that can't be sent now, are kept for later on the way. A
-        segment is set aside when too many of its lines are kept.
-        """
-        segments = self._segments
-        segment = segments.current
-        while True:
-            if segment is None or segment.unsent <= segments.turn_ends_at or segment.is_lost:
-                segment = segments.next(self._clock())
-                if segment is None:
-                    return None
-            if segment.confirmed_until < now:
-                return None
-            ordinal, request = segment.take()
-            line = PendingLine(segment, ordinal, request, now)
-            routed = self._upstream_of[route(request, self._routes)]
-            blocker: Blocker | None
-            if routed is not upstream:
-                routed.add_routed(line)
-                self.wake()
-                blocker = routed
-            elif upstream.is_calm:
-                return line
-            else:
-                blocker = upstream.park(line, now)
-                if blocker is None:
-                    return line
-            if blocker.is_full:
-                segments.set_aside(segment, blocker)
-                self._has_requested_lines = False
-                segment = None
-
     # --- sending -----------------------------------------------------------------------------------
 
     def _send_more(self, upstream: UpstreamLines, now: float) -> None:
-        runtime = upstream.runtime
-        room = runtime.slots.limit(now) - upstream.in_flight
-        if room <= 0:
-            return
         if self._parts.is_full:
             self._wait_for_room()
             return
         if self._parts.stalled is not None:
             return
-        rates, clock = runtime.rates, self._clock()
-        has_rates = rates.are_set
-        if not upstream.is_calm:
-            for _ in range(upstream.start_due_probes(now, room=room)):
-                rates.spend()
-                room -= 1
-        next_line = self._next_line if upstream.has_waiting else self._new_line
-        while room > 0:
-            if not upstream.is_calm and upstream.wait_s(now) > 0:
-                break
-            if has_rates:
-                wait_s = rates.wait_s(now, share=runtime.slots.share)
-                if wait_s > 0:
-                    self._wake_at(now + min(wait_s, _LONGEST_PAUSE_S), now)
-                    break
-            line = next_line(upstream, now)
+        if upstream.is_calm:
+            self._send_new(upstream, now)
+            return
+        for _ in range(upstream.start_due_probes(now)):
+            upstream.runtime.rates.spend()
+        self._send_waiting(upstream, now, beyond_share=False)
+        self._send_new(upstream, now)
+        self._send_waiting(upstream, now, beyond_share=True)
+
+    def _send_waiting(self, upstream: UpstreamLines, now: float, *, beyond_share: bool) -> None:
+        """Sends lines again that failed before."""
+        while upstream.models and upstream.wait_s(now) <= 0 and self._is_allowed(upstream, now):
+            line = upstream.next_waiting(now, beyond_share=beyond_share, has_new=self._queues.has_new)
             if line is None:
                 break
-            timeout_s = min(runtime.attempt_timeout_s, line.segment.lease.deadline - clock)
-            if timeout_s <= 0:
-                self._give_up(line)
+            self._start(upstream, line, upstream.group_of(line.model), now)
+
+    def _send_new(self, upstream: UpstreamLines, now: float) -> None:
+        """Sends lines that were never sent. Queues that share slots take turns."""
+        feeds = [
+            feed
+            for feed in self.supply.feeds_of(upstream)
+            if feed[0].unsent and feed[0].is_for(upstream, now)
+        ]
+        if len(feeds) > 1:
+            self._turn += 1
+            first = self._turn % len(feeds)
+            feeds = feeds[first:] + feeds[:first]
+        while feeds:
+            unsated: list[tuple[LineQueue, SlotGroup]] = []
+            for queue, group in feeds:
+                room = group.room(now)
+                most = room if len(feeds) == 1 else -(-room // len(feeds))
+                if most > 0 and self._send_from(queue, upstream, group, most, now):
+                    unsated.append((queue, group))
+            feeds = unsated
+
+    def _send_from(
+        self, queue: LineQueue, upstream: UpstreamLines, group: SlotGroup, most: int, now: float
+    ) -> bool:
+        """Sends lines of a queue, at most `most`; returns whether there may be more lines and slots."""
+        is_guarded = upstream.runtime.rates.are_set or not upstream.is_calm
+        clock = self._clock
+        for _ in range(most):
+            if is_guarded and not (upstream.takes_new(queue.model, now) and self._is_allowed(upstream, now)):
+                return False
+            line = queue.next_line(now, clock)
+            if line is None:
+                return False
+            self._start(upstream, line, group, now)
+        return group.room(now) > 0
+
+    def _is_allowed(self, upstream: UpstreamLines, now: float) -> bool:
+        """Whether the rate limits allow an attempt now; if not, a tick is due when they will."""
+        rates = upstream.runtime.rates
+        if not rates.are_set:
+            return True
+        wait_s = rates.wait_s(now, share=upstream.group_of(None).slots.share)
+        if wait_s > 0:
+            self._wake_at(now + min(wait_s, _LONGEST_PAUSE_S), now)
+        return wait_s <= 0
+
+    def _start(self, upstream: UpstreamLines, line: PendingLine, group: SlotGroup, now: float) -> None:
+        """Sends a line, or gives it up if its deadline has passed."""
+        runtime = upstream.runtime
+        timeout_s = min(runtime.attempt_timeout_s, line.segment.lease.deadline - self._clock())
+        if timeout_s <= 0:
+            line.segment.give_up()
+            if line.segment.is_over:
+                self._notify()
+            return
+        if runtime.rates.are_set:
+            line.charge(runtime.rates.spend())
+        upstream.start(line, group, timeout_s=timeout_s, now=now)
+
+    def _settle_unserved(self, now: float) -> None:
+        """Settles the lines of models that no upstream serves, a while after all lists were known."""
+        for queue in self._queues:
+            if not queue.unsent or not self.upstreams.unserved(queue.model, queue.endpoint):
+                queue.unserved_since = None
                 continue
-            if has_rates:
-                line.charge(rates.spend())
-            room -= 1
-            upstream.start(line, timeout_s=timeout_s, now=now)
-        if self._segments.unsent <= self._low_water and not self._has_requested_lines:
-            self._has_requested_lines = True
-            self._notify()
+            if queue.unserved_since is None:
+                queue.unserved_since = now
+            if now < queue.unserved_since + _UNSERVED_GRACE_S:
+                self._wake_at(queue.unserved_since + _UNSERVED_GRACE_S, now)
+                continue
+            while (line := queue.next_line(now, self._clock)) is not None:
+                row = unanswered(
+                    line.segment.line_id(line.ordinal),
+                    line.request,
+                    code="model_not_found",
+                    message="No upstream of this server serves the model that the line names.",
+                )
+                line.segment.settle(line.ordinal, row)
+                if not line.segment.in_flight and line.segment.is_over:
+                    self._notify()
 
     def _wait_for_room(self) -> None:
         if self._room is None and self._group is not None:
@@ -339,28 +363,45 @@ class Dispatcher:
                 if not upstream.is_calm:
                     upstream.answered(line, now)
                 segment.settle(line.ordinal, row)
-                self._settled_count += 1
+                line.group.settled += 1
             if not segment.in_flight and segment.is_over:
                 self._notify()
         if last_answered is not None:
             upstream.note_newest_answer(last_answered.started_at)
         if not upstream.is_calm:
             upstream.take_arrived_probes(now, self._random)
-            upstream.settle_down(now)
+            upstream.settle_down(now, has_new=self._queues.has_new)
+            if self.upstreams.are_several:
+                held = [model for model, lines in upstream.models.items() if lines.waiting]
+                self._pass_on(upstream, tuple(model for model in held if upstream.is_held(model, now)))
 
     def _settle_or_retry(
         self, upstream: UpstreamLines, line: PendingLine, outcome: Outcome, row: OutputLine, now: float
     ) -> None:
         """Settles a line that was not answered, has the line sent again, or gives the line up."""
         segment, failure = line.segment, failure_of(outcome, row.error)
+        other = None
+        if self.upstreams.are_several and segment.stopped_by is None:
+            is_of_upstream = is_of_upstream_alone(row.error)
+            other = self.upstreams.other(
+                line, upstream, may_have_failed=False, must_send=not is_of_upstream, now=now
+            )
+            if is_of_upstream and other is not None:
+                failure = Failure(
+                    FailureKind.ACCESS, f"{failure.reason}, while other upstreams serve the model"
+                )
         if failure.kind is FailureKind.REQUEST:
             upstream.answered(line, now)
             segment.settle(line.ordinal, row)
-            self._settled_count += 1
+            line.group.settled += 1
             return
         record = upstream.failed(line, failure, now=now, random=self._random())
         if segment.is_lost:
             segment.settle(line.ordinal, row)
+            return
+        if other is not None:
+            line.leave(upstream)
+            other.retry(line, until=now)
             return
         ruling = verdict(
             failure,
@@ -373,16 +414,11 @@ class Dispatcher:
         match ruling:
             case Settle():
                 segment.settle(line.ordinal, row)
-                self._settled_count += 1
+                line.group.settled += 1
             case Retry(after_s) if segment.stopped_by is None:
                 upstream.retry(line, until=now + after_s)
             case Retry() | Expire():
                 segment.give_up()
-
-    def _give_up(self, line: PendingLine) -> None:
-        line.segment.give_up()
-        if line.segment.is_over:
-            self._notify()
 
     def _row(self, line: PendingLine, outcome: Outcome) -> OutputLine:
         """The output line if the outcome is settled; without an error the answer can be used."""

@@ -1,29 +1,29 @@
-"""The lines of one model of an upstream while something is wrong with that model, in one worker.
+"""The lines of one model of an upstream that failed before, while something is wrong with that model.
 
-While all is well there is no `ModelLines`: lines go straight from their segment to the upstream. From a
-model's first failure until all is well again, its lines that can't be sent wait here, so that they hold up no
-line of another model. What the failures mean belongs to `core.health`.
+While all is well there is no `ModelLines`: lines go straight from their queue to the upstream. From a model's
+first failure until all is well again, its lines that failed wait here for another attempt. What the failures
+mean belongs to `core.health`.
 """
 
 import heapq
 import math
-from collections import deque
 from itertools import count
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from nightmill.core.health import Health, LineRecord
 from nightmill.core.probe import probe_body
 from nightmill.core.request_line import RequestLine
-from nightmill.ids import BatchId
 from nightmill.roles.leased_segment import LeasedSegment
+from nightmill.roles.slot_group import NO_GROUP, SlotGroup
+
+if TYPE_CHECKING:
+    from nightmill.roles.upstream_lines import UpstreamLines
 
 MOST_WAITING: Final = 4_096
-"""Lines of a model that may wait before segments with further lines of the model are set aside."""
+"""Lines of a model that may wait before a line is sent again although its pause is not over."""
 MOST_WAITING_BYTES: Final = 64 << 20
-MOST_FRESH: Final = 500
-"""As `MOST_WAITING`, for lines that were never sent."""
 _OVERDUE_S: Final = 30.0
 _NO_ID: Final = b'""'
 
@@ -32,28 +32,29 @@ class PendingLine(msgspec.Struct, eq=False, gc=False):
     """A line that was taken from its segment and is not settled.
 
     Args:
-        started_at: monotonic time at which the latest attempt started, or at which the line was taken.
+        model: the model that the line names, None if it names none.
+        started_at: monotonic time at which the latest attempt started.
+        group: whose slot that attempt has.
         charged_tokens: the estimate that the rate limit was charged for the attempt in flight.
         record: the failures of the line, None without any.
         model_lines: of the line's model, None while nothing was wrong with the model.
+        failed_at: the upstreams where an attempt of the line failed.
     """
 
     segment: LeasedSegment
     ordinal: int
     request: RequestLine
-    started_at: float
+    model: str | None
+    started_at: float = 0.0
+    group: SlotGroup = NO_GROUP
     charged_tokens: float = 0.0
     record: LineRecord | None = None
     model_lines: "ModelLines | None" = None
+    failed_at: tuple["UpstreamLines", ...] = ()
 
-    @property
-    def model(self) -> str | None:
-        """The model that the line names. It is read from the line only if the batch has several models."""
-        return self.segment.lease.model or self.request.model
-
-    def start(self, now: float) -> None:
+    def start(self, now: float, group: SlotGroup) -> None:
         """Records the start of an attempt."""
-        self.started_at = now
+        self.started_at, self.group = now, group
 
     def join(self, model_lines: "ModelLines | None") -> None:
         """Records the lines of the line's model, None when nothing is wrong with the model any more."""
@@ -67,12 +68,20 @@ class PendingLine(msgspec.Struct, eq=False, gc=False):
         """Records what the rate limit was charged for the attempt that starts."""
         self.charged_tokens = tokens
 
+    def leave(self, upstream: "UpstreamLines") -> None:
+        """Records that the line failed at an upstream and goes to another."""
+        self.failed_at = (*self.failed_at, upstream)
+        self.model_lines = None
+        if self.record is not None:
+            self.record.has_moved = True
+
 
 class ModelLines:
-    """The lines of a model that wait, and the number of its attempts in flight.
+    """The lines of a model that wait to be sent again, and the number of its attempts in flight.
 
     Args:
         model: the model that the lines name, None for lines that name none.
+        endpoint: of a line of the model, for cheap requests.
 
     Attributes:
         health: what the outcomes say about the model.
@@ -81,8 +90,7 @@ class ModelLines:
     """
 
     __slots__ = (
-        "_batches",
-        "_fresh",
+        "_endpoint",
         "_retries",
         "_sequence",
         "_waiting_bytes",
@@ -92,31 +100,25 @@ class ModelLines:
         "retrying",
     )
 
-    def __init__(self, model: str | None) -> None:
+    def __init__(self, model: str | None, endpoint: str) -> None:
         self.model = model
         self.health = Health()
         self.in_flight = 0
         self.retrying = 0
-        self._fresh: deque[PendingLine] = deque()
+        self._endpoint = endpoint
         self._retries: list[tuple[float, int, PendingLine]] = []
         self._sequence = count()
         self._waiting_bytes = 0
-        self._batches: set[BatchId] = set()
 
     @property
     def waiting(self) -> int:
         """Lines that wait."""
-        return len(self._fresh) + len(self._retries)
+        return len(self._retries)
 
     @property
     def is_empty(self) -> bool:
         """Whether no line of the model waits or is in flight here."""
-        return not (self.in_flight or self._fresh or self._retries)
-
-    @property
-    def is_full(self) -> bool:
-        """Whether so many lines wait that segments with further lines of the model are set aside."""
-        return len(self._fresh) >= MOST_FRESH or self._is_crowded
+        return not (self.in_flight or self._retries)
 
     @property
     def _is_crowded(self) -> bool:
@@ -125,7 +127,14 @@ class ModelLines:
 
     def is_over(self, now: float) -> bool:
         """Whether nothing is wrong with the model any more."""
-        return not (self.waiting or self.retrying) and self.health.is_calm(now)
+        return not (self._retries or self.retrying) and self.health.is_calm(now)
+
+    def takes_new(self, now: float) -> bool:
+        """Whether a line that was never sent may be sent now; it is a probe while the model is held."""
+        health = self.health
+        if health.wait_s(now, in_flight=self.in_flight):
+            return False
+        return not (health.held is not None and health.is_cheap_probe_next and self.has_cheap_request)
 
     def note_start(self, record: LineRecord | None, *, now: float, timeout_s: float) -> None:
         """Notes that an attempt starts; `record` as in `Health.started`."""
@@ -143,14 +152,6 @@ class ModelLines:
         line.join(self)
         self.in_flight += 1
 
-    def add_fresh(self, line: PendingLine, now: float) -> None:
-        """Keeps a line that was never sent. The first line of a batch probes a held model soon."""
-        if line.segment.batch_id not in self._batches:
-            self._batches.add(line.segment.batch_id)
-            self.health.hurry(now)
-        self._fresh.append(line)
-        self._waiting_bytes += len(line.request.body)
-
     def add_retry(self, line: PendingLine, *, until: float) -> None:
         """Keeps a line that may be sent again at monotonic time `until`."""
         heapq.heappush(self._retries, (until, next(self._sequence), line))
@@ -166,14 +167,6 @@ class ModelLines:
         if self.retrying < share:
             return True
         return not self.retrying and bool(self._retries) and self._retries[0][0] + _OVERDUE_S <= now
-
-    def next_fresh(self, now: float) -> PendingLine | None:
-        """Takes out the first line that was never sent; None while its lease is not confirmed."""
-        if not self._fresh or self._fresh[0].segment.confirmed_until < now:
-            return None
-        line = self._fresh.popleft()
-        self._waiting_bytes -= len(line.request.body)
-        return line
 
     def next_retry(self, now: float) -> PendingLine | None:
         """Takes out the first line that may be sent again.
@@ -192,24 +185,33 @@ class ModelLines:
             return None
         return line
 
+    def take_all(self) -> list[PendingLine]:
+        """Takes out every waiting line."""
+        lines = [entry[2] for entry in self._retries]
+        self._retries.clear()
+        self._waiting_bytes = 0
+        return lines
+
     def forget(self, segment: LeasedSegment) -> int:
         """Drops the waiting lines of a segment; returns how many."""
-        waiting = self.waiting
-        self._fresh = deque(line for line in self._fresh if line.segment is not segment)
+        waiting = len(self._retries)
         self._retries = [entry for entry in self._retries if entry[2].segment is not segment]
         heapq.heapify(self._retries)
-        self._waiting_bytes = sum(len(line.request.body) for line in self._fresh)
-        self._waiting_bytes += sum(len(entry[2].request.body) for entry in self._retries)
-        return waiting - self.waiting
+        self._waiting_bytes = sum(len(entry[2].request.body) for entry in self._retries)
+        return waiting - len(self._retries)
 
-    def cheap_request(self) -> tuple[str, RequestLine] | None:
-        """The endpoint and the request of a cheap probe, None where there is none."""
-        line = self._fresh[0] if self._fresh else self._retries[0][2] if self._retries else None
-        if line is None:
-            return None
-        endpoint = line.segment.lease.endpoint
-        body = probe_body(endpoint, self.model)
-        return None if body is None else (endpoint, RequestLine(_NO_ID, body))
+    @property
+    def has_cheap_request(self) -> bool:
+        return probe_body(self._endpoint, None) is not None
+
+    def cheap_request(self, sent_model: str | None) -> tuple[str, RequestLine] | None:
+        """The endpoint and the request of a cheap probe, None where there is none.
+
+        Args:
+            sent_model: the model as the upstream knows it.
+        """
+        body = probe_body(self._endpoint, sent_model)
+        return None if body is None else (self._endpoint, RequestLine(_NO_ID, body))
 
     def next_wake_in_s(self, now: float) -> float:
         """Seconds until time alone allows a line to be sent; infinite when time is not the cause."""

@@ -1,48 +1,29 @@
-"""The lines of one upstream in one worker: in flight, arrived, and waiting while something is wrong.
+"""The lines of one upstream in one worker: in flight, arrived, and waiting for another attempt.
 
-Every line that `start`, `park` or `retry` was given is in exactly one place until the dispatcher takes the
-line out. What an outcome means belongs to `core.failure` and `core.health`, when a line is sent to
-`dispatcher`.
+Every line that `start` or `retry` was given is in exactly one place until the dispatcher takes the line out.
+What an outcome means belongs to `core.failure` and `core.health`, when a line is sent to `dispatcher`, and
+lines that were never sent to `line_queues`.
 """
 
 import asyncio
 import math
-from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Final
 
-import msgspec
-
-from nightmill.core.failure import AnswerError, Failure, FailureKind, failure_of
+from nightmill.core.failure import Failure, FailureKind, failure_of
 from nightmill.core.health import Health, Held, LineRecord, Resumed
 from nightmill.core.outcome import Answered, Outcome
-from nightmill.core.output_line import answered
-from nightmill.core.request_line import RequestLine
+from nightmill.core.sent_body import with_model, with_priority
+from nightmill.roles.cheap_request import CheapRequest
 from nightmill.roles.leased_segment import LeasedSegment
-from nightmill.roles.model_lines import MOST_FRESH, ModelLines, PendingLine
+from nightmill.roles.model_lines import ModelLines, PendingLine
+from nightmill.roles.slot_group import SlotGroup
 from nightmill.upstream import Attempts, attempts_of
 from nightmill.upstream.registry import UpstreamRuntime
 
 _RETRY_SHARE: Final = 4
 """One in so many attempts in flight may be a line that failed before, while other lines wait."""
-_NO_ID: Final = b'""'
-
-
-class _CheapRequest(msgspec.Struct, eq=False, gc=False):
-    """A request of `core.probe` in flight."""
-
-    model_lines: ModelLines
-    endpoint: str
-    request: RequestLine
-    started_at: float
-
-    def error_in(self, outcome: Outcome) -> AnswerError | None:
-        """What an answer that is no result reports; None for a result and without an answer."""
-        if not isinstance(outcome, Answered):
-            return None
-        status, body = outcome.status, outcome.body
-        row = answered(b"", self.request, endpoint=self.endpoint, status=status, request_id=_NO_ID, body=body)
-        return row.error
 
 
 class UpstreamLines:
@@ -54,6 +35,7 @@ class UpstreamLines:
         on_change: called with a model, or None for the whole upstream, when lines are held or sent again.
 
     Attributes:
+        runtime: the upstream; replaced when its setting changes.
         models: the models with which something is wrong.
         is_calm: whether nothing is wrong with the upstream or any model; then lines may start without a look
             at their model.
@@ -63,12 +45,12 @@ class UpstreamLines:
         "_arrived",
         "_arrived_probes",
         "_attempts",
+        "_groups",
         "_in_flight",
         "_newest_answered_start",
         "_on_arrival",
         "_on_change",
         "_probes",
-        "_routed",
         "_start",
         "_whole",
         "is_calm",
@@ -90,17 +72,22 @@ class UpstreamLines:
         self._on_arrival = on_arrival
         self._on_change = on_change
         self._in_flight: set[PendingLine] = set()
-        self._probes: set[_CheapRequest] = set()
-        self._routed: deque[PendingLine] = deque()
+        self._probes: set[CheapRequest] = set()
+        self._groups: dict[str | None, SlotGroup] = {}
         self._newest_answered_start = -math.inf
         self._arrived: list[tuple[PendingLine, Outcome]] = []
-        self._arrived_probes: list[tuple[_CheapRequest, Outcome]] = []
+        self._arrived_probes: list[tuple[CheapRequest, Outcome]] = []
         self._attempts: Attempts  # from `open` on
 
     def open(self, group: asyncio.TaskGroup) -> None:
         """Must be called before the first `start`. A client that needs a task per attempt runs it there."""
         self._attempts = attempts_of(self.runtime.client, group=group)
         self._start = self._attempts.start
+        self.group_of(None)
+
+    def leave(self) -> None:
+        """Starts no attempt any more: the upstream was taken away."""
+        self.runtime = replace(self.runtime, may_start=False)
 
     def close(self) -> None:
         """Ends every attempt in flight."""
@@ -115,19 +102,46 @@ class UpstreamLines:
         return len(self._in_flight) + len(self._probes)
 
     @property
-    def waiting(self) -> int:
-        """Lines that wait to be sent, or to be sent again."""
-        return len(self._routed) + sum(lines.waiting for lines in self.models.values())
+    def groups(self) -> list[SlotGroup]:
+        """The attempts by their slots."""
+        return list(self._groups.values())
 
-    @property
-    def has_waiting(self) -> bool:
-        """Whether `next_waiting` may find a line."""
-        return bool(self.models or self._routed)
+    def group_of(self, model: str | None) -> SlotGroup:
+        """The attempts that share slots with those of a model that lines name."""
+        sent = self.runtime.sent_model(model)
+        key = sent if sent in self.runtime.limited_models else None
+        group = self._groups.get(key)
+        if group is None:
+            group = self._groups[key] = SlotGroup(self.runtime.slots_of(key), key)
+        return group
 
-    @property
-    def is_full(self) -> bool:
-        """Whether so many lines wait for this upstream that segments with further ones are set aside."""
-        return len(self._routed) >= MOST_FRESH
+    def waiting(self, group: SlotGroup) -> int:
+        """Lines of a group that wait to be sent again."""
+        return sum(lines.waiting for model, lines in self.models.items() if self.group_of(model) is group)
+
+    def is_held(self, model: str | None, now: float) -> bool:
+        """Whether no line of a model is sent, or only one at a time."""
+        if not self.runtime.may_start:
+            return True
+        if self.is_calm:
+            return False
+        lines = self.models.get(model)
+        return self._whole.is_paused(now) or (lines is not None and lines.health.is_paused(now))
+
+    def takes_new(self, model: str | None, now: float) -> bool:
+        """Whether a line of a model that was never sent may be sent now, if there is a slot."""
+        if self.is_calm:
+            return True
+        if self._whole.wait_s(now, in_flight=self.in_flight) > 0:
+            return False
+        lines = self.models.get(model)
+        return lines is None or lines.takes_new(now)
+
+    def hurry(self, model: str | None, now: float) -> None:
+        """Shortens the pause of a held model: a new batch has come."""
+        lines = self.models.get(model)
+        if lines is not None:
+            lines.health.hurry(now)
 
     @property
     def held(self) -> Iterator[tuple[str | None, Held]]:
@@ -140,22 +154,36 @@ class UpstreamLines:
 
     # --- sending -----------------------------------------------------------------------------------
 
-    def start(self, line: PendingLine, *, timeout_s: float, now: float) -> None:
-        """Sends a line."""
+    def start(self, line: PendingLine, group: SlotGroup, *, timeout_s: float, now: float) -> None:
+        """Sends a line.
+
+        Args:
+            group: the `group_of` the line's model.
+        """
+        line.start(now, group)
+        group.in_flight += 1
         if not self.is_calm:
             self._note_start(line, timeout_s, now)
         self._in_flight.add(line)
+        runtime = self.runtime
         self._start(
             line,
             line.segment.lease.endpoint,
-            line.request.body,
+            self._sent_body(line) if runtime.changes_bodies else line.request.body,
             timeout_s=timeout_s,
             on_outcome=self._on_outcome,
         )
 
+    def _sent_body(self, line: PendingLine) -> bytes:
+        body, sent = line.request.body, self.runtime.sent_model(line.model)
+        if sent is not None and sent != line.model:
+            body = with_model(body, sent)
+        return body if self.runtime.priority is None else with_priority(body, self.runtime.priority)
+
     def _note_start(self, line: PendingLine, timeout_s: float, now: float) -> None:
-        line.start(now)
         self._whole.started(now)
+        if line.model_lines is None and (lines := self.models.get(line.model)) is not None:
+            line.join(lines)
         if line.model_lines is not None:
             line.model_lines.note_start(line.record, now=now, timeout_s=timeout_s)
 
@@ -164,15 +192,14 @@ class UpstreamLines:
             self._on_arrival()
         self._arrived.append((line, outcome))
 
-    def start_due_probes(self, now: float, *, room: int) -> int:
-        """Sends the cheap requests that are due, at most `room`; returns how many."""
+    def start_due_probes(self, now: float) -> int:
+        """Sends the cheap requests that are due, as far as there are slots; returns how many."""
         started = 0
-        for lines in self.models.values():
-            if started >= room:
-                break
-            if not self._is_probe_due(lines.health, now):
+        for model, lines in self.models.items():
+            group = self.group_of(model)
+            if group.room(now) <= 0 or not self._is_probe_due(lines.health, now):
                 continue
-            cheap_request = lines.cheap_request()
+            cheap_request = lines.cheap_request(self.runtime.sent_model(model))
             if cheap_request is None:
                 continue
             endpoint, request = cheap_request
@@ -181,7 +208,8 @@ class UpstreamLines:
             self._whole.started(now)
             lines.note_start(None, now=now, timeout_s=0.0)
             started += 1
-            probe = _CheapRequest(lines, endpoint, request, now)
+            group.in_flight += 1
+            probe = CheapRequest(lines, group, endpoint, request, now)
             self._probes.add(probe)
             self._start(
                 probe,
@@ -204,7 +232,7 @@ class UpstreamLines:
             return health.is_evidence_due(now)
         return health.is_cheap_probe_next and not health.wait_s(now, in_flight=0)
 
-    def _on_probe_outcome(self, probe: _CheapRequest, outcome: Outcome) -> None:
+    def _on_probe_outcome(self, probe: CheapRequest, outcome: Outcome) -> None:
         if probe in self._probes:
             self._arrived_probes.append((probe, outcome))
             self._on_arrival()
@@ -214,47 +242,36 @@ class UpstreamLines:
         come first."""
         return 0.0 if self.is_calm else self._whole.wait_s(now, in_flight=self.in_flight)
 
-    def park(self, line: PendingLine, now: float) -> ModelLines | None:
-        """Keeps a new line if its model can't be sent now; returns the model's lines then, else None."""
-        lines = self.models.get(line.model)
-        if lines is None:
-            return None
-        line.join(lines)
-        if not lines.health.wait_s(now, in_flight=lines.in_flight):
-            return None
-        lines.add_fresh(line, now)
-        return lines
-
-    def next_waiting(self, now: float, *, beyond_share: bool) -> PendingLine | None:
-        """Takes out a waiting line that may be sent now, None without any.
+    def next_waiting(
+        self, now: float, *, beyond_share: bool, has_new: Callable[[str | None], bool]
+    ) -> PendingLine | None:
+        """Takes out a line that failed before and may be sent again now, None without any.
 
         Args:
-            beyond_share: also a line that failed before although many of them are in flight.
+            beyond_share: also a line although many of them are in flight.
+            has_new: whether there are lines of a model that were never sent. They probe a held model first.
         """
-        line = self._next_routed(now)
-        if line is not None or self.is_calm:
-            return line
-        limit = self.runtime.slots.limit(now)
-        # The last slot is kept for the cheap request that shows whether a slow line or a queue is the cause.
-        beyond_share &= limit == 1 or self.in_flight < limit - 1
-        for lines in self.models.values():
+        for model, lines in self.models.items():
             health = lines.health
             if not lines.waiting or health.wait_s(now, in_flight=lines.in_flight):
                 continue
-            if health.held is not None and health.is_cheap_probe_next and lines.cheap_request() is not None:
+            group = self.group_of(model)
+            room = group.room(now)
+            if room <= 0:
                 continue
+            if health.held is not None and (
+                has_new(model) or (health.is_cheap_probe_next and lines.has_cheap_request)
+            ):
+                continue
+            limit = room + group.in_flight
+            # The last slot is for the cheap request that shows whether a slow line or a queue is the cause.
+            is_beyond = beyond_share and (limit == 1 or room > 1)
             share = min(limit, health.cap or limit) // _RETRY_SHARE
-            line = lines.next_fresh(now) if health.held is not None else None
-            if line is None and (beyond_share or lines.may_retry(now, share=share)):
+            if is_beyond or lines.may_retry(now, share=share):
                 line = lines.next_retry(now)
-            line = line or lines.next_fresh(now)
-            if line is not None:
-                return line
+                if line is not None:
+                    return line
         return None
-
-    def add_routed(self, line: PendingLine) -> None:
-        """Keeps a new line that another upstream's turn found."""
-        self._routed.append(line)
 
     def retry(self, line: PendingLine, *, until: float) -> None:
         """Keeps a line that failed and may be sent again at monotonic time `until`.
@@ -266,13 +283,6 @@ class UpstreamLines:
         if evidence_at is not None and line.record is not None and not line.record.is_explained:
             until = max(until, evidence_at)
         lines.add_retry(line, until=until)
-
-    def _next_routed(self, now: float) -> PendingLine | None:
-        while self._routed and self._routed[0].segment.confirmed_until >= now:
-            line = self._routed.popleft()
-            if self.is_calm or self.park(line, now) is None:
-                return line
-        return None
 
     def next_wake_in_s(self, now: float) -> float:
         """Seconds until time alone allows something to be sent; infinite if only an outcome can."""
@@ -292,6 +302,8 @@ class UpstreamLines:
         if arrived:
             self._arrived = []
             self._in_flight.difference_update([line for line, _ in arrived])
+            for line, _ in arrived:
+                line.group.in_flight -= 1
         return arrived
 
     def note_newest_answer(self, started_at: float) -> None:
@@ -306,9 +318,10 @@ class UpstreamLines:
     def _answered(
         self, lines: ModelLines | None, record: LineRecord | None, *, started_at: float, now: float
     ) -> None:
-        limit = self.runtime.slots.concurrency_limit
+        limit = sum(group.slots.concurrency_limit for group in self._groups.values())
         self._report(None, self._whole.answered(None, started_at=started_at, limit=limit, now=now))
         if lines is not None:
+            limit = self.group_of(lines.model).slots.concurrency_limit
             change = lines.health.answered(record, started_at=started_at, limit=limit, now=now)
             self._report(lines.model, change)
 
@@ -366,7 +379,7 @@ class UpstreamLines:
         model = line.model
         lines = self.models.get(model)
         if lines is None:
-            lines = self.models[model] = ModelLines(model)
+            lines = self.models[model] = ModelLines(model, line.segment.lease.endpoint)
             for other in self._in_flight:
                 if other.model_lines is None and other.model == model:
                     lines.adopt(other)
@@ -378,6 +391,7 @@ class UpstreamLines:
         arrived, self._arrived_probes = self._arrived_probes, []
         for probe, outcome in arrived:
             self._probes.discard(probe)
+            probe.group.in_flight -= 1
             lines = probe.model_lines
             lines.note_end(None)
             error = probe.error_in(outcome)
@@ -411,10 +425,12 @@ class UpstreamLines:
 
     def forget_waiting(self, segment: LeasedSegment) -> int:
         """Drops the waiting lines of a segment; returns how many."""
-        kept = deque(line for line in self._routed if line.segment is not segment)
-        dropped = len(self._routed) - len(kept)
-        self._routed = kept
-        return dropped + sum(lines.forget(segment) for lines in self.models.values())
+        return sum(lines.forget(segment) for lines in self.models.values())
+
+    def take_waiting(self, model: str | None) -> list[PendingLine]:
+        """Takes out every waiting line of a model, for other upstreams."""
+        lines = self.models.get(model)
+        return [] if lines is None else lines.take_all()
 
     def abort(self, segment: LeasedSegment) -> int:
         """Ends the attempts in flight of a segment; returns how many."""
@@ -422,13 +438,18 @@ class UpstreamLines:
         for line in ended:
             self._in_flight.remove(line)
             self._attempts.give_up(line)
+            line.group.in_flight -= 1
             self._note_end(line)
         return len(ended)
 
-    def settle_down(self, now: float) -> None:
-        """Forgets the models with which nothing is wrong any more, and the pauses that no line waits for."""
+    def settle_down(self, now: float, *, has_new: Callable[[str | None], bool]) -> None:
+        """Forgets the models with which nothing is wrong any more, and the pauses that no line waits for.
+
+        Args:
+            has_new: as in `next_waiting`.
+        """
         for model, lines in list(self.models.items()):
-            if lines.is_empty or lines.is_over(now):
+            if lines.is_over(now) or (lines.is_empty and not has_new(model)):
                 del self.models[model]
                 self._report(model, lines.health.forgotten(now))
                 for line in self._in_flight:

@@ -155,7 +155,7 @@ class Worker:
         self._emit_writing_state()
         is_idle = await self._lease_more()
         await self._request_slots()
-        if not is_idle and self._dispatcher.unsent < self._dispatcher.wanted_lines():
+        if not is_idle and self._dispatcher.supply.lacking_lines > 0:
             is_idle = await self._lease_more()  # before the first grant no lines were wanted
         self._dispatcher.wake()  # a full disk or an unconfirmed lease may have kept its lines waiting
         return self._pause_s(is_idle=is_idle)
@@ -170,7 +170,8 @@ class Worker:
             if self._notifier.count != self._batches_seen_count:
                 pause_s = min(pause_s, max(0.01, self._batches_seen_at + _BATCH_LOOK_S - now))
             for upstream in self._dispatcher.upstreams:
-                pause_s = min(pause_s, max(0.01, upstream.runtime.slots.rebalance_in_s(now)))
+                for group in upstream.groups:
+                    pause_s = min(pause_s, max(0.01, group.slots.rebalance_in_s(now)))
         return min(pause_s, _IDLE_S) if self._segments or not is_idle else _IDLE_S
 
     async def _end_segments(self) -> None:
@@ -263,12 +264,12 @@ class Worker:
     async def _lease_more(self) -> bool:
         """Leases as many segments as are wanted, and a few of batches without lines here; returns whether the
         store had fewer than wanted."""
-        if self._is_draining or self._parts.stalled is not None or self._dispatcher.is_crowded:
+        if self._is_draining or self._parts.stalled is not None or self._dispatcher.supply.is_crowded:
             return False
         asked_at = self._monotonic()
         if asked_at < self._lease_again_at:
             return False
-        lacking = self._dispatcher.wanted_lines() - self._dispatcher.unsent
+        lacking = self._dispatcher.supply.lacking_lines
         held_bytes = sum(segment.text_bytes for segment in self._segments.values())
         room_bytes = self._settings.text_bytes - held_bytes
         limit = min(
@@ -306,11 +307,11 @@ class Worker:
     async def _preferred(self, limit: int, room_bytes: int) -> list[tuple[BatchId, int]]:
         """The batches that are leased first, and how many segments of each."""
         self._batches_seen_at, self._batches_seen_count = self._monotonic(), self._notifier.count
-        held = self._dispatcher.batches
+        held = self._dispatcher.supply.batches
         candidates = await self._store.open_batches.candidates(
             after=self._next_project,
             most=_MOST_PREFERRED,
-            passed_over={batch.id for batch in held} | self._dispatcher.batches_aside,
+            passed_over={batch.id for batch in held} | self._dispatcher.supply.batches_aside,
         )
         self._next_project = candidates.next_after
         known = {batch.id for batch in (*held, *candidates.near, *chain(*candidates.by_project))}
@@ -333,7 +334,7 @@ class Worker:
             limit=limit,
             ttl_s=self._settings.lease_ttl_s,
             preferred=preferred,
-            passed_over=self._dispatcher.batches_aside,
+            passed_over=self._dispatcher.supply.batches_aside,
         )
         if leases:
             failpoint("worker.leased")
@@ -342,18 +343,21 @@ class Worker:
     async def _request_slots(self) -> None:
         """Renews this worker's grant of each upstream's slots where it is due."""
         for upstream in self._dispatcher.upstreams:
-            slots = upstream.runtime.slots
-            now, wanted = self._monotonic(), self._dispatcher.wanted_slots(upstream)
-            if slots.is_due(now, wanted=wanted):
-                request = slots.request(self._worker_id, in_flight=upstream.in_flight, wanted=wanted)
-                grant = await self._store.grants.request(request, ttl_s=self._settings.lease_ttl_s)
-                slots.take(grant, asked_at=now)
-                self._dispatcher.wake()
+            for group in upstream.groups:
+                slots = group.slots
+                wanted = self._dispatcher.supply.wanted_slots(upstream, group)
+                now = self._monotonic()
+                if slots.is_due(now, wanted=wanted):
+                    request = slots.request(self._worker_id, in_flight=group.in_flight, wanted=wanted)
+                    grant = await self._store.grants.request(request, ttl_s=self._settings.lease_ttl_s)
+                    slots.take(grant, asked_at=now)
+                    self._dispatcher.wake()
 
     async def _return_slots(self) -> None:
         for upstream in self._dispatcher.upstreams:
-            request = upstream.runtime.slots.request(self._worker_id, in_flight=0, wanted=0)
-            await self._store.grants.request(request, ttl_s=_LONGEST_PAUSE_S)
+            for group in upstream.groups:
+                request = group.slots.request(self._worker_id, in_flight=0, wanted=0)
+                await self._store.grants.request(request, ttl_s=_LONGEST_PAUSE_S)
 
     async def _opened(self, lease: Lease, confirmed_until: float) -> LeasedSegment | None:
         try:

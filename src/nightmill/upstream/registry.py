@@ -1,13 +1,13 @@
 """The named upstreams of one worker process, each with its client and limits.
 
-A single upstream is named `DEFAULT_NAME`. Events and log lines carry the name. Grants of slots
-carry the name that all workers of the upstream share (see `Slots`), which differs from the name here: it
-holds the address, so that workers of two servers never share a limit by accident. Lines in flight belong to
-`roles.upstream_lines`; the choice of an upstream for a line belongs to `core.routing`.
+A single upstream is named `DEFAULT_NAME`. Events and log lines carry the name. Grants of slots carry the name
+that all workers of the upstream share (see `Slots`), which differs from the name here: it holds the address,
+so that workers of two servers never share a limit by accident. Lines in flight belong to
+`roles.upstream_lines`; the choice of upstreams for a line belongs to `core.routing`.
 """
 
 import socket
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 from nightmill.core.concurrency import Slots
 from nightmill.core.loopback import is_loopback
 from nightmill.core.rate_limit import RateLimits
-from nightmill.core.routing import Route
-from nightmill.settings import DEFAULT_NAME, Settings, UpstreamSettings, WorkerSettings
+from nightmill.core.routing import Offer
+from nightmill.settings import ANY_MODEL, Settings, UpstreamSettings, WorkerSettings
 from nightmill.upstream.connect import open_upstream
 from nightmill.upstream.port import Upstream
 
@@ -28,35 +28,65 @@ class UpstreamRuntime:
     """One upstream at work in one worker process.
 
     Attributes:
-        route: its name in events, log lines and routing, and the models that it offers.
+        offer: its name in events, log lines and routing, and what it answers.
         client: sends the attempts.
-        slots: the worker's grant of the concurrency limit.
+        slots_of: the worker's grant of slots for a model with a limit of its own; None for all other models.
+        limited_models: the models, as the upstream knows them, with a concurrency limit of their own.
         rates: requests and tokens per minute.
         attempt_timeout_s: the longest time of one attempt.
         max_attempts: attempts of a line that may count before its outcome stands.
+        weight: of several upstreams with free slots the one with the greater weight is filled first.
+        priority: sent in each body, None for none.
+        may_start: whether attempts may start.
     """
 
-    route: Route
+    offer: Offer
     client: Upstream
-    slots: Slots
+    slots_of: Callable[[str | None], Slots]
     rates: RateLimits
     attempt_timeout_s: float
     max_attempts: int
+    limited_models: frozenset[str] = frozenset()
+    weight: float = 1.0
+    priority: int | None = None
+    may_start: bool = True
 
     @property
     def name(self) -> str:
-        return self.route.name
+        return self.offer.name
+
+    @property
+    def changes_bodies(self) -> bool:
+        """Whether bodies are not sent as they are in the input file."""
+        return bool(self.offer.aliases) or self.priority is not None
+
+    def sent_model(self, model: str | None) -> str | None:
+        """The name under which the upstream knows a model."""
+        return None if model is None else self.offer.aliases.get(model, model)
 
 
 class UpstreamRegistry:
-    """The upstreams of one worker process by name, in the order of the settings; at least one."""
+    """The upstreams of one worker process, in the order of the settings."""
 
     def __init__(self, *upstreams: UpstreamRuntime) -> None:
         self._upstreams = upstreams
-        self.routes = tuple(upstream.route for upstream in upstreams)
 
     def __iter__(self) -> Iterator[UpstreamRuntime]:
         return iter(self._upstreams)
+
+
+class SlotsByModel:
+    """The grants of one worker at one upstream, made when they are first needed."""
+
+    def __init__(self, new: Callable[[str | None], Slots]) -> None:
+        self._new = new
+        self._slots: dict[str | None, Slots] = {}
+
+    def __call__(self, model: str | None) -> Slots:
+        slots = self._slots.get(model)
+        if slots is None:
+            slots = self._slots[model] = self._new(model)
+        return slots
 
 
 @asynccontextmanager
@@ -69,6 +99,7 @@ async def open_upstreams(settings: Settings) -> AsyncGenerator[UpstreamRegistry]
     host = socket.gethostname()
     async with AsyncExitStack() as stack:
         runtimes: list[UpstreamRuntime] = []
+        is_only = len(settings.all_upstreams) == 1
         for upstream in settings.all_upstreams:
             assert upstream.url is not None
             client = open_upstream(upstream, url=upstream.url)
@@ -78,8 +109,8 @@ async def open_upstreams(settings: Settings) -> AsyncGenerator[UpstreamRegistry]
                     client,
                     settings=upstream,
                     worker=settings.worker,
-                    shared_name=_shared_name(upstream.url, host=host),
-                    name=upstream.name,
+                    shared_name=shared_name(upstream.url, host=host),
+                    is_only=is_only,
                 )
             )
         yield UpstreamRegistry(*runtimes)
@@ -91,31 +122,59 @@ def start_upstream(
     settings: UpstreamSettings,
     worker: WorkerSettings,
     shared_name: str,
-    name: str = DEFAULT_NAME,
+    is_only: bool = True,
 ) -> UpstreamRuntime:
     """The runtime of an open upstream, with no slots granted yet.
 
     Args:
         shared_name: the name under which all workers of the upstream share its limits in the store.
+        is_only: whether there is no other upstream.
     """
-    return UpstreamRuntime(
-        route=Route(name, frozenset(settings.models)),
-        client=client,
-        slots=Slots(
-            shared_name,
+
+    def new_slots(model: str | None) -> Slots:
+        return Slots(
+            shared_name if model is None else f"{shared_name} model {model}",
             concurrency_limit=settings.concurrency,
             ttl_s=worker.lease_ttl_s,
             ask_every_s=_REQUEST_BEATS * worker.beat_s,
-        ),
+        )
+
+    return UpstreamRuntime(
+        offer=offer_of(settings, is_only=is_only, listed=None),
+        client=client,
+        slots_of=SlotsByModel(new_slots),
         rates=RateLimits(
             requests_per_minute=settings.requests_per_minute, tokens_per_minute=settings.tokens_per_minute
         ),
         attempt_timeout_s=settings.timeout_s,
         max_attempts=settings.max_attempts,
+        weight=settings.weight,
     )
 
 
-def _shared_name(url: str, *, host: str) -> str:
+def offer_of(
+    settings: UpstreamSettings, *, is_only: bool, listed: frozenset[str] | None, is_open: bool = True
+) -> Offer:
+    """What an upstream answers.
+
+    Args:
+        is_only: whether there is no other upstream. A single one is sent every model, unless its settings
+            name the models.
+        listed: the models that it lists, None while the list is not known.
+        is_open: see `Offer`.
+    """
+    named = frozenset(settings.models) - {ANY_MODEL}
+    return Offer(
+        name=settings.name,
+        endpoints=frozenset(settings.endpoints),
+        models=named or listed,
+        aliases=settings.aliases,
+        accepts_any=ANY_MODEL in settings.models or (is_only and not settings.models),
+        is_open=is_open,
+    )
+
+
+def shared_name(url: str, *, host: str) -> str:
     """The name under which all workers of one upstream share its limits, without credentials.
 
     Args:

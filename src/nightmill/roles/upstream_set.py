@@ -1,0 +1,118 @@
+"""The upstreams of one worker while it runs: which there are, and which of them serve a line."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+
+from nightmill.core.health import Held, Resumed
+from nightmill.core.routing import Routes
+from nightmill.roles.model_lines import PendingLine
+from nightmill.roles.upstream_lines import UpstreamLines
+from nightmill.upstream.registry import UpstreamRegistry, UpstreamRuntime
+
+
+class UpstreamSet:
+    """The upstreams that get lines, and those that were taken away and still have attempts in flight.
+
+    They are iterated in the order in which they are filled: the greater weight first.
+
+    Args:
+        on_arrival: as in `UpstreamLines`.
+        on_change: as in `UpstreamLines`.
+    """
+
+    def __init__(
+        self,
+        *,
+        on_arrival: Callable[[], None],
+        on_change: Callable[[UpstreamRuntime, str | None, Held | Resumed], None],
+    ) -> None:
+        self._on_arrival = on_arrival
+        self._on_change = on_change
+        self._routes = Routes(())
+        self._routed: tuple[UpstreamLines, ...] = ()
+        self._in_order: tuple[UpstreamLines, ...] = ()
+
+    def __iter__(self) -> Iterator[UpstreamLines]:
+        return iter(self._in_order)
+
+    @property
+    def are_several(self) -> bool:
+        return len(self._routed) > 1
+
+    def has(self, upstream: UpstreamLines) -> bool:
+        """Whether an upstream gets lines."""
+        return upstream in self._routed
+
+    def change(self, upstreams: UpstreamRegistry, *, group: asyncio.TaskGroup | None) -> None:
+        """Replaces the upstreams.
+
+        An upstream with the same client keeps its lines. One that is missing starts no attempt from now on;
+        its attempts in flight end.
+
+        Args:
+            group: see `UpstreamLines.open`; None before the dispatcher runs.
+        """
+        known = {upstream.runtime.client: upstream for upstream in self._in_order}
+        current: list[UpstreamLines] = []
+        for runtime in upstreams:
+            lines = known.pop(runtime.client, None)
+            if lines is None:
+                lines = UpstreamLines(runtime, on_arrival=self._on_arrival, on_change=self._on_change)
+                if group is not None:
+                    lines.open(group)
+            lines.runtime = runtime
+            current.append(lines)
+        for lines in known.values():
+            lines.leave()
+        self._routes = Routes(runtime.offer for runtime in upstreams)
+        self._routed = tuple(current)
+        in_order = sorted(current, key=lambda lines: -lines.runtime.weight)
+        self._in_order = (*in_order, *known.values())
+
+    def drop_left(self) -> None:
+        """Forgets the upstreams that were taken away and have no attempt in flight any more."""
+        if len(self._in_order) > len(self._routed):
+            self._in_order = tuple(
+                upstream for upstream in self._in_order if upstream in self._routed or upstream.in_flight
+            )
+
+    def is_leaving(self, client: object) -> bool:
+        """Whether a client that no upstream has any more still has attempts in flight."""
+        return any(lines.runtime.client is client and lines not in self._routed for lines in self._in_order)
+
+    def serving(self, model: str | None, endpoint: str) -> tuple[UpstreamLines, ...]:
+        """The upstreams that may answer a line."""
+        return tuple(self._routed[index] for index in self._routes.serving(model, endpoint))
+
+    def unserved(self, model: str | None, endpoint: str) -> bool:
+        """As `Routes.unserved`."""
+        return self._routes.unserved(model, endpoint)
+
+    def other(
+        self,
+        line: PendingLine,
+        upstream: UpstreamLines,
+        *,
+        may_have_failed: bool,
+        must_send: bool,
+        now: float,
+    ) -> UpstreamLines | None:
+        """The upstream with the most room that serves a line beside `upstream`; None without one.
+
+        Args:
+            may_have_failed: whether an upstream counts where the line failed before.
+            must_send: whether only upstreams count that send the model now.
+        """
+        others = [
+            other
+            for other in self.serving(line.model, line.segment.lease.endpoint)
+            if other is not upstream
+            and (may_have_failed or other not in line.failed_at)
+            and not (must_send and other.is_held(line.model, now))
+        ]
+
+        def room(other: UpstreamLines) -> int:
+            group = other.group_of(line.model)
+            return group.room(now) - other.waiting(group)
+
+        return max(others, key=room, default=None)
