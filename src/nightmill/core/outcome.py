@@ -8,17 +8,34 @@ from typing import ClassVar, TypeAlias, assert_never
 import msgspec
 
 
+class Remaining(msgspec.Struct, frozen=True, gc=False):
+    """What the headers of an answer say about the upstream's own rate limits. None: the answer does not say.
+
+    Args:
+        requests: requests that the upstream still takes before the reset.
+        tokens: tokens that it still takes before the reset.
+        requests_reset_s: seconds until the requests are available again.
+        tokens_reset_s: seconds until the tokens are available again.
+    """
+
+    requests: int | None = None
+    tokens: int | None = None
+    requests_reset_s: float | None = None
+    tokens_reset_s: float | None = None
+
+
 class Answered(msgspec.Struct, frozen=True, gc=False):
     """The upstream sent a whole HTTP answer. `body` has no chunk framing and no compression.
 
     Redirects are answers too, and are not followed. `retry_after_s` is the pause in seconds that the answer's
-    Retry-After header names, at any status; None without one.
+    Retry-After header names, at any status; None without one. `remaining` is None without rate headers.
     """
 
     status: int
     body: bytes
     request_id: str | None = None
     retry_after_s: float | None = None
+    remaining: Remaining | None = None
 
 
 class Unreachable(msgspec.Struct, frozen=True, gc=False):

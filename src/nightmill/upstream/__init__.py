@@ -6,6 +6,7 @@ attempts.py      adapts an upstream without callbacks to one that calls back
 connect.py       settings -> an open upstream
 target.py        where requests go and which headers they carry
 answer.py        the outcome that an HTTP answer stands for
+rate_headers.py  what the headers of an answer say about the upstream's rate limits
 http1.py         the lean transport: connections and deadlines; connection.py is one connection
 over_aiohttp.py  the second transport, for proxies
 probe.py         looks for the usual local servers

@@ -8,8 +8,9 @@ from datetime import UTC
 from email.utils import parsedate_to_datetime
 
 from nightmill.core.outcome import Answered, Broken, Outcome, TooLong
+from nightmill.upstream.rate_headers import RATE_HEADERS, remaining_of
 
-KEPT_HEADERS = frozenset({b"retry-after", b"x-request-id", b"content-encoding"})
+KEPT_HEADERS = frozenset({b"retry-after", b"x-request-id", b"content-encoding"}) | RATE_HEADERS
 """Lower-case names of the headers `outcome_of` reads."""
 
 GONE = Broken("the connection was closed before an answer came")
@@ -28,7 +29,7 @@ def outcome_of(
         body: without chunk framing, still in its content encoding.
         headers: those of `KEPT_HEADERS` that the answer has.
         max_bytes: the longest decoded body.
-        now: wall-clock time, for a Retry-After that is a date.
+        now: wall-clock time, for a header that names a date.
     """
     encoding = headers.get(b"content-encoding")
     if encoding is not None and body:
@@ -42,7 +43,8 @@ def outcome_of(
     request_id_text = None if request_id is None else request_id.decode("ascii")
     asked = headers.get(b"retry-after")
     asked_s = None if asked is None else retry_after_s(asked.decode("latin-1"), now=now)
-    return Answered(status, body, request_id_text, asked_s)
+    remaining = None if RATE_HEADERS.isdisjoint(headers) else remaining_of(headers, now=now)
+    return Answered(status, body, request_id_text, asked_s, remaining)
 
 
 def retry_after_s(value: str, *, now: float) -> float | None:

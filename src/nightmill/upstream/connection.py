@@ -52,7 +52,7 @@ class Connection(asyncio.BufferedProtocol):
         loop: the running one.
         buffer: receives the bytes of all connections.
         max_answer_bytes: the longest body; a longer one ends as `TooLong`, and one that is announced at once.
-        wall_clock: Unix seconds, for a Retry-After that is a date.
+        wall_clock: Unix seconds, for a header that names a date.
         freed: called when the connection can take the next request.
         unsent: called when a reused connection was closed before a byte of the attempt's answer arrived.
         lost: called when the connection is closed.

@@ -44,7 +44,7 @@ class LeanUpstream:
         connect_timeout_s: for name lookup, TCP and TLS together.
         max_answer_bytes: the longest body; an answer with a longer body ends as too long.
         idle_s: seconds after which an idle connection is closed.
-        wall_clock: Unix seconds, for a Retry-After that is a date.
+        wall_clock: Unix seconds, for a header that names a date.
     """
 
     def __init__(
