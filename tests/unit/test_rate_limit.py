@@ -6,6 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nightmill.core.failure import PAUSE_FLOOR_S, RETRY_AFTER_CAP_S
+from nightmill.core.outcome import Remaining
 from nightmill.core.rate_limit import Rate, RateLimits
 
 
@@ -86,3 +88,60 @@ def test_the_tighter_limit_decides():
     rates = RateLimits(requests_per_minute=6, tokens_per_minute=6_000_000)
     rates.wait_s(0.0, share=1.0)
     assert rates.wait_s(1.0, share=1.0) > 5
+
+
+def unlimited() -> RateLimits:
+    return RateLimits(requests_per_minute=0, tokens_per_minute=0)
+
+
+@pytest.mark.parametrize(("requests", "in_flight"), [(0, 0), (0, 5), (4, 5)])
+def test_fewer_remaining_requests_than_are_in_flight_pause_until_the_reset(requests, in_flight):
+    rates = unlimited()
+    assert not rates.are_set
+    rates.note_remaining(Remaining(requests, requests_reset_s=12.0), 100.0, in_flight=in_flight)
+    assert rates.are_set
+    assert rates.wait_s(100.0, share=1.0) == 12.0
+    assert rates.wait_s(111.0, share=1.0) == 1.0
+    assert rates.wait_s(112.0, share=1.0) == 0.0
+    assert rates.wait_s(200.0, share=1.0) == 0.0
+
+
+def test_enough_remaining_requests_and_tokens_are_no_pause():
+    rates = unlimited()
+    remaining = Remaining(5, 1, requests_reset_s=12.0, tokens_reset_s=12.0)
+    rates.note_remaining(remaining, 100.0, in_flight=5)
+    assert rates.wait_s(100.0, share=1.0) == 0.0
+
+
+def test_fewer_remaining_tokens_than_a_line_uses_on_average_pause_until_the_reset():
+    rates = unlimited()
+    rates.correct(100, charged_tokens=0.0)
+    rates.note_remaining(Remaining(tokens=100, tokens_reset_s=3.0), 0.0, in_flight=9)
+    assert rates.wait_s(0.0, share=1.0) == 0.0
+    rates.note_remaining(Remaining(tokens=99, tokens_reset_s=3.0), 0.0, in_flight=9)
+    assert rates.wait_s(0.0, share=1.0) == 3.0
+
+
+def test_without_a_reset_there_is_no_pause():
+    rates = unlimited()
+    rates.note_remaining(Remaining(0, 0), 0.0, in_flight=1)
+    assert rates.wait_s(0.0, share=1.0) == 0.0
+
+
+def test_a_pause_is_bounded_and_not_shortened_by_another_answer():
+    rates = unlimited()
+    rates.note_remaining(Remaining(0, requests_reset_s=86_400.0), 0.0, in_flight=1)
+    assert rates.wait_s(0.0, share=1.0) == RETRY_AFTER_CAP_S
+    rates.note_remaining(Remaining(0, requests_reset_s=0.0), 0.0, in_flight=1)
+    assert rates.wait_s(0.0, share=1.0) == RETRY_AFTER_CAP_S
+    again = unlimited()
+    again.note_remaining(Remaining(0, requests_reset_s=0.0), 0.0, in_flight=1)
+    assert again.wait_s(0.0, share=1.0) == PAUSE_FLOOR_S
+
+
+def test_a_pause_and_a_limit_of_the_settings_hold_both():
+    rates = RateLimits(requests_per_minute=60, tokens_per_minute=0)
+    rates.note_remaining(Remaining(0, requests_reset_s=0.2), 0.0, in_flight=1)
+    assert rates.wait_s(0.0, share=1.0) > 0.9
+    rates.note_remaining(Remaining(0, requests_reset_s=20.0), 0.0, in_flight=1)
+    assert rates.wait_s(0.0, share=1.0) == 20.0

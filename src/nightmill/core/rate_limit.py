@@ -2,7 +2,15 @@
 
 Several workers share a limit in the proportion of their granted slots (see `core.concurrency`), so the rates
 of all workers add up to the limit.
+
+An upstream may also say with each answer what remains of its own limits. Each worker obeys the headers of its
+own answers.
 """
+
+import math
+
+from nightmill.core.failure import bounded_s
+from nightmill.core.outcome import Remaining
 
 _MINUTE_S = 60.0
 
@@ -52,26 +60,32 @@ class Rate:
 
 
 class RateLimits:
-    """Both rate limits of one upstream.
+    """Both rate limits of one upstream, and the pause that follows when its own limits are used up.
 
     The tokens of an attempt are known only from its answer. `spend` therefore charges an estimate, the moving
     average of earlier answers, and `correct` charges the difference.
 
     Attributes:
-        are_set: whether there is any limit; while false, no other method needs to be called.
+        are_set: whether there is any limit, or an answer has named one; while false, no other method needs to
+            be called but `note_remaining`.
     """
 
-    __slots__ = ("_requests", "_tokens", "_tokens_per_line", "are_set")
+    __slots__ = ("_paused_until", "_requests", "_tokens", "_tokens_per_line", "are_set")
 
     def __init__(self, *, requests_per_minute: int, tokens_per_minute: int) -> None:
         self.are_set = bool(requests_per_minute or tokens_per_minute)
         self._requests = Rate(requests_per_minute)
         self._tokens = Rate(tokens_per_minute)
         self._tokens_per_line = 0.0
+        self._paused_until = -math.inf
 
     def wait_s(self, now: float, *, share: float) -> float:
-        """Seconds until both limits let the next attempt start. Arguments as for `Rate.wait_s`."""
-        return max(self._requests.wait_s(now, share=share), self._tokens.wait_s(now, share=share))
+        """Seconds until the next attempt may start. Arguments as for `Rate.wait_s`."""
+        return max(
+            self._requests.wait_s(now, share=share),
+            self._tokens.wait_s(now, share=share),
+            self._paused_until - now,
+        )
 
     def spend(self) -> float:
         """Charges an attempt that starts; returns the estimated tokens that were charged."""
@@ -86,3 +100,24 @@ class RateLimits:
         self._tokens_per_line = (
             used_tokens if not average else (1 - _NEW_WEIGHT) * average + _NEW_WEIGHT * used_tokens
         )
+
+    def note_remaining(self, remaining: Remaining, now: float, *, in_flight: int) -> None:
+        """Pauses until the reset that an answer names, if the upstream's own limits are used up.
+
+        The requests are used up when fewer remain than are in flight, since the upstream may have counted
+        those after the answer. The tokens are used up when fewer remain than a line uses on average. Without
+        a reset there is no pause: the upstream then refuses an attempt, and that answer names a pause.
+
+        Args:
+            now: monotonic time in seconds.
+            in_flight: attempts of this worker that are still in flight.
+        """
+        self.are_set = True
+        if remaining.requests is not None and remaining.requests < max(1, in_flight):
+            self._pause(now, remaining.requests_reset_s)
+        if remaining.tokens is not None and remaining.tokens < max(1.0, self._tokens_per_line):
+            self._pause(now, remaining.tokens_reset_s)
+
+    def _pause(self, now: float, reset_s: float | None) -> None:
+        if reset_s is not None:
+            self._paused_until = max(self._paused_until, now + bounded_s(reset_s))
