@@ -16,6 +16,7 @@ KEPT_HEADERS = frozenset({b"retry-after", b"x-request-id", b"content-encoding"})
 GONE = Broken("the connection was closed before an answer came")
 _UNREADABLE = Broken("the answer is in a content encoding that was not requested and can't be read")
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+_OK = 200
 _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 
 
@@ -45,6 +46,11 @@ def outcome_of(
     asked_s = None if asked is None else retry_after_s(asked.decode("latin-1"), now=now)
     remaining = None if RATE_HEADERS.isdisjoint(headers) else remaining_of(headers, now=now)
     return Answered(status, body, request_id_text, asked_s, remaining)
+
+
+def body_of_ok(outcome: Outcome) -> bytes | None:
+    """The body of an answer with status 200; None for any other outcome."""
+    return outcome.body if isinstance(outcome, Answered) and outcome.status == _OK else None
 
 
 def retry_after_s(value: str, *, now: float) -> float | None:

@@ -35,6 +35,7 @@ class Attempt(msgspec.Struct, eq=False, gc=False):
     Args:
         head: the whole of a short request, or all that precedes `body`.
         deadline: in seconds of the event loop's clock.
+        max_answer_bytes: the longest body, if other than the connection's.
     """
 
     tag: Any
@@ -43,6 +44,7 @@ class Attempt(msgspec.Struct, eq=False, gc=False):
     body: bytes
     deadline: float
     timeout_s: float
+    max_answer_bytes: int | None = None
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -68,6 +70,7 @@ class Connection(asyncio.BufferedProtocol):
         "_in_body",
         "_is_too_long",
         "_keeps",
+        "_limit_bytes",
         "_longer_body",
         "_longest_digits",
         "_loop",
@@ -101,6 +104,7 @@ class Connection(asyncio.BufferedProtocol):
         self._loop = loop
         self._buffer = buffer
         self._max_answer_bytes = max_answer_bytes
+        self._limit_bytes = max_answer_bytes  # of the attempt in flight
         self._longest_digits = len(str(max_answer_bytes))
         self._wall_clock = wall_clock
         self._freed = freed
@@ -141,6 +145,8 @@ class Connection(asyncio.BufferedProtocol):
     def ask(self, attempt: Attempt) -> None:
         """Sends a request. The connection must be open and idle."""
         self.attempt = attempt
+        limit_bytes = attempt.max_answer_bytes
+        self._limit_bytes = self._max_answer_bytes if limit_bytes is None else limit_bytes
         try:
             if attempt.body:
                 self._transport.writelines((attempt.head, attempt.body))
@@ -193,7 +199,7 @@ class Connection(asyncio.BufferedProtocol):
             self._keeps = False
             return Broken("the answer is in a transfer coding that can't be read")
         return outcome_of(
-            status, body, headers=self._headers, max_bytes=self._max_answer_bytes, now=self._wall_clock()
+            status, body, headers=self._headers, max_bytes=self._limit_bytes, now=self._wall_clock()
         )
 
     def _end(self, outcome: Outcome | None) -> None:
@@ -239,8 +245,8 @@ class Connection(asyncio.BufferedProtocol):
                 self._end(Broken("the answer is not HTTP/1.1"))
                 return
             self._keeps = False  # there are bytes beyond the answer; the answer itself is complete
-        if self._is_too_long or self._size_bytes > self._max_answer_bytes:
-            self._end(TooLong(self._max_answer_bytes))
+        if self._is_too_long or self._size_bytes > self._limit_bytes:
+            self._end(TooLong(self._limit_bytes))
         elif self._complete:
             self._settle()
         elif self._size_bytes == size_before_bytes:
@@ -275,7 +281,7 @@ class Connection(asyncio.BufferedProtocol):
             if name.lower() == b"content-length":
                 self._framed = True
                 if len(value) >= self._longest_digits and not self._in_body:
-                    self._is_too_long = int(value) > self._max_answer_bytes
+                    self._is_too_long = int(value) > self._limit_bytes
         elif length in _LENGTHS and not self._in_body:  # in the body they are trailers
             name = name.lower()
             if name in KEPT_HEADERS:

@@ -16,8 +16,8 @@ import ssl
 import time
 from collections.abc import Callable
 
-from nightmill.core.outcome import Answered, Outcome, Unreachable, sent_again
-from nightmill.upstream.answer import GONE
+from nightmill.core.outcome import Outcome, Unreachable, sent_again
+from nightmill.upstream.answer import GONE, body_of_ok
 from nightmill.upstream.connection import RECEIVE_BYTES, Attempt, Connection
 from nightmill.upstream.port import Tag
 from nightmill.upstream.target import Target
@@ -29,7 +29,6 @@ OPENING_AT_ONCE = 64
 MODELS_TIMEOUT_S = 10.0
 _SWEEP_S = 0.1
 _CLOSING_S = 1.0
-_OK = 200
 _ONE_PIECE_BYTES = 16 << 10
 """Below this size one copied buffer is cheaper than two buffers."""
 _CLOSED = "the upstream was closed by nightmill"
@@ -116,16 +115,16 @@ class LeanUpstream:
         return await self._awaited(reply)
 
     async def models(self) -> bytes | None:
-        return await self.get(self._target.path_of("/v1/models"))
+        path = self._target.path_of("/v1/models")
+        outcome = await self.get(path, timeout_s=MODELS_TIMEOUT_S, max_answer_bytes=self._max_answer_bytes)
+        return body_of_ok(outcome)
 
-    async def get(self, path: str) -> bytes | None:
-        """The body at a path of the host, or None without a 200."""
+    async def get(self, path: str, *, timeout_s: float, max_answer_bytes: int) -> Outcome:
         head = self._head("GET", path) + b"\r\n"
         reply: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         now = self._now()
-        self._begin(Attempt(reply, _answer, head, b"", now + MODELS_TIMEOUT_S, MODELS_TIMEOUT_S), now)
-        outcome = await self._awaited(reply)
-        return outcome.body if isinstance(outcome, Answered) and outcome.status == _OK else None
+        self._begin(Attempt(reply, _answer, head, b"", now + timeout_s, timeout_s, max_answer_bytes), now)
+        return await self._awaited(reply)
 
     async def close(self) -> None:
         self._closed = True

@@ -17,12 +17,11 @@ from urllib.request import getproxies, proxy_bypass
 import aiohttp
 from yarl import URL
 
-from nightmill.core.outcome import Answered, Broken, Outcome, TimedOut, TooLong, Unreachable, sent_again
-from nightmill.upstream.answer import GONE, KEPT_HEADERS, outcome_of
+from nightmill.core.outcome import Broken, Outcome, TimedOut, TooLong, Unreachable, sent_again
+from nightmill.upstream.answer import GONE, KEPT_HEADERS, body_of_ok, outcome_of
 from nightmill.upstream.http1 import IDLE_S, MODELS_TIMEOUT_S, reason_of
 from nightmill.upstream.target import Target
 
-_OK = 200
 _FIRST_FINAL_STATUS = 200
 _LARGE_BYTES = 1 << 20
 
@@ -33,6 +32,14 @@ class _Trace:
 
     connected: bool = False
     reused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    method: str
+    url: URL
+    body: bytes | None
+    limit_bytes: int
 
 
 class AiohttpUpstream:
@@ -58,11 +65,17 @@ class AiohttpUpstream:
         self._closed = False
 
     async def send(self, endpoint: str, body: bytes, *, timeout_s: float) -> Outcome:
-        return await self._exchange("POST", endpoint, body, timeout_s=timeout_s)
+        path = self._target.path_of(endpoint)
+        limit_bytes = self._max_answer_bytes
+        return await self._exchange("POST", path, body, timeout_s=timeout_s, limit_bytes=limit_bytes)
 
     async def models(self) -> bytes | None:
-        outcome = await self._exchange("GET", "/v1/models", None, timeout_s=MODELS_TIMEOUT_S)
-        return outcome.body if isinstance(outcome, Answered) and outcome.status == _OK else None
+        path = self._target.path_of("/v1/models")
+        outcome = await self.get(path, timeout_s=MODELS_TIMEOUT_S, max_answer_bytes=self._max_answer_bytes)
+        return body_of_ok(outcome)
+
+    async def get(self, path: str, *, timeout_s: float, max_answer_bytes: int) -> Outcome:
+        return await self._exchange("GET", path, None, timeout_s=timeout_s, limit_bytes=max_answer_bytes)
 
     async def close(self) -> None:
         self._closed = True
@@ -70,21 +83,23 @@ class AiohttpUpstream:
             for session in self._sessions:
                 await session.close()
 
-    async def _exchange(self, method: str, endpoint: str, body: bytes | None, *, timeout_s: float) -> Outcome:
-        target = self._target
-        url = URL(f"{target.scheme}://{target.authority}{target.path_of(endpoint)}", encoded=True)
+    async def _exchange(
+        self, method: str, path: str, body: bytes | None, *, timeout_s: float, limit_bytes: int
+    ) -> Outcome:
+        url = URL(f"{self._target.scheme}://{self._target.authority}{path}", encoded=True)
         if self._closed:
             return Unreachable("the upstream was closed by nightmill")
         pooled, single_use = self._sessions or self._open_sessions()
+        request = _Request(method, url, body, limit_bytes)
         trace = _Trace()
         outcome: Outcome | None = None
         is_again = False
         try:
             async with asyncio.timeout(timeout_s):
-                outcome = await self._attempt(pooled, method, url, body, trace)
+                outcome = await self._attempt(pooled, request, trace)
                 if outcome is None and not self._closed:
                     is_again = True
-                    outcome = await self._attempt(single_use, method, url, body, _Trace(connected=True))
+                    outcome = await self._attempt(single_use, request, _Trace(connected=True))
         except TimeoutError:
             if not trace.connected:
                 return Unreachable("no connection within the attempt's time")
@@ -94,16 +109,20 @@ class AiohttpUpstream:
         return sent_again(outcome or GONE, first=GONE)
 
     async def _attempt(
-        self, session: aiohttp.ClientSession, method: str, url: URL, body: bytes | None, trace: _Trace
+        self, session: aiohttp.ClientSession, request: _Request, trace: _Trace
     ) -> Outcome | None:
         """The outcome; None if a reused connection was closed before a byte of the answer arrived."""
         answering = False
         try:
             async with session.request(
-                method, url, data=_payload(body), allow_redirects=False, trace_request_ctx=trace
+                request.method,
+                request.url,
+                data=_payload(request.body),
+                allow_redirects=False,
+                trace_request_ctx=trace,
             ) as response:
                 answering = True
-                return await self._read(response)
+                return await self._read(response, request.limit_bytes)
         except aiohttp.ConnectionTimeoutError:
             return Unreachable(f"no connection within {self._connect_timeout_s:g} s")
         except aiohttp.ClientConnectorCertificateError as error:
@@ -126,26 +145,26 @@ class AiohttpUpstream:
         except aiohttp.ClientError:
             return Broken("the answer is not HTTP/1.1")
 
-    async def _read(self, response: aiohttp.ClientResponse) -> Outcome:
+    async def _read(self, response: aiohttp.ClientResponse, limit_bytes: int) -> Outcome:
         if response.status < _FIRST_FINAL_STATUS:
             response.close()
             return Broken("the answer is not HTTP/1.1")
         size_bytes = response.content_length or 0
         body = BytesIO()  # to join a list of chunks would need the memory of two answers
-        while size_bytes <= self._max_answer_bytes:
+        while size_bytes <= limit_bytes:
             chunk = await response.content.readany()
             if not chunk:
                 break
             size_bytes = body.tell() + body.write(chunk)
         else:
             response.close()
-            return TooLong(self._max_answer_bytes)
+            return TooLong(limit_bytes)
         kept = {name.lower(): value for name, value in response.raw_headers if name.lower() in KEPT_HEADERS}
         return outcome_of(
             response.status,
             body.getvalue(),
             headers=kept,
-            max_bytes=self._max_answer_bytes,
+            max_bytes=limit_bytes,
             now=self._wall_clock(),
         )
 

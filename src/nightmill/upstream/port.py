@@ -24,6 +24,13 @@ class Upstream(Protocol):
         """The body of the upstream's answer to GET /models, or None without a 200."""
         ...
 
+    async def get(self, path: str, *, timeout_s: float, max_answer_bytes: int) -> Outcome:
+        """One GET at a path of the host, which may lie outside the base path, such as '/metrics'.
+
+        The headers are those of every request. An answer with a longer body ends as too long.
+        """
+        ...
+
     async def close(self) -> None:
         """Closes every connection. Attempts in flight end as broken."""
         ...

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import msgspec
 
 from nightmill.settings import UpstreamSettings
+from nightmill.upstream.answer import body_of_ok
 from nightmill.upstream.http1 import LeanUpstream
 from nightmill.upstream.target import target_of
 
@@ -68,7 +69,9 @@ async def _ask(name: str, port: int, timeout_s: float) -> FoundServer | None:
     try:
         async with asyncio.timeout(timeout_s):
             answer = await upstream.models()
-            version = await upstream.get("/version")
+            version = body_of_ok(
+                await upstream.get("/version", timeout_s=timeout_s, max_answer_bytes=_MAX_ANSWER_BYTES)
+            )
     except TimeoutError:
         pass  # a server without /version may leave that request unanswered
     finally:
