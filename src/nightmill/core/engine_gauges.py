@@ -12,7 +12,7 @@ class EngineGauges(msgspec.Struct, frozen=True):
     The values count all clients of the engine, not only nightmill.
 
     Args:
-        engine: the name of the engine: "vllm", "sglang", "llama.cpp", "tgi" or "tensorrt-llm".
+        engine: the name of the engine: "vllm", "sglang", "llama.cpp", "tgi", "tei" or "tensorrt-llm".
         running: requests that the engine computes now.
         waiting: requests that the engine has accepted and not begun.
         kv_use: the used part of the KV cache, from 0 to 1; None if the engine does not say.
@@ -28,3 +28,30 @@ class EngineGauges(msgspec.Struct, frozen=True):
     kv_use: float | None
     hit_share: float | None
     preemptions: int | None
+
+
+class HitShare:
+    """The share of hits in an engine's prefix cache, from two counters of the engine."""
+
+    __slots__ = ("_before", "_share")
+
+    def __init__(self) -> None:
+        self._before: tuple[float, float] | None = None
+        self._share: float | None = None
+
+    def note(self, *, queries: float, hits: float) -> float | None:
+        """The share of hits since the reading before, from 0 to 1.
+
+        None after the first reading and after a restart of the engine. Unchanged when nothing was looked up
+        since the reading before.
+
+        Args:
+            queries: prompt tokens that were looked up.
+            hits: those that the cache had.
+        """
+        before, self._before = self._before, (queries, hits)
+        if before is None or queries < before[0] or hits < before[1]:
+            self._share = None
+        elif queries > before[0]:
+            self._share = min(1.0, (hits - before[1]) / (queries - before[0]))
+        return self._share

@@ -10,6 +10,7 @@ rate_headers.py  what the headers of an answer say about the upstream's rate lim
 http1.py         the lean transport: connections and deadlines; connection.py is one connection
 over_aiohttp.py  the second transport, for proxies
 probe.py         looks for the usual local servers
+gauges.py        the load that an engine publishes on its metrics page
 """
 
 from nightmill.upstream.attempts import attempts_of
