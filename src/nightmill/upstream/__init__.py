@@ -11,6 +11,7 @@ http1.py         the lean transport: connections and deadlines; connection.py is
 over_aiohttp.py  the second transport, for proxies
 probe.py         looks for the usual local servers
 gauges.py        the load that an engine publishes on its metrics page
+diagnosis.py     tries an upstream and says what is wrong; advice.py has the sentences
 """
 
 from nightmill.upstream.attempts import attempts_of

@@ -33,6 +33,11 @@ _ONE_PIECE_BYTES = 16 << 10
 """Below this size one copied buffer is cheaper than two buffers."""
 _CLOSED = "the upstream was closed by nightmill"
 
+# Words with which `reason_of` begins; `diagnosis` recognizes them.
+REFUSED = "connection refused"
+UNKNOWN_HOST = "its host name can't be looked up"
+NOT_TRUSTED = "its TLS certificate is not trusted"
+
 
 class LeanUpstream:
     """An upstream over nightmill's own HTTP/1.1 client. Bound to the event loop of its first request.
@@ -288,11 +293,11 @@ def reason_of(error: OSError) -> str:
     """Why a connection failed, in words of nightmill and the system; never text that the server sent."""
     match error:
         case ConnectionRefusedError():
-            return "connection refused"
+            return REFUSED
         case socket.gaierror():
-            return "its host name can't be looked up"
+            return UNKNOWN_HOST
         case ssl.SSLCertVerificationError():
-            return f"its TLS certificate is not trusted: {error.verify_message}"
+            return f"{NOT_TRUSTED}: {error.verify_message}"
         case ssl.SSLError():
             # Not every TLS error has a reason, whatever its type says.
             return f"no TLS connection: {getattr(error, 'reason', None) or 'handshake failed'}"

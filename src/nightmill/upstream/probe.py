@@ -76,19 +76,24 @@ async def _ask(name: str, port: int, timeout_s: float) -> FoundServer | None:
         pass  # a server without /version may leave that request unanswered
     finally:
         await upstream.close()
-    if version is not None and _name_in(version) == "nightmill":
+    if version is not None and is_nightmill(version):
         return FoundServer("nightmill", url, (), is_nightmill=True)
-    if answer is None:
-        return None
-    try:
-        models = msgspec.json.decode(answer, type=_Models)
-    except msgspec.DecodeError:
-        return None
-    return FoundServer(name, url, tuple(model.id for model in models.data))
+    models = None if answer is None else models_in(answer)
+    return None if models is None else FoundServer(name, url, models)
 
 
-def _name_in(version: bytes) -> str:
+def models_in(listing: bytes) -> tuple[str, ...] | None:
+    """The ids in the answer to GET /v1/models; None if the answer is no list of models."""
     try:
-        return msgspec.json.decode(version, type=_Version).name
-    except msgspec.DecodeError:
-        return ""
+        models = msgspec.json.decode(listing, type=_Models)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return tuple(model.id for model in models.data)
+
+
+def is_nightmill(version: bytes) -> bool:
+    """Whether the answer to GET /version is that of a nightmill."""
+    try:
+        return msgspec.json.decode(version, type=_Version).name == "nightmill"
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
