@@ -106,6 +106,11 @@ def test_a_night_in_which_the_clocks_go_back_is_an_hour_longer():
     assert hours.next_change(begin) - begin == 9 * 3600
 
 
+def test_a_change_a_whole_day_ahead_is_found():
+    hours = QuietHours.parse("Wed 08:00-09:00 Europe/Berlin")
+    assert hours.next_change(unix_s("2026-11-24 08:00")) == unix_s("2026-11-25 08:00")
+
+
 def test_the_midnight_after_a_day_of_23_hours_is_found():
     hours = QuietHours.parse("Mon 00:00-12:00 Europe/Berlin")
     assert hours.next_change(unix_s("2026-03-28 23:30")) == unix_s("2026-03-30 00:00")

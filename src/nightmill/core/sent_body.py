@@ -8,9 +8,6 @@ import re
 
 from nightmill.core import json_text
 
-_MODEL, _PRIORITY = b'"model"', b'"priority"'
-# Begin every escaped letter of the two keys. Without them a text that has one of the keys spells it out.
-_ESCAPED_A_TO_O, _ESCAPED_P_TO_Z = rb"\u006", rb"\u007"
 _MODEL_FIRST = re.compile(rb'[ \t\n\r]*+\{[ \t\n\r]*+"model"[ \t\n\r]*+:[ \t\n\r]*+("[^"\\]*+")')
 _EMPTY = re.compile(rb"[ \t\n\r]*+\{[ \t\n\r]*+\}")
 _CLOSER = b"}"
@@ -22,14 +19,12 @@ def with_model(body: bytes, model: str) -> bytes:
     Of duplicate keys every one is replaced, as servers differ in which one counts.
     """
     value = json_text.ascii_string(model)
-    if not _has_escaped_letters(body):
-        # The usual body is ready after three searches: `model` is its first key, and occurs nowhere else.
-        count = body.count(_MODEL)
-        if count == 0:
-            return body
-        if count == 1 and (first := _MODEL_FIRST.match(body)):
-            start, end = first.span(1)
-            return b"".join((body[:start], value, body[end:]))
+    first = _MODEL_FIRST.match(body)
+    if first is not None:  # as in most bodies; whether another one follows is found out without a scan
+        start, end = first.span(1)
+        rest = body[end:]
+        if not json_text.members(b'{"":0' + rest, "model"):
+            return b"".join((body[:start], value, rest))
     pieces: list[bytes] = []
     at = 0
     for name, start, end in json_text.member_spans(body):
@@ -41,13 +36,8 @@ def with_model(body: bytes, model: str) -> bytes:
 
 def with_priority(body: bytes, priority: int) -> bytes:
     """The body with a last member `priority`, by which vLLM orders requests; the same body if it has one."""
-    may_have_one = _PRIORITY in body or _has_escaped_letters(body)
-    if may_have_one and any(name == "priority" for name, _, _ in json_text.member_spans(body)):
+    if json_text.members(body, "priority"):
         return body
     end = body.rindex(_CLOSER)
     comma = b"" if _EMPTY.match(body) else b", "
     return b'%b%b"priority": %d%b' % (body[:end], comma, priority, body[end:])
-
-
-def _has_escaped_letters(body: bytes) -> bool:
-    return _ESCAPED_A_TO_O in body or _ESCAPED_P_TO_Z in body
