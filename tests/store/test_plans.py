@@ -5,7 +5,7 @@ from contextlib import closing
 import pytest
 from sqlalchemy.dialects import sqlite
 
-from nightmill.store import audit, batch_leases, batches, files, open_batches, projects, segments
+from nightmill.store import audit, batch_leases, batches, files, open_batches, projects, segments, upstreams
 from nightmill.store.clock import CLOCK_FUNCTION
 from nightmill.store.sqlite import sqlite_library
 
@@ -78,6 +78,7 @@ def test_leasing_reads_only_the_first_batches_and_their_first_segments(world):
         (files._DELETE, "sqlite_autoindex_file_1 (id=?)"),
         (projects._OPEN, "batch_open (project_id=?)"),
         (audit._DELETE_OLD, "audit_by_age (at<?)"),
+        (upstreams._DELETE_OLD, "upstream_report_by_time (reported_at<?)"),
     ],
 )
 def test_a_frequent_statement_uses_its_index(world, statement, index):

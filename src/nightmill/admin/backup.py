@@ -4,8 +4,9 @@ Order: keep maintenance from deleting, copy the database, then copy the blobs th
 references. Blobs never change and parts only grow, so the copy has at least what its database references.
 
 Under its final name the copy is complete and on stable storage. A server started on it continues every batch;
-lines that were answered after the backup are sent again. Settings and the upstream's key are not in the
-folder and not in the copy.
+lines that were answered after the backup are sent again. Settings files and the keys in them are not in the
+folder and not in the copy. Upstreams that were added at run time are in the database, with their keys, and so
+in the copy.
 """
 
 import os

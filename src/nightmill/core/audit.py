@@ -22,6 +22,13 @@ class AuditAction(StrEnum):
     PROJECT_CHANGED = "project.changed"
     HOLD_SET = "hold.set"
     HOLD_CLEARED = "hold.cleared"
+    UPSTREAM_ADDED = "upstream.added"
+    UPSTREAM_CHANGED = "upstream.changed"
+    UPSTREAM_PAUSED = "upstream.paused"
+    UPSTREAM_RESUMED = "upstream.resumed"
+    UPSTREAM_DRAINED = "upstream.drained"
+    UPSTREAM_REMOVED = "upstream.removed"
+    UPSTREAM_RESET = "upstream.reset"
     SCHEMA_MIGRATED = "schema.migrated"
 
 

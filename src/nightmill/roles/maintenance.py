@@ -20,6 +20,8 @@ from nightmill.store import Store
 from nightmill.telemetry import BatchMoved, Emit
 
 _LOOK_S = 1.0
+_REPORTS_KEPT_S = 600.0
+"""Workers report every few seconds; a report so old is of a worker that is gone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +122,7 @@ class Maintenance:
             pass
         if self._options.audit_ttl_s:
             await self._store.audit.delete_older(kept_s=self._options.audit_ttl_s)
+        await self._store.upstreams.delete_old_reports(max_age_s=_REPORTS_KEPT_S)
         with self._deleting() as may_delete:
             if may_delete:
                 await self._delete_unused()

@@ -3,7 +3,7 @@
 from sqlalchemy import Connection
 
 from nightmill.ids import WorkerId
-from nightmill.store import batches, grants, segments, slices
+from nightmill.store import batches, grants, segments, slices, upstreams
 from nightmill.store.verbs import Verbs, write
 
 _TABLES = (segments.LEASES, batches.LEASES, slices.LEASES)
@@ -12,27 +12,29 @@ _RELEASE_OF_WORKER = tuple(table.release_of_worker() for table in _TABLES)
 
 
 class Leases(Verbs):
-    """Leases of segments, batches and slices, and the grants."""
+    """Leases of segments, batches and slices, and the grants and reports of their holders."""
 
     @write
     @staticmethod
     def release_all(connection: Connection) -> int:
-        """Releases the leases and grants of every worker. Returns how many leases.
+        """Releases the leases and grants of every worker, and deletes their reports. Returns how many leases.
 
         Only for a process that knows that no worker is alive: it starts and holds the lock on the data
         folder.
         """
         grants.release_all_grants(connection)
+        upstreams.delete_all_reports(connection)
         return release_all_leases(connection)
 
     @write
     @staticmethod
     def release_of_worker(connection: Connection, worker_id: WorkerId) -> int:
-        """Releases the leases and grants of one worker. Returns how many leases.
+        """Releases the leases and grants of one worker, and deletes its reports. Returns how many leases.
 
         Only for a process that knows that the worker is dead.
         """
         grants.release_grants_of(connection, worker_id)
+        upstreams.delete_reports_of(connection, worker_id)
         return sum(
             connection.execute(statement, {"holder": worker_id}).rowcount for statement in _RELEASE_OF_WORKER
         )

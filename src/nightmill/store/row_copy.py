@@ -28,8 +28,10 @@ from nightmill.store.tallies import dump_parts, tally_values
 T = TypeVar("T")
 
 _TIMEOUT_S: Final = 120.0
-# Grants last no longer than a lease, and the record of the new schema stays.
-_NOT_MOVED: Final = frozenset({"slice", "upstream", "upstream_grant", "schema_compatibility"})
+# Grants and reports last no longer than a lease, and the record of the new schema stays.
+_NOT_MOVED: Final = frozenset(
+    {"slice", "upstream", "upstream_grant", "upstream_report", "schema_compatibility"}
+)
 _ENDED: Final = tuple(status.value for status in TERMINAL)
 
 

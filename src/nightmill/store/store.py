@@ -25,6 +25,7 @@ from nightmill.store.segments import Segments
 from nightmill.store.slices import Slices
 from nightmill.store.sqlite import BUSY_TIMEOUT_S
 from nightmill.store.uploads import Uploads
+from nightmill.store.upstreams import Upstreams
 from nightmill.store.usage import UsageTotals
 
 
@@ -54,6 +55,7 @@ class Store:
         self.segments = Segments(database)
         self.leases = Leases(database)
         self.grants = Grants(database)
+        self.upstreams = Upstreams(database)
         self.projects = Projects(database)
         self.holds = Holds(database)
         self.usage = UsageTotals(database)
