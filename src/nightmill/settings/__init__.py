@@ -1,4 +1,6 @@
-"""Typed settings: `sections` says what can be set, `loading` where the values come from."""
+"""Typed settings: `sections` says what can be set, `loading` where the values come from, `effective` which
+upstreams are in effect after changes at run time.
+"""
 
 from nightmill.settings.loading import (
     PREFIX,

@@ -97,12 +97,12 @@ def _fields_above(steps: Sequence[int | str]) -> list[str]:
 
 def as_message(settings: Settings) -> str:
     """The settings as one line of JSON, secrets included: only for the standard input of a child process."""
-    return json.dumps(_revealed(settings.model_dump()))
+    return json.dumps(revealed(settings.model_dump()))
 
 
 def without_secrets(settings: Settings) -> str:
     """As `as_message`, but without the store's URL and secrets, which the reader has in its environment."""
-    return json.dumps(_revealed(_without_secrets(settings.model_dump(exclude={"store"}))))
+    return json.dumps(revealed(_without_secrets(settings.model_dump(exclude={"store"}))))
 
 
 def with_own_secrets(message: str) -> Settings:
@@ -133,16 +133,17 @@ def _without_secrets(value: object) -> object:
             return value
 
 
-def _revealed(value: object) -> object:
+def revealed(value: object) -> object:
+    """The value with the text of its secrets and paths, as JSON can hold them."""
     match value:
         case SecretStr():
             return value.get_secret_value()
         case Path():
             return str(value)
         case dict():
-            return {name: _revealed(below) for name, below in cast("Tree", value).items()}
+            return {name: revealed(below) for name, below in cast("Tree", value).items()}
         case list() | tuple():
-            return [_revealed(below) for below in cast("list[object]", value)]
+            return [revealed(below) for below in cast("list[object]", value)]
         case _:
             return value
 
