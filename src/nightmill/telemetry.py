@@ -82,6 +82,28 @@ class UpstreamResumed:
 
 
 @dataclass(frozen=True, slots=True)
+class UpstreamChanged:
+    """An upstream was changed at run time.
+
+    Args:
+        state: what is wanted of the upstream, as `UpstreamState`.
+        revision: of its setting; None when the upstream is no longer there.
+    """
+
+    upstream: str
+    state: str
+    revision: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamInvalid:
+    """The stored setting of an upstream can't be used; `reason` holds no key."""
+
+    upstream: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class WritingPaused:
     """Answers can't be made durable, so nothing is sent. Answers that arrived wait in memory."""
 
@@ -116,6 +138,8 @@ Event: TypeAlias = (
     | LeaseWasLost
     | UpstreamHeld
     | UpstreamResumed
+    | UpstreamChanged
+    | UpstreamInvalid
     | WritingPaused
     | WritingResumed
     | RoleFailed
@@ -145,6 +169,11 @@ def log(event: Event) -> None:
             _logger.log(level, "%s", held_and_next_text(event))
         case UpstreamResumed():
             _logger.info("%s", resumed_text(event))
+        case UpstreamChanged(upstream, state, revision):
+            of_revision = "" if revision is None else f" (revision {revision})"
+            _logger.info("upstream %s is %s%s", upstream, state, of_revision)
+        case UpstreamInvalid(upstream, reason):
+            _logger.error("the setting of upstream %s can't be used: %s", upstream, reason)
         case WritingPaused(reason):
             _logger.error("every batch waits, for answers can't be written: %s", reason)
         case WritingResumed():

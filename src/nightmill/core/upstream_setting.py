@@ -21,6 +21,11 @@ class UpstreamState(StrEnum):
         """Whether attempts may start."""
         return self is UpstreamState.ACTIVE
 
+    @property
+    def is_open(self) -> bool:
+        """Whether lines may wait for the upstream while others serve their model."""
+        return self in {UpstreamState.ACTIVE, UpstreamState.PAUSED}
+
 
 @dataclass(frozen=True, slots=True)
 class UpstreamSetting:

@@ -1,0 +1,125 @@
+"""One upstream of a worker with its open client, and what is read from the server beside answers."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from nightmill.core.engine_gauges import EngineGauges
+from nightmill.settings import UpstreamSettings, WorkerSettings
+from nightmill.settings.effective import EffectiveUpstream
+from nightmill.upstream import Upstream
+from nightmill.upstream.gauges import GaugeReader
+from nightmill.upstream.model_list import parse_models
+from nightmill.upstream.registry import UpstreamRuntime, offer_of, start_upstream
+
+_LIST_S = 30.0
+_LIST_AGAIN_S = 5.0
+_LIST_TIMEOUT_S = 10.0
+_GAUGES_S = 1.0
+# What takes effect without a new client. Any other change opens one.
+_ROUTING_FIELDS = {"models", "aliases", "endpoints", "weight", "share", "quiet_hours", "priority"}
+
+
+class ConnectedUpstream:
+    """An upstream in effect.
+
+    Args:
+        effective: its settings and its state.
+        client: open; closed by the owner.
+        shared_name: see `start_upstream`.
+        on_list: called when the list of models has changed.
+
+    Attributes:
+        listed: the models that the server lists; None while the list is not known.
+        listed_at: when the list was read, in Unix seconds.
+        gauges: the latest reading; None without one.
+    """
+
+    def __init__(
+        self,
+        effective: EffectiveUpstream,
+        client: Upstream,
+        *,
+        worker: WorkerSettings,
+        shared_name: str,
+        on_list: Callable[[], None],
+        wall: Callable[[], float],
+    ) -> None:
+        settings = effective.settings
+        self.effective = effective
+        self.client = client
+        self.listed: frozenset[str] | None = None
+        self.listed_at: float | None = None
+        self.gauges: EngineGauges | None = None
+        self._on_list = on_list
+        self._wall = wall
+        self._runtime = start_upstream(client, settings=settings, worker=worker, shared_name=shared_name)
+        url = settings.url
+        self._gauge_reader = (
+            GaugeReader(client, url=url, monotonic=time.monotonic) if url and settings.gauges else None
+        )
+
+    @property
+    def settings(self) -> UpstreamSettings:
+        return self.effective.settings
+
+    def may_become(self, effective: EffectiveUpstream) -> bool:
+        """Whether a change takes effect with the client that is open."""
+        before = self.settings.model_dump(exclude=_ROUTING_FIELDS)
+        return before == effective.settings.model_dump(exclude=_ROUTING_FIELDS)
+
+    def become(self, effective: EffectiveUpstream) -> None:
+        """Applies a change."""
+        self.effective = effective
+
+    def runtime(self, *, is_only: bool) -> UpstreamRuntime:
+        """What the dispatcher needs, as of now.
+
+        Args:
+            is_only: whether there is no other upstream.
+        """
+        state = self.effective.state
+        return replace(
+            self._runtime,
+            offer=offer_of(self.settings, is_only=is_only, listed=self.listed, is_open=state.is_open),
+            weight=self.settings.weight,
+            may_start=state.may_start,
+        )
+
+    async def read_list(self) -> None:
+        """Reads the list of models once. A server that gives none keeps the list that it had."""
+        try:
+            async with asyncio.timeout(_LIST_TIMEOUT_S):
+                answer = await self.client.models()
+        except TimeoutError:
+            return
+        models = None if answer is None else parse_models(answer)
+        if models is None:
+            return
+        listed = frozenset(model.id for model in models)
+        self.listed_at = self._wall()
+        if listed != self.listed:
+            self.listed = listed
+            self._on_list()
+
+    async def watch(self, *, in_flight: Callable[[], int]) -> None:
+        """Reads the list of models and the gauges again and again, until it is cancelled.
+
+        Args:
+            in_flight: attempts in flight here. Without any, the gauges are not read.
+        """
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._watch_list())
+            if self._gauge_reader is not None:
+                group.create_task(self._watch_gauges(self._gauge_reader, in_flight))
+
+    async def _watch_list(self) -> None:
+        while True:
+            await self.read_list()
+            await asyncio.sleep(_LIST_AGAIN_S if self.listed is None else _LIST_S)
+
+    async def _watch_gauges(self, reader: GaugeReader, in_flight: Callable[[], int]) -> None:
+        while True:
+            self.gauges = await reader.read() if in_flight() else None
+            await asyncio.sleep(_GAUGES_S)
