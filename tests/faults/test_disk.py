@@ -57,12 +57,12 @@ class SmallDisk:
 
     def fill(self, *, leaving_bytes: int) -> None:
         room = os.statvfs(self.inside("."))
-        with self.inside("filler").open("ab") as filler:
-            length = room.f_bavail * room.f_frsize - leaving_bytes
-            with contextlib.suppress(OSError):  # another process took the last bytes
-                while length > 0:
-                    length -= filler.write(bytes(min(length, MIB)))
-                    filler.flush()
+        length = room.f_bavail * room.f_frsize - leaving_bytes
+        # Another process may take the last bytes: a write fails then, and so does the close.
+        with contextlib.suppress(OSError), self.inside("filler").open("ab") as filler:
+            while length > 0:
+                length -= filler.write(bytes(min(length, MIB)))
+                filler.flush()
 
     def make_room(self) -> None:
         self.inside("filler").unlink()

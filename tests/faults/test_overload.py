@@ -7,7 +7,7 @@ import statistics
 import time
 from pathlib import Path
 
-from tests.faults.served import assert_each_line_once, request_lines, serving
+from tests.faults.served import assert_each_line_once, request_lines, serving, wait_until
 
 POLLERS = 500
 UPLOADERS = 50
@@ -112,9 +112,9 @@ async def test_uploads_beyond_the_limit_get_a_429_and_a_time_to_come_back(tmp_pa
             writer.write(head + whole[:200])
             await writer.drain()
 
-        async with asyncio.timeout(ANSWER_S):
-            while (await asyncio.to_thread(served.upload, request_lines(3)))[0] != 429:
-                pass  # the server has not begun with all of the slow ones yet
+        # An admitted upload has begun its blob. A further upload before that could take the place of one.
+        unfinished = tmp_path / "blobs" / "tmp"
+        await asyncio.to_thread(wait_until, lambda: len(list(unfinished.glob("*"))) == 5)
         status, headers, document = await asyncio.to_thread(served.upload, request_lines(3))
         assert (status, headers["retry-after"]) == (429, "1")
         assert document["error"]["message"].startswith("5 uploads are being received already.")
