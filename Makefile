@@ -19,7 +19,7 @@ FUZZ_S ?= 60
 # make simulate: scripts of each kind
 SIMULATIONS ?= 1000
 
-.PHONY: help setup run test test-fleet test-engines torture-fleet lint types layers unit audit coverage fuzz simulate bench surface house docs lock clean
+.PHONY: help setup run test test-slow test-fleet test-engines torture-fleet lint types layers unit audit coverage fuzz simulate bench surface house docs lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -44,6 +44,10 @@ layers: $(STAMP)  ## the import rules between layers
 unit: $(STAMP)  ## the tests, docs included
 	$(BIN)/python -m pytest -q -rs -n 2 --dist worksteal \
 		|| $(BIN)/python -m pytest -q -rs --last-failed --last-failed-no-failures none
+
+# make test runs one variant of each of these tests, or fewer rounds.
+test-slow: $(STAMP)  ## every variant of the tests of faults and crashes; a quarter of an hour
+	TEST_SLOW=1 $(BIN)/python -m pytest -q -rs tests/faults tests/crash tests/acceptance/test_memory.py tests/fuzz
 
 # A failure in the first half does not keep the second from running. Either makes the target fail.
 test-fleet: $(STAMP)  ## the fleet's tests, over a real S3 server where Ceph is installed

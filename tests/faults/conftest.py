@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import os
 import socket
 import struct
 import threading
@@ -256,7 +257,16 @@ async def rogue() -> AsyncIterator[Rogue]:
     await server.stop()
 
 
-@pytest.fixture(params=["lean", "aiohttp"])
+TRANSPORTS = ("lean", "aiohttp")
+
+
+def over(transport: str) -> pytest.MarkDecorator:
+    """For a test that takes long: `make test` runs it over one transport, `make test-slow` over both."""
+    chosen = TRANSPORTS if os.environ.get("TEST_SLOW") else (transport,)
+    return pytest.mark.parametrize("transport", chosen, indirect=True)
+
+
+@pytest.fixture(params=TRANSPORTS)
 def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)

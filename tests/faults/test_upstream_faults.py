@@ -9,7 +9,7 @@ import pytest
 
 from nightmill.core.batch import Batch, Status
 from nightmill.telemetry import UpstreamHeld, UpstreamResumed
-from tests.faults.conftest import FaultyMill, Plan, Rogue, Script, Step, answer, said, well
+from tests.faults.conftest import FaultyMill, Plan, Rogue, Script, Step, answer, over, said, well
 
 PAGE = b"<html><body><h1>A proxy, and not the model</h1></body></html>"
 LATE_S = 1.0
@@ -171,6 +171,7 @@ async def test_refusing_connections_burns_no_attempt(mill: FaultyMill, rogue: Ro
     assert spoken == [UpstreamHeld, UpstreamResumed]
 
 
+@over("aiohttp")
 async def test_an_upstream_that_dies_and_comes_back_goes_on_where_it_was(mill: FaultyMill, rogue: Rogue):
     rogue.always = lambda it: (0.01, *well(it))
     names = [f"line {number}" for number in range(150)]
@@ -218,6 +219,7 @@ REFUSALS = {
 }
 
 
+@over("aiohttp")
 @pytest.mark.parametrize("refusal", REFUSALS.values(), ids=REFUSALS.keys())
 async def test_a_refusal_of_every_line_holds_the_batch_until_it_is_mended(
     mill: FaultyMill, rogue: Rogue, refusal: Plan
@@ -257,6 +259,7 @@ async def test_a_refusal_of_one_line_settles_it(mill: FaultyMill, rogue: Rogue, 
     assert 3 <= rogue.asked["odd"] <= 12
 
 
+@over("lean")
 async def test_a_poison_line_that_kills_the_upstream_is_settled_and_harms_no_other(
     mill: FaultyMill, rogue: Rogue
 ):
@@ -302,6 +305,7 @@ async def test_a_poison_line_that_breaks_connections_in_use_comes_to_an_end(mill
     assert 5 <= rogue.asked["poison"] <= 12, "each attempt and a half went out twice"
 
 
+@over("lean")
 async def test_a_slow_line_does_not_delay_the_end_of_a_bad_line_of_its_model(mill: FaultyMill, rogue: Rogue):
     """Only the cheap request can show that the model answers, and the bad line needs it at once."""
     rogue.plays("slow", lambda _: (Step.HANG,))

@@ -16,6 +16,8 @@ from urllib.request import Request, urlopen
 import pytest
 
 COMMAND = (sys.executable, "-m", "nightmill")
+EXAMPLES = 25 if os.environ.get("TEST_SLOW") else 8
+"""For each operation and phase."""
 # JSON Schema accepts 5.0 as an integer and OpenAI does not. No schema describes the format of an id, or that
 # a file must exist. Missing keys are tested by `ignored_auth`.
 EXCLUDED = "positive_data_acceptance,missing_required_header"
@@ -64,7 +66,7 @@ def test_the_server_follows_its_description(served, tmp_path):
         [
             *(sys.executable, "-m", "schemathesis.cli", "run", f"{url}/openapi.json"),
             *("--header", f"Authorization: Bearer {key}", "--checks", "all", "--exclude-checks", EXCLUDED),
-            *("--max-examples", "25", "--seed", "1", "--request-timeout", "20"),
+            *("--max-examples", str(EXAMPLES), "--seed", "1", "--request-timeout", "20"),
             *("--generation-database", "none", "--no-color"),
         ],
         capture_output=True,
