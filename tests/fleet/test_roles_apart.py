@@ -23,7 +23,7 @@ def test_one_batch_is_shared_by_all_workers_and_served_by_any_server(fleet, upst
     source = upstream(delay_s=0.1)
     first, second = (fleet.serve("--workers", "0") for _ in range(2))
     worker_hosts = [fleet.work("--upstream", source.url, "--concurrency", "4") for _ in range(2)]
-    made = begin(first.client(), 3 * LINES)
+    made = begin(first.client(), 2 * LINES)
     holders = set()
 
     def look() -> bool:
@@ -34,7 +34,7 @@ def test_one_batch_is_shared_by_all_workers_and_served_by_any_server(fleet, upst
     until(look, pause_s=0.2)
     batch = ended(second.client(), made.id)
     assert batch.status == "completed"
-    each_once(second.client(), batch, 3 * LINES)
+    each_once(second.client(), batch, 2 * LINES)
     assert max(source.requests().values()) == 1
     for process in [first, second, *worker_hosts]:
         assert process.end() == 0, process.said
