@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import uvloop
+
 from nightmill.runtime.problems import Problems, problem
 from nightmill.runtime.supervisor import Program, Supervisor
 from nightmill.telemetry import ProcessDied, UpstreamHeld
@@ -31,6 +33,28 @@ async def test_a_child_that_exits_repeatedly_is_reported() -> None:
         assert supervisor.trouble is None, "the process has run for a minute"
         await supervisor.drain(grace_s=5)
         await kept
+
+
+def test_a_child_that_exits_before_its_first_message_is_started_again() -> None:
+    async def run() -> None:
+        events: asyncio.Queue[Any] = asyncio.Queue()
+        supervisor = supervisor_with(events.put_nowait)
+        supervisor.close_start_barrier()
+        async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+            kept = group.create_task(supervisor.run(Program("hopeless", "no such kind")))
+            while not supervisor._children:  # noqa: ASYNC110 - it has no notification
+                await asyncio.sleep(0.01)
+            _, child = supervisor._children["hopeless"]
+            await child.wait()
+            supervisor.open_start_barrier()
+            assert await events.get() == ProcessDied("hopeless", 1)
+            assert await events.get() == ProcessDied("hopeless", 1)
+            await supervisor.drain(grace_s=5)
+            await kept
+
+    # The loop of the server: its pipe refuses a write once the process has exited.
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(run())
 
 
 async def test_a_problem_that_a_child_reports_lasts_until_the_child_withdraws_it() -> None:

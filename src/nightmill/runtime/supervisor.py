@@ -164,7 +164,9 @@ class Supervisor:
         assert child.stdin is not None
         assert child.stdout is not None
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            child.stdin.write(program.message.encode() + b"\n")
+            # The process may have exited already; uvloop raises RuntimeError for a write to its pipe.
+            if not child.stdin.is_closing():
+                child.stdin.write(program.message.encode() + b"\n")
             while line := await _next_line(child.stdout):
                 self._receive(program, line.strip())
 
