@@ -1,20 +1,21 @@
-"""GET /v1/models: the models of the upstream, in OpenAI's shape.
+"""GET /v1/models: the models of all upstreams, in OpenAI's shape.
 
-The list is that of the settings, or else the upstream's own. The upstream is queried at most once every few
-seconds, for any number of requests. Without a list from the upstream the response is a 503: an empty list
+The list is that of the settings, of what the workers report, or of a single upstream's own. It is made at
+most once every few seconds, for any number of requests. Without any list the response is a 503: an empty list
 would be false.
 """
 
 import asyncio
 from typing import Any, cast
 
-import msgspec
 from fastapi import APIRouter, Request
 
 from nightmill.api import wire
 from nightmill.api.context import ApiContext
 from nightmill.api.envelope import JsonResponse, echo
 from nightmill.errors import NotFoundError, UnavailableError
+from nightmill.roles.offered_models import offered_models
+from nightmill.upstream.model_list import parse_models
 
 _CACHE_S = 5.0
 _FAILURE_CACHE_S = 1.0
@@ -36,10 +37,7 @@ class ModelList:
         self._fetched_at: float | None = None
 
     async def models(self) -> Listing:
-        """Raises UnavailableError when the upstream returns no list."""
-        configured = self._context.settings.models
-        if configured:
-            return [_model(name) for name in configured]
+        """Raises UnavailableError when there is no list."""
         if not self._is_fresh():
             async with self._lock:
                 if not self._is_fresh():
@@ -57,12 +55,22 @@ class ModelList:
         return 0 <= self._context.clock() - self._fetched_at < cache_s
 
     async def _fetch(self) -> Listing | None:
+        context = self._context
+        offered = await offered_models(context.store, context.settings)
+        if offered.is_decided_by_upstream:
+            return await self._fetch_from_upstream()
+        return [_model(name) for name in offered.known] or None
+
+    async def _fetch_from_upstream(self) -> Listing | None:
         try:
             async with asyncio.timeout(_UPSTREAM_TIMEOUT_S):
                 answer = await self._context.upstream_models()
         except TimeoutError:
             return None
-        return None if answer is None else parse_models(answer)
+        models = None if answer is None else parse_models(answer)
+        if models is None:
+            return None
+        return [_model(each.id, created=each.created, owner=each.owner or _OWNER) for each in models]
 
 
 @router.get(
@@ -87,35 +95,6 @@ async def retrieve_model(model: str, request: Request) -> JsonResponse:
             return JsonResponse(entry)
     message = f"The model '{echo(model)}' does not exist"
     raise NotFoundError(message, param="model", code="model_not_found")
-
-
-def parse_models(answer: bytes) -> Listing | None:
-    """The models of an upstream's response that have an id, without fields that OpenAI does not publish.
-
-    Returns None when the response is no list of models.
-    """
-    try:
-        parsed: object = msgspec.json.decode(answer)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
-    entries = cast("dict[str, object]", parsed).get("data") if isinstance(parsed, dict) else None
-    if not isinstance(entries, list):
-        return None
-    listing: Listing = []
-    for entry in cast("list[object]", entries):
-        if not isinstance(entry, dict):
-            continue
-        fields = cast("dict[str, object]", entry)
-        name, created, owner = fields.get("id"), fields.get("created"), fields.get("owned_by")
-        if isinstance(name, str) and name:
-            listing.append(
-                _model(
-                    name,
-                    created=created if type(created) is int and 0 <= created < 1 << 31 else 0,
-                    owner=owner if isinstance(owner, str) and owner else _OWNER,
-                )
-            )
-    return listing
 
 
 def _model(name: str, *, created: int = 0, owner: str = _OWNER) -> dict[str, Any]:

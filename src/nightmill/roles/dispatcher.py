@@ -88,7 +88,8 @@ class Dispatcher:
 
     def set_upstreams(self, upstreams: UpstreamRegistry) -> None:
         """Sends lines to these upstreams from now on; see `UpstreamSet.change`."""
-        self.upstreams.change(upstreams, group=self._group)
+        if not self.upstreams.change(upstreams, group=self._group):
+            return
         self._queues.reroute()
         for upstream in self.upstreams:
             if not upstream.runtime.may_start:
@@ -297,7 +298,9 @@ class Dispatcher:
     def _settle_unserved(self, now: float) -> None:
         """Settles the lines of models that no upstream serves, a while after all lists were known."""
         for queue in self._queues:
-            if not queue.unsent or not self.upstreams.unserved(queue.model, queue.endpoint):
+            if not queue.unsent or not self.upstreams.unserved(
+                queue.model, queue.endpoint
+            ):
                 queue.unserved_since = None
                 continue
             if queue.unserved_since is None:

@@ -6,7 +6,7 @@ and an index that was not accepted is never read. The checks themselves are in `
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -35,12 +35,12 @@ class IntakeOptions:
 
     Attributes:
         quota: the limits of a project that has none of its own.
-        models: the models that a line may name; empty when any may be named.
+        models_of: the models that a line for an endpoint may name; empty when any may be named.
     """
 
     limits: LimitSettings
     quota: Limits
-    models: tuple[str, ...]
+    models_of: Callable[[str], Awaitable[frozenset[str]]]
     lines_per_segment: int
     segment_bytes: int
     lease_ttl_s: float
@@ -119,7 +119,8 @@ class Intake:
 
     async def _validate(self, lease: BatchLease) -> None:
         batch = lease.batch
-        rules = input_rules(self._options.limits, batch.endpoint, models=self._options.models)
+        models = await self._options.models_of(batch.endpoint)
+        rules = input_rules(self._options.limits, batch.endpoint, models=models)
         validator = InputValidator(rules)
         index_blob_key = f"lines/{batch.id}/{lease.token}"
         cutter = SegmentCutter(
@@ -217,7 +218,7 @@ class Intake:
         self._emit(BatchMoved(after))
 
 
-def input_rules(limits: LimitSettings, endpoint: str, *, models: tuple[str, ...]) -> InputRules:
+def input_rules(limits: LimitSettings, endpoint: str, *, models: Collection[str]) -> InputRules:
     """What the settings require of an input file for `endpoint`."""
     return InputRules(
         endpoint=endpoint,

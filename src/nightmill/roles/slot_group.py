@@ -14,15 +14,27 @@ class SlotGroup:
 
     Attributes:
         in_flight: attempts in flight, cheap requests included.
+        settled: lines that were settled.
+        tokens: tokens of their answers.
     """
 
-    __slots__ = ("_rate_count", "_rate_since", "_settled_ahead", "in_flight", "model", "settled", "slots")
+    __slots__ = (
+        "_rate_count",
+        "_rate_since",
+        "_settled_ahead",
+        "in_flight",
+        "model",
+        "settled",
+        "slots",
+        "tokens",
+    )
 
     def __init__(self, slots: Slots, model: str | None = None) -> None:
         self.slots = slots
         self.model = model
         self.in_flight = 0
         self.settled = 0
+        self.tokens = 0
         self._rate_since = 0.0
         self._rate_count = 0
         self._settled_ahead = 0

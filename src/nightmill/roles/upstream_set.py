@@ -43,8 +43,8 @@ class UpstreamSet:
         """Whether an upstream gets lines."""
         return upstream in self._routed
 
-    def change(self, upstreams: UpstreamRegistry, *, group: asyncio.TaskGroup | None) -> None:
-        """Replaces the upstreams.
+    def change(self, upstreams: UpstreamRegistry, *, group: asyncio.TaskGroup | None) -> bool:
+        """Replaces the upstreams; returns whether anything has changed.
 
         An upstream with the same client keeps its lines. One that is missing starts no attempt from now on;
         its attempts in flight end.
@@ -52,6 +52,8 @@ class UpstreamSet:
         Args:
             group: see `UpstreamLines.open`; None before the dispatcher runs.
         """
+        if [lines.runtime for lines in self._routed] == list(upstreams):
+            return False
         known = {upstream.runtime.client: upstream for upstream in self._in_order}
         current: list[UpstreamLines] = []
         for runtime in upstreams:
@@ -68,6 +70,7 @@ class UpstreamSet:
         self._routed = tuple(current)
         in_order = sorted(current, key=lambda lines: -lines.runtime.weight)
         self._in_order = (*in_order, *known.values())
+        return True
 
     def drop_left(self) -> None:
         """Forgets the upstreams that were taken away and have no attempt in flight any more."""
@@ -76,17 +79,13 @@ class UpstreamSet:
                 upstream for upstream in self._in_order if upstream in self._routed or upstream.in_flight
             )
 
-    def is_leaving(self, client: object) -> bool:
-        """Whether a client that no upstream has any more still has attempts in flight."""
-        return any(lines.runtime.client is client and lines not in self._routed for lines in self._in_order)
-
     def serving(self, model: str | None, endpoint: str) -> tuple[UpstreamLines, ...]:
         """The upstreams that may answer a line."""
         return tuple(self._routed[index] for index in self._routes.serving(model, endpoint))
 
     def unserved(self, model: str | None, endpoint: str) -> bool:
-        """As `Routes.unserved`."""
-        return self._routes.unserved(model, endpoint)
+        """As `Routes.unserved`; while there is no upstream at all, lines wait."""
+        return bool(self._routed) and self._routes.unserved(model, endpoint)
 
     def other(
         self,

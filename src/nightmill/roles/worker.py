@@ -16,6 +16,7 @@ from nightmill.core.batch import Status, Tally
 from nightmill.core.clocks import Clocks
 from nightmill.core.schedule import preferred_batches, spread
 from nightmill.core.segment import Lease, PinnedPart, SegmentReport
+from nightmill.core.upstream_report import UpstreamReport
 from nightmill.errors import LeaseLost, UnavailableError
 from nightmill.failpoints import failpoint
 from nightmill.ids import BatchId, ProjectId, WorkerId
@@ -23,6 +24,7 @@ from nightmill.parts import Parts, standing_records
 from nightmill.roles.dispatcher import Dispatcher
 from nightmill.roles.leased_segment import LeasedSegment, read_segment
 from nightmill.roles.loop import Notifier, keep_turning, plain
+from nightmill.roles.upstream_reports import UpstreamReporter
 from nightmill.settings import WorkerSettings
 from nightmill.store import Store
 from nightmill.telemetry import (
@@ -35,6 +37,7 @@ from nightmill.telemetry import (
     WritingPaused,
     WritingResumed,
 )
+from nightmill.upstream import Upstream
 from nightmill.upstream.registry import UpstreamRegistry
 
 _LOOK_S = 0.1
@@ -97,6 +100,7 @@ class Worker:
             clocks=clocks,
             project_weights=settings.project_weights,
         )
+        self._reporter = UpstreamReporter(self._dispatcher.supply, clocks=clocks)
         self._is_draining = False
         self._next_beat = 0.0
         self._next_look = 0.0
@@ -117,6 +121,21 @@ class Worker:
     def held(self) -> Iterator[UpstreamHeld]:
         """What is held now, and until when."""
         return self._dispatcher.held
+
+    def set_upstreams(self, upstreams: UpstreamRegistry) -> None:
+        """Sends lines to these upstreams from now on."""
+        self._dispatcher.set_upstreams(upstreams)
+
+    def in_flight_at(self, client: Upstream) -> int:
+        """Attempts in flight over a client."""
+        return sum(lines.in_flight for lines in self._dispatcher.upstreams if lines.runtime.client is client)
+
+    def report_on(self, client: Upstream) -> UpstreamReport | None:
+        """What is known of the upstream with a client; None without one."""
+        for lines in self._dispatcher.upstreams:
+            if lines.runtime.client is client:
+                return self._reporter.report_on(lines)
+        return None
 
     async def run(self, stop: asyncio.Event, *, grace_s: Callable[[], float]) -> None:
         """Works until `stop` is set, then drains.

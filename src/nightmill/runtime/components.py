@@ -21,6 +21,8 @@ from nightmill.roles.intake import Intake, IntakeOptions
 from nightmill.roles.join import Joiner
 from nightmill.roles.loop import Notifier
 from nightmill.roles.maintenance import Maintenance, MaintenanceOptions
+from nightmill.roles.offered_models import offered_models
+from nightmill.roles.upstream_manager import UpstreamManager
 from nightmill.roles.worker import Storage, Worker
 from nightmill.runtime.steady_clock import steady_clock
 from nightmill.runtime.storage import open_storage, open_stored
@@ -48,7 +50,7 @@ class Components:
         return Intake(
             store=self.store,
             blobs=self.blobs,
-            options=intake_options(self.settings),
+            options=intake_options(self.settings, store=self.store),
             worker_id=self.worker_id,
             notifier=self.notifier,
             emit=self.emit,
@@ -80,6 +82,11 @@ class Components:
             emit=self.emit,
             clocks=CLOCKS,
             deleting=lambda: may_delete(self.settings.folder) if keeps_folder else nullcontext(True),
+        )
+
+    def upstream_manager(self) -> UpstreamManager:
+        return UpstreamManager(
+            self.settings, store=self.store, worker_id=self.worker_id, emit=self.emit, clocks=CLOCKS
         )
 
     def worker(self, upstreams: UpstreamRegistry) -> Worker:
@@ -127,11 +134,14 @@ async def open_components(
         await store.close()
 
 
-def intake_options(settings: Settings) -> IntakeOptions:
+def intake_options(settings: Settings, *, store: Store) -> IntakeOptions:
+    async def models_of(endpoint: str) -> frozenset[str]:
+        return (await offered_models(store, settings)).required(endpoint)
+
     return IntakeOptions(
         limits=settings.limits,
         quota=settings.quota.limits,
-        models=settings.models,
+        models_of=models_of,
         lines_per_segment=settings.worker.lines_per_segment,
         segment_bytes=settings.worker.segment_bytes,
         lease_ttl_s=settings.worker.lease_ttl_s,

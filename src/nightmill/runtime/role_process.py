@@ -23,7 +23,6 @@ from nightmill.runtime.process_setup import (
     start_logs,
 )
 from nightmill.settings import Settings, from_message
-from nightmill.upstream.registry import open_upstreams
 
 _ORPHAN_GRACE_S: Final = 0.5
 _ORPHAN_END_S: Final = 1.0
@@ -106,11 +105,13 @@ async def _run_role(
 
 
 async def _run_worker(components: Components, commands: _ParentCommands, problems: ProblemLog) -> None:
-    async with open_upstreams(components.settings) as upstreams, asyncio.TaskGroup() as group:
+    manager = components.upstream_manager()
+    async with manager.opened() as upstreams, asyncio.TaskGroup() as group:
         worker = components.worker(upstreams)
-        refreshing = group.create_task(_refresh(problems, worker))
+        beside = [group.create_task(_refresh(problems, worker)), group.create_task(manager.run(worker))]
         await worker.run(commands.stop, grace_s=commands.grace_s)
-        refreshing.cancel()
+        for task in beside:
+            task.cancel()
 
 
 async def _refresh(problems: ProblemLog, worker: Worker) -> None:

@@ -21,6 +21,7 @@ from nightmill.core.request_line import endpoint_in
 from nightmill.errors import RequestError, SetupError
 from nightmill.ids import BatchId, FileId, ProjectId
 from nightmill.roles.loop import Notifier, keep_turning
+from nightmill.roles.upstream_manager import UpstreamManager
 from nightmill.roles.worker import Worker
 from nightmill.runtime.components import Components, open_components
 from nightmill.runtime.data_folder_lock import locked_folder
@@ -30,7 +31,6 @@ from nightmill.runtime.supervisor import Program, Supervisor
 from nightmill.runtime.upstreams import choose_upstream, listens
 from nightmill.settings import BlobSettings, QuotaSettings, Settings
 from nightmill.store.migrate import migrate
-from nightmill.upstream.registry import UpstreamRegistry, open_upstreams
 from nightmill.validation.file_format import binary_format, other_encoding
 
 _PROJECT = ProjectId("default")
@@ -100,9 +100,10 @@ async def run_file(
         async with open_components(settings, emit=problems.emit, notifier=notifier) as components:
             batch = await _batch(components, input_path, endpoint)
             limit_memory_use()
+            manager = components.upstream_manager()
             async with (
-                open_upstreams(settings) as upstreams,
-                _roles(components, upstreams, programs) as worker,
+                manager.opened() as upstreams,
+                _roles(components, manager, components.worker(upstreams), programs) as worker,
             ):
 
                 def report(batch: Batch) -> None:
@@ -220,10 +221,9 @@ async def _copy_input(components: Components, path: Path) -> None:
 
 @asynccontextmanager
 async def _roles(
-    components: Components, upstreams: UpstreamRegistry, programs: list[Program]
+    components: Components, manager: UpstreamManager, worker: Worker, programs: list[Program]
 ) -> AsyncGenerator[Worker]:
     """Runs every role in this process, and the program of the upstream if there is one."""
-    worker = components.worker(upstreams)
     supervisor = Supervisor(
         emit=components.emit, notify_local=components.notifier.notify_local, monotonic=time.monotonic
     )
@@ -244,8 +244,10 @@ async def _roles(
             url = components.settings.upstream.url
             if programs and url is not None:
                 await listens(url, within_s=_START_S)
+            managing = group.create_task(manager.run(worker))
             group.create_task(worker.run(stop, grace_s=lambda: 0.0))
             yield worker
+            managing.cancel()
             stop.set()
             components.notifier.notify_local()
             await supervisor.drain(grace_s=2.0)

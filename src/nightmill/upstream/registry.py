@@ -6,9 +6,7 @@ so that workers of two servers never share a limit by accident. Lines in flight 
 `roles.upstream_lines`; the choice of upstreams for a line belongs to `core.routing`.
 """
 
-import socket
-from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -16,8 +14,7 @@ from nightmill.core.concurrency import Slots
 from nightmill.core.loopback import is_loopback
 from nightmill.core.rate_limit import RateLimits
 from nightmill.core.routing import Offer
-from nightmill.settings import ANY_MODEL, Settings, UpstreamSettings, WorkerSettings
-from nightmill.upstream.connect import open_upstream
+from nightmill.settings import ANY_MODEL, UpstreamSettings, WorkerSettings
 from nightmill.upstream.port import Upstream
 
 _REQUEST_BEATS = 0.75  # of a beat, so that each beat requests slots, also a beat that comes a little early
@@ -87,33 +84,6 @@ class SlotsByModel:
         if slots is None:
             slots = self._slots[model] = self._new(model)
         return slots
-
-
-@asynccontextmanager
-async def open_upstreams(settings: Settings) -> AsyncGenerator[UpstreamRegistry]:
-    """Opens every upstream of the settings, and closes their clients in the end.
-
-    Args:
-        settings: each upstream has a URL, and there is one at least.
-    """
-    host = socket.gethostname()
-    async with AsyncExitStack() as stack:
-        runtimes: list[UpstreamRuntime] = []
-        is_only = len(settings.all_upstreams) == 1
-        for upstream in settings.all_upstreams:
-            assert upstream.url is not None
-            client = open_upstream(upstream, url=upstream.url)
-            stack.push_async_callback(client.close)
-            runtimes.append(
-                start_upstream(
-                    client,
-                    settings=upstream,
-                    worker=settings.worker,
-                    shared_name=shared_name(upstream.url, host=host),
-                    is_only=is_only,
-                )
-            )
-        yield UpstreamRegistry(*runtimes)
 
 
 def start_upstream(
