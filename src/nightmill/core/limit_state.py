@@ -1,0 +1,111 @@
+"""The records of an adaptive concurrency limit: what is reported, and what `core/adaptive_limit.py` keeps."""
+
+import msgspec
+
+from nightmill.core.engine_gauges import EngineGauges
+from nightmill.core.limit_rules import LimitRule
+
+FIRST_GROW_PAUSE = 4  # windows
+FIRST_SHRINK_PAUSE = 8
+
+
+class Bounds(msgspec.Struct, frozen=True):
+    """The first value of an adaptive limit, and its highest."""
+
+    start: int = 16
+    most: int = 1024
+
+
+class Observed(msgspec.Struct, frozen=True, kw_only=True):
+    """What one worker saw of an upstream since its last report.
+
+    Args:
+        answered: attempts that were answered.
+        tokens: tokens of these answers; 0 if unknown.
+        busy_s: sum of the durations of these attempts.
+        refused: attempts refused with 429, 503 or 529 that were sent under the present limit.
+        timed_out: attempts that timed out and were sent under the present limit.
+        lacking: whether lines waited for a slot.
+        over_s: seconds that the report covers.
+        gauges: the newest reading of the engine's gauges, if this worker has a new one.
+    """
+
+    answered: int = 0
+    tokens: int = 0
+    busy_s: float = 0.0
+    refused: int = 0
+    timed_out: int = 0
+    lacking: bool = False
+    over_s: float = 0.0
+    gauges: EngineGauges | None = None
+
+    @property
+    def outcomes(self) -> int:
+        """Attempts that ended."""
+        return self.answered + self.refused + self.timed_out
+
+
+class EvidenceWindow(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What all workers have reported since the last decision. Sums, except where it says otherwise."""
+
+    begun_at: float
+    unacknowledged: float = 0.0
+    answered: float = 0.0
+    tokens: float = 0.0
+    busy_s: float = 0.0
+    lacking: float = 0.0
+    refused: float = 0.0
+    timed_out: float = 0.0
+    reports: int = 0
+    in_flight: int = 0
+    readings: int = 0
+    running: int = 0
+    waiting: int = 0
+    preempted: int = 0
+    kv_use: float | None = None
+    hit_share: float | None = None
+    engine: str = ""
+
+
+class LimitState(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An adaptive limit and what it remembers. Times are seconds of the store's clock.
+
+    Args:
+        limit: attempts that may be in flight at once, over all workers.
+        rule: the `LimitRule` that set the limit last.
+        advice: what to change at the engine for more throughput.
+        since: when the limit changed last.
+        at: time of the newest report.
+        goodput: mean over the windows at this limit; `windows` is their number.
+        base: the limit before, while another limit is tried; 0 otherwise.
+        peak: the best goodput seen, slowly forgotten.
+        noise: relative variance of goodput between windows.
+        stride: the part by which the limit grows next.
+        shifts: windows in a row in which goodput was higher (positive) or lower than before.
+        is_queued: whether a queue in the engine keeps the limit from growing.
+    """
+
+    limit: int
+    since: float
+    at: float
+    window: EvidenceWindow
+    rule: str = LimitRule.START
+    advice: str | None = None
+    by_tokens: bool = False
+    goodput: float = 0.0
+    windows: int = 0
+    base: int = 0
+    base_goodput: float = 0.0
+    peak: float = 0.0
+    noise: float = 0.01
+    stride: float = 1.0
+    shifts: int = 0
+    grow_in: int = 0
+    grow_pause: int = FIRST_GROW_PAUSE
+    shrink_in: int = 2
+    shrink_pause: int = FIRST_SHRINK_PAUSE
+    is_queued: bool = False
+    latency_s: float = 0.0
+    answered_at: float = 0.0
+    hit_share: float = 0.0
+    preemptions: int | None = None

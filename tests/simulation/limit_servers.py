@@ -1,0 +1,272 @@
+"""Model servers and workers in virtual time, for the adaptive limit: no I/O, no event loop.
+
+A server takes lines with a length (mean 1.0) and calls back with the outcome. `run` lets workers send lines
+to a server, under a fixed or an adaptive limit, with the grants of `core.concurrency`.
+"""
+
+import heapq
+import itertools
+import random
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from nightmill.core.adaptive_limit import Bounds, LimitState, Observed, advance
+from nightmill.core.concurrency import OtherGrant, SlotRequest, decide
+from nightmill.core.engine_gauges import EngineGauges
+from nightmill.ids import WorkerId
+
+TOKENS = 100  # of a line of length 1
+
+
+class Clock:
+    """Calls functions in the order of their times."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self._order = itertools.count()
+        self._due: list[tuple[float, int, Callable[[], None]]] = []
+
+    def after(self, seconds: float, call: Callable[[], None]) -> None:
+        heapq.heappush(self._due, (self.now + seconds, next(self._order), call))
+
+    def step(self) -> None:
+        self.now, _, call = heapq.heappop(self._due)
+        call()
+
+
+Done = Callable[[bool], None]  # called with whether the line was answered; otherwise it was refused
+
+
+class Saturating:
+    """Computes `slots(now)` lines at once, and makes the others wait in its queue."""
+
+    def __init__(self, slots: Callable[[float], int], *, line_s: float = 1.0, others: int = 0) -> None:
+        self.slots, self.line_s, self.others = slots, line_s, others
+        self.running = 0
+        self.queue: deque[tuple[float, Done]] = deque()
+
+    def send(self, clock: Clock, length: float, done: Done) -> None:
+        self.queue.append((length, done))
+        self.begin(clock)
+
+    def begin(self, clock: Clock) -> None:
+        while self.queue and self.running < self.slots(clock.now) - self.others:
+            length, done = self.queue.popleft()
+            self.running += 1
+
+            def end(done: Done = done) -> None:
+                self.running -= 1
+                done(True)
+                self.begin(clock)
+
+            clock.after(length * self.line_s, end)
+
+    def gauges(self) -> EngineGauges:
+        return EngineGauges("vllm", self.running + self.others, len(self.queue), None, None, None)
+
+
+class Refusing(Saturating):
+    """Refuses what it cannot compute at once, within a millisecond."""
+
+    def send(self, clock: Clock, length: float, done: Done) -> None:
+        if self.running >= self.slots(clock.now):
+            clock.after(0.001, lambda: done(False))
+        else:
+            super().send(clock, length, done)
+
+
+@dataclass(eq=False)
+class _Sequence:
+    tokens: int
+    done: Done
+    made: int = 0
+    to_compute: int = 0
+
+
+class Batching:
+    """Computes all running lines one step after the other; a step takes longer with more lines.
+
+    Each line fills the KV cache with its prompt and its answer. If the cache is full, the newest line is
+    preempted: it waits, and its tokens are computed again.
+    """
+
+    def __init__(self, *, kv_tokens: int, prompt: int = 50, most_running: int = 256) -> None:
+        self.kv_tokens, self.prompt, self.most_running = kv_tokens, prompt, most_running
+        self.running: list[_Sequence] = []
+        self.waiting: deque[_Sequence] = deque()
+        self.preemptions = 0
+        self.is_stepping = False
+
+    def send(self, clock: Clock, length: float, done: Done) -> None:
+        self.waiting.append(_Sequence(max(10, int(length * TOKENS)), done, to_compute=self.prompt))
+        self.step(clock)
+
+    def used(self) -> int:
+        return sum(self.prompt + line.made for line in self.running)
+
+    def step(self, clock: Clock) -> None:
+        if self.is_stepping:
+            return
+        used = self.used()
+        while self.waiting and len(self.running) < self.most_running:
+            need = self.prompt + self.waiting[0].made + 10
+            if used + need > self.kv_tokens and self.running:
+                break
+            used += need
+            self.running.append(self.waiting.popleft())
+        if not self.running:
+            return
+        computed = 0
+        for line in self.running:
+            computed += line.to_compute
+            line.to_compute = 0
+            line.made += 10
+        while self.used() > self.kv_tokens and len(self.running) > 1:
+            line = self.running.pop()
+            line.to_compute = self.prompt + line.made
+            self.waiting.appendleft(line)
+            self.preemptions += 1
+        self.is_stepping = True
+        clock.after(0.2 + 0.005 * len(self.running) + 0.001 * computed, lambda: self.stepped(clock))
+
+    def stepped(self, clock: Clock) -> None:
+        self.is_stepping = False
+        ended = [line for line in self.running if line.made >= line.tokens]
+        self.running = [line for line in self.running if line.made < line.tokens]
+        for line in ended:
+            line.done(True)
+        self.step(clock)
+
+    def gauges(self) -> EngineGauges:
+        use = min(1.0, self.used() / self.kv_tokens)
+        return EngineGauges("vllm", len(self.running), len(self.waiting), use, None, self.preemptions)
+
+
+Server = Saturating | Refusing | Batching
+
+
+@dataclass
+class Worker:
+    """Sends lines while it has slots, and reports what it saw."""
+
+    name: WorkerId
+    slots: int = 0
+    target: int = 0
+    in_flight: int = 0
+    blocked: int = 0
+    answered: int = 0
+    tokens: int = 0
+    busy_s: float = 0.0
+    refused: int = 0
+    asked_at: float = 0.0
+    cut_at: float = -1.0
+
+
+@dataclass
+class Run:
+    """What happened: seconds until the last answer, calls, and the limit over time."""
+
+    seconds: float = 0.0
+    calls: int = 0
+    answers: int = 0
+    limits: list[tuple[float, int, str]] = field(default_factory=list)
+    state: LimitState | None = None
+
+    @property
+    def calls_per_answer(self) -> float:
+        return self.calls / self.answers
+
+    def time_to(self, limit: int) -> float:
+        return next(at for at, value, _ in self.limits if value >= limit)
+
+
+def run(
+    server: Server,
+    lines: int,
+    *,
+    limit: int | None = None,
+    bounds: Bounds = Bounds(),  # noqa: B008 - frozen
+    workers: int = 1,
+    with_gauges: bool = False,
+    with_tokens: bool = True,
+    spread: float = 0.5,
+    seed: int = 1,
+    ask_every_s: float = 0.05,
+    state: LimitState | None = None,
+) -> Run:
+    """Sends `lines` lines.
+
+    Args:
+        limit: a fixed limit; None for the adaptive one.
+        spread: standard deviation of the length of a line, whose mean is 1.
+    """
+    clock, chance, result = Clock(), random.Random(seed), Run(state=state)
+    lengths = deque(_length(chance, spread) for _ in range(lines))
+    fleet = [Worker(WorkerId(f"w{number:02}")) for number in range(workers)]
+
+    def send(worker: Worker) -> None:
+        while lengths and worker.in_flight + worker.blocked < min(worker.slots, worker.target):
+            length, sent_at = lengths.popleft(), clock.now
+            worker.in_flight += 1
+            result.calls += 1
+
+            def done(is_answer: bool, length: float = length, sent_at: float = sent_at) -> None:
+                worker.in_flight -= 1
+                if is_answer:
+                    result.answers += 1
+                    worker.answered += 1
+                    worker.tokens += int(length * TOKENS) if with_tokens else 0
+                    worker.busy_s += clock.now - sent_at
+                else:
+                    lengths.appendleft(length)
+                    worker.blocked += 1
+                    worker.refused += sent_at >= worker.cut_at
+                send(worker)
+
+            server.send(clock, length, done)
+
+    def ask(worker: Worker) -> None:
+        held = max(worker.in_flight, min(worker.slots - worker.blocked, worker.target))
+        others = [OtherGrant(other.name, other.slots, 500) for other in fleet if other is not worker]
+        effective = limit
+        if effective is None:
+            observed = Observed(
+                answered=worker.answered,
+                tokens=worker.tokens,
+                busy_s=worker.busy_s,
+                refused=worker.refused,
+                lacking=bool(lengths),
+                over_s=clock.now - worker.asked_at,
+                gauges=server.gauges() if with_gauges else None,
+            )
+            in_flight = worker.in_flight + sum(other.slots for other in others)
+            before = result.state.limit if result.state else 0
+            result.state = advance(result.state, observed, in_flight=in_flight, bounds=bounds, now=clock.now)
+            effective = result.state.limit
+            if effective < before:
+                worker.cut_at = clock.now
+            result.limits.append((clock.now, effective, result.state.rule))
+        request = SlotRequest(
+            upstream="u", worker_id=worker.name, concurrency_limit=effective, held=held, wanted=500
+        )
+        grant = decide(request, others, turn=int(clock.now / 3))
+        worker.slots, worker.target, worker.blocked = grant.slots, grant.target, 0
+        worker.answered = worker.tokens = worker.refused = 0
+        worker.busy_s, worker.asked_at = 0.0, clock.now
+        send(worker)
+        if result.answers < lines:
+            clock.after(ask_every_s, lambda: ask(worker))
+
+    for number, worker in enumerate(fleet):
+        clock.after(number * ask_every_s / workers, lambda worker=worker: ask(worker))
+    while result.answers < lines:
+        clock.step()
+    result.seconds = clock.now
+    return result
+
+
+def _length(chance: random.Random, spread: float) -> float:
+    if not spread:
+        return 1.0
+    return max(0.05, chance.gammavariate(1 / spread**2, spread**2))
