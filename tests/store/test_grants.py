@@ -2,8 +2,13 @@
 
 import asyncio
 
+import pytest
+from sqlalchemy import Connection, select, update
+
+from nightmill.core.adaptive_limit import Bounds, Observed
 from nightmill.core.concurrency import Grant, SlotRequest
 from nightmill.ids import WorkerId
+from nightmill.store.schema import upstream
 
 TTL_S = 30.0
 
@@ -58,3 +63,92 @@ async def test_concurrent_requests_are_never_granted_more_than_the_limit(world, 
         )
     )
     assert sum(grant.slots for grant in grants) == 64
+
+
+def adaptive(worker: str, *, in_flight: int = 0, wanted: int = 500, **seen: object) -> SlotRequest:
+    return SlotRequest(
+        upstream="u",
+        worker_id=WorkerId(worker),
+        concurrency_limit=16,
+        held=in_flight,
+        wanted=wanted,
+        in_flight=in_flight,
+        observed=Observed(**({"lacking": True, "over_s": 1.0} | seen)),  # type: ignore[arg-type]
+        bounds=Bounds(start=16, most=64),
+    )
+
+
+async def granted(store, request: SlotRequest) -> tuple[int, int, int, str]:
+    """Slots, target, limit and rule of the grant."""
+    grant = await store.grants.request(request, ttl_s=TTL_S)
+    return grant.slots, grant.target, grant.limit, grant.rule
+
+
+def _set_state(connection: Connection, text: str | None) -> None:
+    connection.execute(update(upstream).values(limit_state=text))
+
+
+def _state(connection: Connection) -> str | None:
+    return connection.execute(select(upstream.c.limit_state)).scalar_one()
+
+
+async def test_an_adaptive_limit_grows_with_the_answers_of_all_workers(world, store, other_store):
+    assert await granted(store, adaptive("a")) == (16, 16, 16, "start")
+    assert await granted(other_store, adaptive("b")) == (0, 8, 16, "start")
+    world.clock.step(1)
+    assert await granted(store, adaptive("a", in_flight=8, answered=8, busy_s=8.0)) == (8, 8, 16, "start")
+    assert await granted(other_store, adaptive("b", in_flight=8, answered=8, busy_s=8.0)) == (
+        16,
+        16,
+        32,
+        "grow",
+    )
+    assert await granted(store, adaptive("a", in_flight=8)) == (16, 16, 32, "grow")
+
+
+async def test_after_a_cut_no_worker_starts_an_attempt_that_the_limit_has_no_room_for(world, store):
+    await granted(store, adaptive("a"))
+    await granted(store, adaptive("b"))
+    assert await granted(store, adaptive("a", in_flight=8)) == (8, 8, 16, "start")
+    assert await granted(store, adaptive("b")) == (8, 8, 16, "start")
+    world.clock.step(1)
+    # 8 attempts of a, 2 of b; b had 6 refused.
+    assert await granted(store, adaptive("b", in_flight=2, refused=6)) == (2, 5, 10, "cut: refused")
+    assert await granted(store, adaptive("a", in_flight=8, refused=4)) == (8, 3, 6, "cut: refused")
+    assert await granted(store, adaptive("a", in_flight=4)) == (4, 3, 6, "cut: refused")
+
+
+async def test_an_adaptive_limit_continues_in_another_process_and_after_all_grants_are_gone(
+    world, store, other_store
+):
+    await granted(store, adaptive("a"))
+    world.clock.step(1)
+    await granted(store, adaptive("a", in_flight=16, answered=16, busy_s=16.0))
+    await store.leases.release_all()
+    world.clock.step(600)
+    assert await granted(other_store, adaptive("b")) == (32, 32, 32, "grow")
+    world.clock.step(4_000)
+    assert await granted(other_store, adaptive("b")) == (16, 16, 16, "start")
+
+
+async def test_the_state_of_a_limit_is_written_only_when_it_changes(world, store):
+    await granted(store, adaptive("a"))
+    before = await store.database.read(_state)
+    world.clock.step(1)
+    await granted(store, adaptive("a"))
+    assert await store.database.read(_state) == before
+    await granted(store, adaptive("a", answered=1, busy_s=1.0))
+    assert await store.database.read(_state) != before
+
+
+@pytest.mark.parametrize("text", ["{}", "no JSON", '{"limit": "many"}'])
+async def test_a_state_that_cannot_be_read_starts_anew(world, store, text):
+    await granted(store, adaptive("a"))
+    await store.database.write(_set_state, text)
+    assert await granted(store, adaptive("a")) == (16, 16, 16, "start")
+
+
+async def test_a_fixed_limit_keeps_no_state(world, store):
+    grant = await store.grants.request(slot_request("a"), ttl_s=TTL_S)
+    assert (grant.limit, grant.rule, grant.advice) == (0, "", None)
+    assert await store.database.read(_state) is None

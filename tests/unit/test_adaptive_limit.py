@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nightmill.core.adaptive_limit import Bounds, LimitState, Observed, advance
-from nightmill.core.engine_gauges import EngineGauges
-from nightmill.core.limit_rules import LimitRule, advice_on
+from nightmill.core.engine_gauges import EngineGauges, advice_on
+from nightmill.core.limit_rules import LimitRule
 
 BOUNDS = Bounds(start=16, most=1024)
 
@@ -305,6 +305,21 @@ def test_a_gap_without_work_is_no_evidence():
     upstream = Upstream()
     upstream.report(answered=8, busy_s=8.0)
     assert upstream.report(after_s=100.0, over_s=1.0, answered=2, busy_s=2.0).window.answered == 2
+
+
+def test_a_gap_without_work_is_no_stall():
+    upstream = Upstream()
+    upstream.report(answered=8, busy_s=8.0)
+    assert upstream.report(after_s=1_000.0, over_s=0.0).limit == 16
+
+
+def test_reports_a_little_out_of_order_count_and_a_clock_that_is_set_back_begins_a_new_window():
+    upstream = Upstream()
+    upstream.report(answered=8, busy_s=8.0)
+    assert upstream.report(after_s=-0.5, over_s=0.5, answered=2, busy_s=2.0).window.answered == 10
+    state = upstream.report(after_s=-500.0, over_s=1.0, answered=2, busy_s=2.0)
+    assert (state.limit, state.window.answered, state.at) == (16, 0, upstream.now)
+    assert upstream.report(answered=16, busy_s=16.0).limit == 32
 
 
 def test_a_report_of_nothing_changes_nothing():

@@ -7,6 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nightmill.core.concurrency import Grant, OtherGrant, SlotRequest, Slots, decide, fair_shares
+from nightmill.core.limit_rules import LimitRule
+from nightmill.core.limit_state import Bounds
 from nightmill.ids import WorkerId
 
 TTL_S = 3.0
@@ -120,6 +122,157 @@ class Mill:
 
     def answer(self, worker: WorkerId, many: int) -> None:
         self.flying[worker] = max(0, self.flying[worker] - many)
+
+
+BOUNDS = Bounds(start=16, most=64)
+
+
+def adaptive_slots(*, limit: int = 16, slots: int = 16, rule: str = LimitRule.START) -> Slots:
+    """A worker's side of an adaptive limit, with a grant that was asked for at 10.0, and waiting lines."""
+    made = Slots("u", concurrency_limit=0, ttl_s=TTL_S, ask_every_s=0.75, bounds=BOUNDS)
+    made.request(WorkerId("w"), in_flight=0, wanted=64, now=10.0)
+    made.take(Grant(slots, slots, 1, limit, rule, "raise it"), asked_at=10.0)
+    return made
+
+
+def test_an_adaptive_limit_is_the_one_of_the_last_grant():
+    assert Slots("u", concurrency_limit=0, ttl_s=1.0, ask_every_s=1.0, bounds=BOUNDS).concurrency_limit == 16
+    slots = adaptive_slots(limit=32, slots=20, rule=LimitRule.GROW)
+    assert (slots.concurrency_limit, slots.rule, slots.advice) == (32, "grow", "raise it")
+    assert slots.share == 20 / 32
+
+
+def test_a_worker_reports_what_it_has_seen_once():
+    slots = adaptive_slots()
+    slots.note_answers(3, tokens=90, busy_s=4.5)
+    slots.note_timed_out(10.5)
+    request = slots.request(WorkerId("w"), in_flight=5, wanted=99, now=12.0)
+    assert request.observed is not None
+    assert (request.wanted, request.in_flight, request.bounds) == (64, 5, BOUNDS)
+    seen = request.observed
+    assert (seen.answered, seen.tokens, seen.busy_s, seen.timed_out) == (3, 90, 4.5, 1)
+    assert (seen.lacking, seen.over_s) == (True, 2.0)
+    again = slots.request(WorkerId("w"), in_flight=5, wanted=5, now=13.0).observed
+    assert again is not None
+    assert (again.answered, again.timed_out, again.lacking, again.over_s) == (0, 0, False, 1.0)
+
+
+def test_the_time_without_work_is_in_no_report():
+    slots = adaptive_slots()
+    slots.request(WorkerId("w"), in_flight=0, wanted=0, now=12.0)
+    observed = slots.request(WorkerId("w"), in_flight=0, wanted=9, now=500.0).observed
+    assert observed is not None
+    assert observed.over_s == 0.0
+
+
+def test_a_refused_slot_is_not_used_again_before_the_next_grant():
+    slots = adaptive_slots(rule=LimitRule.PLATEAU)
+    for _ in range(12):
+        slots.note_refused(10.1)
+    assert slots.limit(10.2) == 4
+    assert not slots.is_due(10.04, wanted=64)
+    assert slots.rebalance_in_s(10.01) == pytest.approx(0.04)
+    assert slots.is_due(10.06, wanted=64)
+    request = slots.request(WorkerId("w"), in_flight=3, wanted=64, now=10.06)
+    assert request.held == 4
+    assert request.observed is not None
+    assert request.observed.refused == 12
+
+
+def test_attempts_from_before_a_cut_are_no_evidence_for_another():
+    slots = adaptive_slots()
+    slots.request(WorkerId("w"), in_flight=4, wanted=64, now=20.0)
+    slots.take(Grant(4, 4, 1, 4, LimitRule.REFUSED), asked_at=20.0)
+    slots.note_refused(19.0)
+    slots.note_timed_out(19.0)
+    slots.note_refused(20.5)
+    observed = slots.request(WorkerId("w"), in_flight=2, wanted=64, now=21.0).observed
+    assert observed is not None
+    assert (observed.refused, observed.timed_out) == (1, 0)
+
+
+def test_a_fixed_limit_ignores_refusals():
+    slots = Slots("u", concurrency_limit=8, ttl_s=TTL_S, ask_every_s=BEAT_S)
+    slots.take(Grant(8, 8), asked_at=10.0)
+    slots.note_refused(10.0)
+    slots.note_answers(100, tokens=0, busy_s=1.0)
+    assert slots.limit(10.1) == 8
+    assert not slots.is_due(10.5, wanted=20)
+    assert slots.rebalance_in_s(10.5) == float("inf")
+    assert slots.request(WorkerId("w"), in_flight=0, wanted=20).observed is None
+
+
+def test_a_worker_requests_early_while_the_limit_is_searched_for_and_answers_have_arrived():
+    slots = adaptive_slots(rule=LimitRule.GROW)
+    assert not slots.is_due(10.1, wanted=64)
+    assert slots.rebalance_in_s(10.1) == pytest.approx(0.05)
+    slots.note_answers(8, tokens=0, busy_s=8.0)
+    assert not slots.is_due(10.04, wanted=64)
+    assert slots.is_due(10.06, wanted=64)
+    assert slots.rebalance_in_s(10.1) == 0.0
+
+
+@pytest.mark.parametrize("rule", [LimitRule.PLATEAU, LimitRule.INPUT_BOUND, LimitRule.CEILING])
+def test_a_worker_requests_as_with_a_fixed_limit_while_the_limit_is_steady(rule):
+    slots = adaptive_slots(rule=rule)
+    slots.note_answers(500, tokens=0, busy_s=8.0)
+    assert not slots.is_due(10.7, wanted=64)
+    assert slots.is_due(10.75, wanted=64)
+    assert slots.rebalance_in_s(10.1) == float("inf")
+
+
+def test_after_a_cut_attempts_in_flight_keep_their_slots_and_none_is_used_again():
+    request = SlotRequest(
+        upstream="u",
+        worker_id=WorkerId("w"),
+        concurrency_limit=8,
+        held=6,
+        wanted=9,
+        in_flight=5,
+        bounds=BOUNDS,
+    )
+    assert decide(request, [OtherGrant(WorkerId("other"), 7, 9)], turn=0) == Grant(5, 1)
+    assert decide(request, [OtherGrant(WorkerId("other"), 9, 9)], turn=0) == Grant(5, 0)
+    assert decide(request, [OtherGrant(WorkerId("other"), 2, 9)], turn=0) == Grant(6, 4)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_no_grant_adds_to_a_limit_that_is_already_used_while_it_shrinks_and_grows(data):
+    workers = names(data.draw(st.integers(1, 4), label="workers"))
+    rows: dict[WorkerId, tuple[Grant, int]] = {}
+    flying = dict.fromkeys(workers, 0)
+    for _ in range(data.draw(st.integers(1, 60), label="steps")):
+        worker = data.draw(st.sampled_from(workers))
+        match data.draw(st.sampled_from(["ask", "send", "answer"])):
+            case "ask":
+                limit, wanted = data.draw(st.integers(1, 12)), data.draw(st.integers(1, 15))
+                mine = rows.get(worker, (Grant(0, 0), 0))[0]
+                request = SlotRequest(
+                    upstream="u",
+                    worker_id=worker,
+                    concurrency_limit=limit,
+                    held=max(flying[worker], min(mine.slots, mine.target)),
+                    wanted=wanted,
+                    in_flight=flying[worker],
+                    bounds=Bounds(most=12),
+                )
+                others = [
+                    OtherGrant(name, row[0].slots, row[1]) for name, row in rows.items() if name != worker
+                ]
+                grant = decide(request, others, turn=0)
+                taken = sum(other.slots for other in others)
+                assert min(grant.slots, grant.target) <= max(0, limit - taken)
+                assert grant.slots >= flying[worker]
+                assert grant.slots + taken <= limit or grant.slots == flying[worker]
+                rows[worker] = (grant, wanted)
+            case "send":
+                grant = rows.get(worker, (Grant(0, 0), 0))[0]
+                flying[worker] = max(flying[worker], min(grant.slots, grant.target))
+            case _:
+                flying[worker] = max(0, flying[worker] - data.draw(st.integers(1, 12)))
+        # The rows cover all attempts in flight, so a limit that has been granted is never exceeded.
+        assert all(flying[name] <= row[0].slots for name, row in rows.items())
 
 
 @settings(max_examples=300, deadline=None)

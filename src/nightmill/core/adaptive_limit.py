@@ -31,7 +31,8 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from nightmill.core.limit_rules import LimitRule, advice_on
+from nightmill.core.engine_gauges import advice_on
+from nightmill.core.limit_rules import LimitRule
 from nightmill.core.limit_state import (
     FIRST_GROW_PAUSE,
     FIRST_SHRINK_PAUSE,
@@ -47,6 +48,7 @@ _SHORTEST_WINDOW_S = 0.05
 _ROUNDING_S = 1e-6
 _FEWEST_ANSWERS = 4  # of a window
 _FORGOTTEN_AFTER_S = 3600.0
+_JITTER_S = 5.0  # transactions that wait for each other may be out of order
 _GAP_S = 1.0  # without a report, beyond the time that the next report covers: time without work
 
 # Evidence.
@@ -102,6 +104,8 @@ def advance(
         in_flight: attempts in flight over all workers.
         now: seconds; the same clock for all workers.
     """
+    if state is not None and state.at - _JITTER_S < now < state.at:
+        now = state.at
     state = _remembered(state, bounds, now)
     if not observed.outcomes and observed.gauges is None and not in_flight:
         return state
@@ -121,6 +125,9 @@ def advance(
 def _remembered(state: LimitState | None, bounds: Bounds, now: float) -> LimitState:
     if state is None:
         return _begin(min(bounds.start, bounds.most), now)
+    if now < state.at:  # the clock was set back
+        window = EvidenceWindow(now, state.window.unacknowledged)
+        state = replace(state, at=now, since=min(state.since, now), answered_at=now, window=window)
     if now - state.at > _FORGOTTEN_AFTER_S:
         return _begin(max(1, min(state.limit // 2, bounds.most)), now)
     if state.limit > bounds.most:
@@ -139,6 +146,7 @@ def _with_report(state: LimitState, observed: Observed, in_flight: int, now: flo
     window = state.window
     if now - state.at > observed.over_s + _GAP_S:
         window = EvidenceWindow(now - observed.over_s, min(window.unacknowledged, in_flight))
+        state = replace(state, answered_at=now)
     # Only the part of the report after the beginning of the window counts, and of this part what remains
     # after the outcomes of attempts that were sent before.
     part = 1.0

@@ -1,4 +1,4 @@
-"""The named rules of the adaptive concurrency limit, with a sentence for each, and advice on engines.
+"""The named rules of the adaptive concurrency limit, with a sentence for each.
 
 `core/adaptive_limit.py` applies the rules; a limit carries the name of the rule that set it last.
 """
@@ -55,21 +55,3 @@ _SENTENCES: Final[dict[LimitRule, str]] = {
     LimitRule.STEP_DOWN: "Requests wait in the engine's queue, so the limit falls to what the engine runs.",
     LimitRule.YIELD: "Requests of other clients wait in the engine, so the limit falls to make room.",
 }
-
-_FLAGS: Final = {
-    "vllm": "--max-num-seqs",
-    "sglang": "--max-running-requests",
-    "llama.cpp": "--parallel (-np)",
-    "tgi": "--max-concurrent-requests",
-    "tensorrt-llm": "--max_batch_size",
-}
-_FULL_CACHE = 0.9
-
-
-def advice_on(engine: str, *, running: float, kv_use: float | None) -> str | None:
-    """What to change at an engine that makes requests wait, for example "raise --max-num-seqs"."""
-    count = round(running)
-    if kv_use is not None and kv_use >= _FULL_CACHE:
-        return f"the KV cache is full at {count} running requests: give the engine more memory for it"
-    flag = _FLAGS.get(engine)
-    return f"the engine runs {count} requests at once: raise {flag}" if flag else None
