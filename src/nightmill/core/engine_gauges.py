@@ -3,6 +3,8 @@
 `upstream/gauges.py` reads the values from `/metrics`; `core/adaptive_limit.py` decides with them.
 """
 
+from typing import Final
+
 import msgspec
 
 
@@ -12,7 +14,7 @@ class EngineGauges(msgspec.Struct, frozen=True):
     The values count all clients of the engine, not only nightmill.
 
     Args:
-        engine: the name of the engine: "vllm", "sglang", "llama.cpp", "tgi", "tei" or "tensorrt-llm".
+        engine: the name of the engine: "vllm", "sglang", "llama.cpp", "tgi" or "tensorrt-llm".
         running: requests that the engine computes now.
         waiting: requests that the engine has accepted and not begun.
         kv_use: the used part of the KV cache, from 0 to 1; None if the engine does not say.
@@ -28,6 +30,25 @@ class EngineGauges(msgspec.Struct, frozen=True):
     kv_use: float | None
     hit_share: float | None
     preemptions: int | None
+
+
+_FLAGS: Final = {
+    "vllm": "--max-num-seqs",
+    "sglang": "--max-running-requests",
+    "llama.cpp": "--parallel (-np)",
+    "tgi": "--max-concurrent-requests",
+    "tensorrt-llm": "--max_batch_size",
+}
+_FULL_CACHE = 0.9
+
+
+def advice_on(engine: str, *, running: float, kv_use: float | None) -> str | None:
+    """What to change at an engine that makes requests wait, for example "raise --max-num-seqs"."""
+    count = round(running)
+    if kv_use is not None and kv_use >= _FULL_CACHE:
+        return f"the KV cache is full at {count} running requests: give the engine more memory for it"
+    flag = _FLAGS.get(engine)
+    return f"the engine runs {count} requests at once: raise {flag}" if flag else None
 
 
 class HitShare:

@@ -4,14 +4,16 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Protocol
 
 from nightmill.core.engine_gauges import EngineGauges
-from nightmill.settings import UpstreamSettings, WorkerSettings
+from nightmill.core.upstream_report import UpstreamReport
+from nightmill.settings import ANY_MODEL, UpstreamSettings, WorkerSettings
 from nightmill.settings.effective import EffectiveUpstream
 from nightmill.upstream import Upstream
 from nightmill.upstream.gauges import GaugeReader
 from nightmill.upstream.model_list import parse_models
-from nightmill.upstream.registry import UpstreamRuntime, offer_of, start_upstream
+from nightmill.upstream.registry import UpstreamRegistry, UpstreamRuntime, offer_of, start_upstream
 
 _LIST_S = 30.0
 _LIST_AGAIN_S = 5.0
@@ -19,6 +21,20 @@ _LIST_TIMEOUT_S = 10.0
 _GAUGES_S = 1.0
 # What takes effect without a new client. Any other change opens one.
 _ROUTING_FIELDS = {"models", "aliases", "endpoints", "weight", "share", "quiet_hours", "priority"}
+
+
+class Sender(Protocol):
+    """The worker, as its upstreams see it. A client stands for its upstream."""
+
+    def set_upstreams(self, upstreams: UpstreamRegistry) -> None: ...
+
+    def in_flight_at(self, client: Upstream) -> int: ...
+
+    def note_gauges(self, client: Upstream, gauges: EngineGauges | None) -> None: ...
+
+    def report_on(self, client: Upstream) -> UpstreamReport | None:
+        """The counts of an upstream; None while the worker does not know the client."""
+        ...
 
 
 class ConnectedUpstream:
@@ -83,9 +99,19 @@ class ConnectedUpstream:
         return replace(
             self._runtime,
             offer=offer_of(self.settings, is_only=is_only, listed=self.listed, is_open=state.is_open),
+            limited_models=self._limited_models,
             weight=self.settings.weight,
+            priority=self.settings.priority,
             may_start=state.may_start,
         )
+
+    @property
+    def _limited_models(self) -> frozenset[str]:
+        """The models with a limit of their own: those of a server with several, whose limit is found."""
+        known = frozenset(self.settings.models) - {ANY_MODEL} or self.listed or frozenset()
+        settings = self.settings
+        has_rates = settings.requests_per_minute or settings.tokens_per_minute
+        return known if settings.concurrency == "auto" and len(known) > 1 and not has_rates else frozenset()
 
     async def read_list(self) -> None:
         """Reads the list of models once. A server that gives none keeps the list that it had."""
@@ -103,23 +129,23 @@ class ConnectedUpstream:
             self.listed = listed
             self._on_list()
 
-    async def watch(self, *, in_flight: Callable[[], int]) -> None:
+    async def watch(self, sender: Sender) -> None:
         """Reads the list of models and the gauges again and again, until it is cancelled.
 
-        Args:
-            in_flight: attempts in flight here. Without any, the gauges are not read.
+        The gauges are read only while the worker has attempts in flight here.
         """
         async with asyncio.TaskGroup() as group:
             group.create_task(self._watch_list())
             if self._gauge_reader is not None:
-                group.create_task(self._watch_gauges(self._gauge_reader, in_flight))
+                group.create_task(self._watch_gauges(self._gauge_reader, sender))
 
     async def _watch_list(self) -> None:
         while True:
             await self.read_list()
             await asyncio.sleep(_LIST_AGAIN_S if self.listed is None else _LIST_S)
 
-    async def _watch_gauges(self, reader: GaugeReader, in_flight: Callable[[], int]) -> None:
+    async def _watch_gauges(self, reader: GaugeReader, sender: Sender) -> None:
         while True:
-            self.gauges = await reader.read() if in_flight() else None
+            self.gauges = await reader.read() if sender.in_flight_at(self.client) else None
+            sender.note_gauges(self.client, self.gauges)
             await asyncio.sleep(_GAUGES_S)

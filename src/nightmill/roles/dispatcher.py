@@ -277,7 +277,7 @@ class Dispatcher:
         rates = upstream.runtime.rates
         if not rates.are_set:
             return True
-        wait_s = rates.wait_s(now, share=upstream.group_of(None).slots.share)
+        wait_s = rates.wait_s(now, share=upstream.share)
         if wait_s > 0:
             self._wake_at(now + min(wait_s, _LONGEST_PAUSE_S), now)
         return wait_s <= 0
@@ -298,9 +298,7 @@ class Dispatcher:
     def _settle_unserved(self, now: float) -> None:
         """Settles the lines of models that no upstream serves, a while after all lists were known."""
         for queue in self._queues:
-            if not queue.unsent or not self.upstreams.unserved(
-                queue.model, queue.endpoint
-            ):
+            if not queue.unsent or not self.upstreams.unserved(queue.model, queue.endpoint):
                 queue.unserved_since = None
                 continue
             if queue.unserved_since is None:
@@ -358,6 +356,8 @@ class Dispatcher:
             row = self._row(line, outcome)
             if has_rates and row.usage is not None:
                 rates.correct(row.usage.total_tokens, charged_tokens=line.charged_tokens)
+            if isinstance(outcome, Answered) and outcome.remaining is not None:
+                rates.note_remaining(outcome.remaining, now, in_flight=upstream.in_flight)
             segment = line.segment
             if row.is_error:
                 self._settle_or_retry(upstream, line, outcome, row, now)
@@ -366,7 +366,7 @@ class Dispatcher:
                 if not upstream.is_calm:
                     upstream.answered(line, now)
                 segment.settle(line.ordinal, row)
-                line.group.settled += 1
+                line.group.note_answer(row.usage, now - line.started_at)
             if not segment.in_flight and segment.is_over:
                 self._notify()
         if last_answered is not None:
@@ -399,6 +399,7 @@ class Dispatcher:
             line.group.settled += 1
             return
         record = upstream.failed(line, failure, now=now, random=self._random())
+        upstream.note_overload(line, failure, record)
         if segment.is_lost:
             segment.settle(line.ordinal, row)
             return

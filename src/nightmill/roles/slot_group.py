@@ -2,6 +2,7 @@
 
 from typing import Final
 
+from nightmill.core.batch import Usage
 from nightmill.core.concurrency import Slots
 
 
@@ -42,6 +43,13 @@ class SlotGroup:
     def room(self, now: float) -> int:
         """How many attempts may start now."""
         return self.slots.limit(now) - self.in_flight
+
+    def note_answer(self, usage: Usage | None, duration_s: float) -> None:
+        """Notes an answered line."""
+        tokens = 0 if usage is None else usage.total_tokens
+        self.settled += 1
+        self.tokens += tokens
+        self.slots.note_answers(1, tokens=tokens, busy_s=duration_s)
 
     def lines_ahead(self, now: float, *, ahead_s: float) -> int:
         """How many lines the worker should keep leased: twice the granted slots, or twice the lines that are

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Final
 
+from nightmill.core.engine_gauges import EngineGauges
 from nightmill.core.failure import Failure, FailureKind, failure_of
 from nightmill.core.health import Health, Held, LineRecord, Resumed
 from nightmill.core.outcome import Answered, Outcome
@@ -45,6 +46,7 @@ class UpstreamLines:
         "_arrived",
         "_arrived_probes",
         "_attempts",
+        "_gauges",
         "_groups",
         "_in_flight",
         "_newest_answered_start",
@@ -73,6 +75,7 @@ class UpstreamLines:
         self._on_change = on_change
         self._in_flight: set[PendingLine] = set()
         self._probes: set[CheapRequest] = set()
+        self._gauges: EngineGauges | None = None
         self._groups: dict[str | None, SlotGroup] = {}
         self._newest_answered_start = -math.inf
         self._arrived: list[tuple[PendingLine, Outcome]] = []
@@ -114,6 +117,25 @@ class UpstreamLines:
         if group is None:
             group = self._groups[key] = SlotGroup(self.runtime.slots_of(key), key)
         return group
+
+    def note_gauges(self, gauges: EngineGauges | None) -> None:
+        """Notes a new reading of the engine's gauges."""
+        self._gauges = gauges
+
+    def take_gauges(self, group: SlotGroup) -> EngineGauges | None:
+        """The newest reading that was not taken before, for the slots of a group.
+
+        The gauges count the requests for all models, so they say nothing about one of several groups.
+        """
+        if any(other.in_flight for other in self._groups.values() if other is not group):
+            return None
+        gauges, self._gauges = self._gauges, None
+        return gauges
+
+    @property
+    def share(self) -> float:
+        """This worker's part of the upstream's rate limits, from 0 to 1."""
+        return max(group.slots.share for group in self._groups.values())
 
     def waiting(self, group: SlotGroup) -> int:
         """Lines of a group that wait to be sent again."""
@@ -340,6 +362,16 @@ class UpstreamLines:
         )
         line.keep(record)
         return record
+
+    def note_overload(self, line: PendingLine, failure: Failure, record: LineRecord) -> None:
+        """Notes a refusal for load or a time-out for an adaptive limit, unless the line is the cause."""
+        slots = line.group.slots
+        if failure.kind is FailureKind.LOAD:
+            lines = self.models.get(line.model)
+            if lines is None or not lines.health.lines_are_refused:
+                slots.note_refused(line.started_at)
+        elif failure.kind is FailureKind.LATE and not record.is_explained:
+            slots.note_timed_out(line.started_at)
 
     def _failed(
         self,

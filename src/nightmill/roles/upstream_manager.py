@@ -7,9 +7,8 @@ to the store what it knows of each upstream, for the API and the command line.
 
 import asyncio
 import socket
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
-from typing import Protocol
 
 import msgspec
 
@@ -17,12 +16,11 @@ from nightmill.core.clocks import Clocks
 from nightmill.core.upstream_report import UpstreamReport
 from nightmill.errors import SetupError, UnavailableError
 from nightmill.ids import WorkerId
-from nightmill.roles.connected_upstream import ConnectedUpstream
+from nightmill.roles.connected_upstream import ConnectedUpstream, Sender
 from nightmill.settings import Settings
 from nightmill.settings.effective import EffectiveUpstream, effective_of, invalid_settings
 from nightmill.store import Store
 from nightmill.telemetry import Emit, UpstreamChanged, UpstreamInvalid
-from nightmill.upstream import Upstream
 from nightmill.upstream.connect import open_upstream
 from nightmill.upstream.registry import UpstreamRegistry, shared_name
 
@@ -30,18 +28,6 @@ _LOOK_S = 1.0
 _FIRST_LISTS_S = 3.0
 _REPORT_S = 2.0
 _QUIET_REPORT_S = 20.0
-
-
-class Sender(Protocol):
-    """The worker, as the manager sees it."""
-
-    def set_upstreams(self, upstreams: UpstreamRegistry) -> None: ...
-
-    def in_flight_at(self, client: Upstream) -> int: ...
-
-    def report_on(self, client: Upstream) -> UpstreamReport | None:
-        """The counts of an upstream; None while the worker does not know the client."""
-        ...
 
 
 class UpstreamManager:
@@ -158,9 +144,7 @@ class UpstreamManager:
     def _watch(self, sender: Sender, group: asyncio.TaskGroup) -> None:
         for upstream in self._current:
             if upstream not in self._watches:
-                self._watches[upstream] = group.create_task(
-                    upstream.watch(in_flight=_in_flight_of(sender, upstream.client))
-                )
+                self._watches[upstream] = group.create_task(upstream.watch(sender))
         for upstream in [upstream for upstream in self._watches if upstream not in self._current]:
             self._watches.pop(upstream).cancel()
 
@@ -202,7 +186,3 @@ def _is_same(new: UpstreamReport, old: UpstreamReport | None) -> bool:
         return False
     unread = {"at": 0.0, "models_read_at": None}
     return msgspec.structs.replace(new, **unread) == msgspec.structs.replace(old, **unread)
-
-
-def _in_flight_of(sender: Sender, client: Upstream) -> Callable[[], int]:
-    return lambda: sender.in_flight_at(client)

@@ -14,6 +14,7 @@ from itertools import chain
 from nightmill.blobs import Blobs
 from nightmill.core.batch import Status, Tally
 from nightmill.core.clocks import Clocks
+from nightmill.core.engine_gauges import EngineGauges
 from nightmill.core.schedule import preferred_batches, spread
 from nightmill.core.segment import Lease, PinnedPart, SegmentReport
 from nightmill.core.upstream_report import UpstreamReport
@@ -129,6 +130,12 @@ class Worker:
     def in_flight_at(self, client: Upstream) -> int:
         """Attempts in flight over a client."""
         return sum(lines.in_flight for lines in self._dispatcher.upstreams if lines.runtime.client is client)
+
+    def note_gauges(self, client: Upstream, gauges: EngineGauges | None) -> None:
+        """Notes a new reading of the gauges of the upstream with a client."""
+        for lines in self._dispatcher.upstreams:
+            if lines.runtime.client is client:
+                lines.note_gauges(gauges)
 
     def report_on(self, client: Upstream) -> UpstreamReport | None:
         """What is known of the upstream with a client; None without one."""
@@ -367,7 +374,13 @@ class Worker:
                 wanted = self._dispatcher.supply.wanted_slots(upstream, group)
                 now = self._monotonic()
                 if slots.is_due(now, wanted=wanted):
-                    request = slots.request(self._worker_id, in_flight=group.in_flight, wanted=wanted)
+                    request = slots.request(
+                        self._worker_id,
+                        in_flight=group.in_flight,
+                        wanted=wanted,
+                        now=now,
+                        gauges=upstream.take_gauges(group),
+                    )
                     grant = await self._store.grants.request(request, ttl_s=self._settings.lease_ttl_s)
                     slots.take(grant, asked_at=now)
                     self._dispatcher.wake()

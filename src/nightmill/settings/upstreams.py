@@ -8,9 +8,11 @@ from typing import Annotated, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
 from nightmill.core.batch import ENDPOINTS
+from nightmill.core.quiet_hours import QuietHours
 
 DEFAULT_NAME: Final = "default"
 ANY_MODEL: Final = "*"
+MAX_CONCURRENCY: Final = 1_024
 OWN_FIELDS: Final = frozenset({"name", "url", "api_key", "headers", "models", "aliases", "endpoints"})
 """Fields that belong to one server. With several upstreams, `[upstream]` gives defaults for the others."""
 
@@ -46,8 +48,23 @@ class UpstreamSettings(Section):
     weight: Annotated[float, Field(ge=0)] = 1.0
     """Of several upstreams with free slots for a model, the one with the greater weight is filled first. With
     0 an upstream is a reserve: it is sent lines only while no other upstream of the model takes any."""
-    concurrency: Annotated[int, Field(ge=1)] = 64
-    """Attempts in flight at once, over all workers of all machines that ask this upstream."""
+    concurrency: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Attempts in flight at once, over all workers of all machines that ask this upstream. `auto` finds the
+    number by what it brings, for each model that the upstream lists (docs/upstreams.md). A number fixes
+    it."""
+    max_concurrency: Annotated[int, Field(ge=1)] = MAX_CONCURRENCY
+    """The most attempts in flight that `auto` tries."""
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """The part of the attempts that batches may have in flight, so that other users of the server keep the
+    rest."""
+    quiet_hours: str | None = None
+    """Hours in which `share` does not apply, because few others use the server:
+    `22:00-06:00 Europe/Berlin`, or `Mon-Fri 20:00-07:00 Europe/Berlin, Sat-Sun 00:00-24:00 Europe/Berlin`."""
+    priority: int | None = None
+    """Sent as `priority` in each line, which vLLM obeys with `--scheduling-policy priority`: a greater number
+    waits for a smaller one. Other servers may refuse it."""
+    gauges: bool = True
+    """Read the server's `/metrics` to find the concurrency and to give way to its other users."""
     requests_per_minute: Annotated[int, Field(ge=0)] = 0
     """Attempts started in a minute, over all workers; 0 sets no limit."""
     tokens_per_minute: Annotated[int, Field(ge=0)] = 0
@@ -80,6 +97,12 @@ class UpstreamSettings(Section):
         """Raises ValueError when the values contradict each other."""
         if not _NAME.fullmatch(self.name):
             raise ValueError(f"the name {self.name!r} may hold letters, digits, '_', '.' and '-' only")
+        if self.concurrency != "auto" and self.max_concurrency != MAX_CONCURRENCY:
+            raise ValueError("max_concurrency has no effect with a fixed concurrency; leave one of them out")
+        if self.quiet_hours is not None:
+            if self.share == 1:
+                raise ValueError("quiet_hours has no effect with share 1; set share to the part for the day")
+            QuietHours.parse(self.quiet_hours)
         unknown = [endpoint for endpoint in self.endpoints if endpoint not in ENDPOINTS]
         if unknown:
             raise ValueError(f"endpoints: {unknown[0]!r} is not one of {', '.join(ENDPOINTS)}")

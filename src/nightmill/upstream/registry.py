@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from nightmill.core.concurrency import Slots
+from nightmill.core.limit_state import Bounds
 from nightmill.core.loopback import is_loopback
 from nightmill.core.rate_limit import RateLimits
 from nightmill.core.routing import Offer
@@ -104,9 +105,10 @@ def start_upstream(
     def new_slots(model: str | None) -> Slots:
         return Slots(
             shared_name if model is None else f"{shared_name} model {model}",
-            concurrency_limit=settings.concurrency,
+            concurrency_limit=0 if settings.concurrency == "auto" else settings.concurrency,
             ttl_s=worker.lease_ttl_s,
             ask_every_s=_REQUEST_BEATS * worker.beat_s,
+            bounds=Bounds(most=settings.max_concurrency) if settings.concurrency == "auto" else None,
         )
 
     return UpstreamRuntime(
@@ -119,6 +121,7 @@ def start_upstream(
         attempt_timeout_s=settings.timeout_s,
         max_attempts=settings.max_attempts,
         weight=settings.weight,
+        priority=settings.priority,
     )
 
 
