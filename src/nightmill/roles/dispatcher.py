@@ -14,20 +14,19 @@ once for many lines. For each line no task, timer or future is made.
 import asyncio
 import math
 from collections.abc import Callable, Iterator, Mapping
-from itertools import count
-from typing import Final, assert_never
+from typing import Final
 
 from nightmill.core.clocks import Clocks
 from nightmill.core.failure import Failure, FailureKind, failure_of, is_of_upstream_alone
 from nightmill.core.health import Held, Resumed
-from nightmill.core.json_text import ascii_string
-from nightmill.core.outcome import Answered, Broken, Outcome, TimedOut, TooLong, Unreachable
-from nightmill.core.output_line import OutputLine, answered, unanswered
+from nightmill.core.outcome import Answered, Outcome
+from nightmill.core.output_line import OutputLine
 from nightmill.core.retry import Expire, Retry, Settle, verdict
 from nightmill.parts import Parts
 from nightmill.roles.leased_segment import LeasedSegment
 from nightmill.roles.line_queues import LineQueue, LineQueues
 from nightmill.roles.model_lines import PendingLine
+from nightmill.roles.output_rows import OutputRows
 from nightmill.roles.slot_group import SlotGroup
 from nightmill.roles.supply import Supply
 from nightmill.roles.upstream_lines import UpstreamLines
@@ -38,7 +37,6 @@ from nightmill.upstream.registry import UpstreamRegistry, UpstreamRuntime
 _LONGEST_PAUSE_S: Final = 1.0
 _UNSERVED_GRACE_S: Final = 60.0
 """A model server that restarts may list no model for a while."""
-_UNREACHABLE: Final = "The model server could not be reached."
 
 
 class Dispatcher:
@@ -64,7 +62,7 @@ class Dispatcher:
         project_weights: Mapping[str, float] | None = None,
     ) -> None:
         self._parts = parts
-        self._request_prefix = request_prefix.encode()
+        self._rows = OutputRows(request_prefix)
         self._notify = notify
         self._emit = emit
         self._clock = clocks.wall
@@ -76,7 +74,6 @@ class Dispatcher:
         self.supply = Supply(self._queues, self.upstreams, monotonic=clocks.monotonic)
         self._turn = 0
         self._has_requested_lines = False
-        self._request_sequence = count()
 
         self._group: asyncio.TaskGroup | None = None
         self._sleeper: asyncio.Future[None] | None = None
@@ -277,7 +274,7 @@ class Dispatcher:
         rates = upstream.runtime.rates
         if not rates.are_set:
             return True
-        wait_s = rates.wait_s(now, share=upstream.share)
+        wait_s = rates.wait_s(now, share=upstream.slots.share)
         if wait_s > 0:
             self._wake_at(now + min(wait_s, _LONGEST_PAUSE_S), now)
         return wait_s <= 0
@@ -298,22 +295,15 @@ class Dispatcher:
     def _settle_unserved(self, now: float) -> None:
         """Settles the lines of models that no upstream serves, a while after all lists were known."""
         for queue in self._queues:
-            if not queue.unsent or not self.upstreams.unserved(queue.model, queue.endpoint):
-                queue.unserved_since = None
+            is_unserved = bool(queue.unsent) and self.upstreams.unserved(queue.model, queue.endpoint)
+            unserved_s = queue.unserved_s(now, is_unserved=is_unserved)
+            if not is_unserved:
                 continue
-            if queue.unserved_since is None:
-                queue.unserved_since = now
-            if now < queue.unserved_since + _UNSERVED_GRACE_S:
-                self._wake_at(queue.unserved_since + _UNSERVED_GRACE_S, now)
+            if unserved_s < _UNSERVED_GRACE_S:
+                self._wake_at(now + _UNSERVED_GRACE_S - unserved_s, now)
                 continue
             while (line := queue.next_line(now, self._clock)) is not None:
-                row = unanswered(
-                    line.segment.line_id(line.ordinal),
-                    line.request,
-                    code="model_not_found",
-                    message="No upstream of this server serves the model that the line names.",
-                )
-                line.segment.settle(line.ordinal, row)
+                line.segment.settle(line.ordinal, self._rows.unserved(line))
                 if not line.segment.in_flight and line.segment.is_over:
                     self._notify()
 
@@ -353,7 +343,7 @@ class Dispatcher:
         has_rates = rates.are_set
         last_answered: PendingLine | None = None
         for line, outcome in upstream.take_arrived():
-            row = self._row(line, outcome)
+            row = self._rows.row(line, outcome)
             if has_rates and row.usage is not None:
                 rates.correct(row.usage.total_tokens, charged_tokens=line.charged_tokens)
             if isinstance(outcome, Answered) and outcome.remaining is not None:
@@ -396,7 +386,7 @@ class Dispatcher:
         if failure.kind is FailureKind.REQUEST:
             upstream.answered(line, now)
             segment.settle(line.ordinal, row)
-            line.group.settled += 1
+            line.group.note_settled()
             return
         record = upstream.failed(line, failure, now=now, random=self._random())
         upstream.note_overload(line, failure, record)
@@ -418,36 +408,11 @@ class Dispatcher:
         match ruling:
             case Settle():
                 segment.settle(line.ordinal, row)
-                line.group.settled += 1
+                line.group.note_settled()
             case Retry(after_s) if segment.stopped_by is None:
                 upstream.retry(line, until=now + after_s)
             case Retry() | Expire():
                 segment.give_up()
-
-    def _row(self, line: PendingLine, outcome: Outcome) -> OutputLine:
-        """The output line if the outcome is settled; without an error the answer can be used."""
-        request, segment = line.request, line.segment
-        line_id = segment.line_id(line.ordinal)
-        match outcome:
-            case Answered():
-                if outcome.request_id is None:
-                    request_id_json = b'"%b%08x"' % (self._request_prefix, next(self._request_sequence))
-                else:
-                    request_id_json = ascii_string(outcome.request_id)
-                return answered(
-                    line_id,
-                    request,
-                    endpoint=segment.lease.endpoint,
-                    status=outcome.status,
-                    request_id=request_id_json,
-                    body=outcome.body,
-                )
-            case TimedOut() | Broken() | TooLong():
-                return unanswered(line_id, request, code=outcome.code, message=outcome.message)
-            case Unreachable():
-                return unanswered(line_id, request, code="upstream_unreachable", message=_UNREACHABLE)
-            case _:
-                assert_never(outcome)
 
     def _emit_change(self, runtime: UpstreamRuntime, model: str | None, change: Held | Resumed) -> None:
         match change:

@@ -121,10 +121,9 @@ class LineQueue:
         segments: segments of which every line is for the model.
         sorted_lines: lines of segments with several models, and lines that an upstream gave back.
         upstreams: those that serve the model.
-        unserved_since: monotonic time since which no upstream serves the model; None while one does, or may.
     """
 
-    __slots__ = ("endpoint", "model", "segments", "sorted_lines", "unserved_since", "upstreams")
+    __slots__ = ("_unserved_since", "endpoint", "model", "segments", "sorted_lines", "upstreams")
 
     def __init__(self, model: str | None, endpoint: str, segments: SegmentQueue) -> None:
         self.model = model
@@ -132,12 +131,25 @@ class LineQueue:
         self.segments = segments
         self.sorted_lines: deque[PendingLine] = deque()
         self.upstreams: tuple[UpstreamLines, ...] = ()
-        self.unserved_since: float | None = None
+        self._unserved_since: float | None = None
 
     @property
     def unsent(self) -> int:
         """Lines that wait."""
         return self.segments.unsent + len(self.sorted_lines)
+
+    def route_to(self, upstreams: tuple["UpstreamLines", ...]) -> None:
+        """Records which upstreams serve the model."""
+        self.upstreams = upstreams
+
+    def unserved_s(self, now: float, *, is_unserved: bool) -> float:
+        """Seconds since which no upstream serves the model; 0 while one does, or may."""
+        if not is_unserved:
+            self._unserved_since = None
+            return 0.0
+        if self._unserved_since is None:
+            self._unserved_since = now
+        return now - self._unserved_since
 
     def is_held(self, now: float) -> bool:
         """Whether no upstream takes a line of the model now, whatever its slots."""
@@ -257,7 +269,7 @@ class LineQueues:
         queue = self._queues.get(key)
         if queue is None:
             queue = self._queues[key] = LineQueue(model, endpoint, self._new_segments())
-            queue.upstreams = self._serving(model, endpoint)
+            queue.route_to(self._serving(model, endpoint))
             self._of_model.setdefault(model, []).append(queue)
             self._version += 1
         return queue
@@ -284,7 +296,7 @@ class LineQueues:
     def reroute(self) -> None:
         """Asks again which upstreams serve each queue."""
         for queue in self._queues.values():
-            queue.upstreams = self._serving(queue.model, queue.endpoint)
+            queue.route_to(self._serving(queue.model, queue.endpoint))
         self._version += 1
 
     def drop_empty(self, *, is_wanted: Callable[[str | None], bool]) -> None:

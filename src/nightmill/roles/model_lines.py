@@ -73,7 +73,7 @@ class PendingLine(msgspec.Struct, eq=False, gc=False):
         self.failed_at = (*self.failed_at, upstream)
         self.model_lines = None
         if self.record is not None:
-            self.record.has_moved = True
+            self.record = msgspec.structs.replace(self.record, has_moved=True)
 
 
 class ModelLines:

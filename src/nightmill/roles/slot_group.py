@@ -4,6 +4,8 @@ from typing import Final
 
 from nightmill.core.batch import Usage
 from nightmill.core.concurrency import Slots
+from nightmill.core.engine_gauges import EngineGauges
+from nightmill.upstream.registry import UpstreamRuntime
 
 
 class SlotGroup:
@@ -44,6 +46,18 @@ class SlotGroup:
         """How many attempts may start now."""
         return self.slots.limit(now) - self.in_flight
 
+    def note_start(self) -> None:
+        """Notes that an attempt starts."""
+        self.in_flight += 1
+
+    def note_end(self) -> None:
+        """Notes that an attempt has ended."""
+        self.in_flight -= 1
+
+    def note_settled(self) -> None:
+        """Notes a line that was settled without a result."""
+        self.settled += 1
+
     def note_answer(self, usage: Usage | None, duration_s: float) -> None:
         """Notes an answered line."""
         tokens = 0 if usage is None else usage.total_tokens
@@ -59,6 +73,48 @@ class SlotGroup:
             self._settled_ahead = int((self.settled - self._rate_count) / elapsed_s * ahead_s)
             self._rate_since, self._rate_count = now, self.settled
         return 2 * max(1, self.slots.limit(now), self._settled_ahead)
+
+
+class SlotGroups:
+    """The groups of one upstream: one for each model with a limit of its own, and one for all others."""
+
+    __slots__ = ("_gauges", "_groups")
+
+    def __init__(self) -> None:
+        self._groups: dict[str | None, SlotGroup] = {}
+        self._gauges: EngineGauges | None = None
+
+    @property
+    def groups(self) -> list[SlotGroup]:
+        return list(self._groups.values())
+
+    def of(self, runtime: UpstreamRuntime, model: str | None) -> SlotGroup:
+        """The attempts that share slots with those of a model that lines name."""
+        sent = runtime.sent_model(model)
+        key = sent if sent in runtime.limited_models else None
+        group = self._groups.get(key)
+        if group is None:
+            group = self._groups[key] = SlotGroup(runtime.slots_of(key), key)
+        return group
+
+    @property
+    def share(self) -> float:
+        """This worker's part of the upstream's rate limits, from 0 to 1."""
+        return max(group.slots.share for group in self._groups.values())
+
+    def note_gauges(self, gauges: EngineGauges | None) -> None:
+        """Notes a new reading of the engine's gauges."""
+        self._gauges = gauges
+
+    def take_gauges(self, group: SlotGroup) -> EngineGauges | None:
+        """The newest reading that was not taken before, for the slots of a group.
+
+        The gauges count the requests for all models, so they say nothing about one of several groups.
+        """
+        if any(other.in_flight for other in self._groups.values() if other is not group):
+            return None
+        gauges, self._gauges = self._gauges, None
+        return gauges
 
 
 NO_GROUP: Final = SlotGroup(Slots("", concurrency_limit=1, ttl_s=0.0, ask_every_s=0.0))

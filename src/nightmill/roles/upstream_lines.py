@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Final
 
-from nightmill.core.engine_gauges import EngineGauges
 from nightmill.core.failure import Failure, FailureKind, failure_of
 from nightmill.core.health import Health, Held, LineRecord, Resumed
 from nightmill.core.outcome import Answered, Outcome
@@ -19,7 +18,7 @@ from nightmill.core.sent_body import with_model, with_priority
 from nightmill.roles.cheap_request import CheapRequest
 from nightmill.roles.leased_segment import LeasedSegment
 from nightmill.roles.model_lines import ModelLines, PendingLine
-from nightmill.roles.slot_group import SlotGroup
+from nightmill.roles.slot_group import SlotGroup, SlotGroups
 from nightmill.upstream import Attempts, attempts_of
 from nightmill.upstream.registry import UpstreamRuntime
 
@@ -37,6 +36,7 @@ class UpstreamLines:
 
     Attributes:
         runtime: the upstream; replaced when its setting changes.
+        slots: its attempts by the slots that they share.
         models: the models with which something is wrong.
         is_calm: whether nothing is wrong with the upstream or any model; then lines may start without a look
             at their model.
@@ -46,8 +46,6 @@ class UpstreamLines:
         "_arrived",
         "_arrived_probes",
         "_attempts",
-        "_gauges",
-        "_groups",
         "_in_flight",
         "_newest_answered_start",
         "_on_arrival",
@@ -58,6 +56,7 @@ class UpstreamLines:
         "is_calm",
         "models",
         "runtime",
+        "slots",
     )
 
     def __init__(
@@ -75,8 +74,7 @@ class UpstreamLines:
         self._on_change = on_change
         self._in_flight: set[PendingLine] = set()
         self._probes: set[CheapRequest] = set()
-        self._gauges: EngineGauges | None = None
-        self._groups: dict[str | None, SlotGroup] = {}
+        self.slots = SlotGroups()
         self._newest_answered_start = -math.inf
         self._arrived: list[tuple[PendingLine, Outcome]] = []
         self._arrived_probes: list[tuple[CheapRequest, Outcome]] = []
@@ -87,6 +85,10 @@ class UpstreamLines:
         self._attempts = attempts_of(self.runtime.client, group=group)
         self._start = self._attempts.start
         self.group_of(None)
+
+    def change(self, runtime: UpstreamRuntime) -> None:
+        """Takes over a change of the upstream's setting; the client is the same."""
+        self.runtime = runtime
 
     def leave(self) -> None:
         """Starts no attempt any more: the upstream was taken away."""
@@ -107,35 +109,11 @@ class UpstreamLines:
     @property
     def groups(self) -> list[SlotGroup]:
         """The attempts by their slots."""
-        return list(self._groups.values())
+        return self.slots.groups
 
     def group_of(self, model: str | None) -> SlotGroup:
         """The attempts that share slots with those of a model that lines name."""
-        sent = self.runtime.sent_model(model)
-        key = sent if sent in self.runtime.limited_models else None
-        group = self._groups.get(key)
-        if group is None:
-            group = self._groups[key] = SlotGroup(self.runtime.slots_of(key), key)
-        return group
-
-    def note_gauges(self, gauges: EngineGauges | None) -> None:
-        """Notes a new reading of the engine's gauges."""
-        self._gauges = gauges
-
-    def take_gauges(self, group: SlotGroup) -> EngineGauges | None:
-        """The newest reading that was not taken before, for the slots of a group.
-
-        The gauges count the requests for all models, so they say nothing about one of several groups.
-        """
-        if any(other.in_flight for other in self._groups.values() if other is not group):
-            return None
-        gauges, self._gauges = self._gauges, None
-        return gauges
-
-    @property
-    def share(self) -> float:
-        """This worker's part of the upstream's rate limits, from 0 to 1."""
-        return max(group.slots.share for group in self._groups.values())
+        return self.slots.of(self.runtime, model)
 
     def waiting(self, group: SlotGroup) -> int:
         """Lines of a group that wait to be sent again."""
@@ -183,7 +161,7 @@ class UpstreamLines:
             group: the `group_of` the line's model.
         """
         line.start(now, group)
-        group.in_flight += 1
+        group.note_start()
         if not self.is_calm:
             self._note_start(line, timeout_s, now)
         self._in_flight.add(line)
@@ -230,7 +208,7 @@ class UpstreamLines:
             self._whole.started(now)
             lines.note_start(None, now=now, timeout_s=0.0)
             started += 1
-            group.in_flight += 1
+            group.note_start()
             probe = CheapRequest(lines, group, endpoint, request, now)
             self._probes.add(probe)
             self._start(
@@ -325,7 +303,7 @@ class UpstreamLines:
             self._arrived = []
             self._in_flight.difference_update([line for line, _ in arrived])
             for line, _ in arrived:
-                line.group.in_flight -= 1
+                line.group.note_end()
         return arrived
 
     def note_newest_answer(self, started_at: float) -> None:
@@ -340,7 +318,7 @@ class UpstreamLines:
     def _answered(
         self, lines: ModelLines | None, record: LineRecord | None, *, started_at: float, now: float
     ) -> None:
-        limit = sum(group.slots.concurrency_limit for group in self._groups.values())
+        limit = sum(group.slots.concurrency_limit for group in self.groups)
         self._report(None, self._whole.answered(None, started_at=started_at, limit=limit, now=now))
         if lines is not None:
             limit = self.group_of(lines.model).slots.concurrency_limit
@@ -423,7 +401,7 @@ class UpstreamLines:
         arrived, self._arrived_probes = self._arrived_probes, []
         for probe, outcome in arrived:
             self._probes.discard(probe)
-            probe.group.in_flight -= 1
+            probe.group.note_end()
             lines = probe.model_lines
             lines.note_end(None)
             error = probe.error_in(outcome)
@@ -470,7 +448,7 @@ class UpstreamLines:
         for line in ended:
             self._in_flight.remove(line)
             self._attempts.give_up(line)
-            line.group.in_flight -= 1
+            line.group.note_end()
             self._note_end(line)
         return len(ended)
 

@@ -62,7 +62,7 @@ class UpstreamSet:
                 lines = UpstreamLines(runtime, on_arrival=self._on_arrival, on_change=self._on_change)
                 if group is not None:
                     lines.open(group)
-            lines.runtime = runtime
+            lines.change(runtime)
             current.append(lines)
         for lines in known.values():
             lines.leave()

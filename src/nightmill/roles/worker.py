@@ -135,7 +135,7 @@ class Worker:
         """Notes a new reading of the gauges of the upstream with a client."""
         for lines in self._dispatcher.upstreams:
             if lines.runtime.client is client:
-                lines.note_gauges(gauges)
+                lines.slots.note_gauges(gauges)
 
     def report_on(self, client: Upstream) -> UpstreamReport | None:
         """What is known of the upstream with a client; None without one."""
@@ -379,7 +379,7 @@ class Worker:
                         in_flight=group.in_flight,
                         wanted=wanted,
                         now=now,
-                        gauges=upstream.take_gauges(group),
+                        gauges=upstream.slots.take_gauges(group),
                     )
                     grant = await self._store.grants.request(request, ttl_s=self._settings.lease_ttl_s)
                     slots.take(grant, asked_at=now)
