@@ -8,7 +8,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.routing import Match
 
-from nightmill.api import batches, files, health, metrics, models, tenants, uploads
+from nightmill.api import batches, files, health, metrics, models, tenants, uploads, upstreams
 from nightmill.api.batches import windows_s
 from nightmill.api.context import ApiContext
 from nightmill.api.envelope import error_response, from_request_error, from_unavailable_error
@@ -48,6 +48,7 @@ def create_app(context: ApiContext) -> FastAPI:
     for router in (batches.router, files.router, uploads.router, models.router):
         app.include_router(router, prefix="/v1")
     app.include_router(tenants.router)
+    app.include_router(upstreams.router)
     app.include_router(health.router)
     app.include_router(metrics.router)
     app.openapi = describer(app, context.settings.limits)

@@ -1,0 +1,360 @@
+"""Upstreams at run time under `/nightmill/v1/upstreams`: list, add, change, pause, resume, drain, remove.
+
+All routes need an admin key. A change is stored, so it survives restarts, and every worker of the store
+applies it within seconds. A change that names a revision (`If-Match`, or `revision` in the body) is refused
+with 409 when the upstream was changed after that revision.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Final
+
+import msgspec
+from fastapi import APIRouter, Depends, Header, Request
+from pydantic import BaseModel, ConfigDict
+
+from nightmill.api.auth import Caller, CurrentActor, admin_required, caller_of
+from nightmill.api.body import read_json
+from nightmill.api.context import ApiContext, Context
+from nightmill.api.envelope import JsonResponse, echo
+from nightmill.api.upstream_wire import added_settings, changed_settings, reported_on_wire, upstream_on_wire
+from nightmill.core.api_key import Scope
+from nightmill.core.audit import Actor, AuditAction
+from nightmill.core.upstream_report import UpstreamReport
+from nightmill.core.upstream_setting import UpstreamSetting, UpstreamState
+from nightmill.errors import ConflictError, NotFoundError, RequestError
+from nightmill.settings.effective import (
+    EffectiveUpstream,
+    document_of,
+    effective_of,
+    invalid_settings,
+    managed_upstreams,
+)
+
+_REPORT_AGE_S: Final = 15.0
+"""Workers report every few seconds; an older report is of a worker that has stopped."""
+_ROUNDS: Final = 5
+"""How often a change that names no revision is tried while others change the same upstream."""
+
+
+async def _require_admin(caller: Annotated[Caller, Depends(caller_of)]) -> None:
+    if caller.scope is not Scope.ADMIN:
+        raise admin_required()
+
+
+router = APIRouter(
+    prefix="/nightmill/v1/upstreams", include_in_schema=False, dependencies=[Depends(_require_admin)]
+)
+
+IfMatch = Annotated[str | None, Header()]
+
+
+class _Fields(BaseModel):
+    """Any JSON object; `upstream_wire` checks its fields."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What a change makes of the stored setting."""
+
+    document: str | None
+    state: UpstreamState
+
+
+class _Known:
+    """What this server knows of all upstreams at one moment."""
+
+    def __init__(
+        self,
+        context: ApiContext,
+        stored: Sequence[UpstreamSetting],
+        reports: Mapping[str, list[UpstreamReport]],
+    ) -> None:
+        self.stored = {setting.name: setting for setting in stored}
+        self.effective = {upstream.name: upstream for upstream in effective_of(context.settings, stored)}
+        self.invalid = invalid_settings(stored)
+        self.reports = reports
+        self._in_settings = {upstream.name for upstream in context.settings.all_upstreams}
+
+    def names(self) -> list[str]:
+        """Those in effect, and then those that only workers know."""
+        reported = sorted(name for name in self.reports if self._is_only_reported(name))
+        return [*self.effective, *reported]
+
+    def revision(self, name: str) -> int:
+        return self.stored[name].revision if name in self.stored else 0
+
+    def on_wire(self, name: str) -> dict[str, Any]:
+        """Raises NotFoundError."""
+        reports = self.reports.get(name, [])
+        if name in self.effective:
+            return upstream_on_wire(self.effective[name], reports)
+        self.require(name)
+        state = self.stored[name].state if name in self.stored else UpstreamState.ACTIVE
+        return reported_on_wire(name, state=state, revision=self.revision(name), reports=reports)
+
+    def require(self, name: str) -> None:
+        """Raises NotFoundError when no upstream of that name is in effect, and no worker reports one."""
+        if name not in self.effective and not self._is_only_reported(name):
+            raise self._not_found(name)
+
+    def settings_to_change(self, name: str) -> EffectiveUpstream:
+        """Raises NotFoundError, or ConflictError when only workers have the settings."""
+        self.require(name)
+        if name not in self.effective:
+            message = (
+                f"The upstream '{name}' is in the settings of the workers that report it, which this server"
+                " does not know. Change it there."
+            )
+            raise ConflictError(message)
+        return self.effective[name]
+
+    def _is_only_reported(self, name: str) -> bool:
+        is_removed = name in self.stored and self.stored[name].state is UpstreamState.REMOVED
+        return name in self.reports and name not in self.effective and not is_removed
+
+    def _not_found(self, name: str) -> NotFoundError:
+        setting = self.stored.get(name)
+        shown = echo(name)
+        if setting is not None and setting.state is UpstreamState.REMOVED and name in self._in_settings:
+            message = f"The upstream '{shown}' was removed; a reset brings it back as the settings have it."
+        elif any(invalid.name == name for invalid in self.invalid):
+            message = (
+                f"This version can't read the settings of the upstream '{shown}'; remove it and add it again."
+            )
+        else:
+            message = f"There is no upstream '{shown}'."
+        return NotFoundError(message, param="name", code="upstream_not_found")
+
+
+@router.get("")
+async def list_upstreams(context: Context) -> JsonResponse:
+    known = await _known(context)
+    problems = [{"name": invalid.name, "message": invalid.reason} for invalid in known.invalid]
+    data = [known.on_wire(name) for name in known.names()]
+    return JsonResponse({"object": "list", "data": data, "problems": problems})
+
+
+@router.get("/{name}")
+async def get_upstream(name: str, context: Context) -> JsonResponse:
+    return _response(await _known(context), name)
+
+
+@router.post("")
+async def add_upstream(
+    request: Request, context: Context, by: CurrentActor, if_match: IfMatch = None
+) -> JsonResponse:
+    """Adds an upstream; one that was removed may be added again."""
+    fields, revision = await _body(request, context, if_match)
+    settings = added_settings(fields, defaults=context.settings.upstream)
+
+    def wanted(known: _Known) -> _Wanted:
+        if settings.name in known.names():
+            message = f"There is an upstream '{settings.name}' already; change it with PATCH."
+            raise ConflictError(message, param="name", code="upstream_exists")
+        return _Wanted(document_of(settings), UpstreamState.ACTIVE)
+
+    return await _change(
+        context, settings.name, wanted, action=AuditAction.UPSTREAM_ADDED, by=by, revision=revision
+    )
+
+
+@router.patch("/{name}")
+async def change_upstream(
+    name: str, request: Request, context: Context, by: CurrentActor, if_match: IfMatch = None
+) -> JsonResponse:
+    """Changes the fields of the body as a JSON merge patch."""
+    fields, revision = await _body(request, context, if_match)
+
+    def wanted(known: _Known) -> _Wanted:
+        before = known.settings_to_change(name)
+        if name in managed_upstreams(context.settings):
+            message = f"nightmill runs the upstream '{name}' itself; it can be paused, but not changed."
+            raise ConflictError(message, param="name")
+        after = changed_settings(before.settings, fields)
+        return _Wanted(document_of(after), before.state)
+
+    return await _change(context, name, wanted, action=AuditAction.UPSTREAM_CHANGED, by=by, revision=revision)
+
+
+@router.post("/{name}/pause")
+async def pause_upstream(
+    name: str, context: Context, by: CurrentActor, if_match: IfMatch = None
+) -> JsonResponse:
+    """No attempt starts; lines for its models wait."""
+    wanted = _with_state(name, UpstreamState.PAUSED)
+    revision = _revision_of(if_match)
+    return await _change(context, name, wanted, action=AuditAction.UPSTREAM_PAUSED, by=by, revision=revision)
+
+
+@router.post("/{name}/drain")
+async def drain_upstream(
+    name: str, context: Context, by: CurrentActor, if_match: IfMatch = None
+) -> JsonResponse:
+    """No attempt starts; other upstreams with the same models take its lines."""
+    wanted = _with_state(name, UpstreamState.DRAINING)
+    revision = _revision_of(if_match)
+    return await _change(context, name, wanted, action=AuditAction.UPSTREAM_DRAINED, by=by, revision=revision)
+
+
+@router.post("/{name}/resume")
+async def resume_upstream(
+    name: str, context: Context, by: CurrentActor, if_match: IfMatch = None
+) -> JsonResponse:
+    """Sends lines again after a pause or a drain."""
+    wanted = _with_state(name, UpstreamState.ACTIVE)
+    revision = _revision_of(if_match)
+    return await _change(context, name, wanted, action=AuditAction.UPSTREAM_RESUMED, by=by, revision=revision)
+
+
+@router.delete("/{name}")
+async def remove_upstream(
+    name: str, context: Context, by: CurrentActor, if_match: IfMatch = None
+) -> JsonResponse:
+    """Removes an upstream that was added, key included, or hides one of the settings until a reset."""
+
+    def wanted(known: _Known) -> _Wanted:
+        if not any(invalid.name == name for invalid in known.invalid):
+            known.require(name)
+        if name in managed_upstreams(context.settings):
+            message = f"nightmill runs the upstream '{name}' itself; pause it instead of removing it."
+            raise ConflictError(message, param="name")
+        return _Wanted(None, UpstreamState.REMOVED)
+
+    await _store(
+        context, name, wanted, action=AuditAction.UPSTREAM_REMOVED, by=by, revision=_revision_of(if_match)
+    )
+    return JsonResponse({"object": "upstream.deleted", "name": name, "deleted": True})
+
+
+@router.post("/{name}/reset")
+async def reset_upstream(
+    name: str, context: Context, by: CurrentActor, if_match: IfMatch = None
+) -> JsonResponse:
+    """Forgets every change at run time: the settings file holds again. An added upstream is removed."""
+    revision = _revision_of(if_match)
+    for _ in range(_ROUNDS):
+        known = await _known(context)
+        if name not in known.stored:
+            known.require(name)
+        _check_revision(known, name, revision)
+        if name not in known.stored:
+            return _response(known, name)
+        if await context.store.upstreams.forget(name, known.revision(name), by=by):
+            break
+    else:
+        raise _changed_meanwhile(name)
+    context.notify()
+    known = await _known(context)
+    if name in known.names():
+        return _response(known, name)
+    return JsonResponse({"object": "upstream.deleted", "name": name, "deleted": True})
+
+
+def _with_state(name: str, state: UpstreamState) -> Callable[[_Known], _Wanted]:
+    """The change to another state, with the same settings."""
+
+    def wanted(known: _Known) -> _Wanted:
+        known.require(name)
+        return _Wanted(known.stored[name].document if name in known.stored else None, state)
+
+    return wanted
+
+
+async def _change(
+    context: ApiContext,
+    name: str,
+    wanted: Callable[[_Known], _Wanted],
+    *,
+    action: AuditAction,
+    by: Actor,
+    revision: int | None,
+) -> JsonResponse:
+    await _store(context, name, wanted, action=action, by=by, revision=revision)
+    return _response(await _known(context), name)
+
+
+async def _store(
+    context: ApiContext,
+    name: str,
+    wanted: Callable[[_Known], _Wanted],
+    *,
+    action: AuditAction,
+    by: Actor,
+    revision: int | None,
+) -> None:
+    """Stores a change of the newest revision, or of the one that the client names.
+
+    Raises:
+        NotFoundError: there is no such upstream.
+        ConflictError: the upstream was changed after the revision, or does not allow the change.
+    """
+    for _ in range(_ROUNDS):
+        known = await _known(context)
+        change = wanted(known)
+        _check_revision(known, name, revision)
+        stored = await context.store.upstreams.put(
+            name,
+            document=change.document,
+            state=change.state,
+            revision=known.revision(name) or None,
+            action=action,
+            by=by,
+        )
+        if stored is not None:
+            context.notify()
+            return
+    raise _changed_meanwhile(name)
+
+
+async def _known(context: ApiContext) -> _Known:
+    stored = await context.store.upstreams.settings()
+    reports: dict[str, list[UpstreamReport]] = {}
+    for row in await context.store.upstreams.reports(max_age_s=_REPORT_AGE_S):
+        try:
+            report = msgspec.json.decode(row.document, type=UpstreamReport)
+        except msgspec.MsgspecError:
+            continue  # a worker of another version
+        reports.setdefault(row.upstream, []).append(report)
+    return _Known(context, stored, reports)
+
+
+async def _body(
+    request: Request, context: ApiContext, if_match: str | None
+) -> tuple[dict[str, Any], int | None]:
+    """The fields of the body, and the revision that the client names."""
+    read = await read_json(request, _Fields, settings=context.settings.api)
+    fields = dict(read.model_extra or {})
+    revision = fields.pop("revision", None)
+    if revision is not None and (isinstance(revision, bool) or not isinstance(revision, int)):
+        raise RequestError("Invalid 'revision': expected an integer.", param="revision", code="invalid_value")
+    return fields, _revision_of(if_match) if revision is None else revision
+
+
+def _revision_of(if_match: str | None) -> int | None:
+    if if_match is None or if_match.strip() == "*":
+        return None
+    text = if_match.strip().strip('"')
+    if not (text.isascii() and text.isdecimal() and len(text) < 19):
+        message = "Invalid header 'If-Match': expected the revision of the upstream."
+        raise RequestError(message, param="If-Match", code="invalid_value")
+    return int(text)
+
+
+def _check_revision(known: _Known, name: str, revision: int | None) -> None:
+    if revision is not None and revision != known.revision(name):
+        raise _changed_meanwhile(name)
+
+
+def _changed_meanwhile(name: str) -> ConflictError:
+    message = f"The upstream '{echo(name)}' was changed meanwhile. Read it again and repeat the change."
+    return ConflictError(message, param="revision", code="revision_conflict")
+
+
+def _response(known: _Known, name: str) -> JsonResponse:
+    content = known.on_wire(name)
+    response = JsonResponse(content)
+    response.headers["etag"] = f'"{content["revision"]}"'
+    return response
