@@ -152,7 +152,7 @@ async def add_upstream(
 
     def wanted(known: _Known) -> _Wanted:
         if settings.name in known.names():
-            message = f"There is an upstream '{settings.name}' already; change it with PATCH."
+            message = f"There is an upstream '{settings.name}' already; change that one."
             raise ConflictError(message, param="name", code="upstream_exists")
         return _Wanted(document_of(settings), UpstreamState.ACTIVE)
 

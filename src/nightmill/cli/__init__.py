@@ -25,6 +25,7 @@ from nightmill.cli import (
     screen,
     serve,
     torture,
+    upstreams,
     validate,
     work,
 )
@@ -62,6 +63,7 @@ app.command()(batches.cancel)
 app.add_typer(files.app, name="files")
 app.add_typer(keys.app, name="keys")
 app.add_typer(projects.app, name="projects")
+app.add_typer(upstreams.app, name="upstreams")
 app.add_typer(holds.app, name="hold")
 app.command()(reports.usage)
 app.command()(reports.audit)

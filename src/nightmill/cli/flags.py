@@ -1,12 +1,20 @@
 """Flags that several commands share, and the settings made from them."""
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
+from urllib.parse import urlsplit
 
 import typer
 
+from nightmill.errors import SetupError
+
 if TYPE_CHECKING:
     from nightmill.settings import Settings
+
+_NAMED: Final = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]*)=(.+)")
+"""`NAME=URL`; the `=` in the query of a plain URL follows a `:`."""
 
 Config = Annotated[
     Path | None, typer.Option("--config", metavar="FILE", help="A TOML file of settings (docs/settings.md).")
@@ -23,11 +31,12 @@ Endpoint = Annotated[
     typer.Option("--endpoint", metavar="PATH", help="The endpoint of every line [that of the first line]."),
 ]
 Upstream = Annotated[
-    str | None,
+    list[str] | None,
     typer.Option(
         "--upstream",
-        metavar="URL|auto",
-        help="The OpenAI-compatible server that answers, up to /v1; 'auto' finds the usual local ones.",
+        metavar="URL|NAME=URL|auto",
+        help="The OpenAI-compatible server that answers, up to /v1; again for another (docs/upstreams.md)."
+        " 'auto' finds the usual local ones.",
     ),
 ]
 UpstreamKey = Annotated[
@@ -74,18 +83,55 @@ LogLevel = Annotated[
 
 def upstream_tree(
     *,
-    upstream: str | None,
+    upstream: Sequence[str] | None,
     upstream_key: str | None,
     model: Path | None,
     emulate: bool,
     concurrency: int | None,
 ) -> dict[str, Any]:
-    """The flags that name an upstream, as a nested mapping of settings. None leaves a setting unchanged."""
+    """The flags that name upstreams, as a nested mapping of settings. None leaves a setting unchanged.
+
+    Raises:
+        SetupError: two upstreams have the same name.
+    """
+    url, several = _upstreams(upstream or ())
     return {
-        "upstream": {"url": upstream, "api_key": upstream_key, "concurrency": concurrency},
+        "upstream": {"url": url, "api_key": upstream_key, "concurrency": concurrency},
+        "upstreams": {name: {"url": of} for name, of in several.items()},
         "model": {"path": model},
         "emulator": {"enabled": True if emulate else None},
     }
+
+
+def _upstreams(given: Sequence[str]) -> tuple[str | None, dict[str, str]]:
+    """The URL of a lone upstream without a name, or else the URLs of all by name."""
+    named = [(found[1], found[2]) if (found := _NAMED.fullmatch(text)) else (None, text) for text in given]
+    match named:
+        case []:
+            return None, {}
+        case [(None, url)]:
+            return url, {}
+        case _:
+            urls: dict[str, str] = {}
+            for given_name, url in named:
+                name = given_name or _name_of(url)
+                if name in urls:
+                    raise SetupError(f"two upstreams are named {name!r}; use --upstream NAME=URL for each")
+                urls[name] = url
+            return None, urls
+
+
+def _name_of(url: str) -> str:
+    """`http://gpu-a:8000/v1` -> `gpu-a-8000`."""
+    try:
+        parts = urlsplit(url)
+        place = f"{parts.hostname or ''}-{parts.port or ''}"
+    except ValueError:
+        place = ""
+    name = re.sub(r"[^A-Za-z0-9_.]+", "-", place).strip("-._")
+    if not name:
+        raise SetupError("each --upstream needs a URL such as http://host:8000/v1, or NAME=URL")
+    return name
 
 
 def settings_of(flags: dict[str, Any], config: Path | None) -> "Settings":
