@@ -2,6 +2,8 @@
 
 import io
 import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import msgspec
 import pytest
@@ -25,6 +27,42 @@ def server(tmp_path, monkeypatch):
         monkeypatch.setenv("OPENAI_BASE_URL", f"{running.url}/v1")
         monkeypatch.setenv("OPENAI_API_KEY", "sk-none")
         yield running
+
+
+class ModelServer(BaseHTTPRequestHandler):
+    """Has one model, for the holder of the key."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        self.answer({"object": "list", "data": [{"id": "qwen3-8b", "object": "model"}]})
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.answer({"object": "chat.completion", "choices": [{"index": 0}]})
+
+    def answer(self, document):
+        is_known = self.path in ("/v1/models", "/v1/chat/completions")
+        status = 404 if not is_known else 200 if self.headers["Authorization"] == "Bearer sk-right" else 401
+        body = json.dumps(document if status == 200 else {"error": {"message": "no"}}).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def model_url():
+    with ThreadingHTTPServer(("127.0.0.1", 0), ModelServer) as running:
+        thread = threading.Thread(target=running.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"http://127.0.0.1:{running.server_port}/v1"
+        running.shutdown()
+        thread.join()
 
 
 @pytest.fixture
@@ -186,3 +224,35 @@ def test_values_become_json_by_the_kind_of_their_field():
     }
     with pytest.raises(RequestError):
         assigned(["weight.x=1"])
+
+
+def test_a_trial_of_an_upstream_says_what_is_wrong_and_what_works(server, upstreams, model_url, tmp_path):
+    upstreams("add", "box", model_url)
+    wrong = upstreams("test", "box")
+    assert wrong.code == 78
+    assert wrong.out.splitlines()[-1].startswith("failed  models      ")
+    assert "401" in wrong.out
+    assert wrong.err == "box cannot be used as it is\n"
+    (tmp_path / "key").write_text("sk-right")
+    upstreams("set", "box", "--key-file", tmp_path / "key")
+    right = upstreams("test", "box")
+    assert (right.code, right.err) == (0, "box can be used\n")
+    assert right.out.splitlines()[-1] == "ok      request     qwen3-8b answers /v1/chat/completions."
+    document = upstreams("test", "box", "--json").json
+    assert (document["object"], document["name"], document["is_usable"]) == ("upstream.test", "box", True)
+    assert "sk-right" not in right.out + json.dumps(document)
+
+
+def test_a_url_is_tried_without_a_server(nightmill, model_url, tmp_path):
+    (tmp_path / "key").write_text("sk-right")
+    tried = nightmill("upstreams", "test", "--url", model_url, "--key-file", tmp_path / "key")
+    assert (tried.code, tried.err) == (0, f"{model_url} can be used\n")
+    with_model = ("--model", "no-such-model")
+    assert nightmill("upstreams", "test", "--url", model_url, *with_model).code == 78
+    refused = nightmill("upstreams", "test", "--url", "http://127.0.0.1:1/v1", "--json")
+    assert (refused.code, refused.json["is_usable"]) == (78, False)
+
+
+def test_a_trial_needs_a_name_or_a_url(upstreams):
+    for words in ((), ("gpu-a", "--url", URL), ("gpu-a", "--model", "m"), ("gpu-a", "--key-file", "k")):
+        assert upstreams("test", *words).code == 2, words

@@ -19,6 +19,7 @@ from nightmill.settings import UpstreamSettings
 from nightmill.settings.effective import EffectiveUpstream
 from nightmill.settings.loading import revealed
 from nightmill.settings.upstreams import OWN_FIELDS
+from nightmill.upstream.diagnosis import Diagnosis
 from nightmill.upstream.target import target_of
 
 Tree = dict[str, Any]
@@ -196,6 +197,16 @@ def live_on_wire(reports: Sequence[UpstreamReport]) -> Tree | None:
         "listed_models_read_at": report.pop("models_read_at"),
     }
     return {"workers": len(reports), **report, **listed}
+
+
+def diagnosis_on_wire(name: str, diagnosis: Diagnosis) -> Tree:
+    """What was tried at an upstream, in order; `text` says what to do."""
+    return {
+        "object": "upstream.test",
+        "name": name,
+        "is_usable": diagnosis.is_usable,
+        "steps": [{"name": step.name, "is_ok": step.is_ok, "text": step.text} for step in diagnosis.steps],
+    }
 
 
 def shown_url(url: str | None) -> str | None:

@@ -1,4 +1,4 @@
-"""Upstreams at run time under `/nightmill/v1/upstreams`: list, add, change, pause, resume, drain, remove.
+"""Upstreams at run time under `/nightmill/v1/upstreams`: list, add, change, pause, drain, remove, try.
 
 All routes need an admin key. A change is stored, so it survives restarts, and every worker of the store
 applies it within seconds. A change that names a revision (`If-Match`, or `revision` in the body) is refused
@@ -17,7 +17,13 @@ from nightmill.api.auth import Caller, CurrentActor, admin_required, caller_of
 from nightmill.api.body import read_json
 from nightmill.api.context import ApiContext, Context
 from nightmill.api.envelope import JsonResponse, echo
-from nightmill.api.upstream_wire import added_settings, changed_settings, reported_on_wire, upstream_on_wire
+from nightmill.api.upstream_wire import (
+    added_settings,
+    changed_settings,
+    diagnosis_on_wire,
+    reported_on_wire,
+    upstream_on_wire,
+)
 from nightmill.core.api_key import Scope
 from nightmill.core.audit import Actor, AuditAction
 from nightmill.core.upstream_report import UpstreamReport
@@ -30,9 +36,12 @@ from nightmill.settings.effective import (
     invalid_settings,
     managed_upstreams,
 )
+from nightmill.upstream.diagnosis import diagnose
 
 _REPORT_AGE_S: Final = 15.0
 """Workers report every few seconds; an older report is of a worker that has stopped."""
+_TRIAL_TIMEOUT_S: Final = 60.0
+"""For each request of a trial; a server may load the model first."""
 _ROUNDS: Final = 5
 """How often a change that names no revision is tried while others change the same upstream."""
 
@@ -100,13 +109,13 @@ class _Known:
         if name not in self.effective and not self._is_only_reported(name):
             raise self._not_found(name)
 
-    def settings_to_change(self, name: str) -> EffectiveUpstream:
+    def settings_of(self, name: str) -> EffectiveUpstream:
         """Raises NotFoundError, or ConflictError when only workers have the settings."""
         self.require(name)
         if name not in self.effective:
             message = (
                 f"The upstream '{name}' is in the settings of the workers that report it, which this server"
-                " does not know. Change it there."
+                " does not know. Change or test it there."
             )
             raise ConflictError(message)
         return self.effective[name]
@@ -169,7 +178,7 @@ async def change_upstream(
     fields, revision = await _body(request, context, if_match)
 
     def wanted(known: _Known) -> _Wanted:
-        before = known.settings_to_change(name)
+        before = known.settings_of(name)
         if name in managed_upstreams(context.settings):
             message = f"nightmill runs the upstream '{name}' itself; it can be paused, but not changed."
             raise ConflictError(message, param="name")
@@ -251,6 +260,21 @@ async def reset_upstream(
     if name in known.names():
         return _response(known, name)
     return JsonResponse({"object": "upstream.deleted", "name": name, "deleted": True})
+
+
+@router.post("/{name}/test")
+async def try_upstream(name: str, context: Context) -> JsonResponse:
+    """Asks the upstream from this server and says what is wrong and what to do."""
+    settings = (await _known(context)).settings_of(name).settings
+    assert settings.url is not None
+    diagnosis = await diagnose(
+        settings,
+        url=settings.url,
+        models=settings.models or tuple(dict.fromkeys(settings.aliases.values())),
+        endpoints=settings.endpoints,
+        timeout_s=_TRIAL_TIMEOUT_S,
+    )
+    return JsonResponse(diagnosis_on_wire(name, diagnosis))
 
 
 def _with_state(name: str, state: UpstreamState) -> Callable[[_Known], _Wanted]:

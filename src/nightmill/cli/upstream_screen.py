@@ -49,6 +49,13 @@ def print_one(upstream: Tree) -> None:
             out(f"  {clean(model['advice'])}")
 
 
+def print_trial(found: Tree) -> None:
+    """One line for each step, and whether the upstream is usable."""
+    for step in found["steps"]:
+        out(f"{'ok' if step['is_ok'] else 'failed':6}  {clean(step['name']):10}  {clean(step['text'])}")
+    say(f"{found['name']} {'can be used' if found['is_usable'] else 'cannot be used as it is'}")
+
+
 def _live_fields(live: Tree) -> Iterator[tuple[str, str | None]]:
     yield "workers", str(live["workers"])
     yield "in flight", str(live["in_flight"])

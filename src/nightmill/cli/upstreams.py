@@ -1,4 +1,4 @@
-"""`nightmill upstreams`: list, add, change, pause, drain and remove the upstreams of a running server."""
+"""`nightmill upstreams`: list, add, change, pause, drain, remove and try upstreams of a running server."""
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -9,6 +9,7 @@ import typer
 from nightmill.cli import upstream_screen
 from nightmill.cli.assignments import assigned, secret_from
 from nightmill.cli.batches import BaseUrl, server
+from nightmill.cli.failures import ExitCode
 from nightmill.cli.screen import Json, out, out_json
 from nightmill.errors import RequestError
 
@@ -130,6 +131,52 @@ def reset(name: Name, base_url: BaseUrl = None, as_json: Json = False) -> None:
         out_json(done)
     else:
         out(f"{name} is removed" if done.get("deleted") else f"{name} is as in the settings file")
+
+
+@app.command()
+def test(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="The upstream's name.")] = None,
+    url: Annotated[
+        str | None, typer.Option("--url", metavar="URL", help="Try this URL from here, without a server.")
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", metavar="MODEL", help="With --url: a model to ask; repeatable."),
+    ] = None,
+    key_file: KeyFile = None,
+    base_url: BaseUrl = None,
+    as_json: Json = False,
+) -> None:
+    """Try an upstream, and say what is wrong and what to do. Sends one short request to each model."""
+    if (name is None) == (url is None):
+        raise RequestError("name an upstream of the server, or give --url URL")
+    if name is not None:
+        if model or key_file is not None:
+            raise RequestError("--model and --key-file go with --url; the server has those of its upstreams")
+        with _upstreams(base_url) as upstreams:
+            found = upstreams.do(name, "test")
+    else:
+        found = _tried_here(url or "", models=model or (), key_file=key_file)
+    if as_json:
+        out_json(found)
+    else:
+        upstream_screen.print_trial(found)
+    raise typer.Exit(ExitCode.OK if found["is_usable"] else ExitCode.SETUP)
+
+
+def _tried_here(url: str, *, models: Sequence[str], key_file: str | None) -> dict[str, Any]:
+    key = None if key_file is None else secret_from(key_file)
+    # Imported here: these take most of a second to import.
+    from pydantic import SecretStr
+
+    from nightmill.api.upstream_wire import diagnosis_on_wire, shown_url
+    from nightmill.client.local import finished
+    from nightmill.settings import UpstreamSettings
+    from nightmill.upstream.diagnosis import diagnose
+
+    settings = UpstreamSettings(api_key=None if key is None else SecretStr(key))
+    diagnosis = finished(diagnose(settings, url=url, models=models))
+    return diagnosis_on_wire(shown_url(url) or "the upstream", diagnosis)
 
 
 def _act(name: str, action: str, done: str, *, base_url: str | None, as_json: bool) -> None:
