@@ -48,3 +48,12 @@ async def test_a_nightmill_is_never_taken_for_a_model_server(tmp_path: Path, mon
             await upstreams.choose_upstream(settings, say=said.append)
     [left_out] = said
     assert left_out.startswith(f"left out http://127.0.0.1:{served.port}/v1: that is a nightmill")
+
+
+async def test_several_upstreams_are_used_as_they_are_named():
+    urls = {"a": {"url": "http://a/v1"}, "b": {"url": "http://b/v1"}}
+    settings = load(flags={"upstreams": urls}, environment={})
+    assert await upstreams.choose_upstream(settings, say=pytest.fail) == (settings, [])
+    emulating = load(flags={"upstreams": urls, "emulator": {"enabled": True}}, environment={})
+    with pytest.raises(SetupError, match="name one kind of upstream"):
+        await upstreams.choose_upstream(emulating, say=pytest.fail)

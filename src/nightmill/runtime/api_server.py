@@ -15,6 +15,7 @@ import uvicorn
 from nightmill.api.app import create_app
 from nightmill.api.connection import http_config
 from nightmill.api.context import ApiContext
+from nightmill.api.upstream_wire import shown_url
 from nightmill.runtime.components import Components
 from nightmill.runtime.process_setup import StopRequest, raise_open_file_limit
 from nightmill.runtime.steady_clock import steady_clock
@@ -74,7 +75,8 @@ async def serve_api(
         async with asyncio.TaskGroup() as group:
             group.create_task(drain_on_stop())
             exiting = group.create_task(exit_on_second_signal())
-            source = "what its workers ask" if url is None else url
+            urls = [shown_url(upstream.url) or "" for upstream in settings.all_upstreams]
+            source = " and ".join(urls) or "what its workers ask"
             say(f"nightmill listens on http://{shown}:{port}/v1 and answers from {source}")
             await server.serve(sockets=[listener])
             exiting.cancel()

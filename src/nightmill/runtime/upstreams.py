@@ -1,6 +1,6 @@
-"""Picks the upstream: a URL, a server found on this machine, a model file to serve, or the emulator.
+"""Picks the upstream: URLs, a server found on this machine, a model file to serve, or the emulator.
 
-Exactly one upstream is picked, and the emulator only where the settings name it. A program that is started as
+Exactly one of these is picked, and the emulator only where the settings name it. A program that is started as
 a child keeps its port over restarts.
 """
 
@@ -32,7 +32,7 @@ _LISTEN_POLL_S = 0.02
 async def choose_upstream(
     settings: Settings, *, say: Callable[[str], None]
 ) -> tuple[Settings, list[Program]]:
-    """Fills in the upstream's URL.
+    """Fills in the URL of a single upstream. Several upstreams have theirs already.
 
     Returns:
         The settings with the URL, and the programs that must run for the upstream.
@@ -41,7 +41,7 @@ async def choose_upstream(
         SetupError: none was named, more than one was, or `auto` found nothing.
     """
     asked = [
-        settings.upstream.url is not None,
+        bool(settings.all_upstreams),
         settings.model.path is not None,
         settings.emulator.enabled,
     ]
@@ -54,7 +54,7 @@ async def choose_upstream(
     if sum(asked) == 0:
         raise SetupError(NO_UPSTREAM)
     if sum(asked) > 1:
-        raise SetupError("name one upstream: a URL, a model file, or the emulator")
+        raise SetupError("name one kind of upstream: URLs, a model file, or the emulator")
     if settings.emulator.enabled:
         say("EMULATED: every answer is made up; no model is asked")
         port = free_port()
