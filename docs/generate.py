@@ -73,6 +73,21 @@ url = "http://127.0.0.1:8000/v1"
 completion_windows = ["24h", "2h"]
 ```
 
+Several [upstreams](upstreams.md) are `[[upstreams]]` with the fields of `[upstream]` and a name. The
+environment names one in capitals, with `_` for `-` and `.`: `NIGHTMILL_UPSTREAMS__GPU_A__API_KEY_FILE` sets
+the key of `gpu-a`.
+
+```toml
+[[upstreams]]
+name = "gpu-a"
+url = "http://gpu-a:8000/v1"
+
+[[upstreams]]
+name = "box"
+url = "http://box:11434/v1"
+weight = 0
+```
+
 Any name in the environment may end in `_FILE` and then names a file that holds the value. Use this for
 secrets: `NIGHTMILL_UPSTREAM__API_KEY_FILE=/run/secrets/upstream_key`. An unknown name stops the start with a
 message, so that a typing error is found at once.
@@ -93,7 +108,7 @@ line for lists. `nightmill --install-completion` installs completion for your sh
 machine and take their [settings](settings.md) from flags, then the environment (`NIGHTMILL_...`), then a
 file. `submit`, `list`, `show`, `watch`, `results`, `cancel` and `files` are a client of any OpenAI-compatible
 batch server: `OPENAI_BASE_URL` names it (by default `http://127.0.0.1:8080/v1`) and `OPENAI_API_KEY` is sent
-to it.
+to it. `upstreams` is a client of a nightmill server in the same way, with an admin key.
 """
 
 
