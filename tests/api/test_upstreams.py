@@ -286,6 +286,26 @@ def test_settings_of_a_newer_version_are_reported_and_can_be_removed(server):
     assert send(server, "GET").json()["problems"] == []
 
 
+def test_an_upstream_of_the_file_with_settings_of_a_newer_version_stays_paused_until_a_reset(server):
+    put = server.context.store.upstreams.put
+    document = json.dumps({"name": "gpu-a", "url": "http://new/v1", "of_a_newer_version": 1})
+    server.do(put("gpu-a", document=document, state=UpstreamState.ACTIVE, revision=None))
+    assert send(server, "GET", "/gpu-a").json()["state"] == "paused"
+    refused = send(server, "POST", "/gpu-a/resume")
+    assert refused.status == 409
+    assert "reset the upstream" in refused.error["message"]
+    assert send(server, "POST", "/gpu-a/reset").json()["state"] == "active"
+
+
+def test_a_url_of_the_file_that_cannot_be_used_is_changed_with_its_secrets(serve):
+    server = serve(settings={"upstreams": [{**FILE, "url": "http://me:query-secret@gpu-a/v1"}]})
+    assert send(server, "GET", "/gpu-a").json()["url"] == "http://gpu-a/v1"
+    right = {"url": "http://gpu-a/v1"}
+    assert send(server, "PATCH", "/gpu-a", right).error["param"] == "api_key"
+    again = {**right, "api_key": "sk-changed", "headers": None}
+    assert send(server, "PATCH", "/gpu-a", again).status == 200
+
+
 def test_every_change_is_in_the_audit_log(server):
     send(server, "POST", "", {**ADDED, "api_key": "sk-added"})
     send(server, "PATCH", "/box", {"weight": 2, "api_key": "sk-changed"})

@@ -145,8 +145,12 @@ def _tree_of(settings: UpstreamSettings) -> Tree:
     return cast("Tree", revealed(fields))
 
 
-def _address(settings: UpstreamSettings) -> tuple[str, str, int]:
-    target = target_of(settings.url or "", settings)
+def _address(settings: UpstreamSettings) -> tuple[str, str, int] | None:
+    """Scheme, host and port; None if the settings cannot be used, as a settings file may have them."""
+    try:
+        target = target_of(settings.url or "", settings)
+    except SetupError:
+        return None
     return target.scheme, target.host, target.port
 
 

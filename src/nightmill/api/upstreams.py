@@ -92,6 +92,10 @@ class _Known:
         reported = sorted(name for name in self.reports if self._is_only_reported(name))
         return [*self.effective, *reported]
 
+    def is_invalid(self, name: str) -> bool:
+        """Whether this version cannot read the stored settings of an upstream."""
+        return any(invalid.name == name for invalid in self.invalid)
+
     def revision(self, name: str) -> int:
         return self.stored[name].revision if name in self.stored else 0
 
@@ -129,7 +133,7 @@ class _Known:
         shown = echo(name)
         if setting is not None and setting.state is UpstreamState.REMOVED and name in self._in_settings:
             message = f"The upstream '{shown}' was removed; a reset brings it back as the settings have it."
-        elif any(invalid.name == name for invalid in self.invalid):
+        elif self.is_invalid(name):
             message = (
                 f"This version can't read the settings of the upstream '{shown}'; remove it and add it again."
             )
@@ -225,7 +229,7 @@ async def remove_upstream(
     """Removes an upstream that was added, key included, or hides one of the settings until a reset."""
 
     def wanted(known: _Known) -> _Wanted:
-        if not any(invalid.name == name for invalid in known.invalid):
+        if not known.is_invalid(name):
             known.require(name)
         if name in managed_upstreams(context.settings):
             message = f"nightmill runs the upstream '{name}' itself; pause it instead of removing it."
@@ -282,6 +286,12 @@ def _with_state(name: str, state: UpstreamState) -> Callable[[_Known], _Wanted]:
 
     def wanted(known: _Known) -> _Wanted:
         known.require(name)
+        if state is UpstreamState.ACTIVE and known.is_invalid(name):
+            message = (
+                f"This version can't read the stored settings of the upstream '{name}', so it stays paused."
+                " Update nightmill, or reset the upstream."
+            )
+            raise ConflictError(message, param="name")
         return _Wanted(known.stored[name].document if name in known.stored else None, state)
 
     return wanted

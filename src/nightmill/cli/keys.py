@@ -28,7 +28,7 @@ def create(
         str, typer.Option("--project", metavar="PROJECT", help="Files and batches are seen within it only.")
     ] = "default",
     admin: Annotated[
-        bool, typer.Option("--admin", help="It may also ask /nightmill/v1 about all projects.")
+        bool, typer.Option("--admin", help="It may also ask about all projects and change upstreams.")
     ] = False,
     folder: flags.Folder = None,
     config: flags.Config = None,
