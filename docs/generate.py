@@ -2,8 +2,9 @@
 
 settings.md comes from the docstrings of `nightmill.settings`, cli.md from the commands. In how-it-works.md
 the state graph comes from `nightmill.core.batch.TRANSITIONS`, and the picture of the packages from the layers
-that import-linter enforces. In faults.md the tables come from `nightmill.core.failure` and `core.probe`. A
-test fails when a part is not current, or when a setting has no docstring.
+that import-linter enforces. In faults.md the tables come from `nightmill.core.failure` and `core.probe`, in
+upstreams.md the table of rules from `core.limit_rules`. A test fails when a part is not current, or when a
+setting has no docstring.
 """
 
 import re
@@ -30,6 +31,7 @@ from nightmill.core.failure import (
     failure_of,
     kind_of,
 )
+from nightmill.core.limit_rules import LimitRule
 from nightmill.core.outcome import Broken, Outcome, TimedOut, TooLong, Unreachable
 from nightmill.core.probe import probe_body
 from nightmill.settings import PREFIX, Settings
@@ -300,15 +302,27 @@ def cheap_requests() -> str:
     return "\n".join(["| endpoint | body |", "|---|---|", *rows, ""])
 
 
+def limit_rules() -> str:
+    """A row for each rule of the adaptive concurrency limit."""
+    rows = [f"| `{rule.value}` | {rule.sentence} |" for rule in LimitRule]
+    return "\n".join(["| why | what it says |", "|---|---|", *rows, ""])
+
+
 def pages() -> dict[Path, str]:
     """Every page with a generated part, as it should be."""
-    parts = {"states": state_graph, "layers": layers, "statuses": statuses, "cheap_requests": cheap_requests}
+    parts = {
+        "states": state_graph,
+        "layers": layers,
+        "statuses": statuses,
+        "cheap_requests": cheap_requests,
+        "limit_rules": limit_rules,
+    }
 
     def printed(page: Path) -> str:
         text = page.read_text(encoding="utf-8")
         return PRINTED.sub(lambda found: found[1] + parts[found["part"]]() + found[3], text)
 
-    generated = [DOCS / "how-it-works.md", DOCS / "faults.md"]
+    generated = [DOCS / "how-it-works.md", DOCS / "faults.md", DOCS / "upstreams.md"]
     whole = {DOCS / "settings.md": settings_page(), DOCS / "cli.md": cli_page()}
     return whole | {page: printed(page) for page in generated}
 

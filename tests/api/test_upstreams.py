@@ -247,6 +247,8 @@ def test_what_workers_report_is_merged(server):
     by_model = {entry["model"]: entry for entry in live["per_model"]}
     why = by_model["qwen3-8b"]
     assert (why["limit"], why["rule"], why["advice"]) == (64, "hold: plateau", "raise --max-num-seqs")
+    assert why["why"] == "A higher limit brought no more goodput; the next try follows after a pause."
+    assert by_model["m"]["why"] is None
     assert by_model["m"]["held"]["reason"] == "503"
 
 

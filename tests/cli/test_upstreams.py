@@ -126,7 +126,8 @@ def test_one_upstream_is_shown_with_its_settings_and_its_reports(server, upstrea
     assert (fields["in flight"], fields["waiting"]) == ("40", "7")
     assert (fields["engine"], fields["engine running"]) == ("vllm", "60")
     assert "qwen3-8b: 40/64 in flight, hold: plateau" in shown
-    assert ADVICE in shown
+    assert "  A higher limit brought no more goodput" in shown
+    assert f"  {ADVICE}" in shown
     assert upstreams("show", "gpu-a", "--json").json["name"] == "gpu-a"
 
 

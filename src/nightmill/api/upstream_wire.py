@@ -12,6 +12,7 @@ from urllib.parse import parse_qsl, urlsplit
 import msgspec
 from pydantic import ValidationError
 
+from nightmill.core.limit_rules import LimitRule
 from nightmill.core.upstream_report import UpstreamReport, merged
 from nightmill.core.upstream_setting import UpstreamState
 from nightmill.errors import RequestError, SetupError
@@ -195,12 +196,26 @@ def live_on_wire(reports: Sequence[UpstreamReport]) -> Tree | None:
         return None
     report = cast("Tree", msgspec.to_builtins(merged(reports)))
     del report["upstream"]
+    for model in report["per_model"]:
+        model["why"] = _why(model["limit"], model["rule"])
     listed = {
         "reported_at": report.pop("at"),
         "listed_models": report.pop("models"),
         "listed_models_read_at": report.pop("models_read_at"),
     }
     return {"workers": len(reports), **report, **listed}
+
+
+def _why(limit: int | None, rule: str | None) -> str | None:
+    """A sentence on why the limit has its value; None where that is not known."""
+    if limit is None:
+        return None
+    if rule is None:
+        return "The settings fix the limit."
+    try:
+        return LimitRule(rule).sentence
+    except ValueError:
+        return None  # of a worker of another version
 
 
 def diagnosis_on_wire(name: str, diagnosis: Diagnosis) -> Tree:

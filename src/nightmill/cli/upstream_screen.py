@@ -45,8 +45,8 @@ def print_one(upstream: Tree) -> None:
     )
     for model in _models(upstream):
         out(f"{_model_name(model)}: {_share(model['in_flight'], model['limit'])} in flight, {_why(model)}")
-        if model["advice"]:
-            out(f"  {clean(model['advice'])}")
+        for sentence in filter(None, (model["why"], model["advice"])):
+            out(f"  {clean(sentence)}")
 
 
 def print_trial(found: Tree) -> None:
