@@ -26,6 +26,8 @@ ADDED = {"name": "box", "url": "http://box:11434/v1", "weight": 0.5}
 
 
 WRONG = [
+    ({"tls_key": "/k.pem"}, "tls_key", "Invalid 'tls_key': tls_key has no effect without tls_certificate."),
+    ({"quiet_hours": "22:00-06:00 Europe/Berlin"}, "quiet_hours", "Invalid 'quiet_hours': quiet_hours has"),
     ({"name": None}, "name", "Missing required parameter: 'name'."),
     ({"url": None}, "url", "Missing required parameter: 'url'."),
     ({"url": "auto"}, "url", "Invalid 'url': it must be a URL such as http://host:8000/v1."),

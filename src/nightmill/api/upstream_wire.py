@@ -30,6 +30,7 @@ REPORTED: Final = "workers"
 
 _SHOWN_OTHERWISE = {"name", "url", "api_key", "headers"}
 _SETTING_IN_MESSAGE = re.compile(r"upstream\.(\w+)")
+_FIELD_AT_START = re.compile(r"(?:the )?(\w+)")
 _FIELDS = UpstreamSettings.model_fields
 
 
@@ -135,8 +136,8 @@ def _invalid(error: ValidationError) -> RequestError:
             f"Unknown parameter: '{place[-1][:64]}'.{advice}", param=param, code="unknown_parameter"
         )
     said = first["msg"].removeprefix("Value error, ")
-    if param is None:
-        param = next((name for name in _FIELDS if said.startswith((f"{name}:", f"the {name} "))), None)
+    if param is None and (named := _FIELD_AT_START.match(said)) and named[1] in _FIELDS:
+        param = named[1]
     message = f"Invalid '{param}': {said}." if param else f"Invalid upstream: {said}."
     return RequestError(message, param=param, code="invalid_value")
 
