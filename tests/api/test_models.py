@@ -6,7 +6,7 @@ import time
 import openai
 import pytest
 
-from nightmill.api.models import parse_models
+from nightmill.upstream.model_list import ListedModel, parse_models
 
 OLLAMA = {
     "object": "list",
@@ -89,6 +89,4 @@ def test_models_named_in_settings_are_the_list(serve):
 
 def test_entries_that_are_not_models_are_omitted():
     entries = [1, None, {}, {"id": 5}, {"id": ""}, {"id": "m", "created": 1.5, "owned_by": None}]
-    assert parse_models(answer_of({"data": entries})) == [
-        {"id": "m", "object": "model", "created": 0, "owned_by": "upstream"}
-    ]
+    assert parse_models(answer_of({"data": entries})) == [ListedModel("m")]

@@ -194,7 +194,7 @@ async def test_intake_does_no_work_for_each_line(tmp_path: Path, monkeypatch: py
             await components.intake().turn()
         assert await status(components) is Status.IN_PROGRESS
     assert_at_most(
-        found, {"statements": 12, "transactions": 4, "syncs": 6, "writes": 3, "trips to a thread": 20}
+        found, {"statements": 15, "transactions": 5, "syncs": 6, "writes": 3, "trips to a thread": 21}
     )
 
 

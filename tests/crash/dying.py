@@ -73,7 +73,7 @@ async def turn(role: str, settings: Settings) -> None:
     }
     try:
         if role == "intake":
-            await Intake(**shared, options=intake_options(settings), clock=time.time).turn()
+            await Intake(**shared, options=intake_options(settings, store=store), clock=time.time).turn()
         else:
             clocks = Clocks(wall=time.time, monotonic=time.monotonic, random=lambda: 0.5)
             joiner = Joiner(store=store, blobs=blobs, parts=parts, monotonic=time.monotonic)

@@ -173,7 +173,7 @@ class Mill:
         return Intake(
             store=self.store,
             blobs=self.blobs,
-            options=intake_options(self.settings),
+            options=intake_options(self.settings, store=self.store),
             worker_id=WorkerId("intake_1"),
             notifier=self.notifier,
             emit=self.events.append,

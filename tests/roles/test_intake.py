@@ -55,7 +55,9 @@ def intake(mill: Any, *, blobs: Any = None, name: str = "intake_1", **flags: Any
     return Intake(
         store=mill.store,
         blobs=blobs or mill.blobs,
-        options=intake_options(load(flags={"worker": {"lines_per_segment": 5}, **flags}, environment={})),
+        options=intake_options(
+            load(flags={"worker": {"lines_per_segment": 5}, **flags}, environment={}), store=mill.store
+        ),
         worker_id=WorkerId(name),
         notifier=mill.notifier,
         emit=mill.events.append,

@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 
 from nightmill.core.routing import Offer, Routes
 
-
 CHAT, EMBEDDINGS = "/v1/chat/completions", "/v1/embeddings"
 
 

@@ -76,6 +76,8 @@ class OfferedModels:
 async def offered_models(store: Store, settings: Settings) -> OfferedModels:
     """What is offered now. The reports are read only if the settings leave a model open."""
     upstreams = effective_of(settings, await store.upstreams.settings())
+    if not upstreams:  # the URL may be known to the workers only
+        upstreams = [EffectiveUpstream(settings.upstream)]
     if all(upstream.settings.models for upstream in upstreams) or len(upstreams) < 2:
         return OfferedModels(upstreams, {})
     return OfferedModels(upstreams, await read_reports(store))

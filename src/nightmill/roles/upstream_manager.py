@@ -27,7 +27,7 @@ from nightmill.upstream.registry import UpstreamRegistry, shared_name
 _LOOK_S = 1.0
 _FIRST_LISTS_S = 3.0
 _REPORT_S = 2.0
-_QUIET_REPORT_S = 20.0
+_QUIET_REPORT_S = 8.0
 
 
 class UpstreamManager:

@@ -24,7 +24,8 @@ class UpstreamReporter:
 
     def report_on(self, upstream: UpstreamLines) -> UpstreamReport:
         now = self._monotonic()
-        entries = {group.model: self._entry(group, now) for group in upstream.groups}
+        groups = [group for group in upstream.groups if group.settled or group.in_flight]
+        entries = {group.model: self._entry(group, now) for group in groups or upstream.groups[:1]}
         for model, held in upstream.held:
             shown = shown_model(model)
             entry = entries.get(shown) or ModelReport(shown)
