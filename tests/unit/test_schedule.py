@@ -3,14 +3,16 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nightmill.core.answer_work import UNKNOWN_ANSWER_WORK
+from nightmill.core.batch import HIGHEST_PRIORITY, LOWEST_PRIORITY
 from nightmill.core.schedule import (
     BATCH_ORDER,
-    LINE_WORK,
+    LEAST_TURN_SHARE,
     NEAR_DEADLINE_S,
     NEAR_DEADLINE_SHARE,
     PARALLEL_BATCHES,
@@ -18,9 +20,11 @@ from nightmill.core.schedule import (
     Candidates,
     FairQueue,
     OpenBatch,
+    in_sending_order,
     preferred_batches,
     spread,
 )
+from nightmill.core.segment import IndexedLine
 from nightmill.ids import BatchId, ProjectId
 
 _FAR = 1e9
@@ -32,11 +36,18 @@ class Lines:
 
     batch: OpenBatch
     unsent: int
-    line_work: float = LINE_WORK + 500.0
+    line_work: float = UNKNOWN_ANSWER_WORK + 500.0
 
 
-def batch(number: int, *, project: str = "a", deadline: float = _FAR, input_bytes: int = 1_000) -> OpenBatch:
-    return OpenBatch(BatchId(f"batch_{number}"), ProjectId(project), number, deadline, input_bytes)
+def batch(
+    number: int,
+    *,
+    project: str = "a",
+    deadline: float = _FAR,
+    input_bytes: int = 1_000,
+    priority: int = 0,
+) -> OpenBatch:
+    return OpenBatch(BatchId(f"batch_{number}"), ProjectId(project), number, deadline, input_bytes, priority)
 
 
 def send(queue: FairQueue[Lines], *, turns: int = 1_000_000, now: float = 0.0) -> list[tuple[BatchId, int]]:
@@ -127,7 +138,7 @@ weights = st.fixed_dictionaries({}, optional={name: st.sampled_from([0.25, 1.0, 
 
 def segments_of(load: list[tuple[str, int, float]], *, unsent: int) -> list[Lines]:
     return [
-        Lines(batch(number, project=project), unsent * factor, line_work=LINE_WORK + size)
+        Lines(batch(number, project=project), unsent * factor, line_work=UNKNOWN_ANSWER_WORK + size)
         for number, (project, factor, size) in enumerate(load)
     ]
 
@@ -175,6 +186,174 @@ def test_no_batch_starves_whatever_arrives_and_leaves(load, weights, arrivals):
     needed = 4 * rounds * (waiting + 4) * (1 + sum(weights.values()) + 4) / min([1.0, *weights.values()])
     late = send(queue, turns=math.ceil(needed))
     assert {segment.batch.id for segment in segments[: len(load)]} <= {batch_id for batch_id, _ in late}
+
+
+# --- priorities ---
+
+priorities = st.integers(LOWEST_PRIORITY, HIGHEST_PRIORITY)
+
+
+@given(st.lists(priorities, min_size=2, max_size=6), st.sampled_from([10.0, 1_500.0, 100_000.0]))
+def test_each_step_of_priority_doubles_the_share_down_to_the_least(given, line_work):
+    queue: FairQueue[Lines] = FairQueue()
+    segments = [
+        Lines(batch(number, priority=priority), 1 << 40, line_work=line_work)
+        for number, priority in enumerate(given)
+    ]
+    for segment in segments:
+        queue.add(segment)
+    shares = [max(LEAST_TURN_SHARE, 2.0 ** (priority - max(given))) for priority in given]
+    lines = Counter[str]()
+    for batch_id, count in send(queue, turns=4_000):
+        lines[batch_id] += count
+    rounds = [lines[f"batch_{number}"] * line_work / TURN_WORK / share for number, share in enumerate(shares)]
+    # The share is exact but for the line with which a turn ends, and the first turn.
+    for mine, share in zip(rounds, shares, strict=True):
+        assert abs(mine - max(rounds)) <= 3 + 2 * line_work / TURN_WORK / min(share, *shares)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("ab"), priorities), min_size=2, max_size=8),
+    st.lists(st.tuples(st.sampled_from("abc"), priorities, st.integers(1, 30)), max_size=60),
+    st.lists(st.tuples(st.integers(0, 7), priorities), max_size=10),
+)
+def test_no_batch_starves_at_any_priority(load, arrivals, changes):
+    """Whatever arrives, leaves and changes its priority, each batch is sent again after bounded work."""
+    queue: FairQueue[Lines] = FairQueue()
+    segments = [
+        Lines(batch(number, project=project, priority=priority), 1 << 40)
+        for number, (project, priority) in enumerate(load)
+    ]
+    for segment in segments:
+        queue.add(segment)
+    for number, (project, priority, unsent) in enumerate(arrivals, start=1_000):
+        queue.add(Lines(batch(number, project=project, priority=priority), unsent))
+        send(queue, turns=2)
+        for place, changed in changes[number % 3 :: 3]:
+            segment = segments[place % len(segments)]
+            segment.batch = replace(segment.batch, priority=changed)
+            queue.update_priorities()
+    send(queue, turns=100 * len(queue.batches))  # what arrived is done
+    late = Counter(batch_id for batch_id, _ in send(queue, turns=_turns_of_rounds(segments, rounds=40)))
+    assert {segment.batch.id for segment in segments} <= set(late)
+
+
+def _turns_of_rounds(segments: list[Lines], *, rounds: int) -> int:
+    """Turns of some rounds; a batch with the least share sends a line in about 12 rounds."""
+    projects = len({segment.batch.project_id for segment in segments})
+    return rounds * projects * len(segments) * 40
+
+
+@given(st.lists(priorities, min_size=1, max_size=6), priorities, st.integers(1, 400))
+def test_ten_lines_begin_in_the_next_turn_behind_a_million_of_any_priority(given, mine, turns):
+    queue: FairQueue[Lines] = FairQueue()
+    for number, priority in enumerate(given):
+        queue.add(Lines(batch(number, priority=priority), 1_000_000))
+    send(queue, turns=2 * len(given) + turns)  # each had its first turn
+    queue.add(Lines(batch(99, priority=mine), 10))
+    begun = send(queue, turns=2)
+    assert "batch_99" in {batch_id for batch_id, _ in begun}
+    assert all(lines * (UNKNOWN_ANSWER_WORK + 500.0) < 2 * TURN_WORK for _, lines in begun)
+
+
+def test_a_changed_priority_holds_from_the_next_turn_on():
+    queue: FairQueue[Lines] = FairQueue()
+    low, high = Lines(batch(1), 1_000_000), Lines(batch(2), 1_000_000)
+    for segment in (low, high):
+        queue.add(segment)
+    work = work_of(send(queue, turns=200), [low, high])
+    assert 0.9 < work["batch_1"] / work["batch_2"] < 1.1
+    high.batch = replace(high.batch, priority=3)
+    queue.update_priorities()
+    work = work_of(send(queue, turns=2_000), [low, high])
+    assert 7 < work["batch_2"] / work["batch_1"] < 9
+    assert queue.batches == [low.batch, high.batch]
+
+
+def test_priorities_of_one_project_cost_another_project_nothing():
+    queue: FairQueue[Lines] = FairQueue()
+    segments = [
+        Lines(batch(1, priority=10), 1_000_000),
+        Lines(batch(2, project="b", priority=-10), 1_000_000),
+    ]
+    for segment in segments:
+        queue.add(segment)
+    work = work_of(send(queue, turns=400), segments)
+    assert 0.9 < work["batch_1"] / work["batch_2"] < 1.1
+
+
+def test_a_batch_with_a_near_deadline_keeps_its_place_at_the_lowest_priority():
+    queue: FairQueue[Lines] = FairQueue()
+    queue.add(Lines(batch(1, deadline=10, priority=-10), 100))
+    queue.add(Lines(batch(2, priority=10), 100))
+    queue.update_priorities()
+    assert send(queue, turns=1)[0][0] == "batch_1"
+
+
+def test_leaving_and_joining_at_a_lower_priority_gains_nothing():
+    queue: FairQueue[Lines] = FairQueue()
+    queue.add(Lines(batch(0), 1 << 30))
+    small = Lines(batch(1), 20)
+    queue.add(small)
+    send(queue, turns=3)
+    assert small.unsent == 0
+    queue.add(Lines(batch(1, priority=-8), 40))
+    lines = Counter[str]()
+    for batch_id, count in send(queue, turns=30):
+        lines[batch_id] += count
+    assert 1 <= lines["batch_1"] <= 4
+
+
+# --- the work of answers ---
+
+
+def test_batches_share_by_work_that_is_learned_while_they_are_sent():
+    queue: FairQueue[Lines] = FairQueue()
+    long, short = Lines(batch(1), 1_000_000), Lines(batch(2), 1_000_000)
+    for segment in (long, short):
+        queue.add(segment)
+    lines = Counter[str]()
+    send(queue, turns=10)
+    long.line_work, short.line_work = 8_000.0, 1_000.0
+    for batch_id, count in send(queue, turns=1_000):
+        lines[batch_id] += count
+    assert 7.5 < lines["batch_2"] / lines["batch_1"] < 8.5
+
+
+# --- lines of a segment ---
+
+
+def indexed(*sizes: int) -> list[IndexedLine]:
+    return [IndexedLine(0, size, ordinal) for ordinal, size in enumerate(sizes)]
+
+
+def ordinals(lines: Sequence[IndexedLine]) -> list[int]:
+    return [line.ordinal for line in lines]
+
+
+def test_much_longer_lines_are_sent_first_and_the_others_in_the_order_of_the_input():
+    lines = indexed(100, 120, 90, 5_000, 110, 100, 399, 9_000, *[100] * 16)
+    assert ordinals(in_sending_order(lines))[:6] == [7, 3, 0, 1, 2, 4]
+    assert ordinals(in_sending_order(lines))[6:] == [5, 6, *range(8, 24)]
+
+
+@given(st.lists(st.integers(1, 100_000), max_size=200))
+def test_each_line_is_sent_once_and_at_most_one_in_eight_out_of_order(sizes):
+    lines = indexed(*sizes)
+    order = ordinals(in_sending_order(lines))
+    assert sorted(order) == list(range(len(sizes)))
+    moved = next((place for place in range(len(order)) if order[place:] == sorted(order[place:])), 0)
+    assert moved <= max(1, len(sizes) // 8)
+    if sizes and max(sizes) > 4 * sorted(sizes)[len(sizes) // 2]:
+        assert sizes[order[0]] == max(sizes)
+
+
+@given(st.lists(st.integers(100, 400), max_size=50))
+def test_lines_of_about_one_length_keep_the_order_of_the_input(sizes):
+    assert ordinals(in_sending_order(indexed(*sizes))) == list(range(len(sizes)))
+
+
+# --- deadlines ---
 
 
 @given(st.lists(st.integers(0, int(NEAR_DEADLINE_S)), min_size=1, max_size=5), st.integers(1, 5))
@@ -267,6 +446,33 @@ def test_a_worker_holds_a_bounded_number_of_batches_of_a_project(sizes):
         waiting = [it for it in waiting if it not in chosen]
     assert len(held) <= PARALLEL_BATCHES + 1 + 41
     assert len({it.id for it in held}) == len(held)
+
+
+@given(st.lists(st.tuples(priorities, st.sampled_from([1_000, 1_001])), min_size=1, max_size=300))
+def test_a_worker_holds_a_few_batches_of_each_priority(load):
+    waiting = [
+        batch(number, priority=priority, input_bytes=size) for number, (priority, size) in enumerate(load)
+    ]
+    held: list[OpenBatch] = []
+    while waiting:
+        highest = max(waiting, key=lambda it: (it.priority, -it.sequence))
+        oldest = min(waiting, key=lambda it: it.sequence)
+        chosen = preferred(offer([[highest, oldest]]), held)
+        if not chosen:
+            break
+        held += chosen
+        waiting = [it for it in waiting if it not in chosen]
+    assert max(Counter(it.priority for it in held).values()) <= PARALLEL_BATCHES + 1
+    best = max(priority for priority, _ in load)
+    assert sum(it.priority == best for it in held) >= min(
+        PARALLEL_BATCHES, sum(priority == best for priority, _ in load)
+    )
+
+
+def test_a_higher_priority_passes_held_batches_and_a_lower_one_does_not():
+    held = [batch(number) for number in range(PARALLEL_BATCHES)]
+    higher, lower = batch(50, priority=1), batch(51, priority=-1)
+    assert preferred(offer([[higher, lower]]), held) == [higher]
 
 
 def test_segments_are_spread_evenly_and_each_batch_gets_one():

@@ -17,6 +17,7 @@ class AuditAction(StrEnum):
     UPLOAD_CANCELLED = "upload.cancelled"
     BATCH_CREATED = "batch.created"
     BATCH_CANCELLED = "batch.cancelled"
+    BATCH_PRIORITIZED = "batch.prioritized"
     KEY_CREATED = "key.created"
     KEY_REVOKED = "key.revoked"
     PROJECT_CHANGED = "project.changed"

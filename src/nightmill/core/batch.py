@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from types import MappingProxyType
+from typing import Final
 
 import msgspec
 
@@ -86,6 +87,9 @@ ENDPOINTS = (
     "/v1/videos",
 )
 
+LOWEST_PRIORITY: Final = -10
+HIGHEST_PRIORITY: Final = 10
+
 
 @dataclass(frozen=True, slots=True)
 class LineError:
@@ -149,6 +153,7 @@ class Batch:
     file and stays readable when the file itself is deleted. `output_expires_after_s` counts from the
     creation of the output file, or is None for the server's default. `input_bytes` and `enqueued_tokens` (an
     estimate, 0 before `in_progress`) count against the project's limits until the batch has ended.
+    `priority` (`LOWEST_PRIORITY` to `HIGHEST_PRIORITY`) is compared with other batches of the project.
     """
 
     id: BatchId
@@ -169,6 +174,7 @@ class Batch:
     total: int = 0
     input_bytes: int = 0
     enqueued_tokens: int = 0
+    priority: int = 0
     tally: Tally = field(default_factory=Tally)
     in_progress_at: int | None = None
     finalizing_at: int | None = None

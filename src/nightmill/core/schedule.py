@@ -6,30 +6,40 @@ Where the order is decided:
     worker: Candidates, held batches ──preferred_batches──▶ batches to lease a segment of
     worker: leased segments ──FairQueue──▶ dispatcher ──▶ lines of a segment in the order of the index
 
-The model. The work of a line is its bytes plus `LINE_WORK`. The dispatcher sends lines in **turns**: a turn
-is some lines of one batch, about `TURN_WORK`. Turns are given by deficit round robin, first over the projects
-by weight, then over the batches of the project. A batch or project that is new has its first turn before the
-next turn of the others; while an older one waits, two first turns never follow each other. A batch whose
-deadline is within `NEAR_DEADLINE_S` leaves the round robin: such batches are sent in the order of their
-deadlines, and get `NEAR_DEADLINE_SHARE` of the work while other batches wait, all of it otherwise.
+The model. The work of a line is its bytes plus the expected work of its answer, which `AnswerWork` learns
+from the answers so far. The dispatcher sends lines in **turns**: a turn is some lines of one batch, about
+`TURN_WORK`. Turns are given by deficit round robin, first over the projects by weight, then over the batches
+of the project by priority. A batch or project that is new has its first turn before the next turn of the
+others; while an older one waits, two first turns never follow each other. A batch whose deadline is within
+`NEAR_DEADLINE_S` leaves the round robin: such batches are sent in the order of their deadlines, and get
+`NEAR_DEADLINE_SHARE` of the work while other batches wait, all of it otherwise.
+
+A priority is compared with those of the other batches of the project only. The turns of the highest priority
+have the full `TURN_WORK`, and each step below halves it, down to `LEAST_TURN_SHARE`. So no turn is longer
+because of a priority, and no batch is without turns.
 
 A round robin is only over what is leased, so a worker looks about once a second, and soon after a
-notification, for batches that it holds no unsent line of. The store offers, for a few projects after those of
-the last look, the oldest and the smallest batch, and the batches with the nearest deadlines. Of these,
+notification, for batches that it holds no unsent line of. The same look reads the priorities of the held
+ones. The store offers, for a few projects after those of the last look, the oldest, the smallest, and the
+oldest batch of the highest priority, and the batches with the nearest deadlines. Of these,
 `preferred_batches` takes
 
 - the oldest batch of a project, if it is older than all that the worker holds of the project,
-- any batch while the worker holds fewer than `PARALLEL_BATCHES` of the project,
+- any batch while the worker holds fewer than `PARALLEL_BATCHES` of its priority or above of the project,
 - a batch at most half as large as every held one of the project: a small batch passes large ones,
 - a batch with a near deadline, if it is nearer than those of all held batches of the project.
 
-So, apart from near deadlines, a worker takes at most `PARALLEL_BATCHES` + 1 batches of a project, and one
-more for each time that the size halves. No batch starves: the looks go round the projects, the oldest batch
-of a project is held whenever it has waiting segments, each held batch has turns, and each batch becomes the
-oldest of its project.
+So, apart from near deadlines, a worker takes at most `PARALLEL_BATCHES` batches of each priority and one more
+of a project, and one more for each time that the size halves. No batch starves: the looks go round the
+projects, the oldest batch of a project is held whenever it has waiting segments, each held batch has turns,
+and each batch becomes the oldest of its project.
 
-What is left out: the length of answers is not estimated, and lines of a segment are sent in the order of the
-index, long or short.
+Within a segment, the few lines that are much longer than the others are sent first, so that they are not the
+last ones in flight (`in_sending_order`). The others keep the order of the index: neighbours often begin with
+the same text, which servers have in a cache. The order of the output does not depend on it.
+
+What is left out: segments of a batch are leased in the order of the index. The length of an answer is known
+for a batch or a model on average, never for a line.
 
 Failure handling: the order is only a preference. The deficits are in memory; after a restart all batches are
 new. Workers need no agreement: each is fair over what it holds. A preferred batch that another worker leased
@@ -39,10 +49,12 @@ segment to the waiting ones of its batch. No guarantee of answers or fences depe
 
 import math
 from collections import deque
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final, Generic, Protocol, TypeVar
 
+from nightmill.core.round_robin import Member, RoundRobin
+from nightmill.core.segment import IndexedLine
 from nightmill.ids import BatchId, ProjectId
 
 BATCH_ORDER: Final = ("sequence",)
@@ -52,16 +64,17 @@ order of creation."""
 STEP_ORDER: Final = ("sequence",)
 """As `BATCH_ORDER`, for the batches that intake and finalizer lease. Their index is by `sequence`."""
 
-LINE_WORK: Final = 1_024
-"""Work of a line beside its bytes: a short line has an answer too."""
 TURN_WORK: Final = 32 * 1_024
 """Work that a batch of a project with weight 1 may send in a turn; the last line may exceed it."""
 NEAR_DEADLINE_S: Final = 900
 NEAR_DEADLINE_SHARE: Final = 0.75
 PARALLEL_BATCHES: Final = 4
 """Batches of a project that a worker sends at the same time, whatever their size."""
+LEAST_TURN_SHARE: Final = 1 / 256
+"""Of a batch of low priority, compared with one of the highest priority."""
 
-_MOST_REMEMBERED: Final = 4_096
+_LONG_FACTOR: Final = 4
+_MOST_LONG: Final = 1 / 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +85,7 @@ class OpenBatch:
         sequence: grows with each batch that is created.
         deadline: Unix seconds.
         input_bytes: size of the input file; 0 if not known.
+        priority: a higher one gets more of the work of the project.
     """
 
     id: BatchId
@@ -79,6 +93,7 @@ class OpenBatch:
     sequence: int
     deadline: float
     input_bytes: int
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +102,16 @@ class Candidates:
 
     Args:
         near: the batches with the nearest deadlines.
-        by_project: for each project that was looked at, its oldest and its smallest batch.
+        by_project: for each project that was looked at, the oldest batch of its highest priority, its oldest
+            and its smallest one.
         next_after: the project after which the next look begins; empty for the first project.
+        priorities: of the batches that were passed over.
     """
 
     near: Sequence[OpenBatch]
     by_project: Sequence[Sequence[OpenBatch]]
     next_after: ProjectId
+    priorities: Mapping[BatchId, int] = field(default_factory=dict[BatchId, int])
 
 
 def preferred_batches(
@@ -139,7 +157,9 @@ def _by_importance(candidates: Candidates) -> Iterator[OpenBatch]:
 
 def _may_join(batch: OpenBatch, held: Sequence[OpenBatch], *, is_near: bool) -> bool:
     """Whether a batch may be sent beside the held ones of its project."""
-    if len(held) < PARALLEL_BATCHES or batch.sequence < min(other.sequence for other in held):
+    if sum(other.priority >= batch.priority for other in held) < PARALLEL_BATCHES:
+        return True
+    if batch.sequence < min(other.sequence for other in held):
         return True
     if is_near and batch.deadline < min(other.deadline for other in held):
         return True
@@ -152,6 +172,21 @@ def spread(count: int, batches: Sequence[OpenBatch]) -> list[tuple[OpenBatch, in
         return []
     each, more = divmod(max(count, len(batches)), len(batches))
     return [(batch, each + (place < more)) for place, batch in enumerate(batches)]
+
+
+def in_sending_order(lines: Sequence[IndexedLine]) -> Sequence[IndexedLine]:
+    """Lines of a segment: those much longer than most first, the longest before the others; at most one in
+    eight. The other lines keep their order.
+    """
+    sizes = sorted(line.length_bytes for line in lines)
+    if not sizes or sizes[-1] <= _LONG_FACTOR * sizes[len(sizes) // 2]:
+        return lines
+    most = max(1, int(len(sizes) * _MOST_LONG))
+    least_bytes = max(_LONG_FACTOR * sizes[len(sizes) // 2] + 1, sizes[-most])
+    long = [line for line in lines if line.length_bytes >= least_bytes]
+    long = sorted(long, key=lambda line: -line.length_bytes)[:most]
+    ordinals = {line.ordinal for line in long}
+    return [*long, *(line for line in lines if line.ordinal not in ordinals)]
 
 
 class Sendable(Protocol):
@@ -167,98 +202,10 @@ class Sendable(Protocol):
         ...
 
 
-class _Member:
-    """A project or a batch in a round robin.
-
-    Attributes:
-        deficit: work that may still be sent in this turn; below 0 after a turn that was too long.
-        turn_work: added to the deficit for each turn.
-    """
-
-    __slots__ = ("deficit", "key", "turn_work")
-
-    def __init__(self, key: Hashable, *, turn_work: float) -> None:
-        self.key = key
-        self.turn_work = self.deficit = turn_work
-
-
-_M = TypeVar("_M", bound=_Member)
 _S = TypeVar("_S", bound=Sendable)
 
 
-class _RoundRobin(Generic[_M]):
-    """Deficit round robin. A new member has its first turn before the next turn of the others.
-
-    A member that left with work above its turn is remembered, so that leaving and joining gains nothing.
-    """
-
-    __slots__ = ("_debts", "_is_first_turn_next", "_new", "_old")
-
-    def __init__(self) -> None:
-        self._new: deque[_M] = deque()
-        self._old: deque[_M] = deque()
-        self._is_first_turn_next = True
-        self._debts: dict[Hashable, float] = {}
-
-    def __len__(self) -> int:
-        return len(self._new) + len(self._old)
-
-    def join(self, member: _M) -> None:
-        debt = self._debts.pop(member.key, None)
-        if debt is None:
-            self._new.append(member)
-            return
-        member.deficit -= debt
-        self._old.append(member)
-
-    def leave(self, member: _M) -> None:
-        is_new = member in self._new
-        (self._new if is_new else self._old).remove(member)
-        self._is_first_turn_next = not is_new
-        self._debts[member.key] = max(0.0, member.turn_work - member.deficit)
-        if len(self._debts) > _MOST_REMEMBERED:
-            del self._debts[next(iter(self._debts))]
-
-    def next(self) -> _M:
-        """The member whose turn it is. There must be a member."""
-        if self._new and (self._is_first_turn_next or not self._old):
-            return self._new[0]
-        old = self._old
-        for _ in range(len(old)):
-            if old[0].deficit > 0:
-                return old[0]
-            old[0].deficit += old[0].turn_work
-            old.rotate(-1)
-        if old[0].deficit <= 0 and self._new:
-            return self._new[0]
-        # After lines of megabytes no member may send for many rounds: they are skipped in one step.
-        rounds = min(math.floor(-member.deficit / member.turn_work) for member in old)
-        for member in old:
-            member.deficit += max(0, rounds) * member.turn_work
-        while old[0].deficit <= 0:
-            old[0].deficit += old[0].turn_work
-            old.rotate(-1)
-        return old[0]
-
-    def charge(self, member: _M, work: float) -> None:
-        """`member` has sent. A member that is alone owes nothing to others."""
-        if len(self) == 1:
-            self._old.extend(self._new)
-            self._new.clear()
-            return
-        member.deficit -= work
-        if member.deficit > 0:
-            return
-        if self._new and member is self._new[0]:
-            self._new.popleft()
-            member.deficit += member.turn_work
-            self._old.append(member)
-            self._is_first_turn_next = False
-        else:
-            self._is_first_turn_next = True
-
-
-class _BatchTurns(_Member, Generic[_S]):
+class _BatchTurns(Member, Generic[_S]):
     __slots__ = ("batch", "project", "segments")
 
     def __init__(self, batch: OpenBatch, project: "_ProjectTurns[_S]") -> None:
@@ -268,13 +215,34 @@ class _BatchTurns(_Member, Generic[_S]):
         self.segments: deque[_S] = deque()
 
 
-class _ProjectTurns(_Member, Generic[_S]):
+class _ProjectTurns(Member, Generic[_S]):
     __slots__ = ("batches", "id")
 
     def __init__(self, project_id: ProjectId, *, weight: float) -> None:
         super().__init__(project_id, turn_work=TURN_WORK * weight)
         self.id = project_id
-        self.batches: _RoundRobin[_BatchTurns[_S]] = _RoundRobin()
+        self.batches: RoundRobin[_BatchTurns[_S]] = RoundRobin()
+
+    def join(self, turns: "_BatchTurns[_S]") -> None:
+        highest = max((other.batch.priority for other in self.batches), default=turns.batch.priority)
+        turns.turn_work = turns.deficit = _turn_work(turns.batch.priority, max(highest, turns.batch.priority))
+        self.batches.join(turns)
+        self.share()
+
+    def leave(self, turns: "_BatchTurns[_S]") -> None:
+        self.batches.leave(turns)
+        self.share()
+
+    def share(self) -> None:
+        """Gives each batch turns by its priority."""
+        highest = max((turns.batch.priority for turns in self.batches), default=0)
+        for turns in self.batches:
+            turns.turn_work = _turn_work(turns.batch.priority, highest)
+            turns.deficit = min(turns.deficit, turns.turn_work)
+
+
+def _turn_work(priority: int, highest: int) -> float:
+    return TURN_WORK * max(LEAST_TURN_SHARE, 2.0 ** (priority - highest))
 
 
 class FairQueue(Generic[_S]):
@@ -290,7 +258,7 @@ class FairQueue(Generic[_S]):
         self._weights = weights or {}
         self._batches: dict[BatchId, _BatchTurns[_S]] = {}
         self._projects: dict[ProjectId, _ProjectTurns[_S]] = {}
-        self._round_robin: _RoundRobin[_ProjectTurns[_S]] = _RoundRobin()
+        self._round_robin: RoundRobin[_ProjectTurns[_S]] = RoundRobin()
         self._near: dict[BatchId, _BatchTurns[_S]] = {}
         self._near_at = math.inf
         self._balance = 0.0  # above 0: batches with a near deadline have got less than their share
@@ -359,6 +327,13 @@ class FairQueue(Generic[_S]):
         turns.project.batches.charge(turns, work)
         self._round_robin.charge(turns.project, work)
 
+    def update_priorities(self) -> None:
+        """Takes over the priorities of the segments' batches, some of which have changed."""
+        for turns in self._batches.values():
+            turns.batch = turns.segments[0].batch
+        for project in self._projects.values():
+            project.share()
+
     def keep(self, is_kept: Callable[[_S], bool]) -> None:
         """Drops every segment for which `is_kept` is false."""
         self._drop([segment for segment in self if not is_kept(segment)])
@@ -384,11 +359,11 @@ class FairQueue(Generic[_S]):
         project = turns.project
         if not project.batches:
             self._round_robin.join(project)
-        project.batches.join(turns)
+        project.join(turns)
 
     def _leave(self, turns: _BatchTurns[_S]) -> None:
         project = turns.project
-        project.batches.leave(turns)
+        project.leave(turns)
         if not project.batches:
             self._round_robin.leave(project)
             del self._projects[project.id]

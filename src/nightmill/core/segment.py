@@ -1,10 +1,11 @@
 """Leases and fences: which worker may answer which lines, and how late writes are kept out. No I/O.
 
-The model. A batch's **line index** has one record of fixed size per request line, in the order in which lines
-are sent. The *ordinal* of a line is its place in the input, counted from 0 over request lines; blank lines do
-not count. A **segment** is a run of the index, some hundred lines, and the unit of lease; the line is the
-unit of answer. A **lease** is one worker's right to a segment until it expires. Its **token** grows by one
-each time the segment is leased. Answers go to a **part**, one append-only blob per segment and token.
+The model. A batch's **line index** has one record of fixed size per request line, in the order of the input;
+lines are sent in about this order (see `core.schedule`). The *ordinal* of a line is its place in the input,
+counted from 0 over request lines; blank lines do not count. A **segment** is a run of the index, some hundred
+lines, and the unit of lease; the line is the unit of answer. A **lease** is one worker's right to a segment
+until it expires. Its **token** grows by one each time the segment is leased. Answers go to a **part**, one
+append-only blob per segment and token.
 
     waiting ──leased, token + 1──▶ leased ──all lines answered──▶ done
        ▲                              │
@@ -143,7 +144,8 @@ class Lease:
         model: the batch's model; None if its lines name several.
         deadline: Unix seconds at which the batch expires.
         ttl_s: seconds until the lease expires unless it is renewed.
-        project_id: of the batch, as `batch_sequence` (grows with each batch) and `batch_bytes` (its input).
+        project_id: of the batch, as `batch_sequence` (grows with each batch), `batch_bytes` (its input) and
+            `priority`.
     """
 
     segment: Segment
@@ -159,6 +161,7 @@ class Lease:
     project_id: ProjectId = _NO_PROJECT
     batch_sequence: int = 0
     batch_bytes: int = 0
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,13 +6,15 @@ by the worker and the dispatcher, and change only through the methods of `Leased
 and what is written for it belong to `dispatcher`.
 """
 
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import replace
 
 from nightmill.blobs import Blobs
+from nightmill.core.answer_work import UNKNOWN_ANSWER_WORK, AnswerWork, work_of_answers
 from nightmill.core.batch import Status, Tally
 from nightmill.core.output_line import OutputLine
 from nightmill.core.request_line import RequestLine, slice_line
-from nightmill.core.schedule import LINE_WORK, OpenBatch
+from nightmill.core.schedule import OpenBatch, in_sending_order
 from nightmill.core.segment import (
     INDEX_RECORD_BYTES,
     IndexedLine,
@@ -22,7 +24,7 @@ from nightmill.core.segment import (
     unpack_lines,
 )
 from nightmill.errors import LeaseLost
-from nightmill.ids import output_line_id
+from nightmill.ids import BatchId, output_line_id
 from nightmill.parts import PartWriter
 
 
@@ -41,7 +43,7 @@ class LeasedSegment:
 
     Attributes:
         batch: the batch, as the order between batches sees it.
-        line_work: work of an average line, by which batches share the upstream.
+        line_work: work of an average line and its answer, by which batches share the upstream.
         unsent: lines that were never sent and may be.
         in_flight: lines that were taken and are neither settled nor given up.
         abandoned: lines that were given up.
@@ -52,9 +54,11 @@ class LeasedSegment:
 
     __slots__ = (
         "_earlier",
+        "_learned",
         "_line_id_start",
         "_lines",
         "_offset",
+        "_prompt_work",
         "_text",
         "abandoned",
         "batch",
@@ -86,9 +90,16 @@ class LeasedSegment:
         self.lease = lease
         self.batch_id = lease.segment.batch_id
         self.batch = OpenBatch(
-            self.batch_id, lease.project_id, lease.batch_sequence, lease.deadline, lease.batch_bytes
+            self.batch_id,
+            lease.project_id,
+            lease.batch_sequence,
+            lease.deadline,
+            lease.batch_bytes,
+            lease.priority,
         )
-        self.line_work = LINE_WORK + len(text) / max(1, len(lines))
+        self._prompt_work = max(1.0, len(text) / max(1, len(lines)))
+        self._learned = (0, 0.0)
+        self.line_work = self._prompt_work + UNKNOWN_ANSWER_WORK
         self.pinned = pinned
         self.confirmed_until = confirmed_until
         self.unsent = len(lines)
@@ -101,7 +112,7 @@ class LeasedSegment:
         self.writer = writer
         self._text = memoryview(text)
         self._offset = offset
-        self._lines = iter(lines)
+        self._lines = iter(in_sending_order(lines))
         self._line_id_start = output_line_id(self.batch_id, 0)[:-8].encode("ascii")
 
     @property
@@ -135,6 +146,27 @@ class LeasedSegment:
         """The durable answers so far."""
         tally = self._earlier.plus(self.writer.durable_tally)
         return SegmentReport(self.batch_id, self.lease.segment.number, self.lease.token, tally)
+
+    def learn(self, answer_work: AnswerWork) -> None:
+        """Adds the answers that became durable since the last call to what is known about answers, and takes
+        over what the next ones are expected to be."""
+        tally, part = self.writer.durable_tally, self.writer.pinned
+        # Failed lines report no tokens.
+        answers = tally.completed if tally.usage.total_tokens else tally.answered
+        work = work_of_answers(tally, 0 if part is None else part.length_bytes)
+        model = (self.lease.endpoint, self.lease.model)
+        learned_answers, learned_work = self._learned
+        self._learned = (answers, work)
+        answer_work.learn(
+            self.batch_id, model, answers=answers - learned_answers, work=max(0.0, work - learned_work)
+        )
+        self.line_work = self._prompt_work + answer_work.expected(self.batch_id, model)
+
+    def prioritize(self, priorities: Mapping[BatchId, int]) -> None:
+        """Takes over the priority of the batch if it is known and has changed."""
+        priority = priorities.get(self.batch_id, self.batch.priority)
+        if priority != self.batch.priority:
+            self.batch = replace(self.batch, priority=priority)
 
     def take(self) -> tuple[int, RequestLine]:
         """The ordinal and the text of the next unsent line, which is in flight from now on."""
