@@ -2,7 +2,9 @@
 
 import asyncio
 
-from nightmill.core.batch import Event
+import pytest
+
+from nightmill.core.batch import HIGHEST_PRIORITY, LOWEST_PRIORITY, Event
 from nightmill.core.schedule import NEAR_DEADLINE_S, Candidates, OpenBatch
 from nightmill.ids import ProjectId
 
@@ -25,6 +27,46 @@ async def test_the_oldest_and_the_smallest_batch_of_each_project_are_candidates(
     assert [_ids(batches) for batches in found.by_project] == [[oldest.id, smallest.id], [other.id]]
     assert found.by_project[1] == [OpenBatch(other.id, world.other_project, 5, other.expires_at, 7)]
     assert (found.near, found.next_after) == ([], "")
+
+
+async def test_the_oldest_batch_of_the_highest_priority_is_a_candidate(world, store):
+    await world.start(store, input_bytes=600)
+    await world.start(store, input_bytes=1, priority=-3)
+    highest = await world.start(store, input_bytes=900, priority=2)
+    await world.start(store, input_bytes=900, priority=2)
+    await world.start(store, project_id=world.other_project, priority=-10)
+    found = await _candidates(store)
+    assert [[it.priority for it in batches] for batches in found.by_project] == [[2, 0, -3], [-10]]
+    assert found.by_project[0][0].id == highest.id
+    below = await _candidates(store, passed_over=_ids(found.by_project[0]))
+    assert [it.priority for it in below.by_project[0]] == [2]
+
+
+async def test_a_look_reads_the_priorities_of_the_batches_that_are_passed_over(world, store):
+    held, other = await world.start(store), await world.start(store, priority=4)
+    await store.batches.prioritize(world.project, held.id, -7)
+    found = await _candidates(store, passed_over=[held.id])
+    assert found.priorities == {held.id: -7}
+    assert (await _candidates(store)).priorities == {}
+    leases = await store.segments.lease(world.worker, limit=0, ttl_s=30, preferred=[(other.id, 1)])
+    assert [lease.priority for lease in leases] == [4]
+
+
+async def test_the_priority_of_an_ended_or_foreign_batch_stays(world, store):
+    batch = await world.start(store, priority=1)
+    assert not await store.batches.prioritize(world.other_project, batch.id, 5)
+    assert await store.batches.prioritize(world.project, batch.id, 2)
+    for event in (Event.CANCEL_REQUESTED, Event.CANCELLED):
+        await world.apply(store, batch, event)
+    assert not await store.batches.prioritize(world.project, batch.id, 5)
+    assert (await world.read_again(store, batch)).priority == 2
+
+
+@pytest.mark.parametrize("priority", [LOWEST_PRIORITY - 1, HIGHEST_PRIORITY + 1])
+async def test_the_store_refuses_a_priority_outside_the_range(world, store, priority):
+    batch = await world.start(store)
+    with pytest.raises(ValueError, match="batch_priority"):
+        await store.batches.prioritize(world.project, batch.id, priority)
 
 
 async def test_a_look_continues_after_the_last_project_and_begins_again_at_the_end(world, store):

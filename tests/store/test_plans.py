@@ -108,10 +108,14 @@ def test_candidates_are_found_without_reading_all_open_batches(world):
     reads = [step for step in plan if step.startswith("SEARCH")]
     assert reads == [
         *["SEARCH batch USING COVERING INDEX batch_by_project (project_id>?)"] * 2,
+        "SEARCH batch USING INDEX batch_by_priority (project_id>? AND project_id<?)",
+        has_waiting,
         "SEARCH batch USING INDEX batch_by_project (project_id>? AND project_id<?)",
         has_waiting,
         "SEARCH batch USING INDEX batch_by_size (project_id>? AND project_id<?)",
         has_waiting,
     ]
     assert "TEMP B-TREE" not in " ".join(plan)
+    by_id = ["SEARCH batch USING INDEX sqlite_autoindex_batch_1 (id=?)"]
+    assert _plan(world, open_batches._PRIORITIES) == by_id
     assert _plan(world, open_batches._BY_SEQUENCE) == ["SEARCH batch USING INTEGER PRIMARY KEY (rowid=?)"]

@@ -41,6 +41,7 @@ _BEFORE_TALLY = (
     "total",
     "input_bytes",
     "enqueued_tokens",
+    "priority",
 )
 BATCH_COLUMNS = tuple(batch.c[name] for name in (*_BEFORE_TALLY, *TALLY_COLUMNS, *_STAMPS))
 BATCH_WIDTH = len(BATCH_COLUMNS)
@@ -59,6 +60,15 @@ _CREATED_SINCE = select(func.count()).where(
     batch.c.project_id == bindparam("project_id"), batch.c.created_at >= bindparam("since")
 )
 _ADD = insert(batch)
+_PRIORITIZE = (
+    update(batch)
+    .where(
+        batch.c.id == bindparam("of_batch_id"),
+        batch.c.project_id == bindparam("of_project_id"),
+        batch.c.status.not_in([status.value for status in TERMINAL]),
+    )
+    .values(priority=bindparam("new_priority"))
+)
 _OVERDUE = _BATCH.where(text(schema.IS_IN_PROGRESS), batch.c.expires_at <= now()).order_by(batch.c.expires_at)
 _ENDED = select(batch.c.id).where(
     batch.c.id.in_(bindparam("batch_ids", expanding=True)),
@@ -246,6 +256,23 @@ class Batches(Verbs):
             return False
         if after.status is Status.CANCELLING:
             audit.record(connection, by, AuditAction.BATCH_CANCELLED, after.id, project_id=after.project_id)
+        return True
+
+    @write
+    @staticmethod
+    def prioritize(
+        connection: Connection,
+        project_id: ProjectId,
+        batch_id: BatchId,
+        priority: int,
+        by: Actor | None = None,
+    ) -> bool:
+        """Sets the priority. False when the project has no such batch, or the batch has ended."""
+        given = {"of_batch_id": batch_id, "of_project_id": project_id, "new_priority": priority}
+        if connection.execute(_PRIORITIZE, given).rowcount != 1:
+            return False
+        action, detail = AuditAction.BATCH_PRIORITIZED, str(priority)
+        audit.record(connection, by, action, batch_id, project_id=project_id, detail=detail)
         return True
 
     @read

@@ -15,7 +15,14 @@ from nightmill.store.clock import stamp
 from nightmill.store.schema import IS_IN_PROGRESS, WAITING, batch, segment
 from nightmill.store.verbs import Verbs, read
 
-_COLUMNS = (batch.c.id, batch.c.project_id, batch.c.sequence, batch.c.expires_at, batch.c.input_bytes)
+_COLUMNS = (
+    batch.c.id,
+    batch.c.project_id,
+    batch.c.sequence,
+    batch.c.expires_at,
+    batch.c.input_bytes,
+    batch.c.priority,
+)
 _IS_CANDIDATE = (
     text("batch." + IS_IN_PROGRESS),
     batch.c.expires_at > stamp(),  # whole seconds, or Postgres does not use the index
@@ -56,10 +63,14 @@ _OF_PROJECT = (
 )
 _PROJECTS = select(
     _PROJECT.c.id,
+    _OF_PROJECT.order_by(batch.c.priority.desc(), batch.c.sequence).scalar_subquery().label("highest"),
     _OF_PROJECT.order_by(batch.c.sequence).scalar_subquery().label("oldest"),
     _OF_PROJECT.order_by(batch.c.input_bytes, batch.c.sequence).scalar_subquery().label("smallest"),
 ).where(_PROJECT.c.id.is_not(None))
 _BY_SEQUENCE = select(*_COLUMNS).where(batch.c.sequence.in_(bindparam("sequences", expanding=True)))
+_PRIORITIES = select(batch.c.id, batch.c.priority).where(
+    batch.c.id.in_(bindparam("passed_over", expanding=True))
+)
 
 
 class OpenBatches(Verbs):
@@ -71,18 +82,18 @@ class OpenBatches(Verbs):
         connection: Connection, *, after: ProjectId, most: int, passed_over: Collection[BatchId]
     ) -> Candidates:
         """Batches with waiting segments before their deadline: those with the nearest deadlines, and of some
-        projects the oldest and the smallest.
+        projects the oldest of the highest priority, the oldest and the smallest.
 
         Args:
             after: the projects that follow this one in the order of their ids; all if empty.
             most: batches with near deadlines, and projects.
-            passed_over: batches that are no candidates, some dozens at most.
+            passed_over: batches that are no candidates, some dozens at most; their priorities are read.
         """
         passed = {"passed_over": list(passed_over)}
         near = [OpenBatch(*row) for row in connection.execute(_NEAR, {"near_limit": most, **passed})]
         given = {"after_project": after, "project_limit": most, **passed}
         projects = connection.execute(_PROJECTS, given).all()
-        sequences = {row[place] for row in projects for place in (1, 2) if row[place] is not None}
+        sequences = {row[place] for row in projects for place in (1, 2, 3) if row[place] is not None}
         found: dict[int, OpenBatch] = {}
         if sequences:
             rows = connection.execute(_BY_SEQUENCE, {"sequences": sorted(sequences)})
@@ -91,4 +102,8 @@ class OpenBatches(Verbs):
             [found[sequence] for sequence in dict.fromkeys(row[1:]) if sequence in found] for row in projects
         ]
         is_last = len(projects) < most
-        return Candidates(near, by_project, ProjectId("") if is_last else ProjectId(projects[-1].id))
+        next_after = ProjectId("") if is_last else ProjectId(projects[-1].id)
+        priorities: dict[BatchId, int] = {}
+        if passed_over:
+            priorities = {BatchId(row.id): row.priority for row in connection.execute(_PRIORITIES, passed)}
+        return Candidates(near, by_project, next_after, priorities)

@@ -10,11 +10,13 @@ match.
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 from sqlalchemy import (
     BigInteger,
     CheckConstraint,
     Column,
+    ColumnElement,
     Double,
     ForeignKey,
     Index,
@@ -23,12 +25,14 @@ from sqlalchemy import (
     PrimaryKeyConstraint,
     Table,
     Text,
+    column,
+    desc,
     literal_column,
     text,
 )
 
 from nightmill.core.api_key import Scope
-from nightmill.core.batch import Status
+from nightmill.core.batch import HIGHEST_PRIORITY, LOWEST_PRIORITY, Status
 from nightmill.core.file import Purpose, UploadStatus
 from nightmill.core.legal_hold import HoldKind
 from nightmill.core.upstream_setting import UpstreamState
@@ -78,8 +82,8 @@ def _number(name: str) -> Column[int]:
     return Column(name, BigInteger, nullable=False)
 
 
-def _counter(name: str) -> Column[int]:
-    return Column(name, BigInteger, nullable=False, server_default=text("0"))
+def _counter(name: str, *rules: CheckConstraint) -> Column[int]:
+    return Column(name, BigInteger, *rules, nullable=False, server_default=text("0"))
 
 
 def _optional_number(name: str) -> Column[int]:
@@ -94,7 +98,7 @@ def _seconds(name: str, *, nullable: bool = False) -> Column[float]:
     return Column(name, Double, nullable=nullable)
 
 
-def _partial_index(name: str, *columns: str, where: str) -> Index:
+def _partial_index(name: str, *columns: str | ColumnElement[Any], where: str) -> Index:
     return Index(name, *columns, sqlite_where=text(where), postgresql_where=text(where))
 
 
@@ -115,6 +119,10 @@ LIMIT_COLUMNS = (
     "stored_bytes_limit",
     "enqueued_tokens_limit",
 )
+_LEASE_IS_WHOLE = (
+    "(state = 'leased') = (worker_id IS NOT NULL) AND (state = 'leased') = (lease_expires_at IS NOT NULL)"
+)
+_PRIORITY_IS_ALLOWED = f"priority BETWEEN {LOWEST_PRIORITY} AND {HIGHEST_PRIORITY}"
 _TALLY_IS_POSITIVE = " AND ".join(f"{name} >= 0" for name in TALLY_COLUMNS)
 
 file = Table(
@@ -179,8 +187,7 @@ upload_part = Table(
     sqlite_autoincrement=True,
 )
 
-# A file's `blob_key` may name a list of other blobs, its pieces. When the list is deleted, `of_blob_key` is
-# NULL.
+# A file's `blob_key` may name a list of blobs, its pieces. When it is deleted, `of_blob_key` is NULL.
 piece = Table(
     "piece",
     metadata,
@@ -225,7 +232,7 @@ batch = Table(
     _counter("input_bytes"),
     _counter("enqueued_tokens"),
     _optional_number("usage_day"),
-    _counter("priority"),
+    _counter("priority", CheckConstraint(_PRIORITY_IS_ALLOWED, name="batch_priority")),
     CheckConstraint(_one_of("status", Status), name="batch_status"),
     CheckConstraint(_TALLY_IS_POSITIVE, name="batch_tally"),
     CheckConstraint("total >= 0 AND completed + failed <= total", name="batch_total"),
@@ -240,6 +247,9 @@ batch = Table(
     _partial_index("batch_in_progress", "sequence", where=IS_IN_PROGRESS),
     _partial_index("batch_by_project", "project_id", "sequence", where=IS_IN_PROGRESS),
     _partial_index("batch_by_size", "project_id", "input_bytes", "sequence", where=IS_IN_PROGRESS),
+    _partial_index(
+        "batch_by_priority", "project_id", desc(column("priority")), "sequence", where=IS_IN_PROGRESS
+    ),
     _partial_index("batch_by_deadline", "expires_at", where=IS_IN_PROGRESS),
     _partial_index("batch_settled", "sequence", where=IS_SETTLED),
     _partial_index("batch_leasable", "sequence", where=IS_LEASABLE),
@@ -267,11 +277,7 @@ segment = Table(
     CheckConstraint(_TALLY_IS_POSITIVE, name="segment_tally"),
     CheckConstraint("completed + failed <= count", name="segment_answered"),
     CheckConstraint("state <> 'done' OR completed + failed = count", name="segment_done"),
-    CheckConstraint(
-        "(state = 'leased') = (worker_id IS NOT NULL)"
-        " AND (state = 'leased') = (lease_expires_at IS NOT NULL)",
-        name="segment_lease",
-    ),
+    CheckConstraint(_LEASE_IS_WHOLE, name="segment_lease"),
     _partial_index("segment_waiting", "batch_id", "number", where=IS_WAITING),
     _partial_index("segment_leased", "batch_id", where=IS_LEASED),
     _partial_index("segment_held", "worker_id", where=IS_LEASED),
@@ -280,8 +286,7 @@ segment = Table(
     postgresql_with={"fillfactor": 70, "autovacuum_vacuum_scale_factor": 0.01},
 )
 
-# Only a huge batch has slices, from when it is cut until it is published. They reference what was joined
-# meanwhile.
+# Only a huge batch has slices, until it is published. They reference what was joined meanwhile.
 slice_ = Table(
     "slice",
     metadata,
@@ -311,11 +316,7 @@ slice_ = Table(
         " AND (error_bytes > 0) = (error_blob_key IS NOT NULL)",
         name="slice_pieces",
     ),
-    CheckConstraint(
-        "(state = 'leased') = (worker_id IS NOT NULL)"
-        " AND (state = 'leased') = (lease_expires_at IS NOT NULL)",
-        name="slice_lease",
-    ),
+    CheckConstraint(_LEASE_IS_WHOLE, name="slice_lease"),
     _partial_index("slice_open", "batch_id", "number", where=IS_OPEN_SLICE),
     _partial_index("slice_output", "output_blob_key", where="output_blob_key IS NOT NULL"),
     _partial_index("slice_error", "error_blob_key", where="error_blob_key IS NOT NULL"),

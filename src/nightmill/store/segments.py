@@ -52,6 +52,7 @@ _OWNER_COLUMNS = (
     batch.c.project_id,
     batch.c.sequence,
     batch.c.input_bytes,
+    batch.c.priority,
 )
 _BATCHES = (
     select(*_OWNER_COLUMNS)
@@ -335,6 +336,7 @@ def _as_lease(row: Any, owner: Any, ttl_s: float) -> Lease:
         project_id=owner.project_id,
         batch_sequence=owner.sequence,
         batch_bytes=owner.input_bytes,
+        priority=owner.priority,
     )
 
 

@@ -19,6 +19,13 @@ from nightmill.store.migrate import create_tables
 revision = "0002"
 down_revision = "0001"
 
+_IS_IN_PROGRESS = "status = 'in_progress'"
+# A column with its rule in one statement: SQLite can't add a rule to a table.
+_ADD_PRIORITY = (
+    "ALTER TABLE batch ADD COLUMN priority BIGINT DEFAULT 0 NOT NULL"
+    " CONSTRAINT batch_priority CHECK (priority BETWEEN -10 AND 10)"
+)
+
 _metadata = MetaData()
 
 Table(
@@ -48,4 +55,11 @@ Table(
 def upgrade() -> None:
     create_tables(op.get_bind(), _metadata)
     op.add_column("upstream", Column("limit_state", Text))
-    op.add_column("batch", Column("priority", BigInteger, nullable=False, server_default=text("0")))
+    op.execute(_ADD_PRIORITY)
+    op.create_index(
+        "batch_by_priority",
+        "batch",
+        ["project_id", text("priority DESC"), "sequence"],
+        sqlite_where=text(_IS_IN_PROGRESS),
+        postgresql_where=text(_IS_IN_PROGRESS),
+    )
