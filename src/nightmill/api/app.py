@@ -8,7 +8,17 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.routing import Match
 
-from nightmill.api import batches, files, health, metrics, models, tenants, uploads, upstreams
+from nightmill.api import (
+    batch_priority,
+    batches,
+    files,
+    health,
+    metrics,
+    models,
+    tenants,
+    uploads,
+    upstreams,
+)
 from nightmill.api.batches import windows_s
 from nightmill.api.context import ApiContext
 from nightmill.api.envelope import error_response, from_request_error, from_unavailable_error
@@ -47,6 +57,7 @@ def create_app(context: ApiContext) -> FastAPI:
     app.state.metrics = metrics.Metrics(context)
     for router in (batches.router, files.router, uploads.router, models.router):
         app.include_router(router, prefix="/v1")
+    app.include_router(batch_priority.router)
     app.include_router(tenants.router)
     app.include_router(upstreams.router)
     app.include_router(health.router)

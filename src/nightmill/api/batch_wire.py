@@ -3,18 +3,20 @@
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, StringConstraints, WithJsonSchema
+from pydantic.json_schema import SkipJsonSchema
 from typing_extensions import TypeAliasType
 
 from nightmill.api.wire import (
     MAX_EXPIRES_AFTER_S,
     MIN_EXPIRES_AFTER_S,
+    OwnModel,
     Stamp,
     WireModel,
     at_most_pairs,
     id_that_begins_with,
     one_of,
 )
-from nightmill.core.batch import ENDPOINTS, Status, Usage
+from nightmill.core.batch import ENDPOINTS, HIGHEST_PRIORITY, LOWEST_PRIORITY, Status, Usage
 from nightmill.core.batch import Batch as BatchState
 
 METADATA_PAIRS = 16
@@ -57,6 +59,13 @@ class BatchFileExpirationAfter(WireModel):
     """From one hour to thirty days."""
 
 
+Priority = Annotated[int, Field(ge=LOWEST_PRIORITY, le=HIGHEST_PRIORITY)]
+
+
+class _BatchOptions(OwnModel):
+    priority: Priority = 0
+
+
 class CreateBatchRequest(WireModel):
     """A batch for an uploaded file of request lines."""
 
@@ -76,6 +85,8 @@ class CreateBatchRequest(WireModel):
     """The time limit of the batch. The server's settings may allow others than `24h`."""
     metadata: Metadata = None
     output_expires_after: BatchFileExpirationAfter | None = None
+    nightmill: SkipJsonSchema[_BatchOptions | None] = None
+    """What OpenAI does not have. Not in the published document."""
 
 
 class BatchError(WireModel):

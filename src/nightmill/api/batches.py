@@ -93,6 +93,7 @@ async def create_batch(
         expires_at=now + windows[fields.completion_window],
         metadata=fields.metadata,
         output_expires_after_s=None if expires_after is None else expires_after.seconds,
+        priority=0 if fields.nightmill is None else fields.nightmill.priority,
     )
     failpoint("api.before_batch")
     stored = await context.store.batches.create(
@@ -151,7 +152,7 @@ async def list_batches(
     summary="Retrieve a batch.",
 )
 async def retrieve_batch(batch_id: str, context: Context, project: CurrentProject) -> JsonResponse:
-    return _batch_response(await _require_batch(context, project, batch_id))
+    return _batch_response(await require_batch(context, project, batch_id))
 
 
 @router.post(
@@ -166,7 +167,7 @@ async def cancel_batch(
 ) -> JsonResponse:
     """Does not read the body: clients send none, an empty body, or `{}`."""
     while True:
-        batch = await _require_batch(context, project, batch_id)
+        batch = await require_batch(context, project, batch_id)
         if batch.status in _STOPPING:
             return _batch_response(batch)
         after = batch.after(Event.CANCEL_REQUESTED, now=context.clock())
@@ -178,7 +179,8 @@ async def cancel_batch(
         # Another process moved the batch first. Statuses only go forward, so this loop ends soon.
 
 
-async def _require_batch(context: ApiContext, project: ProjectId, batch_id: str) -> Batch:
+async def require_batch(context: ApiContext, project: ProjectId, batch_id: str) -> Batch:
+    """Raises NotFoundError when the project has no such batch."""
     if not batch_id.startswith(_ID_PREFIX):
         raise wrong_prefix(batch_id, _ID_PREFIX, param="batch_id")
     batch = await context.store.batches.get(project, BatchId(batch_id)) if is_id_shaped(batch_id) else None

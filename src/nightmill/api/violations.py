@@ -64,6 +64,9 @@ def _request_error(violation: PydanticError) -> RequestError:
     match kind:
         case "missing":
             return missing_parameter(param)
+        case "extra_forbidden":
+            message = f"Unknown parameter: '{param}'."
+            return RequestError(message, param=param, code="unknown_parameter")
         case wire.UNSUPPORTED_VALUE:
             return unsupported_value(cast("str", value), detail["allowed"], param=param)
         case "literal_error":

@@ -35,6 +35,12 @@ class WireModel(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True, use_attribute_docstrings=True)
 
 
+class OwnModel(BaseModel):
+    """A shape that OpenAI does not have, left out of the published document. Unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
 # --- checks ------------------------------------------------------------------------------------------
 
 
