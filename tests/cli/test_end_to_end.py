@@ -74,6 +74,16 @@ def test_a_batch_is_submitted_watched_and_fetched(base_url, nightmill, input_fil
     assert cancelled.err == "nightmill: Cannot cancel a batch with status 'completed'.\n"
 
 
+def test_the_priority_of_a_batch_is_given_and_changed(base_url, nightmill, input_file):
+    made = [nightmill("submit", input_file(1), "--priority", "-3").out.strip() for _ in range(2)]
+    assert Client().api.retrieve_priority(made[0]).priority == -3
+    nightmill("watch", made[0])
+    refused = nightmill("prioritize", made[0], "--priority", "5")
+    assert refused.code == 2
+    assert refused.err == "nightmill: Cannot change the priority of a batch with status 'completed'.\n"
+    assert nightmill("prioritize", made[1], "--priority", "11").code == 2
+
+
 def test_submit_can_watch_the_batch(base_url, nightmill, input_file):
     ran = nightmill("submit", input_file(2), "--watch", "--json")
     assert (ran.code, ran.json["status"], ran.json["request_counts"]["completed"]) == (0, "completed", 2)
@@ -125,7 +135,9 @@ def test_files_are_uploaded_listed_downloaded_and_deleted(base_url, nightmill, i
     assert (gone.code, gone.out, gone.err.count("\n")) == (2, "", 1)
 
 
-@pytest.mark.parametrize("words", [["show"], ["watch"], ["results"], ["cancel"]])
+@pytest.mark.parametrize(
+    "words", [["show"], ["watch"], ["results"], ["cancel"], ["prioritize", "--priority", "1"]]
+)
 def test_an_unknown_batch_gives_a_one_line_error(base_url, nightmill, words):
     ran = nightmill(*words, "batch_00000000000000000000000000000000")
     assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1)

@@ -10,6 +10,7 @@ from nightmill.client import (
     AsyncBatchApi,
     Batch,
     BatchApi,
+    BatchPriority,
     CreateBatchRequest,
     OutputExpiresAfter,
 )
@@ -67,6 +68,24 @@ def test_retrieve_and_cancel_name_the_batch_in_the_path(server, batch_json):
     assert paths == [("GET", "/v1/batches/batch_1"), ("POST", "/v1/batches/batch_1/cancel")]
 
 
+def test_a_priority_is_sent_under_the_key_of_nightmill(server, batch_json):
+    server.answer = lambda _: (200, batch_json(), {})
+    with BatchApi(server.url) as api:
+        api.create_batch(CreateBatchRequest(input_file_id="file-1", endpoint="/v1/embeddings", priority=-2))
+    assert server.asked[0].json["nightmill"] == {"priority": -2}
+
+
+def test_the_priority_of_a_batch_is_read_and_changed(server):
+    server.answer = lambda _: (200, b'{"id": "batch_1", "status": "in_progress", "priority": 4}', {})
+    with BatchApi(server.url) as api:
+        expected = BatchPriority(id="batch_1", status="in_progress", priority=4)
+        assert api.retrieve_priority("batch_1") == api.set_priority("batch_1", 4) == expected
+    got, posted = server.asked
+    assert (got.method, got.path) == ("GET", "/nightmill/v1/batches/batch_1")
+    assert (posted.method, posted.path) == ("POST", "/nightmill/v1/batches/batch_1")
+    assert posted.json == {"priority": 4}
+
+
 def list_json(*batches: bytes, **changes: object) -> bytes:
     data = [json.loads(batch) for batch in batches]
     page = {"object": "list", "data": data, "first_id": None, "last_id": None, "has_more": False}
@@ -107,6 +126,8 @@ async def test_the_async_client_behaves_the_same(server, batch_json):
         assert (await api.retrieve_batch("batch_1")).id == "batch_1"
         assert (await api.cancel_batch("batch_1")).id == "batch_1"
         assert (await api.list_batches()).last_id == "batch_1"
+        server.answer = lambda _: (200, b'{"id": "batch_1", "status": "validating", "priority": 1}', {})
+        assert await api.set_priority("batch_1", 1) == await api.retrieve_priority("batch_1")
     assert {asked.headers["authorization"] for asked in server.asked} == {"Bearer sk-mine"}
     assert server.asked[0].headers["idempotency-key"]
 

@@ -1,4 +1,7 @@
-"""`submit`, `list`, `show`, `watch`, `results`, `cancel`: a client of any OpenAI-compatible batch server."""
+"""`submit`, `list`, `show`, `watch`, `results`, `cancel`: a client of any OpenAI-compatible batch server.
+
+Only nightmill has what `prioritize` changes.
+"""
 
 import sys
 from collections.abc import Generator, Iterator
@@ -24,6 +27,7 @@ BaseUrl = Annotated[
 ]
 BatchId = Annotated[str, typer.Argument(metavar="ID", help="The batch's id.")]
 
+_PRIORITY_HELP = "From -10 to 10: with each step twice the share among the project's batches"
 _PAGE = 100
 _LISTED = 20
 STDOUT = Path("-")
@@ -49,6 +53,10 @@ def submit(
         list[str] | None,
         typer.Option("--metadata", metavar="KEY=VALUE", help="Kept with the batch; repeatable."),
     ] = None,
+    priority: Annotated[
+        int | None,
+        typer.Option("--priority", metavar="N", min=-10, max=10, help=f"{_PRIORITY_HELP} [0]."),
+    ] = None,
     watch_it: Annotated[bool, typer.Option("--watch", help="Wait for its end as `watch` does.")] = False,
     base_url: BaseUrl = None,
     as_json: Json = False,
@@ -59,7 +67,9 @@ def submit(
         from nightmill.client.answers import endpoint_of
 
         endpoint = endpoint or endpoint_of(path)
-        batch = client.submit_file(path, endpoint=endpoint, completion_window=window, metadata=pairs)
+        batch = client.submit_file(
+            path, endpoint=endpoint, completion_window=window, metadata=pairs, priority=priority
+        )
         if watch_it:
             say(f"{batch.id} is {batch.status}")
             _watched(client, batch.id, as_json=as_json)
@@ -166,6 +176,24 @@ def results(
         out_json(document)
     elif batch.error_file_id and errors is None:
         say(f"some lines were not answered; get them with: nightmill results {batch.id} -e FILE")
+
+
+def prioritize(
+    batch_ids: Annotated[list[str], typer.Argument(metavar="ID...", help="The batches' ids.")],
+    priority: Annotated[
+        int, typer.Option("--priority", metavar="N", min=-10, max=10, help=f"{_PRIORITY_HELP}.")
+    ],
+    base_url: BaseUrl = None,
+    as_json: Json = False,
+) -> None:
+    """Change the priority of batches of a nightmill server."""
+    with server(base_url) as client:
+        for batch_id in batch_ids:
+            changed = client.api.set_priority(batch_id, priority)
+            if as_json:
+                out_json({"id": changed.id, "status": changed.status, "priority": changed.priority})
+            else:
+                out(f"{changed.id} is {changed.status} with priority {changed.priority}")
 
 
 def cancel(batch_id: BatchId, base_url: BaseUrl = None, as_json: Json = False) -> None:

@@ -2,7 +2,7 @@
 
 Three levels, all thin:
 
-- `BatchApi` and `AsyncBatchApi`: the four published operations by their own names.
+- `BatchApi` and `AsyncBatchApi`: the four published operations by their own names, and priorities.
 - `Client`: send rows, wait with a progress bar, get answers joined to their requests.
 - `run`: answer a JSONL file without a server.
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         AsyncBatchApi,
         Batch,
         BatchApi,
+        BatchPriority,
         CreateBatchRequest,
         ListBatchesResponse,
         OutputExpiresAfter,
@@ -32,6 +33,7 @@ __all__ = [
     "AsyncBatchApi",
     "Batch",
     "BatchApi",
+    "BatchPriority",
     "Client",
     "CreateBatchRequest",
     "ListBatchesResponse",
@@ -45,6 +47,7 @@ _HOMES = {
     "AsyncBatchApi": "api",
     "Batch": "api",
     "BatchApi": "api",
+    "BatchPriority": "api",
     "Client": "session",
     "CreateBatchRequest": "api",
     "ListBatchesResponse": "api",

@@ -79,6 +79,7 @@ class Client:
         endpoint: str,
         completion_window: str = "24h",
         metadata: Mapping[str, str] | None = None,
+        priority: int | None = None,
     ) -> Batch:
         """Uploads a JSONL file of request lines and creates its batch."""
         uploaded = self.upload(path)
@@ -87,6 +88,7 @@ class Client:
             endpoint=endpoint,
             completion_window=completion_window,
             metadata=metadata,
+            priority=priority,
         )
         return self.api.create_batch(request)
 
@@ -98,6 +100,7 @@ class Client:
         model: str | None = None,
         completion_window: str = "24h",
         metadata: Mapping[str, str] | None = None,
+        priority: int | None = None,
     ) -> Batch:
         """Sends rows as a new batch and returns at once.
 
@@ -107,7 +110,11 @@ class Client:
             path = Path(folder) / "requests.jsonl"
             endpoint = write_rows(rows, path, endpoint=endpoint, model=model)
             return self.submit_file(
-                path, endpoint=endpoint, completion_window=completion_window, metadata=metadata
+                path,
+                endpoint=endpoint,
+                completion_window=completion_window,
+                metadata=metadata,
+                priority=priority,
             )
 
     def wait(
@@ -185,12 +192,18 @@ class Client:
         model: str | None = None,
         completion_window: str = "24h",
         metadata: Mapping[str, str] | None = None,
+        priority: int | None = None,
         timeout_s: float | None = None,
         on_change: Callable[[Batch], None] | None = None,
     ) -> Iterator[Answer]:
         """Sends rows, waits with a progress bar and returns the answers: `submit`, `wait`, `answers`."""
         batch = self.submit(
-            rows, endpoint=endpoint, model=model, completion_window=completion_window, metadata=metadata
+            rows,
+            endpoint=endpoint,
+            model=model,
+            completion_window=completion_window,
+            metadata=metadata,
+            priority=priority,
         )
         return self.answers(self.wait(batch.id, timeout_s=timeout_s, on_change=on_change))
 
