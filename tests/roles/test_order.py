@@ -84,6 +84,43 @@ async def test_a_small_batch_passes_leased_segments_of_a_large_one_while_all_slo
     assert (await mill.now(large)).status is Status.IN_PROGRESS
 
 
+async def test_long_lines_are_sent_first_and_the_output_keeps_the_order_of_the_input(mill: Mill):
+    sent: list[str] = []
+
+    async def send(_endpoint: str, body: bytes) -> Outcome:
+        sent.append(str(json.loads(body)["messages"][0]["content"]))
+        await asyncio.sleep(0)
+        return answer()
+
+    text = b"".join(
+        request_line(f"line-{number}", user="x" * (20_000 if number in (30, 77) else 10))
+        for number in range(100)
+    )
+    batch = await mill.accepted(text)
+    [batch] = await mill.run_to_the_end(mill.worker(send, slots=1), batch)
+    assert sent == [f"line-{number}" for number in (30, 77, *(n for n in range(100) if n not in (30, 77)))]
+    rows = await mill.rows(batch.output_file_id)
+    assert [row["custom_id"] for row in rows] == [f"line-{number}" for number in range(100)]
+
+
+async def test_a_worker_takes_over_a_changed_priority_of_a_batch_that_it_holds(mill: Mill):
+    async def send(_endpoint: str, _body: bytes) -> Outcome:
+        await asyncio.sleep(0.001)
+        return answer()
+
+    batches = [await mill.accepted(lines(name, 3_000)) for name in ("one", "two")]
+    worker = mill.worker(send, slots=2)
+
+    async def is_taken_over() -> bool:
+        held = {batch.id: batch.priority for batch in worker._dispatcher.batches}
+        if set(held) == {batch.id for batch in batches} and not any(held.values()):
+            await mill.store.batches.prioritize(batches[1].project_id, batches[1].id, 7)
+            mill.notifier.notify()
+        return held.get(batches[1].id) == 7
+
+    await mill.run(worker, until=is_taken_over)
+
+
 async def test_batches_of_many_sizes_all_end(mill: Mill):
     async def send(_endpoint: str, _body: bytes) -> Outcome:
         await asyncio.sleep(0)

@@ -190,6 +190,10 @@ class Dispatcher:
         """Recounts the unsent lines after segments were stopped or lost."""
         self._queues.drop_stopped()
 
+    def update_priorities(self) -> None:
+        """The priorities of some segments' batches have changed."""
+        self._queues.update_priorities()
+
     def forget_waiting(self, segment: LeasedSegment) -> None:
         """Gives up the lines of a segment that wait to be sent, or to be sent again."""
         now = self._monotonic()

@@ -99,6 +99,11 @@ class SegmentQueue:
         self._queue.keep(_may_send)
         self._others_unsent = sum(segment.unsent for segment in self._queue)
 
+    def update_priorities(self) -> None:
+        """Takes over changed priorities of the segments' batches."""
+        self.end_turn()
+        self._queue.update_priorities()
+
     def end_turn(self) -> None:
         segment = self._current
         if segment is None:
@@ -322,6 +327,11 @@ class LineQueues:
         for segments in self._all_segments():
             segments.drop_stopped()
         self._aside = [(segment, queue) for segment, queue in self._aside if _may_send(segment)]
+
+    def update_priorities(self) -> None:
+        """Takes over changed priorities of the segments' batches."""
+        for segments in self._all_segments():
+            segments.update_priorities()
 
     def _all_segments(self) -> Iterable[SegmentQueue]:
         return chain([self._mixed], (queue.segments for queue in self._queues.values()))

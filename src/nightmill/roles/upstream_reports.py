@@ -1,28 +1,54 @@
 """What one worker reports of its upstreams: counts, rates, limits with their rules, and what is held."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from msgspec.structs import replace
 
 from nightmill.core.clocks import Clocks
+from nightmill.core.engine_gauges import EngineGauges
 from nightmill.core.health import Held
 from nightmill.core.upstream_report import ModelHold, ModelReport, UpstreamReport
+from nightmill.roles.dispatcher import Dispatcher
 from nightmill.roles.slot_group import SlotGroup
-from nightmill.roles.supply import Supply
 from nightmill.roles.upstream_lines import UpstreamLines
 from nightmill.telemetry import shown_model
+from nightmill.upstream import Upstream
+from nightmill.upstream.registry import UpstreamRegistry
 
 
-class UpstreamReporter:
-    """Makes the reports; rates are those since the report before."""
+class WorkerUpstreams:
+    """The upstreams of one worker, as `UpstreamManager` sees them. A client stands for its upstream.
 
-    def __init__(self, supply: Supply, *, clocks: Clocks) -> None:
-        self._supply = supply
+    Rates in reports are those since the report before.
+    """
+
+    def __init__(self, dispatcher: Dispatcher, *, clocks: Clocks) -> None:
+        self._dispatcher = dispatcher
         self._wall: Callable[[], float] = clocks.wall
         self._monotonic: Callable[[], float] = clocks.monotonic
         self._before: dict[SlotGroup, tuple[float, int, int]] = {}
 
-    def report_on(self, upstream: UpstreamLines) -> UpstreamReport:
+    def set_upstreams(self, upstreams: UpstreamRegistry) -> None:
+        """Sends lines to these upstreams from now on."""
+        self._dispatcher.set_upstreams(upstreams)
+
+    def in_flight_at(self, client: Upstream) -> int:
+        """Attempts in flight over a client."""
+        return sum(upstream.in_flight for upstream in self._of(client))
+
+    def note_gauges(self, client: Upstream, gauges: EngineGauges | None) -> None:
+        """Notes a new reading of the engine's gauges."""
+        for upstream in self._of(client):
+            upstream.slots.note_gauges(gauges)
+
+    def report_on(self, client: Upstream) -> UpstreamReport | None:
+        """What is known of an upstream; None without one."""
+        return next(map(self._report, self._of(client)), None)
+
+    def _of(self, client: Upstream) -> Iterator[UpstreamLines]:
+        return (upstream for upstream in self._dispatcher.upstreams if upstream.runtime.client is client)
+
+    def _report(self, upstream: UpstreamLines) -> UpstreamReport:
         now = self._monotonic()
         groups = [group for group in upstream.groups if group.settled or group.in_flight]
         entries = {group.model: self._entry(group, now) for group in groups or upstream.groups[:1]}
@@ -34,7 +60,7 @@ class UpstreamReporter:
             upstream=upstream.runtime.name,
             at=self._wall(),
             in_flight=upstream.in_flight,
-            waiting=sum(queue.unsent for queue, _ in self._supply.feeds_of(upstream)),
+            waiting=sum(queue.unsent for queue, _ in self._dispatcher.supply.feeds_of(upstream)),
             per_model=tuple(entries.values()),
         )
 

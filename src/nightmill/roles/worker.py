@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from itertools import chain
 
 from nightmill.blobs import Blobs
+from nightmill.core.answer_work import AnswerWork
 from nightmill.core.batch import Status, Tally
 from nightmill.core.clocks import Clocks
-from nightmill.core.engine_gauges import EngineGauges
 from nightmill.core.schedule import preferred_batches, spread
 from nightmill.core.segment import Lease, PinnedPart, SegmentReport
-from nightmill.core.upstream_report import UpstreamReport
 from nightmill.errors import LeaseLost, UnavailableError
 from nightmill.failpoints import failpoint
 from nightmill.ids import BatchId, ProjectId, WorkerId
@@ -25,7 +24,7 @@ from nightmill.parts import Parts, standing_records
 from nightmill.roles.dispatcher import Dispatcher
 from nightmill.roles.leased_segment import LeasedSegment, read_segment
 from nightmill.roles.loop import Notifier, keep_turning, plain
-from nightmill.roles.upstream_reports import UpstreamReporter
+from nightmill.roles.upstream_reports import WorkerUpstreams
 from nightmill.settings import WorkerSettings
 from nightmill.store import Store
 from nightmill.telemetry import (
@@ -38,7 +37,6 @@ from nightmill.telemetry import (
     WritingPaused,
     WritingResumed,
 )
-from nightmill.upstream import Upstream
 from nightmill.upstream.registry import UpstreamRegistry
 
 _LOOK_S = 0.1
@@ -65,6 +63,9 @@ class Worker:
     Args:
         upstreams: where lines are sent; the store grants each worker its part of their slots.
         request_prefix: hexadecimal start of the request ids made for answers that brought none.
+
+    Attributes:
+        upstreams: the upstreams, to be changed and reported on.
     """
 
     name = "worker"
@@ -92,6 +93,7 @@ class Worker:
         self._random = clocks.random
 
         self._segments: dict[tuple[str, int], LeasedSegment] = {}
+        self._answer_work = AnswerWork()
         self._dispatcher = Dispatcher(
             upstreams,
             parts=storage.parts,
@@ -101,7 +103,7 @@ class Worker:
             clocks=clocks,
             project_weights=settings.project_weights,
         )
-        self._reporter = UpstreamReporter(self._dispatcher.supply, clocks=clocks)
+        self.upstreams = WorkerUpstreams(self._dispatcher, clocks=clocks)
         self._is_draining = False
         self._next_beat = 0.0
         self._next_look = 0.0
@@ -122,27 +124,6 @@ class Worker:
     def held(self) -> Iterator[UpstreamHeld]:
         """What is held now, and until when."""
         return self._dispatcher.held
-
-    def set_upstreams(self, upstreams: UpstreamRegistry) -> None:
-        """Sends lines to these upstreams from now on."""
-        self._dispatcher.set_upstreams(upstreams)
-
-    def in_flight_at(self, client: Upstream) -> int:
-        """Attempts in flight over a client."""
-        return sum(lines.in_flight for lines in self._dispatcher.upstreams if lines.runtime.client is client)
-
-    def note_gauges(self, client: Upstream, gauges: EngineGauges | None) -> None:
-        """Notes a new reading of the gauges of the upstream with a client."""
-        for lines in self._dispatcher.upstreams:
-            if lines.runtime.client is client:
-                lines.slots.note_gauges(gauges)
-
-    def report_on(self, client: Upstream) -> UpstreamReport | None:
-        """What is known of the upstream with a client; None without one."""
-        for lines in self._dispatcher.upstreams:
-            if lines.runtime.client is client:
-                return self._reporter.report_on(lines)
-        return None
 
     async def run(self, stop: asyncio.Event, *, grace_s: Callable[[], float]) -> None:
         """Works until `stop` is set, then drains.
@@ -219,6 +200,7 @@ class Worker:
         except LeaseLost:
             segment.lose()
         del self._segments[segment.key]
+        segment.learn(self._answer_work)
         lease, report = segment.lease, segment.report
         if segment.is_lost:
             self._emit(LeaseWasLost(lease.segment.batch_id, lease.segment.number, lease.token))
@@ -316,6 +298,7 @@ class Worker:
             opening = [group.create_task(self._opened(lease, confirmed_until)) for lease in leases]
         for segment in filter(None, [task.result() for task in opening]):
             self._segments[segment.key] = segment
+            segment.learn(self._answer_work)
             self._dispatcher.add(segment)
             if not segment.unsent:
                 self._notifier.notify_local()
@@ -333,6 +316,8 @@ class Worker:
     async def _preferred(self, limit: int, room_bytes: int) -> list[tuple[BatchId, int]]:
         """The batches that are leased first, and how many segments of each."""
         self._batches_seen_at, self._batches_seen_count = self._monotonic(), self._notifier.count
+        for segment in self._segments.values():
+            segment.learn(self._answer_work)
         held = self._dispatcher.supply.batches
         candidates = await self._store.open_batches.candidates(
             after=self._next_project,
@@ -340,6 +325,9 @@ class Worker:
             passed_over={batch.id for batch in held} | self._dispatcher.supply.batches_aside,
         )
         self._next_project = candidates.next_after
+        for segment in self._segments.values():
+            segment.prioritize(candidates.priorities)
+        self._dispatcher.update_priorities()
         known = {batch.id for batch in (*held, *candidates.near, *chain(*candidates.by_project))}
         self._knows_other_batches = len(known) > 1
         if len(held) >= _MOST_HELD:

@@ -244,7 +244,7 @@ async def _roles(
             url = components.settings.upstream.url
             if programs and url is not None:
                 await listens(url, within_s=_START_S)
-            managing = group.create_task(manager.run(worker))
+            managing = group.create_task(manager.run(worker.upstreams))
             group.create_task(worker.run(stop, grace_s=lambda: 0.0))
             yield worker
             managing.cancel()

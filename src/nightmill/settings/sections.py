@@ -124,7 +124,8 @@ class WorkerSettings(Section):
     """
     project_weights: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     """Shares of projects in the work of a worker while several projects have batches; 1 where a project is
-    missing. A project of weight 2 has twice as many request bytes sent as one of weight 1."""
+    missing. A project of weight 2 has twice as much work done as one of weight 1: prompts and
+    answers."""
     commit_interval_s: Annotated[float, Field(ge=0)] = 0.01
     """Seconds for which answers are gathered before one fsync makes them durable and they count. A power cut
     or a `kill -9` repeats at most the answers of one interval and those in flight.
