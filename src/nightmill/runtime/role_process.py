@@ -108,7 +108,10 @@ async def _run_worker(components: Components, commands: _ParentCommands, problem
     manager = components.upstream_manager()
     async with manager.opened() as upstreams, asyncio.TaskGroup() as group:
         worker = components.worker(upstreams)
-        beside = [group.create_task(_refresh(problems, worker)), group.create_task(manager.run(worker.upstreams))]
+        beside = [
+            group.create_task(_refresh(problems, worker)),
+            group.create_task(manager.run(worker.upstreams)),
+        ]
         await worker.run(commands.stop, grace_s=commands.grace_s)
         for task in beside:
             task.cancel()
