@@ -9,14 +9,15 @@ import itertools
 import random
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from nightmill.core.adaptive_limit import Bounds, LimitState, Observed, advance
-from nightmill.core.concurrency import OtherGrant, SlotRequest, decide
+from nightmill.core.adaptive_limit import Bounds, LimitState, advance
+from nightmill.core.concurrency import Grant, OtherGrant, SlotRequest, Slots, decide
 from nightmill.core.engine_gauges import EngineGauges
 from nightmill.ids import WorkerId
 
 TOKENS = 100  # of a line of length 1
+BEAT_S = 1.0
 
 
 class Clock:
@@ -146,21 +147,13 @@ class Batching:
 Server = Saturating | Refusing | Batching
 
 
-@dataclass
+@dataclass(eq=False)
 class Worker:
-    """Sends lines while it has slots, and reports what it saw."""
+    """What the worker and the dispatcher do with slots: send, note every outcome, request when due."""
 
     name: WorkerId
-    slots: int = 0
-    target: int = 0
+    slots: Slots
     in_flight: int = 0
-    blocked: int = 0
-    answered: int = 0
-    tokens: int = 0
-    busy_s: float = 0.0
-    refused: int = 0
-    asked_at: float = 0.0
-    cut_at: float = -1.0
 
 
 @dataclass
@@ -170,6 +163,7 @@ class Run:
     seconds: float = 0.0
     calls: int = 0
     answers: int = 0
+    requests: int = 0
     limits: list[tuple[float, int, str]] = field(default_factory=list)
     state: LimitState | None = None
 
@@ -192,8 +186,6 @@ def run(
     with_tokens: bool = True,
     spread: float = 0.5,
     seed: int = 1,
-    ask_every_s: float = 0.05,
-    state: LimitState | None = None,
 ) -> Run:
     """Sends `lines` lines.
 
@@ -201,12 +193,25 @@ def run(
         limit: a fixed limit; None for the adaptive one.
         spread: standard deviation of the length of a line, whose mean is 1.
     """
-    clock, chance, result = Clock(), random.Random(seed), Run(state=state)
+    clock, chance, result = Clock(), random.Random(seed), Run()
     lengths = deque(_length(chance, spread) for _ in range(lines))
-    fleet = [Worker(WorkerId(f"w{number:02}")) for number in range(workers)]
+    fleet = [
+        Worker(
+            WorkerId(f"w{number:02}"),
+            Slots(
+                "u",
+                concurrency_limit=limit or 0,
+                ttl_s=30.0,
+                ask_every_s=0.75 * BEAT_S,
+                bounds=None if limit else bounds,
+            ),
+        )
+        for number in range(workers)
+    ]
+    grants: dict[WorkerId, OtherGrant] = {}
 
     def send(worker: Worker) -> None:
-        while lengths and worker.in_flight + worker.blocked < min(worker.slots, worker.target):
+        while lengths and worker.in_flight < worker.slots.limit(clock.now):
             length, sent_at = lengths.popleft(), clock.now
             worker.in_flight += 1
             result.calls += 1
@@ -215,51 +220,51 @@ def run(
                 worker.in_flight -= 1
                 if is_answer:
                     result.answers += 1
-                    worker.answered += 1
-                    worker.tokens += int(length * TOKENS) if with_tokens else 0
-                    worker.busy_s += clock.now - sent_at
+                    tokens = int(length * TOKENS) if with_tokens else 0
+                    worker.slots.note_answers(1, tokens=tokens, busy_s=clock.now - sent_at)
                 else:
                     lengths.appendleft(length)
-                    worker.blocked += 1
-                    worker.refused += sent_at >= worker.cut_at
+                    worker.slots.note_refused(sent_at)
                 send(worker)
 
             server.send(clock, length, done)
 
-    def ask(worker: Worker) -> None:
-        held = max(worker.in_flight, min(worker.slots - worker.blocked, worker.target))
-        others = [OtherGrant(other.name, other.slots, 500) for other in fleet if other is not worker]
-        effective = limit
-        if effective is None:
-            observed = Observed(
-                answered=worker.answered,
-                tokens=worker.tokens,
-                busy_s=worker.busy_s,
-                refused=worker.refused,
-                lacking=bool(lengths),
-                over_s=clock.now - worker.asked_at,
+    def grant(request: SlotRequest) -> Grant:
+        """What `store.grants` does."""
+        others = [row for name, row in grants.items() if name != request.worker_id]
+        if request.bounds is not None:
+            assert request.observed is not None
+            in_flight = request.in_flight + sum(min(other.slots, other.wanted) for other in others)
+            result.state = advance(
+                result.state, request.observed, in_flight=in_flight, bounds=request.bounds, now=clock.now
+            )
+            result.limits.append((clock.now, result.state.limit, result.state.rule))
+            request = replace(request, concurrency_limit=result.state.limit)
+        made = decide(request, others, turn=int(clock.now / 30.0))
+        grants[request.worker_id] = OtherGrant(request.worker_id, made.slots, request.wanted)
+        if result.state is None:
+            return made
+        return replace(made, limit=result.state.limit, rule=result.state.rule)
+
+    def turn(worker: Worker) -> None:
+        slots = worker.slots
+        wanted = min(worker.in_flight + len(lengths), 3 * max(1, slots.limit(clock.now)))
+        if slots.is_due(clock.now, wanted=wanted):
+            result.requests += 1
+            request = slots.request(
+                worker.name,
+                in_flight=worker.in_flight,
+                wanted=wanted,
+                now=clock.now,
                 gauges=server.gauges() if with_gauges else None,
             )
-            in_flight = worker.in_flight + sum(other.slots for other in others)
-            before = result.state.limit if result.state else 0
-            result.state = advance(result.state, observed, in_flight=in_flight, bounds=bounds, now=clock.now)
-            effective = result.state.limit
-            if effective < before:
-                worker.cut_at = clock.now
-            result.limits.append((clock.now, effective, result.state.rule))
-        request = SlotRequest(
-            upstream="u", worker_id=worker.name, concurrency_limit=effective, held=held, wanted=500
-        )
-        grant = decide(request, others, turn=int(clock.now / 3))
-        worker.slots, worker.target, worker.blocked = grant.slots, grant.target, 0
-        worker.answered = worker.tokens = worker.refused = 0
-        worker.busy_s, worker.asked_at = 0.0, clock.now
-        send(worker)
+            slots.take(grant(request), asked_at=clock.now)
+            send(worker)
         if result.answers < lines:
-            clock.after(ask_every_s, lambda: ask(worker))
+            clock.after(max(0.01, min(BEAT_S, slots.rebalance_in_s(clock.now))), lambda: turn(worker))
 
     for number, worker in enumerate(fleet):
-        clock.after(number * ask_every_s / workers, lambda worker=worker: ask(worker))
+        clock.after(number * 0.05 / workers, lambda worker=worker: turn(worker))
     while result.answers < lines:
         clock.step()
     result.seconds = clock.now

@@ -157,9 +157,9 @@ def _with_report(state: LimitState, observed: Observed, in_flight: int, now: flo
     unacknowledged = max(0.0, window.unacknowledged - outcomes)
     if window.unacknowledged and outcomes:
         used = (window.unacknowledged - unacknowledged) / outcomes
-        covered_s = min(observed.over_s, now - begun_at)
-        begun_at = max(begun_at, now - covered_s * (1 - used))
         part *= 1 - used
+        if not unacknowledged:
+            begun_at = max(begun_at, now - min(observed.over_s, now - begun_at) * (1 - used))
     answered = observed.answered * part
     window = replace(
         window,

@@ -326,7 +326,7 @@ class Slots:
         if self._is_leaving:
             self._ask_at = asked_at  # so that the next request is due as soon as there is work
             return
-        is_settled = grant.slots == grant.target and grant.slots > 0
+        is_settled = grant.slots == grant.target and grant.slots > 0 and not self._is_searching()
         turn_s = min(grant.worker_count * _REQUEST_S, self._ttl_s * _LONGEST_INTERVAL)
         self._soonest_s = max(_SOONEST_S, turn_s)
         self._ask_at = asked_at + max(self._ask_every_s if is_settled else self._rebalance_s, turn_s)
