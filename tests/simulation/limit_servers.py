@@ -42,17 +42,23 @@ Done = Callable[[bool], None]  # called with whether the line was answered; othe
 class Saturating:
     """Computes `slots(now)` lines at once, and makes the others wait in its queue."""
 
-    def __init__(self, slots: Callable[[float], int], *, line_s: float = 1.0, others: int = 0) -> None:
-        self.slots, self.line_s, self.others = slots, line_s, others
+    def __init__(
+        self, slots: Callable[[float], int], *, line_s: float = 1.0, refused_by_chance: float = 0.0
+    ) -> None:
+        self.slots, self.line_s, self.refused_by_chance = slots, line_s, refused_by_chance
+        self.chance = random.Random(7)
         self.running = 0
         self.queue: deque[tuple[float, Done]] = deque()
 
     def send(self, clock: Clock, length: float, done: Done) -> None:
+        if self.chance.random() < self.refused_by_chance:
+            clock.after(0.001, lambda: done(False))
+            return
         self.queue.append((length, done))
         self.begin(clock)
 
     def begin(self, clock: Clock) -> None:
-        while self.queue and self.running < self.slots(clock.now) - self.others:
+        while self.queue and self.running < self.slots(clock.now):
             length, done = self.queue.popleft()
             self.running += 1
 
@@ -64,7 +70,7 @@ class Saturating:
             clock.after(length * self.line_s, end)
 
     def gauges(self) -> EngineGauges:
-        return EngineGauges("vllm", self.running + self.others, len(self.queue), None, None, None)
+        return EngineGauges("vllm", self.running, len(self.queue), None, None, None)
 
 
 class Refusing(Saturating):

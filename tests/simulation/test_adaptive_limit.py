@@ -1,6 +1,7 @@
 """The adaptive limit against simulated model servers, beside the best fixed limit of a sweep."""
 
 from collections.abc import Callable
+from functools import cache
 
 import pytest
 
@@ -19,19 +20,50 @@ EVERY_WAY = pytest.mark.parametrize(
 )
 
 
+@cache
+def best_fixed_s(server: Callable[[], Server], lines: int, limits: tuple[int, ...]) -> float:
+    """Seconds of the fastest run of a sweep over fixed limits."""
+    return min(run(server(), lines, limit=limit).seconds for limit in limits)
+
+
+@cache
+def saturating(slots: int) -> Callable[[], Server]:
+    return lambda: Saturating(lambda _: slots)
+
+
+@cache
+def refusing(slots: int) -> Callable[[], Server]:
+    return lambda: Refusing(lambda _: slots)
+
+
+def half_for_a_minute(now: float) -> int:
+    return 32 if 60 < now < 120 else 64
+
+
+def halved() -> Server:
+    return Saturating(half_for_a_minute)
+
+
+def halved_and_refusing() -> Server:
+    return Refusing(half_for_a_minute)
+
+
+def thrashing() -> Server:
+    return Batching(kv_tokens=6_000)
+
+
 def compared(
-    server: Callable[[], Server], lines: int, limits: list[int], how: dict[str, int]
+    server: Callable[[], Server], lines: int, limits: tuple[int, ...], how: dict[str, int]
 ) -> tuple[float, Run]:
     """The throughput of the adaptive limit as a part of the best fixed one, and the adaptive run."""
-    best_s = min(run(server(), lines, limit=limit).seconds for limit in limits)
     adaptive = run(server(), lines, **how)  # type: ignore[arg-type]
-    return best_s / adaptive.seconds, adaptive
+    return best_fixed_s(server, lines, limits) / adaptive.seconds, adaptive
 
 
 @EVERY_WAY
 @pytest.mark.parametrize(("slots", "lines"), [(3, 300), (16, 1_500), (64, 6_000), (300, 30_000)])
 def test_a_server_whose_throughput_saturates_is_used_as_well_as_by_the_best_fixed_limit(slots, lines, how):
-    ratio, _ = compared(lambda: Saturating(lambda _: slots), lines, [slots, 2 * slots], how)
+    ratio, _ = compared(saturating(slots), lines, (slots, 2 * slots), how)
     assert ratio > 0.9
 
 
@@ -40,28 +72,29 @@ def test_a_server_whose_throughput_saturates_is_used_as_well_as_by_the_best_fixe
     ("slots", "lines", "most_calls"), [(4, 300, 1.1), (32, 3_000, 1.03), (200, 20_000, 1.02)]
 )
 def test_a_server_that_refuses_is_used_fully_with_few_refused_calls(slots, lines, most_calls, how):
-    ratio, adaptive = compared(lambda: Refusing(lambda _: slots), lines, [slots // 2, slots], how)
+    ratio, adaptive = compared(refusing(slots), lines, (slots // 2, slots), how)
     assert ratio > 0.9
     assert adaptive.calls_per_answer < most_calls
 
 
 @EVERY_WAY
-@pytest.mark.parametrize("kind", [Saturating, Refusing])
-def test_a_server_that_is_halved_and_comes_back_is_used_as_well_as_by_the_best_fixed_limit(kind, how):
-    def slots(now: float) -> int:
-        return 32 if 60 < now < 120 else 64
-
-    ratio, _ = compared(lambda: kind(slots), 10_000, [32, 48, 64, 96], how)
+@pytest.mark.parametrize("server", [halved, halved_and_refusing])
+def test_a_server_that_is_halved_and_comes_back_is_used_as_well_as_by_the_best_fixed_limit(server, how):
+    ratio, _ = compared(server, 10_000, (32, 48, 64, 96), how)
     assert ratio > 0.9
 
 
 @EVERY_WAY
 def test_a_server_that_thrashes_when_its_cache_is_full_is_kept_below_that(how):
-    ratio, adaptive = compared(
-        lambda: Batching(kv_tokens=6_000), 6_000, [16, 32, 40, 48, 56, 64, 96, 128], how
-    )
+    ratio, adaptive = compared(thrashing, 6_000, (16, 32, 40, 48, 56, 64, 96, 128), how)
     assert ratio > 0.9
-    assert 30 <= adaptive.limits[-1][1] <= 80
+    assert adaptive.limits[-1][1] <= 80
+
+
+def test_refusals_by_chance_do_not_starve_the_upstream():
+    ratio, adaptive = compared(lambda: Saturating(lambda _: 64, refused_by_chance=0.01), 6_000, (64,), {})
+    assert ratio > 0.85
+    assert adaptive.limits[-1][1] > 32
 
 
 def test_an_instant_server_is_found_in_well_under_a_second():

@@ -127,6 +127,19 @@ def test_much_less_goodput_ends_a_try_before_it_is_sure():
     assert upstream.window(8.0).limit == 16
 
 
+def test_between_a_limit_and_one_that_was_worse_half_the_way_is_tried_and_then_nothing_for_long():
+    upstream = doubled()
+    while upstream.state.limit == 32:
+        upstream.window(12.0)
+    assert upstream.state.worse_at == 32
+    upstream.state = msgspec.structs.replace(upstream.state, shrink_in=64)
+    upstream.until("probe", 16.0)
+    assert upstream.state.limit == 24
+    assert upstream.window(24.0).limit == 28
+    assert upstream.window(28.0).limit == 28
+    assert (upstream.state.base, upstream.state.worse_at, upstream.state.grow_in) == (0, 0, 16)
+
+
 def settled(goodput: float = 16.0) -> Upstream:
     """An upstream that has learned that 32 is no better than 16."""
     upstream = doubled()

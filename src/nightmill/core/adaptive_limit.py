@@ -52,8 +52,6 @@ _JITTER_S = 5.0  # transactions that wait for each other may be out of order
 _GAP_S = 1.0  # without a report, beyond the time that the next report covers: time without work
 
 # Evidence.
-_USED = 0.7  # part of the limit that must be in flight for a window to be evidence
-_MANY_PER_SLOT = 8  # answers for each slot in a window, from which goodput is measured by the clock
 _NEW_NOISE = 0.25
 _WANTED_ERROR = 0.035  # relative standard error of a goodput before small differences are believed
 _MOST_WINDOWS = 8
@@ -61,6 +59,8 @@ _SHIFT = 0.08  # relative change of goodput at the same limit that says that the
 _CLEARLY = 0.1
 _GAIN = 0.08  # least gain of goodput for a doubled limit
 _LEAST_GAIN = 0.02
+_LOSS = -0.05
+_NEAR = 1.3  # ratio of a limit that is worse to one that is not, between which no other limit is tried
 _TOO_SMALL = 1.13  # ratio of limits whose goodput is not compared
 _KEPT = 0.97  # part of the best goodput that a lower limit must keep
 _FORGET_PEAK = 1 / 64  # for each window
@@ -252,7 +252,7 @@ def _decide(state: LimitState, in_flight: int, bounds: Bounds, now: float) -> Li
     state, is_decided = _by_engine(state, in_flight, now)
     if is_decided:
         return state
-    measured = _goodput(state, now)
+    measured = window.goodput(state.limit, now)
     if measured is None:
         return replace(state, rule=LimitRule.INPUT_BOUND, window=EvidenceWindow(now))
     by_tokens = window.tokens > 0
@@ -282,25 +282,17 @@ def _decide(state: LimitState, in_flight: int, bounds: Bounds, now: float) -> Li
     return _next_try(state, in_flight, bounds, now)
 
 
-def _goodput(state: LimitState, now: float) -> float | None:
-    """Goodput of a full window; None if the limit was not used, so that the window is no evidence."""
-    window = state.window
-    if window.lacking < window.answered / 2:
-        return None
-    amount = window.tokens or window.answered
-    elapsed_s = now - window.begun_at
-    if window.answered >= _MANY_PER_SLOT * state.limit or not window.busy_s:
-        concurrency = window.busy_s / elapsed_s if window.busy_s else state.limit
-        return amount / elapsed_s if concurrency >= _USED * state.limit else None
-    concurrency = min(state.limit, window.in_flight / window.reports)
-    return amount * concurrency / window.busy_s if concurrency >= _USED * state.limit else None
-
-
 def _shifted(state: LimitState, measured: float) -> LimitState:
     """The upstream has become faster or slower at the same limit: the next tries come soon."""
     ratio = measured / state.goodput
     state = replace(
-        state, goodput=measured, windows=1, shifts=0, peak=state.peak * ratio, grow_pause=FIRST_GROW_PAUSE
+        state,
+        goodput=measured,
+        windows=1,
+        shifts=0,
+        peak=state.peak * ratio,
+        grow_pause=FIRST_GROW_PAUSE,
+        worse_at=0,
     )
     if ratio > 1:
         return replace(state, grow_in=0, stride=_DOUBLE)
@@ -341,6 +333,7 @@ def _judge_higher(state: LimitState, in_flight: int, bounds: Bounds, now: float)
     if is_sure or gain - wanted < -_clear_difference(state):
         state = replace(
             state,
+            worse_at=state.limit if gain < _LOSS else state.worse_at,
             stride=max(min(_STEP, state.stride), state.stride / 2),
             grow_in=state.grow_pause,
             grow_pause=min(2 * state.grow_pause, _LONGEST_GROW_PAUSE),
@@ -381,8 +374,12 @@ def _reverted(state: LimitState, now: float, in_flight: int) -> LimitState:
 def _next_try(state: LimitState, in_flight: int, bounds: Bounds, now: float) -> LimitState:
     grow_in, shrink_in = state.grow_in - 1, state.shrink_in - 1
     limit, goodput = state.limit, state.goodput
+    if limit < state.worse_at <= _NEAR * limit and grow_in < 0:
+        state, grow_in = replace(state, worse_at=0), _LONGEST_GROW_PAUSE
     if grow_in < 0 and limit < bounds.most:
         higher = min(bounds.most, limit + max(1, int(limit * state.stride)))
+        if state.worse_at > limit:
+            higher = min(higher, (limit + state.worse_at + 1) // 2)
         rule = LimitRule.GROW if state.stride == _DOUBLE else LimitRule.PROBE
         state = replace(state, grow_in=0, shrink_in=max(1, shrink_in))
         return replace(_moved(state, higher, rule, now, in_flight), base=limit, base_goodput=goodput)

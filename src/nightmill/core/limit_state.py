@@ -8,6 +8,9 @@ from nightmill.core.limit_rules import LimitRule
 FIRST_GROW_PAUSE = 4  # windows
 FIRST_SHRINK_PAUSE = 8
 
+_USED = 0.7  # part of the limit that must be in flight for a window to be evidence
+_MANY_PER_SLOT = 8  # answers for each slot in a window, from which goodput is measured by the clock
+
 
 class Bounds(msgspec.Struct, frozen=True):
     """The first value of an adaptive limit, and its highest."""
@@ -66,6 +69,18 @@ class EvidenceWindow(msgspec.Struct, frozen=True, omit_defaults=True):
     hit_share: float | None = None
     engine: str = ""
 
+    def goodput(self, limit: int, now: float) -> float | None:
+        """Goodput of a full window; None if the limit was not used, so that the window is no evidence."""
+        if self.lacking < self.answered / 2:
+            return None
+        amount = self.tokens or self.answered
+        elapsed_s = now - self.begun_at
+        if self.answered >= _MANY_PER_SLOT * limit or not self.busy_s:
+            concurrency = self.busy_s / elapsed_s if self.busy_s else limit
+            return amount / elapsed_s if concurrency >= _USED * limit else None
+        concurrency = min(limit, self.in_flight / self.reports)
+        return amount * concurrency / self.busy_s if concurrency >= _USED * limit else None
+
 
 class LimitState(msgspec.Struct, frozen=True, omit_defaults=True):
     """An adaptive limit and what it remembers. Times are seconds of the store's clock.
@@ -81,6 +96,7 @@ class LimitState(msgspec.Struct, frozen=True, omit_defaults=True):
         peak: the best goodput seen, slowly forgotten.
         noise: relative variance of goodput between windows.
         stride: the part by which the limit grows next.
+        worse_at: a higher limit whose goodput was less; 0 if none is known.
         shifts: windows in a row in which goodput was higher (positive) or lower than before.
         is_queued: whether a queue in the engine keeps the limit from growing.
     """
@@ -99,6 +115,7 @@ class LimitState(msgspec.Struct, frozen=True, omit_defaults=True):
     peak: float = 0.0
     noise: float = 0.01
     stride: float = 1.0
+    worse_at: int = 0
     shifts: int = 0
     grow_in: int = 0
     grow_pause: int = FIRST_GROW_PAUSE
