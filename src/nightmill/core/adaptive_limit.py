@@ -74,7 +74,8 @@ _LONGEST_GROW_PAUSE = 16
 _LONGEST_SHRINK_PAUSE = 64
 
 # Cuts.
-_TOLERATED = 0.02  # refusals for each answer that are taken for chance
+_TOLERATED = 0.02  # refusals for each answer or slot that are taken for chance
+_FEW = 0.04  # refusals for each slot after which growth goes on soon
 _TOLERATED_TIMEOUTS = 0.05
 _STALL_S = 10.0
 _STALL_LATENCIES = 4
@@ -216,16 +217,22 @@ def _moved(state: LimitState, limit: int, rule: LimitRule, now: float, in_flight
 
 def _cut(state: LimitState, observed: Observed, in_flight: int, now: float) -> LimitState | None:
     window, limit = state.window, state.limit
-    if observed.refused and window.refused > _TOLERATED * window.answered:
+    proven = 1.0 if state.windows and not state.base else 0.0  # one refusal is taken for chance
+    tolerated = max(_TOLERATED * max(window.answered, limit), proven)
+    if observed.refused and window.refused > tolerated:
         is_total = not in_flight and not observed.answered
         floor = limit // 2 if is_total else min(in_flight, limit // 2)
         lower = max(1, floor, limit - observed.refused)
-        pause = state.grow_pause
+        pause, stride = state.grow_pause, _CAREFUL_STEP if lower >= limit / 2 else _STEP
+        if is_total:
+            pause, stride = 1, _DOUBLE
+        elif window.refused <= _FEW * limit:  # by chance, perhaps
+            pause, stride = 1, max(stride, state.stride / 2)
         state = replace(
             state,
-            stride=_DOUBLE if is_total else _CAREFUL_STEP if lower >= limit / 2 else _STEP,
-            grow_in=1 if is_total else pause,
-            grow_pause=min(2 * pause, _LONGEST_GROW_PAUSE),
+            stride=stride,
+            grow_in=pause,
+            grow_pause=min(2 * state.grow_pause, _LONGEST_GROW_PAUSE),
             shrink_in=_LONGEST_SHRINK_PAUSE,
             peak=0.0,
         )
