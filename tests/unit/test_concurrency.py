@@ -160,6 +160,8 @@ def test_a_worker_reports_what_it_has_seen_once():
 def test_the_time_without_work_is_in_no_report():
     slots = adaptive_slots()
     slots.request(WorkerId("w"), in_flight=0, wanted=0, now=12.0)
+    slots.take(Grant(0, 0), asked_at=12.0)
+    assert slots.is_due(12.0, wanted=9)
     observed = slots.request(WorkerId("w"), in_flight=0, wanted=9, now=500.0).observed
     assert observed is not None
     assert observed.over_s == 0.0
