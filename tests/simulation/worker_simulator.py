@@ -16,7 +16,7 @@ from nightmill.core.clocks import Clocks
 from nightmill.core.concurrency import Grant, SlotRequest, Slots
 from nightmill.core.output_line import OutputLine
 from nightmill.core.rate_limit import RateLimits
-from nightmill.core.routing import Route
+from nightmill.core.routing import Offer
 from nightmill.core.schedule import Candidates, OpenBatch
 from nightmill.core.segment import (
     INDEX_RECORD_BYTES,
@@ -229,13 +229,14 @@ def run_worker(
     async def main() -> None:
         loop = asyncio.get_running_loop()
         store = cast("Any", _Store(batches))
+        granted = Slots("sim", concurrency_limit=slots, ttl_s=1e9, ask_every_s=1.0)
         worker = Worker(
             storage=Storage(store, store, cast("Any", _Parts())),
             upstreams=UpstreamRegistry(
                 UpstreamRuntime(
-                    route=Route("default"),
+                    offer=Offer(name="default", accepts_any=True),
                     client=cast("Any", server),
-                    slots=Slots("sim", concurrency_limit=slots, ttl_s=1e9, ask_every_s=1.0),
+                    slots_of=lambda _: granted,
                     rates=RateLimits(requests_per_minute=0, tokens_per_minute=0),
                     attempt_timeout_s=600.0,
                     max_attempts=8,

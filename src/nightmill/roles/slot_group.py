@@ -18,7 +18,7 @@ class SlotGroup:
     Attributes:
         in_flight: attempts in flight, cheap requests included.
         settled: lines that were settled.
-        tokens: tokens of their answers.
+        tokens: output tokens of their answers.
     """
 
     __slots__ = (
@@ -60,7 +60,7 @@ class SlotGroup:
 
     def note_answer(self, usage: Usage | None, duration_s: float) -> None:
         """Notes an answered line."""
-        tokens = 0 if usage is None else usage.total_tokens
+        tokens = 0 if usage is None else usage.output_tokens
         self.settled += 1
         self.tokens += tokens
         self.slots.note_answers(1, tokens=tokens, busy_s=duration_s)
