@@ -112,7 +112,7 @@ async def test_a_worker_takes_over_a_changed_priority_of_a_batch_that_it_holds(m
     worker = mill.worker(send, slots=2)
 
     async def is_taken_over() -> bool:
-        held = {batch.id: batch.priority for batch in worker._dispatcher.batches}
+        held = {batch.id: batch.priority for batch in worker._dispatcher.supply.batches}
         if set(held) == {batch.id for batch in batches} and not any(held.values()):
             await mill.store.batches.prioritize(batches[1].project_id, batches[1].id, 7)
             mill.notifier.notify()

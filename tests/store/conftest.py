@@ -191,21 +191,33 @@ class World:
         return await store.batch_leases.lease(statuses, worker or self.worker, ttl_s=self.ttl_s)
 
     async def accept(
-        self, store: Store, lease: BatchLease, *, total: int = 10, lines_per_segment: int = 5
+        self,
+        store: Store,
+        lease: BatchLease,
+        *,
+        total: int = 10,
+        lines_per_segment: int = 5,
+        model: str | None = "tiny",
     ) -> Batch | None:
-        after = replace(lease.batch.after(Event.ACCEPTED, now=self.clock()), model="tiny", total=total)
+        after = replace(lease.batch.after(Event.ACCEPTED, now=self.clock()), model=model, total=total)
         segments = even_segments(lease.batch.id, total=total, lines_per_segment=lines_per_segment)
         key = f"indexes/{lease.batch.id}"
         return await store.batch_leases.accept(lease, after, index_blob_key=key, segments=segments)
 
     async def start(
-        self, store: Store, *, total: int = 10, lines_per_segment: int = 5, **changes: Any
+        self,
+        store: Store,
+        *,
+        total: int = 10,
+        lines_per_segment: int = 5,
+        model: str | None = "tiny",
+        **changes: Any,
     ) -> Batch:
         """A batch that is in progress."""
         made = await store.batches.create(self.batch(**changes))
         lease = await self.batch_lease(store)
         assert lease.batch == made
-        assert await self.accept(store, lease, total=total, lines_per_segment=lines_per_segment)
+        assert await self.accept(store, lease, total=total, lines_per_segment=lines_per_segment, model=model)
         return await self.read_again(store, made)
 
     async def lease(

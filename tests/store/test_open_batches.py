@@ -9,8 +9,10 @@ from nightmill.core.schedule import NEAR_DEADLINE_S, Candidates, OpenBatch
 from nightmill.ids import ProjectId
 
 
-async def _candidates(store, *, after: str = "", most: int = 8, passed_over=()) -> Candidates:
-    return await store.open_batches.candidates(after=ProjectId(after), most=most, passed_over=passed_over)
+async def _candidates(store, *, after: str = "", most: int = 8, passed_over=(), models=()) -> Candidates:
+    return await store.open_batches.candidates(
+        after=ProjectId(after), most=most, passed_over=passed_over, models=models
+    )
 
 
 def _ids(batches) -> list[str]:
@@ -40,6 +42,19 @@ async def test_the_oldest_batch_of_the_highest_priority_is_a_candidate(world, st
     assert found.by_project[0][0].id == highest.id
     below = await _candidates(store, passed_over=_ids(found.by_project[0]))
     assert [it.priority for it in below.by_project[0]] == [2]
+
+
+async def test_the_oldest_batches_for_wanted_models_are_candidates(world, store):
+    first = await world.start(store, model="a")
+    await world.start(store, model="a")
+    await world.start(store, model="b")
+    mixed = await world.start(store, model=None)
+    found = await _candidates(store, models=["a", "c"])
+    assert _ids(found.by_model) == [first.id, mixed.id]
+    assert (await _candidates(store)).by_model == []
+    assert _ids((await _candidates(store, models=["a"], passed_over=[first.id, mixed.id])).by_model) != [
+        first.id
+    ]
 
 
 async def test_a_look_reads_the_priorities_of_the_batches_that_are_passed_over(world, store):

@@ -116,6 +116,9 @@ def test_candidates_are_found_without_reading_all_open_batches(world):
         has_waiting,
     ]
     assert "TEMP B-TREE" not in " ".join(plan)
+    by_model = "SEARCH batch USING INDEX batch_by_model "
+    assert _plan(world, open_batches._OF_MODEL)[0] == by_model + "(model>? AND model<?)"
+    assert _plan(world, open_batches._OF_SEVERAL_MODELS)[0] == by_model + "(model=?)"
     by_id = ["SEARCH batch USING INDEX sqlite_autoindex_batch_1 (id=?)"]
     assert _plan(world, open_batches._PRIORITIES) == by_id
     assert _plan(world, open_batches._BY_SEQUENCE) == ["SEARCH batch USING INTEGER PRIMARY KEY (rowid=?)"]

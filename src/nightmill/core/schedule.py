@@ -27,6 +27,7 @@ oldest batch of the highest priority, and the batches with the nearest deadlines
 - the oldest batch of a project, if it is older than all that the worker holds of the project,
 - any batch while the worker holds fewer than `PARALLEL_BATCHES` of its priority or above of the project,
 - a batch at most half as large as every held one of the project: a small batch passes large ones,
+- the oldest batch for a model of which an upstream has free slots and the worker no line,
 - a batch with a near deadline, if it is nearer than those of all held batches of the project.
 
 So, apart from near deadlines, a worker takes at most `PARALLEL_BATCHES` batches of each priority and one more
@@ -106,12 +107,14 @@ class Candidates:
             and its smallest one.
         next_after: the project after which the next look begins; empty for the first project.
         priorities: of the batches that were passed over.
+        by_model: the oldest batches for models of which an upstream has free slots and no lines.
     """
 
     near: Sequence[OpenBatch]
     by_project: Sequence[Sequence[OpenBatch]]
     next_after: ProjectId
     priorities: Mapping[BatchId, int] = field(default_factory=dict[BatchId, int])
+    by_model: Sequence[OpenBatch] = ()
 
 
 def preferred_batches(
@@ -131,6 +134,7 @@ def preferred_batches(
     taken = {batch.id for batch in held}
     preferred: list[OpenBatch] = []
     near = {batch.id for batch in candidates.near}
+    needed = {batch.id for batch in candidates.by_model}
     for batch in _by_importance(candidates):
         if len(preferred) == most:
             break
@@ -139,7 +143,7 @@ def preferred_batches(
         beside = of_project.setdefault(batch.project_id, [])
         if batch.id in taken or cost_bytes > room_bytes - reserved_bytes:
             continue
-        if not _may_join(batch, beside, is_near=batch.id in near):
+        if batch.id not in needed and not _may_join(batch, beside, is_near=batch.id in near):
             continue
         preferred.append(batch)
         beside.append(batch)
@@ -149,6 +153,7 @@ def preferred_batches(
 
 
 def _by_importance(candidates: Candidates) -> Iterator[OpenBatch]:
+    yield from candidates.by_model
     yield from sorted(candidates.near, key=lambda batch: batch.deadline)
     for rank in range(max(map(len, candidates.by_project), default=0)):
         for batches in candidates.by_project:

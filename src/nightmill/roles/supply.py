@@ -57,14 +57,17 @@ class Supply:
     @property
     def lacking_lines(self) -> int:
         """How many more lines the worker should lease."""
-        if sum(1 for queue in self._saturated() for _ in queue.segments) >= _MOST_SPARE:
-            return 0
         now = self._monotonic()
         return sum(
             max(0, wanted - supplied)
             for upstream in self._upstreams
             for wanted, supplied in self._demands(upstream, now)
         )
+
+    @property
+    def is_plentiful(self) -> bool:
+        """Whether so many lines wait for busy upstreams that only lines for other models help."""
+        return sum(1 for queue in self._saturated() for _ in queue.segments) >= _MOST_SPARE
 
     def is_short(self, now: float) -> bool:
         """Whether an upstream will soon have no line to send."""

@@ -8,31 +8,27 @@ settled once. Attempts in flight belong to `dispatcher`, the output files to `fi
 import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import chain
 
-from nightmill.blobs import Blobs
 from nightmill.core.answer_work import AnswerWork
-from nightmill.core.batch import Status, Tally
+from nightmill.core.batch import Status
 from nightmill.core.clocks import Clocks
 from nightmill.core.schedule import preferred_batches, spread
-from nightmill.core.segment import Lease, PinnedPart, SegmentReport
+from nightmill.core.segment import Lease
 from nightmill.errors import LeaseLost, UnavailableError
 from nightmill.failpoints import failpoint
 from nightmill.ids import BatchId, ProjectId, WorkerId
-from nightmill.parts import Parts, standing_records
 from nightmill.roles.dispatcher import Dispatcher
-from nightmill.roles.leased_segment import LeasedSegment, read_segment
+from nightmill.roles.leased_segment import LeasedSegment
 from nightmill.roles.loop import Notifier, keep_turning, plain
+from nightmill.roles.segment_opener import SegmentOpener, Storage
 from nightmill.roles.upstream_reports import WorkerUpstreams
 from nightmill.settings import WorkerSettings
-from nightmill.store import Store
 from nightmill.telemetry import (
     Emit,
     LeaseWasLost,
     RoleFailed,
     SegmentDone,
-    SegmentLeased,
     UpstreamHeld,
     WritingPaused,
     WritingResumed,
@@ -45,16 +41,8 @@ _IDLE_LOOK_S = 0.9
 _IDLE_S = 1.0
 _MOST_PREFERRED = 8
 _MOST_HELD = 128
+_MOST_HUNGRY = 8
 _LONGEST_PAUSE_S = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Storage:
-    """Where a worker finds its work and keeps its answers."""
-
-    store: Store
-    blobs: Blobs
-    parts: Parts
 
 
 class Worker:
@@ -109,7 +97,7 @@ class Worker:
         self._next_look = 0.0
         self._seen_count = 0
         self._stalled: str | None = None
-        self._lease_again_at = 0.0
+        self._opener = SegmentOpener(storage, worker_id=worker_id, emit=emit, monotonic=clocks.monotonic)
         self._batches_seen_at = 0.0
         self._batches_seen_count = 0
         self._next_project = ProjectId("")
@@ -275,7 +263,7 @@ class Worker:
         if self._is_draining or self._parts.stalled is not None or self._dispatcher.supply.is_crowded:
             return False
         asked_at = self._monotonic()
-        if asked_at < self._lease_again_at:
+        if asked_at < self._opener.lease_again_at:
             return False
         lacking = self._dispatcher.supply.lacking_lines
         held_bytes = sum(segment.text_bytes for segment in self._segments.values())
@@ -285,6 +273,9 @@ class Worker:
             room_bytes // self._settings.segment_bytes - 1,  # the last one is for small batches
         )
         is_look_due = self._is_look_due(asked_at)
+        is_for_models = bool(lacking) and self._dispatcher.supply.is_plentiful
+        if is_for_models:
+            limit, is_look_due = 0, True
         if limit <= 0 and not is_look_due:
             return False
         preferred: Sequence[tuple[BatchId, int]] = ()
@@ -295,13 +286,15 @@ class Worker:
         leases = await self._lease(max(0, limit), preferred)
         confirmed_until = asked_at + self._settings.lease_ttl_s
         async with asyncio.TaskGroup() as group:
-            opening = [group.create_task(self._opened(lease, confirmed_until)) for lease in leases]
+            opening = [group.create_task(self._opener.opened(lease, confirmed_until)) for lease in leases]
         for segment in filter(None, [task.result() for task in opening]):
             self._segments[segment.key] = segment
             segment.learn(self._answer_work)
             self._dispatcher.add(segment)
             if not segment.unsent:
                 self._notifier.notify_local()
+        if is_for_models:
+            self._dispatcher.note_supply(is_exhausted=not leases)
         if limit <= 0:
             return False
         is_idle = len(leases) < limit
@@ -323,12 +316,14 @@ class Worker:
             after=self._next_project,
             most=_MOST_PREFERRED,
             passed_over={batch.id for batch in held} | self._dispatcher.supply.batches_aside,
+            models=self._dispatcher.supply.hungry_models(most=_MOST_HUNGRY),
         )
         self._next_project = candidates.next_after
         for segment in self._segments.values():
             segment.prioritize(candidates.priorities)
         self._dispatcher.update_priorities()
-        known = {batch.id for batch in (*held, *candidates.near, *chain(*candidates.by_project))}
+        found = (*candidates.near, *chain(*candidates.by_project), *candidates.by_model)
+        known = {batch.id for batch in (*held, *found)}
         self._knows_other_batches = len(known) > 1
         if len(held) >= _MOST_HELD:
             return []
@@ -378,55 +373,6 @@ class Worker:
             for group in upstream.groups:
                 request = group.slots.request(self._worker_id, in_flight=0, wanted=0)
                 await self._store.grants.request(request, ttl_s=_LONGEST_PAUSE_S)
-
-    async def _opened(self, lease: Lease, confirmed_until: float) -> LeasedSegment | None:
-        try:
-            return await self._open(lease, confirmed_until)
-        except Exception as error:  # noqa: BLE001 - a damaged segment must not delay those leased with it
-            self._emit(RoleFailed(self.name, error))
-            return None  # the lease expires
-
-    async def _open(self, lease: Lease, confirmed_until: float) -> LeasedSegment | None:
-        segment = lease.segment
-        self._emit(SegmentLeased(segment.batch_id, segment.number, lease.token))
-        try:
-            pinned, known, earlier = await self._found(lease)
-            text, offset, lines = await read_segment(self._blobs, lease, known)
-        except UnavailableError as error:
-            self._lease_again_at = self._monotonic() + error.retry_after_s
-            await self._store.segments.release(
-                lease, SegmentReport(segment.batch_id, segment.number, lease.token, lease.tally), ()
-            )
-            raise
-        if lease.token > 1:
-            report = SegmentReport(segment.batch_id, segment.number, lease.token, earlier)
-            failpoint("worker.before_pin")
-            if not await self._store.segments.pin_parts(lease, pinned, report):
-                self._emit(LeaseWasLost(segment.batch_id, segment.number, lease.token))
-                return None
-            failpoint("worker.pinned")
-        return LeasedSegment(
-            lease,
-            writer=self._parts.open(segment, lease.token),
-            text=text,
-            offset=offset,
-            lines=lines,
-            pinned=pinned,
-            earlier=earlier,
-            confirmed_until=confirmed_until,
-        )
-
-    async def _found(self, lease: Lease) -> tuple[tuple[PinnedPart, ...], set[int], Tally]:
-        """The parts of earlier tokens, the ordinals they answer, and their tally."""
-        known: set[int] = set()
-        earlier, pinned = Tally(), lease.pinned
-        if lease.token > 1:
-            found = await self._parts.find(lease.segment, below=lease.token, pinned=lease.pinned)
-            pinned = tuple(found)
-            async for record in standing_records(self._parts, pinned):
-                known.add(record.ordinal)
-                earlier = earlier.plus(record.tally)
-        return pinned, known, earlier
 
     async def _drain(self, grace_s: Callable[[], float]) -> None:
         """Starts no attempt, settles the outcomes that arrive in time, and releases every segment."""

@@ -4,7 +4,7 @@ The choice belongs to `core.schedule`, the lease to `segments`. Every query is b
 its order, so that its cost grows neither with the open batches nor with the waiting segments.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Select, bindparam, literal, select, text
@@ -67,6 +67,12 @@ _PROJECTS = select(
     _OF_PROJECT.order_by(batch.c.sequence).scalar_subquery().label("oldest"),
     _OF_PROJECT.order_by(batch.c.input_bytes, batch.c.sequence).scalar_subquery().label("smallest"),
 ).where(_PROJECT.c.id.is_not(None))
+# Ranges again, for the same reason. Batches whose lines name several models have no model.
+_OF_ANY_MODEL = select(*_COLUMNS).where(*_IS_CANDIDATE).order_by(batch.c.model, batch.c.sequence).limit(1)
+_OF_MODEL = _OF_ANY_MODEL.where(
+    batch.c.model >= bindparam("of_model"), batch.c.model <= bindparam("of_model")
+)
+_OF_SEVERAL_MODELS = _OF_ANY_MODEL.where(batch.c.model.is_(None))
 _BY_SEQUENCE = select(*_COLUMNS).where(batch.c.sequence.in_(bindparam("sequences", expanding=True)))
 _PRIORITIES = select(batch.c.id, batch.c.priority).where(
     batch.c.id.in_(bindparam("passed_over", expanding=True))
@@ -79,7 +85,12 @@ class OpenBatches(Verbs):
     @read
     @staticmethod
     def candidates(
-        connection: Connection, *, after: ProjectId, most: int, passed_over: Collection[BatchId]
+        connection: Connection,
+        *,
+        after: ProjectId,
+        most: int,
+        passed_over: Collection[BatchId],
+        models: Collection[str] = (),
     ) -> Candidates:
         """Batches with waiting segments before their deadline: those with the nearest deadlines, and of some
         projects the oldest of the highest priority, the oldest and the smallest.
@@ -88,6 +99,7 @@ class OpenBatches(Verbs):
             after: the projects that follow this one in the order of their ids; all if empty.
             most: batches with near deadlines, and projects.
             passed_over: batches that are no candidates, some dozens at most; their priorities are read.
+            models: of each the oldest batch is a candidate, and of those with several models; some at most.
         """
         passed = {"passed_over": list(passed_over)}
         near = [OpenBatch(*row) for row in connection.execute(_NEAR, {"near_limit": most, **passed})]
@@ -106,4 +118,13 @@ class OpenBatches(Verbs):
         priorities: dict[BatchId, int] = {}
         if passed_over:
             priorities = {BatchId(row.id): row.priority for row in connection.execute(_PRIORITIES, passed)}
-        return Candidates(near, by_project, next_after, priorities)
+        by_model: list[OpenBatch] = []
+        for model in models:
+            by_model += map(_as_open_batch, connection.execute(_OF_MODEL, {"of_model": model, **passed}))
+        if models:
+            by_model += map(_as_open_batch, connection.execute(_OF_SEVERAL_MODELS, passed))
+        return Candidates(near, by_project, next_after, priorities, by_model)
+
+
+def _as_open_batch(row: Sequence[Any]) -> OpenBatch:
+    return OpenBatch(*row)

@@ -1,7 +1,6 @@
 """The tables of the store, with a CHECK for every rule a single row can break.
 
 One metadata serves SQLite and Postgres; the migrations produce exactly this schema (a test compares them).
-The statements are in the module of each noun.
 
 `sequence` counts insertions and orders rows that were created in the same second. A row that a cursor may
 name is never deleted: files stay as tombstones (`deleted_at`), with `blob_key` NULL once their bytes are
@@ -250,6 +249,7 @@ batch = Table(
     _partial_index(
         "batch_by_priority", "project_id", desc(column("priority")), "sequence", where=IS_IN_PROGRESS
     ),
+    _partial_index("batch_by_model", "model", "sequence", where=IS_IN_PROGRESS),
     _partial_index("batch_by_deadline", "expires_at", where=IS_IN_PROGRESS),
     _partial_index("batch_settled", "sequence", where=IS_SETTLED),
     _partial_index("batch_leasable", "sequence", where=IS_LEASABLE),

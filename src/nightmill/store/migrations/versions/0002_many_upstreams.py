@@ -57,6 +57,13 @@ def upgrade() -> None:
     op.add_column("upstream", Column("limit_state", Text))
     op.execute(_ADD_PRIORITY)
     op.create_index(
+        "batch_by_model",
+        "batch",
+        ["model", "sequence"],
+        sqlite_where=text(_IS_IN_PROGRESS),
+        postgresql_where=text(_IS_IN_PROGRESS),
+    )
+    op.create_index(
         "batch_by_priority",
         "batch",
         ["project_id", text("priority DESC"), "sequence"],
