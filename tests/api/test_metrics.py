@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
+import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -14,8 +15,11 @@ from nightmill.api import metrics
 from nightmill.api.context import ApiContext
 from nightmill.api.health import VERSION
 from nightmill.core.batch import Status
+from nightmill.core.upstream_report import ModelReport, UpstreamReport
 from nightmill.errors import UnavailableError
+from nightmill.ids import WorkerId
 from nightmill.store import Backlog
+from nightmill.store.upstreams import WorkerReport
 from nightmill.telemetry import UpstreamHeld
 from tests.api.conftest import Answer
 
@@ -32,11 +36,18 @@ def figures_of(answer: Answer) -> dict[tuple[str, ...], float]:
 
 
 class Batches:
-    """A store of which only the batches' backlog exists."""
+    """A store of which only the batches' backlog and the reports on upstreams exist."""
 
     @property
     def batches(self) -> Self:
         return self
+
+    @property
+    def upstreams(self) -> Self:
+        return self
+
+    async def reports(self, **_: float) -> list[WorkerReport]:
+        return []
 
 
 @dataclass
@@ -77,6 +88,24 @@ def test_what_is_held_is_a_gauge_of_1_and_gone_when_it_is_over(serve):
     assert not [
         key for key in figures_of(server.send("GET", "/metrics")) if key[0] == "nightmill_upstream_held"
     ]
+
+
+def test_what_all_workers_report_of_an_upstream_is_summed(serve):
+    server = serve()
+    entries = (
+        ModelReport("m", limit=64, rule="grow", in_flight=40, answered_per_s=2.5, tokens_per_s=100.0),
+        ModelReport(None, limit=8, in_flight=1),
+    )
+    report = msgspec.json.encode(UpstreamReport("gpu", 1.0, per_model=entries)).decode()
+    for worker in ("worker_1", "worker_2"):
+        server.do(server.context.store.upstreams.report(WorkerId(worker), {"gpu": report}))
+    found = figures_of(server.send("GET", "/metrics"))
+    found = {key: value for key, value in found.items() if key[0].startswith("nightmill_upstream")}
+    assert found["nightmill_upstream_limit", "m", "grow", "gpu"] == 64
+    assert found["nightmill_upstream_limit", "", "", "gpu"] == 8
+    assert found["nightmill_upstream_in_flight", "m", "gpu"] == 80
+    assert found["nightmill_upstream_answers_per_second", "m", "gpu"] == 5
+    assert found["nightmill_upstream_tokens_per_second", "m", "gpu"] == 200
 
 
 def test_a_new_batch_is_counted_and_not_named(serve):

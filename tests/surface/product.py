@@ -12,6 +12,7 @@ from nightmill.api.app import create_app
 from nightmill.api.context import ApiContext
 from nightmill.cli import app as command_line
 from nightmill.cli.failures import MEANINGS
+from nightmill.core.upstream_report import ModelReport, UpstreamReport
 from nightmill.errors import NightmillError
 from nightmill.settings import Settings
 from nightmill.store import Backlog
@@ -42,7 +43,9 @@ def openapi_document() -> dict[str, Any]:
 
 def metrics_text() -> str:
     held = UpstreamHeld("default", "m", "it answers 503", since=0.0, until=0.0)
-    text, _ = api_metrics._printed(Backlog(batches={}, waiting_segments=0, leased_segments=0), [held])
+    backlog = Backlog(batches={}, waiting_segments=0, leased_segments=0)
+    upstream = UpstreamReport("default", 0.0, per_model=(ModelReport("m", limit=64, rule="grow"),))
+    text, _ = api_metrics._printed(backlog, [held], [upstream])
     return text.decode()
 
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
-import msgspec
 from fastapi import APIRouter, Depends, Header, Request
 from pydantic import BaseModel, ConfigDict
 
@@ -29,6 +28,7 @@ from nightmill.core.audit import Actor, AuditAction
 from nightmill.core.upstream_report import UpstreamReport
 from nightmill.core.upstream_setting import UpstreamSetting, UpstreamState
 from nightmill.errors import ConflictError, NotFoundError, RequestError
+from nightmill.roles.offered_models import read_reports
 from nightmill.settings.effective import (
     EffectiveUpstream,
     document_of,
@@ -38,8 +38,6 @@ from nightmill.settings.effective import (
 )
 from nightmill.upstream.diagnosis import diagnose
 
-_REPORT_AGE_S: Final = 15.0
-"""Workers report every few seconds; an older report is of a worker that has stopped."""
 _TRIAL_TIMEOUT_S: Final = 60.0
 """For each request of a trial; a server may load the model first."""
 _ROUNDS: Final = 5
@@ -345,13 +343,7 @@ async def _store(
 
 async def _known(context: ApiContext) -> _Known:
     stored = await context.store.upstreams.settings()
-    reports: dict[str, list[UpstreamReport]] = {}
-    for row in await context.store.upstreams.reports(max_age_s=_REPORT_AGE_S):
-        try:
-            report = msgspec.json.decode(row.document, type=UpstreamReport)
-        except msgspec.MsgspecError:
-            continue  # a worker of another version
-        reports.setdefault(row.upstream, []).append(report)
+    reports = await read_reports(context.store)
     return _Known(context, stored, reports)
 
 

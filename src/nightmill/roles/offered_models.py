@@ -9,20 +9,21 @@ from nightmill.settings import ANY_MODEL, Settings
 from nightmill.settings.effective import EffectiveUpstream, effective_of
 from nightmill.store import Store
 
-REPORT_AGE_S = 60.0
-"""Older reports of workers do not count."""
+_LISTS_KEPT_S = 60.0
+"""For how long the models of a worker that reports no more still count."""
+_REPORT_AGE_S = 15.0
 
 
-async def read_reports(store: Store) -> dict[str, UpstreamReport]:
-    """The reports of all workers of the last `REPORT_AGE_S`, as one report for each upstream."""
+async def read_reports(store: Store, *, max_age_s: float = _REPORT_AGE_S) -> dict[str, list[UpstreamReport]]:
+    """What the workers have reported lately, by the name of the upstream."""
     found: dict[str, list[UpstreamReport]] = {}
-    for row in await store.upstreams.reports(max_age_s=REPORT_AGE_S):
+    for row in await store.upstreams.reports(max_age_s=max_age_s):
         try:
             report = msgspec.json.decode(row.document, type=UpstreamReport)
         except msgspec.MsgspecError:
             continue  # of a worker of another version
         found.setdefault(row.upstream, []).append(report)
-    return {name: merged(reports) for name, reports in found.items()}
+    return found
 
 
 class OfferedModels:
@@ -80,4 +81,5 @@ async def offered_models(store: Store, settings: Settings) -> OfferedModels:
         upstreams = [EffectiveUpstream(settings.upstream)]
     if all(upstream.settings.models for upstream in upstreams) or len(upstreams) < 2:
         return OfferedModels(upstreams, {})
-    return OfferedModels(upstreams, await read_reports(store))
+    reports = await read_reports(store, max_age_s=_LISTS_KEPT_S)
+    return OfferedModels(upstreams, {name: merged(of_workers) for name, of_workers in reports.items()})
