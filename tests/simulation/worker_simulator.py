@@ -134,7 +134,12 @@ class _Store:
         ]
 
     async def candidates(
-        self, *, after: ProjectId, most: int, passed_over: Collection[BatchId]
+        self,
+        *,
+        after: ProjectId,
+        most: int,
+        passed_over: Collection[BatchId],
+        after_model: str | None,  # noqa: ARG002 - its batches have one model
     ) -> Candidates:
         now = asyncio.get_running_loop().time()
         by_project: dict[str, list[OpenBatch]] = {}

@@ -9,9 +9,11 @@ from nightmill.core.schedule import NEAR_DEADLINE_S, Candidates, OpenBatch
 from nightmill.ids import ProjectId
 
 
-async def _candidates(store, *, after: str = "", most: int = 8, passed_over=(), models=()) -> Candidates:
+async def _candidates(
+    store, *, after: str = "", most: int = 8, passed_over=(), after_model=None
+) -> Candidates:
     return await store.open_batches.candidates(
-        after=ProjectId(after), most=most, passed_over=passed_over, models=models
+        after=ProjectId(after), most=most, passed_over=passed_over, after_model=after_model
     )
 
 
@@ -44,17 +46,22 @@ async def test_the_oldest_batch_of_the_highest_priority_is_a_candidate(world, st
     assert [it.priority for it in below.by_project[0]] == [2]
 
 
-async def test_the_oldest_batches_for_wanted_models_are_candidates(world, store):
-    first = await world.start(store, model="a")
+async def test_the_oldest_batch_of_each_model_is_a_candidate_if_models_are_looked_at(world, store):
+    of_b = await world.start(store, model="b")
+    of_a = await world.start(store, model="a")
     await world.start(store, model="a")
-    await world.start(store, model="b")
+    of_c = await world.start(store, model="c")
     mixed = await world.start(store, model=None)
-    found = await _candidates(store, models=["a", "c"])
-    assert _ids(found.by_model) == [first.id, mixed.id]
     assert (await _candidates(store)).by_model == []
-    assert _ids((await _candidates(store, models=["a"], passed_over=[first.id, mixed.id])).by_model) != [
-        first.id
+    first = await _candidates(store, most=2, after_model="")
+    assert [(model, batch.id) for model, batch in first.by_model] == [
+        ("a", of_a.id),
+        ("b", of_b.id),
+        (None, mixed.id),
     ]
+    second = await _candidates(store, most=2, after_model=first.next_model, passed_over=[mixed.id])
+    assert [(model, batch.id) for model, batch in second.by_model] == [("c", of_c.id)]
+    assert second.next_model == ""
 
 
 async def test_a_look_reads_the_priorities_of_the_batches_that_are_passed_over(world, store):

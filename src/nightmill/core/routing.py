@@ -43,6 +43,10 @@ class Offer:
     accepts_any: bool = False
     is_open: bool = True
 
+    def answers(self, model: str) -> bool:
+        """Whether the upstream may be sent a model at some endpoint."""
+        return self.accepts_any or model in self.aliases or self.models is None or model in self.models
+
 
 class Routes:
     """The choice of upstreams for one state of all offers. An offer that changes needs new routes."""

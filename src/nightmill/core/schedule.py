@@ -52,6 +52,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Final, Generic, Protocol, TypeVar
 
 from nightmill.core.round_robin import Member, RoundRobin
@@ -107,18 +108,26 @@ class Candidates:
             and its smallest one.
         next_after: the project after which the next look begins; empty for the first project.
         priorities: of the batches that were passed over.
-        by_model: the oldest batches for models of which an upstream has free slots and no lines.
+        by_model: the oldest batch of each of some models; the model is None for batches with several models.
+        next_model: the model after which the next look at models begins; empty for the first model.
     """
 
     near: Sequence[OpenBatch]
     by_project: Sequence[Sequence[OpenBatch]]
     next_after: ProjectId
     priorities: Mapping[BatchId, int] = field(default_factory=dict[BatchId, int])
-    by_model: Sequence[OpenBatch] = ()
+    by_model: Sequence[tuple[str | None, OpenBatch]] = ()
+    next_model: str = ""
 
 
 def preferred_batches(
-    candidates: Candidates, held: Collection[OpenBatch], *, room_bytes: int, segment_bytes: int, most: int
+    candidates: Candidates,
+    held: Collection[OpenBatch],
+    *,
+    room_bytes: int,
+    segment_bytes: int,
+    most: int,
+    is_needed: Callable[[str | None], bool] = lambda _: False,
 ) -> list[OpenBatch]:
     """The batches of which a worker leases a segment now, the most important first.
 
@@ -127,6 +136,7 @@ def preferred_batches(
         room_bytes: of request lines that may be leased; the last `segment_bytes` are for small batches.
         segment_bytes: most bytes of a segment.
         most: how many batches.
+        is_needed: whether an upstream has free slots for a model, and the worker no line.
     """
     of_project: dict[ProjectId, list[OpenBatch]] = {}
     for batch in held:
@@ -134,8 +144,9 @@ def preferred_batches(
     taken = {batch.id for batch in held}
     preferred: list[OpenBatch] = []
     near = {batch.id for batch in candidates.near}
-    needed = {batch.id for batch in candidates.by_model}
-    for batch in _by_importance(candidates):
+    of_needed_models = [batch for model, batch in candidates.by_model if is_needed(model)]
+    needed = {batch.id for batch in of_needed_models}
+    for batch in chain(of_needed_models, _by_importance(candidates)):
         if len(preferred) == most:
             break
         cost_bytes = min(batch.input_bytes, segment_bytes)
@@ -153,7 +164,6 @@ def preferred_batches(
 
 
 def _by_importance(candidates: Candidates) -> Iterator[OpenBatch]:
-    yield from candidates.by_model
     yield from sorted(candidates.near, key=lambda batch: batch.deadline)
     for rank in range(max(map(len, candidates.by_project), default=0)):
         for batches in candidates.by_project:

@@ -29,7 +29,6 @@ class Supply:
         self._monotonic = monotonic
         self._feeds: dict[UpstreamLines, list[tuple[LineQueue, SlotGroup]]] = {}
         self._feeds_version = -1
-        self._look = 0
 
     @property
     def unsent(self) -> int:
@@ -85,19 +84,28 @@ class Supply:
             wanted += sum(queue.unsent for queue, fed in self.feeds_of(upstream) if fed is group)
         return wanted
 
-    def hungry_models(self, *, most: int) -> list[str]:
-        """Models of which an upstream with free slots has no lines, at most `most` in turn."""
+    @property
+    def are_several(self) -> bool:
+        """Whether there are several queues or upstreams: one may have lines enough, another none."""
+        return self._upstreams.are_several or len(list(self._queues)) > 1
+
+    def needs(self, model: str | None) -> bool:
+        """Whether an upstream has free slots for a model, and no line of it waits.
+
+        Args:
+            model: None for lines whose models are not known.
+        """
+        if model is None:
+            return self.lacking_lines > 0
+        if self._queues.has_new(model):
+            return False
         now = self._monotonic()
-        models: dict[str, None] = {}
-        for upstream in self._upstreams:
-            offer = upstream.runtime.offer
-            for model in (*sorted(offer.models or ()), *offer.aliases):
-                if upstream.group_of(model).room(now) > 0 and not upstream.is_held(model, now):
-                    models[model] = None
-        hungry = [model for model in models if not self._queues.has_new(model)]
-        self._look += 1
-        first = self._look % max(1, len(hungry))
-        return (hungry[first:] + hungry[:first])[:most]
+        return any(
+            upstream.runtime.offer.answers(model)
+            and not upstream.is_held(model, now)
+            and upstream.group_of(model).room(now) > 0
+            for upstream in self._upstreams
+        )
 
     def feeds_of(self, upstream: UpstreamLines) -> list[tuple[LineQueue, SlotGroup]]:
         """The queues from which an upstream takes lines, each with the slots for its lines."""

@@ -41,7 +41,6 @@ _IDLE_LOOK_S = 0.9
 _IDLE_S = 1.0
 _MOST_PREFERRED = 8
 _MOST_HELD = 128
-_MOST_HUNGRY = 8
 _LONGEST_PAUSE_S = 1.0
 
 
@@ -101,6 +100,7 @@ class Worker:
         self._batches_seen_at = 0.0
         self._batches_seen_count = 0
         self._next_project = ProjectId("")
+        self._next_model = ""
         self._knows_other_batches = True
 
     @property
@@ -316,14 +316,14 @@ class Worker:
             after=self._next_project,
             most=_MOST_PREFERRED,
             passed_over={batch.id for batch in held} | self._dispatcher.supply.batches_aside,
-            models=self._dispatcher.supply.hungry_models(most=_MOST_HUNGRY),
+            after_model=self._next_model if self._dispatcher.supply.are_several else None,
         )
-        self._next_project = candidates.next_after
+        self._next_project, self._next_model = candidates.next_after, candidates.next_model
         for segment in self._segments.values():
             segment.prioritize(candidates.priorities)
         self._dispatcher.update_priorities()
-        found = (*candidates.near, *chain(*candidates.by_project), *candidates.by_model)
-        known = {batch.id for batch in (*held, *found)}
+        of_models = [batch for _, batch in candidates.by_model]
+        known = {batch.id for batch in chain(held, candidates.near, *candidates.by_project, of_models)}
         self._knows_other_batches = len(known) > 1
         if len(held) >= _MOST_HELD:
             return []
@@ -333,6 +333,7 @@ class Worker:
             room_bytes=room_bytes,
             segment_bytes=self._settings.segment_bytes,
             most=_MOST_PREFERRED,
+            is_needed=self._dispatcher.supply.needs,
         )
         return [(batch.id, count) for batch, count in spread(limit, chosen)]
 

@@ -4,7 +4,7 @@ The choice belongs to `core.schedule`, the lease to `segments`. Every query is b
 its order, so that its cost grows neither with the open batches nor with the waiting segments.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import Any
 
 from sqlalchemy import Connection, Select, bindparam, literal, select, text
@@ -67,12 +67,32 @@ _PROJECTS = select(
     _OF_PROJECT.order_by(batch.c.sequence).scalar_subquery().label("oldest"),
     _OF_PROJECT.order_by(batch.c.input_bytes, batch.c.sequence).scalar_subquery().label("smallest"),
 ).where(_PROJECT.c.id.is_not(None))
-# Ranges again, for the same reason. Batches whose lines name several models have no model.
-_OF_ANY_MODEL = select(*_COLUMNS).where(*_IS_CANDIDATE).order_by(batch.c.model, batch.c.sequence).limit(1)
-_OF_MODEL = _OF_ANY_MODEL.where(
-    batch.c.model >= bindparam("of_model"), batch.c.model <= bindparam("of_model")
+
+
+def _model_after(after: Any) -> Select[Any]:
+    is_after = (text("batch." + IS_IN_PROGRESS), batch.c.model > after)
+    return select(batch.c.model).where(*is_after).order_by(batch.c.model, batch.c.sequence).limit(1)
+
+
+# As the projects: one step is one probe of `batch_by_model`.
+_FIRST_MODEL = select(
+    literal(1).label("place"), _model_after(bindparam("after_model")).scalar_subquery().label("name")
+).cte("model", recursive=True)
+_MODEL = _FIRST_MODEL.union_all(
+    select(_FIRST_MODEL.c.place + 1, _model_after(_FIRST_MODEL.c.name).scalar_subquery()).where(
+        _FIRST_MODEL.c.name.is_not(None), _FIRST_MODEL.c.place < bindparam("model_limit")
+    )
 )
-_OF_SEVERAL_MODELS = _OF_ANY_MODEL.where(batch.c.model.is_(None))
+_OF_ANY_MODEL = select(batch.c.sequence).where(*_IS_CANDIDATE)
+_OF_MODEL = _OF_ANY_MODEL.where(batch.c.model >= _MODEL.c.name, batch.c.model <= _MODEL.c.name)
+_MODELS = select(
+    _MODEL.c.name,
+    _OF_MODEL.order_by(batch.c.model, batch.c.sequence).limit(1).scalar_subquery().label("oldest"),
+).where(_MODEL.c.name.is_not(None))
+# Batches whose lines name several models have no model.
+_OF_SEVERAL_MODELS = (
+    _OF_ANY_MODEL.where(batch.c.model.is_(None)).order_by(batch.c.model, batch.c.sequence).limit(1)
+)
 _BY_SEQUENCE = select(*_COLUMNS).where(batch.c.sequence.in_(bindparam("sequences", expanding=True)))
 _PRIORITIES = select(batch.c.id, batch.c.priority).where(
     batch.c.id.in_(bindparam("passed_over", expanding=True))
@@ -90,7 +110,7 @@ class OpenBatches(Verbs):
         after: ProjectId,
         most: int,
         passed_over: Collection[BatchId],
-        models: Collection[str] = (),
+        after_model: str | None = None,
     ) -> Candidates:
         """Batches with waiting segments before their deadline: those with the nearest deadlines, and of some
         projects the oldest of the highest priority, the oldest and the smallest.
@@ -99,13 +119,20 @@ class OpenBatches(Verbs):
             after: the projects that follow this one in the order of their ids; all if empty.
             most: batches with near deadlines, and projects.
             passed_over: batches that are no candidates, some dozens at most; their priorities are read.
-            models: of each the oldest batch is a candidate, and of those with several models; some at most.
+            after_model: the oldest batch of each of the `most` models that follow this one is a candidate,
+                and the oldest of those with several models. None for no such candidates.
         """
         passed = {"passed_over": list(passed_over)}
         near = [OpenBatch(*row) for row in connection.execute(_NEAR, {"near_limit": most, **passed})]
         given = {"after_project": after, "project_limit": most, **passed}
         projects = connection.execute(_PROJECTS, given).all()
+        models: list[tuple[str | None, int | None]] = []
+        if after_model is not None:
+            rows = connection.execute(_MODELS, {"after_model": after_model, "model_limit": most, **passed})
+            models = [(row.name, row.oldest) for row in rows]
+            models.append((None, connection.execute(_OF_SEVERAL_MODELS, passed).scalar()))
         sequences = {row[place] for row in projects for place in (1, 2, 3) if row[place] is not None}
+        sequences.update(sequence for _, sequence in models if sequence is not None)
         found: dict[int, OpenBatch] = {}
         if sequences:
             rows = connection.execute(_BY_SEQUENCE, {"sequences": sorted(sequences)})
@@ -118,13 +145,6 @@ class OpenBatches(Verbs):
         priorities: dict[BatchId, int] = {}
         if passed_over:
             priorities = {BatchId(row.id): row.priority for row in connection.execute(_PRIORITIES, passed)}
-        by_model: list[OpenBatch] = []
-        for model in models:
-            by_model += map(_as_open_batch, connection.execute(_OF_MODEL, {"of_model": model, **passed}))
-        if models:
-            by_model += map(_as_open_batch, connection.execute(_OF_SEVERAL_MODELS, passed))
-        return Candidates(near, by_project, next_after, priorities, by_model)
-
-
-def _as_open_batch(row: Sequence[Any]) -> OpenBatch:
-    return OpenBatch(*row)
+        by_model = [(name, found[sequence]) for name, sequence in models if sequence in found]
+        next_model = "" if len(models) <= most else str(models[-2][0])
+        return Candidates(near, by_project, next_after, priorities, by_model, next_model)
