@@ -27,7 +27,7 @@ from nightmill.roles.leased_segment import LeasedSegment
 from nightmill.roles.line_queues import LineQueue, LineQueues
 from nightmill.roles.model_lines import PendingLine
 from nightmill.roles.output_rows import OutputRows
-from nightmill.roles.slot_group import SlotGroup
+from nightmill.roles.slot_group import NO_GROUP, SlotGroup
 from nightmill.roles.supply import Supply
 from nightmill.roles.upstream_lines import UpstreamLines
 from nightmill.roles.upstream_set import UpstreamSet
@@ -232,11 +232,12 @@ class Dispatcher:
 
     def _send_waiting(self, upstream: UpstreamLines, now: float, *, beyond_share: bool) -> None:
         """Sends lines again that failed before."""
+        wall = self._clock()
         while upstream.models and upstream.wait_s(now) <= 0 and self._is_allowed(upstream, now):
             line = upstream.next_waiting(now, beyond_share=beyond_share, has_new=self._queues.has_new)
             if line is None:
                 break
-            self._start(upstream, line, upstream.group_of(line.model), now)
+            self._start(upstream, line, upstream.group_of(line.model), now, wall=wall)
 
     def _send_new(self, upstream: UpstreamLines, now: float) -> None:
         """Sends lines that were never sent. Queues that share slots take turns."""
@@ -262,16 +263,24 @@ class Dispatcher:
         self, queue: LineQueue, upstream: UpstreamLines, group: SlotGroup, most: int, now: float
     ) -> bool:
         """Sends lines of a queue, at most `most`; returns whether there may be more lines and slots."""
-        is_guarded = upstream.runtime.rates.are_set or not upstream.is_calm
-        clock = self._clock
-        for _ in range(most):
-            if is_guarded and not (upstream.takes_new(queue.model, now) and self._is_allowed(upstream, now)):
-                return False
-            line = queue.next_line(now, clock)
+        lines = queue.next_lines(now, self._clock, most=most)
+        if upstream.runtime.rates.are_set or not upstream.is_calm:
+            lines = self._while_allowed(lines, upstream, queue.model, now)
+        wall, sent = self._clock(), 0
+        for line in lines:
+            self._start(upstream, line, group, now, wall=wall)
+            sent += 1
+        return sent == most and group.room(now) > 0
+
+    def _while_allowed(
+        self, lines: Iterator[PendingLine], upstream: UpstreamLines, model: str | None, now: float
+    ) -> Iterator[PendingLine]:
+        """Takes lines of a model while the upstream takes lines that were never sent."""
+        while upstream.takes_new(model, now) and self._is_allowed(upstream, now):
+            line = next(lines, None)
             if line is None:
-                return False
-            self._start(upstream, line, group, now)
-        return group.room(now) > 0
+                return
+            yield line
 
     def _is_allowed(self, upstream: UpstreamLines, now: float) -> bool:
         """Whether the rate limits allow an attempt now; if not, a tick is due when they will."""
@@ -283,10 +292,12 @@ class Dispatcher:
             self._wake_at(now + min(wait_s, _LONGEST_PAUSE_S), now)
         return wait_s <= 0
 
-    def _start(self, upstream: UpstreamLines, line: PendingLine, group: SlotGroup, now: float) -> None:
-        """Sends a line, or gives it up if its deadline has passed."""
+    def _start(
+        self, upstream: UpstreamLines, line: PendingLine, group: SlotGroup, now: float, *, wall: float
+    ) -> None:
+        """Sends a line, or gives it up if its deadline has passed at the Unix time `wall`."""
         runtime = upstream.runtime
-        timeout_s = min(runtime.attempt_timeout_s, line.segment.lease.deadline - self._clock())
+        timeout_s = min(runtime.attempt_timeout_s, line.segment.lease.deadline - wall)
         if timeout_s <= 0:
             line.segment.give_up()
             if line.segment.is_over:
@@ -306,7 +317,7 @@ class Dispatcher:
             if unserved_s < _UNSERVED_GRACE_S:
                 self._wake_at(now + _UNSERVED_GRACE_S - unserved_s, now)
                 continue
-            while (line := queue.next_line(now, self._clock)) is not None:
+            for line in queue.next_lines(now, self._clock, most=queue.unsent):
                 line.segment.settle(line.ordinal, self._rows.unserved(line))
                 if not line.segment.in_flight and line.segment.is_over:
                     self._notify()
@@ -346,6 +357,7 @@ class Dispatcher:
         rates = upstream.runtime.rates
         has_rates = rates.are_set
         last_answered: PendingLine | None = None
+        group, answered, tokens, busy_s = NO_GROUP, 0, 0, 0.0
         for line, outcome in upstream.take_arrived():
             row = self._rows.row(line, outcome)
             if has_rates and row.usage is not None:
@@ -360,10 +372,17 @@ class Dispatcher:
                 if not upstream.is_calm:
                     upstream.answered(line, now)
                 segment.settle(line.ordinal, row)
-                line.group.note_answer(row.usage, now - line.started_at)
+                if line.group is not group:
+                    group.note_answers(answered, tokens=tokens, busy_s=busy_s)
+                    group, answered, tokens, busy_s = line.group, 0, 0, 0.0
+                answered += 1
+                busy_s += now - line.started_at
+                if row.usage is not None:
+                    tokens += row.usage.output_tokens
             if not segment.in_flight and segment.is_over:
                 self._notify()
         if last_answered is not None:
+            group.note_answers(answered, tokens=tokens, busy_s=busy_s)
             upstream.note_newest_answer(last_answered.started_at)
         if not upstream.is_calm:
             upstream.take_arrived_probes(now, self._random)

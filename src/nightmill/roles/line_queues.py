@@ -49,6 +49,11 @@ class SegmentQueue:
         return self._others_unsent + (0 if self._current is None else self._current.unsent)
 
     @property
+    def turn_lines(self) -> int:
+        """Lines that may be taken before the turn ends; only after `next_segment` returned a segment."""
+        return 0 if self._current is None else self._current.unsent - self._turn_ends_at
+
+    @property
     def batches(self) -> list[OpenBatch]:
         return self._queue.batches
 
@@ -175,17 +180,24 @@ class LineQueue:
             other.is_held(self.model, now) for other in self.upstreams if other.runtime.weight > 0
         )
 
-    def next_line(self, now: float, clock: Callable[[], float]) -> PendingLine | None:
-        """Takes out the next line to send. Arguments as for `SegmentQueue.next_segment`."""
-        if self.sorted_lines:
-            if self.sorted_lines[0].segment.confirmed_until >= now:
-                return self.sorted_lines.popleft()
-            self.sorted_lines.rotate(-1)
-        segment = self.segments.next_segment(now, clock)
-        if segment is None:
-            return None
-        ordinal, request = segment.take()
-        return PendingLine(segment, ordinal, request, self.model)
+    def next_lines(self, now: float, clock: Callable[[], float], *, most: int) -> Iterator[PendingLine]:
+        """Takes out the next lines to send, each when it is asked for. Nothing else may take out or add lines
+        meanwhile. Arguments as for `SegmentQueue.next_segment`."""
+        while most > 0:
+            if self.sorted_lines:
+                if self.sorted_lines[0].segment.confirmed_until >= now:
+                    most -= 1
+                    yield self.sorted_lines.popleft()
+                    continue
+                self.sorted_lines.rotate(-1)
+            segment = self.segments.next_segment(now, clock)
+            if segment is None:
+                return
+            lines = 1 if self.sorted_lines else min(most, self.segments.turn_lines)
+            most -= lines
+            for _ in range(lines):
+                ordinal, request = segment.take()
+                yield PendingLine(segment, ordinal, request, self.model)
 
     def forget(self, segment: LeasedSegment) -> int:
         """Drops the sorted lines of a segment; returns how many."""

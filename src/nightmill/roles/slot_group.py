@@ -2,7 +2,6 @@
 
 from typing import Final
 
-from nightmill.core.batch import Usage
 from nightmill.core.concurrency import Slots
 from nightmill.core.engine_gauges import EngineGauges
 from nightmill.upstream.registry import UpstreamRuntime
@@ -50,20 +49,19 @@ class SlotGroup:
         """Notes that an attempt starts."""
         self.in_flight += 1
 
-    def note_end(self) -> None:
-        """Notes that an attempt has ended."""
-        self.in_flight -= 1
+    def note_end(self, count: int = 1) -> None:
+        """Notes that attempts have ended."""
+        self.in_flight -= count
 
     def note_settled(self) -> None:
         """Notes a line that was settled without a result."""
         self.settled += 1
 
-    def note_answer(self, usage: Usage | None, duration_s: float) -> None:
-        """Notes an answered line."""
-        tokens = 0 if usage is None else usage.output_tokens
-        self.settled += 1
+    def note_answers(self, count: int, *, tokens: int, busy_s: float) -> None:
+        """Notes answered lines; arguments as for `Slots.note_answers`."""
+        self.settled += count
         self.tokens += tokens
-        self.slots.note_answers(1, tokens=tokens, busy_s=duration_s)
+        self.slots.note_answers(count, tokens=tokens, busy_s=busy_s)
 
     def lines_ahead(self, now: float, *, ahead_s: float) -> int:
         """How many lines the worker should keep leased: twice the granted slots, or twice the lines that are

@@ -46,6 +46,7 @@ class UpstreamLines:
         "_arrived",
         "_arrived_probes",
         "_attempts",
+        "_changes_bodies",
         "_in_flight",
         "_newest_answered_start",
         "_on_arrival",
@@ -67,6 +68,7 @@ class UpstreamLines:
         on_change: Callable[[UpstreamRuntime, str | None, Held | Resumed], None],
     ) -> None:
         self.runtime = runtime
+        self._changes_bodies = runtime.changes_bodies
         self.models: dict[str | None, ModelLines] = {}
         self.is_calm = True
         self._whole = Health()
@@ -89,6 +91,7 @@ class UpstreamLines:
     def change(self, runtime: UpstreamRuntime) -> None:
         """Takes over a change of the upstream's setting; the client is the same."""
         self.runtime = runtime
+        self._changes_bodies = runtime.changes_bodies
 
     def leave(self) -> None:
         """Starts no attempt any more: the upstream was taken away."""
@@ -165,11 +168,10 @@ class UpstreamLines:
         if not self.is_calm:
             self._note_start(line, timeout_s, now)
         self._in_flight.add(line)
-        runtime = self.runtime
         self._start(
             line,
             line.segment.lease.endpoint,
-            self._sent_body(line) if runtime.changes_bodies else line.request.body,
+            self._sent_body(line) if self._changes_bodies else line.request.body,
             timeout_s=timeout_s,
             on_outcome=self._on_outcome,
         )
@@ -302,6 +304,10 @@ class UpstreamLines:
         if arrived:
             self._arrived = []
             self._in_flight.difference_update([line for line, _ in arrived])
+            groups = self.groups
+            if len(groups) == 1:
+                groups[0].note_end(len(arrived))
+                return arrived
             for line, _ in arrived:
                 line.group.note_end()
         return arrived
