@@ -11,9 +11,10 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from nightmill.core.adaptive_limit import Bounds, LimitState, advance
+from nightmill.core.adaptive_limit import Bounds, LimitState
 from nightmill.core.concurrency import Grant, OtherGrant, SlotRequest, Slots, decide
 from nightmill.core.engine_gauges import EngineGauges
+from nightmill.core.load_share import LoadShare, advance_shared
 from nightmill.ids import WorkerId
 
 TOKENS = 100  # of a line of length 1
@@ -171,11 +172,16 @@ class Run:
     answers: int = 0
     requests: int = 0
     limits: list[tuple[float, int, str]] = field(default_factory=list)
+    in_flight: list[tuple[float, int]] = field(default_factory=list)
     state: LimitState | None = None
 
     @property
     def calls_per_answer(self) -> float:
         return self.calls / self.answers
+
+    def most_in_flight(self, begin: float, end: float) -> int:
+        """The most attempts of all workers that were in flight after a start between two times."""
+        return max(count for at, count in self.in_flight if begin <= at < end)
 
     def time_to(self, limit: int) -> float:
         return next(at for at, value, _ in self.limits if value >= limit)
@@ -188,6 +194,7 @@ def run(
     limit: int | None = None,
     bounds: Bounds = Bounds(),  # noqa: B008 - frozen
     workers: int = 1,
+    share: Callable[[float], LoadShare | None] = lambda _: None,
     with_gauges: bool = False,
     with_tokens: bool = True,
     spread: float = 0.5,
@@ -197,6 +204,7 @@ def run(
 
     Args:
         limit: a fixed limit; None for the adaptive one.
+        share: of the server, at a time.
         spread: standard deviation of the length of a line, whose mean is 1.
     """
     clock, chance, result = Clock(), random.Random(seed), Run()
@@ -221,6 +229,7 @@ def run(
             length, sent_at = lengths.popleft(), clock.now
             worker.in_flight += 1
             result.calls += 1
+            result.in_flight.append((clock.now, sum(other.in_flight for other in fleet)))
 
             def done(is_answer: bool, length: float = length, sent_at: float = sent_at) -> None:
                 worker.in_flight -= 1
@@ -241,8 +250,13 @@ def run(
         if request.bounds is not None:
             assert request.observed is not None
             in_flight = request.in_flight + sum(min(other.slots, other.wanted) for other in others)
-            result.state = advance(
-                result.state, request.observed, in_flight=in_flight, bounds=request.bounds, now=clock.now
+            result.state = advance_shared(
+                result.state,
+                request.observed,
+                share=request.load_share,
+                in_flight=in_flight,
+                bounds=request.bounds,
+                now=clock.now,
             )
             result.limits.append((clock.now, result.state.limit, result.state.rule))
             request = replace(request, concurrency_limit=result.state.limit)
@@ -254,6 +268,7 @@ def run(
 
     def turn(worker: Worker) -> None:
         slots = worker.slots
+        slots.use_share(share(clock.now))
         wanted = min(worker.in_flight + len(lengths), 3 * max(1, slots.limit(clock.now)))
         if slots.is_due(clock.now, wanted=wanted):
             result.requests += 1

@@ -1,12 +1,14 @@
 """Grants in the database: they add up to the limit, expire by its clock, and end with their worker."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from sqlalchemy import Connection, select, update
 
 from nightmill.core.adaptive_limit import Bounds, Observed
 from nightmill.core.concurrency import Grant, SlotRequest
+from nightmill.core.load_share import LoadShare
 from nightmill.ids import WorkerId
 from nightmill.store.schema import upstream
 
@@ -152,3 +154,33 @@ async def test_a_fixed_limit_keeps_no_state(world, store):
     grant = await store.grants.request(slot_request("a"), ttl_s=TTL_S)
     assert (grant.limit, grant.rule, grant.advice) == (0, "", None)
     assert await store.database.read(_state) is None
+
+
+async def test_the_grants_of_all_workers_add_up_to_the_share_and_attempts_in_flight_may_end(
+    world, store, other_store
+):
+    by_night = {"load_share": LoadShare(1.0)}
+    by_day = {"load_share": LoadShare(0.5)}
+    await granted(store, replace(adaptive("a"), **by_night))
+    await granted(other_store, replace(adaptive("b"), **by_night))
+    assert await granted(store, replace(adaptive("a", in_flight=8), **by_night)) == (8, 8, 16, "start")
+    assert await granted(other_store, replace(adaptive("b"), **by_night)) == (8, 8, 16, "start")
+    world.clock.step(1)
+    # By day 8 slots are left: none is used again before both workers are down to 4.
+    assert await granted(store, replace(adaptive("a", in_flight=8), **by_day)) == (8, 0, 8, "hold: share")
+    assert await granted(other_store, replace(adaptive("b", in_flight=8), **by_day)) == (
+        8,
+        0,
+        8,
+        "hold: share",
+    )
+    assert await granted(store, replace(adaptive("a", in_flight=4), **by_day)) == (4, 0, 8, "hold: share")
+    assert await granted(other_store, replace(adaptive("b", in_flight=4), **by_day)) == (
+        4,
+        4,
+        8,
+        "hold: share",
+    )
+    assert await granted(store, replace(adaptive("a", in_flight=4), **by_day)) == (4, 4, 8, "hold: share")
+    world.clock.step(1)
+    assert await granted(store, replace(adaptive("a", in_flight=4), **by_night)) == (8, 8, 16, "start")

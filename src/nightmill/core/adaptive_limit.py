@@ -36,6 +36,7 @@ from nightmill.core.limit_rules import LimitRule
 from nightmill.core.limit_state import (
     FIRST_GROW_PAUSE,
     FIRST_SHRINK_PAUSE,
+    LONGEST_SHRINK_PAUSE,
     Bounds,
     EvidenceWindow,
     LimitState,
@@ -71,7 +72,6 @@ _STEP = 0.25
 _CAREFUL_STEP = 1 / 16
 _LOWER = 0.75
 _LONGEST_GROW_PAUSE = 16
-_LONGEST_SHRINK_PAUSE = 64
 
 # Cuts.
 _TOLERATED = 0.02  # refusals for each answer or slot that are taken for chance
@@ -125,19 +125,15 @@ def advance(
 
 def _remembered(state: LimitState | None, bounds: Bounds, now: float) -> LimitState:
     if state is None:
-        return _begin(min(bounds.start, bounds.most), now)
+        return LimitState.at_start(min(bounds.start, bounds.most), now)
     if now < state.at:  # the clock was set back
         window = EvidenceWindow(now, state.window.unacknowledged)
         state = replace(state, at=now, since=min(state.since, now), answered_at=now, window=window)
     if now - state.at > _FORGOTTEN_AFTER_S:
-        return _begin(max(1, min(state.limit // 2, bounds.most)), now)
+        return LimitState.at_start(max(1, min(state.limit // 2, bounds.most)), now)
     if state.limit > bounds.most:
-        return _moved(state, bounds.most, LimitRule.CEILING, now, 0)
+        return state.moved(bounds.most, LimitRule.CEILING, now, 0)
     return state
-
-
-def _begin(limit: int, now: float) -> LimitState:
-    return LimitState(limit, now, now, EvidenceWindow(now))
 
 
 # The window.
@@ -196,22 +192,6 @@ def _with_report(state: LimitState, observed: Observed, in_flight: int, now: flo
     return replace(state, window=window, at=now, preemptions=gauges.preemptions)
 
 
-def _moved(state: LimitState, limit: int, rule: LimitRule, now: float, in_flight: int) -> LimitState:
-    """The state after a change of the limit: a new window after the attempts in flight, and nothing known."""
-    return replace(
-        state,
-        limit=limit,
-        since=now,
-        rule=rule,
-        window=EvidenceWindow(now, in_flight),
-        goodput=0.0,
-        windows=0,
-        base=0,
-        base_goodput=0.0,
-        shifts=0,
-    )
-
-
 # Cuts.
 
 
@@ -233,10 +213,10 @@ def _cut(state: LimitState, observed: Observed, in_flight: int, now: float) -> L
             stride=stride,
             grow_in=pause,
             grow_pause=min(2 * state.grow_pause, _LONGEST_GROW_PAUSE),
-            shrink_in=_LONGEST_SHRINK_PAUSE,
+            shrink_in=LONGEST_SHRINK_PAUSE,
             peak=0.0,
         )
-        return _moved(state, lower, LimitRule.REFUSED, now, in_flight)
+        return state.moved(lower, LimitRule.REFUSED, now, in_flight)
     if observed.timed_out and window.timed_out > _TOLERATED_TIMEOUTS * window.answered:
         return _halved(state, LimitRule.TIMED_OUT, now, in_flight)
     quiet_s = now - state.answered_at
@@ -248,7 +228,7 @@ def _cut(state: LimitState, observed: Observed, in_flight: int, now: float) -> L
 
 def _halved(state: LimitState, rule: LimitRule, now: float, in_flight: int) -> LimitState:
     state = replace(state, stride=_STEP, grow_in=FIRST_GROW_PAUSE, peak=0.0)
-    return _moved(state, max(1, state.limit // 2), rule, now, in_flight)
+    return state.moved(max(1, state.limit // 2), rule, now, in_flight)
 
 
 # Decisions at the end of a window.
@@ -333,7 +313,7 @@ def _judge_higher(state: LimitState, in_flight: int, bounds: Bounds, now: float)
             stride=min(_DOUBLE, 2 * state.stride) if is_strong else state.stride,
             grow_in=0,
             grow_pause=FIRST_GROW_PAUSE,
-            shrink_in=_LONGEST_SHRINK_PAUSE if is_strong else FIRST_SHRINK_PAUSE,
+            shrink_in=LONGEST_SHRINK_PAUSE if is_strong else FIRST_SHRINK_PAUSE,
             rule=LimitRule.CONFIRM,
         )
         return _next_try(state, in_flight, bounds, now)
@@ -367,7 +347,7 @@ def _judge_lower(state: LimitState, in_flight: int, now: float) -> LimitState:
         state = replace(
             state,
             shrink_in=state.shrink_pause,
-            shrink_pause=min(2 * state.shrink_pause, _LONGEST_SHRINK_PAUSE),
+            shrink_pause=min(2 * state.shrink_pause, LONGEST_SHRINK_PAUSE),
         )
         return _reverted(state, now, in_flight)
     return replace(state, rule=LimitRule.SHRINK)
@@ -375,7 +355,7 @@ def _judge_lower(state: LimitState, in_flight: int, now: float) -> LimitState:
 
 def _reverted(state: LimitState, now: float, in_flight: int) -> LimitState:
     goodput = state.base_goodput
-    return replace(_moved(state, state.base, LimitRule.REVERT, now, in_flight), goodput=goodput, windows=1)
+    return replace(state.moved(state.base, LimitRule.REVERT, now, in_flight), goodput=goodput, windows=1)
 
 
 def _next_try(state: LimitState, in_flight: int, bounds: Bounds, now: float) -> LimitState:
@@ -389,13 +369,11 @@ def _next_try(state: LimitState, in_flight: int, bounds: Bounds, now: float) -> 
             higher = min(higher, (limit + state.worse_at + 1) // 2)
         rule = LimitRule.GROW if state.stride == _DOUBLE else LimitRule.PROBE
         state = replace(state, grow_in=0, shrink_in=max(1, shrink_in))
-        return replace(_moved(state, higher, rule, now, in_flight), base=limit, base_goodput=goodput)
+        return replace(state.moved(higher, rule, now, in_flight), base=limit, base_goodput=goodput)
     if shrink_in < 0 and limit > 1 and not state.is_queued:  # a short queue needs no lower limit
         state = replace(state, shrink_in=0, grow_in=max(1, grow_in))
         lower = min(limit - 1, math.ceil(limit * _LOWER))
-        return replace(
-            _moved(state, lower, LimitRule.SHRINK, now, in_flight), base=limit, base_goodput=goodput
-        )
+        return replace(state.moved(lower, LimitRule.SHRINK, now, in_flight), base=limit, base_goodput=goodput)
     rule = LimitRule.CEILING if limit >= bounds.most else LimitRule.PLATEAU
     if state.is_queued:
         rule = LimitRule.QUEUE
@@ -428,7 +406,7 @@ def _by_engine(state: LimitState, in_flight: int, now: float) -> tuple[LimitStat
             advice=advice_on(window.engine, running=running, kv_use=1.0),
         )
         lower = max(1, min(limit - 1, int(limit * _PRESSURE_CUT)))
-        return _moved(state, lower, LimitRule.PRESSURE, now, in_flight), True
+        return state.moved(lower, LimitRule.PRESSURE, now, in_flight), True
     part = _QUEUE_GONE if state.is_queued else _QUEUE_BEGINS
     if waiting < max(_QUEUE, part * running):
         if state.is_queued:  # the queue is gone: there is room again
@@ -438,12 +416,12 @@ def _by_engine(state: LimitState, in_flight: int, now: float) -> tuple[LimitStat
     if others > max(_FEW_OTHERS, _QUEUE_MARGIN * ours):
         lower = max(1, limit // 2, limit - math.ceil(waiting))
         state = replace(state, is_queued=True)
-        return _moved(state, lower, LimitRule.YIELD, now, in_flight), True
+        return state.moved(lower, LimitRule.YIELD, now, in_flight), True
     advice = advice_on(window.engine, running=running, kv_use=window.kv_use)
     state = replace(state, is_queued=True, advice=advice)
     lower = max(1, math.ceil(running * (1 + _QUEUE_MARGIN)))
     if lower < limit:
         pause = state.grow_pause
         state = replace(state, grow_in=pause, grow_pause=min(2 * pause, _LONGEST_GROW_PAUSE), stride=_STEP)
-        return _moved(state, lower, LimitRule.STEP_DOWN, now, in_flight), True
+        return state.moved(lower, LimitRule.STEP_DOWN, now, in_flight), True
     return state, False

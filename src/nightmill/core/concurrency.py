@@ -36,6 +36,7 @@ from dataclasses import dataclass, field
 from nightmill.core.engine_gauges import EngineGauges
 from nightmill.core.limit_rules import LimitRule
 from nightmill.core.limit_state import Bounds, Observed
+from nightmill.core.load_share import LoadShare
 from nightmill.ids import WorkerId
 
 _REQUEST_S = 0.01
@@ -71,9 +72,11 @@ class SlotRequest:
             the worker knows.
         held: the most attempts the worker will have in flight until the grant arrives.
         wanted: slots the worker could use now; 0 returns the grant.
-        in_flight: attempts in flight now; only used with an adaptive limit.
+        in_flight: attempts in flight now; only used with a limit that changes.
         observed: what the worker has seen since its last request; None with a fixed limit.
         bounds: of an adaptive limit; None with a fixed limit.
+        load_share: the share of the upstream in effect; None if it is always the whole. The limit of a fixed
+            concurrency is already the share.
     """
 
     upstream: str
@@ -84,6 +87,12 @@ class SlotRequest:
     in_flight: int = 0
     observed: Observed | None = None
     bounds: Bounds | None = None
+    load_share: LoadShare | None = None
+
+    @property
+    def may_be_cut(self) -> bool:
+        """Whether the limit changes while grants are held."""
+        return self.bounds is not None or self.load_share is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +146,7 @@ def decide(request: SlotRequest, others: Sequence[OtherGrant], *, turn: int) -> 
     ).get(request.worker_id, 0)
     room = max(0, request.concurrency_limit - sum(other.slots for other in others))
     slots = min(room, max(target, request.held))
-    if request.bounds is not None and slots < request.in_flight:
+    if request.may_be_cut and slots < request.in_flight:
         # The limit was cut. Attempts in flight keep their slots, and none is used again.
         return Grant(request.in_flight, min(target, slots), len(order))
     return Grant(slots, target, len(order))
@@ -190,6 +199,7 @@ class Slots:
         "_granted",
         "_is_lacking",
         "_is_leaving",
+        "_load_share",
         "_rebalance_s",
         "_reported_at",
         "_seen",
@@ -199,6 +209,7 @@ class Slots:
         "_ttl_s",
         "_until",
         "_upstream",
+        "_whole",
     )
 
     def __init__(
@@ -213,7 +224,9 @@ class Slots:
     ) -> None:
         self._upstream = upstream
         self._bounds = bounds
-        self._concurrency_limit = min(bounds.start, bounds.most) if bounds else concurrency_limit
+        self._load_share: LoadShare | None = None
+        self._whole = min(bounds.start, bounds.most) if bounds else concurrency_limit
+        self._concurrency_limit = self._whole
         self._ttl_s = ttl_s
         self._ask_every_s = ask_every_s
         self._rebalance_s = min(rebalance_s, ask_every_s)
@@ -237,7 +250,9 @@ class Slots:
 
     @property
     def rule(self) -> str:
-        """The `LimitRule` that set an adaptive limit; empty with a fixed limit and before the first grant."""
+        """The `LimitRule` that set the limit; empty with a fixed limit and before the first grant."""
+        if self._bounds is None and self._load_share is not None and self._load_share.part < 1:
+            return LimitRule.SHARE
         return self._granted.rule
 
     @property
@@ -249,6 +264,19 @@ class Slots:
     def share(self) -> float:
         """This worker's part of the upstream's rate limits, from 0 to 1."""
         return min(1.0, min(self._slots, self._target) / self._concurrency_limit)
+
+    def use_share(self, load_share: LoadShare | None) -> None:
+        """Uses another share of the upstream from now on; the next request is due at once.
+
+        Args:
+            load_share: None for the whole upstream at all times.
+        """
+        if load_share == self._load_share:
+            return
+        self._load_share = load_share
+        self._ask_at = 0.0
+        if self._bounds is None:
+            self._concurrency_limit = self._whole if load_share is None else load_share.of(self._whole)
 
     def limit(self, now: float) -> int:
         """An attempt may start while fewer are in flight; 0 once the grant has expired."""
@@ -298,6 +326,8 @@ class Slots:
                 concurrency_limit=self._concurrency_limit,
                 held=held,
                 wanted=min(wanted, self._concurrency_limit),
+                in_flight=in_flight,
+                load_share=self._load_share,
             )
         seen, self._seen = self._seen, _Seen()
         over_s = 0.0 if self._reported_at is None else now - self._reported_at
@@ -311,6 +341,7 @@ class Slots:
             in_flight=in_flight,
             observed=seen.observed(is_lacking=self._is_lacking, over_s=over_s, gauges=gauges),
             bounds=self._bounds,
+            load_share=self._load_share,
         )
 
     def take(self, grant: Grant, *, asked_at: float) -> None:

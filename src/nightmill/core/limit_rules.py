@@ -27,6 +27,7 @@ class LimitRule(StrEnum):
     STALLED = "cut: stalled"
     STEP_DOWN = "step down: engine queue"
     YIELD = "yield: online traffic"
+    SHARE = "hold: share"
 
     @property
     def sentence(self) -> str:
@@ -54,4 +55,5 @@ _SENTENCES: Final[dict[LimitRule, str]] = {
     LimitRule.STALLED: "Attempts are in flight and none was answered for long, so the limit is halved.",
     LimitRule.STEP_DOWN: "Requests wait in the engine's queue, so the limit falls to what the engine runs.",
     LimitRule.YIELD: "Requests of other clients wait in the engine, so the limit falls to make room.",
+    LimitRule.SHARE: "`share` applies: the limit is that part of the number that is set or was found.",
 }

@@ -1,12 +1,16 @@
 """The records of an adaptive concurrency limit: what is reported, and what `core/adaptive_limit.py` keeps."""
 
+from typing import Self
+
 import msgspec
+from msgspec.structs import replace
 
 from nightmill.core.engine_gauges import EngineGauges
 from nightmill.core.limit_rules import LimitRule
 
 FIRST_GROW_PAUSE = 4  # windows
 FIRST_SHRINK_PAUSE = 8
+LONGEST_SHRINK_PAUSE = 64
 
 _USED = 0.7  # part of the limit that must be in flight for a window to be evidence
 _MANY_PER_SLOT = 8  # answers for each slot in a window, from which goodput is measured by the clock
@@ -99,6 +103,10 @@ class LimitState(msgspec.Struct, frozen=True, omit_defaults=True):
         worse_at: a higher limit whose goodput was less; 0 if none is known.
         shifts: windows in a row in which goodput was higher (positive) or lower than before.
         is_queued: whether a queue in the engine keeps the limit from growing.
+        found: the limit at full load, while only a share of it is in effect; 0 otherwise.
+        part: the share in effect.
+        found_at: when a limit was found at full load last; None if none was.
+        search_at: when the present search at full load began; None without one.
     """
 
     limit: int
@@ -126,3 +134,28 @@ class LimitState(msgspec.Struct, frozen=True, omit_defaults=True):
     answered_at: float = 0.0
     hit_share: float = 0.0
     preemptions: int | None = None
+    found: int = 0
+    part: float = 1.0
+    found_at: float | None = None
+    search_at: float | None = None
+
+    @classmethod
+    def at_start(cls, limit: int, now: float) -> Self:
+        """A limit of which nothing is known."""
+        return cls(limit, now, now, EvidenceWindow(now))
+
+    def moved(self, limit: int, rule: LimitRule, now: float, in_flight: int) -> Self:
+        """The state after a change of the limit: a new window after the attempts in flight, and nothing
+        known."""
+        return replace(
+            self,
+            limit=limit,
+            since=now,
+            rule=rule,
+            window=EvidenceWindow(now, in_flight),
+            goodput=0.0,
+            windows=0,
+            base=0,
+            base_goodput=0.0,
+            shifts=0,
+        )

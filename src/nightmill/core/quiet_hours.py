@@ -1,4 +1,6 @@
-"""Quiet hours: the hours of the week in which an upstream gets no lines. No I/O after `QuietHours.parse`.
+"""Quiet hours: the hours of the week in which others hardly use an upstream, so that `share` does not apply.
+
+No I/O after `QuietHours.parse`.
 
 They are written as ranges, for example `22:00-06:00 Europe/Berlin` or `Mon-Fri 20:00-06:00 Europe/Berlin,
 Sat-Sun 00:00-24:00 Europe/Berlin`. A time is in a range when a clock on a wall of that zone shows a time in
@@ -55,7 +57,7 @@ class _Range:
 
 @dataclass(frozen=True, slots=True)
 class QuietHours:
-    """Ranges of a week in which an upstream gets no lines. Made by `parse`."""
+    """Ranges of a week in which the share of an upstream does not apply. Made by `parse`."""
 
     _ranges: tuple[_Range, ...]
 

@@ -7,6 +7,8 @@ from dataclasses import replace
 from typing import Protocol
 
 from nightmill.core.engine_gauges import EngineGauges
+from nightmill.core.load_share import load_share
+from nightmill.core.quiet_hours import QuietHours
 from nightmill.core.upstream_report import UpstreamReport
 from nightmill.settings import ANY_MODEL, UpstreamSettings, WorkerSettings
 from nightmill.settings.effective import EffectiveUpstream
@@ -63,7 +65,7 @@ class ConnectedUpstream:
         wall: Callable[[], float],
     ) -> None:
         settings = effective.settings
-        self.effective = effective
+        self.become(effective)
         self.client = client
         self.listed: frozenset[str] | None = None
         self.listed_at: float | None = None
@@ -88,6 +90,8 @@ class ConnectedUpstream:
     def become(self, effective: EffectiveUpstream) -> None:
         """Applies a change."""
         self.effective = effective
+        written = effective.settings.quiet_hours
+        self._quiet_hours = None if written is None else QuietHours.parse(written)
 
     def runtime(self, *, is_only: bool) -> UpstreamRuntime:
         """What the dispatcher needs, as of now.
@@ -102,6 +106,7 @@ class ConnectedUpstream:
             limited_models=self._limited_models,
             weight=self.settings.weight,
             priority=self.settings.priority,
+            load_share=load_share(self.settings.share, self._quiet_hours, unix_s=self._wall()),
             may_start=state.may_start,
         )
 

@@ -93,6 +93,7 @@ class SlotGroups:
         group = self._groups.get(key)
         if group is None:
             group = self._groups[key] = SlotGroup(runtime.slots_of(key), key)
+            group.slots.use_share(runtime.load_share)
         return group
 
     @property

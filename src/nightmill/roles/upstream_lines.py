@@ -92,6 +92,8 @@ class UpstreamLines:
         """Takes over a change of the upstream's setting; the client is the same."""
         self.runtime = runtime
         self._changes_bodies = runtime.changes_bodies
+        for group in self.groups:
+            group.slots.use_share(runtime.load_share)
 
     def leave(self) -> None:
         """Starts no attempt any more: the upstream was taken away."""

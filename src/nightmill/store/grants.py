@@ -2,7 +2,7 @@
 
 All requests for one upstream lock its row, so they are decided one after another; the decision itself is
 `core.concurrency.decide`. The state of an adaptive limit is in the same row, and
-`core.adaptive_limit.advance` changes it in the same transaction.
+`core.load_share.advance_shared` changes it in the same transaction.
 """
 
 from dataclasses import replace
@@ -11,9 +11,9 @@ from typing import Any, Final
 import msgspec
 from sqlalchemy import BindParameter, Connection, bindparam, delete, insert, or_, select, update
 
-from nightmill.core.adaptive_limit import LimitState, advance
 from nightmill.core.concurrency import Grant, OtherGrant, SlotRequest, decide
-from nightmill.core.limit_state import Bounds, Observed
+from nightmill.core.limit_state import Bounds, LimitState, Observed
+from nightmill.core.load_share import advance_shared
 from nightmill.ids import WorkerId
 from nightmill.store.clock import now
 from nightmill.store.rows import insert_if_absent
@@ -103,7 +103,14 @@ def _advanced(
     now: float,
 ) -> LimitState:
     in_flight = request.in_flight + sum(min(other.slots, other.wanted) for other in others)
-    return advance(state, request.observed or Observed(), in_flight=in_flight, bounds=bounds, now=now)
+    return advance_shared(
+        state,
+        request.observed or Observed(),
+        share=request.load_share,
+        in_flight=in_flight,
+        bounds=bounds,
+        now=now,
+    )
 
 
 def release_grants_of(connection: Connection, worker_id: WorkerId) -> None:

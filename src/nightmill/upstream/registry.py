@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from nightmill.core.concurrency import Slots
 from nightmill.core.limit_state import Bounds
+from nightmill.core.load_share import LoadShare
 from nightmill.core.loopback import is_loopback
 from nightmill.core.rate_limit import RateLimits
 from nightmill.core.routing import Offer
@@ -35,6 +36,7 @@ class UpstreamRuntime:
         max_attempts: attempts of a line that may count before its outcome stands.
         weight: of several upstreams with free slots the one with the greater weight is filled first.
         priority: sent in each body, None for none.
+        load_share: the share of the upstream that batches may use now; None if it is always the whole.
         may_start: whether attempts may start.
     """
 
@@ -47,6 +49,7 @@ class UpstreamRuntime:
     limited_models: frozenset[str] = frozenset()
     weight: float = 1.0
     priority: int | None = None
+    load_share: LoadShare | None = None
     may_start: bool = True
 
     @property
