@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nightmill.core.failure import PAUSE_FLOOR_S, RETRY_AFTER_CAP_S
+from nightmill.core.failure import PAUSE_FLOOR_S
 from nightmill.core.outcome import Remaining
 from nightmill.core.rate_limit import Rate, RateLimits
 
@@ -131,9 +131,9 @@ def test_without_a_reset_there_is_no_pause():
 def test_a_pause_is_bounded_and_not_shortened_by_another_answer():
     rates = unlimited()
     rates.note_remaining(Remaining(0, requests_reset_s=86_400.0), 0.0, in_flight=1)
-    assert rates.wait_s(0.0, share=1.0) == RETRY_AFTER_CAP_S
+    assert rates.wait_s(0.0, share=1.0) == 60.0
     rates.note_remaining(Remaining(0, requests_reset_s=0.0), 0.0, in_flight=1)
-    assert rates.wait_s(0.0, share=1.0) == RETRY_AFTER_CAP_S
+    assert rates.wait_s(0.0, share=1.0) == 60.0
     again = unlimited()
     again.note_remaining(Remaining(0, requests_reset_s=0.0), 0.0, in_flight=1)
     assert again.wait_s(0.0, share=1.0) == PAUSE_FLOOR_S
@@ -145,3 +145,85 @@ def test_a_pause_and_a_limit_of_the_settings_hold_both():
     assert rates.wait_s(0.0, share=1.0) > 0.9
     rates.note_remaining(Remaining(0, requests_reset_s=20.0), 0.0, in_flight=1)
     assert rates.wait_s(0.0, share=1.0) == 20.0
+
+
+def waits(remaining: Remaining, *, in_flight: int = 0, tokens_per_line: int = 0) -> float:
+    """The wait after an answer, before an attempt of a worker that is alone."""
+    rates = unlimited()
+    if tokens_per_line:
+        rates.correct(tokens_per_line, charged_tokens=0.0)
+    rates.note_remaining(remaining, 0.0, in_flight=in_flight)
+    return rates.wait_s(0.0, share=1.0)
+
+
+def test_with_the_limit_known_the_wait_is_until_one_more_request_fits():
+    # 60 requests refill in 360 s: one in 6 s.
+    assert waits(Remaining(0, requests_reset_s=360.0, requests_limit=60)) == pytest.approx(6.0)
+    assert waits(Remaining(0, requests_reset_s=360.0, requests_limit=60), in_flight=9) < 61
+    assert waits(Remaining(30, requests_reset_s=30.0, requests_limit=60), in_flight=9) == 0.0
+    assert waits(Remaining(60, requests_reset_s=0.0, requests_limit=60)) == 0.0
+
+
+def test_with_the_limit_known_the_wait_is_until_the_tokens_of_one_line_fit():
+    remaining = Remaining(tokens=0, tokens_reset_s=60.0, tokens_limit=6_000)
+    assert waits(remaining, tokens_per_line=500) == pytest.approx(5.0)
+    assert waits(Remaining(tokens=5_000, tokens_reset_s=10.0, tokens_limit=6_000), tokens_per_line=500) == 0.0
+
+
+def test_a_limit_that_refills_in_days_delays_an_attempt_by_ten_minutes_at_most():
+    assert waits(Remaining(0, requests_reset_s=86_400.0, requests_limit=1)) == pytest.approx(600.0)
+
+
+def test_no_more_attempts_start_than_remain_beyond_those_in_flight():
+    rates = unlimited()
+    rates.note_remaining(Remaining(10, requests_reset_s=50.0, requests_limit=60), 0.0, in_flight=4)
+    started = 0
+    while rates.wait_s(0.0, share=1.0) == 0:
+        rates.spend()
+        started += 1
+    assert started == 6
+    assert rates.wait_s(0.0, share=1.0) == pytest.approx(1.0)
+
+
+@given(
+    limit=st.integers(2, 100),
+    refill_s=st.floats(1.0, 600.0),
+    latency_s=st.floats(0.1, 120.0),
+    slots=st.integers(1, 100),
+    says_at_end=st.booleans(),
+    workers=st.integers(1, 3),
+)
+@settings(max_examples=8, deadline=None)
+def test_an_upstream_that_refills_is_used_fully_and_refuses_little(
+    limit, refill_s, latency_s, slots, says_at_end, workers
+):
+    """`limit` requests refill in `refill_s`; the headers are of the beginning or of the end of an attempt."""
+    per_s = limit / refill_s
+    fleet = [unlimited() for _ in range(workers)]
+    in_flight: list[list[tuple[float, Remaining | None]]] = [[] for _ in fleet]
+    level, now, answered, refused = float(limit), 0.0, 0, 0
+    end = 200 / per_s + 4 * latency_s
+    step_s = min(0.25 / per_s, latency_s / 2)
+
+    def remaining() -> Remaining:
+        return Remaining(int(level), requests_reset_s=(limit - level) / per_s, requests_limit=limit)
+
+    while now < end:
+        level = min(limit, level + step_s * per_s)
+        now += step_s
+        for rates, flying in zip(fleet, in_flight, strict=True):
+            while flying and flying[0][0] <= now:
+                _, said = flying.pop(0)
+                rates.note_remaining(said or remaining(), now, in_flight=len(flying))
+            while len(flying) < max(1, slots // workers) and rates.wait_s(now, share=1 / workers) == 0:
+                rates.spend()
+                if level < 1:
+                    refused += 1
+                    rates.note_remaining(remaining(), now, in_flight=len(flying))
+                    continue
+                level -= 1
+                answered += 1
+                flying.append((now + latency_s, None if says_at_end else remaining()))
+    by_slots = max(1, slots // workers) * workers * end / latency_s
+    assert answered >= 0.75 * min(per_s * (end - latency_s), 0.7 * by_slots)
+    assert refused <= 0.05 * answered + 2 * slots + 5

@@ -17,11 +17,13 @@ async def test_remaining_requests_and_tokens_of_openai(rogue, connect, ask, word
         b"x-ratelimit-remaining-tokens: 149984",
         b"x-ratelimit-reset-requests: 1s",
         b"x-ratelimit-reset-tokens: 6m0s",
+        b"x-ratelimit-limit-requests: 60",
+        b"X-RateLimit-Limit-Tokens: 150000",
         b"x-request-id: r-1",
     ]
     rogue.plays(words.answer(b"{}", status=b"%d Said" % status, headers=headers))
     upstream = connect(rogue.url)
-    remaining = Remaining(59, 149_984, 1.0, 360.0)
+    remaining = Remaining(59, 149_984, 1.0, 360.0, 60, 150_000)
     assert await ask(upstream) == Answered(status, b"{}", "r-1", remaining=remaining)
     assert await ask(upstream) == Answered(200, b'{"ok":true}')  # nothing is left over from the answer before
 
@@ -46,6 +48,12 @@ async def test_rate_headers_among_trailers_are_not_read(rogue, connect, ask):
                 b"anthropic-ratelimit-tokens-reset": b"2026-11-29T12:59:00Z",
             },
             Remaining(4, 9_000, 20.0, 0.0),
+        ),
+        # The reset of these is the end of a window, so the limit says nothing about a rate.
+        ({b"ratelimit-remaining": b"3", b"ratelimit-limit": b"9"}, Remaining(3)),
+        (
+            {b"anthropic-ratelimit-tokens-remaining": b"5", b"anthropic-ratelimit-tokens-limit": b"80000"},
+            Remaining(tokens=5, tokens_limit=80_000),
         ),
         # A reset belongs to the amount of the same family.
         ({b"x-ratelimit-remaining-requests": b"5", b"ratelimit-reset": b"12"}, Remaining(5)),

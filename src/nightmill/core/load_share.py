@@ -76,10 +76,11 @@ def advance_shared(
         return replace(state, found_at=now) if state.rule in _FOUND else state
     if share.may_search and (state is None or _is_search_due(state, observed, now)):
         state = _searching(state, bounds, in_flight, now)
-    if share.may_search and state is not None and state.search_at is not None:
+    search_at = None if state is None else state.search_at
+    if share.may_search and search_at is not None:
         state = advance(state, observed, in_flight=in_flight, bounds=bounds, now=now)
-        is_over = state.rule in _FOUND and state.since >= state.search_at
-        if not is_over and now - state.search_at < _LONGEST_SEARCH_S:
+        is_over = state.rule in _FOUND and state.since >= search_at
+        if not is_over and now - search_at < _LONGEST_SEARCH_S:
             return state
         state = replace(state, found_at=now, search_at=None)
     if state is None:

@@ -14,14 +14,19 @@ class Remaining(msgspec.Struct, frozen=True, gc=False):
     Args:
         requests: requests that the upstream still takes before the reset.
         tokens: tokens that it still takes before the reset.
-        requests_reset_s: seconds until the requests are available again.
-        tokens_reset_s: seconds until the tokens are available again.
+        requests_reset_s: seconds until the requests are available again; with `requests_limit`: until all of
+            them are.
+        tokens_reset_s: as `requests_reset_s`, for tokens.
+        requests_limit: the most requests that can remain, of an upstream whose limit refills steadily.
+        tokens_limit: as `requests_limit`, for tokens.
     """
 
     requests: int | None = None
     tokens: int | None = None
     requests_reset_s: float | None = None
     tokens_reset_s: float | None = None
+    requests_limit: int | None = None
+    tokens_limit: int | None = None
 
 
 class Answered(msgspec.Struct, frozen=True, gc=False):

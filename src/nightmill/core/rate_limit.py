@@ -3,13 +3,13 @@
 Several workers share a limit in the proportion of their granted slots (see `core.concurrency`), so the rates
 of all workers add up to the limit.
 
-An upstream may also say with each answer what remains of its own limits. Each worker obeys the headers of its
-own answers.
+An upstream may also say with each answer what remains of its own limits, and when they are whole again
+(`Refill`). Each worker obeys the headers of its own answers, and uses its share of what remains.
 """
 
 import math
 
-from nightmill.core.failure import bounded_s
+from nightmill.core.failure import PAUSE_FLOOR_S, RETRY_AFTER_CAP_S, bounded_s
 from nightmill.core.outcome import Remaining
 
 _MINUTE_S = 60.0
@@ -19,6 +19,9 @@ _BURST_S = 1.0
 _ROUNDING = 1e-6
 
 _NEW_WEIGHT = 0.1
+
+_LONGEST_RESET_S = 60.0
+"""Longest pause for a reset whose refill rate is not known: it may be the time until the limit is whole."""
 
 
 class Rate:
@@ -59,6 +62,61 @@ class Rate:
             self._level -= amount
 
 
+class Refill:
+    """An upstream's own limit that refills steadily, as its answers describe it.
+
+    An answer says what remained, but not whether the attempts in flight were counted. So as many attempts may
+    start as remain beyond those in flight, and beside them as many as are refilled: the latter never use up
+    the limit, however long answers take.
+    """
+
+    __slots__ = ("_level", "_per_s", "_share", "_since")
+
+    def __init__(self) -> None:
+        self._per_s: float | None = None
+        self._level = 0.0
+        self._share = 1.0
+        self._since = 0.0
+
+    def note(
+        self, remaining: int, *, limit: int, reset_s: float, need: float, in_flight: int, now: float
+    ) -> None:
+        """Notes what an answer says.
+
+        Args:
+            reset_s: seconds until `limit` is available again.
+            need: what an attempt uses.
+            in_flight: attempts that the upstream may not have counted.
+        """
+        self._refill(now, need)
+        if remaining < limit:
+            per_s = (limit - remaining) / max(reset_s, PAUSE_FLOOR_S)
+            self._per_s = max(per_s, need / RETRY_AFTER_CAP_S)
+        refilled = min(self._level, need) if remaining >= need else min(self._level, 0.0)
+        self._level = max(refilled, self._share * (remaining - in_flight * need))
+
+    def wait_s(self, now: float, *, share: float, need: float) -> float:
+        """Seconds until the next attempt may start. Arguments as for `Rate.wait_s` and `note`."""
+        if self._per_s is None:
+            return 0.0
+        self._share = share
+        self._refill(now, need)
+        missing = need - self._level
+        if missing <= _ROUNDING * need:
+            return 0.0
+        return missing / (share * self._per_s) if share else 1.0
+
+    def spend(self, amount: float) -> None:
+        """Takes out what an attempt uses."""
+        self._level -= amount
+
+    def _refill(self, now: float, need: float) -> None:
+        if self._per_s is not None:
+            more = (now - self._since) * self._share * self._per_s * (1 - _BURST_S / _MINUTE_S)
+            self._level = min(max(self._level, need), self._level + more)
+        self._since = now
+
+
 class RateLimits:
     """Both rate limits of one upstream, and the pause that follows when its own limits are used up.
 
@@ -70,13 +128,23 @@ class RateLimits:
             be called but `note_remaining`.
     """
 
-    __slots__ = ("_paused_until", "_requests", "_tokens", "_tokens_per_line", "are_set")
+    __slots__ = (
+        "_paused_until",
+        "_requests",
+        "_requests_refill",
+        "_tokens",
+        "_tokens_per_line",
+        "_tokens_refill",
+        "are_set",
+    )
 
     def __init__(self, *, requests_per_minute: int, tokens_per_minute: int) -> None:
         self.are_set = bool(requests_per_minute or tokens_per_minute)
         self._requests = Rate(requests_per_minute)
         self._tokens = Rate(tokens_per_minute)
         self._tokens_per_line = 0.0
+        self._requests_refill = Refill()
+        self._tokens_refill = Refill()
         self._paused_until = -math.inf
 
     def wait_s(self, now: float, *, share: float) -> float:
@@ -84,6 +152,8 @@ class RateLimits:
         return max(
             self._requests.wait_s(now, share=share),
             self._tokens.wait_s(now, share=share),
+            self._requests_refill.wait_s(now, share=share, need=1.0),
+            self._tokens_refill.wait_s(now, share=share, need=self._tokens_needed),
             self._paused_until - now,
         )
 
@@ -91,6 +161,8 @@ class RateLimits:
         """Charges an attempt that starts; returns the estimated tokens that were charged."""
         self._requests.spend(1)
         self._tokens.spend(self._tokens_per_line)
+        self._requests_refill.spend(1.0)
+        self._tokens_refill.spend(self._tokens_needed)
         return self._tokens_per_line
 
     def correct(self, used_tokens: int, *, charged_tokens: float) -> None:
@@ -102,22 +174,48 @@ class RateLimits:
         )
 
     def note_remaining(self, remaining: Remaining, now: float, *, in_flight: int) -> None:
-        """Pauses until the reset that an answer names, if the upstream's own limits are used up.
+        """Notes what an answer says of the upstream's own limits.
 
-        The requests are used up when fewer remain than are in flight, since the upstream may have counted
-        those after the answer. The tokens are used up when fewer remain than a line uses on average. Without
-        a reset there is no pause: the upstream then refuses an attempt, and that answer names a pause.
+        With the limit and the reset, attempts start as the limit refills. With the reset alone, there is a
+        pause until then, at most a minute, if fewer requests remain than are in flight, or fewer tokens than
+        a line uses on average. Without a reset there is no pause: the upstream then refuses an attempt, and
+        that answer names a pause.
 
         Args:
             now: monotonic time in seconds.
             in_flight: attempts of this worker that are still in flight.
         """
         self.are_set = True
-        if remaining.requests is not None and remaining.requests < max(1, in_flight):
-            self._pause(now, remaining.requests_reset_s)
-        if remaining.tokens is not None and remaining.tokens < max(1.0, self._tokens_per_line):
-            self._pause(now, remaining.tokens_reset_s)
+        requests, tokens = remaining.requests, remaining.tokens
+        if requests is not None and remaining.requests_reset_s is not None:
+            if remaining.requests_limit:
+                self._requests_refill.note(
+                    requests,
+                    limit=remaining.requests_limit,
+                    reset_s=remaining.requests_reset_s,
+                    need=1.0,
+                    in_flight=in_flight,
+                    now=now,
+                )
+            elif requests < max(1, in_flight):
+                self._pause(now, remaining.requests_reset_s)
+        if tokens is not None and remaining.tokens_reset_s is not None:
+            if remaining.tokens_limit:
+                self._tokens_refill.note(
+                    tokens,
+                    limit=remaining.tokens_limit,
+                    reset_s=remaining.tokens_reset_s,
+                    need=self._tokens_needed,
+                    in_flight=in_flight,
+                    now=now,
+                )
+            elif tokens < self._tokens_needed:
+                self._pause(now, remaining.tokens_reset_s)
 
-    def _pause(self, now: float, reset_s: float | None) -> None:
-        if reset_s is not None:
-            self._paused_until = max(self._paused_until, now + bounded_s(reset_s))
+    @property
+    def _tokens_needed(self) -> float:
+        return max(1.0, self._tokens_per_line)
+
+    def _pause(self, now: float, reset_s: float) -> None:
+        pause_s = min(bounded_s(reset_s), _LONGEST_RESET_S)
+        self._paused_until = max(self._paused_until, now + pause_s)

@@ -12,17 +12,27 @@ from datetime import UTC, datetime
 from nightmill.core.outcome import Remaining
 
 _REQUESTS = (
-    (b"x-ratelimit-remaining-requests", b"x-ratelimit-reset-requests"),
-    (b"anthropic-ratelimit-requests-remaining", b"anthropic-ratelimit-requests-reset"),
+    (b"x-ratelimit-remaining-requests", b"x-ratelimit-reset-requests", b"x-ratelimit-limit-requests"),
+    (
+        b"anthropic-ratelimit-requests-remaining",
+        b"anthropic-ratelimit-requests-reset",
+        b"anthropic-ratelimit-requests-limit",
+    ),
     (b"ratelimit-remaining", b"ratelimit-reset"),
     (b"x-ratelimit-remaining", b"x-ratelimit-reset"),
 )
 _TOKENS = (
-    (b"x-ratelimit-remaining-tokens", b"x-ratelimit-reset-tokens"),
-    (b"anthropic-ratelimit-tokens-remaining", b"anthropic-ratelimit-tokens-reset"),
+    (b"x-ratelimit-remaining-tokens", b"x-ratelimit-reset-tokens", b"x-ratelimit-limit-tokens"),
+    (
+        b"anthropic-ratelimit-tokens-remaining",
+        b"anthropic-ratelimit-tokens-reset",
+        b"anthropic-ratelimit-tokens-limit",
+    ),
 )
+# The limit is read only where the reset is the time until the whole limit is available again. The other
+# resets end a window of fixed length.
 
-RATE_HEADERS = frozenset(name for pair in (*_REQUESTS, *_TOKENS) for name in pair)
+RATE_HEADERS = frozenset(name for names in (*_REQUESTS, *_TOKENS) for name in names)
 """Lower-case names of the headers that `remaining_of` reads."""
 
 _AMOUNT = re.compile(rb"[0-9]{1,15}")
@@ -42,23 +52,28 @@ def remaining_of(headers: Mapping[bytes, bytes], *, now: float) -> Remaining | N
         headers: by lower-case name.
         now: wall-clock time, for a reset that is a date.
     """
-    requests, requests_reset_s = _read(headers, _REQUESTS, now)
-    tokens, tokens_reset_s = _read(headers, _TOKENS, now)
+    requests, requests_reset_s, requests_limit = _read(headers, _REQUESTS, now)
+    tokens, tokens_reset_s, tokens_limit = _read(headers, _TOKENS, now)
     if requests is None and tokens is None:
         return None
-    return Remaining(requests, tokens, requests_reset_s, tokens_reset_s)
+    return Remaining(requests, tokens, requests_reset_s, tokens_reset_s, requests_limit, tokens_limit)
 
 
 def _read(
-    headers: Mapping[bytes, bytes], names: tuple[tuple[bytes, bytes], ...], now: float
-) -> tuple[int | None, float | None]:
-    """The amount and the reset in seconds of the first pair whose amount can be read."""
-    for amount_name, reset_name in names:
+    headers: Mapping[bytes, bytes], all_names: tuple[tuple[bytes, ...], ...], now: float
+) -> tuple[int | None, float | None, int | None]:
+    """The amount, the reset in seconds and the limit, by the first names whose amount can be read."""
+    for amount_name, reset_name, *limit_names in all_names:
         amount = headers.get(amount_name)
         if amount is not None and _AMOUNT.fullmatch(amount):
             reset = headers.get(reset_name)
-            return int(amount), None if reset is None else reset_s(reset.decode("latin-1"), now=now)
-    return None, None
+            limit = headers.get(limit_names[0]) if limit_names else None
+            return (
+                int(amount),
+                None if reset is None else reset_s(reset.decode("latin-1"), now=now),
+                int(limit) if limit is not None and _AMOUNT.fullmatch(limit) else None,
+            )
+    return None, None, None
 
 
 def reset_s(value: str, *, now: float) -> float | None:
