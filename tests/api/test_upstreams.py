@@ -106,6 +106,11 @@ def test_the_values_in_a_query_are_not_shown(server, url, shown):
     assert send(server, "POST", "", {**ADDED, "url": url}).json()["url"] == shown
 
 
+def test_an_upstream_section_with_a_url_gives_no_defaults_to_others(serve):
+    server = serve(settings={"upstream": {"url": "http://gpu:8000/v1", "timeout_s": 30}})
+    assert send(server, "POST", "", ADDED).json()["timeout_s"] == 600
+
+
 def test_an_added_upstream_is_stored_with_the_defaults_of_the_file(server):
     added = send(server, "POST", "", {**ADDED, "api_key": "sk-added"})
     assert added.status == 200

@@ -1,5 +1,6 @@
 """The choice of an upstream: `--upstream auto` beside a real nightmill, `--model` where memory is short."""
 
+import json
 import subprocess
 import sys
 from functools import partial
@@ -9,6 +10,7 @@ import pytest
 
 from nightmill.errors import SetupError
 from nightmill.runtime import llama, upstreams
+from nightmill.runtime.storage import has_stored_upstreams
 from nightmill.settings import load
 from nightmill.upstream import find_local_servers
 from tests.faults.served import serving
@@ -57,3 +59,23 @@ async def test_several_upstreams_are_used_as_they_are_named():
     emulating = load(flags={"upstreams": urls, "emulator": {"enabled": True}}, environment={})
     with pytest.raises(SetupError, match="name one kind of upstream"):
         await upstreams.choose_upstream(emulating, say=pytest.fail)
+
+
+def test_a_server_starts_without_upstreams_of_its_own_when_some_were_added(tmp_path: Path):
+    path = "/nightmill/v1/upstreams"
+    box = {"name": "box", "url": "http://127.0.0.1:9/v1", "models": ["m"]}
+    with serving(tmp_path, flags=("--upstream", "a=http://127.0.0.1:9/v1")) as served:
+        assert served.send("POST", path, json.dumps(box).encode())[0] == 200
+    with serving(tmp_path, flags=()) as served:
+        status, _, upstreams_now = served.send("GET", path)
+        assert (status, [each["name"] for each in upstreams_now["data"]]) == (200, ["box"])
+
+
+async def test_without_any_upstream_the_error_names_the_ways_and_nothing_is_made(tmp_path: Path):
+    folder = tmp_path / "data"
+    settings = load(flags={"folder": str(folder)}, environment={})
+    with pytest.raises(SetupError, match="there is no upstream to answer the lines; give one:"):
+        await upstreams.choose_upstream(
+            settings, say=pytest.fail, are_stored=partial(has_stored_upstreams, settings)
+        )
+    assert not folder.exists()

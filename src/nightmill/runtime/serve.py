@@ -16,6 +16,7 @@ import socket
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib import import_module
 
 from nightmill import telemetry
@@ -28,8 +29,8 @@ from nightmill.runtime.data_folder_lock import locked_folder
 from nightmill.runtime.prefork import PreforkedChild
 from nightmill.runtime.process_setup import install_signal_handlers, start_logs
 from nightmill.runtime.programs import check_engine, release_leases_on_exit, role_programs
-from nightmill.runtime.storage import check_storage, prepare
-from nightmill.runtime.supervisor import Supervisor
+from nightmill.runtime.storage import check_storage, has_stored_upstreams, prepare
+from nightmill.runtime.supervisor import Program, Supervisor
 from nightmill.runtime.upstreams import choose_upstream
 from nightmill.settings import Settings
 from nightmill.store import Store
@@ -57,7 +58,11 @@ async def serve(settings: Settings, *, say: Say, preforked: Sequence[PreforkedCh
     if settings.worker.processes == 0 and settings.is_embedded:
         raise SetupError(_NO_WORKERS)
     has_roles = settings.worker.processes > 0
-    settings, programs = await choose_upstream(settings, say=say) if has_roles else (settings, [])
+    programs: list[Program] = []
+    if has_roles:
+        settings, programs = await choose_upstream(
+            settings, say=say, are_stored=partial(has_stored_upstreams, settings)
+        )
     lock = locked_folder(settings.folder) if settings.is_embedded else contextlib.nullcontext()
     with lock, contextlib.closing(_listen(settings)) as listener:
         notifier = Notifier()

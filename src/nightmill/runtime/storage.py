@@ -6,14 +6,18 @@ waits for a store that is away.
 """
 
 import time
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from nightmill.blobs import FolderBlobs, PiecedBlobs
 from nightmill.errors import SetupError
 from nightmill.parts import FolderParts, Parts
+from nightmill.runtime.data_folder_lock import locked_folder
 from nightmill.runtime.steady_clock import steady_clock
 from nightmill.settings import Settings
+from nightmill.settings.effective import effective_of
 from nightmill.store import Store, open_store
+from nightmill.store.database_url import sqlite_file
 from nightmill.store.migrate import migrate
 from nightmill.store.readiness import make_ready
 
@@ -37,6 +41,26 @@ async def prepare(settings: Settings) -> None:
         await migrate(settings.store_url)
     else:
         await make_ready(settings.store_url, clock=time.time, busy_timeout_s=settings.store_timeout_s)
+
+
+async def has_stored_upstreams(settings: Settings) -> bool:
+    """Whether the store has upstreams that were added at run time and are in effect.
+
+    A store that does not exist yet has none, and is not made. Another one is prepared first.
+
+    Raises:
+        SetupError: the store is not fit to start on, or another process uses the folder.
+        UnavailableError: the store can't be reached.
+    """
+    if settings.is_embedded and not sqlite_file(settings.store_url).exists():
+        return False
+    with locked_folder(settings.folder) if settings.is_embedded else nullcontext():
+        await prepare(settings)
+    store = open_stored(settings)
+    try:
+        return bool(effective_of(settings, await store.upstreams.settings()))
+    finally:
+        await store.close()
 
 
 def open_storage(settings: Settings) -> tuple[PiecedBlobs, Parts]:

@@ -5,7 +5,7 @@ a child keeps its port over restarts.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from urllib.parse import urlsplit
 
@@ -29,10 +29,22 @@ _PROBE_TIMEOUT_S = 2.0
 _LISTEN_POLL_S = 0.02
 
 
+async def none_stored() -> bool:
+    """Of a command whose store has no upstreams that were added at run time."""
+    return False
+
+
 async def choose_upstream(
-    settings: Settings, *, say: Callable[[str], None]
+    settings: Settings,
+    *,
+    say: Callable[[str], None],
+    are_stored: Callable[[], Awaitable[bool]] = none_stored,
 ) -> tuple[Settings, list[Program]]:
     """Fills in the URL of a single upstream. Several upstreams have theirs already.
+
+    Args:
+        are_stored: whether the store has upstreams that were added at run time; called only if the settings
+            name no upstream.
 
     Returns:
         The settings with the URL, and the programs that must run for the upstream.
@@ -52,6 +64,8 @@ async def choose_upstream(
             raise SetupError(_NOT_ON_RAY)
         asked.append(settings.ray.model.name is not None)
     if sum(asked) == 0:
+        if await are_stored():
+            return settings, []
         raise SetupError(NO_UPSTREAM)
     if sum(asked) > 1:
         raise SetupError("name one kind of upstream: URLs, a model file, or the emulator")

@@ -7,6 +7,7 @@ gives every lease back. Any other end of this process costs other processes the 
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from nightmill import telemetry
 from nightmill.errors import SetupError
@@ -14,7 +15,7 @@ from nightmill.roles.registry import WORKER
 from nightmill.runtime.prefork import PreforkedChild
 from nightmill.runtime.process_setup import install_signal_handlers, start_logs
 from nightmill.runtime.programs import check_engine, release_leases_on_exit, role_programs
-from nightmill.runtime.storage import check_storage, open_stored, prepare
+from nightmill.runtime.storage import check_storage, has_stored_upstreams, open_stored, prepare
 from nightmill.runtime.supervisor import Program, Supervisor
 from nightmill.runtime.systemd import notify_ready
 from nightmill.runtime.upstreams import choose_upstream
@@ -49,7 +50,9 @@ async def work(
     _check(settings)
     programs: list[Program] = []
     if WORKER in roles:
-        settings, programs = await choose_upstream(settings, say=say)
+        settings, programs = await choose_upstream(
+            settings, say=say, are_stored=partial(has_stored_upstreams, settings)
+        )
     await prepare(settings)
     await check_storage(settings)
     supervisor = Supervisor(

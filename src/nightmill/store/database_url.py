@@ -47,3 +47,8 @@ def sqlite_path(url: URL) -> Path:
     if not url.database or url.database == ":memory:":
         raise SetupError("the store needs a SQLite file that all its processes can open, not memory")
     return Path(url.database)
+
+
+def sqlite_file(url: str) -> Path:
+    """The file of the SQLite store that a URL names."""
+    return sqlite_path(parse_url(url))
