@@ -398,6 +398,7 @@ class UpstreamLines:
         lines = self.models.get(model)
         if lines is None:
             lines = self.models[model] = ModelLines(model, line.segment.lease.endpoint)
+            self.is_calm = False
             for other in self._in_flight:
                 if other.model_lines is None and other.model == model:
                     lines.adopt(other)
