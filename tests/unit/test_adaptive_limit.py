@@ -355,7 +355,21 @@ def test_the_limit_grows_at_once_when_the_queue_is_gone():
     upstream.window(20.0, gauges=gauges(20, 12))
     upstream.until("hold: engine queue", 20.0, gauges=gauges(20, 3))
     state = upstream.window(23.0, gauges=gauges(23, 0))
-    assert (state.limit, state.rule, state.advice) == (28, "probe", None)
+    assert (state.limit, state.rule) == (28, "probe")
+
+
+def test_advice_stands_while_the_queue_comes_and_goes_and_until_a_higher_limit_brings_more():
+    upstream = doubled()
+    advice = upstream.window(20.0, gauges=gauges(20, 12)).advice
+    upstream.until("hold: engine queue", 20.0, gauges=gauges(20, 3))
+    assert upstream.window(20.0, gauges=gauges(23, 0)).advice == advice
+    assert upstream.window(20.0, gauges=gauges(20, 8)).advice == advice
+    upstream.until("probe", 23.0, gauges=gauges(23, 0))
+    tried = upstream.state.limit
+    while upstream.state.limit == tried:
+        upstream.window(30.0, gauges=gauges(28, 0))
+    assert upstream.state.limit > tried
+    assert upstream.state.advice is None
 
 
 def test_the_limit_makes_room_for_requests_of_other_clients_that_wait():
@@ -392,6 +406,10 @@ def test_each_rule_has_a_sentence():
 def test_an_unknown_engine_gets_no_advice():
     assert advice_on("other", running=3, kv_use=None) is None
     assert "-np" in (advice_on("llama.cpp", running=3, kv_use=0.2) or "")
+
+
+def test_advice_names_how_many_the_engine_runs_although_some_readings_are_made_when_requests_have_ended():
+    assert (advice_on("vllm", running=3.4, kv_use=0.2) or "").startswith("the engine runs 4 requests at once")
 
 
 READINGS = st.none() | st.builds(

@@ -307,6 +307,7 @@ def _judge_higher(state: LimitState, in_flight: int, bounds: Bounds, now: float)
     if is_strong or (is_sure and gain >= wanted):
         state = replace(
             state,
+            advice=None,
             base=0,
             base_goodput=0.0,
             peak=max(state.peak, state.goodput),
@@ -392,7 +393,7 @@ def _by_engine(state: LimitState, in_flight: int, now: float) -> tuple[LimitStat
     ours = window.in_flight / window.reports
     hit_share = window.hit_share or 0.0
     has_lost_hits = hit_share < state.hit_share - _LOST_HITS and (window.kv_use or 0.0) >= _FULL_CACHE
-    state = replace(state, hit_share=max(hit_share, state.hit_share * (1 - _FORGET_PEAK)), advice=None)
+    state = replace(state, hit_share=max(hit_share, state.hit_share * (1 - _FORGET_PEAK)))
     if has_lost_hits or window.preempted > max(1.0, _PREEMPTED * window.answered):
         pause = state.grow_pause
         state = replace(

@@ -3,6 +3,7 @@
 `upstream/gauges.py` reads the values from `/metrics`; `core/adaptive_limit.py` decides with them.
 """
 
+import math
 from typing import Final
 
 import msgspec
@@ -43,8 +44,13 @@ _FULL_CACHE = 0.9
 
 
 def advice_on(engine: str, *, running: float, kv_use: float | None) -> str | None:
-    """What to change at an engine that makes requests wait, for example "raise --max-num-seqs"."""
-    count = round(running)
+    """What to change at an engine that makes requests wait, for example "raise --max-num-seqs".
+
+    Args:
+        running: the mean of some readings. Some are made just after requests have ended, so the engine runs
+            the next whole number at once, or more.
+    """
+    count = math.ceil(running)
     if kv_use is not None and kv_use >= _FULL_CACHE:
         return f"the KV cache is full at {count} running requests: give the engine more memory for it"
     flag = _FLAGS.get(engine)

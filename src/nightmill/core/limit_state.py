@@ -92,7 +92,7 @@ class LimitState(msgspec.Struct, frozen=True, omit_defaults=True):
     Args:
         limit: attempts that may be in flight at once, over all workers.
         rule: the `LimitRule` that set the limit last.
-        advice: what to change at the engine for more throughput.
+        advice: what to change at the engine for more throughput; stands until more in flight brings more.
         since: when the limit changed last.
         at: time of the newest report.
         goodput: mean over the windows at this limit; `windows` is their number.
