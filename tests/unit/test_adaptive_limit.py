@@ -308,6 +308,13 @@ def test_a_limit_is_halved_when_nothing_is_answered_for_long():
     assert upstream.report().limit == 8  # the next cut takes as long again
 
 
+def test_after_a_halving_a_higher_limit_is_tried_before_a_lower_one():
+    upstream = Upstream()
+    assert upstream.report(timed_out=1).limit == 8
+    limits = [upstream.window(8.0).limit for _ in range(6)]
+    assert limits == [8, 8, 8, 8, 10, 10]
+
+
 def test_an_hour_without_reports_starts_anew_at_half():
     upstream = doubled()
     state = upstream.report(after_s=3_601.0, over_s=0.0)

@@ -227,7 +227,7 @@ def _cut(state: LimitState, observed: Observed, in_flight: int, now: float) -> L
 
 
 def _halved(state: LimitState, rule: LimitRule, now: float, in_flight: int) -> LimitState:
-    state = replace(state, stride=_STEP, grow_in=FIRST_GROW_PAUSE, peak=0.0)
+    state = replace(state, stride=_STEP, grow_in=FIRST_GROW_PAUSE, shrink_in=FIRST_SHRINK_PAUSE, peak=0.0)
     return state.moved(max(1, state.limit // 2), rule, now, in_flight)
 
 
