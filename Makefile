@@ -56,7 +56,7 @@ test-fleet: $(STAMP)  ## the fleet's tests, over a real S3 server where Ceph is 
 	TEST_FLEET=1 $(BIN)/python -m pytest -q -rs tests/store -k pooled || failed=1; \
 	exit $$failed
 
-test-engines: $(STAMP)  ## batches over a real vLLM and a real small model, downloaded into .venv (4 GB); half an hour
+test-engines: $(STAMP)  ## batches over a real vLLM and real small models, downloaded into .venv (4 GB); an hour
 	$(BIN)/python -m tests.engines.install
 	TEST_ENGINES=1 $(BIN)/python -m pytest -v -rs -rP -p no:randomly tests/engines
 

@@ -18,7 +18,7 @@ def write_weights(gguf: Path, folder: Path) -> None:
         **source, dtype=torch.bfloat16, quantization_config=as_numbers
     )
     # The weights are plain numbers now; with this entry vLLM would look for quantized ones.
-    del model.config.quantization_config
+    vars(model.config).pop("quantization_config", None)
     tokenizer.save_pretrained(unfinished)
     model.save_pretrained(unfinished)
     unfinished.replace(folder)

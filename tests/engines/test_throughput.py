@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from tests.acceptance.conftest import Server, serving, until
-from tests.engines.conftest import LINE_S, SEQUENCES, Vllm, chat, created, drive_s, input_file
+from tests.engines.conftest import LINE_S, chat, created, drive_s, input_file
+from tests.engines.servers import SEQUENCES, Vllm
 
 pytestmark = pytest.mark.timeout(7_200)
 

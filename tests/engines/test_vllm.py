@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from tests.acceptance.conftest import Server, ended, serving, until
-from tests.engines.conftest import LINE_S, MODEL, SEQUENCES, Vllm, chat, created, input_file, post
+from tests.engines.conftest import LINE_S, chat, created, input_file, post
+from tests.engines.servers import MODEL, SEQUENCES, Vllm
 
 pytestmark = pytest.mark.timeout(7_200)
 
