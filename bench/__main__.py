@@ -32,6 +32,8 @@ ROWS = (
     "leases",
     "fleet",
 )
+ENGINE_ROWS = ("engines", "engines_online")
+"""Only on request: they need what `make test-engines` installs, and take half an hour."""
 _RESULTS = Path(".run/bench/results.json")
 
 
@@ -76,7 +78,7 @@ def _arguments() -> argparse.Namespace:
         "--long", action="store_true", help="also ten million lines (half an hour, 20 GB of disk)"
     )
     parser.add_argument(
-        "--only", nargs="+", choices=[*ROWS, "peers"], help="these rows; earlier results stay"
+        "--only", nargs="+", choices=[*ROWS, *ENGINE_ROWS, "peers"], help="these rows; earlier results stay"
     )
     parser.add_argument(
         "--peers", action="store_true", help="also the peers, each installed into its own venv"

@@ -67,6 +67,10 @@ class Sizes:
     fleet_many_lines: tuple[int, ...]
     waiting_segments: int
     hammered_s: float
+    engine_rounds: int
+    engine_lines: int
+    online_requests: int
+    online_pause_s: float
 
 
 FULL = Sizes(
@@ -87,6 +91,10 @@ FULL = Sizes(
     fleet_many_lines=(50_000, 1_000_000),
     waiting_segments=1_000_000,
     hammered_s=4.0,
+    engine_rounds=3,
+    engine_lines=160,
+    online_requests=60,
+    online_pause_s=1.0,
 )
 QUICK = Sizes(
     rounds=2,
@@ -106,6 +114,10 @@ QUICK = Sizes(
     fleet_many_lines=(20_000, 100_000),
     waiting_segments=50_000,
     hammered_s=2.0,
+    engine_rounds=1,
+    engine_lines=60,
+    online_requests=15,
+    online_pause_s=1.0,
 )
 LONG = Sizes(
     **{name: getattr(FULL, name) for name in FULL.__slots__} | {"many_lines": (50_000, 1_000_000, 10_000_000)}
