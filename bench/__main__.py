@@ -31,6 +31,10 @@ ROWS = (
     "start",
     "leases",
     "fleet",
+    "adaptive",
+    "two-upstreams",
+    "small-behind-large",
+    "online",
 )
 ENGINE_ROWS = ("engines", "engines_online")
 """Only on request: they need what `make test-engines` installs, and take half an hour."""
@@ -47,16 +51,18 @@ def main() -> int:
         print(f"SKIPPED: {lack}")
         return 0
     sizes = QUICK if arguments.quick else LONG if arguments.long else FULL
-    rows = arguments.only or ([*ROWS, "peers"] if arguments.peers else list(ROWS))
+    rows = arguments.only or [*ROWS, *(["peers"] if arguments.peers else [])]
+    if arguments.before and not arguments.only:
+        rows.append("before")
     results = json.loads(_RESULTS.read_text()) if _RESULTS.exists() and arguments.only else {}
     results |= machine_and_versions()
     results.setdefault("rows", {})
     folder = Path(tempfile.mkdtemp(prefix="nightmill-bench-", dir=arguments.folder))
     try:
-        bench = Bench(folder, sizes, arguments.source)
+        bench = Bench(folder, sizes, arguments.source, arguments.before)
         for name in rows:
             began = time.monotonic()
-            figures: list[Figure] = importlib.import_module(f"bench.rows.{name}").measure(bench)
+            figures: list[Figure] = importlib.import_module(f"bench.rows.{name.replace('-', '_')}").measure(bench)
             print_figures(figures, seconds=time.monotonic() - began)
             results["rows"][name] = [asdict(figure) | {"verdict": figure.verdict} for figure in figures]
             _RESULTS.parent.mkdir(parents=True, exist_ok=True)
@@ -78,7 +84,10 @@ def _arguments() -> argparse.Namespace:
         "--long", action="store_true", help="also ten million lines (half an hour, 20 GB of disk)"
     )
     parser.add_argument(
-        "--only", nargs="+", choices=[*ROWS, *ENGINE_ROWS, "peers"], help="these rows; earlier results stay"
+        "--only",
+        nargs="+",
+        choices=[*ROWS, *ENGINE_ROWS, "peers", "before"],
+        help="these rows; earlier results stay",
     )
     parser.add_argument(
         "--peers", action="store_true", help="also the peers, each installed into its own venv"
@@ -91,6 +100,9 @@ def _arguments() -> argparse.Namespace:
         "--folder", type=Path, help="where to work; needs 5 GB [the system's temporary folder]"
     )
     parser.add_argument("--source", type=Path, help="a src folder to measure in place of the installed one")
+    parser.add_argument(
+        "--before", type=Path, help="the src folder of an earlier version, for the row `before`"
+    )
     return parser.parse_args()
 
 

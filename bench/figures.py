@@ -126,11 +126,15 @@ LONG = Sizes(
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """The parameters of every row: folder and sizes; `source` is another copy of the code to measure."""
+    """The parameters of every row: folder and sizes.
+
+    `source` is another copy of the code to measure, `before` an earlier version to compare with.
+    """
 
     folder: Path
     sizes: Sizes
     source: Path | None = None
+    before: Path | None = None
 
 
 def median(values: Sequence[float]) -> float:

@@ -105,8 +105,8 @@ def send_form(port: int, path: str, file: Path) -> bytes:
 def serving(
     folder: Path,
     *,
-    upstream: str,
-    concurrency: int = 256,
+    upstream: str | Sequence[str],
+    concurrency: int | None = 256,
     workers: int = 1,
     source: Path | None = None,
     environment: dict[str, str] | None = None,
@@ -116,6 +116,8 @@ def serving(
     """A server on an empty folder, or on the folder `begin_with`. A single worker runs on the core of wrk.
 
     Args:
+        upstream: a URL, or several as NAME=URL.
+        concurrency: None for the limit that finds itself.
         source: a `src` folder other than the installed one.
     """
     shutil.rmtree(folder, ignore_errors=True)
@@ -133,8 +135,12 @@ def serving(
     }
     if source is not None:
         variables["PYTHONPATH"] = str(source)
-    arguments = [sys.executable, "-m", "nightmill", "serve", "--upstream", upstream, "--folder", str(folder)]
-    arguments += ["--port", str(port), "--concurrency", str(concurrency), "--workers", str(workers)]
+    arguments = [sys.executable, "-m", "nightmill", "serve", "--folder", str(folder), "--port", str(port)]
+    arguments += ["--workers", str(workers)]
+    for url in [upstream] if isinstance(upstream, str) else upstream:
+        arguments += ["--upstream", url]
+    if concurrency is not None:
+        arguments += ["--concurrency", str(concurrency)]
     child = subprocess.Popen(arguments, env=variables, stdout=subprocess.DEVNULL)
     try:
         server = Server(port, child.pid)
