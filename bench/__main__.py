@@ -62,7 +62,9 @@ def main() -> int:
         bench = Bench(folder, sizes, arguments.source, arguments.before)
         for name in rows:
             began = time.monotonic()
-            figures: list[Figure] = importlib.import_module(f"bench.rows.{name.replace('-', '_')}").measure(bench)
+            figures: list[Figure] = importlib.import_module(f"bench.rows.{name.replace('-', '_')}").measure(
+                bench
+            )
             print_figures(figures, seconds=time.monotonic() - began)
             results["rows"][name] = [asdict(figure) | {"verdict": figure.verdict} for figure in figures]
             _RESULTS.parent.mkdir(parents=True, exist_ok=True)

@@ -71,6 +71,12 @@ class Sizes:
     engine_lines: int
     online_requests: int
     online_pause_s: float
+    adaptive_s: float
+    """Of a run with one limit on one stub engine."""
+    adaptive_rounds: int
+    large_lines: int
+    """Of the batch that small ones wait behind."""
+    online_s: float
 
 
 FULL = Sizes(
@@ -95,6 +101,10 @@ FULL = Sizes(
     engine_lines=160,
     online_requests=60,
     online_pause_s=1.0,
+    adaptive_s=24.0,
+    adaptive_rounds=2,
+    large_lines=100_000,
+    online_s=20.0,
 )
 QUICK = Sizes(
     rounds=2,
@@ -118,6 +128,10 @@ QUICK = Sizes(
     engine_lines=60,
     online_requests=15,
     online_pause_s=1.0,
+    adaptive_s=9.0,
+    adaptive_rounds=1,
+    large_lines=20_000,
+    online_s=6.0,
 )
 LONG = Sizes(
     **{name: getattr(FULL, name) for name in FULL.__slots__} | {"many_lines": (50_000, 1_000_000, 10_000_000)}

@@ -89,7 +89,7 @@ def instant(folder: Path, *, answer_bytes: int = inputs.ANSWER_BYTES) -> Iterato
     config.write_text(_NGINX.format(folder=folder, port=port, text=text, answer=answer, models=_MODELS))
     name = program("nginx")
     assert name is not None
-    with _started([name, "-c", str(config), "-p", str(folder), "-e", f"{folder}/nginx.log"], port) as pid:
+    with started([name, "-c", str(config), "-p", str(folder), "-e", f"{folder}/nginx.log"], port) as pid:
         yield Stub(f"http://127.0.0.1:{port}/v1", port, pid)
 
 
@@ -99,7 +99,7 @@ def slow(*, mean_s: float, tail: float = 0.0, seed: int = 1) -> Iterator[Stub]:
     port = free_port()
     script = str(Path(__file__).with_name("slow_stub.py"))
     arguments = [sys.executable, script, str(port), str(mean_s), str(tail), str(seed)]
-    with _started(arguments, port) as pid:
+    with started(arguments, port) as pid:
         yield Stub(f"http://127.0.0.1:{port}/v1", port, pid)
 
 
@@ -168,7 +168,7 @@ def wait_for_port(port: int, *, timeout_s: float = 20.0) -> None:
 
 
 @contextmanager
-def _started(arguments: list[str], port: int) -> Iterator[int]:
+def started(arguments: list[str], port: int) -> Iterator[int]:
     child = subprocess.Popen(["taskset", "-c", str(STUB_CORE), *arguments])
     try:
         wait_for_port(port)

@@ -1,9 +1,9 @@
 """CPU per line against an earlier version, in turns on the same upstream, with wrk in the same rounds.
 
 The servers run side by side, one at work at a time. The load of a shared machine changes within minutes, so
-only batches that follow each other are compared. The new version runs in three forms: as the earlier one, with
-the limit that finds itself, and with that limit and two upstreams. Needs `--before` with a `src` folder of the
-earlier version, which the interpreter of this environment must be able to run.
+only batches that follow each other are compared. The new version runs in three forms: as the earlier one,
+with the limit that finds itself, and with that limit and two upstreams. Needs `--before` with a `src` folder
+of the earlier version, which the interpreter of this environment must be able to run.
 """
 
 from contextlib import ExitStack
