@@ -100,7 +100,7 @@ class Worker:
         self._batches_seen_at = 0.0
         self._batches_seen_count = 0
         self._next_project = ProjectId("")
-        self._next_model = ""
+        self._next_model: str = ""
         self._knows_other_batches = True
 
     @property
