@@ -6,6 +6,7 @@ to a server, under a fixed or an adaptive limit, with the grants of `core.concur
 
 import heapq
 import itertools
+import math
 import random
 from collections import deque
 from collections.abc import Callable
@@ -154,6 +155,32 @@ class Batching:
 Server = Saturating | Refusing | Batching
 
 
+class Online:
+    """Other users of a `Saturating` server: requests at random times, as many in a second as `rate` says."""
+
+    def __init__(self, rate: Callable[[float], float], *, seed: int = 3) -> None:
+        self.rate, self.chance = rate, random.Random(seed)
+        self.waits: list[tuple[float, float]] = []
+
+    def begin(self, clock: Clock, server: Saturating) -> None:
+        """Sends the first request, and each later one when its time has come."""
+        rate = self.rate(clock.now)
+        if rate:
+            length, sent_at = _length(self.chance, 0.5), clock.now
+
+            def done(_: bool) -> None:
+                self.waits.append((sent_at, clock.now - sent_at - length * server.line_s))
+
+            server.send(clock, length, done)
+        pause_s = self.chance.expovariate(rate) if rate else 0.1
+        clock.after(pause_s, lambda: self.begin(clock, server))
+
+    def p99(self, begin: float, end: float) -> float:
+        """The wait in the queue that one in a hundred requests between two times exceeds."""
+        waits = sorted(wait for at, wait in self.waits if begin <= at < end)
+        return waits[int(0.99 * len(waits))]
+
+
 @dataclass(eq=False)
 class Worker:
     """What the worker and the dispatcher do with slots: send, note every outcome, request when due."""
@@ -161,6 +188,7 @@ class Worker:
     name: WorkerId
     slots: Slots
     in_flight: int = 0
+    gauges_at: float = -math.inf
 
 
 @dataclass
@@ -169,6 +197,7 @@ class Run:
 
     seconds: float = 0.0
     calls: int = 0
+    answered_at: list[float] = field(default_factory=list)
     answers: int = 0
     requests: int = 0
     limits: list[tuple[float, int, str]] = field(default_factory=list)
@@ -196,6 +225,8 @@ def run(
     workers: int = 1,
     share: Callable[[float], LoadShare | None] = lambda _: None,
     with_gauges: bool = False,
+    gauges_every_s: float = 0.0,
+    online: Online | None = None,
     with_tokens: bool = True,
     spread: float = 0.5,
     seed: int = 1,
@@ -205,6 +236,8 @@ def run(
     Args:
         limit: a fixed limit; None for the adaptive one.
         share: of the server, at a time.
+        gauges_every_s: how often a worker reads the gauges.
+        online: other users of the server.
         spread: standard deviation of the length of a line, whose mean is 1.
     """
     clock, chance, result = Clock(), random.Random(seed), Run()
@@ -235,6 +268,7 @@ def run(
                 worker.in_flight -= 1
                 if is_answer:
                     result.answers += 1
+                    result.answered_at.append(clock.now)
                     tokens = int(length * TOKENS) if with_tokens else 0
                     worker.slots.note_answers(1, tokens=tokens, busy_s=clock.now - sent_at)
                 else:
@@ -266,6 +300,12 @@ def run(
             return made
         return replace(made, limit=result.state.limit, rule=result.state.rule)
 
+    def gauges(worker: Worker) -> EngineGauges | None:
+        if clock.now < worker.gauges_at + gauges_every_s:
+            return None
+        worker.gauges_at = clock.now
+        return server.gauges()
+
     def turn(worker: Worker) -> None:
         slots = worker.slots
         slots.use_share(share(clock.now))
@@ -277,13 +317,16 @@ def run(
                 in_flight=worker.in_flight,
                 wanted=wanted,
                 now=clock.now,
-                gauges=server.gauges() if with_gauges else None,
+                gauges=gauges(worker) if with_gauges else None,
             )
             slots.take(grant(request), asked_at=clock.now)
             send(worker)
         if result.answers < lines:
             clock.after(max(0.01, min(BEAT_S, slots.rebalance_in_s(clock.now))), lambda: turn(worker))
 
+    if online is not None:
+        assert isinstance(server, Saturating)
+        online.begin(clock, server)
     for number, worker in enumerate(fleet):
         clock.after(number * 0.05 / workers, lambda worker=worker: turn(worker))
     while result.answers < lines:

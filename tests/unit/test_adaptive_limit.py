@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nightmill.core.adaptive_limit import Bounds, LimitState, Observed, advance
-from nightmill.core.engine_gauges import EngineGauges, advice_on
+from nightmill.core.engine_gauges import EngineGauges
 from nightmill.core.limit_rules import LimitRule
 
 BOUNDS = Bounds(start=16, most=1024)
@@ -410,9 +410,22 @@ def test_each_rule_has_a_sentence():
     assert all(rule.sentence.endswith(".") for rule in LimitRule)
 
 
-def test_an_unknown_engine_gets_no_advice():
-    assert advice_on("other", running=3, kv_use=None) is None
-    assert "-np" in (advice_on("llama.cpp", running=3, kv_use=0.2) or "")
+@pytest.mark.parametrize(
+    ("engine", "flag"), [("vllm", "--max-num-seqs"), ("llama.cpp", "--parallel (-np)"), ("tgi", "--max-conc")]
+)
+def test_an_engine_with_an_empty_queue_that_runs_fewer_than_are_sent_is_the_ceiling(engine, flag):
+    upstream = Upstream(state=None)
+    state = upstream.windows(6, 16.0, gauges=gauges(8, 0, engine=engine))
+    assert state.advice is not None
+    assert state.advice.startswith(f"the engine's queue stays empty at 8 running requests: raise {flag}")
+
+
+@pytest.mark.parametrize("running", [(8, 9), (16, 16)], ids=["changing", "all that are sent"])
+def test_without_a_constant_ceiling_below_what_is_sent_there_is_no_advice(running):
+    upstream = Upstream(bounds=Bounds(start=16, most=16))
+    for count in running * 8:
+        upstream.report(answered=4, busy_s=4.0, gauges=gauges(count, 0))
+    assert upstream.state.advice is None
 
 
 def test_advice_names_how_many_the_engine_runs_although_some_readings_are_made_when_requests_have_ended():

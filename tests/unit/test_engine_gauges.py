@@ -1,6 +1,19 @@
-"""The share of hits in a prefix cache, from counters."""
+"""The share of hits in a prefix cache, from counters, and advice on the options of an engine."""
 
-from nightmill.core.engine_gauges import HitShare
+import pytest
+
+from nightmill.core.engine_gauges import HitShare, advice_on
+
+FLAGS = pytest.mark.parametrize(
+    ("engine", "flag"),
+    [
+        ("vllm", "--max-num-seqs"),
+        ("sglang", "--max-running-requests"),
+        ("llama.cpp", "--parallel (-np)"),
+        ("tgi", "--max-concurrent-requests"),
+        ("tensorrt-llm", "--max_batch_size"),
+    ],
+)
 
 
 def test_the_share_is_that_since_the_reading_before():
@@ -26,3 +39,22 @@ def test_a_restart_of_the_engine_begins_the_share_anew():
         share.note(queries=100, hits=50)
         assert share.note(queries=queries, hits=hits) is None
         assert share.note(queries=queries + 10, hits=hits + 5) == 0.5
+
+
+@FLAGS
+def test_advice_names_the_option_of_the_engine(engine, flag):
+    queued = advice_on(engine, running=64, waiting=9, kv_use=0.3)
+    assert queued == f"the engine runs 64 requests at once: raise {flag}"
+    empty = advice_on(engine, running=64, waiting=0, kv_use=None)
+    assert empty == f"the engine's queue stays empty at 64 running requests: raise {flag}"
+
+
+@FLAGS
+def test_a_full_cache_is_the_reason_whatever_the_option_is(engine, flag):
+    for waiting in (0, 9):
+        advice = advice_on(engine, running=40, waiting=waiting, kv_use=0.95)
+        assert advice == "the KV cache is full at 40 running requests: give the engine more memory for it"
+
+
+def test_there_is_no_advice_on_an_engine_whose_options_are_unknown():
+    assert advice_on("other", running=64, waiting=9, kv_use=None) is None

@@ -87,6 +87,7 @@ _QUEUE = 0.5  # least mean of waiting requests that counts as a queue
 _QUEUE_BEGINS = 0.1  # part of the running requests: fewer have only just arrived
 _QUEUE_GONE = 0.05
 _QUEUE_MARGIN = 0.15
+_SPREAD_OF_OTHERS = 2.0  # standard deviations of a number that comes at random, which stay free
 _FEW_OTHERS = 2.0  # requests of other clients within the error of gauges that are read between reports
 
 
@@ -174,7 +175,7 @@ def _with_report(state: LimitState, observed: Observed, in_flight: int, now: flo
     if observed.answered:
         state = replace(state, latency_s=observed.busy_s / observed.answered, answered_at=now)
     gauges = observed.gauges
-    if gauges is None:
+    if gauges is None or (state.rule == LimitRule.YIELD and unacknowledged):  # the queue is of before
         return replace(state, window=window, at=now)
     lost = 0
     if gauges.preemptions is not None and state.preemptions is not None:
@@ -189,6 +190,7 @@ def _with_report(state: LimitState, observed: Observed, in_flight: int, now: flo
         hit_share=gauges.hit_share,
         engine=gauges.engine,
     )
+    state = state.with_running(gauges, in_flight)
     return replace(state, window=window, at=now, preemptions=gauges.preemptions)
 
 
@@ -311,7 +313,7 @@ def _judge_higher(state: LimitState, in_flight: int, bounds: Bounds, now: float)
             base=0,
             base_goodput=0.0,
             peak=max(state.peak, state.goodput),
-            stride=min(_DOUBLE, 2 * state.stride) if is_strong else state.stride,
+            stride=min(_DOUBLE, 2 * state.stride) if is_strong and not state.is_yielding else state.stride,
             grow_in=0,
             grow_pause=FIRST_GROW_PAUSE,
             shrink_in=LONGEST_SHRINK_PAUSE if is_strong else FIRST_SHRINK_PAUSE,
@@ -404,21 +406,31 @@ def _by_engine(state: LimitState, in_flight: int, now: float) -> tuple[LimitStat
             grow_pause=min(2 * pause, _LONGEST_GROW_PAUSE),
             peak=0.0,
             is_queued=False,
-            advice=advice_on(window.engine, running=running, kv_use=1.0),
+            advice=advice_on(window.engine, running=running, waiting=waiting, kv_use=1.0),
         )
         lower = max(1, min(limit - 1, int(limit * _PRESSURE_CUT)))
         return state.moved(lower, LimitRule.PRESSURE, now, in_flight), True
+    others = running + waiting - ours
+    has_others = others > max(_FEW_OTHERS, _QUEUE_MARGIN * ours)
+    if state.is_yielding and not has_others:  # all the room is free
+        state = replace(
+            state, is_yielding=False, stride=_DOUBLE, grow_in=0, grow_pause=FIRST_GROW_PAUSE, worse_at=0
+        )
     part = _QUEUE_GONE if state.is_queued else _QUEUE_BEGINS
     if waiting < max(_QUEUE, part * running):
         if state.is_queued:  # the queue is gone: there is room again
-            state = replace(state, is_queued=False, stride=_STEP, grow_in=0, grow_pause=FIRST_GROW_PAUSE)
-        return state, False
-    others = running + waiting - ours
-    if others > max(_FEW_OTHERS, _QUEUE_MARGIN * ours):
-        lower = max(1, limit // 2, limit - math.ceil(waiting))
-        state = replace(state, is_queued=True)
+            stride = _CAREFUL_STEP if state.is_yielding else _STEP
+            state = replace(state, is_queued=False, stride=stride, grow_in=0, grow_pause=FIRST_GROW_PAUSE)
+        return replace(state, advice=state.advice_without_queue), False
+    if has_others:
+        room = running - others
+        lower = limit - math.ceil(waiting)
+        if state.is_yielding:  # so they did not only seem to be there
+            lower = min(limit - 1, int(room - _SPREAD_OF_OTHERS * math.sqrt(others)))
+        lower = max(1, limit // 2, lower)
+        state = replace(state, is_queued=True, is_yielding=True, worse_at=max(lower + 1, int(room)))
         return state.moved(lower, LimitRule.YIELD, now, in_flight), True
-    advice = advice_on(window.engine, running=running, kv_use=window.kv_use)
+    advice = advice_on(window.engine, running=running, waiting=waiting, kv_use=window.kv_use)
     state = replace(state, is_queued=True, advice=advice)
     lower = max(1, math.ceil(running * (1 + _QUEUE_MARGIN)))
     if lower < limit:

@@ -43,18 +43,23 @@ _FLAGS: Final = {
 _FULL_CACHE = 0.9
 
 
-def advice_on(engine: str, *, running: float, kv_use: float | None) -> str | None:
-    """What to change at an engine that makes requests wait, for example "raise --max-num-seqs".
+def advice_on(engine: str, *, running: float, waiting: float, kv_use: float | None) -> str | None:
+    """What to change at an engine that runs no more requests, for example "raise --max-num-seqs".
 
     Args:
-        running: the mean of some readings. Some are made just after requests have ended, so the engine runs
-            the next whole number at once, or more.
+        running: requests that the engine computes although more are sent: the mean of some readings. Some are
+            made just after requests have ended, so the engine runs the next whole number at once, or more.
+        waiting: requests in its queue; 0 if the others wait before the engine.
     """
     count = math.ceil(running)
     if kv_use is not None and kv_use >= _FULL_CACHE:
         return f"the KV cache is full at {count} running requests: give the engine more memory for it"
     flag = _FLAGS.get(engine)
-    return f"the engine runs {count} requests at once: raise {flag}" if flag else None
+    if flag is None:
+        return None
+    if waiting:
+        return f"the engine runs {count} requests at once: raise {flag}"
+    return f"the engine's queue stays empty at {count} running requests: raise {flag}"
 
 
 class HitShare:

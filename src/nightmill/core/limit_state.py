@@ -5,7 +5,7 @@ from typing import Self
 import msgspec
 from msgspec.structs import replace
 
-from nightmill.core.engine_gauges import EngineGauges
+from nightmill.core.engine_gauges import EngineGauges, advice_on
 from nightmill.core.limit_rules import LimitRule
 
 FIRST_GROW_PAUSE = 4  # windows
@@ -13,6 +13,8 @@ FIRST_SHRINK_PAUSE = 8
 LONGEST_SHRINK_PAUSE = 64
 
 _USED = 0.7  # part of the limit that must be in flight for a window to be evidence
+_STEADY_READINGS = 5
+_RUNNING_OF_SENT = 0.85  # fewer run than were sent
 _MANY_PER_SLOT = 8  # answers for each slot in a window, from which goodput is measured by the clock
 
 
@@ -103,6 +105,10 @@ class LimitState(msgspec.Struct, frozen=True, omit_defaults=True):
         worse_at: a higher limit whose goodput was less; 0 if none is known.
         shifts: windows in a row in which goodput was higher (positive) or lower than before.
         is_queued: whether a queue in the engine keeps the limit from growing.
+        steady: running requests at the newest reading, if the engine's queue was empty although more were
+            sent; 0 otherwise.
+        steady_readings: readings in a row with that number.
+        is_yielding: whether other clients of the engine had to wait and are still there.
         found: the limit at full load, while only a share of it is in effect; 0 otherwise.
         part: the share in effect.
         found_at: when a limit was found at full load last; None if none was.
@@ -134,6 +140,9 @@ class LimitState(msgspec.Struct, frozen=True, omit_defaults=True):
     answered_at: float = 0.0
     hit_share: float = 0.0
     preemptions: int | None = None
+    steady: int = 0
+    steady_readings: int = 0
+    is_yielding: bool = False
     found: int = 0
     part: float = 1.0
     found_at: float | None = None
@@ -159,3 +168,21 @@ class LimitState(msgspec.Struct, frozen=True, omit_defaults=True):
             base_goodput=0.0,
             shifts=0,
         )
+
+    def with_running(self, gauges: EngineGauges, in_flight: int) -> Self:
+        """The state after a reading of the engine's gauges."""
+        steady = gauges.running
+        if gauges.waiting or steady > _RUNNING_OF_SENT * in_flight:
+            steady = 0
+        readings = self.steady_readings + 1 if steady == self.steady else 1
+        return replace(self, steady=steady, steady_readings=readings)
+
+    @property
+    def advice_without_queue(self) -> str | None:
+        """What limits an engine whose queue is empty although fewer requests run than were sent to it.
+
+        The number that runs is then constant; while requests only begin and end, it is not.
+        """
+        if not self.steady or self.steady_readings < _STEADY_READINGS:
+            return None
+        return advice_on(self.window.engine, running=self.steady, waiting=0, kv_use=self.window.kv_use)
