@@ -101,10 +101,10 @@ FULL = Sizes(
     engine_lines=160,
     online_requests=60,
     online_pause_s=1.0,
-    adaptive_s=24.0,
+    adaptive_s=18.0,
     adaptive_rounds=2,
     large_lines=100_000,
-    online_s=20.0,
+    online_s=15.0,
 )
 QUICK = Sizes(
     rounds=2,

@@ -27,7 +27,8 @@ _PEER_SCRIPT = Path(__file__).parents[1] / "peers" / "saturate_loop.py"
 _MANY_LINES = 30_000
 _REFUSED_LINES = 300
 _NEAR_BEST = 0.9
-_SWEEP_S = 8.0
+_SWEEP_S = 4.0
+_CHANGED_S = 3.0  # until a change of the number has reached the worker and the engine's queue
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +83,11 @@ def _compared(bench: Bench, case: _Case, peer: Path | str) -> list[Figure]:
     seconds = bench.sizes.adaptive_s
     from_s = case.steady_from * seconds
     options = replace(case.options, gauges=False)
-    # Without changes a fixed number needs no time to be found.
-    sweep_s = seconds if options.changes else min(seconds, _SWEEP_S)
-    sweep = {number: _ours(bench, options, number, sweep_s) for number in case.fixed}
-    rates = {number: history.rate(from_s * sweep_s / seconds, sweep_s) for number, history in sweep.items()}
+    if options.changes:
+        sweep = {number: _ours(bench, options, number, seconds) for number in case.fixed}
+        rates = {number: history.rate(from_s, seconds) for number, history in sweep.items()}
+    else:
+        rates = _sweep(bench, options, case.fixed)
     best = max(rates, key=lambda number: rates[number])
     best_rate = rates[best]
     listed = ", ".join(f"{number}: {rate:.0f}" for number, rate in rates.items())
@@ -96,7 +98,7 @@ def _compared(bench: Bench, case: _Case, peer: Path | str) -> list[Figure]:
             best,
             "",
             note=f"answers/s by number {listed}",
-            samples=[{str(number): _summary(history) for number, history in sweep.items()}],
+            samples=[{str(number): rate for number, rate in rates.items()}],
         )
     ]
     for has_gauges in (False, True):
@@ -149,6 +151,28 @@ def _ours(bench: Bench, options: EngineOptions, concurrency: int | None, seconds
     ):
         server.create(server.upload(path))
         return _after(stub, seconds)
+
+
+def _sweep(bench: Bench, options: EngineOptions, numbers: tuple[int, ...]) -> dict[int, float]:
+    """Answers per second by fixed number, one after the other on the same server."""
+    path = inputs.input_file(bench.folder, _MANY_LINES)
+    rates: dict[int, float] = {}
+    with (
+        engine(bench.folder / "engine", options) as stub,
+        serving(
+            bench.folder / "data", upstream=stub.url, concurrency=numbers[0], source=bench.source
+        ) as server,
+    ):
+        server.create(server.upload(path))
+        _after(stub, _CHANGED_S)
+        for number in numbers:
+            server.call("PATCH", "/nightmill/v1/upstreams/default", {"concurrency": number})
+            time.sleep(_CHANGED_S)
+            begins_s = stub.history().length_s
+            time.sleep(_SWEEP_S)
+            history = stub.history()
+            rates[number] = history.rate(begins_s, history.length_s)
+    return rates
 
 
 def _theirs(bench: Bench, options: EngineOptions, peer: Path | str, seconds: float) -> History | str:
