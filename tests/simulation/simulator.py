@@ -10,22 +10,24 @@ import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import cast
 
 from nightmill.core.batch import Status, Tally
 from nightmill.core.clocks import Clocks
-from nightmill.core.concurrency import Grant, Slots
 from nightmill.core.outcome import Answered, Outcome, TimedOut
 from nightmill.core.output_line import OutputLine
-from nightmill.core.rate_limit import RateLimits
-from nightmill.core.routing import Offer
 from nightmill.core.segment import IndexedLine, Lease, Segment
 from nightmill.ids import BatchId
 from nightmill.parts import Parts, PartWriter
-from nightmill.roles.dispatcher import Dispatcher
 from nightmill.roles.leased_segment import LeasedSegment
 from nightmill.telemetry import Event
-from nightmill.upstream.registry import UpstreamRegistry, UpstreamRuntime
+from tests.simulation.upstreams import (
+    CheckedDispatcher,
+    Network,
+    SimulatedUpstream,
+    grant_slots,
+    registry,
+)
 from tests.simulation.virtual_time import run_in_virtual_time
 
 ENDPOINT = "/v1/chat/completions"
@@ -181,6 +183,10 @@ class Lines:
         )
         return self.segment
 
+    @property
+    def is_over(self) -> bool:
+        return self.segment is not None and self.segment.is_over
+
     def is_error(self, content: str) -> bool | None:
         """Whether the line is in the error file; None while it is in neither file."""
         row = self.writer.rows.get(list(self.contents).index(content))
@@ -193,6 +199,10 @@ class Lines:
     @property
     def failed(self) -> int:
         return sum(row.is_error for row in self.writer.rows.values())
+
+    @property
+    def settled(self) -> int:
+        return len(self.writer.rows)
 
     def answered_at(self) -> list[float]:
         """Virtual times of the answers, in order."""
@@ -209,45 +219,50 @@ class Result:
 
 
 def simulate(
-    server: Server,
+    server: Server | Sequence[SimulatedUpstream],
     batches: Iterable[Lines],
     *,
     slots: int = 64,
     timeout_s: float = 600.0,
-    max_attempts: int = 8,
     until_s: float = 86_400.0,
     seed: int = 1,
     cancel: Sequence[tuple[float, int]] = (),
+    lose: Sequence[tuple[float, int]] = (),
+    changes: Sequence[tuple[float, Sequence[SimulatedUpstream]]] = (),
 ) -> Result:
     """Sends every line of the batches until all are settled, or given up at their deadline.
 
     Args:
+        server: the only upstream, or all upstreams with their settings.
+        slots: of the only upstream, as `timeout_s`.
         cancel: virtual times and numbers of batches to cancel.
+        lose: virtual times and numbers of batches whose lease is lost.
+        changes: virtual times from which on these are all upstreams.
     """
     found: list[Event] = []
+    known = list(batches)
+    contents = [content for batch in known for content in batch.contents]
+    network = Network(is_checked=len(set(contents)) == len(contents))
+    if isinstance(server, Server):
+        only = SimulatedUpstream(
+            server, "default", models=None, accepts_any=True, slots=slots, timeout_s=timeout_s
+        )
+        server = [only.connected()]
+    is_adaptive = any(
+        it.slots is None for state in (server, *(later for _, later in changes)) for it in state
+    )
 
     async def main() -> float:
         loop = asyncio.get_running_loop()
-        granted = Slots("sim", concurrency_limit=slots, ttl_s=1e9, ask_every_s=1.0)
-        granted.take(Grant(slots, slots), asked_at=0.0)
-        runtime = UpstreamRuntime(
-            offer=Offer(name="default", accepts_any=True),
-            client=cast("Any", server),
-            slots_of=lambda _: granted,
-            rates=RateLimits(requests_per_minute=0, tokens_per_minute=0),
-            attempt_timeout_s=timeout_s,
-            max_attempts=max_attempts,
-        )
         changed = asyncio.Event()
-        dispatcher = Dispatcher(
-            UpstreamRegistry(runtime),
+        dispatcher = CheckedDispatcher(
+            registry(server, network),
             parts=cast("Parts", _Parts()),
             request_prefix="0" * 24,
             notify=changed.set,
             emit=found.append,
             clocks=Clocks(wall=loop.time, monotonic=loop.time, random=random.Random(seed).random),
         )
-        known = list(batches)
 
         async def arrive(number: int, batch: Lines) -> None:
             await asyncio.sleep(batch.at)
@@ -268,17 +283,36 @@ def simulate(
             await asyncio.sleep(at)
             stop(known[number], Status.CANCELLING)
 
+        async def lost(at: float, number: int) -> None:
+            await asyncio.sleep(at)
+            segment = known[number].segment
+            if segment is not None and not segment.is_over:
+                segment.lose()
+                dispatcher.abort(segment)
+                dispatcher.count_unsent()
+            changed.set()
+
+        async def change(at: float, upstreams: Sequence[SimulatedUpstream]) -> None:
+            await asyncio.sleep(at)
+            dispatcher.set_upstreams(registry(upstreams, network))
+
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(dispatcher.run())]
             tasks += [group.create_task(arrive(number, batch)) for number, batch in enumerate(known)]
             tasks += [group.create_task(cancelled(at, number)) for at, number in cancel]
-            while not all(batch.segment is not None and batch.segment.is_over for batch in known):
+            tasks += [group.create_task(lost(at, number)) for at, number in lose]
+            tasks += [group.create_task(change(at, upstreams)) for at, upstreams in changes]
+            if is_adaptive:
+                tasks.append(group.create_task(grant_slots(dispatcher)))
+            while not (is_over := all(batch.is_over for batch in known)):
                 changed.clear()
                 try:
                     async with asyncio.timeout(until_s - loop.time()):
                         await changed.wait()
                 except TimeoutError:
                     break
+            if is_over:
+                dispatcher.check_end()
             for task in tasks:
                 task.cancel()
         return loop.time()

@@ -7,6 +7,9 @@ from typing import Any, TypeVar
 
 Result = TypeVar("Result")
 
+MOST_TURNS = 10_000
+"""Turns of the event loop without a step of time."""
+
 
 class _JumpingSelector(selectors.SelectSelector):
     """Moves the clock on instead of waiting."""
@@ -14,10 +17,13 @@ class _JumpingSelector(selectors.SelectSelector):
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
+        self._turns = 0
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if timeout is None:
             raise AssertionError("nothing will ever happen again: every task waits and no timer is set")
+        self._turns = self._turns + 1 if timeout <= 0 else 0
+        assert self._turns < MOST_TURNS, "the same work is done again and again, and time stands still"
         self.now += max(timeout, 0.0)
         return super().select(0)
 

@@ -172,6 +172,11 @@ class Health:
         """Why only probes are sent, None while the model is not held."""
         return self._held
 
+    @property
+    def has_failed_last(self) -> bool:
+        """Whether no answer has come since a failure that does not count against its line."""
+        return self._in_a_row > 0
+
     def is_calm(self, now: float) -> bool:
         """Whether every attempt may start."""
         return self._held is None and self.cap is None and self._asked_until <= now

@@ -96,14 +96,21 @@ class Dispatcher:
     def _pass_on(self, upstream: UpstreamLines, models: tuple[str | None, ...]) -> None:
         """Gives lines that wait at an upstream to others that send their model now, if there are any."""
         now = self._monotonic()
+        has_left = not self.upstreams.has(upstream)
+        models = tuple(
+            model
+            for model in models
+            if has_left
+            or self.upstreams.sends_elsewhere(model, upstream.models[model].endpoints, upstream, now)
+        )
         for line in [line for model in models for line in upstream.take_waiting(model)]:
             other = self.upstreams.other(line, upstream, may_have_failed=True, must_send=True, now=now)
-            if other is None and self.upstreams.has(upstream):
+            if other is None and not has_left:
                 upstream.retry(line, until=now)
                 continue
             line.leave(upstream)
             if other is not None:
-                other.retry(line, until=now)
+                other.take_over(line, until=now)
             else:
                 queue = self._queues.queue_of(line.model, line.segment.lease.endpoint)
                 queue.sorted_lines.append(line)
@@ -181,6 +188,15 @@ class Dispatcher:
     def _is_troubled(self, model: str | None) -> bool:
         return any(model in upstream.models for upstream in self.upstreams)
 
+    def _may_come(self, model: str | None) -> bool:
+        """Whether there are lines of a model that an upstream may get. A line in flight may fail and move."""
+        if self._queues.has_new(model):
+            return True
+        return self.upstreams.are_several and any(
+            upstream.in_flight or (model in upstream.models and upstream.models[model].waiting)
+            for upstream in self.upstreams
+        )
+
     def note_supply(self, *, is_exhausted: bool) -> None:
         """The worker has leased what there was. `is_exhausted`: the store has no more lines now, so that the
         dispatcher does not notify the worker when lines run low."""
@@ -200,7 +216,7 @@ class Dispatcher:
         segment.give_up(self._queues.forget(segment))
         for upstream in self.upstreams:
             segment.give_up(upstream.forget_waiting(segment))
-            upstream.settle_down(now, has_new=self._queues.has_new)
+            upstream.settle_down(now, may_come=self._may_come)
 
     def abort(self, segment: LeasedSegment) -> None:
         """Gives up the attempts in flight of a segment; outcomes that have arrived still count."""
@@ -386,8 +402,8 @@ class Dispatcher:
             upstream.note_newest_answer(last_answered.started_at)
         if not upstream.is_calm:
             upstream.take_arrived_probes(now, self._random)
-            upstream.settle_down(now, has_new=self._queues.has_new)
-            if self.upstreams.are_several:
+            upstream.settle_down(now, may_come=self._may_come)
+            if self.upstreams.are_several or not self.upstreams.has(upstream):
                 held = [model for model, lines in upstream.models.items() if lines.waiting]
                 self._pass_on(upstream, tuple(model for model in held if upstream.is_held(model, now)))
 
@@ -418,7 +434,7 @@ class Dispatcher:
             return
         if other is not None:
             line.leave(upstream)
-            other.retry(line, until=now)
+            other.take_over(line, until=now)
             return
         ruling = verdict(
             failure,

@@ -38,7 +38,7 @@ class PendingLine(msgspec.Struct, eq=False, gc=False):
         charged_tokens: the estimate that the rate limit was charged for the attempt in flight.
         record: the failures of the line, None without any.
         model_lines: of the line's model, None while nothing was wrong with the model.
-        failed_at: the upstreams where an attempt of the line failed.
+        failed_at: the upstreams that the line has left, each with what was recorded there.
     """
 
     segment: LeasedSegment
@@ -50,7 +50,7 @@ class PendingLine(msgspec.Struct, eq=False, gc=False):
     charged_tokens: float = 0.0
     record: LineRecord | None = None
     model_lines: "ModelLines | None" = None
-    failed_at: tuple["UpstreamLines", ...] = ()
+    failed_at: "dict[UpstreamLines, tuple[ModelLines | None, LineRecord | None]] | None" = None
 
     def start(self, now: float, group: SlotGroup) -> None:
         """Records the start of an attempt."""
@@ -70,10 +70,24 @@ class PendingLine(msgspec.Struct, eq=False, gc=False):
 
     def leave(self, upstream: "UpstreamLines") -> None:
         """Records that the line failed at an upstream and goes to another."""
-        self.failed_at = (*self.failed_at, upstream)
+        self.failed_at = {**(self.failed_at or {}), upstream: (self.model_lines, self.record)}
         self.model_lines = None
         if self.record is not None:
             self.record = msgspec.structs.replace(self.record, has_moved=True)
+
+    def come_back(self, upstream: "UpstreamLines") -> None:
+        """Records that the line goes to an upstream. If it failed there before, its next failure there is
+        compared with the lines that were answered there meanwhile."""
+        if self.failed_at is None or upstream not in self.failed_at or self.record is None:
+            return
+        lines, record = self.failed_at[upstream]
+        is_known = record is not None and lines is upstream.models.get(self.model)
+        self.record = msgspec.structs.replace(
+            self.record,
+            has_moved=False,
+            answered_before=record.answered_before if is_known else 0,
+            first_failures_before=record.first_failures_before if is_known else 0,
+        )
 
 
 class ModelLines:
@@ -87,6 +101,7 @@ class ModelLines:
         health: what the outcomes say about the model.
         in_flight: attempts of the model in flight, cheap requests included.
         retrying: those of lines that failed before.
+        endpoints: of all lines that have waited.
     """
 
     __slots__ = (
@@ -94,6 +109,7 @@ class ModelLines:
         "_retries",
         "_sequence",
         "_waiting_bytes",
+        "endpoints",
         "health",
         "in_flight",
         "model",
@@ -105,6 +121,7 @@ class ModelLines:
         self.health = Health()
         self.in_flight = 0
         self.retrying = 0
+        self.endpoints: set[str] = set()
         self._endpoint = endpoint
         self._retries: list[tuple[float, int, PendingLine]] = []
         self._sequence = count()
@@ -126,8 +143,13 @@ class ModelLines:
         return len(self._retries) >= MOST_WAITING or self._waiting_bytes >= MOST_WAITING_BYTES
 
     def is_over(self, now: float) -> bool:
-        """Whether nothing is wrong with the model any more."""
-        return not (self._retries or self.retrying) and self.health.is_calm(now)
+        """Whether nothing is wrong with the model any more.
+
+        Lines that failed may be at other upstreams. Only an answer shows that the model is well again.
+        """
+        if self._retries or self.retrying or self.health.has_failed_last:
+            return False
+        return self.health.is_calm(now)
 
     def takes_new(self, now: float) -> bool:
         """Whether a line that was never sent may be sent now; it is a probe while the model is held."""
@@ -151,11 +173,13 @@ class ModelLines:
         """Takes over a line that was sent while nothing was wrong with the model, and is in flight."""
         line.join(self)
         self.in_flight += 1
+        self.retrying += line.record is not None
 
     def add_retry(self, line: PendingLine, *, until: float) -> None:
         """Keeps a line that may be sent again at monotonic time `until`."""
         heapq.heappush(self._retries, (until, next(self._sequence), line))
         self._waiting_bytes += len(line.request.body)
+        self.endpoints.add(line.segment.lease.endpoint)
 
     def may_retry(self, now: float, *, share: int) -> bool:
         """Whether a line that failed before may take a slot that another line could use.

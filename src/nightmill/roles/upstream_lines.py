@@ -288,6 +288,11 @@ class UpstreamLines:
             until = max(until, evidence_at)
         lines.add_retry(line, until=until)
 
+    def take_over(self, line: PendingLine, *, until: float) -> None:
+        """Keeps a line that failed at another upstream, as `retry` does."""
+        line.come_back(self)
+        self.retry(line, until=until)
+
     def next_wake_in_s(self, now: float) -> float:
         """Seconds until time alone allows something to be sent; infinite if only an outcome can."""
         if self.is_calm:
@@ -461,14 +466,15 @@ class UpstreamLines:
             self._note_end(line)
         return len(ended)
 
-    def settle_down(self, now: float, *, has_new: Callable[[str | None], bool]) -> None:
+    def settle_down(self, now: float, *, may_come: Callable[[str | None], bool]) -> None:
         """Forgets the models with which nothing is wrong any more, and the pauses that no line waits for.
 
         Args:
-            has_new: as in `next_waiting`.
+            may_come: whether there are lines of a model that may come here.
         """
         for model, lines in list(self.models.items()):
-            if lines.is_over(now) or (lines.is_empty and not has_new(model)):
+            is_over = lines.is_over(now) and not self._whole.has_failed_last
+            if is_over or (lines.is_empty and not may_come(model)):
                 del self.models[model]
                 self._report(model, lines.health.forgotten(now))
                 for line in self._in_flight:

@@ -1,7 +1,7 @@
 """The upstreams of one worker while it runs: which there are, and which of them serve a line."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from nightmill.core.health import Held, Resumed
 from nightmill.core.routing import Routes
@@ -96,7 +96,8 @@ class UpstreamSet:
         must_send: bool,
         now: float,
     ) -> UpstreamLines | None:
-        """The upstream with the most room that serves a line beside `upstream`; None without one.
+        """The upstream with the most room that serves a line beside `upstream`; None without one. A reserve
+        comes last.
 
         Args:
             may_have_failed: whether an upstream counts where the line failed before.
@@ -106,12 +107,22 @@ class UpstreamSet:
             other
             for other in self.serving(line.model, line.segment.lease.endpoint)
             if other is not upstream
-            and (may_have_failed or other not in line.failed_at)
+            and (may_have_failed or other not in (line.failed_at or ()))
             and not (must_send and other.is_held(line.model, now))
         ]
 
-        def room(other: UpstreamLines) -> int:
+        def room(other: UpstreamLines) -> tuple[bool, int]:
             group = other.group_of(line.model)
-            return group.room(now) - other.waiting(group)
+            return other.runtime.weight > 0, group.room(now) - other.waiting(group)
 
         return max(others, key=room, default=None)
+
+    def sends_elsewhere(
+        self, model: str | None, endpoints: Iterable[str], upstream: UpstreamLines, now: float
+    ) -> bool:
+        """Whether another upstream sends lines of a model now, to any of the endpoints."""
+        return any(
+            other is not upstream and not other.is_held(model, now)
+            for endpoint in endpoints
+            for other in self.serving(model, endpoint)
+        )
