@@ -76,6 +76,11 @@ class Accounts:
 
     # --- faults --------------------------------------------------------------------------------------
 
+    def begin_fault(self, injection: Injection) -> None:
+        """A fault that begins now. While an upstream is down, the server may be killed."""
+        if injection.fault is Fault.UPSTREAM_KILLED and not self._plan.is_fleet:
+            self._allow(self._plan.upstream_concurrency)
+
     async def add_fault(self, injection: Injection, victims: Sequence[Member], began: float) -> None:
         """A fault that began at that monotonic time and is over."""
         fault, now = injection.fault, monotonic()

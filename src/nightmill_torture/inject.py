@@ -1,4 +1,4 @@
-"""Injects faults into members, links, Postgres and Ray, and ends each of them.
+"""Injects faults into members, links, upstreams, Postgres and Ray, and ends each of them.
 
 A frozen process is thawed and a cut link is healed, whatever happens meanwhile. `plan` decides which fault is
 injected when, `accounts` what it may cost.
@@ -14,7 +14,7 @@ from typing import Final
 from nightmill_torture.fleet import Fleet
 from nightmill_torture.link import Link
 from nightmill_torture.member import Member
-from nightmill_torture.plan import Injection, Part, Plan, seeded
+from nightmill_torture.plan import Injection, Manner, Part, Plan, seeded
 from nightmill_torture.processes import send_signal
 from nightmill_torture.proof import Proof
 from nightmill_torture.ray_cluster import RayCluster
@@ -61,13 +61,15 @@ class Injector:
                 return await self._kill(victims[0], fault.part, for_s)
             case "freeze":
                 return await self._freeze(victims[0], fault.part, for_s)
+            case "cut upstream":
+                await _cut([self._fleet.upstreams[injection.target]], Manner.REFUSED, for_s)
             case "cut store":
-                await _cut(stores, injection)
+                await _cut(stores, injection.manner, for_s)
             case "restart store":
                 await self._restart(stores, injection)
             case "cut blobs":
                 self._add_stall(victims, for_s)
-                await _cut(blobs, injection)
+                await _cut(blobs, injection.manner, for_s)
             case "slow blobs":
                 self._add_stall(victims, for_s)
                 await _slow_down(blobs, for_s)
@@ -135,7 +137,7 @@ class Injector:
     async def _restart(self, links: Sequence[Link], injection: Injection) -> None:
         """Runs the user's command; without a command it cuts all connections to Postgres."""
         if self._restart_store is None:
-            await _cut(links, injection)
+            await _cut(links, injection.manner, injection.for_s)
             return
         restart = await asyncio.create_subprocess_shell(self._restart_store, start_new_session=True)
         try:
@@ -148,11 +150,11 @@ class Injector:
             self._proof.breach(RESTART_FAILED, f"the command ended with {code}")
 
 
-async def _cut(links: Sequence[Link], injection: Injection) -> None:
+async def _cut(links: Sequence[Link], manner: Manner, for_s: float) -> None:
     for link in links:
-        link.cut(injection.manner)
+        link.cut(manner)
     try:
-        await asyncio.sleep(injection.for_s)
+        await asyncio.sleep(for_s)
     finally:
         for link in links:
             link.heal()

@@ -23,7 +23,7 @@ from openai import (
 )
 
 from nightmill.failpoints import FAILPOINTS, Failpoint
-from nightmill_torture.plan import Plan, seeded
+from nightmill_torture.plan import UPSTREAMS, Plan, seeded
 from nightmill_torture.proof import Expected, Variety
 from nightmill_torture.stored import TAG
 from nightmill_torture.upstream import SLOW
@@ -34,6 +34,7 @@ T = TypeVar("T")
 ENDPOINT = "/v1/chat/completions"
 _RETRY_S = 0.05
 _FEW_LINES = 20
+_MODELS = sorted({model for models in UPSTREAMS.values() for model in models})
 _SLOW_LINES = 3
 _MIX: Mapping[Variety, int] = {
     Variety.PLAIN: 12,
@@ -120,7 +121,8 @@ class Load:
         await self._watch.end_of(batch.batch_id)
 
     async def _make(self, variety: Variety, *, lines: int) -> Expected:
-        tag = f"t{next(self._tags)}"
+        number_of_batch = next(self._tags)
+        tag, model = f"t{number_of_batch}", _MODELS[number_of_batch % len(_MODELS)]
         has_slow_lines = variety in (Variety.CANCELLED, Variety.EXPIRING)
         bodies: dict[str, bytes] = {}
         rows: list[bytes] = []
@@ -131,7 +133,7 @@ class Load:
                 self.slow_lines.add(custom_id)
             words = SLOW if is_slow else ""
             message = {"role": "user", "content": f"marker:{custom_id} {words}"}
-            body = json.dumps({"model": "torture", "messages": [message]}).encode()
+            body = json.dumps({"model": model, "messages": [message]}).encode()
             bodies[custom_id] = body
             row = b'{"custom_id":"%s","method":"POST","url":"%s","body":%s}\n'
             rows.append(row % (custom_id.encode(), ENDPOINT.encode(), body))

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from time import monotonic
@@ -41,6 +41,7 @@ class Member:
         log: the file that gets standard output and error.
         name: sent with each request to the upstream.
         port: of the API; 0 for a worker host.
+        upstreams: the names of their settings in the environment.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Member:
         name: str = "server-1",
         links: Links = NO_LINKS,
         port: int = 0,
+        upstreams: Sequence[str] = ("UPSTREAM",),
     ) -> None:
         self.name = name
         self.links = links
@@ -72,7 +74,7 @@ class Member:
         self._ready.bind(f"{self._folder.name}/ready")
         self._environment = {
             **environment,
-            "NIGHTMILL_UPSTREAM__HEADERS__X-EMULATOR-SENDER": name,
+            **{f"NIGHTMILL_{it}__HEADERS__X-EMULATOR-SENDER": name for it in upstreams},
             "NOTIFY_SOCKET": f"{self._folder.name}/ready",
         }
 
@@ -190,16 +192,13 @@ def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def serve_command(port: int, *, workers: int = 0, upstream: str = "", concurrency: int = 0) -> list[str]:
-    """`nightmill serve`; without workers it needs no upstream."""
+    """`nightmill serve`; without an upstream here, the environment names those of the workers."""
     command = [
         *(sys.executable, "-m", "nightmill", "serve", "--port", str(port), "--workers", str(workers)),
         *("--window", "24h", "--window", "2s"),
     ]
-    return [*command, "--upstream", upstream, "--concurrency", str(concurrency)] if workers else command
+    return [*command, "--upstream", upstream, "--concurrency", str(concurrency)] if upstream else command
 
 
-def work_command(*, workers: int, upstream: str, concurrency: int) -> list[str]:
-    return [
-        *(sys.executable, "-m", "nightmill", "work", "--workers", str(workers)),
-        *("--upstream", upstream, "--concurrency", str(concurrency)),
-    ]
+def work_command(*, workers: int) -> list[str]:
+    return [sys.executable, "-m", "nightmill", "work", "--workers", str(workers)]

@@ -19,21 +19,24 @@ from typing import Final, Literal, TypeAlias
 from nightmill.failpoints import FAILPOINTS, Failpoint
 
 Engine: TypeAlias = Literal["local", "ray"]
-Scope: TypeAlias = Literal["server", "host", "ray", "store", "blobs"]
+Scope: TypeAlias = Literal["server", "host", "ray", "store", "blobs", "upstream"]
 """What a fault meets: a member (`host` is one that holds the roles), Ray, or a service of all members."""
 Action: TypeAlias = Literal[
-    "failpoint", "kill", "freeze", "cut store", "cut blobs", "slow blobs", "restart store"
+    "failpoint", "kill", "freeze", "cut store", "cut blobs", "slow blobs", "restart store", "cut upstream"
 ]
 Part: TypeAlias = Literal["all", "parent", "worker", "background", "node", "head"]
 """Which processes of the target; `background` is the process of intake, finalizer and maintenance."""
 
 LEASE_TTL_S: Final = 3.0
+UPSTREAMS: Final = {"first": ("shared", "one"), "second": ("shared", "two")}
+"""The upstreams of a run, each with its models."""
 _OFTEN_PASSED = ("part.", "worker.before_beat", "worker.beaten", "worker.before_lease", "worker.leased")
 _EARLY_SHARE = 0.25
 _START_S = 1.5
 _KILL_AFTER_S = (0.0, 0.8)
 _PAUSE_S = (0.1, 0.8)
 _DOWN_S = (0.0, 1.0)
+_UPSTREAM_DOWN_S = (0.2, 1.5)
 
 
 class Manner(StrEnum):
@@ -70,6 +73,7 @@ class Fault(Enum):
     STORE_RESTARTED = "Postgres restarted", "store", "restart store"
     BLOBS_CUT = "bucket away for all", "blobs", "cut blobs"
     BLOBS_SLOW = "bucket slow for all", "blobs", "slow blobs"
+    UPSTREAM_KILLED = "upstream killed", "upstream", "cut upstream"
 
     def __init__(self, title: str, scope: Scope, action: Action, part: Part = "all") -> None:
         self.title = title
@@ -79,7 +83,12 @@ class Fault(Enum):
 
 
 _NOT_IN_A_FLEET: Final = {Fault.FAILPOINT, Fault.SERVER_ORPHANED}
-_ON_ONE_MACHINE: Final = _NOT_IN_A_FLEET | {Fault.SERVER_KILLED, Fault.WORKER_KILLED, Fault.BACKGROUND_KILLED}
+_ON_ONE_MACHINE: Final = _NOT_IN_A_FLEET | {
+    Fault.SERVER_KILLED,
+    Fault.WORKER_KILLED,
+    Fault.BACKGROUND_KILLED,
+    Fault.UPSTREAM_KILLED,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +146,11 @@ class Plan:
         return -(-self.all_workers // (self.worker_hosts or 1))
 
     @property
+    def upstream_concurrency(self) -> int:
+        """Attempts in flight at each upstream."""
+        return -(-self.concurrency // len(UPSTREAMS))
+
+    @property
     def nodes(self) -> int:
         """Nodes of the Ray cluster besides its head. With one node down there is room for all workers."""
         return max(2, self.worker_hosts + 1)
@@ -160,6 +174,8 @@ class Plan:
 
         On Ray a worker host holds no workers itself, and its workers outlive it.
         """
+        if fault.scope == "upstream":
+            return True
         if fault.part == "background" or fault.action not in ("kill", "freeze", "cut store"):
             return False
         if self.engine == "ray" and fault.scope == "host":
@@ -259,7 +275,7 @@ def _on_one_machine(plan: Plan, points: Sequence[Failpoint], random: Random) -> 
     while left > 0:
         children = min(random.randrange(3), left - 1)
         for _ in range(children):
-            yield _kill(random, Fault.WORKER_KILLED, Fault.BACKGROUND_KILLED)
+            yield _kill(random, Fault.WORKER_KILLED, Fault.BACKGROUND_KILLED, Fault.UPSTREAM_KILLED)
         if children == 0 and random.random() < _EARLY_SHARE:
             after_s = random.uniform(0.0, _START_S)
             yield Injection(fault=Fault.SERVER_KILLED, target=server_name(), after_s=after_s, is_early=True)
@@ -274,7 +290,11 @@ def _last_kill(random: Random, points: tuple[tuple[Failpoint, int], ...] = ()) -
 
 def _kill(random: Random, *faults: Fault, points: tuple[tuple[Failpoint, int], ...] = ()) -> Injection:
     after_s = random.uniform(*_KILL_AFTER_S)
-    return Injection(fault=random.choice(faults), target=server_name(), after_s=after_s, points=points)
+    fault = random.choice(faults)
+    if fault is Fault.UPSTREAM_KILLED:  # it may still be down when the server is killed
+        target, for_s = random.choice(list(UPSTREAMS)), random.uniform(*_UPSTREAM_DOWN_S)
+        return Injection(fault=fault, target=target, after_s=after_s, for_s=for_s)
+    return Injection(fault=fault, target=server_name(), after_s=after_s, points=points)
 
 
 # --- a fleet ---------------------------------------------------------------------------------------------
@@ -298,6 +318,8 @@ def _in_a_fleet(plan: Plan, random: Random) -> Iterator[Injection]:
 def _target(fault: Fault, plan: Plan, random: Random) -> str:
     if fault.scope == "server":
         return server_name(random.randrange(plan.servers))
+    if fault.scope == "upstream":
+        return random.choice(list(UPSTREAMS))
     return host_name(random.randrange(plan.worker_hosts)) if fault.scope == "host" else fault.scope
 
 

@@ -189,6 +189,7 @@ class _Run:
             ):  # a fault of an idle member proves little
                 await _at_most(_AT_WORK_S, self._record.next_request(victims[0].name))
             began = monotonic()
+            self._accounts.begin_fault(injection)
             is_hit = await self._injector.inject(injection, victims)
             await self._accounts.add_fault(injection, victims, began)
             if not is_hit and planned is Fault.FAILPOINT:

@@ -111,7 +111,8 @@ def test_every_fault_is_injected_before_any_is_repeated(engine):
     of_workers = {Fault.WORKER_KILLED, Fault.WORKER_FROZEN, Fault.HOST_CUT_FROM_STORE}
     of_hosts = {Fault.HOST_KILLED, Fault.HOST_ORPHANED, Fault.HOST_FROZEN}
     of_ray = {Fault.NODE_KILLED, Fault.NODE_FROZEN, Fault.HEAD_KILLED}
-    assert costly == of_workers | (of_ray if engine == "ray" else of_hosts)
+    of_all = {Fault.UPSTREAM_KILLED}
+    assert costly == of_workers | of_all | (of_ray if engine == "ray" else of_hosts)
 
 
 def test_only_what_the_fleet_has_is_a_target():
