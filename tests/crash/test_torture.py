@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from nightmill.failpoints import FAILPOINTS
-from nightmill_torture.plan import Plan, injections
+from nightmill_torture import run
+from nightmill_torture.plan import Fault, Injection, Plan, injections, server_name
 from nightmill_torture.run import torture
 
 IS_LONG = bool(os.environ.get("TEST_SLOW"))
@@ -49,6 +50,21 @@ async def test_a_failpoint_of_a_takeover_is_reached_though_no_earlier_worker_lef
     report = await torture(plan, show=lambda _: None, points=("worker.pinned",))
     assert report.is_kept, report.proof.examples
     assert report.points == {"worker.pinned"}
+
+
+async def test_no_line_is_lost_when_upstreams_and_then_the_server_are_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kills = [
+        Injection(fault=Fault.UPSTREAM_KILLED, target="first", for_s=0.5),
+        Injection(fault=Fault.UPSTREAM_KILLED, target="second", for_s=1.0),
+        Injection(fault=Fault.SERVER_KILLED, target=server_name(), after_s=0.2),
+    ]
+    monkeypatch.setattr(run, "injections", lambda *_: kills)
+    plan = Plan(folder=tmp_path / "run", kills=3, lines=100, batches=3, workers=1)
+    report = await torture(plan, show=lambda _: None, points=())
+    assert report.is_kept, report.proof.examples
+    assert report.faults[Fault.UPSTREAM_KILLED] == 2
 
 
 def test_without_the_package_of_the_harness_the_command_says_so_in_one_line(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Two model servers behind one real `nightmill serve`: one dies, is paused, is removed, or refuses the key."""
+"""Two model servers behind a real `nightmill serve`: one dies, is paused, is removed, or refuses the key."""
 
 import contextlib
 import json
