@@ -1,7 +1,6 @@
 """Two model servers behind a real `nightmill serve`: one dies, or refuses the key."""
 
 import contextlib
-import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
