@@ -428,10 +428,6 @@ def test_without_a_constant_ceiling_below_what_is_sent_there_is_no_advice(runnin
     assert upstream.state.advice is None
 
 
-def test_advice_names_how_many_the_engine_runs_although_some_readings_are_made_when_requests_have_ended():
-    assert (advice_on("vllm", running=3.4, kv_use=0.2) or "").startswith("the engine runs 4 requests at once")
-
-
 READINGS = st.none() | st.builds(
     EngineGauges,
     st.sampled_from(["vllm", "other"]),

@@ -58,3 +58,9 @@ def test_a_full_cache_is_the_reason_whatever_the_option_is(engine, flag):
 
 def test_there_is_no_advice_on_an_engine_whose_options_are_unknown():
     assert advice_on("other", running=64, waiting=9, kv_use=None) is None
+
+
+def test_advice_names_how_many_the_engine_runs_although_some_readings_are_made_when_requests_have_ended():
+    advice = advice_on("vllm", running=3.4, waiting=9, kv_use=0.2)
+    assert "4" in (advice or "")
+    assert "3" not in (advice or "")

@@ -18,7 +18,6 @@ from typing import Final
 
 from nightmill.core.clocks import Clocks
 from nightmill.core.failure import Failure, FailureKind, failure_of, is_of_upstream_alone
-from nightmill.core.health import Held, Resumed
 from nightmill.core.outcome import Answered, Outcome
 from nightmill.core.output_line import OutputLine
 from nightmill.core.retry import Expire, Retry, Settle, verdict
@@ -31,8 +30,8 @@ from nightmill.roles.slot_group import NO_GROUP, SlotGroup
 from nightmill.roles.supply import Supply
 from nightmill.roles.upstream_lines import UpstreamLines
 from nightmill.roles.upstream_set import UpstreamSet
-from nightmill.telemetry import Emit, UpstreamHeld, UpstreamResumed
-from nightmill.upstream.registry import UpstreamRegistry, UpstreamRuntime
+from nightmill.telemetry import Emit
+from nightmill.upstream.registry import UpstreamRegistry
 
 _LONGEST_PAUSE_S: Final = 1.0
 _UNSERVED_GRACE_S: Final = 60.0
@@ -64,12 +63,11 @@ class Dispatcher:
         self._parts = parts
         self._rows = OutputRows(request_prefix)
         self._notify = notify
-        self._emit = emit
         self._clock = clocks.wall
         self._monotonic = clocks.monotonic
         self._random = clocks.random
 
-        self.upstreams = UpstreamSet(on_arrival=self.wake, on_change=self._emit_change)
+        self.upstreams = UpstreamSet(on_arrival=self.wake, emit=emit, clocks=clocks)
         self._queues = LineQueues(project_weights or {}, serving=self.upstreams.serving, on_batch_sent=notify)
         self.supply = Supply(self._queues, self.upstreams, monotonic=clocks.monotonic)
         self._turn = 0
@@ -121,13 +119,6 @@ class Dispatcher:
     def in_flight(self) -> int:
         """Attempts in flight at all upstreams."""
         return sum(upstream.in_flight for upstream in self.upstreams)
-
-    @property
-    def held(self) -> Iterator[UpstreamHeld]:
-        """What is held now, and until when."""
-        for upstream in self.upstreams:
-            for model, held in upstream.held:
-                yield self._held_event(upstream.runtime, model, held)
 
     async def run(self) -> None:
         """Sends and settles until it is cancelled; then no attempt is in flight any more."""
@@ -428,7 +419,12 @@ class Dispatcher:
             line.group.note_settled()
             return
         record = upstream.failed(line, failure, now=now, random=self._random())
-        upstream.note_overload(line, failure, record)
+        line.group.note_overload(
+            failure,
+            record,
+            started_at=line.started_at,
+            are_lines_refused=upstream.are_lines_refused(line.model),
+        )
         if segment.is_lost:
             segment.settle(line.ordinal, row)
             return
@@ -452,15 +448,3 @@ class Dispatcher:
                 upstream.retry(line, until=now + after_s)
             case Retry() | Expire():
                 segment.give_up()
-
-    def _emit_change(self, runtime: UpstreamRuntime, model: str | None, change: Held | Resumed) -> None:
-        match change:
-            case Held():
-                self._emit(self._held_event(runtime, model, change))
-            case Resumed(held_s):
-                self._emit(UpstreamResumed(runtime.name, model, held_s))
-
-    def _held_event(self, runtime: UpstreamRuntime, model: str | None, held: Held) -> UpstreamHeld:
-        ahead_s = self._clock() - self._monotonic()
-        since, until = held.since + ahead_s, held.until + ahead_s
-        return UpstreamHeld(runtime.name, model, held.reason, since, until, held.needs_operator)

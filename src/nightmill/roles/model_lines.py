@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 MOST_WAITING: Final = 4_096
 """Lines of a model that may wait before a line is sent again although its pause is not over."""
 MOST_WAITING_BYTES: Final = 64 << 20
+_RETRY_SHARE: Final = 4
+"""One in so many attempts in flight may be a line that failed before, while other lines wait."""
 _OVERDUE_S: Final = 30.0
 _NO_ID: Final = b'""'
 
@@ -81,12 +83,13 @@ class PendingLine(msgspec.Struct, eq=False, gc=False):
         if self.failed_at is None or upstream not in self.failed_at or self.record is None:
             return
         lines, record = self.failed_at[upstream]
-        is_known = record is not None and lines is upstream.models.get(self.model)
+        if record is None or lines is not upstream.models.get(self.model):
+            record = LineRecord()
         self.record = msgspec.structs.replace(
             self.record,
             has_moved=False,
-            answered_before=record.answered_before if is_known else 0,
-            first_failures_before=record.first_failures_before if is_known else 0,
+            answered_before=record.answered_before,
+            first_failures_before=record.first_failures_before,
         )
 
 
@@ -191,6 +194,27 @@ class ModelLines:
         if self.retrying < share:
             return True
         return not self.retrying and bool(self._retries) and self._retries[0][0] + _OVERDUE_S <= now
+
+    def next_due(
+        self, now: float, group: SlotGroup, *, beyond_share: bool, has_new: bool
+    ) -> PendingLine | None:
+        """Takes out a line that may be sent again now, None without any.
+
+        Args:
+            group: the slots of the model.
+            beyond_share: also a line although many of them are in flight.
+            has_new: whether there are lines that were never sent. They probe a held model first.
+        """
+        health, room = self.health, group.room(now)
+        if room <= 0 or health.wait_s(now, in_flight=self.in_flight):
+            return None
+        if health.held is not None and (has_new or (health.is_cheap_probe_next and self.has_cheap_request)):
+            return None
+        limit = room + group.in_flight
+        # The last slot is for the cheap request that shows whether a slow line or a queue is the cause.
+        is_beyond = beyond_share and (limit == 1 or room > 1)
+        share = min(limit, health.cap or limit) // _RETRY_SHARE
+        return self.next_retry(now) if is_beyond or self.may_retry(now, share=share) else None
 
     def next_retry(self, now: float) -> PendingLine | None:
         """Takes out the first line that may be sent again.

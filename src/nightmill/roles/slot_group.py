@@ -4,6 +4,8 @@ from typing import Final
 
 from nightmill.core.concurrency import Slots
 from nightmill.core.engine_gauges import EngineGauges
+from nightmill.core.failure import Failure, FailureKind
+from nightmill.core.health import LineRecord
 from nightmill.upstream.registry import UpstreamRuntime
 
 
@@ -62,6 +64,20 @@ class SlotGroup:
         self.settled += count
         self.tokens += tokens
         self.slots.note_answers(count, tokens=tokens, busy_s=busy_s)
+
+    def note_overload(
+        self, failure: Failure, record: LineRecord, *, started_at: float, are_lines_refused: bool
+    ) -> None:
+        """Notes a refusal for load or a time-out for an adaptive limit, unless the line is the cause.
+
+        Args:
+            record: the failures of the line, this one included.
+            are_lines_refused: see `Health.lines_are_refused`.
+        """
+        if failure.kind is FailureKind.LOAD and not are_lines_refused:
+            self.slots.note_refused(started_at)
+        elif failure.kind is FailureKind.LATE and not record.is_explained:
+            self.slots.note_timed_out(started_at)
 
     def lines_ahead(self, now: float, *, ahead_s: float) -> int:
         """How many lines the worker should keep leased: twice the granted slots, or twice the lines that are

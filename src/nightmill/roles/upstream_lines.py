@@ -9,21 +9,17 @@ import asyncio
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Final
 
 from nightmill.core.failure import Failure, FailureKind, failure_of
 from nightmill.core.health import Health, Held, LineRecord, Resumed
 from nightmill.core.outcome import Answered, Outcome
 from nightmill.core.sent_body import with_model, with_priority
-from nightmill.roles.cheap_request import CheapRequest
+from nightmill.roles.cheap_request import CheapRequest, is_cheap_probe_due
 from nightmill.roles.leased_segment import LeasedSegment
 from nightmill.roles.model_lines import ModelLines, PendingLine
 from nightmill.roles.slot_group import SlotGroup, SlotGroups
 from nightmill.upstream import Attempts, attempts_of
 from nightmill.upstream.registry import UpstreamRuntime
-
-_RETRY_SHARE: Final = 4
-"""One in so many attempts in flight may be a line that failed before, while other lines wait."""
 
 
 class UpstreamLines:
@@ -142,6 +138,11 @@ class UpstreamLines:
         lines = self.models.get(model)
         return lines is None or lines.takes_new(now)
 
+    def are_lines_refused(self, model: str | None) -> bool:
+        """As `Health.lines_are_refused`."""
+        lines = self.models.get(model)
+        return lines is not None and lines.health.lines_are_refused
+
     def hurry(self, model: str | None, now: float) -> None:
         """Shortens the pause of a held model: a new batch has come."""
         lines = self.models.get(model)
@@ -201,7 +202,7 @@ class UpstreamLines:
         started = 0
         for model, lines in self.models.items():
             group = self.group_of(model)
-            if group.room(now) <= 0 or not self._is_probe_due(lines.health, now):
+            if group.room(now) <= 0 or not is_cheap_probe_due(lines.health, whole=self._whole, now=now):
                 continue
             cheap_request = lines.cheap_request(self.runtime.sent_model(model))
             if cheap_request is None:
@@ -224,18 +225,6 @@ class UpstreamLines:
             )
         return started
 
-    def _is_probe_due(self, health: Health, now: float) -> bool:
-        """Whether to send a cheap request to a model now.
-
-        While there is no connection, a request to any model shows if the connection is back, and no line is
-        sent that may be the cause of the outage.
-        """
-        if self._whole.held is not None:
-            return not (self._whole.wait_s(now, in_flight=0) or health.wait_s(now, in_flight=0))
-        if health.held is None:
-            return health.is_evidence_due(now)
-        return health.is_cheap_probe_next and not health.wait_s(now, in_flight=0)
-
     def _on_probe_outcome(self, probe: CheapRequest, outcome: Outcome) -> None:
         if probe in self._probes:
             self._arrived_probes.append((probe, outcome))
@@ -256,23 +245,10 @@ class UpstreamLines:
             has_new: whether there are lines of a model that were never sent. They probe a held model first.
         """
         for model, lines in self.models.items():
-            health = lines.health
-            if not lines.waiting or health.wait_s(now, in_flight=lines.in_flight):
-                continue
-            group = self.group_of(model)
-            room = group.room(now)
-            if room <= 0:
-                continue
-            if health.held is not None and (
-                has_new(model) or (health.is_cheap_probe_next and lines.has_cheap_request)
-            ):
-                continue
-            limit = room + group.in_flight
-            # The last slot is for the cheap request that shows whether a slow line or a queue is the cause.
-            is_beyond = beyond_share and (limit == 1 or room > 1)
-            share = min(limit, health.cap or limit) // _RETRY_SHARE
-            if is_beyond or lines.may_retry(now, share=share):
-                line = lines.next_retry(now)
+            if lines.waiting:
+                line = lines.next_due(
+                    now, self.group_of(model), beyond_share=beyond_share, has_new=has_new(model)
+                )
                 if line is not None:
                     return line
         return None
@@ -353,16 +329,6 @@ class UpstreamLines:
         )
         line.keep(record)
         return record
-
-    def note_overload(self, line: PendingLine, failure: Failure, record: LineRecord) -> None:
-        """Notes a refusal for load or a time-out for an adaptive limit, unless the line is the cause."""
-        slots = line.group.slots
-        if failure.kind is FailureKind.LOAD:
-            lines = self.models.get(line.model)
-            if lines is None or not lines.health.lines_are_refused:
-                slots.note_refused(line.started_at)
-        elif failure.kind is FailureKind.LATE and not record.is_explained:
-            slots.note_timed_out(line.started_at)
 
     def _failed(
         self,

@@ -3,10 +3,12 @@
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
 
+from nightmill.core.clocks import Clocks
 from nightmill.core.health import Held, Resumed
 from nightmill.core.routing import Routes
 from nightmill.roles.model_lines import PendingLine
 from nightmill.roles.upstream_lines import UpstreamLines
+from nightmill.telemetry import Emit, UpstreamHeld, UpstreamResumed
 from nightmill.upstream.registry import UpstreamRegistry, UpstreamRuntime
 
 
@@ -17,17 +19,20 @@ class UpstreamSet:
 
     Args:
         on_arrival: as in `UpstreamLines`.
-        on_change: as in `UpstreamLines`.
+        emit: gets an event when lines are held or sent again.
     """
 
     def __init__(
         self,
         *,
         on_arrival: Callable[[], None],
-        on_change: Callable[[UpstreamRuntime, str | None, Held | Resumed], None],
+        emit: Emit,
+        clocks: Clocks,
     ) -> None:
         self._on_arrival = on_arrival
-        self._on_change = on_change
+        self._emit = emit
+        self._clock = clocks.wall
+        self._monotonic = clocks.monotonic
         self._routes = Routes(())
         self._routed: tuple[UpstreamLines, ...] = ()
         self._in_order: tuple[UpstreamLines, ...] = ()
@@ -38,6 +43,13 @@ class UpstreamSet:
     @property
     def are_several(self) -> bool:
         return len(self._routed) > 1
+
+    @property
+    def held(self) -> Iterator[UpstreamHeld]:
+        """What is held now, and until when."""
+        for upstream in self:
+            for model, held in upstream.held:
+                yield self._held_event(upstream.runtime, model, held)
 
     def has(self, upstream: UpstreamLines) -> bool:
         """Whether an upstream gets lines."""
@@ -59,7 +71,7 @@ class UpstreamSet:
         for runtime in upstreams:
             lines = known.pop(runtime.client, None)
             if lines is None:
-                lines = UpstreamLines(runtime, on_arrival=self._on_arrival, on_change=self._on_change)
+                lines = UpstreamLines(runtime, on_arrival=self._on_arrival, on_change=self._emit_change)
                 if group is not None:
                     lines.open(group)
             lines.change(runtime)
@@ -126,3 +138,15 @@ class UpstreamSet:
             for endpoint in endpoints
             for other in self.serving(model, endpoint)
         )
+
+    def _emit_change(self, runtime: UpstreamRuntime, model: str | None, change: Held | Resumed) -> None:
+        match change:
+            case Held():
+                self._emit(self._held_event(runtime, model, change))
+            case Resumed(held_s):
+                self._emit(UpstreamResumed(runtime.name, model, held_s))
+
+    def _held_event(self, runtime: UpstreamRuntime, model: str | None, held: Held) -> UpstreamHeld:
+        ahead_s = self._clock() - self._monotonic()
+        since, until = held.since + ahead_s, held.until + ahead_s
+        return UpstreamHeld(runtime.name, model, held.reason, since, until, held.needs_operator)

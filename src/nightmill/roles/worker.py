@@ -111,7 +111,7 @@ class Worker:
     @property
     def held(self) -> Iterator[UpstreamHeld]:
         """What is held now, and until when."""
-        return self._dispatcher.held
+        return self._dispatcher.upstreams.held
 
     async def run(self, stop: asyncio.Event, *, grace_s: Callable[[], float]) -> None:
         """Works until `stop` is set, then drains.
