@@ -13,7 +13,7 @@ once for many lines. For each line no task, timer or future is made.
 
 import asyncio
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final
 
 from nightmill.core.clocks import Clocks
@@ -30,6 +30,7 @@ from nightmill.roles.slot_group import NO_GROUP, SlotGroup
 from nightmill.roles.supply import Supply
 from nightmill.roles.upstream_lines import UpstreamLines
 from nightmill.roles.upstream_set import UpstreamSet
+from nightmill.roles.waker import Waker
 from nightmill.telemetry import Emit
 from nightmill.upstream.registry import UpstreamRegistry
 
@@ -67,17 +68,14 @@ class Dispatcher:
         self._monotonic = clocks.monotonic
         self._random = clocks.random
 
-        self.upstreams = UpstreamSet(on_arrival=self.wake, emit=emit, clocks=clocks)
+        self._waker = Waker()
+        self.upstreams = UpstreamSet(on_arrival=self._waker.wake, emit=emit, clocks=clocks)
         self._queues = LineQueues(project_weights or {}, serving=self.upstreams.serving, on_batch_sent=notify)
         self.supply = Supply(self._queues, self.upstreams, monotonic=clocks.monotonic)
         self._turn = 0
         self._has_requested_lines = False
 
         self._group: asyncio.TaskGroup | None = None
-        self._sleeper: asyncio.Future[None] | None = None
-        self._is_woken = False
-        self._alarm: asyncio.TimerHandle | None = None
-        self._alarm_at = 0.0
         self._room: asyncio.Task[None] | None = None
         self.set_upstreams(upstreams)
 
@@ -122,25 +120,18 @@ class Dispatcher:
 
     async def run(self) -> None:
         """Sends and settles until it is cancelled; then no attempt is in flight any more."""
-        loop = asyncio.get_running_loop()
         try:
             async with asyncio.TaskGroup() as group:
                 self._group = group
                 for upstream in self.upstreams:
                     upstream.open(group)
                 while True:
-                    if self._is_woken:
-                        await asyncio.sleep(0)
-                    else:
-                        self._sleeper = loop.create_future()
-                        await self._sleeper
-                    self._is_woken, self._sleeper = False, None
+                    await self._waker.wait()
                     self._tick(self._monotonic())
         finally:
             for upstream in self.upstreams:
                 upstream.close()
-            if self._alarm is not None:
-                self._alarm.cancel()
+            self._waker.cancel_alarm()
 
     def _tick(self, now: float) -> None:
         for upstream in self.upstreams:
@@ -158,11 +149,7 @@ class Dispatcher:
 
     def wake(self) -> None:
         """Starts a tick: there are more lines or slots, a lease was confirmed, or answers can be written."""
-        sleeper = self._sleeper
-        if sleeper is None:
-            self._is_woken = True
-        elif not sleeper.done():
-            sleeper.set_result(None)
+        self._waker.wake()
 
     # --- lines to send -----------------------------------------------------------------------------
 
@@ -239,12 +226,13 @@ class Dispatcher:
 
     def _send_waiting(self, upstream: UpstreamLines, now: float, *, beyond_share: bool) -> None:
         """Sends lines again that failed before."""
-        wall = self._clock()
         while upstream.models and upstream.wait_s(now) <= 0 and self._is_allowed(upstream, now):
             line = upstream.next_waiting(now, beyond_share=beyond_share, has_new=self._queues.has_new)
             if line is None:
                 break
-            self._start(upstream, line, upstream.group_of(line.model), now, wall=wall)
+            group = upstream.group_of(line.model)
+            line.start(now, group)
+            self._start(upstream, (line,), group, now)
 
     def _send_new(self, upstream: UpstreamLines, now: float) -> None:
         """Sends lines that were never sent. Queues that share slots take turns."""
@@ -270,14 +258,10 @@ class Dispatcher:
         self, queue: LineQueue, upstream: UpstreamLines, group: SlotGroup, most: int, now: float
     ) -> bool:
         """Sends lines of a queue, at most `most`; returns whether there may be more lines and slots."""
-        lines = queue.next_lines(now, self._clock, most=most)
+        lines = queue.next_lines(now, self._clock, group, most=most)
         if upstream.runtime.rates.are_set or not upstream.is_calm:
             lines = self._while_allowed(lines, upstream, queue.model, now)
-        wall, sent = self._clock(), 0
-        for line in lines:
-            self._start(upstream, line, group, now, wall=wall)
-            sent += 1
-        return sent == most and group.room(now) > 0
+        return self._start(upstream, lines, group, now) == most and group.room(now) > 0
 
     def _while_allowed(
         self, lines: Iterator[PendingLine], upstream: UpstreamLines, model: str | None, now: float
@@ -296,23 +280,36 @@ class Dispatcher:
             return True
         wait_s = rates.wait_s(now, share=upstream.slots.share)
         if wait_s > 0:
-            self._wake_at(now + min(wait_s, _LONGEST_PAUSE_S), now)
+            self._waker.wake_at(now + min(wait_s, _LONGEST_PAUSE_S), now)
         return wait_s <= 0
 
     def _start(
-        self, upstream: UpstreamLines, line: PendingLine, group: SlotGroup, now: float, *, wall: float
-    ) -> None:
-        """Sends a line, or gives it up if its deadline has passed at the Unix time `wall`."""
-        runtime = upstream.runtime
-        timeout_s = min(runtime.attempt_timeout_s, line.segment.lease.deadline - wall)
-        if timeout_s <= 0:
-            line.segment.give_up()
-            if line.segment.is_over:
-                self._notify()
-            return
-        if runtime.rates.are_set:
-            line.charge(runtime.rates.spend())
-        upstream.start(line, group, timeout_s=timeout_s, now=now)
+        self, upstream: UpstreamLines, lines: Iterable[PendingLine], group: SlotGroup, now: float
+    ) -> int:
+        """Sends lines, or gives them up if their deadline has passed; returns how many lines there were.
+
+        Args:
+            group: the slots of the lines' model.
+        """
+        rates, longest_s = upstream.runtime.rates, upstream.runtime.attempt_timeout_s
+        wall, taken, started, timeout_s = self._clock(), 0, 0, 0.0
+        segment: LeasedSegment | None = None
+        for line in lines:
+            taken += 1
+            if segment is not line.segment:
+                segment = line.segment
+                timeout_s = min(longest_s, segment.lease.deadline - wall)
+            if timeout_s <= 0:
+                line.segment.give_up()
+                if line.segment.is_over:
+                    self._notify()
+                continue
+            if rates.are_set:
+                line.charge(rates.spend())
+            upstream.start(line, timeout_s=timeout_s, now=now)
+            started += 1
+        group.note_starts(started)
+        return taken
 
     def _settle_unserved(self, now: float) -> None:
         """Settles the lines of models that no upstream serves, a while after all lists were known."""
@@ -322,9 +319,9 @@ class Dispatcher:
             if not is_unserved:
                 continue
             if unserved_s < _UNSERVED_GRACE_S:
-                self._wake_at(now + _UNSERVED_GRACE_S - unserved_s, now)
+                self._waker.wake_at(now + _UNSERVED_GRACE_S - unserved_s, now)
                 continue
-            for line in queue.next_lines(now, self._clock, most=queue.unsent):
+            for line in queue.next_lines(now, self._clock, NO_GROUP, most=queue.unsent):
                 line.segment.settle(line.ordinal, self._rows.unserved(line))
                 if not line.segment.in_flight and line.segment.is_over:
                     self._notify()
@@ -344,19 +341,7 @@ class Dispatcher:
             if not upstream.is_calm:
                 wake_in_s = upstream.next_wake_in_s(now)
                 if wake_in_s < math.inf:
-                    self._wake_at(now + wake_in_s, now)
-
-    def _wake_at(self, moment: float, now: float) -> None:
-        if self._alarm is not None:
-            if self._alarm_at <= moment:
-                return
-            self._alarm.cancel()
-        self._alarm_at = moment
-        self._alarm = asyncio.get_running_loop().call_later(moment - now, self._on_alarm)
-
-    def _on_alarm(self) -> None:
-        self._alarm = None
-        self.wake()
+                    self._waker.wake_at(now + wake_in_s, now)
 
     # --- settling ----------------------------------------------------------------------------------
 

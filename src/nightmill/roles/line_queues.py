@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from nightmill.core.schedule import FairQueue, OpenBatch
 from nightmill.roles.leased_segment import LeasedSegment
 from nightmill.roles.model_lines import PendingLine
+from nightmill.roles.slot_group import SlotGroup
 
 if TYPE_CHECKING:
     from nightmill.roles.upstream_lines import UpstreamLines
@@ -180,14 +181,23 @@ class LineQueue:
             other.is_held(self.model, now) for other in self.upstreams if other.runtime.weight > 0
         )
 
-    def next_lines(self, now: float, clock: Callable[[], float], *, most: int) -> Iterator[PendingLine]:
+    def next_lines(
+        self, now: float, clock: Callable[[], float], group: SlotGroup, *, most: int
+    ) -> Iterator[PendingLine]:
         """Takes out the next lines to send, each when it is asked for. Nothing else may take out or add lines
-        meanwhile. Arguments as for `SegmentQueue.next_segment`."""
+        meanwhile.
+
+        Args:
+            now: as for `SegmentQueue.next_segment`, and `clock`.
+            group: the slots in which the lines are sent.
+        """
         while most > 0:
             if self.sorted_lines:
                 if self.sorted_lines[0].segment.confirmed_until >= now:
                     most -= 1
-                    yield self.sorted_lines.popleft()
+                    line = self.sorted_lines.popleft()
+                    line.start(now, group)
+                    yield line
                     continue
                 self.sorted_lines.rotate(-1)
             segment = self.segments.next_segment(now, clock)
@@ -197,7 +207,7 @@ class LineQueue:
             most -= lines
             for _ in range(lines):
                 ordinal, request = segment.take()
-                yield PendingLine(segment, ordinal, request, self.model)
+                yield PendingLine(segment, ordinal, request, self.model, now, group)
 
     def forget(self, segment: LeasedSegment) -> int:
         """Drops the sorted lines of a segment; returns how many."""

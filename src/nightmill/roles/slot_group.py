@@ -47,9 +47,9 @@ class SlotGroup:
         """How many attempts may start now."""
         return self.slots.limit(now) - self.in_flight
 
-    def note_start(self) -> None:
-        """Notes that an attempt starts."""
-        self.in_flight += 1
+    def note_starts(self, count: int) -> None:
+        """Notes attempts that start."""
+        self.in_flight += count
 
     def note_end(self, count: int = 1) -> None:
         """Notes that attempts have ended."""

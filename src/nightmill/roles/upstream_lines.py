@@ -160,14 +160,8 @@ class UpstreamLines:
 
     # --- sending -----------------------------------------------------------------------------------
 
-    def start(self, line: PendingLine, group: SlotGroup, *, timeout_s: float, now: float) -> None:
-        """Sends a line.
-
-        Args:
-            group: the `group_of` the line's model.
-        """
-        line.start(now, group)
-        group.note_start()
+    def start(self, line: PendingLine, *, timeout_s: float, now: float) -> None:
+        """Sends a line of which `PendingLine.start` was called. The caller notes the start in its group."""
         if not self.is_calm:
             self._note_start(line, timeout_s, now)
         self._in_flight.add(line)
@@ -213,7 +207,7 @@ class UpstreamLines:
             self._whole.started(now)
             lines.note_start(None, now=now, timeout_s=0.0)
             started += 1
-            group.note_start()
+            group.note_starts(1)
             probe = CheapRequest(lines, group, endpoint, request, now)
             self._probes.add(probe)
             self._start(
