@@ -400,6 +400,32 @@ async def test_bodies_reach_the_upstream_byte_for_byte(mill: Mill):
     assert body in received
 
 
+async def test_a_free_upstream_gets_lines_although_many_segments_wait_for_a_busy_one(folder_mill: Mill):
+    mill = folder_mill
+    is_answered = asyncio.Event()
+
+    async def busy(_endpoint: str, _body: bytes) -> Outcome:
+        await is_answered.wait()
+        return answer()
+
+    async def free(_endpoint: str, _body: bytes) -> Outcome:
+        await asyncio.sleep(0)
+        return answer()
+
+    many = [await mill.accepted(request_line(f"line-{number}", model="0")) for number in range(60)]
+    few = await mill.accepted(b"".join(request_line(f"line-{number}", model="1") for number in range(5)))
+    clocks = Clocks(wall=time.time, monotonic=time.monotonic, random=lambda: 0.01)
+    worker = mill.sending(
+        FunctionUpstream(busy), FunctionUpstream(free), models=("0", "1"), clocks=clocks, slots=1
+    )
+
+    async def few_are_answered() -> bool:
+        return (await mill.now(few)).status is Status.COMPLETED
+
+    await mill.run(worker, until=few_are_answered)
+    assert (await mill.now(many[-1])).status is Status.IN_PROGRESS
+
+
 async def test_a_line_is_sent_to_the_upstream_that_serves_its_model(mill: Mill):
     sent: dict[str, list[str]] = {"0": [], "1": []}
 

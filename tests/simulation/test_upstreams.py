@@ -4,6 +4,7 @@ import pytest
 
 from nightmill.core.outcome import Outcome
 from nightmill.core.upstream_setting import UpstreamState
+from nightmill.telemetry import UpstreamHeld, UpstreamResumed
 from tests.simulation.scripts import BAD_LINES, OUTAGES, Bad, down, every_tenth_bad, gives, is_bad, named
 from tests.simulation.simulator import Call, Lines, Script, Server, error, simulate
 from tests.simulation.upstreams import SimulatedUpstream
@@ -263,6 +264,16 @@ def test_the_only_upstream_that_is_replaced_leaves_its_lines_to_the_new_one(bad:
     batch = Lines(named("good", 400))
     simulate([first], [batch], changes=[(1.005, []), (30.0, [second])])
     assert batch.answered == 400
+
+
+def test_a_held_upstream_that_is_removed_is_no_longer_announced_as_held():
+    first = upstream("first", fails_from(0.5, OUTAGES["401"]), slots=8)
+    second = upstream("second", slots=8)
+    batch = Lines(named("good", 400))
+    result = simulate([first, second], [batch], changes=[(4.0, [second])])
+    changes = [type(event) for event in result.events if getattr(event, "upstream", None) == "first"]
+    assert changes[0] is UpstreamHeld
+    assert changes[-1] is UpstreamResumed
 
 
 def test_lines_wait_for_a_paused_upstream_and_for_a_removed_one():

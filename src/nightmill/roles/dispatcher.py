@@ -143,7 +143,7 @@ class Dispatcher:
         if not self._has_requested_lines and self.supply.is_short(now):
             self._has_requested_lines = True
             self._notify()
-        self.upstreams.drop_left()
+        self.upstreams.drop_left(now)
         self._settle_unserved(now)
         self._set_alarm(now)
 

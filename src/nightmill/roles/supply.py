@@ -103,7 +103,7 @@ class Supply:
         return any(
             upstream.runtime.offer.answers(model)
             and not upstream.is_held(model, now)
-            and upstream.group_of(model).room(now) > 0
+            and _has_room(upstream.group_of(model), now)
             for upstream in self._upstreams
         )
 
@@ -144,3 +144,8 @@ class Supply:
                 for upstream in queue.upstreams
             )
         ]
+
+
+def _has_room(group: SlotGroup, now: float) -> bool:
+    """Whether an attempt could start; slots that are not used are granted only when there are lines."""
+    return not group.in_flight or group.room(now) > 0

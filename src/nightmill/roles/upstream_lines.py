@@ -95,6 +95,13 @@ class UpstreamLines:
         """Starts no attempt any more: the upstream was taken away."""
         self.runtime = replace(self.runtime, may_start=False)
 
+    def forget(self, now: float) -> None:
+        """Ends every announced hold: the upstream is gone."""
+        for model, lines in self.models.items():
+            self._report(model, lines.health.forgotten(now))
+        self._report(None, self._whole.forgotten(now))
+        self.models.clear()
+
     def close(self) -> None:
         """Ends every attempt in flight."""
         for tag in (*self._in_flight, *self._probes):
@@ -276,7 +283,7 @@ class UpstreamLines:
     # --- outcomes ----------------------------------------------------------------------------------
 
     def take_arrived(self) -> list[tuple[PendingLine, Outcome]]:
-        """The lines whose outcomes have arrived, with their outcomes; none of them is in flight any more."""
+        """The lines that ended, with their outcomes."""
         arrived = self._arrived
         if arrived:
             self._arrived = []

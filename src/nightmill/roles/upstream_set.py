@@ -84,12 +84,17 @@ class UpstreamSet:
         self._in_order = (*in_order, *known.values())
         return True
 
-    def drop_left(self) -> None:
+    def drop_left(self, now: float) -> None:
         """Forgets the upstreams that were taken away and have no attempt in flight any more."""
-        if len(self._in_order) > len(self._routed):
-            self._in_order = tuple(
-                upstream for upstream in self._in_order if upstream in self._routed or upstream.in_flight
-            )
+        if len(self._in_order) == len(self._routed):
+            return
+        kept: list[UpstreamLines] = []
+        for upstream in self._in_order:
+            if upstream in self._routed or upstream.in_flight:
+                kept.append(upstream)
+            else:
+                upstream.forget(now)
+        self._in_order = tuple(kept)
 
     def serving(self, model: str | None, endpoint: str) -> tuple[UpstreamLines, ...]:
         """The upstreams that may answer a line."""

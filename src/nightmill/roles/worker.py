@@ -282,6 +282,8 @@ class Worker:
         if is_look_due or self._knows_other_batches:
             preferred = await self._preferred(max(0, limit), room_bytes)
         if limit <= 0 and not preferred:
+            if is_for_models:
+                self._dispatcher.note_supply(is_exhausted=True)
             return False
         leases = await self._lease(max(0, limit), preferred)
         confirmed_until = asked_at + self._settings.lease_ttl_s
