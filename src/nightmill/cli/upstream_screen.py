@@ -92,7 +92,7 @@ def _offered(upstream: Tree) -> str:
 
 
 def _model_name(model: Tree) -> str:
-    return "(no model)" if model["model"] is None else clean(model["model"])
+    return "all" if model["model"] is None else clean(model["model"])
 
 
 def _share(in_flight: int, limit: int | None) -> str:
