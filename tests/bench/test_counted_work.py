@@ -153,7 +153,10 @@ async def components_with_a_batch(
 async def answer_all(components: Components, notified: asyncio.Event) -> None:
     settings = components.settings
     upstream = start_upstream(
-        InstantUpstream(), settings=settings.upstream, worker=settings.worker, shared_name="upstream"
+        InstantUpstream(),
+        settings=settings.upstream.model_copy(update={"concurrency": 64}),
+        worker=settings.worker,
+        shared_name="upstream",
     )
     worker = components.worker(UpstreamRegistry(upstream))
     stop = asyncio.Event()

@@ -8,7 +8,7 @@ from nightmill.roles.upstream_lines import UpstreamLines
 
 
 def test_a_line_that_failed_at_another_upstream_is_seen_where_nothing_is_wrong():
-    nothing: Any = SimpleNamespace()
+    nothing: Any = SimpleNamespace(changes_bodies=False)
     upstream = UpstreamLines(nothing, on_arrival=list, on_change=lambda *_: None)
     assert upstream.is_calm  # then only lines that were never sent are looked at
     segment: Any = SimpleNamespace(lease=SimpleNamespace(endpoint="/v1/chat/completions"))

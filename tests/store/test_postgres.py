@@ -234,7 +234,7 @@ async def test_candidates_among_many_batches_are_found_by_indexes_without_sortin
         for statement, parameters in asked:
             rows = await connection.exec_driver_sql(f"EXPLAIN {statement}", parameters)
             plans.append("\n".join(row[0] for row in rows))
-    near, projects, rows_by_sequence = plans
+    near, projects, rows_by_sequence, _priorities = plans
     assert re.search(r"Index Scan using batch_by_deadline .*\n +Index Cond: .*expires_at <= ", near)
     for index, scans in (("batch_by_project", 2), ("batch_by_size", 1)):
         assert len(re.findall(rf"using {index} .*\n +Index Cond: .*project_id ", projects)) >= scans

@@ -421,7 +421,7 @@ def _by_engine(state: LimitState, in_flight: int, now: float) -> tuple[LimitStat
         if state.is_queued:  # the queue is gone: there is room again
             stride = _CAREFUL_STEP if state.is_yielding else _STEP
             state = replace(state, is_queued=False, stride=stride, grow_in=0, grow_pause=FIRST_GROW_PAUSE)
-        return replace(state, advice=state.advice_without_queue), False
+        return replace(state, advice=state.advice_without_queue or state.advice), False
     if has_others:
         room = running - others
         lower = limit - math.ceil(waiting)

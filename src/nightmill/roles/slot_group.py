@@ -1,5 +1,6 @@
 """The attempts of one upstream that share a concurrency limit: those of all its models, or of one model."""
 
+from collections.abc import Sequence
 from typing import Final
 
 from nightmill.core.concurrency import Slots
@@ -116,6 +117,14 @@ class SlotGroups:
     def share(self) -> float:
         """This worker's part of the upstream's rate limits, from 0 to 1."""
         return max(group.slots.share for group in self._groups.values())
+
+    def note_ends(self, groups: Sequence[SlotGroup]) -> None:
+        """Notes that attempts have ended, by their groups."""
+        if len(self._groups) == 1:
+            groups[0].note_end(len(groups))
+            return
+        for group in groups:
+            group.note_end()
 
     def note_gauges(self, gauges: EngineGauges | None) -> None:
         """Notes a new reading of the engine's gauges."""

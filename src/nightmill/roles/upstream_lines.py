@@ -288,12 +288,7 @@ class UpstreamLines:
         if arrived:
             self._arrived = []
             self._in_flight.difference_update([line for line, _ in arrived])
-            groups = self.groups
-            if len(groups) == 1:
-                groups[0].note_end(len(arrived))
-                return arrived
-            for line, _ in arrived:
-                line.group.note_end()
+            self.slots.note_ends([line.group for line, _ in arrived])
         return arrived
 
     def note_newest_answer(self, started_at: float) -> None:

@@ -53,7 +53,7 @@ def load(
         _by_name(_pruned(flags or {})),
     )
     upstreams = _upstream_list(tree)
-    if upstreams:
+    if "upstreams" in tree:
         tree["upstreams"] = upstreams
     try:
         return Settings.model_validate(tree)
