@@ -48,6 +48,10 @@ def rogue() -> Iterator[Rogue]:
         yield server
 
 
+# tests/simulation proves the same in virtual time.
+only_slow = pytest.mark.skipif(not os.environ.get("TEST_SLOW"), reason="long: make test-slow")
+
+
 def played(way: str) -> pytest.MarkDecorator:
     """The way in which the test runs in `make test`. The retries are the same over both transports, and
     `test_upstream_faults` reads every fault over both, so that one way of each hour is enough there."""
@@ -90,6 +94,7 @@ def assert_answered(served: Served, batch: dict[str, Any], count: int) -> None:
     assert len(results(served, batch)) == count
 
 
+@only_slow
 @played(LEAN)
 def test_lines_that_are_too_large_end_with_429_and_hold_up_no_other(servers: Servers, rogue: Rogue):
     """Many of them before a batch of good lines, and for another model one between good lines."""
@@ -138,6 +143,7 @@ def test_an_outage_of_a_while_loses_no_line(servers: Servers, rogue: Rogue):
         assert len(life.logged("is held", "model 'b'", "it answers 503")) == 1
 
 
+@only_slow
 @played(LEAN)
 def test_a_tenth_of_bad_lines_costs_the_good_ones_little(servers: Servers, rogue: Rogue):
     """Measured in calls: while good lines wait, a quarter of those in flight may be of lines that failed."""
@@ -166,6 +172,7 @@ def test_a_tenth_of_bad_lines_costs_the_good_ones_little(servers: Servers, rogue
         assert {rogue.asked[name] for name in good} == {1}
 
 
+@only_slow
 @played(AIOHTTP)
 def test_a_retry_after_of_zero_is_no_endless_loop(servers: Servers, rogue: Rogue):
     rogue.always = status("429 Too Many Requests", "Retry-After: 0")
@@ -252,6 +259,7 @@ def test_a_200_without_a_result_is_no_answer(servers: Servers, rogue: Rogue):
     assert_bounded(servers, rogue, "an error", "a list")
 
 
+@only_slow
 @played(LEAN)
 def test_time_outs_in_the_queue_of_the_server_cost_no_line(servers: Servers, rogue: Rogue):
     rogue.one_at_a_time = asyncio.Lock()
@@ -263,6 +271,7 @@ def test_time_outs_in_the_queue_of_the_server_cost_no_line(servers: Servers, rog
     assert_answered(served, served.until_ended(batch_id, timeout_s=90), 64)
 
 
+@only_slow
 @played(AIOHTTP)
 def test_a_retry_after_is_obeyed_at_any_status(servers: Servers, rogue: Rogue):
     served = servers.start()
@@ -282,6 +291,7 @@ def test_a_retry_after_is_obeyed_at_any_status(servers: Servers, rogue: Rogue):
     assert time.time() - sent_ago_s >= until
 
 
+@only_slow
 @played(LEAN)
 def test_what_no_retry_can_change_is_settled_at_once(servers: Servers, rogue: Rogue):
     """A request that the server does not know how to answer, and answers that are too long to keep."""

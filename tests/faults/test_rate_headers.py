@@ -1,6 +1,7 @@
 """A provider with a limit of its own that refills steadily, over real sockets."""
 
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -91,6 +92,7 @@ def provider() -> Iterator[Provider]:
     thread.join()
 
 
+@pytest.mark.skipif(not os.environ.get("TEST_SLOW"), reason="long: make test-slow")
 @pytest.mark.timeout(120)
 def test_a_provider_that_refills_a_request_a_second_is_used_fully_and_refuses_few(
     tmp_path: Path, provider: Provider

@@ -16,6 +16,7 @@ PAGE = b"<html><body><h1>A proxy, and not the model</h1></body></html>"
 LATE_S = 1.0
 """Time of an attempt. Far above the duration of a quick answer on a busy machine."""
 IS_LONG = bool(os.environ.get("TEST_SLOW"))
+only_slow = pytest.mark.skipif(not IS_LONG, reason="long: make test-slow")
 
 
 def status(line: str, *headers: str) -> Plan:
@@ -261,6 +262,7 @@ async def test_a_refusal_of_one_line_settles_it(mill: FaultyMill, rogue: Rogue, 
     assert 3 <= rogue.asked["odd"] <= 12
 
 
+@only_slow
 @over("lean")
 async def test_a_poison_line_that_kills_the_upstream_is_settled_and_harms_no_other(
     mill: FaultyMill, rogue: Rogue
@@ -307,6 +309,7 @@ async def test_a_poison_line_that_breaks_connections_in_use_comes_to_an_end(mill
     assert 5 <= rogue.asked["poison"] <= 12, "each attempt and a half went out twice"
 
 
+@only_slow
 @over("lean")
 async def test_a_slow_line_does_not_delay_the_end_of_a_bad_line_of_its_model(mill: FaultyMill, rogue: Rogue):
     """Only the cheap request can show that the model answers, and the bad line needs it at once."""

@@ -90,6 +90,7 @@ def limited_upstream() -> Iterator[Callable[[int, float], LimitedUpstream]]:
         yield start
 
 
+@pytest.mark.skipif(not os.environ.get("TEST_FLEET"), reason="long: make test-fleet")
 def test_four_workers_use_the_whole_capacity_of_an_upstream_without_a_429(fleet: Fleet, limited_upstream):
     source = limited_upstream(16, 0.05)
     server = fleet.serve("--workers", "0")

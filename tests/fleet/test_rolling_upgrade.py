@@ -49,6 +49,7 @@ def version(fleet: Fleet) -> str:
     return fleet.sql("SELECT version_num FROM alembic_version")
 
 
+@pytest.mark.skipif(not os.environ.get("TEST_FLEET"), reason="long: make test-fleet")
 def test_a_fleet_is_upgraded_while_it_works(fleet, upstream, next_release):
     source = upstream(delay_s=0.1)
     words = ("--upstream", source.url, "--concurrency", "4")

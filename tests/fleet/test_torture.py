@@ -53,6 +53,7 @@ def kept(ended: "subprocess.CompletedProcess[str]") -> dict:
     return report
 
 
+@only_in_fleet
 @pytest.mark.slow
 @pytest.mark.timeout(240)  # half a minute on two quiet cores
 def test_no_line_is_lost_or_doubled_by_a_few_faults(postgres, s3, tmp_path):

@@ -48,7 +48,7 @@ class Sending:
             for model in MODELS:
                 group = self.slots.of(runtime, model)
                 if group.room(now) > 0 and runtime.rates.wait_s(now, share=self.slots.share) == 0:
-                    group.note_start()
+                    group.note_starts(1)
                     self.flying.append((now + ANSWER_S, model, runtime.rates.spend()))
                     self.started.append(now)
                     is_allowed = True
