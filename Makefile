@@ -39,10 +39,10 @@ types: $(STAMP)  ## strict types
 layers: $(STAMP)  ## the import rules between layers
 	$(BIN)/lint-imports --no-logo --no-cache
 
-# Three tests run at once, since most tests wait for processes of their own. Failed tests run once more, alone, because
+# Two tests run at once, since most tests wait for processes of their own. Failed tests run once more, alone, because
 # other load on the machine can delay those processes. A test that fails twice is broken; the output has both runs.
 unit: $(STAMP)  ## the tests, docs included
-	$(BIN)/python -m pytest -q -rs -n 3 --dist worksteal \
+	$(BIN)/python -m pytest -q -rs -n 2 --dist worksteal \
 		|| $(BIN)/python -m pytest -q -rs --last-failed --last-failed-no-failures none
 
 # make test runs one variant of each of these tests, or fewer rounds.

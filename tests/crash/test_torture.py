@@ -18,7 +18,7 @@ from nightmill_torture.plan import Fault, Injection, Plan, injections, server_na
 from nightmill_torture.run import torture
 
 IS_LONG = bool(os.environ.get("TEST_SLOW"))
-KILLS = 75 if IS_LONG else 12
+KILLS = 75 if IS_LONG else 25
 """75 are enough to reach every failpoint once, with the kills that end those starts."""
 
 
