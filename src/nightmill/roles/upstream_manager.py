@@ -45,7 +45,7 @@ class UpstreamManager:
         self._host = socket.gethostname()
         self._current: list[ConnectedUpstream] = []
         self._leaving: list[ConnectedUpstream] = []
-        self._unreadable: set[tuple[str, str]] = set()
+        self._emitted: set[UpstreamInvalid] = set()
         self._watches: dict[ConnectedUpstream, asyncio.Task[None]] = {}
         self._has_news = asyncio.Event()
         self._reported: dict[str, UpstreamReport] = {}
@@ -88,10 +88,13 @@ class UpstreamManager:
     async def _effective(self) -> list[EffectiveUpstream]:
         stored = await self._store.upstreams.settings()
         for invalid in invalid_settings(stored):
-            if (invalid.name, invalid.reason) not in self._unreadable:
-                self._unreadable.add((invalid.name, invalid.reason))
-                self._emit(UpstreamInvalid(invalid.name, invalid.reason))
+            self._emit_once(UpstreamInvalid(invalid.name, invalid.reason))
         return effective_of(self._settings, stored)
+
+    def _emit_once(self, event: UpstreamInvalid) -> None:
+        if event not in self._emitted:
+            self._emitted.add(event)
+            self._emit(event)
 
     def _apply(self, effective: list[EffectiveUpstream]) -> None:
         """Opens and changes upstreams. One that can't be opened is left out, and the reason is logged."""
@@ -99,15 +102,12 @@ class UpstreamManager:
         current: list[ConnectedUpstream] = []
         for wanted in effective:
             upstream = known.get(wanted.name)
-            if upstream is None or not upstream.may_become(wanted):
-                upstream = self._open(wanted) or upstream
+            if upstream is None or upstream.effective != wanted:
+                upstream = self._changed(upstream, wanted)
                 if upstream is None:
                     continue
-            if upstream.effective != wanted:
-                upstream.become(wanted)
-            before = known.get(wanted.name)
-            if self._current and (before is None or before.effective.revision != wanted.revision):
-                self._emit(UpstreamChanged(wanted.name, wanted.state.value, wanted.revision))
+                if self._current:
+                    self._emit(UpstreamChanged(wanted.name, wanted.state.value, wanted.revision))
             current.append(upstream)
         for upstream in self._current:
             if upstream not in current:
@@ -115,6 +115,17 @@ class UpstreamManager:
                 if all(upstream.effective.name != other.effective.name for other in current):
                     self._emit(UpstreamChanged(upstream.effective.name, "removed", None))
         self._current = current
+
+    def _changed(
+        self, before: ConnectedUpstream | None, wanted: EffectiveUpstream
+    ) -> ConnectedUpstream | None:
+        """The upstream as it is wanted, over its open client where possible; None without a client."""
+        if before is None or not before.may_become(wanted):
+            opened = self._open(wanted)
+            if opened is not None or before is None:
+                return opened
+        before.become(wanted)
+        return before
 
     def _open(self, effective: EffectiveUpstream) -> ConnectedUpstream | None:
         settings = effective.settings
@@ -124,9 +135,7 @@ class UpstreamManager:
         except SetupError as error:
             if not self._watches:
                 raise  # at the start the operator sees the message
-            if (settings.name, str(error)) not in self._unreadable:
-                self._unreadable.add((settings.name, str(error)))
-                self._emit(UpstreamInvalid(settings.name, str(error)))
+            self._emit_once(UpstreamInvalid(settings.name, str(error)))
             return None
         return ConnectedUpstream(
             effective,
