@@ -119,11 +119,11 @@ def test_a_model_is_unserved_only_when_every_list_is_known():
 
 
 def test_the_model_that_is_sent_is_that_of_the_alias():
-    routes = Routes([offer("a", "llama", aliases={"gpt": "llama", "same": "same"}), offer("b", "gpt")])
-    assert routes.sent_model(0, "gpt") == "llama"
-    assert routes.sent_model(0, "llama") is None
-    assert routes.sent_model(0, "same") is None
-    assert routes.sent_model(1, "gpt") is None
+    first, second = offer("a", "llama", aliases={"gpt": "llama", "same": "same"}), offer("b", "gpt")
+    assert first.sent_model("gpt") == "llama"
+    assert first.sent_model("llama") == "llama"
+    assert first.sent_model("same") == "same"
+    assert second.sent_model("gpt") == "gpt"
 
 
 def test_more_models_than_the_cache_keeps_are_routed_too():

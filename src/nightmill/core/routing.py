@@ -43,6 +43,10 @@ class Offer:
     accepts_any: bool = False
     is_open: bool = True
 
+    def sent_model(self, model: str) -> str:
+        """The model that is sent in place of `model`: that of the alias, or `model` itself."""
+        return self.aliases.get(model, model)
+
     def answers(self, model: str) -> bool:
         """Whether the upstream may be sent a model at some endpoint."""
         return self.accepts_any or model in self.aliases or self.models is None or model in self.models
@@ -71,11 +75,6 @@ class Routes:
         Upstreams without the endpoint do not count, and for a line without a model the lists do not count.
         """
         return not self._cached(model, endpoint)
-
-    def sent_model(self, index: int, model: str) -> str | None:
-        """The model that is sent to an offer in place of `model`, None if it is `model` itself."""
-        sent = self._offers[index].aliases.get(model, model)
-        return None if sent == model else sent
 
 
 def _serving(offers: tuple[Offer, ...], model: str | None, endpoint: str) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from nightmill.core.engine_gauges import EngineGauges
 from nightmill.core.load_share import load_share
 from nightmill.core.quiet_hours import QuietHours
 from nightmill.core.upstream_report import UpstreamReport
-from nightmill.settings import ANY_MODEL, UpstreamSettings, WorkerSettings
+from nightmill.settings import UpstreamSettings, WorkerSettings
 from nightmill.settings.effective import EffectiveUpstream
 from nightmill.upstream import Upstream
 from nightmill.upstream.gauges import GaugeReader
@@ -100,20 +100,19 @@ class ConnectedUpstream:
             is_only: whether there is no other upstream.
         """
         state = self.effective.state
+        offer = offer_of(self.settings, is_only=is_only, listed=self.listed, is_open=state.is_open)
         return replace(
             self._runtime,
-            offer=offer_of(self.settings, is_only=is_only, listed=self.listed, is_open=state.is_open),
-            limited_models=self._limited_models,
+            offer=offer,
+            limited_models=self._limited(offer.models or frozenset()),
             weight=self.settings.weight,
             priority=self.settings.priority,
             load_share=load_share(self.settings.share, self._quiet_hours, unix_s=self._wall()),
             may_start=state.may_start,
         )
 
-    @property
-    def _limited_models(self) -> frozenset[str]:
+    def _limited(self, known: frozenset[str]) -> frozenset[str]:
         """The models with a limit of their own: those of a server with several, whose limit is found."""
-        known = frozenset(self.settings.models) - {ANY_MODEL} or self.listed or frozenset()
         settings = self.settings
         has_rates = settings.requests_per_minute or settings.tokens_per_minute
         return known if settings.concurrency == "auto" and len(known) > 1 and not has_rates else frozenset()

@@ -1,13 +1,15 @@
 """The models that all upstreams together offer, from the settings and from what workers report."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
+from nightmill.core.routing import Offer
 from nightmill.core.upstream_report import UpstreamReport, merged
-from nightmill.settings import ANY_MODEL, Settings
-from nightmill.settings.effective import EffectiveUpstream, effective_of
+from nightmill.settings import Settings
+from nightmill.settings.effective import effective_of
 from nightmill.store import Store
+from nightmill.upstream.registry import offer_of
 
 _LISTS_KEPT_S = 60.0
 """For how long the models of a worker that reports no more still count."""
@@ -30,56 +32,49 @@ class OfferedModels:
     """What the upstreams in effect offer.
 
     Args:
-        upstreams: those in effect.
-        reports: by the name of the upstream.
+        offers: of all upstreams in effect.
+        is_decided_by_upstream: whether a single upstream is sent every model, so that only its own list says
+            what there is.
     """
 
-    def __init__(self, upstreams: Sequence[EffectiveUpstream], reports: dict[str, UpstreamReport]) -> None:
-        self._upstreams = upstreams
-        self._reports = reports
+    def __init__(self, offers: Sequence[Offer], *, is_decided_by_upstream: bool) -> None:
+        self._offers = offers
+        self.is_decided_by_upstream = is_decided_by_upstream
 
     @property
     def known(self) -> list[str]:
         """Every model and alias that is known to be offered, by name."""
-        return sorted({name for upstream in self._upstreams for name in self._of(upstream) or ()})
-
-    @property
-    def is_decided_by_upstream(self) -> bool:
-        """Whether a single upstream is sent every model, so that only its own list says what there is."""
-        return len(self._upstreams) == 1 and not self._upstreams[0].settings.models
+        known = [offer for offer in self._offers if offer.models is not None]
+        return sorted({name for offer in known for name in (*(offer.models or ()), *offer.aliases)})
 
     def required(self, endpoint: str) -> frozenset[str]:
         """The models that a line for an endpoint may name; empty when any may be named.
 
         Any model may be named while a list is not known, and if an upstream is sent every model.
         """
-        models: set[str] = set()
-        for upstream in self._upstreams:
-            settings = upstream.settings
-            if settings.endpoints and endpoint not in settings.endpoints:
+        required: set[str] = set()
+        for offer in self._offers:
+            if offer.endpoints and endpoint not in offer.endpoints:
                 continue
-            is_sent_any = ANY_MODEL in settings.models or (len(self._upstreams) == 1 and not settings.models)
-            listed = self._of(upstream)
-            if is_sent_any or listed is None:
+            if offer.accepts_any or offer.models is None:
                 return frozenset()
-            models.update(listed)
-        return frozenset(models)
-
-    def _of(self, upstream: EffectiveUpstream) -> Iterable[str] | None:
-        """The models and aliases of one upstream; None while its list is not known."""
-        settings = upstream.settings
-        named = [model for model in settings.models if model != ANY_MODEL]
-        report = self._reports.get(settings.name)
-        listed = named or (None if report is None else report.models)
-        return None if listed is None else (*listed, *settings.aliases)
+            required.update(offer.models, offer.aliases)
+        return frozenset(required)
 
 
 async def offered_models(store: Store, settings: Settings) -> OfferedModels:
     """What is offered now. The reports are read only if the settings leave a model open."""
-    upstreams = effective_of(settings, await store.upstreams.settings())
-    if not upstreams:  # the URL may be known to the workers only
-        upstreams = [EffectiveUpstream(settings.upstream)]
-    if all(upstream.settings.models for upstream in upstreams) or len(upstreams) < 2:
-        return OfferedModels(upstreams, {})
-    reports = await read_reports(store, max_age_s=_LISTS_KEPT_S)
-    return OfferedModels(upstreams, {name: merged(of_workers) for name, of_workers in reports.items()})
+    effective = effective_of(settings, await store.upstreams.settings())
+    # Without an upstream, its URL may be known to the workers only.
+    upstreams = [upstream.settings for upstream in effective] or [settings.upstream]
+    is_only = len(upstreams) == 1
+    reports: dict[str, list[UpstreamReport]] = {}
+    if not is_only and not all(upstream.models for upstream in upstreams):
+        reports = await read_reports(store, max_age_s=_LISTS_KEPT_S)
+    offers: list[Offer] = []
+    for upstream in upstreams:
+        of_workers = reports.get(upstream.name)
+        models = merged(of_workers).models if of_workers else None
+        listed = None if models is None else frozenset(models)
+        offers.append(offer_of(upstream, is_only=is_only, listed=listed))
+    return OfferedModels(offers, is_decided_by_upstream=is_only and not upstreams[0].models)

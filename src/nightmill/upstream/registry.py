@@ -63,7 +63,7 @@ class UpstreamRuntime:
 
     def sent_model(self, model: str | None) -> str | None:
         """The name under which the upstream knows a model."""
-        return None if model is None else self.offer.aliases.get(model, model)
+        return None if model is None else self.offer.sent_model(model)
 
 
 class UpstreamRegistry:
