@@ -7,7 +7,16 @@ its order, so that its cost grows neither with the open batches nor with the wai
 from collections.abc import Collection
 from typing import Any
 
-from sqlalchemy import Connection, Select, bindparam, literal, select, text
+from sqlalchemy import (
+    CTE,
+    ColumnElement,
+    Connection,
+    ScalarSelect,
+    bindparam,
+    literal,
+    select,
+    text,
+)
 
 from nightmill.core.schedule import NEAR_DEADLINE_S, Candidates, OpenBatch
 from nightmill.ids import BatchId, ProjectId
@@ -41,54 +50,47 @@ _NEAR = (
 )
 
 
-def _project_after(after: Any) -> Select[Any]:
-    is_after = (text("batch." + IS_IN_PROGRESS), batch.c.project_id > after)
-    return select(batch.c.project_id).where(*is_after).order_by(batch.c.project_id, batch.c.sequence).limit(1)
+def _some_values(of: ColumnElement[Any], *, name: str) -> CTE:
+    """Some values that batches in progress have in a column, as `value`, in order.
 
+    One step of the recursion is one probe of the index by that column and `sequence`, however many batches
+    have a value. The parameters are `after_NAME`, the value before the first, and `NAME_limit`.
+    """
 
-# One step of the recursion is one probe of `batch_by_project`, however many batches a project has.
-_FIRST = select(
-    literal(1).label("place"), _project_after(bindparam("after_project")).scalar_subquery().label("id")
-).cte("project", recursive=True)
-_PROJECT = _FIRST.union_all(
-    select(_FIRST.c.place + 1, _project_after(_FIRST.c.id).scalar_subquery()).where(
-        _FIRST.c.id.is_not(None), _FIRST.c.place < bindparam("project_limit")
+    def next_after(value: ColumnElement[Any]) -> ScalarSelect[Any]:
+        is_after = (text("batch." + IS_IN_PROGRESS), of > value)
+        return select(of).where(*is_after).order_by(of, batch.c.sequence).limit(1).scalar_subquery()
+
+    first = select(literal(1).label("place"), next_after(bindparam(f"after_{name}")).label("value")).cte(
+        name, recursive=True
     )
-)
+    return first.union_all(
+        select(first.c.place + 1, next_after(first.c.value)).where(
+            first.c.value.is_not(None), first.c.place < bindparam(f"{name}_limit")
+        )
+    )
+
+
+_PROJECT = _some_values(batch.c.project_id, name="project")
 # A range and `project_id` in the order: no index but the intended one has this order. With an equality,
 # Postgres may read the batches of all projects by age until it finds one of the project.
-_IS_OF_PROJECT = (batch.c.project_id >= _PROJECT.c.id, batch.c.project_id <= _PROJECT.c.id)
+_IS_OF_PROJECT = (batch.c.project_id >= _PROJECT.c.value, batch.c.project_id <= _PROJECT.c.value)
 _OF_PROJECT = (
     select(batch.c.sequence).where(*_IS_OF_PROJECT, *_IS_CANDIDATE).order_by(batch.c.project_id).limit(1)
 )
 _PROJECTS = select(
-    _PROJECT.c.id,
+    _PROJECT.c.value.label("id"),
     _OF_PROJECT.order_by(batch.c.priority.desc(), batch.c.sequence).scalar_subquery().label("highest"),
     _OF_PROJECT.order_by(batch.c.sequence).scalar_subquery().label("oldest"),
     _OF_PROJECT.order_by(batch.c.input_bytes, batch.c.sequence).scalar_subquery().label("smallest"),
-).where(_PROJECT.c.id.is_not(None))
-
-
-def _model_after(after: Any) -> Select[Any]:
-    is_after = (text("batch." + IS_IN_PROGRESS), batch.c.model > after)
-    return select(batch.c.model).where(*is_after).order_by(batch.c.model, batch.c.sequence).limit(1)
-
-
-# As the projects: one step is one probe of `batch_by_model`.
-_FIRST_MODEL = select(
-    literal(1).label("place"), _model_after(bindparam("after_model")).scalar_subquery().label("name")
-).cte("model", recursive=True)
-_MODEL = _FIRST_MODEL.union_all(
-    select(_FIRST_MODEL.c.place + 1, _model_after(_FIRST_MODEL.c.name).scalar_subquery()).where(
-        _FIRST_MODEL.c.name.is_not(None), _FIRST_MODEL.c.place < bindparam("model_limit")
-    )
-)
+).where(_PROJECT.c.value.is_not(None))
+_MODEL = _some_values(batch.c.model, name="model")
 _OF_ANY_MODEL = select(batch.c.sequence).where(*_IS_CANDIDATE)
-_OF_MODEL = _OF_ANY_MODEL.where(batch.c.model >= _MODEL.c.name, batch.c.model <= _MODEL.c.name)
+_OF_MODEL = _OF_ANY_MODEL.where(batch.c.model >= _MODEL.c.value, batch.c.model <= _MODEL.c.value)
 _MODELS = select(
-    _MODEL.c.name,
+    _MODEL.c.value.label("name"),
     _OF_MODEL.order_by(batch.c.model, batch.c.sequence).limit(1).scalar_subquery().label("oldest"),
-).where(_MODEL.c.name.is_not(None))
+).where(_MODEL.c.value.is_not(None))
 # Batches whose lines name several models have no model.
 _OF_SEVERAL_MODELS = (
     _OF_ANY_MODEL.where(batch.c.model.is_(None)).order_by(batch.c.model, batch.c.sequence).limit(1)
