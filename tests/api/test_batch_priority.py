@@ -80,10 +80,10 @@ def test_the_priority_of_an_ended_batch_cannot_be_changed(server, client, key, p
 
 def test_batches_of_other_projects_are_not_found(server, client, key, input_file_id):
     batch = create(client, input_file_id)
-    stranger = server.new_key("somebody else")
+    other_key = server.new_key("another project")
     path = f"/nightmill/v1/batches/{batch.id}"
-    assert server.send("GET", path, key=stranger).status == 404
-    assert server.send_json(path, {"priority": 5}, key=stranger).status == 404
+    assert server.send("GET", path, key=other_key).status == 404
+    assert server.send_json(path, {"priority": 5}, key=other_key).status == 404
     assert server.send("GET", "/nightmill/v1/batches/batch_none", key=key).status == 404
     assert server.send("GET", path).status == 401
     assert priority_of(server, key, batch.id) == 0

@@ -190,34 +190,20 @@ async def change_upstream(
     return await _change(context, name, wanted, action=AuditAction.UPSTREAM_CHANGED, by=by, revision=revision)
 
 
-@router.post("/{name}/pause")
-async def pause_upstream(
-    name: str, context: Context, by: CurrentActor, if_match: IfMatch = None
-) -> JsonResponse:
-    """No attempt starts; lines for its models wait."""
-    wanted = _with_state(name, UpstreamState.PAUSED)
-    revision = _revision_of(if_match)
-    return await _change(context, name, wanted, action=AuditAction.UPSTREAM_PAUSED, by=by, revision=revision)
+def _add_state_route(verb: str, state: UpstreamState, action: AuditAction) -> None:
+    """Adds the route that changes the state of an upstream and keeps its settings."""
+
+    @router.post(f"/{{name}}/{verb}")
+    async def change_state(  # pyright: ignore[reportUnusedFunction] - the router calls it
+        name: str, context: Context, by: CurrentActor, if_match: IfMatch = None
+    ) -> JsonResponse:
+        wanted, revision = _with_state(name, state), _revision_of(if_match)
+        return await _change(context, name, wanted, action=action, by=by, revision=revision)
 
 
-@router.post("/{name}/drain")
-async def drain_upstream(
-    name: str, context: Context, by: CurrentActor, if_match: IfMatch = None
-) -> JsonResponse:
-    """No attempt starts; other upstreams with the same models take its lines."""
-    wanted = _with_state(name, UpstreamState.DRAINING)
-    revision = _revision_of(if_match)
-    return await _change(context, name, wanted, action=AuditAction.UPSTREAM_DRAINED, by=by, revision=revision)
-
-
-@router.post("/{name}/resume")
-async def resume_upstream(
-    name: str, context: Context, by: CurrentActor, if_match: IfMatch = None
-) -> JsonResponse:
-    """Sends lines again after a pause or a drain."""
-    wanted = _with_state(name, UpstreamState.ACTIVE)
-    revision = _revision_of(if_match)
-    return await _change(context, name, wanted, action=AuditAction.UPSTREAM_RESUMED, by=by, revision=revision)
+_add_state_route("pause", UpstreamState.PAUSED, AuditAction.UPSTREAM_PAUSED)
+_add_state_route("drain", UpstreamState.DRAINING, AuditAction.UPSTREAM_DRAINED)
+_add_state_route("resume", UpstreamState.ACTIVE, AuditAction.UPSTREAM_RESUMED)
 
 
 @router.delete("/{name}")
