@@ -13,23 +13,20 @@ connections are reset as they are by a kill.
 """
 
 import asyncio
-import contextlib
 import json
 import os
 import random
 import signal
 import sys
 from collections import deque
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import uvloop
-
 sys.path.insert(0, __file__.rpartition("/bench/")[0])
 
-from bench import inputs
+from bench import inputs, raw_http
 
-_HEAD_END = b"\r\n\r\n"
 _LOOK_S = 0.05
 _LENGTHS = tuple(0.5 + step / 10 for step in range(11))
 _MODELS = b'{"object":"list","data":[{"id":"bench","object":"model","created":1,"owned_by":"bench"}]}'
@@ -61,7 +58,7 @@ class Engine:
         self._has_gauges = bool(options["gauges"])
         self._changes = list(options["changes"])
         self._random = random.Random(options["seed"])
-        self._answers = {length: _response(200, _answer(length)) for length in _LENGTHS}
+        self._answers = {length: raw_http.response(200, _answer(length)) for length in _LENGTHS}
         self.waiting: deque[_Request] = deque()
         self.running = 0
         self.preemptions = 0
@@ -82,8 +79,8 @@ class Engine:
 
     def metrics(self) -> bytes:
         if not self._has_gauges:
-            return _response(404, b"{}")
-        return _response(
+            return raw_http.response(404, b"{}")
+        return raw_http.response(
             200,
             f'vllm:num_requests_running{{model_name="bench"}} {self.running}\n'
             f'vllm:num_requests_waiting{{model_name="bench"}} {len(self.waiting)}\n'
@@ -103,7 +100,7 @@ class Engine:
         self._received += 1
         if self.refuses():
             self._refused += 1
-            transport.write(_response(429, _REFUSED))
+            transport.write(raw_http.response(429, _REFUSED))
             return
         self.waiting.append(_Request(transport, self._random.choice(_LENGTHS)))
         self.begin()
@@ -197,64 +194,30 @@ def _answer(length: float) -> bytes:
     return inputs.answer().replace(_TOKENS, b'"completion_tokens":%d' % round(32 * length))
 
 
-def _response(status: int, text: bytes) -> bytes:
-    head = b"HTTP/1.1 %d X\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
-    return head % (status, len(text)) + text
-
-
-class _Connection(asyncio.Protocol):
-    """Reads whole requests, one at a time."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._received = b""
-        self._transport: asyncio.Transport
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport  # type: ignore[assignment]
-
-    def data_received(self, data: bytes) -> None:
-        received = self._received + data if self._received else data
-        end = received.find(_HEAD_END)
-        if end >= 0:
-            at = received.lower().find(b"content-length:", 0, end)
-            length = int(received[at + 15 : received.index(b"\r", at)]) if at >= 0 else 0
-            if len(received) >= end + len(_HEAD_END) + length:
-                self._received = b""
-                self._handle(received)
-                return
-        self._received = received
-
-    def _handle(self, request: bytes) -> None:
-        if not request.startswith(b"GET "):
-            self._engine.ask(self._transport)
-        elif request.startswith(b"GET /history"):
-            self._transport.write(_response(200, self._engine.history))
-        elif request.startswith(b"GET /metrics"):
-            self._transport.write(self._engine.metrics())
-        elif request.startswith(b"GET /v1/models "):
-            self._transport.write(_response(200, _MODELS))
-        else:
-            self._transport.write(_response(404, b"{}"))
+def _handle(engine: Engine, request: bytes, transport: asyncio.Transport) -> None:
+    if not request.startswith(b"GET "):
+        engine.ask(transport)
+    elif request.startswith(b"GET /history"):
+        transport.write(raw_http.response(200, engine.history))
+    elif request.startswith(b"GET /metrics"):
+        transport.write(engine.metrics())
+    elif request.startswith(b"GET /v1/models "):
+        transport.write(raw_http.response(200, _MODELS))
+    else:
+        transport.write(raw_http.response(404, b"{}"))
 
 
 async def _main() -> None:
     port, options = int(sys.argv[1]), json.loads(sys.argv[2])
-    loop = asyncio.get_running_loop()
     engine = _KINDS[options["kind"]](options)
 
     def end() -> None:
         Path(options["history_file"]).write_bytes(engine.history)
         os._exit(0)
 
-    loop.add_signal_handler(signal.SIGTERM, end)
-    server = await loop.create_server(lambda: _Connection(engine), "127.0.0.1", port, backlog=4096)
-    await server.serve_forever()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, end)
+    await raw_http.serve(partial(_handle, engine), port)
 
 
 if __name__ == "__main__":
-    with (
-        contextlib.suppress(KeyboardInterrupt),
-        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
-    ):
-        runner.run(_main())
+    raw_http.run(_main)

@@ -5,7 +5,6 @@
 """
 
 import asyncio
-import contextlib
 import heapq
 import json
 import math
@@ -13,13 +12,10 @@ import random
 import sys
 from itertools import count
 
-import uvloop
-
 sys.path.insert(0, __file__.rpartition("/bench/")[0])
 
-from bench import inputs
+from bench import inputs, raw_http
 
-_HEAD_END = b"\r\n\r\n"
 _LOOK_S = 0.005
 
 
@@ -34,7 +30,7 @@ class _Answers:
         self._number = count()
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
-        self._answer = _whole(inputs.answer())
+        self._answer = raw_http.response(200, inputs.answer())
         self._answered = 0
         self._history: list[tuple[float, int, int]] = []
         self._look()
@@ -44,7 +40,7 @@ class _Answers:
         self._loop.call_later(_LOOK_S, self._look)
 
     def tell(self, transport: asyncio.Transport) -> None:
-        transport.write(_whole(json.dumps(self._history).encode()))
+        transport.write(raw_http.response(200, json.dumps(self._history).encode()))
         self._history = self._history[-1:]
 
     def ask(self, transport: asyncio.Transport) -> None:
@@ -74,49 +70,18 @@ class _Answers:
             self._wait()
 
 
-def _whole(text: bytes) -> bytes:
-    head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(text)
-    return head + text
-
-
-class _Connection(asyncio.Protocol):
-    """Reads whole requests, one at a time."""
-
-    def __init__(self, answers: _Answers) -> None:
-        self._answers = answers
-        self._received = b""
-        self._transport: asyncio.Transport
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport  # type: ignore[assignment]
-
-    def data_received(self, data: bytes) -> None:
-        received = self._received + data if self._received else data
-        end = received.find(_HEAD_END)
-        if end >= 0:
-            at = received.lower().find(b"content-length:", 0, end)
-            length = int(received[at + 15 : received.index(b"\r", at)]) if at >= 0 else 0
-            if len(received) >= end + len(_HEAD_END) + length:
-                self._received = b""
-                if received.startswith(b"GET /history"):
-                    self._answers.tell(self._transport)
-                else:
-                    self._answers.ask(self._transport)
-                return
-        self._received = received
-
-
 async def _main() -> None:
     port, mean_s, sigma, seed = sys.argv[1:5]
-    loop = asyncio.get_running_loop()
     answers = _Answers(float(mean_s), float(sigma), int(seed))
-    server = await loop.create_server(lambda: _Connection(answers), "127.0.0.1", int(port), backlog=4096)
-    await server.serve_forever()
+
+    def handle(request: bytes, transport: asyncio.Transport) -> None:
+        if request.startswith(b"GET /history"):
+            answers.tell(transport)
+        else:
+            answers.ask(transport)
+
+    await raw_http.serve(handle, int(port))
 
 
 if __name__ == "__main__":
-    with (
-        contextlib.suppress(KeyboardInterrupt),
-        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
-    ):
-        runner.run(_main())
+    raw_http.run(_main)

@@ -7,12 +7,14 @@ upstream is killed under load: its connections are reset and new ones are refuse
 import os
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from bench import inputs
-from bench.engines import EngineOptions, History, engine
+from bench.engines import EngineOptions, EngineStub, History, engine
 from bench.figures import Bench, Better, Figure, median
-from bench.server import serving
+from bench.server import Server, serving
 
 ROW = "two upstreams of speeds 1 and 3"
 _SLOW = EngineOptions(slots=10, seed=1)
@@ -80,8 +82,9 @@ def _alone(bench: Bench, options: EngineOptions, seconds: float) -> float:
         return history.rate(_WARM_S, history.length_s)
 
 
-def _together(bench: Bench, seconds: float) -> dict[str, Any]:
-    path = inputs.input_file(bench.folder, _MANY_LINES)
+@contextmanager
+def _both(bench: Bench) -> Iterator[tuple[EngineStub, EngineStub, Server]]:
+    """The slow engine, the fast one, and a server in front of both."""
     with (
         engine(bench.folder / "engine", _SLOW) as slow,
         engine(bench.folder / "engine", _FAST) as fast,
@@ -92,6 +95,12 @@ def _together(bench: Bench, seconds: float) -> dict[str, Any]:
             source=bench.source,
         ) as server,
     ):
+        yield slow, fast, server
+
+
+def _together(bench: Bench, seconds: float) -> dict[str, Any]:
+    path = inputs.input_file(bench.folder, _MANY_LINES)
+    with _both(bench) as (slow, fast, server):
         server.create(server.upload(path))
         time.sleep(_WARM_S + seconds)
         rates = [_steady(stub.history()) for stub in (slow, fast)]
@@ -106,16 +115,7 @@ def _killed(bench: Bench, *, is_fast_killed: bool) -> dict[str, Any]:
     """A batch of which one upstream dies; it goes on for more than ten seconds at the other."""
     rest_per_s = _SLOW_PER_S if is_fast_killed else _FAST_PER_S
     lines = int(_KILLED_AFTER_S * (_SLOW_PER_S + _FAST_PER_S) + (_REST_S + 3) * rest_per_s)
-    with (
-        engine(bench.folder / "engine", _SLOW) as slow,
-        engine(bench.folder / "engine", _FAST) as fast,
-        serving(
-            bench.folder / "data",
-            upstream=[f"slow={slow.url}", f"fast={fast.url}"],
-            concurrency=None,
-            source=bench.source,
-        ) as server,
-    ):
+    with _both(bench) as (slow, fast, server):
         batch_id = server.create(server.upload(inputs.input_file(bench.folder, lines)))
         dying, living = (fast, slow) if is_fast_killed else (slow, fast)
         time.sleep(_KILLED_AFTER_S)

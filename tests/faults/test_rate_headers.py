@@ -5,12 +5,12 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from tests.faults.served import assert_each_line_once, request_lines, serving
+from tests.threaded_server import AnsweringHandler, listening
 
 LINES = 24
 USAGE = {"prompt_tokens": 40, "completion_tokens": 10, "total_tokens": 50}
@@ -34,30 +34,15 @@ class Provider:
         self._lock = threading.Lock()
         provider = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self) -> None:
-                self.rfile.read(int(self.headers.get("content-length", 0)))
+        class Handler(AnsweringHandler):
+            def respond(self) -> None:
+                self.read()
                 is_taken, headers = provider.take()
                 if is_taken:
                     time.sleep(provider.ANSWER_S)
-                self.send_response(200 if is_taken else 429)
-                for name, value in headers.items():
-                    self.send_header(name, value)
-                self.send_header("content-type", "application/json")
-                self.send_header("content-length", str(len(ANSWER)))
-                self.end_headers()
-                self.wfile.write(ANSWER)
+                self.answer(200 if is_taken else 429, ANSWER, headers)
 
-            def log_message(self, *_: object) -> None:
-                pass
-
-        class Server(ThreadingHTTPServer):
-            daemon_threads = True
-            request_queue_size = 64
-
-        self.listening = Server(("127.0.0.1", 0), Handler)
+        self.listening = listening(Handler, backlog=64)
         self.url = f"http://127.0.0.1:{self.listening.server_port}/v1"
 
     def take(self) -> tuple[bool, dict[str, str]]:

@@ -5,11 +5,11 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from tests.fleet.conftest import begin, each_once, ended
+from tests.threaded_server import AnsweringHandler, listening
 
 pytestmark = pytest.mark.skipif(not os.environ.get("TEST_FLEET"), reason="a minute: make test-fleet")
 WORKERS = 4
@@ -27,26 +27,13 @@ class Counting:
         usage = {"prompt_tokens": self.TOKENS - 10, "completion_tokens": 10, "total_tokens": self.TOKENS}
         answer = json.dumps({"id": "x", "choices": [], "usage": usage}).encode()
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self) -> None:
+        class Handler(AnsweringHandler):
+            def respond(self) -> None:
                 counting.asked.append(time.monotonic())
-                self.rfile.read(int(self.headers.get("content-length", 0)))
-                self.send_response(200)
-                self.send_header("content-type", "application/json")
-                self.send_header("content-length", str(len(answer)))
-                self.end_headers()
-                self.wfile.write(answer)
+                self.read()
+                self.answer(200, answer)
 
-            def log_message(self, *_: object) -> None:
-                pass
-
-        class Server(ThreadingHTTPServer):
-            daemon_threads = True
-            request_queue_size = 256
-
-        self.listening = Server(("127.0.0.1", 0), Handler)
+        self.listening = listening(Handler, backlog=256)
         self.url = f"http://127.0.0.1:{self.listening.server_port}/v1"
 
     def most_within(self, seconds: float) -> int:
