@@ -10,7 +10,7 @@ from nightmill.core.adaptive_limit import Bounds, Observed
 from nightmill.core.concurrency import Grant, SlotRequest
 from nightmill.core.load_share import LoadShare
 from nightmill.ids import WorkerId
-from nightmill.store.schema import upstream
+from nightmill.store.upstream_schema import upstream
 
 TTL_S = 30.0
 

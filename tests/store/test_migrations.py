@@ -17,8 +17,8 @@ from nightmill.errors import SetupError, UnavailableError
 from nightmill.store import migrate, migrations, open_store
 from nightmill.store.migrate import upgrade
 from nightmill.store.readiness import make_ready
-from nightmill.store.schema import metadata
 from nightmill.store.steps import COMPATIBILITY_TABLE, SCHEMA_VERSION, STEPS, process_name
+from nightmill.store.tables import metadata
 
 
 def _schema(engine) -> set[str]:

@@ -25,6 +25,7 @@ from typing import Final
 
 import msgspec
 
+from nightmill.core.batch_options import BatchOptions, StopReason
 from nightmill.errors import ConflictError
 from nightmill.ids import BatchId, FileId, ProjectId
 
@@ -154,6 +155,16 @@ class Batch:
     creation of the output file, or is None for the server's default. `input_bytes` and `enqueued_tokens` (an
     estimate, 0 before `in_progress`) count against the project's limits until the batch has ended.
     `priority` (`LOWEST_PRIORITY` to `HIGHEST_PRIORITY`) is compared with other batches of the project.
+
+    Args:
+        options: what the client set on create; see `core.batch_options`.
+        paused_at: since when no line is sent; None while the batch is not paused.
+        concurrency: the most attempts in flight for this batch; None for no limit of its own.
+        canary_segments: only segments with a lower number may be leased until the canary has passed; None
+            when all may be.
+        stop_reason: why nightmill ended the batch early; None if it did not.
+        invalid: lines of the input that were put aside as invalid; `total` and `tally.failed` count them.
+        report_blob_key: the blob with one JSON object for each invalid line; None without one.
     """
 
     id: BatchId
@@ -175,6 +186,13 @@ class Batch:
     input_bytes: int = 0
     enqueued_tokens: int = 0
     priority: int = 0
+    options: BatchOptions = field(default_factory=BatchOptions)
+    paused_at: int | None = None
+    concurrency: int | None = None
+    canary_segments: int | None = None
+    stop_reason: StopReason | None = None
+    invalid: int = 0
+    report_blob_key: str | None = None
     tally: Tally = field(default_factory=Tally)
     in_progress_at: int | None = None
     finalizing_at: int | None = None

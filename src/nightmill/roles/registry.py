@@ -50,6 +50,9 @@ ROLES: Final = (
         ProcessGroup.KEEPER,
         aliases=("warden",),  # until 0.2
     ),
+    RoleEntry(
+        "observer", "Watches running batches: what limits them, budgets, canaries.", ProcessGroup.KEEPER
+    ),
 )
 
 ROLE_NAMES: Final = tuple(role.name for role in ROLES)

@@ -21,6 +21,7 @@ from nightmill.roles.intake import Intake, IntakeOptions
 from nightmill.roles.join import Joiner
 from nightmill.roles.loop import Notifier
 from nightmill.roles.maintenance import Maintenance, MaintenanceOptions
+from nightmill.roles.observer import Observer
 from nightmill.roles.offered_models import offered_models
 from nightmill.roles.upstream_manager import UpstreamManager
 from nightmill.roles.worker import Storage, Worker
@@ -83,6 +84,9 @@ class Components:
             clocks=CLOCKS,
             deleting=lambda: may_delete(self.settings.folder) if keeps_folder else nullcontext(True),
         )
+
+    def observer(self) -> Observer:
+        return Observer(())
 
     def upstream_manager(self) -> UpstreamManager:
         return UpstreamManager(

@@ -171,12 +171,14 @@ class BatchLeases(Verbs):
             _ACCEPT,
             after,
             expected=lease.batch.status,
-            held_token=lease.token,
-            new_model=after.model,
-            new_total=after.total,
-            new_index_blob_key=index_blob_key,
-            new_segments_left=len(segments),
-            new_enqueued_tokens=after.enqueued_tokens,
+            parameters={
+                "held_token": lease.token,
+                "new_model": after.model,
+                "new_total": after.total,
+                "new_index_blob_key": index_blob_key,
+                "new_segments_left": len(segments),
+                "new_enqueued_tokens": after.enqueued_tokens,
+            },
         )
         if not is_accepted:
             return None
@@ -192,9 +194,11 @@ class BatchLeases(Verbs):
             _REJECT,
             after,
             expected=lease.batch.status,
-            held_token=lease.token,
-            new_errors=dump_errors(after.errors),
-            new_model=after.model,
+            parameters={
+                "held_token": lease.token,
+                "new_errors": dump_errors(after.errors),
+                "new_model": after.model,
+            },
         )
 
     @write
@@ -217,10 +221,12 @@ class BatchLeases(Verbs):
             _PUBLISH,
             after,
             expected=lease.batch.status,
-            held_token=lease.token,
-            new_output_file_id=after.output_file_id,
-            new_error_file_id=after.error_file_id,
-            **tally_parameters(after.tally),
+            parameters={
+                "held_token": lease.token,
+                "new_output_file_id": after.output_file_id,
+                "new_error_file_id": after.error_file_id,
+                **tally_parameters(after.tally),
+            },
         )
         if not is_published:
             return False

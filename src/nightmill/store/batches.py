@@ -1,17 +1,20 @@
 """Batches: rows, pages, and the one statement that writes a status."""
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 from sqlalchemy import ColumnElement, Connection, Update, bindparam, func, insert, select, text, update
 
 from nightmill.core.audit import Actor, AuditAction
 from nightmill.core.batch import TERMINAL, Batch, LineError, Status
+from nightmill.core.batch_options import BatchOptions, StopReason
+from nightmill.core.history import EventKind
 from nightmill.core.limits import NO_LIMITS, Limits, refusal_to_create
 from nightmill.ids import BatchId, ProjectId
-from nightmill.store import audit, projects, schema
+from nightmill.store import audit, batch_events, projects, schema
 from nightmill.store.clock import now
 from nightmill.store.idempotency_keys import Idempotency, first_object
 from nightmill.store.leased_table import LeasedTable
@@ -42,6 +45,13 @@ _BEFORE_TALLY = (
     "input_bytes",
     "enqueued_tokens",
     "priority",
+    "options",
+    "paused_at",
+    "concurrency",
+    "canary_segments",
+    "stop_reason",
+    "invalid",
+    "report_blob_key",
 )
 BATCH_COLUMNS = tuple(batch.c[name] for name in (*_BEFORE_TALLY, *TALLY_COLUMNS, *_STAMPS))
 BATCH_WIDTH = len(BATCH_COLUMNS)
@@ -60,6 +70,7 @@ _CREATED_SINCE = select(func.count()).where(
     batch.c.project_id == bindparam("project_id"), batch.c.created_at >= bindparam("since")
 )
 _ADD = insert(batch)
+_NO_OPTIONS = BatchOptions()
 _PRIORITIZE = (
     update(batch)
     .where(
@@ -98,10 +109,13 @@ def as_batch(row: Sequence[Any]) -> Batch:
     """From a row that begins with `BATCH_COLUMNS`."""
     fields: dict[str, Any] = dict(zip(_BEFORE_TALLY, row, strict=False))
     metadata, errors = fields["metadata"], fields["errors"]
+    options, stop_reason = fields["options"], fields["stop_reason"]
     fields |= {
         "status": Status(fields["status"]),
         "metadata": None if metadata is None else json.loads(metadata),
         "errors": () if errors is None else tuple(LineError(*error) for error in json.loads(errors)),
+        "options": _NO_OPTIONS if options is None else msgspec.json.decode(options, type=BatchOptions),
+        "stop_reason": None if stop_reason is None else msgspec.json.decode(stop_reason, type=StopReason),
         "tally": tally_of(row[len(_BEFORE_TALLY) : _TALLY_ENDS]),
         **dict(zip(_STAMPS, row[_TALLY_ENDS:BATCH_WIDTH], strict=True)),
     }
@@ -114,6 +128,10 @@ def dump_errors(errors: Sequence[LineError]) -> str | None:
     return json.dumps([[error.code, error.message, error.param, error.line] for error in errors])
 
 
+def dump_stop_reason(reason: StopReason | None) -> str | None:
+    return None if reason is None else msgspec.json.encode(reason).decode()
+
+
 def _batch_row(new: Batch) -> dict[str, Any]:
     fields = {name: getattr(new, name) for name in (*_BEFORE_TALLY, *_STAMPS)}
     return {
@@ -121,6 +139,8 @@ def _batch_row(new: Batch) -> dict[str, Any]:
         "status": new.status.value,
         "metadata": None if new.metadata is None else json.dumps(dict(new.metadata)),
         "errors": dump_errors(new.errors),
+        "options": None if new.options == _NO_OPTIONS else msgspec.json.encode(new.options).decode(),
+        "stop_reason": dump_stop_reason(new.stop_reason),
         **tally_values(new.tally),
     }
 
@@ -155,17 +175,34 @@ _PLAIN_MOVE = moving()
 
 
 def write_status(
-    connection: Connection, statement: Update, after: Batch, *, expected: Status, **parameters: Any
+    connection: Connection,
+    statement: Update,
+    after: Batch,
+    *,
+    expected: Status,
+    by: Actor | None = None,
+    parameters: Mapping[str, Any] | None = None,
 ) -> bool:
-    """False when the batch was no longer in `expected`, or another condition of the statement failed."""
+    """Writes the status, and records it in the batch's history.
+
+    Args:
+        by: the actor that moved the batch; None for nightmill itself.
+        parameters: of the statement, besides those of the status and the stamps.
+
+    Returns:
+        False when the batch was no longer in `expected`, or another condition of the statement failed.
+    """
     given = {
         "batch_id": after.id,
         "expected": expected.value,
         "new_status": after.status.value,
         **{f"new_{stamp}": getattr(after, stamp) for stamp in _STAMPS},
-        **parameters,
+        **(parameters or {}),
     }
-    return connection.execute(statement, given).rowcount == 1
+    if connection.execute(statement, given).rowcount != 1:
+        return False
+    batch_events.record(connection, after.id, EventKind(after.status.value), by=by)
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +250,7 @@ class Batches(Verbs):
             if refusal is not None:
                 raise refusal
         connection.execute(_ADD, _batch_row(new))
+        batch_events.record(connection, new.id, EventKind.CREATED, by=by)
         audit.record(connection, by, AuditAction.BATCH_CREATED, new.id, project_id=new.project_id)
         return new
 
@@ -252,7 +290,7 @@ class Batches(Verbs):
     @staticmethod
     def move(connection: Connection, after: Batch, *, expected: Status, by: Actor | None = None) -> bool:
         """Writes status and stamps of `after`. False when the status is no longer `expected`."""
-        if not write_status(connection, _PLAIN_MOVE, after, expected=expected):
+        if not write_status(connection, _PLAIN_MOVE, after, expected=expected, by=by):
             return False
         if after.status is Status.CANCELLING:
             audit.record(connection, by, AuditAction.BATCH_CANCELLED, after.id, project_id=after.project_id)
@@ -271,8 +309,17 @@ class Batches(Verbs):
         given = {"of_batch_id": batch_id, "of_project_id": project_id, "new_priority": priority}
         if connection.execute(_PRIORITIZE, given).rowcount != 1:
             return False
-        action, detail = AuditAction.BATCH_PRIORITIZED, str(priority)
-        audit.record(connection, by, action, batch_id, project_id=project_id, detail=detail)
+        batch_events.record(
+            connection, batch_id, EventKind.PRIORITY_CHANGED, by=by, detail={"priority": priority}
+        )
+        audit.record(
+            connection,
+            by,
+            AuditAction.BATCH_PRIORITIZED,
+            batch_id,
+            project_id=project_id,
+            detail=str(priority),
+        )
         return True
 
     @read

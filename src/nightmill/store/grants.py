@@ -17,7 +17,7 @@ from nightmill.core.load_share import advance_shared
 from nightmill.ids import WorkerId
 from nightmill.store.clock import now
 from nightmill.store.rows import insert_if_absent
-from nightmill.store.schema import upstream, upstream_grant
+from nightmill.store.upstream_schema import upstream, upstream_grant
 from nightmill.store.verbs import Verbs, write
 
 _NAME: Final[BindParameter[Any]] = bindparam("of_upstream")

@@ -19,9 +19,10 @@ from nightmill.errors import SetupError
 from nightmill.store import audit, steps
 from nightmill.store.compatibility import schema_refusal, version_of
 from nightmill.store.database_url import is_postgres, parse_url, sqlite_path
-from nightmill.store.schema import metadata, schema_compatibility
+from nightmill.store.schema import schema_compatibility
 from nightmill.store.sqlite import BUSY_TIMEOUT_S, sqlite_engine, sqlite_failure
 from nightmill.store.steps import Stage, next_stop, oldest_on, process_name
+from nightmill.store.tables import metadata
 
 _MIGRATION_LOCK: Final = 0x6E696768746D  # any number that nothing else in the database locks
 _STEP_TIMEOUT_S: Final = 3_600.0  # a step may build an index over a large table

@@ -8,6 +8,7 @@ from sqlalchemy.exc import DBAPIError
 from nightmill.errors import UnavailableError
 from nightmill.store.api_keys import ApiKeys
 from nightmill.store.audit import Audit
+from nightmill.store.batch_events import BatchEvents
 from nightmill.store.batch_leases import BatchLeases
 from nightmill.store.batches import Batches
 from nightmill.store.blob_references import BlobReferences
@@ -49,6 +50,7 @@ class Store:
         self.uploads = Uploads(database)
         self.blob_references = BlobReferences(database)
         self.batches = Batches(database)
+        self.batch_events = BatchEvents(database)
         self.batch_leases = BatchLeases(database)
         self.slices = Slices(database)
         self.open_batches = OpenBatches(database)

@@ -16,7 +16,7 @@ from nightmill.ids import WorkerId
 from nightmill.store import audit
 from nightmill.store.clock import now
 from nightmill.store.rows import columns_of, insert_if_absent
-from nightmill.store.schema import upstream_report, upstream_setting
+from nightmill.store.upstream_schema import upstream_report, upstream_setting
 from nightmill.store.verbs import Verbs, read, write
 
 _COLUMNS = columns_of(UpstreamSetting, upstream_setting)
