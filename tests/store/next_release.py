@@ -8,8 +8,8 @@ from pathlib import Path
 
 from nightmill.store.steps import SCHEMA_VERSION, STEPS, Stage, Step
 
-BEFORE = "0003"
-AFTER = "0004"
+BEFORE = f"{int(SCHEMA_VERSION) + 1:04}"
+AFTER = f"{int(SCHEMA_VERSION) + 2:04}"
 NEXT_STEPS = (*STEPS, Step(BEFORE, Stage.BEFORE), Step(AFTER, Stage.AFTER))
 
 _SCRIPT = '''"""A made-up step."""
@@ -23,13 +23,11 @@ down_revision = "{previous}"
 def upgrade() -> None:
     op.execute("{statement}")
 '''
-_DECLARED = 'STEPS: Final = (Step("0001", Stage.BEFORE), Step("0002", Stage.BEFORE))'
-_NEXT_DECLARED = f"""STEPS: Final = (
-    Step("0001", Stage.BEFORE),
-    Step("0002", Stage.BEFORE),
+_DECLARED_END = f'Step("{SCHEMA_VERSION}", Stage.BEFORE))'
+_NEXT_END = f'''{_DECLARED_END[:-1]},
     Step("{BEFORE}", Stage.BEFORE),
     Step("{AFTER}", Stage.AFTER),
-)"""
+)'''
 
 
 def add_scripts(migrations: Path) -> None:
@@ -47,5 +45,5 @@ def make_next_release(package: Path) -> None:
     add_scripts(package / "store" / "migrations")
     steps = package / "store" / "steps.py"
     declared = steps.read_text()
-    assert _DECLARED in declared
-    steps.write_text(declared.replace(_DECLARED, _NEXT_DECLARED))
+    assert declared.count(_DECLARED_END) == 1
+    steps.write_text(declared.replace(_DECLARED_END, _NEXT_END))
