@@ -139,6 +139,9 @@ class Rogue:
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
+        if head.startswith("get "):  # a server without gauges
+            writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+            return True
         length = int(head.partition("content-length:")[2].partition("\r\n")[0] or 0)
         body = json.loads(await reader.readexactly(length))
         custom_id = body["messages"][0]["content"]
