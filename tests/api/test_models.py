@@ -87,6 +87,12 @@ def test_models_named_in_settings_are_the_list(serve):
     assert upstream.asked == 0
 
 
+def test_an_upstream_that_is_sent_every_model_lists_its_own(serve):
+    upstream = Upstream(answer_of(OLLAMA))
+    server = serve(settings={"upstream": {"models": ["*"]}}, upstream_models=upstream)
+    assert [model.id for model in server.client().models.list()] == ["qwen3:4b", "org/model-1"]
+
+
 def test_entries_that_are_not_models_are_omitted():
     entries = [1, None, {}, {"id": 5}, {"id": ""}, {"id": "m", "created": 1.5, "owned_by": None}]
     assert parse_models(answer_of({"data": entries})) == [ListedModel("m")]

@@ -6,7 +6,7 @@ import msgspec
 
 from nightmill.core.routing import Offer
 from nightmill.core.upstream_report import UpstreamReport, merged
-from nightmill.settings import Settings
+from nightmill.settings import ANY_MODEL, Settings
 from nightmill.settings.effective import effective_of
 from nightmill.store import Store
 from nightmill.upstream.registry import offer_of
@@ -77,4 +77,4 @@ async def offered_models(store: Store, settings: Settings) -> OfferedModels:
         models = merged(of_workers).models if of_workers else None
         listed = None if models is None else frozenset(models)
         offers.append(offer_of(upstream, is_only=is_only, listed=listed))
-    return OfferedModels(offers, is_decided_by_upstream=is_only and not upstreams[0].models)
+    return OfferedModels(offers, is_decided_by_upstream=is_only and set(upstreams[0].models) <= {ANY_MODEL})
