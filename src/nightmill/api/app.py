@@ -9,12 +9,13 @@ from starlette.middleware import Middleware
 from starlette.routing import Match
 
 from nightmill.api import (
-    batch_priority,
     batches,
     files,
     health,
     metrics,
     models,
+    own_batch,
+    steering,
     tenants,
     uploads,
     upstreams,
@@ -57,7 +58,8 @@ def create_app(context: ApiContext) -> FastAPI:
     app.state.metrics = metrics.Metrics(context)
     for router in (batches.router, files.router, uploads.router, models.router):
         app.include_router(router, prefix="/v1")
-    app.include_router(batch_priority.router)
+    app.include_router(own_batch.router)
+    app.include_router(steering.router)
     app.include_router(tenants.router)
     app.include_router(upstreams.router)
     app.include_router(health.router)

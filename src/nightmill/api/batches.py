@@ -20,6 +20,7 @@ from nightmill.api.envelope import JsonResponse, echo
 from nightmill.api.openapi import CONFLICT, TOO_LARGE, takes_json
 from nightmill.api.violations import wrong_prefix
 from nightmill.api.wire import is_id_shaped
+from nightmill.core.audit import Actor
 from nightmill.core.batch import Batch, Event, Status
 from nightmill.core.file import File, Purpose
 from nightmill.errors import NotFoundError, SetupError, TooManyError
@@ -131,9 +132,7 @@ async def list_batches(
     after: Annotated[str | None, Query(description="The id of the last batch of the previous page.")] = None,
     limit: Annotated[int, Query(ge=1, le=100, description="The largest number of batches to return.")] = 20,
 ) -> JsonResponse:
-    if after and not is_id_shaped(after):
-        raise _not_found(after, param="after")
-    page = await context.store.batches.list(project, after=BatchId(after) if after else None, limit=limit)
+    page = await context.store.batches.list(project, after=require_after(after), limit=limit)
     data = [wire.batch_on_wire(batch) for batch in page.items]
     content: dict[str, Any] = {
         "object": "list",
@@ -166,16 +165,26 @@ async def cancel_batch(
     batch_id: str, context: Context, project: CurrentProject, by: CurrentActor
 ) -> JsonResponse:
     """Does not read the body: clients send none, an empty body, or `{}`."""
+    return _batch_response(await cancel(context, project, batch_id, by=by))
+
+
+async def cancel(context: ApiContext, project: ProjectId, batch_id: str, *, by: Actor) -> Batch:
+    """Requests the cancellation; returns the batch, as it is if it is ending already.
+
+    Raises:
+        ConflictError: the batch has ended otherwise.
+        NotFoundError: the project has no such batch.
+    """
     while True:
         batch = await require_batch(context, project, batch_id)
         if batch.status in _STOPPING:
-            return _batch_response(batch)
+            return batch
         after = batch.after(Event.CANCEL_REQUESTED, now=context.clock())
         failpoint("api.before_cancel")
         if await context.store.batches.move(after, expected=batch.status, by=by):
             failpoint("api.batch_cancelling")
             context.notify()
-            return _batch_response(after)
+            return after
         # Another process moved the batch first. Statuses only go forward, so this loop ends soon.
 
 
@@ -185,11 +194,19 @@ async def require_batch(context: ApiContext, project: ProjectId, batch_id: str) 
         raise wrong_prefix(batch_id, _ID_PREFIX, param="batch_id")
     batch = await context.store.batches.get(project, BatchId(batch_id)) if is_id_shaped(batch_id) else None
     if batch is None:
-        raise _not_found(batch_id, param=None)
+        raise batch_not_found(batch_id, param=None)
     return batch
 
 
-def _not_found(batch_id: str, *, param: str | None) -> NotFoundError:
+def require_after(after: str | None) -> BatchId | None:
+    """The cursor of a list of batches. Raises NotFoundError when no batch can have this id."""
+    if after and not is_id_shaped(after):
+        raise batch_not_found(after, param="after")
+    return BatchId(after) if after else None
+
+
+def batch_not_found(batch_id: str, *, param: str | None) -> NotFoundError:
+    """The error for an id that is unknown, or of another project."""
     return NotFoundError(f"No batch found with id '{echo(batch_id)}'.", param=param)
 
 

@@ -64,7 +64,7 @@ async def read_json(
     try:
         return model.model_validate(parsed, context=allowed)
     except ValidationError as error:
-        raise to_request_error(error.errors(include_url=False)) from None
+        raise to_request_error(error.errors(include_url=False), model=model) from None
 
 
 def require_json(request: Request) -> None:

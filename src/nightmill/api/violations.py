@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from nightmill.api import wire
 from nightmill.api.envelope import echo
+from nightmill.core.nearest_name import fields_above, nearest_name
 from nightmill.errors import RequestError
 
 PydanticError = Mapping[str, Any]
@@ -29,9 +30,13 @@ _EXPECTED = {
 _ID_KINDS = frozenset({wire.WRONG_PREFIX, wire.MALFORMED_ID})
 
 
-def to_request_error(result: Sequence[PydanticError]) -> RequestError:
-    """The error for the violation with the lowest rank."""
-    return _request_error(min(result, key=_rank))
+def to_request_error(result: Sequence[PydanticError], *, model: object = None) -> RequestError:
+    """The error for the violation with the lowest rank.
+
+    Args:
+        model: the shape of the body, whose fields are suggested in place of an unknown one.
+    """
+    return _request_error(min(result, key=_rank), model)
 
 
 def _rank(violation: PydanticError) -> int:
@@ -50,7 +55,7 @@ def _kind(violation: PydanticError) -> str:
     return violation["type"]
 
 
-def _request_error(violation: PydanticError) -> RequestError:
+def _request_error(violation: PydanticError, model: object) -> RequestError:
     kind = _kind(violation)
     param = _param(violation["loc"])
     value: object = violation.get("input")
@@ -65,7 +70,9 @@ def _request_error(violation: PydanticError) -> RequestError:
         case "missing":
             return missing_parameter(param)
         case "extra_forbidden":
-            message = f"Unknown parameter: '{param}'."
+            near = nearest_name(str(violation["loc"][-1]), fields_above(model, violation["loc"]))
+            hint = "" if near is None else f" Did you mean '{near}'?"
+            message = f"Unknown parameter: '{param}'.{hint}"
             return RequestError(message, param=param, code="unknown_parameter")
         case wire.UNSUPPORTED_VALUE:
             return unsupported_value(cast("str", value), detail["allowed"], param=param)

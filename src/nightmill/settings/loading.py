@@ -5,17 +5,17 @@ Environment names are `NIGHTMILL_` and the path in capitals with `__` between le
 `OPENAI_API_KEY` are never read: they tell clients where this server is.
 """
 
-import difflib
 import json
 import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 from pydantic import SecretStr, ValidationError
 
+from nightmill.core.nearest_name import fields_above, nearest_name
 from nightmill.errors import SetupError
 from nightmill.settings.sections import Settings
 from nightmill.settings.upstreams import OWN_FIELDS
@@ -65,7 +65,7 @@ def _message(error: ValidationError, upstreams: Sequence[Tree]) -> str:
     """The first error in one line: the setting, its value unless it may be secret, and what to do."""
     first = error.errors(include_url=False)[0]
     steps = [step for step in first["loc"] if not _MEMBER_OF_UNION.match(str(step))]
-    fields = _fields_above(steps)
+    fields = fields_above(Settings, steps)
     if len(steps) > 1 and steps[0] == "upstreams" and isinstance(steps[1], int):
         steps[1] = str(upstreams[steps[1]].get("name", steps[1]))
     said = first["msg"].removeprefix("Value error, ")
@@ -74,25 +74,14 @@ def _message(error: ValidationError, upstreams: Sequence[Tree]) -> str:
     name = ".".join(str(step) for step in steps)
     value: object = first["input"]
     if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(steps[-1]), fields, n=1)
-        said = f"there is no such setting{f'; did you mean {near[0]!r}?' if near else ''}"
+        near = nearest_name(str(steps[-1]), fields)
+        said = f"there is no such setting{f'; did you mean {near!r}?' if near else ''}"
     elif isinstance(value, int | float) or (
         isinstance(value, str) and first["type"] in _NUMBER_ERRORS and len(value) <= _LONGEST_VALUE
     ):
         said = f"{value!r} is not allowed: {said}"
     variable = PREFIX + re.sub(r"\W", "_", name.replace(".", "__")).upper()
     return f"setting '{name}' ({variable}): {said}; see docs/settings.md"
-
-
-def _fields_above(steps: Sequence[int | str]) -> list[str]:
-    """The names of the section that should hold the last step."""
-    section: Any = Settings
-    for step in steps[:-1]:
-        fields = getattr(section, "model_fields", {})
-        if step in fields:
-            section = fields[step].annotation
-            section = next((part for part in get_args(section) if hasattr(part, "model_fields")), section)
-    return list(getattr(section, "model_fields", {}))
 
 
 def as_message(settings: Settings) -> str:

@@ -122,6 +122,12 @@ def as_batch(row: Sequence[Any]) -> Batch:
     return Batch(**fields)
 
 
+def metadata_pair(key: str, value: str) -> str:
+    """The text that the metadata of a batch has if, and only if, they have this pair: inside of a text each
+    quote is escaped."""
+    return f"{json.dumps(key)}: {json.dumps(value)}"
+
+
 def dump_errors(errors: Sequence[LineError]) -> str | None:
     if not errors:
         return None

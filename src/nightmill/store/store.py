@@ -25,6 +25,7 @@ from nightmill.store.projects import Projects
 from nightmill.store.segments import Segments
 from nightmill.store.slices import Slices
 from nightmill.store.sqlite import BUSY_TIMEOUT_S
+from nightmill.store.steering import Steering
 from nightmill.store.uploads import Uploads
 from nightmill.store.upstreams import Upstreams
 from nightmill.store.usage import UsageTotals
@@ -50,6 +51,7 @@ class Store:
         self.uploads = Uploads(database)
         self.blob_references = BlobReferences(database)
         self.batches = Batches(database)
+        self.steering = Steering(database)
         self.batch_events = BatchEvents(database)
         self.batch_leases = BatchLeases(database)
         self.slices = Slices(database)

@@ -1,0 +1,149 @@
+"""Batches as they are chosen by a filter, and changes of a running batch (see `core.steering`).
+
+A change, its entry in the history and its entry in the audit log are one transaction. It reads the batch
+under a lock, so that of two changes at the same time the second one sees the first.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, bindparam, func, select, update
+
+from nightmill.core.audit import Actor, AuditAction
+from nightmill.core.batch import Batch
+from nightmill.core.history import EventKind
+from nightmill.core.steering import BatchFilter, Change, record_of, steered
+from nightmill.ids import BatchId, ProjectId
+from nightmill.store import audit, batch_events
+from nightmill.store.batches import BATCH_COLUMNS, as_batch, metadata_pair
+from nightmill.store.clock import now
+from nightmill.store.paging import Page, named_place, place, place_of
+from nightmill.store.schema import batch
+from nightmill.store.verbs import Verbs, read, write
+
+_LOCKED = (
+    select(now().label("store_now"), *BATCH_COLUMNS)
+    .where(batch.c.id == bindparam("of_batch_id"), batch.c.project_id == bindparam("of_project_id"))
+    .with_for_update(of=batch)
+)
+_STEER = (
+    update(batch)
+    .where(batch.c.id == bindparam("of_batch_id"))
+    .values(
+        paused_at=bindparam("new_paused_at"),
+        priority=bindparam("new_priority"),
+        expires_at=bindparam("new_expires_at"),
+        concurrency=bindparam("new_concurrency"),
+    )
+)
+
+
+class Steering(Verbs):
+    """What clients see of all batches of a project, and what they change while a batch runs."""
+
+    @read
+    @staticmethod
+    def list(
+        connection: Connection,
+        project_id: ProjectId,
+        wanted: BatchFilter,
+        *,
+        after: BatchId | None = None,
+        limit: int = 20,
+    ) -> Page[Batch]:
+        """The batches that match, newest first.
+
+        Raises:
+            NotFoundError: the project never had the batch `after`.
+        """
+        given: dict[str, Any] = {"page_rows": limit + 1}
+        query = (
+            select(*BATCH_COLUMNS)
+            .where(*_matching(project_id, wanted))
+            .order_by(batch.c.created_at.desc(), batch.c.sequence.desc())
+            .limit(bindparam("page_rows"))
+        )
+        if after is not None:
+            created_at, sequence = place_of(connection, batch, project_id, after)
+            given |= {"after_created_at": created_at, "after_sequence": sequence}
+            query = query.where(place(batch) < named_place())
+        rows = connection.execute(query, given).all()
+        return Page(tuple(as_batch(row) for row in rows[:limit]), has_more=len(rows) > limit)
+
+    @read
+    @staticmethod
+    def count(connection: Connection, project_id: ProjectId, wanted: BatchFilter) -> int:
+        """How many batches match."""
+        query = select(func.count()).select_from(batch).where(*_matching(project_id, wanted))
+        return connection.execute(query).scalar_one()
+
+    @write
+    @staticmethod
+    def change(
+        connection: Connection,
+        project_id: ProjectId,
+        batch_id: BatchId,
+        changes: Sequence[Change],
+        by: Actor | None = None,
+    ) -> tuple[Batch, bool] | None:
+        """Makes all changes or none. Returns the batch and whether it has changed; None when the project has
+        no such batch.
+
+        Raises:
+            ConflictError: the status of the batch does not admit a change.
+            RequestError: a change is not possible now.
+        """
+        row = connection.execute(
+            _LOCKED, {"of_batch_id": batch_id, "of_project_id": project_id}
+        ).one_or_none()
+        if row is None:
+            return None
+        before = after = as_batch(row[1:])
+        records: list[tuple[EventKind, AuditAction, Mapping[str, Any]]] = []
+        for change in changes:
+            changed = steered(after, change, now=row.store_now)
+            if changed != after:
+                records.append(record_of(change, after))
+            after = changed
+        if not records:
+            return before, False
+        given = {
+            "of_batch_id": batch_id,
+            "new_paused_at": after.paused_at,
+            "new_priority": after.priority,
+            "new_expires_at": after.expires_at,
+            "new_concurrency": after.concurrency,
+        }
+        connection.execute(_STEER, given)
+        for kind, action, detail in records:
+            batch_events.record(connection, batch_id, kind, by=by, detail=detail)
+            value = next(iter(detail.values()), None)
+            audit.record(
+                connection,
+                by,
+                action,
+                batch_id,
+                project_id=project_id,
+                detail=None if value is None else str(value),
+            )
+        return after, True
+
+
+def _matching(project_id: ProjectId, wanted: BatchFilter) -> list[ColumnElement[bool]]:
+    conditions: list[ColumnElement[bool]] = [batch.c.project_id == project_id]
+    if wanted.statuses:
+        conditions.append(batch.c.status.in_(sorted(status.value for status in wanted.statuses)))
+    for key, value in (wanted.metadata or {}).items():
+        # The text is compared, not LIKE, which ignores case on SQLite.
+        pair = metadata_pair(key, value)
+        conditions.append(func.replace(batch.c.metadata, pair, "") != batch.c.metadata)
+    if wanted.older_than_s is not None:
+        conditions.append(batch.c.created_at <= now() - wanted.older_than_s)
+    if wanted.endpoint is not None:
+        conditions.append(batch.c.endpoint == wanted.endpoint)
+    if wanted.model is not None:
+        conditions.append(batch.c.model == wanted.model)
+    if wanted.is_paused is not None:
+        paused = batch.c.paused_at.is_not(None) if wanted.is_paused else batch.c.paused_at.is_(None)
+        conditions.append(paused)
+    return conditions
