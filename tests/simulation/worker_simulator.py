@@ -207,7 +207,7 @@ class _Store:
     async def release(self, *_: object) -> bool:
         return True
 
-    async def stopping(self, _: object) -> dict[BatchId, Any]:
+    async def terms(self, _: object) -> dict[BatchId, Any]:
         return {}
 
     async def request(self, request: SlotRequest, *, ttl_s: float) -> Grant:  # noqa: ARG002

@@ -16,12 +16,14 @@ _PARAMETERS = {
     "after_project": "",
     "project_limit": 8,
     "passed_over": ["batch_1"],
+    "by_worker_id": "worker_1",
     "sequences": [1, 2],
     "of_batch_ids": ["batch_1"],
     "page_rows": 21,
     "blob_limit": 10,
     "expired_limit": 10,
     "statuses": ["validating"],
+    "batch_ids": ["batch_1"],
 }
 
 
@@ -51,6 +53,8 @@ def test_leasing_reads_only_the_first_batches_and_their_first_segments(world):
         "SCAN batch USING INDEX batch_in_progress",
         "CORRELATED SCALAR SUBQUERY 1",
         "SEARCH segment USING COVERING INDEX segment_waiting (batch_id=?)",
+        "CORRELATED SCALAR SUBQUERY 2",
+        "SEARCH segment USING COVERING INDEX segment_leased (batch_id=?)",
     ]
     plan = _plan(world, segments._NEXT)
     assert plan[0] == "SEARCH segment USING COVERING INDEX segment_waiting (batch_id=?)"
@@ -66,6 +70,8 @@ def test_leasing_reads_only_the_first_batches_and_their_first_segments(world):
         (batches._PAGE, "batch_by_age (project_id=?)"),
         (batches._NEXT_PAGE, "batch_by_age (project_id=? AND created_at<?)"),
         (batches._OVERDUE, "batch_by_deadline (expires_at<?)"),
+        (batches._OVERDUE_PAUSED, "batch_paused (expires_at<?)"),
+        (batches._TERMS, "sqlite_autoindex_batch_1 (id=?)"),
         (batches._SETTLED, "batch_settled"),
         (batch_leases._CANDIDATE, "batch_leasable"),
         (segments._PREFERRED, "sqlite_autoindex_batch_1 (id=?)"),
@@ -100,27 +106,32 @@ def test_the_backlog_is_counted_without_reading_waiting_segments(world):
 
 def test_candidates_are_found_without_reading_all_open_batches(world):
     has_waiting = "SEARCH segment USING COVERING INDEX segment_waiting (batch_id=?)"
+    is_leased = "SEARCH segment USING COVERING INDEX segment_leased (batch_id=?)"
     plan = _plan(world, open_batches._NEAR)
     assert plan[0] == "SEARCH batch USING INDEX batch_by_deadline (expires_at>? AND expires_at<?)"
-    assert plan[2] == has_waiting
+    assert (plan[2], plan[4]) == (has_waiting, is_leased)
     assert "TEMP B-TREE" not in " ".join(plan)
     plan = _plan(world, open_batches._PROJECTS)
     reads = [step for step in plan if step.startswith("SEARCH")]
     assert reads == [
-        *["SEARCH batch USING COVERING INDEX batch_by_project (project_id>?)"] * 2,
+        *["SEARCH batch USING INDEX batch_by_project (project_id>?)"] * 2,
         "SEARCH batch USING INDEX batch_by_priority (project_id>? AND project_id<?)",
         has_waiting,
+        is_leased,
         "SEARCH batch USING INDEX batch_by_project (project_id>? AND project_id<?)",
         has_waiting,
+        is_leased,
         "SEARCH batch USING INDEX batch_by_size (project_id>? AND project_id<?)",
         has_waiting,
+        is_leased,
     ]
     assert "TEMP B-TREE" not in " ".join(plan)
     reads = [step for step in _plan(world, open_batches._MODELS) if step.startswith("SEARCH")]
     assert reads == [
-        *["SEARCH batch USING COVERING INDEX batch_by_model (model>?)"] * 2,
+        *["SEARCH batch USING INDEX batch_by_model (model>?)"] * 2,
         "SEARCH batch USING INDEX batch_by_model (model>? AND model<?)",
         has_waiting,
+        is_leased,
     ]
     plan = _plan(world, open_batches._OF_SEVERAL_MODELS)
     assert plan[0] == "SEARCH batch USING INDEX batch_by_model (model=?)"

@@ -142,8 +142,8 @@ async def test_an_empty_heartbeat_is_accepted(world, store):
 
 async def test_a_batch_in_progress_is_not_stopping(world, store):
     batch = await world.start(store)
-    assert await store.batches.stopping({batch.id}) == {}
-    assert await store.batches.stopping(set()) == {}
+    assert not (await store.batches.terms({batch.id}))[batch.id].is_paused
+    assert await store.batches.terms(set()) == {}
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ async def test_answers_in_flight_still_count_while_a_batch_ends(world, store, ev
     await world.apply(store, batch, event)
     reply = await store.segments.renew(world.worker, [world.report(first, world.tally(1))], ttl_s=world.ttl_s)
     assert reply.stopping == {batch.id: status}
-    assert await store.batches.stopping({batch.id}) == {batch.id: status}
+    assert (await store.batches.terms({batch.id}))[batch.id].status is status
     assert not reply.lost
     assert await store.segments.complete(first, world.report(first, world.tally(5)), [world.part(first)])
     assert await store.segments.release(second, world.report(second, world.tally(3)), [world.part(second)])

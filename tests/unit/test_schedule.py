@@ -232,7 +232,7 @@ def test_no_batch_starves_at_any_priority(load, arrivals, changes):
         for place, changed in changes[number % 3 :: 3]:
             segment = segments[place % len(segments)]
             segment.batch = replace(segment.batch, priority=changed)
-            queue.update_priorities()
+            queue.update_batches()
     send(queue, turns=100 * len(queue.batches))  # what arrived is done
     late = Counter(batch_id for batch_id, _ in send(queue, turns=_turns_of_rounds(segments, rounds=40)))
     assert {segment.batch.id for segment in segments} <= set(late)
@@ -264,7 +264,7 @@ def test_a_changed_priority_holds_from_the_next_turn_on():
     work = work_of(send(queue, turns=200), [low, high])
     assert 0.9 < work["batch_1"] / work["batch_2"] < 1.1
     high.batch = replace(high.batch, priority=3)
-    queue.update_priorities()
+    queue.update_batches()
     work = work_of(send(queue, turns=2_000), [low, high])
     assert 7 < work["batch_2"] / work["batch_1"] < 9
     assert queue.batches == [low.batch, high.batch]
@@ -286,7 +286,7 @@ def test_a_batch_with_a_near_deadline_keeps_its_place_at_the_lowest_priority():
     queue: FairQueue[Lines] = FairQueue()
     queue.add(Lines(batch(1, deadline=10, priority=-10), 100))
     queue.add(Lines(batch(2, priority=10), 100))
-    queue.update_priorities()
+    queue.update_batches()
     assert send(queue, turns=1)[0][0] == "batch_1"
 
 

@@ -342,10 +342,16 @@ class FairQueue(Generic[_S]):
         turns.project.batches.charge(turns, work)
         self._round_robin.charge(turns.project, work)
 
-    def update_priorities(self) -> None:
-        """Takes over the priorities of the segments' batches, some of which have changed."""
+    def update_batches(self) -> None:
+        """Takes over the priorities and deadlines of the segments' batches, some of which have changed."""
         for turns in self._batches.values():
+            has_moved = turns.batch.deadline != turns.segments[0].batch.deadline
             turns.batch = turns.segments[0].batch
+            if has_moved:
+                self._near_at = min(self._near_at, turns.batch.deadline - NEAR_DEADLINE_S)
+                if self._near.pop(turns.batch.id, None) is not None:
+                    self._join(turns)
+                    self._balance = self._balance if self._near else 0.0
         for project in self._projects.values():
             project.share()
 

@@ -31,7 +31,7 @@ Not to be confused: a **slice** is a run of segments that one finalizer joins (s
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import starmap
 
@@ -146,6 +146,8 @@ class Lease:
         ttl_s: seconds until the lease expires unless it is renewed.
         project_id: of the batch, as `batch_sequence` (grows with each batch), `batch_bytes` (its input) and
             `priority`.
+        concurrency: the batch's own limit of attempts in flight, if it has one. Then this worker is the only
+            one that has leases of the batch.
     """
 
     segment: Segment
@@ -162,6 +164,7 @@ class Lease:
     batch_sequence: int = 0
     batch_bytes: int = 0
     priority: int = 0
+    concurrency: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,17 +178,42 @@ class SegmentReport:
 
 
 @dataclass(frozen=True, slots=True)
+class BatchTerms:
+    """What the holders of a batch's segments have to follow, as the store has it now.
+
+    Args:
+        is_paused: then no further line is sent, and attempts in flight may finish.
+        deadline: Unix seconds.
+        concurrency: the batch's own limit of attempts in flight; None without one.
+    """
+
+    status: Status
+    is_paused: bool
+    deadline: int
+    concurrency: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class HeartbeatReply:
     """The answer to a heartbeat.
 
     Args:
         lost: batch and number of the segments whose lease was lost.
-        stopping: batches of which no further line may be sent, with the status that is the reason
-            (cancelling, finalizing or a final one).
+        terms: of the batches that the heartbeat names.
     """
 
     lost: frozenset[tuple[BatchId, int]]
-    stopping: dict[BatchId, Status]
+    terms: Mapping[BatchId, BatchTerms]
+
+    @property
+    def stopping(self) -> dict[BatchId, Status]:
+        """Batches of which no further line may be sent, with the status that is the reason (cancelling,
+        finalizing or a final one)."""
+        return {
+            batch_id: terms.status
+            for batch_id, terms in self.terms.items()
+            if terms.status is not Status.IN_PROGRESS
+        }
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,6 +136,7 @@ class Dispatcher:
     def _tick(self, now: float) -> None:
         for upstream in self.upstreams:
             self._settle_arrived(upstream, now)
+        self._queues.admit_limited()
         self._queues.sort_lines(now, self._clock)
         for upstream in self.upstreams:
             if upstream.runtime.may_start:
@@ -184,9 +185,9 @@ class Dispatcher:
         """Recounts the unsent lines after segments were stopped or lost."""
         self._queues.drop_stopped()
 
-    def update_priorities(self) -> None:
-        """The priorities of some segments' batches have changed."""
-        self._queues.update_priorities()
+    def update_batches(self) -> None:
+        """The priorities or deadlines of some segments' batches have changed."""
+        self._queues.update_batches()
 
     def forget_waiting(self, segment: LeasedSegment) -> None:
         """Gives up the lines of a segment that wait to be sent, or to be sent again."""
@@ -314,14 +315,14 @@ class Dispatcher:
     def _settle_unserved(self, now: float) -> None:
         """Settles the lines of models that no upstream serves, a while after all lists were known."""
         for queue in self._queues:
-            is_unserved = bool(queue.unsent) and self.upstreams.unserved(queue.model, queue.endpoint)
+            is_unserved = queue.has_lines and self.upstreams.unserved(queue.model, queue.endpoint)
             unserved_s = queue.unserved_s(now, is_unserved=is_unserved)
             if not is_unserved:
                 continue
             if unserved_s < _UNSERVED_GRACE_S:
                 self._waker.wake_at(now + _UNSERVED_GRACE_S - unserved_s, now)
                 continue
-            for line in queue.next_lines(now, self._clock, NO_GROUP, most=queue.unsent):
+            for line in queue.all_lines(now, self._clock):
                 line.segment.settle(line.ordinal, self._rows.unserved(line))
                 if not line.segment.in_flight and line.segment.is_over:
                     self._notify()

@@ -6,6 +6,7 @@ by the worker and the dispatcher, and change only through the methods of `Leased
 and what is written for it belong to `dispatcher`.
 """
 
+import math
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 
@@ -17,6 +18,7 @@ from nightmill.core.request_line import RequestLine, slice_line
 from nightmill.core.schedule import OpenBatch, in_sending_order
 from nightmill.core.segment import (
     INDEX_RECORD_BYTES,
+    BatchTerms,
     IndexedLine,
     Lease,
     PinnedPart,
@@ -26,6 +28,7 @@ from nightmill.core.segment import (
 from nightmill.errors import LeaseLost
 from nightmill.ids import BatchId, output_line_id
 from nightmill.parts import PartWriter
+from nightmill.roles.batch_cap import BatchCap
 
 
 class LeasedSegment:
@@ -43,6 +46,7 @@ class LeasedSegment:
 
     Attributes:
         batch: the batch, as the order between batches sees it.
+        cap: the limit of the batch's own concurrency; None without one.
         line_work: work of an average line and its answer, by which batches share the upstream.
         unsent: lines that were never sent and may be.
         in_flight: lines that were taken and are neither settled nor given up.
@@ -63,6 +67,7 @@ class LeasedSegment:
         "abandoned",
         "batch",
         "batch_id",
+        "cap",
         "confirmed_until",
         "in_flight",
         "is_lost",
@@ -97,6 +102,7 @@ class LeasedSegment:
             lease.batch_bytes,
             lease.priority,
         )
+        self.cap: BatchCap | None = None
         self._prompt_work = max(1.0, len(text) / max(1, len(lines)))
         self._learned = (0, 0.0)
         self.line_work = self._prompt_work + UNKNOWN_ANSWER_WORK
@@ -173,6 +179,8 @@ class LeasedSegment:
         line = next(self._lines)
         self.unsent -= 1
         self.in_flight += 1
+        if self.cap is not None:
+            self.cap.at_work += 1
         start = line.offset - self._offset
         return line.ordinal, slice_line(self._text[start : start + line.length_bytes])
 
@@ -183,6 +191,8 @@ class LeasedSegment:
     def settle(self, ordinal: int, row: OutputLine) -> None:
         """Ends a line in flight with its output line, which is written unless the lease is lost."""
         self.in_flight -= 1
+        if self.cap is not None:
+            self.cap.at_work -= 1
         if self.is_lost:
             return
         try:
@@ -194,6 +204,8 @@ class LeasedSegment:
         """Ends lines in flight without an output line."""
         self.in_flight -= lines
         self.abandoned += lines
+        if self.cap is not None:
+            self.cap.at_work -= lines
 
     def confirm(self, until: float) -> None:
         """The store has renewed the lease; it is held until monotonic time `until`."""
@@ -204,10 +216,44 @@ class LeasedSegment:
         self.is_lost = True
 
     def stop(self, status: Status, *, at: float) -> None:
-        """Sends no further line; attempts in flight may finish until monotonic time `at`."""
-        if self.stopped_by is None:
+        """Sends no further line; attempts in flight may finish until monotonic time `at`.
+
+        A segment that was stopped to be released, while its batch goes on, may be stopped earlier.
+        """
+        if self.stopped_by is None or (self.stopped_by is Status.IN_PROGRESS and at < self.stop_at):
             self.stopped_by, self.stop_at = status, at
             self.unsent = 0
+
+    def release(self) -> None:
+        """Sends no further line, so that the lease ends once the attempts in flight are answered. Another
+        lease goes on with the other lines."""
+        self.stop(Status.IN_PROGRESS, at=math.inf)
+
+    def limit(self, cap: BatchCap | None) -> None:
+        """Counts the lines at work in `cap` from now on; None ends the limit."""
+        if cap is not None and cap is not self.cap:
+            cap.at_work += self.in_flight
+        self.cap = cap
+
+    def follow(self, terms: BatchTerms) -> bool:
+        """Takes over what has changed of a batch that is in progress; returns whether something has.
+
+        A lease without a limit is released when the batch gets one: other workers may have such leases too.
+        """
+        if terms.is_paused or (terms.concurrency is not None and self.cap is None):
+            self.release()
+        elif self.cap is not None:
+            if terms.concurrency is None:
+                self.limit(None)
+            else:
+                self.cap.change(terms.concurrency)
+        if terms.deadline == self.lease.deadline:
+            return False
+        if terms.deadline > self.lease.deadline and self.abandoned:
+            self.release()  # lines that were given up for lack of time now have time
+        self.lease = replace(self.lease, deadline=terms.deadline)
+        self.batch = replace(self.batch, deadline=terms.deadline)
+        return True
 
 
 async def read_segment(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from nightmill.core.schedule import FairQueue, OpenBatch
 from nightmill.roles.leased_segment import LeasedSegment
 from nightmill.roles.model_lines import PendingLine
-from nightmill.roles.slot_group import SlotGroup
+from nightmill.roles.slot_group import NO_GROUP, SlotGroup
 
 if TYPE_CHECKING:
     from nightmill.roles.upstream_lines import UpstreamLines
@@ -30,13 +30,25 @@ class SegmentQueue:
 
     Args:
         on_batch_sent: called when the last leased line of a batch was taken.
+
+    Attributes:
+        limited: segments of batches with as many lines at work as they may have. They hold up no others.
     """
 
-    __slots__ = ("_current", "_on_batch_sent", "_others_unsent", "_queue", "_turn_began_at", "_turn_ends_at")
+    __slots__ = (
+        "_current",
+        "_on_batch_sent",
+        "_others_unsent",
+        "_queue",
+        "_turn_began_at",
+        "_turn_ends_at",
+        "limited",
+    )
 
     def __init__(self, project_weights: Mapping[str, float], *, on_batch_sent: Callable[[], None]) -> None:
         self._queue: FairQueue[LeasedSegment] = FairQueue(project_weights)
         self._on_batch_sent = on_batch_sent
+        self.limited: list[LeasedSegment] = []
         self._others_unsent = 0
         self._current: LeasedSegment | None = None
         self._turn_began_at = 0
@@ -82,6 +94,13 @@ class SegmentQueue:
         self.end_turn()
         while (turn := self._queue.next(now)) is not None:
             segment, lines = turn
+            if segment.cap is not None:
+                lines = min(lines, segment.cap.room)
+                if lines <= 0 and _may_send(segment):
+                    self._queue.remove(segment)
+                    self._others_unsent -= segment.unsent
+                    self.limited.append(segment)
+                    continue
             if _may_send(segment):
                 self._current = segment
                 self._turn_began_at = segment.unsent
@@ -103,12 +122,25 @@ class SegmentQueue:
         """Drops segments that were stopped or lost."""
         self.end_turn()
         self._queue.keep(_may_send)
+        self.limited = [segment for segment in self.limited if _may_send(segment)]
         self._others_unsent = sum(segment.unsent for segment in self._queue)
 
-    def update_priorities(self) -> None:
-        """Takes over changed priorities of the segments' batches."""
+    def update_batches(self) -> None:
+        """Takes over changed priorities and deadlines of the segments' batches."""
         self.end_turn()
-        self._queue.update_priorities()
+        self._queue.update_batches()
+
+    def admit_limited(self) -> None:
+        """Takes back the segments whose batches may have further lines at work."""
+        if not self.limited:
+            return
+        kept: list[LeasedSegment] = []
+        for segment in self.limited:
+            if segment.cap is not None and segment.cap.room <= 0 and _may_send(segment):
+                kept.append(segment)
+            else:
+                self.add(segment)
+        self.limited = kept
 
     def end_turn(self) -> None:
         segment = self._current
@@ -148,6 +180,11 @@ class LineQueue:
     def unsent(self) -> int:
         """Lines that wait."""
         return self.segments.unsent + len(self.sorted_lines)
+
+    @property
+    def has_lines(self) -> bool:
+        """Whether lines wait, or will when others of their batches are answered."""
+        return bool(self.unsent or self.segments.limited)
 
     def route_to(self, upstreams: tuple["UpstreamLines", ...]) -> None:
         """Records which upstreams serve the model."""
@@ -208,6 +245,17 @@ class LineQueue:
             for _ in range(lines):
                 ordinal, request = segment.take()
                 yield PendingLine(segment, ordinal, request, self.model, now, group)
+
+    def all_lines(self, now: float, clock: Callable[[], float]) -> Iterator[PendingLine]:
+        """Takes out all lines to be settled at once, also those of batches with a limit of their own."""
+        while True:
+            taken = 0
+            for line in self.next_lines(now, clock, NO_GROUP, most=self.unsent):
+                taken += 1
+                yield line
+            self.segments.admit_limited()
+            if not taken:
+                return
 
     def forget(self, segment: LeasedSegment) -> int:
         """Drops the sorted lines of a segment; returns how many."""
@@ -276,6 +324,11 @@ class LineQueues:
         held = [queue.segments for queue in self._queues.values() if queue.is_held(now)]
         return [*(segment for segment, _ in self._aside), *chain.from_iterable(held)]
 
+    @property
+    def limited_segments(self) -> list[LeasedSegment]:
+        """The segments of batches that have as many lines at work as they may have."""
+        return list(chain.from_iterable(segments.limited for segments in self._all_segments()))
+
     def is_crowded(self, now: float) -> bool:
         """Whether so many segments wait for held models that no further one is leased."""
         return len(self.held_segments(now)) >= _MOST_ASIDE
@@ -329,7 +382,7 @@ class LineQueues:
     def drop_empty(self, *, is_wanted: Callable[[str | None], bool]) -> None:
         """Drops the queues without lines, except those of models that `is_wanted`."""
         empty = [
-            key for key, queue in self._queues.items() if not queue.unsent and not is_wanted(queue.model)
+            key for key, queue in self._queues.items() if not queue.has_lines and not is_wanted(queue.model)
         ]
         for key in empty:
             queue = self._queues.pop(key)
@@ -350,10 +403,16 @@ class LineQueues:
             segments.drop_stopped()
         self._aside = [(segment, queue) for segment, queue in self._aside if _may_send(segment)]
 
-    def update_priorities(self) -> None:
-        """Takes over changed priorities of the segments' batches."""
+    def update_batches(self) -> None:
+        """Takes over changed priorities and deadlines of the segments' batches."""
         for segments in self._all_segments():
-            segments.update_priorities()
+            segments.update_batches()
+
+    def admit_limited(self) -> None:
+        """Takes back the segments whose batches may have further lines at work."""
+        for segments in self._all_segments():
+            if segments.limited:
+                segments.admit_limited()
 
     def _all_segments(self) -> Iterable[SegmentQueue]:
         return chain([self._mixed], (queue.segments for queue in self._queues.values()))

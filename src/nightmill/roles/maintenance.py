@@ -110,7 +110,7 @@ class Maintenance:
         for batch in await self._store.batches.overdue():
             after = batch.after(Event.LAPSED, now=self._clock())
             failpoint("maintenance.before_lapse")
-            if await self._store.batches.move(after, expected=batch.status):
+            if await self._store.batches.lapse(after):
                 failpoint("maintenance.lapsed")
                 self._emit(BatchMoved(after))
                 moved += 1

@@ -47,8 +47,10 @@ class Supply:
 
     @property
     def batches_aside(self) -> set[BatchId]:
-        """Batches of which no further segment is leased: their lines can't be sent now, or are many."""
+        """Batches of which no further segment is leased: their lines can't be sent now, or are
+        many."""
         aside = {segment.batch_id for segment in self._queues.held_segments(self._monotonic())}
+        aside.update(segment.batch_id for segment in self._queues.limited_segments)
         for queue in self._saturated():
             aside.update(batch.id for batch in queue.segments.batches)
         return aside

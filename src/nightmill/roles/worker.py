@@ -14,10 +14,11 @@ from nightmill.core.answer_work import AnswerWork
 from nightmill.core.batch import Status
 from nightmill.core.clocks import Clocks
 from nightmill.core.schedule import preferred_batches, spread
-from nightmill.core.segment import Lease
+from nightmill.core.segment import BatchTerms, Lease
 from nightmill.errors import LeaseLost, UnavailableError
 from nightmill.failpoints import failpoint
 from nightmill.ids import BatchId, ProjectId, WorkerId
+from nightmill.roles.batch_cap import BatchCap
 from nightmill.roles.dispatcher import Dispatcher
 from nightmill.roles.leased_segment import LeasedSegment
 from nightmill.roles.loop import Notifier, keep_turning, plain
@@ -226,28 +227,37 @@ class Worker:
                 self._dispatcher.abort(segment)
                 continue
             segment.confirm(asked_at + self._settings.lease_ttl_s)
-        self._stop(reply.stopping, asked_at)
+        self._follow(reply.terms, asked_at)
 
     async def _look(self) -> None:
-        """Stops segments after a notification, so that a cancel does not wait for the next beat."""
+        """Follows the batches' changes after a notification, so that a cancel does not wait for the next
+        beat."""
         asked_at = self._monotonic()
         if asked_at < self._next_look:
             return
         self._next_look, self._seen_count = asked_at + _LOOK_S, self._notifier.count
-        batch_ids = {segment.lease.segment.batch_id for segment in self._segments.values()}
-        self._stop(await self._store.batches.stopping(batch_ids), asked_at)
+        batch_ids = {segment.batch_id for segment in self._segments.values()}
+        self._follow(await self._store.batches.terms(batch_ids), asked_at)
 
-    def _stop(self, stopping: Mapping[BatchId, Status], asked_at: float) -> None:
+    def _follow(self, terms: Mapping[BatchId, BatchTerms], asked_at: float) -> None:
+        """Stops the segments of batches that are paused or ending, and takes over what else has changed."""
+        have_moved = False
         for segment in self._segments.values():
-            status = stopping.get(segment.lease.segment.batch_id)
-            if status is not None:
-                grace_s = self._settings.cancel_grace_s if status is Status.CANCELLING else 0.0
-                segment.stop(status, at=asked_at + grace_s)
+            of_batch = terms.get(segment.batch_id)
+            if of_batch is None:
+                pass
+            elif of_batch.status is Status.IN_PROGRESS:
+                have_moved |= segment.follow(of_batch)
+            else:
+                grace_s = self._settings.cancel_grace_s if of_batch.status is Status.CANCELLING else 0.0
+                segment.stop(of_batch.status, at=asked_at + grace_s)
             if segment.stopped_by is not None:
                 self._dispatcher.forget_waiting(segment)
                 if self._monotonic() >= segment.stop_at:
                     self._dispatcher.abort(segment)
         self._dispatcher.count_unsent()
+        if have_moved:
+            self._dispatcher.update_batches()
 
     def _emit_writing_state(self) -> None:
         reason = self._parts.stalled
@@ -290,6 +300,7 @@ class Worker:
         async with asyncio.TaskGroup() as group:
             opening = [group.create_task(self._opener.opened(lease, confirmed_until)) for lease in leases]
         for segment in filter(None, [task.result() for task in opening]):
+            self._limit(segment)
             self._segments[segment.key] = segment
             segment.learn(self._answer_work)
             self._dispatcher.add(segment)
@@ -302,6 +313,17 @@ class Worker:
         is_idle = len(leases) < limit
         self._dispatcher.note_supply(is_exhausted=is_idle)
         return is_idle
+
+    def _limit(self, segment: LeasedSegment) -> None:
+        """Gives all segments of a batch with a concurrency of its own one limit. No other worker has any."""
+        concurrency = segment.lease.concurrency
+        if concurrency is None:
+            return
+        beside = [other for other in self._segments.values() if other.batch_id == segment.batch_id]
+        caps = [other.cap for other in beside if other.cap is not None]
+        cap = caps[0] if caps else BatchCap(concurrency)
+        for other in (segment, *beside):
+            other.limit(cap)
 
     def _is_look_due(self, now: float) -> bool:
         """Whether to look for batches without lines here although there are enough unsent lines."""
@@ -319,11 +341,12 @@ class Worker:
             most=_MOST_PREFERRED,
             passed_over={batch.id for batch in held} | self._dispatcher.supply.batches_aside,
             after_model=self._next_model if self._dispatcher.supply.are_several else None,
+            worker_id=self._worker_id,
         )
         self._next_project, self._next_model = candidates.next_after, candidates.next_model
         for segment in self._segments.values():
             segment.prioritize(candidates.priorities)
-        self._dispatcher.update_priorities()
+        self._dispatcher.update_batches()
         of_models = [batch for _, batch in candidates.by_model]
         known = {batch.id for batch in chain(held, candidates.near, *candidates.by_project, of_models)}
         self._knows_other_batches = len(known) > 1

@@ -13,13 +13,14 @@ from nightmill.core.batch import TERMINAL, Batch, LineError, Status
 from nightmill.core.batch_options import BatchOptions, StopReason
 from nightmill.core.history import EventKind
 from nightmill.core.limits import NO_LIMITS, Limits, refusal_to_create
+from nightmill.core.segment import BatchTerms
 from nightmill.ids import BatchId, ProjectId
 from nightmill.store import audit, batch_events, projects, schema
 from nightmill.store.clock import now
 from nightmill.store.idempotency_keys import Idempotency, first_object
 from nightmill.store.leased_table import LeasedTable
 from nightmill.store.paging import Page, named_place, place, place_of
-from nightmill.store.schema import IN_PROGRESS, TALLY_COLUMNS, batch, segment
+from nightmill.store.schema import TALLY_COLUMNS, batch, segment
 from nightmill.store.tallies import TALLY_WIDTH, tally_of, tally_values
 from nightmill.store.verbs import Verbs, read, write
 
@@ -80,25 +81,28 @@ _PRIORITIZE = (
     )
     .values(priority=bindparam("new_priority"))
 )
-_OVERDUE = _BATCH.where(text(schema.IS_IN_PROGRESS), batch.c.expires_at <= now()).order_by(batch.c.expires_at)
+_OVERDUE = _BATCH.where(text(schema.IS_SENDABLE), batch.c.expires_at <= now()).order_by(batch.c.expires_at)
+_OVERDUE_PAUSED = _BATCH.where(text(schema.IS_PAUSED), batch.c.expires_at <= now()).order_by(
+    batch.c.expires_at
+)
 _ENDED = select(batch.c.id).where(
     batch.c.id.in_(bindparam("batch_ids", expanding=True)),
     batch.c.status.in_([status.value for status in TERMINAL]),
 )
-_STOPPING = select(batch.c.id, batch.c.status).where(
-    batch.c.id.in_(bindparam("batch_ids", expanding=True)), batch.c.status != IN_PROGRESS
+_TERMS = select(batch.c.id, batch.c.status, batch.c.paused_at, batch.c.expires_at, batch.c.concurrency).where(
+    batch.c.id.in_(bindparam("batch_ids", expanding=True))
 )
 _SETTLED = _BATCH.where(text(schema.IS_SETTLED)).order_by(batch.c.sequence)
 _BY_STATUS = select(batch.c.status, func.count()).where(text(schema.IS_UNFINISHED)).group_by(batch.c.status)
 # Waiting segments may be a million and are not read: they are the segments left, less the leased ones.
 _LEFT = (
     select(func.coalesce(func.sum(batch.c.segments_left), 0))
-    .where(text("batch." + schema.IS_IN_PROGRESS))
+    .where(text("batch." + schema.IS_SENDABLE))
     .scalar_subquery()
 )
 _LEASED = select(func.count()).select_from(segment).where(text("segment." + schema.IS_LEASED))
 _LEASED_OF_THEM = _LEASED.join(batch, batch.c.id == segment.c.batch_id).where(
-    text("batch." + schema.IS_IN_PROGRESS)
+    text("batch." + schema.IS_SENDABLE)
 )
 _SEGMENTS = select(
     (_LEFT - _LEASED_OF_THEM.scalar_subquery()).label("waiting"), _LEASED.scalar_subquery().label("leased")
@@ -178,6 +182,7 @@ def moving(*, fenced_by: Sequence[ColumnElement[bool]] = (), **values: Any) -> U
 
 
 _PLAIN_MOVE = moving()
+_LAPSE = moving(fenced_by=(batch.c.expires_at <= now(),))
 
 
 def write_status(
@@ -304,6 +309,13 @@ class Batches(Verbs):
 
     @write
     @staticmethod
+    def lapse(connection: Connection, after: Batch) -> bool:
+        """Ends a batch in progress whose deadline has passed. False when it has another status meanwhile, or
+        a later deadline."""
+        return write_status(connection, _LAPSE, after, expected=Status.IN_PROGRESS)
+
+    @write
+    @staticmethod
     def prioritize(
         connection: Connection,
         project_id: ProjectId,
@@ -332,7 +344,8 @@ class Batches(Verbs):
     @staticmethod
     def overdue(connection: Connection) -> Sequence[Batch]:
         """Batches `in_progress` whose deadline has passed by the store's clock."""
-        return [as_batch(row) for row in connection.execute(_OVERDUE)]
+        rows = (*connection.execute(_OVERDUE), *connection.execute(_OVERDUE_PAUSED))
+        return [as_batch(row) for row in rows]
 
     @read
     @staticmethod
@@ -348,10 +361,15 @@ class Batches(Verbs):
 
     @read
     @staticmethod
-    def stopping(connection: Connection, batch_ids: Collection[BatchId]) -> dict[BatchId, Status]:
-        """Those of `batch_ids` whose lines are no longer to be sent, with the status that is the reason."""
-        rows = connection.execute(_STOPPING, {"batch_ids": sorted(batch_ids)})
-        return {batch_id: Status(status) for batch_id, status in rows}
+    def terms(connection: Connection, batch_ids: Collection[BatchId]) -> dict[BatchId, BatchTerms]:
+        """What the workers that hold segments of these batches have to follow."""
+        rows = connection.execute(_TERMS, {"batch_ids": sorted(batch_ids)})
+        return {
+            BatchId(row.id): BatchTerms(
+                Status(row.status), row.paused_at is not None, row.expires_at, row.concurrency
+            )
+            for row in rows
+        }
 
     @read
     @staticmethod

@@ -19,11 +19,13 @@ from sqlalchemy import (
 )
 
 from nightmill.core.schedule import NEAR_DEADLINE_S, Candidates, OpenBatch
-from nightmill.ids import BatchId, ProjectId
+from nightmill.ids import BatchId, ProjectId, WorkerId
 from nightmill.store.clock import stamp
-from nightmill.store.schema import IS_IN_PROGRESS, WAITING, batch, segment
+from nightmill.store.schema import IS_SENDABLE, WAITING, batch, segment
+from nightmill.store.segments import held_by_no_other
 from nightmill.store.verbs import Verbs, read
 
+NO_WORKER = WorkerId("")
 _COLUMNS = (
     batch.c.id,
     batch.c.project_id,
@@ -33,7 +35,7 @@ _COLUMNS = (
     batch.c.priority,
 )
 _IS_CANDIDATE = (
-    text("batch." + IS_IN_PROGRESS),
+    text("batch." + IS_SENDABLE),
     batch.c.expires_at > stamp(),  # whole seconds, or Postgres does not use the index
     batch.c.id.not_in(bindparam("passed_over", expanding=True)),
     select(segment.c.number)
@@ -41,6 +43,7 @@ _IS_CANDIDATE = (
     .limit(1)
     .scalar_subquery()
     .is_not(None),
+    held_by_no_other(),
 )
 _NEAR = (
     select(*_COLUMNS)
@@ -58,7 +61,7 @@ def _some_values(of: ColumnElement[Any], *, name: str) -> CTE:
     """
 
     def next_after(value: ColumnElement[Any]) -> ScalarSelect[Any]:
-        is_after = (text("batch." + IS_IN_PROGRESS), of > value)
+        is_after = (text("batch." + IS_SENDABLE), of > value)
         return select(of).where(*is_after).order_by(of, batch.c.sequence).limit(1).scalar_subquery()
 
     first = select(literal(1).label("place"), next_after(bindparam(f"after_{name}")).label("value")).cte(
@@ -113,6 +116,7 @@ class OpenBatches(Verbs):
         most: int,
         passed_over: Collection[BatchId],
         after_model: str | None = None,
+        worker_id: WorkerId = NO_WORKER,
     ) -> Candidates:
         """Batches with waiting segments before their deadline: those with the nearest deadlines, and of some
         projects the oldest of the highest priority, the oldest and the smallest.
@@ -123,8 +127,10 @@ class OpenBatches(Verbs):
             passed_over: batches that are no candidates, some dozens at most; their priorities are read.
             after_model: the oldest batch of each of the `most` models that follow this one is a candidate,
                 and the oldest of those with several models. None for no such candidates.
+            worker_id: a batch with a concurrency of its own is no candidate if another worker has leases of
+                it.
         """
-        passed = {"passed_over": list(passed_over)}
+        passed = {"passed_over": list(passed_over), "by_worker_id": worker_id}
         near = [OpenBatch(*row) for row in connection.execute(_NEAR, {"near_limit": most, **passed})]
         given = {"after_project": after, "project_limit": most, **passed}
         projects = connection.execute(_PROJECTS, given).all()
@@ -146,7 +152,10 @@ class OpenBatches(Verbs):
         next_after = ProjectId("") if is_last else ProjectId(projects[-1].id)
         priorities: dict[BatchId, int] = {}
         if passed_over:
-            priorities = {BatchId(row.id): row.priority for row in connection.execute(_PRIORITIES, passed)}
+            priorities = {
+                BatchId(row.id): row.priority
+                for row in connection.execute(_PRIORITIES, {"passed_over": list(passed_over)})
+            }
         by_model = [(name, found[sequence]) for name, sequence in models if sequence in found]
         next_model = "" if len(models) <= most else str(models[-2][0])
         return Candidates(near, by_project, next_after, priorities, by_model, next_model)

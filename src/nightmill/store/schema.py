@@ -48,7 +48,8 @@ IN_PROGRESS = literal_column("'in_progress'", Text())
 
 IS_WAITING = "state = 'waiting'"
 IS_LEASED = "state = 'leased'"
-IS_IN_PROGRESS = "status = 'in_progress'"
+IS_SENDABLE = "status = 'in_progress' AND paused_at IS NULL"
+IS_PAUSED = "status = 'in_progress' AND paused_at IS NOT NULL"
 IS_SETTLED = "status = 'in_progress' AND segments_left = 0"
 IS_LEASABLE = "status IN ('validating', 'finalizing', 'cancelling')"
 IS_UNFINISHED = "status IN ('validating', 'in_progress', 'finalizing', 'cancelling')"
@@ -217,14 +218,13 @@ batch = Table(
     Index("batch_by_age", "project_id", "created_at", "sequence"),
     partial_index("batch_unfinished", "status", where=IS_UNFINISHED),
     partial_index("batch_open", "project_id", where=IS_UNFINISHED),
-    partial_index("batch_in_progress", "sequence", where=IS_IN_PROGRESS),
-    partial_index("batch_by_project", "project_id", "sequence", where=IS_IN_PROGRESS),
-    partial_index("batch_by_size", "project_id", "input_bytes", "sequence", where=IS_IN_PROGRESS),
-    partial_index(
-        "batch_by_priority", "project_id", desc(column("priority")), "sequence", where=IS_IN_PROGRESS
-    ),
-    partial_index("batch_by_model", "model", "sequence", where=IS_IN_PROGRESS),
-    partial_index("batch_by_deadline", "expires_at", where=IS_IN_PROGRESS),
+    partial_index("batch_in_progress", "sequence", where=IS_SENDABLE),
+    partial_index("batch_by_project", "project_id", "sequence", where=IS_SENDABLE),
+    partial_index("batch_by_size", "project_id", "input_bytes", "sequence", where=IS_SENDABLE),
+    partial_index("batch_by_priority", "project_id", desc(column("priority")), "sequence", where=IS_SENDABLE),
+    partial_index("batch_by_model", "model", "sequence", where=IS_SENDABLE),
+    partial_index("batch_by_deadline", "expires_at", where=IS_SENDABLE),
+    partial_index("batch_paused", "expires_at", where=IS_PAUSED),
     partial_index("batch_settled", "sequence", where=IS_SETTLED),
     partial_index("batch_leasable", "sequence", where=IS_LEASABLE),
     partial_index("batch_pins", "input_blob_key", where=IS_UNFINISHED),
@@ -254,7 +254,7 @@ segment = Table(
     CheckConstraint("state <> 'done' OR completed + failed = count", name="segment_done"),
     CheckConstraint(_LEASE_IS_WHOLE, name="segment_lease"),
     partial_index("segment_waiting", "batch_id", "number", where=IS_WAITING),
-    partial_index("segment_leased", "batch_id", where=IS_LEASED),
+    partial_index("segment_leased", "batch_id", "worker_id", where=IS_LEASED),
     partial_index("segment_held", "worker_id", where=IS_LEASED),
     sqlite_with_rowid=False,
     # Renewing a lease changes no indexed column, so with room on its page a row is renewed in place.

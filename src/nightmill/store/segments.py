@@ -7,7 +7,20 @@ move in one transaction, segment first, so that two lease holders never wait for
 from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any, cast
 
-from sqlalchemy import ARRAY, BigInteger, Connection, Text, bindparam, func, select, text, update
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    ColumnElement,
+    Connection,
+    Text,
+    bindparam,
+    func,
+    literal,
+    or_,
+    select,
+    text,
+    update,
+)
 
 from nightmill.core.batch import Tally
 from nightmill.core.schedule import BATCH_ORDER
@@ -17,7 +30,7 @@ from nightmill.store import schema
 from nightmill.store.batches import Batches
 from nightmill.store.clock import now
 from nightmill.store.leased_table import LeasedTable
-from nightmill.store.schema import DONE, IN_PROGRESS, LEASED, TALLY_COLUMNS, WAITING, batch, segment
+from nightmill.store.schema import DONE, LEASED, TALLY_COLUMNS, WAITING, batch, segment
 from nightmill.store.tallies import (
     add_tally,
     dump_parts,
@@ -41,6 +54,18 @@ LEASES = LeasedTable(
     all_leased=(text(schema.IS_LEASED),),
 )
 
+
+def held_by_no_other() -> ColumnElement[bool]:
+    """That no other worker than the parameter `by_worker_id` has a lease of the batch, if the batch has a
+    concurrency of its own: the worker that has one of its segments keeps the limit for all of them."""
+    other = select(literal(1)).where(
+        segment.c.batch_id == batch.c.id,
+        segment.c.state == LEASED,
+        segment.c.worker_id != bindparam("by_worker_id"),
+    )
+    return or_(batch.c.concurrency.is_(None), other.limit(1).scalar_subquery().is_(None))
+
+
 # Batches first, then the segments of one: no planner may sort the many thousands that wait behind the first.
 _OWNER_COLUMNS = (
     batch.c.id,
@@ -53,17 +78,19 @@ _OWNER_COLUMNS = (
     batch.c.sequence,
     batch.c.input_bytes,
     batch.c.priority,
+    batch.c.concurrency,
 )
 _BATCHES = (
     select(*_OWNER_COLUMNS)
     .where(
-        text("batch." + schema.IS_IN_PROGRESS),
-        batch.c.expires_at > now(),
+        text("batch." + schema.IS_SENDABLE),
+        batch.c.expires_at + 0 > now(),  # an expression, so that no planner takes the index by deadline
         select(segment.c.number)
         .where(segment.c.batch_id == batch.c.id, segment.c.state == WAITING)
         .limit(1)
         .scalar_subquery()
         .is_not(None),
+        held_by_no_other(),
     )
     .order_by(*(batch.c[name] for name in BATCH_ORDER))
     .limit(bindparam("batch_limit"))
@@ -72,10 +99,19 @@ _PREFERRED = select(*_OWNER_COLUMNS).where(batch.c.id.in_(bindparam("of_batch_id
 # The share lock makes a cancel wait for this lease or this lease see the cancel (SQLite has one writer).
 _OWNER = (
     select(batch.c.id)
-    .where(batch.c.id == bindparam("of_batch_id"), batch.c.status == IN_PROGRESS, batch.c.expires_at > now())
+    .where(
+        batch.c.id == bindparam("of_batch_id"),
+        text("batch." + schema.IS_SENDABLE),
+        batch.c.expires_at > now(),
+    )
     .with_for_update(read=True)
     .cte("owner")
 )
+# For a batch with a concurrency of its own: two workers must not both find that no other has a lease.
+_LOCKED_OWNER = (
+    select(batch.c.id).where(batch.c.id == bindparam("of_batch_id")).with_for_update(skip_locked=True)
+)
+_HELD_BY_NO_OTHER = select(batch.c.id).where(batch.c.id == bindparam("of_batch_id"), held_by_no_other())
 _NEXT = (
     select(segment.c.number)
     .where(segment.c.batch_id == select(_OWNER.c.id).scalar_subquery(), segment.c.state == WAITING)
@@ -166,7 +202,7 @@ class Segments(Verbs):
         if len(leases) >= limit:
             return leases
         most = limit + _EXTRA_BATCHES + len(passed_over)
-        for owner in connection.execute(_BATCHES, {"batch_limit": most}).all():
+        for owner in connection.execute(_BATCHES, {"batch_limit": most, "by_worker_id": worker_id}).all():
             if owner.id in passed_over:
                 continue
             leases += _lease_of(connection, owner, worker_id, limit=limit - len(leases), ttl_s=ttl_s)
@@ -224,8 +260,8 @@ class Segments(Verbs):
             _renew(connection, renewed, ttl_s)
         for batch_id, change in changes.items():
             _count(connection, batch_id, change)
-        stopping = Batches.stopping(connection, {report.batch_id for report in reports})
-        return HeartbeatReply(frozenset(lost), stopping)
+        terms = Batches.terms(connection, {report.batch_id for report in reports})
+        return HeartbeatReply(frozenset(lost), terms)
 
     @write
     @staticmethod
@@ -309,12 +345,22 @@ def _lease_of(
     connection: Connection, owner: Any, worker_id: WorkerId, *, limit: int, ttl_s: float
 ) -> Sequence[Lease]:
     """Leases waiting segments of one batch by number."""
+    if owner.concurrency is not None and not _may_hold_alone(connection, owner, worker_id):
+        return ()
     numbers = connection.execute(_NEXT, {"of_batch_id": owner.id, "segment_limit": limit}).scalars().all()
     if not numbers:
         return ()
     given = {"of_batch_id": owner.id, "of_numbers": numbers, "new_worker_id": worker_id, "ttl_s": ttl_s}
     rows = connection.execute(_LEASE, given).all()
     return sorted((_as_lease(row, owner, ttl_s) for row in rows), key=_number)
+
+
+def _may_hold_alone(connection: Connection, owner: Any, worker_id: WorkerId) -> bool:
+    """Whether no other worker has a lease of the batch, nor gets one in another transaction meanwhile."""
+    if connection.execute(_LOCKED_OWNER, {"of_batch_id": owner.id}).first() is None:
+        return False
+    given = {"of_batch_id": owner.id, "by_worker_id": worker_id}
+    return connection.execute(_HELD_BY_NO_OTHER, given).first() is not None
 
 
 def _number(lease: Lease) -> int:
@@ -337,6 +383,7 @@ def _as_lease(row: Any, owner: Any, ttl_s: float) -> Lease:
         batch_sequence=owner.sequence,
         batch_bytes=owner.input_bytes,
         priority=owner.priority,
+        concurrency=owner.concurrency,
     )
 
 

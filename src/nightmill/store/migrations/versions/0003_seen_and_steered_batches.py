@@ -1,5 +1,7 @@
 """What is seen of a running batch, how it is steered, and webhooks."""
 
+from collections.abc import Sequence
+
 from alembic import op
 from sqlalchemy import (
     BigInteger,
@@ -12,6 +14,7 @@ from sqlalchemy import (
     PrimaryKeyConstraint,
     Table,
     Text,
+    TextClause,
     text,
 )
 
@@ -30,6 +33,19 @@ _ADD_INVALID = (
     "ALTER TABLE batch ADD COLUMN invalid BIGINT DEFAULT 0 NOT NULL"
     " CONSTRAINT batch_invalid CHECK (invalid >= 0)"
 )
+
+_IS_SENDABLE = "status = 'in_progress' AND paused_at IS NULL"
+_IS_LEASED = "state = 'leased'"
+_IS_PAUSED = "status = 'in_progress' AND paused_at IS NOT NULL"
+# Of the batches in progress only those that are not paused are in these indexes.
+_SENDABLE_INDEXES = {
+    "batch_in_progress": ["sequence"],
+    "batch_by_project": ["project_id", "sequence"],
+    "batch_by_size": ["project_id", "input_bytes", "sequence"],
+    "batch_by_priority": ["project_id", text("priority DESC"), "sequence"],
+    "batch_by_model": ["model", "sequence"],
+    "batch_by_deadline": ["expires_at"],
+}
 
 _metadata = MetaData()
 _SEQUENCE = BigInteger().with_variant(Integer(), "sqlite")
@@ -162,10 +178,16 @@ def upgrade() -> None:
     op.execute(_ADD_INVALID)
     op.add_column("batch", Column("report_blob_key", Text))
     op.add_column("batch", Column("lines_wanted_until", Double))
-    op.create_index(
-        "batch_by_report",
-        "batch",
-        ["report_blob_key"],
-        sqlite_where=text(_HAS_REPORT),
-        postgresql_where=text(_HAS_REPORT),
-    )
+    _create_index("batch_by_report", ["report_blob_key"], _HAS_REPORT)
+    for name, columns in _SENDABLE_INDEXES.items():
+        op.drop_index(name, "batch")
+        _create_index(name, columns, _IS_SENDABLE)
+    _create_index("batch_paused", ["expires_at"], _IS_PAUSED)
+    op.drop_index("segment_leased", "segment")
+    _create_index("segment_leased", ["batch_id", "worker_id"], _IS_LEASED, table="segment")
+
+
+def _create_index(
+    name: str, columns: Sequence[str | TextClause], where: str, *, table: str = "batch"
+) -> None:
+    op.create_index(name, table, columns, sqlite_where=text(where), postgresql_where=text(where))
