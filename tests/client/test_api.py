@@ -10,8 +10,10 @@ from nightmill.client import (
     AsyncBatchApi,
     Batch,
     BatchApi,
+    BatchOptions,
     BatchPriority,
     CreateBatchRequest,
+    OnInvalid,
     OutputExpiresAfter,
 )
 
@@ -73,6 +75,17 @@ def test_a_priority_is_sent_under_the_key_of_nightmill(server, batch_json):
     with BatchApi(server.url) as api:
         api.create_batch(CreateBatchRequest(input_file_id="file-1", endpoint="/v1/embeddings", priority=-2))
     assert server.asked[0].json["nightmill"] == {"priority": -2}
+
+
+def test_only_the_options_that_differ_from_the_defaults_are_sent(server, batch_json):
+    server.answer = lambda _: (200, batch_json(), {})
+    options = BatchOptions(canary=20, on_invalid=OnInvalid.SKIP, max_failures=0.05)
+    with BatchApi(server.url) as api:
+        for given in (options, BatchOptions()):
+            request = CreateBatchRequest(input_file_id="file-1", endpoint="/v1/embeddings", options=given)
+            api.create_batch(request)
+    assert server.asked[0].json["nightmill"] == {"canary": 20, "on_invalid": "skip", "max_failures": 0.05}
+    assert "nightmill" not in server.asked[1].json
 
 
 def test_the_priority_of_a_batch_is_read_and_changed(server):

@@ -13,17 +13,24 @@ from nightmill.api.wire import (
     Stamp,
     WireModel,
     at_most_pairs,
+    count_or_share,
     id_that_begins_with,
     one_of,
 )
 from nightmill.core.batch import ENDPOINTS, HIGHEST_PRIORITY, LOWEST_PRIORITY, Status, Usage
 from nightmill.core.batch import Batch as BatchState
+from nightmill.core.batch_options import BatchOptions, OnInvalid
 
 METADATA_PAIRS = 16
 METADATA_KEY_LENGTH = 64
 METADATA_VALUE_LENGTH = 512
 
+MOST_CANARY_LINES = 100_000
+_LARGEST_EXACT = 2**53
+"""JSON numbers above it are not exact for all clients."""
+
 _NO_USAGE = Usage()
+_NO_OPTIONS = BatchOptions()
 
 Metadata = TypeAliasType(
     "Metadata",
@@ -62,8 +69,28 @@ class BatchFileExpirationAfter(WireModel):
 Priority = Annotated[int, Field(ge=LOWEST_PRIORITY, le=HIGHEST_PRIORITY)]
 
 
-class _BatchOptions(OwnModel):
+class _Nightmill(OwnModel):
+    """`core.batch_options.BatchOptions` on the wire, and the priority."""
+
     priority: Priority = 0
+    on_invalid: Literal["fail", "skip"] = "fail"
+    canary: Annotated[int, Field(ge=0, le=MOST_CANARY_LINES)] = 0
+    canary_max_failed: Annotated[float, Field(ge=0, le=1)] = _NO_OPTIONS.canary_max_failed
+    max_failures: Annotated[float | None, Field(ge=0), AfterValidator(count_or_share)] = None
+    max_output_tokens: Annotated[int | None, Field(ge=1, le=_LARGEST_EXACT)] = None
+    max_cost: Annotated[float | None, Field(ge=0)] = None
+    record_attempts: bool = False
+
+    def options(self) -> BatchOptions:
+        return BatchOptions(
+            on_invalid=OnInvalid(self.on_invalid),
+            canary=self.canary,
+            canary_max_failed=self.canary_max_failed,
+            max_failures=self.max_failures,
+            max_output_tokens=self.max_output_tokens,
+            max_cost=self.max_cost,
+            record_attempts=self.record_attempts,
+        )
 
 
 class CreateBatchRequest(WireModel):
@@ -85,8 +112,12 @@ class CreateBatchRequest(WireModel):
     """The time limit of the batch. The server's settings may allow others than `24h`."""
     metadata: Metadata = None
     output_expires_after: BatchFileExpirationAfter | None = None
-    nightmill: SkipJsonSchema[_BatchOptions | None] = None
+    nightmill: SkipJsonSchema[_Nightmill | None] = None
     """What OpenAI does not have. Not in the published document."""
+
+    @property
+    def options(self) -> BatchOptions:
+        return _NO_OPTIONS if self.nightmill is None else self.nightmill.options()
 
 
 class BatchError(WireModel):

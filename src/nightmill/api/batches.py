@@ -95,6 +95,7 @@ async def create_batch(
         metadata=fields.metadata,
         output_expires_after_s=None if expires_after is None else expires_after.seconds,
         priority=0 if fields.nightmill is None else fields.nightmill.priority,
+        options=fields.options,
     )
     failpoint("api.before_batch")
     stored = await context.store.batches.create(

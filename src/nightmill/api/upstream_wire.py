@@ -3,7 +3,6 @@
 Keys and header values are accepted and never shown. `upstreams` checks access and stores.
 """
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence, Set
 from typing import Any, Final, cast
@@ -13,6 +12,7 @@ import msgspec
 from pydantic import ValidationError
 
 from nightmill.core.limit_rules import LimitRule
+from nightmill.core.nearest_name import nearest_name
 from nightmill.core.upstream_report import UpstreamReport, merged
 from nightmill.core.upstream_setting import UpstreamState
 from nightmill.errors import RequestError, SetupError
@@ -130,8 +130,8 @@ def _invalid(error: ValidationError) -> RequestError:
     place = [str(step) for step in first["loc"]]
     param = place[0] if place else None
     if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(place[-1], list(_FIELDS), n=1)
-        advice = f" Did you mean '{near[0]}'?" if near else ""
+        near = nearest_name(place[-1], _FIELDS)
+        advice = f" Did you mean '{near}'?" if near else ""
         return RequestError(
             f"Unknown parameter: '{place[-1][:64]}'.{advice}", param=param, code="unknown_parameter"
         )

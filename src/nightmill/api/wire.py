@@ -21,6 +21,7 @@ UNSUPPORTED_VALUE = "unsupported_value"
 WRONG_PREFIX = "wrong_prefix"
 MALFORMED_ID = "malformed_id"
 TOO_MANY_PAIRS = "too_many_pairs"
+NOT_A_COUNT = "not_a_count"
 
 _ID_SHAPE = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _Pairs = TypeVar("_Pairs", bound="Mapping[str, str] | None")
@@ -80,6 +81,13 @@ def at_most_pairs(max_pairs: int) -> Callable[[_Pairs], _Pairs]:
         return pairs
 
     return check
+
+
+def count_or_share(value: float | None) -> float | None:
+    """A number of lines, or a share of them if less than 1."""
+    if value is not None and value >= 1 and value != int(value):
+        raise PydanticCustomError(NOT_A_COUNT, "not a count")
+    return value
 
 
 # --- errors ------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nightmill.cli import batch_options as flag
 from nightmill.cli import flags
 from nightmill.cli.failures import end_code
 from nightmill.cli.screen import Json, clean, local_time, out, out_fields, out_json, out_table, say
@@ -57,18 +58,39 @@ def submit(
         int | None,
         typer.Option("--priority", metavar="N", min=-10, max=10, help=f"{_PRIORITY_HELP} [0]."),
     ] = None,
+    on_invalid: flag.OnInvalid = None,
+    canary: flag.Canary = None,
+    canary_max_failed: flag.CanaryMaxFailed = None,
+    max_failures: flag.MaxFailures = None,
+    max_output_tokens: flag.MaxOutputTokens = None,
+    max_cost: flag.MaxCost = None,
+    record_attempts: flag.RecordAttempts = False,
     watch_it: Annotated[bool, typer.Option("--watch", help="Wait for its end as `watch` does.")] = False,
     base_url: BaseUrl = None,
     as_json: Json = False,
 ) -> None:
     """Upload a file and create its batch. Prints the batch's id."""
     pairs = _pairs(metadata or [])
+    options = flag.batch_options(
+        on_invalid=on_invalid,
+        canary=canary,
+        canary_max_failed=canary_max_failed,
+        max_failures=max_failures,
+        max_output_tokens=max_output_tokens,
+        max_cost=max_cost,
+        record_attempts=record_attempts,
+    )
     with server(base_url) as client:
         from nightmill.client.answers import endpoint_of
 
         endpoint = endpoint or endpoint_of(path)
         batch = client.submit_file(
-            path, endpoint=endpoint, completion_window=window, metadata=pairs, priority=priority
+            path,
+            endpoint=endpoint,
+            completion_window=window,
+            metadata=pairs,
+            priority=priority,
+            options=options,
         )
         if watch_it:
             say(f"{batch.id} is {batch.status}")

@@ -19,9 +19,11 @@ if TYPE_CHECKING:
         AsyncBatchApi,
         Batch,
         BatchApi,
+        BatchOptions,
         BatchPriority,
         CreateBatchRequest,
         ListBatchesResponse,
+        OnInvalid,
         OutputExpiresAfter,
     )
     from nightmill.client.local import run
@@ -33,10 +35,12 @@ __all__ = [
     "AsyncBatchApi",
     "Batch",
     "BatchApi",
+    "BatchOptions",
     "BatchPriority",
     "Client",
     "CreateBatchRequest",
     "ListBatchesResponse",
+    "OnInvalid",
     "OutputExpiresAfter",
     "run",
 ]
@@ -47,10 +51,12 @@ _HOMES = {
     "AsyncBatchApi": "api",
     "Batch": "api",
     "BatchApi": "api",
+    "BatchOptions": "api",
     "BatchPriority": "api",
     "Client": "session",
     "CreateBatchRequest": "api",
     "ListBatchesResponse": "api",
+    "OnInvalid": "api",
     "OutputExpiresAfter": "api",
     "run": "local",
 }

@@ -12,9 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Self, cast
 from urllib.parse import quote
 
+import msgspec
 from openai import AsyncOpenAI, OpenAI
 from openai.pagination import AsyncCursorPage, SyncCursorPage
 from openai.types import Batch
+
+from nightmill.core.batch_options import BatchOptions, OnInvalid
 
 __all__ = [
     "DEFAULT_BASE_URL",
@@ -22,9 +25,11 @@ __all__ = [
     "AsyncBatchApi",
     "Batch",
     "BatchApi",
+    "BatchOptions",
     "BatchPriority",
     "CreateBatchRequest",
     "ListBatchesResponse",
+    "OnInvalid",
     "OutputExpiresAfter",
 ]
 
@@ -54,6 +59,7 @@ class CreateBatchRequest:
 
     Args:
         priority: from -10 to 10; only nightmill has it.
+        options: what else only nightmill has, such as `BatchOptions(canary=20)`.
     """
 
     input_file_id: str
@@ -62,6 +68,7 @@ class CreateBatchRequest:
     metadata: Mapping[str, str] | None = None
     output_expires_after: OutputExpiresAfter | None = None
     priority: int | None = None
+    options: BatchOptions | None = None
 
     def to_wire(self) -> dict[str, Any]:
         wire: dict[str, Any] = {
@@ -74,8 +81,11 @@ class CreateBatchRequest:
         if self.output_expires_after is not None:
             after = self.output_expires_after
             wire["output_expires_after"] = {"anchor": after.anchor, "seconds": after.seconds}
+        own: dict[str, Any] = {} if self.options is None else msgspec.to_builtins(self.options)
         if self.priority is not None:
-            wire["extra_body"] = {"nightmill": {"priority": self.priority}}
+            own["priority"] = self.priority
+        if own:
+            wire["extra_body"] = {"nightmill": own}
         return wire
 
 

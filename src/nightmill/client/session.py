@@ -19,6 +19,7 @@ from nightmill.client.answers import Answer, Row, joined, write_rows
 from nightmill.client.api import ApiKeyAuth, Batch, BatchApi, CreateBatchRequest, connection
 from nightmill.client.progress import Snapshot, shown
 from nightmill.core.batch import TERMINAL
+from nightmill.core.batch_options import BatchOptions
 from nightmill.errors import RequestError, UnavailableError
 
 # OpenAI's limit for a batch file sent in one request; a server that takes larger ones takes them in parts.
@@ -80,6 +81,7 @@ class Client:
         completion_window: str = "24h",
         metadata: Mapping[str, str] | None = None,
         priority: int | None = None,
+        options: BatchOptions | None = None,
     ) -> Batch:
         """Uploads a JSONL file of request lines and creates its batch."""
         uploaded = self.upload(path)
@@ -89,6 +91,7 @@ class Client:
             completion_window=completion_window,
             metadata=metadata,
             priority=priority,
+            options=options,
         )
         return self.api.create_batch(request)
 
@@ -101,6 +104,7 @@ class Client:
         completion_window: str = "24h",
         metadata: Mapping[str, str] | None = None,
         priority: int | None = None,
+        options: BatchOptions | None = None,
     ) -> Batch:
         """Sends rows as a new batch and returns at once.
 
@@ -115,6 +119,7 @@ class Client:
                 completion_window=completion_window,
                 metadata=metadata,
                 priority=priority,
+                options=options,
             )
 
     def wait(
@@ -193,6 +198,7 @@ class Client:
         completion_window: str = "24h",
         metadata: Mapping[str, str] | None = None,
         priority: int | None = None,
+        options: BatchOptions | None = None,
         timeout_s: float | None = None,
         on_change: Callable[[Batch], None] | None = None,
     ) -> Iterator[Answer]:
@@ -204,6 +210,7 @@ class Client:
             completion_window=completion_window,
             metadata=metadata,
             priority=priority,
+            options=options,
         )
         return self.answers(self.wait(batch.id, timeout_s=timeout_s, on_change=on_change))
 
