@@ -102,7 +102,8 @@ def test_errors_name_physical_lines(chunk_bytes: int):
 @pytest.mark.parametrize("text", [b"", b"\n", b"\r\n \n\t", b"\xef\xbb\xbf", b"\xef\xbb\xbf\n\n"])
 def test_a_file_without_requests_is_empty(text: bytes):
     message = "The input file is empty. Please ensure that the batch contains at least one request."
-    assert inspect(text)[0] == ValidationResult(0, None, (LineError("empty_file", message),))
+    error = LineError("empty_file", message)
+    assert inspect(text)[0] == ValidationResult(0, None, (error,), refusals=(error,))
 
 
 @pytest.mark.parametrize(

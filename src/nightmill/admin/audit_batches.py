@@ -38,7 +38,7 @@ def audit_lines(inventory: Inventory, root: Path) -> Iterator[Finding]:
             yield finding
     for stored in inventory.unfinished_batches():
         batch = stored.batch
-        if stored.index_blob_key is None or blob_size(root, batch.input_blob_key) is None:
+        if stored.index_blob_key is None or blob_size(root, batch.input_blob_key) is None or batch.invalid:
             continue
         if indexed_again(batch, root) is None:
             detail = f"its input {batch.input_blob_key} does not have its {batch.total} lines any more"
@@ -74,12 +74,14 @@ class _UnfinishedBatch:
                 f"its input {batch.input_blob_key} is gone; bring it back from a backup or from its sender"
             )
             yield Finding(Kind.INPUT_MISSING, batch.id, detail)
-        else:
+        elif not batch.invalid:  # which lines are invalid depended on the settings of then
             again = indexed_again(batch, self._root)
         index = _read(self._root / index_blob_key)
         fault = "it is gone"
         if index is not None:
-            fault = fault_of(index, total=batch.total, input_bytes=input_bytes or 1 << 62)
+            fault = fault_of(
+                index, total=batch.total, invalid=batch.invalid, input_bytes=input_bytes or 1 << 62
+            )
             if fault is None and again is not None and not names_same_lines(index, again):
                 fault = "it is not that of its input"
         self._index = index if fault is None else again
@@ -97,9 +99,10 @@ class _UnfinishedBatch:
                 break
             first += result.segment.count
         else:
-            if first == self._batch.total:
+            if first == self._batch.total - self._batch.invalid:
                 return
-        detail = f"its segments do not cover its {self._batch.total} lines; bring the database back"
+        lines = self._batch.total - self._batch.invalid
+        detail = f"its segments do not cover its {lines} lines; bring the database back"
         yield Finding(Kind.SEGMENTS, self._batch.id, f"{detail} from a backup")
 
     def _segment_finding(self, result: SegmentResult, names: list[PartName]) -> Finding | None:
@@ -133,7 +136,7 @@ class _UnfinishedBatch:
         return tally == result.tally and tally.answered == result.segment.count
 
     def _tally_findings(self) -> Iterator[Finding]:
-        counted, left = Tally(), 0
+        counted, left = Tally(failed=self._batch.invalid), 0
         for result in self._segments:
             counted = counted.plus(result.tally)
             left += not result.is_done

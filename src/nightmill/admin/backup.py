@@ -82,6 +82,8 @@ def _named(inventory: Inventory) -> Iterator[tuple[str, int | None]]:
         yield stored.batch.input_blob_key, None
         if stored.index_blob_key is not None:
             yield stored.index_blob_key, None
+    for key in inventory.validation_reports():
+        yield key, None
 
 
 def _parts(inventory: Inventory, root: Path) -> Iterator[tuple[str, int]]:

@@ -12,10 +12,14 @@ _UNLIMITED = 1 << 40
 _DEEPEST = 900
 
 
-def fault_of(index: bytes, *, total: int, input_bytes: int) -> str | None:
-    """Why the records cannot index `total` lines of an input of `input_bytes`; None when they can."""
-    if len(index) != total * INDEX_RECORD_BYTES:
-        return f"it has {len(index)} bytes, not {total} records of {INDEX_RECORD_BYTES}"
+def fault_of(index: bytes, *, total: int, invalid: int = 0, input_bytes: int) -> str | None:
+    """Why the records cannot index `total` lines of an input of `input_bytes`; None when they can.
+
+    Args:
+        invalid: so many of the lines have no record.
+    """
+    if len(index) != (total - invalid) * INDEX_RECORD_BYTES:
+        return f"it has {len(index)} bytes, not {total - invalid} records of {INDEX_RECORD_BYTES}"
     seen = bytearray(total)
     for line in unpack_lines(index):
         if line.ordinal >= total or seen[line.ordinal]:

@@ -19,6 +19,7 @@ from nightmill.api import (
     tenants,
     uploads,
     upstreams,
+    validation,
 )
 from nightmill.api.batches import windows_s
 from nightmill.api.context import ApiContext
@@ -60,6 +61,7 @@ def create_app(context: ApiContext) -> FastAPI:
         app.include_router(router, prefix="/v1")
     app.include_router(own_batch.router)
     app.include_router(steering.router)
+    app.include_router(validation.router)
     app.include_router(tenants.router)
     app.include_router(upstreams.router)
     app.include_router(health.router)

@@ -27,6 +27,7 @@ from nightmill.cli import (
     torture,
     upstreams,
     validate,
+    validation,
     work,
 )
 from nightmill.cli.failures import guarded
@@ -59,6 +60,7 @@ app.command("list")(batches.list_batches)
 app.command()(batches.show)
 app.command()(batches.watch)
 app.command()(batches.results)
+app.command()(validation.validation)
 app.command()(batches.prioritize)
 app.command()(batches.cancel)
 app.add_typer(files.app, name="files")

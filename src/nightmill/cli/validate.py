@@ -1,9 +1,10 @@
 """`nightmill validate`: finds every bad line of a file, without a server."""
 
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
@@ -13,7 +14,13 @@ from nightmill.cli.screen import Json, out, out_json, out_table, say
 
 if TYPE_CHECKING:
     from nightmill.settings import Settings
-    from nightmill.validation import InputRules, ValidationResult
+    from nightmill.validation import (
+        DuplicatePass,
+        InputRules,
+        InputValidator,
+        ValidationReport,
+        ValidationResult,
+    )
 
 _CHUNK_BYTES = 1 << 20
 _LINES_READ = 100
@@ -22,6 +29,10 @@ _LINES_READ = 100
 def validate(
     input_path: flags.Input,
     endpoint: flags.Endpoint = None,
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", metavar="FILE", help="Write a JSON object for each invalid line there."),
+    ] = None,
     config: flags.Config = None,
     as_json: Json = False,
 ) -> None:
@@ -32,7 +43,8 @@ def validate(
     """
     settings = flags.settings_of({}, config)
     endpoint = endpoint or _endpoint(input_path)
-    result = _validated(input_path, settings, endpoint)
+    with nullcontext() if report is None else report.open("wb") as stream:
+        result = _validated(input_path, settings, endpoint, stream)
     if as_json:
         out_json(_wire(result, endpoint))
     elif result.errors:
@@ -45,36 +57,59 @@ def validate(
     raise typer.Exit(ExitCode.BAD_INPUT if result.errors else ExitCode.OK)
 
 
-def _validated(path: Path, settings: "Settings", endpoint: str) -> "ValidationResult":
+def _validated(
+    path: Path, settings: "Settings", endpoint: str, report: BinaryIO | None
+) -> "ValidationResult":
     # Imported here: the server's rules need the server's imports.
     from nightmill.core.batch import LineError
     from nightmill.roles.intake import input_rules
-    from nightmill.validation import ValidationResult
+    from nightmill.validation import ValidationResult, report_row
 
     limit = settings.limits.input_file_bytes
     if path.stat().st_size > limit:
         message = f"The batch input file is larger than the {limit} maximum. Please split it."
-        return ValidationResult(0, None, (LineError("file_too_large", message),))
+        error = LineError("file_too_large", message)
+        if report is not None:
+            report.write(report_row(error))
+        return ValidationResult(0, None, (error,), refusals=(error,))
     # A server lists only the first errors; to correct a file, all are needed.
     rules = input_rules(settings.limits, endpoint, models=settings.models)
-    return _validation_result(path, replace(rules, listed_errors=sys.maxsize))
+    return _validation_result(path, replace(rules, listed_errors=sys.maxsize), report)
 
 
-def _validation_result(path: Path, rules: "InputRules") -> "ValidationResult":
-    from nightmill.validation import InputValidator
+def _validation_result(path: Path, rules: "InputRules", report: BinaryIO | None) -> "ValidationResult":
+    from nightmill.validation import InputValidator, ValidationReport, report_row
 
-    validator = InputValidator(rules)
+    rows = None if report is None else ValidationReport()
+    validator = InputValidator(rules, rows)
     with path.open("rb") as stream:
-        while not validator.is_over and (chunk := stream.read(_CHUNK_BYTES)):
-            validator.take(chunk)
-        validator.finish()
+        _run(validator, stream, rows, report)
         duplicate_pass = validator.duplicate_pass()
         if duplicate_pass is not None:
             stream.seek(0)
-            while not duplicate_pass.is_over and (chunk := stream.read(_CHUNK_BYTES)):
-                duplicate_pass.take(chunk)
-            duplicate_pass.finish()
-    return validator.result(duplicate_pass)
+            if report is not None:
+                report.truncate(report.seek(0))
+            _run(duplicate_pass, stream, rows, report)
+    result = validator.result(duplicate_pass)
+    if report is not None:
+        report.write(b"".join(map(report_row, result.refusals)))
+    return result
+
+
+def _run(
+    validator: "InputValidator | DuplicatePass",
+    stream: BinaryIO,
+    rows: "ValidationReport | None",
+    report: BinaryIO | None,
+) -> None:
+    """Gives the whole file to `validator`, and the rows of its report to `report`."""
+    while not validator.is_over and (chunk := stream.read(_CHUNK_BYTES)):
+        validator.take(chunk)
+        if rows is not None and report is not None:
+            report.write(rows.take())
+    validator.finish()
+    if rows is not None and report is not None:
+        report.write(rows.take())
 
 
 def _endpoint(path: Path) -> str:

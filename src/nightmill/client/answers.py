@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Self, TypeAlias, cast
 
 from nightmill.client.download import CHUNK_BYTES, lines
+from nightmill.core import json_text
 from nightmill.core.request_line import endpoint_in
 from nightmill.errors import RequestError
 
@@ -25,6 +26,7 @@ class Answer:
 
     Attributes:
         request: the body that was sent.
+        custom_id: empty where an invalid line that was skipped has none.
         status_code: the HTTP status, or None when the request was never answered.
         body: the decoded answer, also that of an HTTP error.
         error: the reason of a failure: the line's own error, or `body["error"]` of an HTTP error.
@@ -103,9 +105,25 @@ def joined(requests: Path, *answer_files: Path) -> Iterator[Answer]:
         for raw in lines(iter(lambda: stream.read(CHUNK_BYTES), b"")):
             if not raw.strip():
                 continue
-            request = cast("dict[str, Any]", json.loads(raw.removeprefix(b"\xef\xbb\xbf")))
-            custom_id = str(request["custom_id"])
-            yield _answer(custom_id, request.get("body", {}), answers.take(custom_id))
+            custom_id, body = _request(raw.removeprefix(b"\xef\xbb\xbf"))
+            yield _answer(custom_id or "", body, answers.take(custom_id))
+
+
+def _request(raw: bytes) -> tuple[str | None, Row]:
+    """The custom_id and the body; None and an empty body where an invalid line has none that can be read."""
+    try:
+        json_text.validate(raw)  # Python alone would accept NaN, and read a custom_id that the server did not
+        line: object = json.loads(raw)
+    except ValueError:
+        return None, {}
+    if not isinstance(line, Mapping):
+        return None, {}
+    fields = cast("Mapping[str, Any]", line)
+    custom_id, body = fields.get("custom_id"), fields.get("body")
+    return (
+        custom_id if isinstance(custom_id, str) else None,
+        cast("Row", body) if isinstance(body, Mapping) else {},
+    )
 
 
 def _answer(custom_id: str, body: Row, line: Mapping[str, Any] | None) -> Answer:
@@ -159,7 +177,7 @@ class _Answers:
 
     def __init__(self, paths: Iterable[Path]) -> None:
         self._files = [_AnswerFile(path) for path in paths]
-        self._ahead: dict[str, tuple[_AnswerFile, int]] = {}
+        self._ahead: dict[str | None, tuple[_AnswerFile, int]] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -168,7 +186,7 @@ class _Answers:
         for file in self._files:
             file.close()
 
-    def take(self, custom_id: str) -> dict[str, Any] | None:
+    def take(self, custom_id: str | None) -> dict[str, Any] | None:
         place = self._ahead.pop(custom_id, None)
         if place is not None:
             file, start = place
@@ -180,11 +198,11 @@ class _Answers:
                 return head.line
         return self._searched(custom_id)
 
-    def _searched(self, custom_id: str) -> dict[str, Any] | None:
+    def _searched(self, custom_id: str | None) -> dict[str, Any] | None:
         for file in self._files:
             while (head := file.head) is not None:
                 file.step()
                 if head.line["custom_id"] == custom_id:
                     return head.line
-                self._ahead[str(head.line["custom_id"])] = (file, head.start)
+                self._ahead[head.line["custom_id"]] = (file, head.start)
         return None

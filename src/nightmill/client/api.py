@@ -17,6 +17,7 @@ from openai import AsyncOpenAI, OpenAI
 from openai.pagination import AsyncCursorPage, SyncCursorPage
 from openai.types import Batch
 
+from nightmill.client.input import AsyncInputApi, InputApi
 from nightmill.core.batch_options import BatchOptions, OnInvalid
 
 __all__ = [
@@ -135,6 +136,7 @@ class BatchApi:
         openai_client: OpenAI | None = None,
     ) -> None:
         self._openai = openai_client or OpenAI(**connection(base_url, auth))
+        self.input = InputApi(self._openai)
 
     def create_batch(self, request: CreateBatchRequest) -> Batch:
         return self._openai.batches.create(**request.to_wire(), extra_headers=_once())
@@ -176,6 +178,7 @@ class AsyncBatchApi:
         openai_client: AsyncOpenAI | None = None,
     ) -> None:
         self._openai = openai_client or AsyncOpenAI(**connection(base_url, auth))
+        self.input = AsyncInputApi(self._openai)
 
     async def create_batch(self, request: CreateBatchRequest) -> Batch:
         return await self._openai.batches.create(**request.to_wire(), extra_headers=_once())

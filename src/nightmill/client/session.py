@@ -45,6 +45,7 @@ class Client:
     def __init__(self, base_url: str | None = None, auth: ApiKeyAuth | None = None) -> None:
         self.openai = OpenAI(**connection(base_url, auth))
         self.api = BatchApi(openai_client=self.openai)
+        self.input = self.api.input
 
     def close(self) -> None:
         self.openai.close()

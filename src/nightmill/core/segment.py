@@ -93,16 +93,36 @@ class SegmentCutter:
         most_lines: of one segment.
         most_bytes: from the first to the last line of a segment, which a worker reads at once. A longer line
             is a segment of its own.
+        canary_lines: so many lines at the beginning are segments of their own.
     """
 
-    def __init__(self, batch_id: BatchId, *, most_lines: int, most_bytes: int) -> None:
+    def __init__(self, batch_id: BatchId, *, most_lines: int, most_bytes: int, canary_lines: int = 0) -> None:
         self._batch_id = batch_id
         self._most_lines = most_lines
         self._most_bytes = most_bytes
+        self._canary_bytes = canary_lines * INDEX_RECORD_BYTES or None
         self._cut: list[Segment] = []
         self._first = self._count = self._start = 0
+        self._canary_segments = 0
+
+    @property
+    def canary_segments(self) -> int | None:
+        """How many segments the canary lines are; None if no line follows them."""
+        return self._canary_segments or None
 
     def take(self, records: bytes) -> None:
+        if self._canary_bytes is None:
+            self._take(records)
+            return
+        canary = records[: self._canary_bytes]
+        self._take(canary)
+        self._canary_bytes -= len(canary)
+        if len(canary) < len(records):
+            self._end(self._count)
+            self._count, self._canary_bytes, self._canary_segments = 0, None, len(self._cut)
+            self._take(records[len(canary) :])
+
+    def _take(self, records: bytes) -> None:
         most_lines, most_bytes, count, start = self._most_lines, self._most_bytes, self._count, self._start
         for offset, length_bytes, _, _ in _RECORD.iter_unpack(records):
             if count == most_lines or (count and offset + length_bytes - start > most_bytes):

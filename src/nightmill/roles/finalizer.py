@@ -136,7 +136,7 @@ class Finalizer:
             await self._publish_slices(lease)
             return
         pages = Pages(self._store, lease.batch)
-        slices = self._slices(lease.batch, await pages.peek()) if lease.index_blob_key else []
+        slices = await self._slices(lease.batch, await pages.peek()) if lease.index_blob_key else []
         if slices:
             await self._cut(lease, slices)
         else:
@@ -175,7 +175,7 @@ class Finalizer:
 
     # --- a batch in slices ---------------------------------------------------------------------------
 
-    def _slices(self, batch: Batch, page: Sequence[SegmentResult]) -> list[Slice]:
+    async def _slices(self, batch: Batch, page: Sequence[SegmentResult]) -> list[Slice]:
         """The slices of a huge batch, judged by its first segments; empty for any other batch."""
         lines = sum(result.segment.count for result in page)
         part_bytes = sum(part.length_bytes for result in page for part in result.pinned)
@@ -184,7 +184,7 @@ class Finalizer:
             or len(page) < _MIN_SLICES
         ):
             return []
-        segments = -(-batch.total * len(page) // lines)
+        segments = await self._store.segments.count(batch.id)
         per_slice = max(1, self._options.slice_bytes * len(page) // part_bytes)
         return list(cut_slices(batch.id, segments=segments, segments_per_slice=per_slice))
 

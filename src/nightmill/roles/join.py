@@ -16,11 +16,12 @@ from nightmill.blobs import Blobs, BlobWriter
 from nightmill.core.batch import Batch, Status, Tally, Usage
 from nightmill.core.output_line import OutputLine, unanswered
 from nightmill.core.request_line import slice_line
-from nightmill.core.segment import INDEX_RECORD_BYTES, IndexedLine, SegmentResult, unpack_lines
+from nightmill.core.segment import INDEX_RECORD_BYTES, IndexedLine, Segment, SegmentResult, unpack_lines
 from nightmill.errors import LeaseLost
 from nightmill.failpoints import failpoint
 from nightmill.ids import output_line_id
 from nightmill.parts import Parts, TextPlace, counted_parts, standing_records
+from nightmill.roles.skipped_lines import SkippedLines
 from nightmill.store import Store
 
 _WRITE_BYTES = 1 << 20
@@ -52,10 +53,12 @@ class _SegmentRows(NamedTuple):
     """The rows of a segment in the order of the input.
 
     Args:
+        lines: what the rows answer.
         missing_count: how many of the lines have no answer.
         places: where the texts lie that are not in memory, by the row's place in `rows`.
     """
 
+    lines: Sequence[IndexedLine]
     rows: list[OutputLine]
     missing_count: int
     places: Mapping[int, TextPlace]
@@ -120,11 +123,16 @@ class Joiner:
         renew_s: float,
     ) -> Joined:
         tally, missing, lines = Tally(), 0, 0
+        skipped = await self._skipped(batch, index_blob_key, await pages.peek())
+        last: SegmentResult | None = None
         renewed_at = self._monotonic()
         while results := await pages.next():
+            last = results[-1]
             for group in _groups(results, at_once=self._parts.reads_at_once):
-                for rows, missing_count, places in await self._rows_of(batch, index_blob_key, group):
-                    if places:
+                for indexed, rows, missing_count, places in await self._rows_of(batch, index_blob_key, group):
+                    if skipped is not None:
+                        await self._write_between(indexed, rows, places, output, error, skipped)
+                    elif places:
                         await self._write_in_turn(rows, places, output, error)
                     else:
                         await output.write([row.text for row in rows if not row.is_error])
@@ -136,7 +144,56 @@ class Joiner:
                     renewed_at = self._monotonic()
                     if not await renew():
                         raise LeaseLost
+        if skipped is not None and last is not None:
+            await self._write_rest(batch, index_blob_key, last.segment, error, skipped)
+            tally = tally.plus(Tally(failed=skipped.count))
+            lines += skipped.count
         return Joined(tally, missing, lines)
+
+    async def _skipped(
+        self, batch: Batch, index_blob_key: str, results: Sequence[SegmentResult]
+    ) -> SkippedLines | None:
+        """The invalid lines of the run; None without any. The run begins behind the line before it."""
+        if not batch.invalid or batch.report_blob_key is None or not results:
+            return None
+        first = results[0].segment.first
+        after = (await self._line(index_blob_key, first - 1)).ordinal if first else -1
+        return SkippedLines(batch.id, self._blobs.stream(batch.report_blob_key), after=after)
+
+    async def _write_between(
+        self,
+        lines: Sequence[IndexedLine],
+        rows: Sequence[OutputLine],
+        places: Mapping[int, TextPlace],
+        output: "JoinedFile",
+        error: "JoinedFile",
+        skipped: SkippedLines,
+    ) -> None:
+        """Writes rows, and before each error row the invalid lines that lie before it in the input."""
+        for number, row in enumerate(rows):
+            place = places.get(number)
+            text = row.text if place is None else await self._parts.text(place)
+            if row.is_error:
+                async for before in skipped.before(lines[number].ordinal):
+                    await error.write([before])
+            await (error if row.is_error else output).write([text])
+
+    async def _write_rest(
+        self,
+        batch: Batch,
+        index_blob_key: str,
+        last: Segment,
+        error: "JoinedFile",
+        skipped: SkippedLines,
+    ) -> None:
+        """The invalid lines behind the last error row: those before the last line of the run, and behind the
+        last line of the input.
+        """
+        end = last.first + last.count
+        is_last = end == batch.total - batch.invalid
+        ordinal = None if is_last else (await self._line(index_blob_key, end - 1)).ordinal
+        async for row in skipped.before(ordinal):
+            await error.write([row])
 
     async def _rows_of(
         self, batch: Batch, index_blob_key: str, results: Sequence[SegmentResult]
@@ -174,7 +231,7 @@ class Joiner:
         left_out = {
             number: places[line.ordinal] for number, line in enumerate(lines) if line.ordinal in places
         }
-        return _SegmentRows(rows, len(missing), left_out)
+        return _SegmentRows(lines, rows, len(missing), left_out)
 
     async def _write_in_turn(
         self,
@@ -196,6 +253,10 @@ class Joiner:
         )
         return sorted(unpack_lines(records), key=attrgetter("ordinal"))
 
+    async def _line(self, index_blob_key: str, place: int) -> IndexedLine:
+        record = await self._blobs.read(index_blob_key, place * INDEX_RECORD_BYTES, INDEX_RECORD_BYTES)
+        return next(unpack_lines(record))
+
     async def _unanswered(self, batch: Batch, lines: list[IndexedLine]) -> dict[int, OutputLine]:
         """Rows of the error file for lines without an answer, by ordinal."""
         if not lines:
@@ -204,6 +265,10 @@ class Joiner:
         end = max(line.offset + line.length_bytes for line in lines)
         text = await self._blobs.read(batch.input_blob_key, start, end - start)
         code, message = _UNANSWERED[batch.status]
+        if batch.stop_reason is not None:
+            message = (
+                f"This request was not executed because the batch was stopped: {batch.stop_reason.message}"
+            )
         rows: dict[int, OutputLine] = {}
         for line in lines:
             offset = line.offset - start

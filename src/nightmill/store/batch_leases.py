@@ -72,8 +72,17 @@ _ACCEPT = moving(
     index_blob_key=bindparam("new_index_blob_key"),
     segments_left=bindparam("new_segments_left"),
     enqueued_tokens=bindparam("new_enqueued_tokens"),
+    failed=bindparam("new_invalid"),
+    invalid=bindparam("new_invalid"),
+    report_blob_key=bindparam("new_report_blob_key"),
+    canary_segments=bindparam("new_canary_segments"),
 )
-_REJECT = moving(fenced_by=LEASES.held, errors=bindparam("new_errors"), model=bindparam("new_model"))
+_REJECT = moving(
+    fenced_by=LEASES.held,
+    errors=bindparam("new_errors"),
+    model=bindparam("new_model"),
+    report_blob_key=bindparam("new_report_blob_key"),
+)
 _PUBLISH = moving(
     fenced_by=LEASES.held,
     output_file_id=bindparam("new_output_file_id"),
@@ -154,7 +163,7 @@ class BatchLeases(Verbs):
         segments: Sequence[Segment],
         limits: Limits = NO_LIMITS,
     ) -> Batch | None:
-        """validating -> in_progress with model, total and segments, fenced by the lease's token.
+        """validating -> in_progress with model, counts, report and segments, fenced by the lease's token.
 
         Where the project would then have more open than it may: validating -> failed, and the batch returned
         says so. None when the lease was lost.
@@ -178,6 +187,9 @@ class BatchLeases(Verbs):
                 "new_index_blob_key": index_blob_key,
                 "new_segments_left": len(segments),
                 "new_enqueued_tokens": after.enqueued_tokens,
+                "new_invalid": after.invalid,
+                "new_report_blob_key": after.report_blob_key,
+                "new_canary_segments": after.canary_segments,
             },
         )
         if not is_accepted:
@@ -198,6 +210,7 @@ class BatchLeases(Verbs):
                 "held_token": lease.token,
                 "new_errors": dump_errors(after.errors),
                 "new_model": after.model,
+                "new_report_blob_key": after.report_blob_key,
             },
         )
 

@@ -13,6 +13,7 @@ from sqlalchemy import (
     bindparam,
     delete,
     exists,
+    func,
     or_,
     select,
     text,
@@ -22,12 +23,16 @@ from sqlalchemy import (
 
 from nightmill.core.legal_hold import HoldKind
 from nightmill.store import schema
+from nightmill.store.clock import now
 from nightmill.store.holds import held_ids
 from nightmill.store.rows import portions
 from nightmill.store.schema import PENDING, batch, file, piece, slice_, upload, upload_part
 from nightmill.store.verbs import Verbs, read, write
 
 _other = file.alias("other")
+
+REPORT_KEPT_S: Final = 30 * 86_400
+"""A validation report is deleted so long after the end of its batch."""
 
 
 def _is_needed(blob_key: ColumnElement[str]) -> ColumnElement[bool]:
@@ -38,6 +43,13 @@ def _is_needed(blob_key: ColumnElement[str]) -> ColumnElement[bool]:
     )
     return or_(by_a_file, by_a_batch, by_a_held_batch)
 
+
+_ended_at = func.coalesce(batch.c.failed_at, batch.c.completed_at, batch.c.expired_at, batch.c.cancelled_at)
+_IS_OLD_REPORT = (
+    _ended_at <= now() - REPORT_KEPT_S,
+    batch.c.id.not_in(held_ids(HoldKind.BATCH)),
+    batch.c.project_id.not_in(held_ids(HoldKind.PROJECT)),
+)
 
 _UNUSED = union_all(
     select(file.c.blob_key).where(
@@ -51,6 +63,7 @@ _UNUSED = union_all(
         upload_part.c.blob_key.is_not(None), upload.c.status != PENDING, ~_is_needed(upload_part.c.blob_key)
     ),
     select(batch.c.index_blob_key).where(text(schema.IS_FINISHED_WITH_INDEX)),
+    select(batch.c.report_blob_key).where(text(schema.HAS_REPORT), *_IS_OLD_REPORT),
     select(piece.c.blob_key).where(piece.c.of_blob_key.is_(None)),
 ).limit(bindparam("blob_limit"))
 _REMOVE: Final = (
@@ -61,6 +74,7 @@ _REMOVE: Final = (
     update(batch)
     .where(batch.c.index_blob_key == bindparam("gone"), text(schema.IS_FINISHED_WITH_INDEX))
     .values(index_blob_key=None),
+    update(batch).where(batch.c.report_blob_key == bindparam("gone")).values(report_blob_key=None),
     # Without the list of its pieces a blob of pieces no longer exists.
     update(piece).where(piece.c.of_blob_key == bindparam("gone")).values(of_blob_key=None),
     delete(piece).where(piece.c.blob_key == bindparam("gone")),
@@ -82,6 +96,7 @@ _REFERENCED = union_all(
     select(batch.c.index_blob_key).where(
         text(schema.IS_FINISHED_WITH_INDEX), batch.c.index_blob_key.in_(_KEYS)
     ),
+    select(batch.c.report_blob_key).where(text(schema.HAS_REPORT), batch.c.report_blob_key.in_(_KEYS)),
 )
 
 
@@ -91,7 +106,8 @@ class BlobReferences(Verbs):
     @read
     @staticmethod
     def unused(connection: Connection, *, limit: int = 1_000) -> Sequence[str]:
-        """Keys of deleted files, of ended uploads' parts and of finished batches' indexes that nothing needs.
+        """Keys of deleted files, of ended uploads' parts, of finished batches' indexes and of old validation
+        reports that nothing needs.
 
         The blob of a live file, the input of an unfinished batch and everything under legal hold is needed.
         The pieces of a blob are unused once `remove` was called for the blob itself.

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import Connection, Select, and_, bindparam, exists, func, or_, select
+from sqlalchemy import Connection, Select, and_, bindparam, exists, func, or_, select, text
 from sqlalchemy.exc import DBAPIError
 
 from nightmill.core.batch import TERMINAL, Batch, Status
@@ -22,6 +22,7 @@ from nightmill.store.compatibility import schema_refusal
 from nightmill.store.files import FILE_COLUMNS, as_file
 from nightmill.store.schema import (
     DONE,
+    HAS_REPORT,
     TALLY_COLUMNS,
     batch,
     file,
@@ -49,6 +50,7 @@ _PENDING_PARTS = (
 _BATCHES = select(*BATCH_COLUMNS, batch.c.index_blob_key, batch.c.segments_left).order_by(batch.c.sequence)
 _UNFINISHED = _BATCHES.where(batch.c.status.not_in(_TERMINAL))
 _FINISHED = _BATCHES.where(batch.c.status.in_(_TERMINAL))
+_REPORTS = select(batch.c.report_blob_key).where(text(HAS_REPORT)).order_by(batch.c.sequence)
 _SEGMENTS = (
     select(
         segment.c.number,
@@ -149,6 +151,10 @@ class Inventory:
 
     def finished_batches(self) -> Iterator[StoredBatch]:
         return self._batches(_FINISHED)
+
+    def validation_reports(self) -> Iterator[str]:
+        """The keys of all validation reports."""
+        yield from self._connection.execute(_REPORTS).scalars()
 
     def segments(self, batch_id: BatchId) -> Iterator[SegmentResult]:
         """In order of number, leased or not."""

@@ -82,7 +82,10 @@ _RECOUNT = (
     .where(batch.c.id == bindparam("of_batch_id"))
     .values(
         segments_left=_sum_over_segments(case((segment.c.state == DONE, 0), else_=1)),
-        **{name: _sum_over_segments(segment.c[name]) for name in TALLY_COLUMNS},
+        **{
+            name: _sum_over_segments(segment.c[name]) + (batch.c.invalid if name == "failed" else 0)
+            for name in TALLY_COLUMNS
+        },
     )
 )
 _RETURN_TO_WORK = (

@@ -169,6 +169,9 @@ _RESULTS = (
     .order_by(segment.c.number)
     .limit(bindparam("segment_limit"))
 )
+_LAST = select(func.coalesce(func.max(segment.c.number) + 1, 0)).where(
+    segment.c.batch_id == bindparam("of_batch_id")
+)
 
 
 class Segments(Verbs):
@@ -309,6 +312,12 @@ class Segments(Verbs):
     def release_expired(connection: Connection) -> int:
         """Segments whose lease has expired wait again. Returns how many."""
         return connection.execute(_RELEASE_EXPIRED).rowcount
+
+    @read
+    @staticmethod
+    def count(connection: Connection, batch_id: BatchId) -> int:
+        """How many segments the batch has; their numbers have no gaps."""
+        return connection.execute(_LAST, {"of_batch_id": batch_id}).scalar_one()
 
     @read
     @staticmethod

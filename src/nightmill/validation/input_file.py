@@ -15,26 +15,41 @@ from nightmill.core.segment import pack_line
 from nightmill.validation.custom_ids import CustomIds, RepeatedHashes
 from nightmill.validation.file_format import LONGEST_SIGNATURE_BYTES, binary_format, other_encoding
 from nightmill.validation.line_rules import InputRules, LineChecker, duplicate_custom_id
+from nightmill.validation.report import ValidationReport
 
 
 @dataclass(frozen=True, slots=True)
 class ValidationResult:
-    """The result of a validation. `model` is None when the lines name no model or several."""
+    """The result of a validation.
+
+    Args:
+        total: the valid lines.
+        model: None when the lines name no model or several.
+        errors: of the file, then of its first invalid lines.
+        invalid: the invalid lines, listed in `errors` or not.
+        refusals: the errors that concern the file as a whole.
+    """
 
     total: int
     model: str | None
     errors: tuple[LineError, ...]
+    invalid: int = 0
+    refusals: tuple[LineError, ...] = ()
 
 
 class InputValidator:
     """The first pass over every line. Pass the whole file to `take`, then call `finish`.
 
     `is_over` becomes true when further bytes cannot change the result; the caller can stop early.
+
+    Args:
+        report: gets a row for each invalid line; the caller takes the rows after each chunk.
     """
 
-    def __init__(self, rules: InputRules) -> None:
+    def __init__(self, rules: InputRules, report: ValidationReport | None = None) -> None:
         self.is_over = False
         self._rules = rules
+        self._report = report
         self._checker = LineChecker(rules)
         self._lines = _LineReader(rules.line_bytes)
         self._custom_ids = CustomIds()
@@ -69,13 +84,20 @@ class InputValidator:
         return records
 
     def duplicate_pass(self) -> "DuplicatePass | None":
-        """The second pass over the file, or None when no custom_id is repeated. Call once, at the end."""
+        """The second pass over the file, or None when no custom_id is repeated. Call once, at the end.
+
+        The second pass finds all invalid lines again, so that its records and its report replace those of
+        the first.
+        """
         repeated_hashes = self._custom_ids.repeated_hashes()
-        return DuplicatePass(self._rules, repeated_hashes) if repeated_hashes.repeats else None
+        if not repeated_hashes.repeats:
+            return None
+        return DuplicatePass(self._rules, repeated_hashes, self._report)
 
     def result(self, duplicate_pass: "DuplicatePass | None" = None) -> ValidationResult:
         repeats = duplicate_pass.errors if duplicate_pass else []
-        bad_lines = self._bad_lines + (duplicate_pass.repeats if duplicate_pass else 0)
+        repeat_count = duplicate_pass.repeats if duplicate_pass else 0
+        bad_lines = self._bad_lines + repeat_count
         listed = sorted(self._line_errors + repeats, key=lambda error: error.line or 0)
         del listed[self._rules.listed_errors :]
         errors = self._file_errors + listed
@@ -83,7 +105,13 @@ class InputValidator:
             more = f"{bad_lines - len(listed)} more lines have errors that are not listed here."
             errors.append(LineError("too_many_errors", more))
         models = self._checker.models
-        return ValidationResult(self._total, models[0] if len(models) == 1 else None, tuple(errors))
+        return ValidationResult(
+            self._total - repeat_count,
+            models[0] if len(models) == 1 else None,
+            tuple(errors),
+            bad_lines,
+            tuple(self._file_errors),
+        )
 
     def _begin(self, text: bytes) -> bytes:
         self._beginning = None
@@ -95,6 +123,7 @@ class InputValidator:
     def _index(self, lines: "Iterator[tuple[int, int, bytes | None]]") -> bytes:
         check, add, listed = self._checker.check, self._custom_ids.add, self._rules.listed_errors
         max_lines, total, bad_lines = self._rules.lines_per_file, self._total, self._bad_lines
+        report = self._report
         records: list[bytes] = []
         for number, offset, line in lines:
             if line is None:
@@ -112,9 +141,11 @@ class InputValidator:
             if isinstance(result, str):
                 add(result)
                 assert line is not None
-                records.append(pack_line(offset, len(line) - 1, total))
+                records.append(pack_line(offset, len(line) - 1, total + bad_lines))
                 total += 1
             else:
+                if report is not None:
+                    report.add(result, line, ordinal=total + bad_lines)
                 bad_lines += 1
                 if bad_lines <= listed:
                     self._line_errors.append(result)
@@ -129,38 +160,54 @@ class InputValidator:
 class DuplicatePass:
     """The second pass: compares the custom_ids with repeated hashes. Pass the same file as to the validator.
 
-    `errors` lists the repeats up to the limit, `repeats` counts all of them.
+    A line whose custom_id an earlier line has is invalid. `errors` lists the repeats up to the limit,
+    `repeats` counts all of them.
     """
 
-    def __init__(self, rules: InputRules, repeated_hashes: RepeatedHashes) -> None:
+    def __init__(
+        self, rules: InputRules, repeated_hashes: RepeatedHashes, report: ValidationReport | None = None
+    ) -> None:
         self.is_over = False
         self.errors: list[LineError] = []
+        self.repeats = 0
         self._rules = rules
+        self._report = report
         self._checker = LineChecker(rules)
         self._lines = _LineReader(rules.line_bytes)
         self._repeated_hashes = repeated_hashes
+        self._ordinal = 0
 
-    @property
-    def repeats(self) -> int:
-        return max(self._repeated_hashes.repeats, len(self.errors)) if self.is_over else len(self.errors)
+    def take(self, chunk: bytes) -> bytes:
+        """The index records of the valid lines that end in `chunk`."""
+        return self._index(self._lines.feed(chunk))
 
-    def take(self, chunk: bytes) -> None:
-        self._compare(self._lines.feed(chunk))
+    def finish(self) -> bytes:
+        return b"" if self.is_over else self._index(self._lines.rest())
 
-    def finish(self) -> None:
-        if not self.is_over:
-            self._compare(self._lines.rest())
-
-    def _compare(self, lines: "Iterator[tuple[int, int, bytes | None]]") -> None:
-        for number, _, line in lines:
-            if line is None or line.isspace():
+    def _index(self, lines: "Iterator[tuple[int, int, bytes | None]]") -> bytes:
+        records: list[bytes] = []
+        for number, offset, line in lines:
+            if line is not None and line.isspace():
                 continue
-            result = self._checker.check(line, number)
+            if self._ordinal == self._rules.lines_per_file:
+                self.is_over = True
+                break
+            if line is None:
+                result: str | LineError = _too_long(number, self._rules.line_bytes)
+            else:
+                result = self._checker.check(line, number)
             if isinstance(result, str) and self._repeated_hashes.is_repeat(result):
-                self.errors.append(duplicate_custom_id(result, number))
-                if len(self.errors) == self._rules.listed_errors:
-                    self.is_over = True
-                    return
+                result = duplicate_custom_id(result, number)
+                self.repeats += 1
+                if len(self.errors) < self._rules.listed_errors:
+                    self.errors.append(result)
+            if isinstance(result, LineError):
+                if self._report is not None:
+                    self._report.add(result, line, ordinal=self._ordinal)
+            elif line is not None:
+                records.append(pack_line(offset, len(line) - 1, self._ordinal))
+            self._ordinal += 1
+        return b"".join(records)
 
 
 class _LineReader:
