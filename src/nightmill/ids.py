@@ -42,6 +42,14 @@ def new_worker_id(random: bytes) -> WorkerId:
     return WorkerId("worker_" + random[:16].hex())
 
 
+def new_endpoint_id(random: bytes) -> str:
+    return "whe_" + random[:16].hex()
+
+
+def new_delivery_id(random: bytes) -> str:
+    return "wh_" + random[:16].hex()
+
+
 def output_line_id(batch_id: BatchId, ordinal: int) -> str:
     """The `id` of the output line for the request line at `ordinal` (from 0) in the batch's line index."""
     return f"batch_req_{batch_id[6:30]}{ordinal:08x}"

@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TypeAlias, assert_never
 
 from nightmill.core.batch import Batch
+from nightmill.core.webhook import DeliveryState
 from nightmill.errors import UnavailableError
 from nightmill.ids import BatchId
 
@@ -116,6 +117,23 @@ class WritingResumed:
 
 
 @dataclass(frozen=True, slots=True)
+class WebhookAttempted:
+    """A delivery of a webhook was attempted.
+
+    Args:
+        place: scheme, host and port of the receiver; the rest of the URL may hold a key.
+        state: of the delivery after the attempt, as `DeliveryState`.
+        reason: the status of the answer, or why there is none; never the receiver's words.
+    """
+
+    delivery_id: str
+    event_type: str
+    place: str
+    state: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class RoleFailed:
     """One turn of a role ended in an error. The role goes on after a pause."""
 
@@ -142,6 +160,7 @@ Event: TypeAlias = (
     | UpstreamInvalid
     | WritingPaused
     | WritingResumed
+    | WebhookAttempted
     | RoleFailed
     | ProcessDied
 )
@@ -178,6 +197,8 @@ def log(event: Event) -> None:
             _logger.error("every batch waits, for answers can't be written: %s", reason)
         case WritingResumed():
             _logger.info("answers are written again")
+        case WebhookAttempted():
+            _logger.log(*_attempt_line(event))
         case RoleFailed(role, UnavailableError() as error):
             _logger.warning("the %s waits: %s", role, error)
         case RoleFailed(role, error):
@@ -186,6 +207,17 @@ def log(event: Event) -> None:
             _logger.error("the %s process ended with %d and is started again", name, exit_code)
         case _:
             assert_never(event)
+
+
+def _attempt_line(event: WebhookAttempted) -> tuple[int, str]:
+    what = f"{event.event_type} as {event.delivery_id} to {event.place}"
+    match event.state:
+        case DeliveryState.DELIVERED:
+            return logging.DEBUG, f"webhook {what} is delivered: {event.reason}"
+        case DeliveryState.PENDING:
+            return logging.INFO, f"webhook {what} is sent again later: {event.reason}"
+        case _:
+            return logging.WARNING, f"webhook {what} is given up: {event.reason}"
 
 
 def held_text(event: UpstreamHeld) -> str:

@@ -34,6 +34,10 @@ class AuditAction(StrEnum):
     UPSTREAM_DRAINED = "upstream.drained"
     UPSTREAM_REMOVED = "upstream.removed"
     UPSTREAM_RESET = "upstream.reset"
+    WEBHOOK_CREATED = "webhook.created"
+    WEBHOOK_CHANGED = "webhook.changed"
+    WEBHOOK_ROTATED = "webhook.rotated"
+    WEBHOOK_DELETED = "webhook.deleted"
     SCHEMA_MIGRATED = "schema.migrated"
 
 

@@ -7,7 +7,7 @@ work.
 import asyncio
 import math
 from collections.abc import Callable
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 from nightmill.errors import UnavailableError
 from nightmill.telemetry import Emit, RoleFailed
@@ -20,6 +20,15 @@ class Role(Protocol):
 
     async def turn(self) -> float:
         """Does the work that is ready; returns seconds until the next turn, 0 when more may be ready now."""
+        ...
+
+
+@runtime_checkable
+class Draining(Protocol):
+    """A role whose turns leave work in flight."""
+
+    async def drain(self, *, grace_s: float) -> None:
+        """Waits for the work in flight, for `grace_s` at most; what is left then is dropped."""
         ...
 
 

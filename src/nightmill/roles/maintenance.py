@@ -32,11 +32,13 @@ class MaintenanceOptions:
         sweep_s: seconds between two searches for what has expired.
         audit_ttl_s: the age in seconds at which an entry of the audit log is removed; 0 keeps all.
         lease_ttl_s: the length of a worker's lease.
+        deliveries_kept_s: the age in seconds at which a delivery of a webhook that has ended is removed.
     """
 
     sweep_s: float
     audit_ttl_s: int
     lease_ttl_s: float
+    deliveries_kept_s: int
 
 
 class Maintenance:
@@ -123,6 +125,8 @@ class Maintenance:
         if self._options.audit_ttl_s:
             await self._store.audit.delete_older(kept_s=self._options.audit_ttl_s)
         await self._store.upstreams.delete_old_reports(max_age_s=_REPORTS_KEPT_S)
+        while await self._store.webhook_deliveries.delete_old(kept_s=self._options.deliveries_kept_s):
+            pass
         with self._deleting() as may_delete:
             if may_delete:
                 await self._delete_unused()

@@ -53,6 +53,7 @@ ROLES: Final = (
     RoleEntry(
         "observer", "Watches running batches: what limits them, budgets, canaries.", ProcessGroup.KEEPER
     ),
+    RoleEntry("courier", "Delivers webhooks.", ProcessGroup.KEEPER),
 )
 
 ROLE_NAMES: Final = tuple(role.name for role in ROLES)

@@ -16,6 +16,7 @@ from nightmill.blobs import PiecedBlobs
 from nightmill.core.clocks import Clocks
 from nightmill.ids import WorkerId, new_worker_id
 from nightmill.parts import Parts
+from nightmill.roles.courier import Courier
 from nightmill.roles.finalizer import Finalizer, FinalizerOptions
 from nightmill.roles.intake import Intake, IntakeOptions
 from nightmill.roles.join import Joiner
@@ -31,6 +32,7 @@ from nightmill.settings import Settings
 from nightmill.store import Store
 from nightmill.telemetry import Emit
 from nightmill.upstream.registry import UpstreamRegistry
+from nightmill.webhooks.sender import WebhookSender
 
 CLOCKS = Clocks(wall=steady_clock, monotonic=time.monotonic, random=random.random)
 
@@ -87,6 +89,18 @@ class Components:
 
     def observer(self) -> Observer:
         return Observer(())
+
+    def courier(self) -> Courier:
+        sender = WebhookSender(self.settings.webhooks, monotonic=CLOCKS.monotonic)
+        return Courier(
+            store=self.store,
+            sender=sender,
+            settings=self.settings.webhooks,
+            worker_id=self.worker_id,
+            notifier=self.notifier,
+            emit=self.emit,
+            clocks=CLOCKS,
+        )
 
     def upstream_manager(self) -> UpstreamManager:
         return UpstreamManager(
@@ -163,4 +177,5 @@ def maintenance_options(settings: Settings) -> MaintenanceOptions:
         sweep_s=settings.retention.sweep_s,
         audit_ttl_s=settings.audit.ttl_s,
         lease_ttl_s=settings.worker.lease_ttl_s,
+        deliveries_kept_s=settings.webhooks.kept_s,
     )

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from nightmill.ids import WorkerId
-from nightmill.roles.loop import Notifier, Role, keep_turning
+from nightmill.roles.loop import Draining, Notifier, Role, keep_turning
 from nightmill.roles.worker import Worker
 from nightmill.runtime.child import DRAIN, Parent
 from nightmill.runtime.components import Components, open_components
@@ -95,13 +95,16 @@ async def _run_role(
         await _run_worker(components, commands, problems)
         return
     make: Callable[[], Role] = getattr(components, name)  # see `roles.registry`
+    role = make()
     await keep_turning(
-        make(),
+        role,
         notifier=components.notifier,
         stop=commands.stop,
         emit=components.emit,
         random=random.random,
     )
+    if isinstance(role, Draining):
+        await role.drain(grace_s=commands.grace_s())
 
 
 async def _run_worker(components: Components, commands: _ParentCommands, problems: ProblemLog) -> None:

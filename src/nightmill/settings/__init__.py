@@ -22,6 +22,7 @@ from nightmill.settings.sections import (
     WorkerSettings,
 )
 from nightmill.settings.upstreams import ANY_MODEL, DEFAULT_NAME, UpstreamSettings
+from nightmill.settings.webhooks import WebhookSettings
 
 __all__ = [
     "ANY_MODEL",
@@ -36,6 +37,7 @@ __all__ = [
     "RaySettings",
     "Settings",
     "UpstreamSettings",
+    "WebhookSettings",
     "WorkerSettings",
     "as_message",
     "from_message",

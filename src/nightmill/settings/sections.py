@@ -13,6 +13,7 @@ from nightmill.core.batch import ENDPOINTS
 from nightmill.core.limits import Limits
 from nightmill.core.usage import DAY_S
 from nightmill.settings.upstreams import Section, UpstreamSettings, check_upstreams
+from nightmill.settings.webhooks import WebhookSettings
 
 
 class ApiSettings(Section):
@@ -361,6 +362,7 @@ class Settings(Section):
     ray: RaySettings = RaySettings()
     quota: QuotaSettings = QuotaSettings()
     audit: AuditSettings = AuditSettings()
+    webhooks: WebhookSettings = WebhookSettings()
 
     @model_validator(mode="after")
     def _check(self) -> "Settings":

@@ -15,7 +15,7 @@ from nightmill.core.history import EventKind
 from nightmill.core.limits import NO_LIMITS, Limits, refusal_to_create
 from nightmill.core.segment import BatchTerms
 from nightmill.ids import BatchId, ProjectId
-from nightmill.store import audit, batch_events, projects, schema
+from nightmill.store import audit, batch_events, projects, schema, webhooks
 from nightmill.store.clock import now
 from nightmill.store.idempotency_keys import Idempotency, first_object
 from nightmill.store.leased_table import LeasedTable
@@ -194,7 +194,7 @@ def write_status(
     by: Actor | None = None,
     parameters: Mapping[str, Any] | None = None,
 ) -> bool:
-    """Writes the status, and records it in the batch's history.
+    """Writes the status, and records it in the batch's history and for webhooks.
 
     Args:
         by: the actor that moved the batch; None for nightmill itself.
@@ -213,6 +213,7 @@ def write_status(
     if connection.execute(statement, given).rowcount != 1:
         return False
     batch_events.record(connection, after.id, EventKind(after.status.value), by=by)
+    webhooks.enqueue(connection, after)
     return True
 
 

@@ -78,6 +78,7 @@ _DANGLING = select(idempotency).where(
         ),
     )
 )
+_REPORTS = select(batch.c.report_blob_key).where(text(HAS_REPORT)).order_by(batch.c.sequence)
 _STATUSES = select(batch.c.id, batch.c.status).where(batch.c.id.in_(bindparam("batch_ids", expanding=True)))
 
 
@@ -171,6 +172,10 @@ class Inventory:
         """Slices that are done, of batches that aren't published yet."""
         for row in self._connection.execute(slices.JOINED):
             yield slices.as_joined(row)
+
+    def report_keys(self) -> Iterator[str]:
+        """Blobs with the reports of input files."""
+        yield from self._connection.execute(_REPORTS).scalars()
 
     def leftover_segments(self) -> Sequence[tuple[BatchId, int]]:
         """Finished batches that have segments, and how many."""

@@ -21,8 +21,9 @@ from nightmill.store.batches import BATCH_COLUMNS, as_batch
 from nightmill.store.database_url import parse_url, sqlite_path
 from nightmill.store.postgres import PostgresDatabase
 from nightmill.store.rows import ROWS_AT_ONCE
-from nightmill.store.schema import audit, batch, file, metadata, piece, segment, upload, upload_part
+from nightmill.store.schema import audit, batch, file, piece, segment, upload, upload_part
 from nightmill.store.sqlite import sqlite_engine, sqlite_failure
+from nightmill.store.tables import metadata
 from nightmill.store.tallies import dump_parts, tally_values
 
 T = TypeVar("T")
@@ -30,7 +31,15 @@ T = TypeVar("T")
 _TIMEOUT_S: Final = 120.0
 # Grants and reports last no longer than a lease, and the record of the new schema stays.
 _NOT_MOVED: Final = frozenset(
-    {"slice", "upstream", "upstream_grant", "upstream_report", "schema_compatibility"}
+    {
+        "slice",
+        "upstream",
+        "upstream_grant",
+        "upstream_report",
+        "batch_report",
+        "line_report",
+        "schema_compatibility",
+    }
 )
 _ENDED: Final = tuple(status.value for status in TERMINAL)
 
@@ -53,7 +62,7 @@ def unfinished_batches(source_url: str) -> Sequence[Batch]:
 
 
 def needed_blobs(source_url: str) -> Sequence[str]:
-    """Keys of the blobs that live files, pending uploads and unfinished batches need."""
+    """Keys of the blobs that live files, pending uploads, unfinished batches and reports need."""
     is_open = batch.c.status.not_in(_ENDED)
     queries = (
         select(file.c.blob_key).where(file.c.deleted_at.is_(None)),
@@ -64,6 +73,7 @@ def needed_blobs(source_url: str) -> Sequence[str]:
         select(batch.c.input_blob_key).where(is_open),
         select(batch.c.index_blob_key).where(is_open),
         select(batch.c.report_blob_key),
+        select(batch.c.report_blob_key).where(batch.c.report_blob_key.is_not(None)),
     )
 
     def read(connection: Connection) -> Sequence[str]:

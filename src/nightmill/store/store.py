@@ -29,6 +29,8 @@ from nightmill.store.steering import Steering
 from nightmill.store.uploads import Uploads
 from nightmill.store.upstreams import Upstreams
 from nightmill.store.usage import UsageTotals
+from nightmill.store.webhook_deliveries import WebhookDeliveries
+from nightmill.store.webhooks import WebhookEndpoints
 
 
 def open_store(url: str, *, clock: Clock | None = None, busy_timeout_s: float = BUSY_TIMEOUT_S) -> "Store":
@@ -65,6 +67,8 @@ class Store:
         self.usage = UsageTotals(database)
         self.audit = Audit(database)
         self.api_keys = ApiKeys(database)
+        self.webhook_endpoints = WebhookEndpoints(database)
+        self.webhook_deliveries = WebhookDeliveries(database)
 
     async def close(self) -> None:
         await self.database.close()

@@ -17,6 +17,7 @@ from nightmill.store.columns import (
 )
 
 IS_PENDING = "state = 'pending'"
+HAS_ENDED = "state <> 'pending'"
 
 # `event_types` is a JSON list. The secrets sign deliveries, so they are kept as they are. A row stays when
 # the endpoint is deleted, because cursors and deliveries name it.
@@ -55,6 +56,7 @@ webhook_delivery = Table(
     counter_column("attempt_count"),
     optional_text("attempts"),
     seconds_column("next_at"),
+    seconds_column("retry_until"),
     counter_column("token"),
     optional_text("worker_id"),
     seconds_column("lease_expires_at", nullable=True),
@@ -62,5 +64,6 @@ webhook_delivery = Table(
     CheckConstraint("(worker_id IS NULL) = (lease_expires_at IS NULL)", name="webhook_delivery_lease"),
     Index("webhook_delivery_by_endpoint", "endpoint_id", "sequence"),
     partial_index("webhook_delivery_pending", "next_at", where=IS_PENDING),
+    partial_index("webhook_delivery_ended", "created_at", where=HAS_ENDED),
     sqlite_autoincrement=True,
 )

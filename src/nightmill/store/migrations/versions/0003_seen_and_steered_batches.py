@@ -25,6 +25,7 @@ down_revision = "0002"
 
 _HAS_REPORT = "report_blob_key IS NOT NULL"
 _IS_PENDING = "state = 'pending'"
+_HAS_ENDED = "state <> 'pending'"
 # A column with its rule in one statement: SQLite can't add a rule to a table.
 _ADD_CONCURRENCY = (
     "ALTER TABLE batch ADD COLUMN concurrency BIGINT CONSTRAINT batch_concurrency CHECK (concurrency > 0)"
@@ -152,6 +153,7 @@ Table(
     _counter("attempt_count"),
     Column("attempts", Text),
     Column("next_at", Double, nullable=False),
+    Column("retry_until", Double, nullable=False),
     _counter("token"),
     Column("worker_id", Text),
     Column("lease_expires_at", Double),
@@ -163,6 +165,12 @@ Table(
         "next_at",
         sqlite_where=text(_IS_PENDING),
         postgresql_where=text(_IS_PENDING),
+    ),
+    Index(
+        "webhook_delivery_ended",
+        "created_at",
+        sqlite_where=text(_HAS_ENDED),
+        postgresql_where=text(_HAS_ENDED),
     ),
     sqlite_autoincrement=True,
 )
