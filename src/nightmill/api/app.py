@@ -1,5 +1,6 @@
 """The FastAPI application: routers, middleware and exception handlers."""
 
+from time import monotonic
 from typing import cast
 
 from fastapi import FastAPI, Request, Response
@@ -20,6 +21,7 @@ from nightmill.api import (
     uploads,
     upstreams,
     validation,
+    webhooks,
 )
 from nightmill.api.batches import windows_s
 from nightmill.api.context import ApiContext
@@ -28,6 +30,7 @@ from nightmill.api.middleware import METHOD_AS_SENT, PATH_AS_SENT, Authenticatio
 from nightmill.api.openapi import describer
 from nightmill.api.violations import to_request_error
 from nightmill.errors import RequestError, UnavailableError
+from nightmill.webhooks.sender import WebhookSender
 
 _DESCRIPTION = "OpenAI's Batch API on your own models. Any OpenAI client works against it unchanged."
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
@@ -57,11 +60,16 @@ def create_app(context: ApiContext) -> FastAPI:
     app.state.context = context
     app.state.model_list = models.ModelList(context)
     app.state.metrics = metrics.Metrics(context)
-    for router in (batches.router, files.router, uploads.router, models.router):
+    app.state.webhook_sender = WebhookSender(
+        context.settings.webhooks, resolve=context.resolve, monotonic=monotonic
+    )
+    for router in (batches.router, files.router, uploads.router, models.router, webhooks.router):
         app.include_router(router, prefix="/v1")
     app.include_router(own_batch.router)
     app.include_router(steering.router)
     app.include_router(validation.router)
+    app.include_router(webhooks.own_router)
+    app.include_router(batch_priority.router)
     app.include_router(tenants.router)
     app.include_router(upstreams.router)
     app.include_router(health.router)

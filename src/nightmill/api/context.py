@@ -13,6 +13,7 @@ from nightmill.blobs import PiecedBlobs
 from nightmill.settings import Settings
 from nightmill.store import Store
 from nightmill.telemetry import UpstreamHeld
+from nightmill.webhooks.sender import Resolve, addresses_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +27,7 @@ class ApiContext:
         upstream_models: the upstream's response to GET /models, or None without a response.
         clock: Unix seconds.
         random: returns the given number of random bytes.
+        resolve: the addresses of the host of a webhook.
     """
 
     store: Store
@@ -37,6 +39,7 @@ class ApiContext:
     random: Callable[[int], bytes]
     trouble: Callable[[], str | None] = lambda: None
     held: Callable[[], Sequence[UpstreamHeld]] = tuple
+    resolve: Resolve = addresses_of
 
 
 async def context_of(request: Request) -> ApiContext:

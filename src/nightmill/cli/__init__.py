@@ -28,6 +28,7 @@ from nightmill.cli import (
     upstreams,
     validate,
     validation,
+    webhooks,
     work,
 )
 from nightmill.cli.failures import guarded
@@ -67,6 +68,7 @@ app.add_typer(files.app, name="files")
 app.add_typer(keys.app, name="keys")
 app.add_typer(projects.app, name="projects")
 app.add_typer(upstreams.app, name="upstreams")
+app.add_typer(webhooks.app, name="webhooks")
 app.add_typer(holds.app, name="hold")
 app.command()(reports.usage)
 app.command()(reports.audit)

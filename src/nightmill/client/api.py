@@ -19,6 +19,7 @@ from openai.types import Batch
 
 from nightmill.client.input import AsyncInputApi, InputApi
 from nightmill.core.batch_options import BatchOptions, OnInvalid
+from nightmill.client.webhooks import AsyncWebhookApi, WebhookApi
 
 __all__ = [
     "DEFAULT_BASE_URL",
@@ -137,6 +138,7 @@ class BatchApi:
     ) -> None:
         self._openai = openai_client or OpenAI(**connection(base_url, auth))
         self.input = InputApi(self._openai)
+        self.webhooks = WebhookApi(self._openai)
 
     def create_batch(self, request: CreateBatchRequest) -> Batch:
         return self._openai.batches.create(**request.to_wire(), extra_headers=_once())
@@ -179,6 +181,7 @@ class AsyncBatchApi:
     ) -> None:
         self._openai = openai_client or AsyncOpenAI(**connection(base_url, auth))
         self.input = AsyncInputApi(self._openai)
+        self.webhooks = AsyncWebhookApi(self._openai)
 
     async def create_batch(self, request: CreateBatchRequest) -> Batch:
         return await self._openai.batches.create(**request.to_wire(), extra_headers=_once())

@@ -46,6 +46,7 @@ class Client:
         self.openai = OpenAI(**connection(base_url, auth))
         self.api = BatchApi(openai_client=self.openai)
         self.input = self.api.input
+        self.webhooks = self.api.webhooks
 
     def close(self) -> None:
         self.openai.close()

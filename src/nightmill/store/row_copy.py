@@ -72,7 +72,6 @@ def needed_blobs(source_url: str) -> Sequence[str]:
         select(piece.c.blob_key).where(piece.c.of_blob_key.is_not(None)),
         select(batch.c.input_blob_key).where(is_open),
         select(batch.c.index_blob_key).where(is_open),
-        select(batch.c.report_blob_key),
         select(batch.c.report_blob_key).where(batch.c.report_blob_key.is_not(None)),
     )
 
