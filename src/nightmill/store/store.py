@@ -6,6 +6,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from nightmill.errors import UnavailableError
+from nightmill.store.answered_segments import AnsweredSegments
 from nightmill.store.api_keys import ApiKeys
 from nightmill.store.audit import Audit
 from nightmill.store.batch_events import BatchEvents
@@ -59,6 +60,7 @@ class Store:
         self.slices = Slices(database)
         self.open_batches = OpenBatches(database)
         self.segments = Segments(database)
+        self.answered_segments = AnsweredSegments(database)
         self.leases = Leases(database)
         self.grants = Grants(database)
         self.upstreams = Upstreams(database)
