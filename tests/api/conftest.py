@@ -27,6 +27,7 @@ from nightmill.api.context import ApiContext
 from nightmill.blobs import FolderBlobs, PiecedBlobs
 from nightmill.core.api_key import make_api_key
 from nightmill.ids import ProjectId
+from nightmill.parts import FolderParts
 from nightmill.settings import Settings
 from nightmill.store import open_store
 from nightmill.store.migrate import migrate
@@ -175,20 +176,24 @@ def serving(
         url = f"sqlite:///{folder / 'nightmill.sqlite'}"
         await migrate(url)
         store = open_store(url, clock=clock)
+        servers: list[uvicorn.Server] = []
         try:
             notifications: list[float] = []
             context = change(
                 ApiContext(
                     store=store,
                     blobs=PiecedBlobs(FolderBlobs(folder / "blobs", watermark_bytes=0)),
+                    parts=FolderParts(folder / "blobs/parts", commit_interval_s=0.002, buffer_bytes=1 << 20),
                     settings=Settings.model_validate(settings or {}),
                     notify=lambda: notifications.append(time.monotonic()),
                     upstream_models=upstream_models,
                     clock=clock,
                     random=secrets.token_bytes,
+                    is_stopping=lambda: any(it.should_exit for it in servers),
                 )
             )
             server = uvicorn.Server(http_config(create_app(context), context.settings.api))
+            servers.append(server)
             stop.append(lambda: setattr(server, "should_exit", True))
             box.append(Server(port, folder, asyncio.get_running_loop(), context, notifications))
             started.set()

@@ -28,6 +28,7 @@ def application() -> FastAPI:
         ApiContext(
             store=nothing,
             blobs=nothing,
+            parts=nothing,
             settings=Settings(),
             notify=nothing,
             upstream_models=nothing,

@@ -17,6 +17,7 @@ from nightmill.api import (
     models,
     own_batch,
     steering,
+    results,
     tenants,
     uploads,
     upstreams,
@@ -69,7 +70,7 @@ def create_app(context: ApiContext) -> FastAPI:
     app.include_router(steering.router)
     app.include_router(validation.router)
     app.include_router(webhooks.own_router)
-    app.include_router(batch_priority.router)
+    app.include_router(results.router)
     app.include_router(tenants.router)
     app.include_router(upstreams.router)
     app.include_router(health.router)

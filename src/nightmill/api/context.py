@@ -10,6 +10,7 @@ from typing import Annotated, cast
 from fastapi import Depends, Request
 
 from nightmill.blobs import PiecedBlobs
+from nightmill.parts import Parts
 from nightmill.settings import Settings
 from nightmill.store import Store
 from nightmill.telemetry import UpstreamHeld
@@ -21,6 +22,7 @@ class ApiContext:
     """The dependencies of the routes.
 
     Args:
+        parts: the answers of running batches; no route writes one.
         notify: wakes the roles; called after the store write that creates or cancels a batch.
         trouble: why lines are not answered at the moment, or None.
         held: the models of upstreams that are held at the moment, as the workers of this machine report them.
@@ -28,10 +30,12 @@ class ApiContext:
         clock: Unix seconds.
         random: returns the given number of random bytes.
         resolve: the addresses of the host of a webhook.
+        is_stopping: whether the server is closing its connections, so that long responses end.
     """
 
     store: Store
     blobs: PiecedBlobs
+    parts: Parts
     settings: Settings
     notify: Callable[[], None]
     upstream_models: Callable[[], Awaitable[bytes | None]]
@@ -40,6 +44,7 @@ class ApiContext:
     trouble: Callable[[], str | None] = lambda: None
     held: Callable[[], Sequence[UpstreamHeld]] = tuple
     resolve: Resolve = addresses_of
+    is_stopping: Callable[[], bool] = lambda: False
 
 
 async def context_of(request: Request) -> ApiContext:

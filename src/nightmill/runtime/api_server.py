@@ -50,7 +50,10 @@ async def serve_api(
     settings = components.settings
     url = settings.upstream.url
     upstream = None if url is None else open_upstream(settings.upstream, url=url)
-    context = _context(components, supervisor, upstream)
+    servers: list[_Server] = []
+    context = _context(
+        components, supervisor, upstream, is_stopping=lambda: any(it.should_exit for it in servers)
+    )
     server = _Server(
         http_config(
             create_app(context),
@@ -59,6 +62,8 @@ async def serve_api(
             timeout_graceful_shutdown=max(1, int(settings.api.drain_s)),
         )
     )
+
+    servers.append(server)
 
     async def drain_on_stop() -> None:
         await stop_request.to_stop.wait()
@@ -85,10 +90,17 @@ async def serve_api(
             await upstream.close()
 
 
-def _context(components: Components, supervisor: Supervisor, upstream: Upstream | None) -> ApiContext:
+def _context(
+    components: Components,
+    supervisor: Supervisor,
+    upstream: Upstream | None,
+    *,
+    is_stopping: Callable[[], bool],
+) -> ApiContext:
     return ApiContext(
         store=components.store,
         blobs=components.blobs,
+        parts=components.parts,
         settings=components.settings,
         notify=supervisor.notify,
         upstream_models=_no_models if upstream is None else upstream.models,
@@ -96,6 +108,7 @@ def _context(components: Components, supervisor: Supervisor, upstream: Upstream 
         random=secrets.token_bytes,
         trouble=lambda: supervisor.trouble,
         held=lambda: supervisor.problems.held,
+        is_stopping=is_stopping,
     )
 
 

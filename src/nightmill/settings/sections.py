@@ -42,6 +42,8 @@ class ApiSettings(Section):
     """Seconds in which a request line and its headers must arrive; then 408."""
     download_idle_s: Annotated[float, Field(gt=0)] = 120.0
     """A response of which the client reads nothing for this many seconds is aborted."""
+    max_followers: Annotated[int, Field(ge=1)] = 200
+    """Clients that follow the results of a batch at the same time; further ones get 429."""
     requests_per_minute: Annotated[int, Field(ge=0)] = 0
     """Requests one API key may make in a minute; 0 sets no limit."""
 
