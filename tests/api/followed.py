@@ -13,7 +13,7 @@ from nightmill.core.batch import Event, Tally
 from nightmill.core.clocks import Clocks
 from nightmill.core.output_line import answered
 from nightmill.core.request_line import slice_line
-from nightmill.core.segment import Lease, SegmentReport
+from nightmill.core.segment import Lease, PinnedPart, SegmentReport
 from nightmill.ids import BatchId, ProjectId, WorkerId, output_line_id
 from nightmill.parts import PartWriter
 from nightmill.roles.finalizer import Finalizer
@@ -42,6 +42,7 @@ class Holder:
     lease: Lease
     writer: PartWriter
     earlier: Tally = field(default_factory=Tally)
+    pinned: Sequence[PinnedPart] = ()
 
     @property
     def report(self) -> SegmentReport:
@@ -120,7 +121,7 @@ class FollowedBatch:
 
     def complete(self, holder: Holder) -> None:
         self.server.do(holder.writer.close())
-        parts = [*holder.lease.pinned, *([holder.writer.pinned] if holder.writer.pinned else [])]
+        parts = [*holder.pinned, *([holder.writer.pinned] if holder.writer.pinned else [])]
         assert self.server.do(self.server.context.store.segments.complete(holder.lease, holder.report, parts))
 
     def move(self, event: Event) -> None:
