@@ -3,7 +3,8 @@
 settings.md comes from the docstrings of `nightmill.settings`, cli.md from the commands. In how-it-works.md
 the state graph comes from `nightmill.core.batch.TRANSITIONS`, and the picture of the packages from the layers
 that import-linter enforces. In faults.md the tables come from `nightmill.core.failure` and `core.probe`, in
-upstreams.md the table of rules from `core.limit_rules`. A test fails when a part is not current, or when a
+upstreams.md the table of rules from `core.limit_rules`, in observability.md the metrics from
+`api.metric_list`. A test fails when a part is not current, or when a
 setting has no docstring.
 """
 
@@ -19,6 +20,7 @@ import typer
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
+from nightmill.api.metric_list import METRICS
 from nightmill.cli import app
 from nightmill.cli.failures import MEANINGS
 from nightmill.core.batch import ENDPOINTS, TERMINAL, TRANSITIONS
@@ -308,6 +310,16 @@ def limit_rules() -> str:
     return "\n".join(["| why | what it says |", "|---|---|", *rows, ""])
 
 
+def metrics() -> str:
+    """A row for each metric."""
+    rows = [
+        f"| `{metric.name}` | {metric.kind} | {', '.join(f'`{label}`' for label in metric.labels)} "
+        f"| {metric.help} |"
+        for metric in METRICS
+    ]
+    return "\n".join(["| metric | kind | labels | what |", "|---|---|---|---|", *rows, ""])
+
+
 def pages() -> dict[Path, str]:
     """Every page with a generated part, as it should be."""
     parts = {
@@ -316,13 +328,14 @@ def pages() -> dict[Path, str]:
         "statuses": statuses,
         "cheap_requests": cheap_requests,
         "limit_rules": limit_rules,
+        "metrics": metrics,
     }
 
     def printed(page: Path) -> str:
         text = page.read_text(encoding="utf-8")
         return PRINTED.sub(lambda found: found[1] + parts[found["part"]]() + found[3], text)
 
-    generated = [DOCS / "how-it-works.md", DOCS / "faults.md", DOCS / "upstreams.md"]
+    generated = [DOCS / "how-it-works.md", DOCS / "faults.md", DOCS / "upstreams.md", DOCS / "observability.md"]
     whole = {DOCS / "settings.md": settings_page(), DOCS / "cli.md": cli_page()}
     return whole | {page: printed(page) for page in generated}
 

@@ -1,4 +1,4 @@
-"""/metrics: correct values, no names, few queries of the store."""
+"""/metrics: correct values by Prometheus' conventions, no names, few queries of the store."""
 
 import asyncio
 import subprocess
@@ -14,7 +14,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from nightmill.api import metrics
 from nightmill.api.context import ApiContext
 from nightmill.api.health import VERSION
-from nightmill.core.batch import Status
+from nightmill.api.metric_list import METRICS, MetricKind
+from nightmill.core.batch import Status, Usage
+from nightmill.core.counts import ProcessCounts
 from nightmill.core.upstream_report import ModelReport, UpstreamReport
 from nightmill.errors import UnavailableError
 from nightmill.ids import WorkerId
@@ -45,6 +47,13 @@ class Batches:
     @property
     def upstreams(self) -> Self:
         return self
+
+    @property
+    def counts(self) -> Self:
+        return self
+
+    async def total(self) -> ProcessCounts:
+        return ProcessCounts()
 
     async def reports(self, **_: float) -> list[WorkerReport]:
         return []
@@ -148,11 +157,65 @@ class Stuck(Batches):
 
 
 @pytest.mark.parametrize("store", [Away(), Stuck()], ids=["away", "stuck"])
-def test_without_the_store_metrics_are_a_503_and_not_stale(serve, monkeypatch, store):
+def test_without_the_store_its_metrics_are_missing_and_not_stale(serve, monkeypatch, store):
     monkeypatch.setattr(metrics, "_STORE_TIMEOUT_S", 0.05)
-    answer = serve(change=over(store)).send("GET", "/metrics")
-    assert answer.status == 503
-    assert int(answer.headers["retry-after"]) >= 1
+    found = figures_of(serve(change=over(store)).send("GET", "/metrics"))
+    assert found["nightmill_database_up",] == 0
+    assert found["nightmill_disk_free_bytes",] > 0
+    assert not [key for key in found if key[0] in {"nightmill_batches", "nightmill_database_query_seconds"}]
+
+
+def test_what_processes_counted_is_summed_and_stays_when_they_end(serve):
+    server = serve()
+    for worker in ("worker_1", "worker_2"):
+        counts = ProcessCounts()
+        upstream = counts.of_upstream("gpu")
+        upstream.note_answers([(0.07, Usage(10, 4, 3, 0, 13)), (700.0, None)])
+        upstream.note_attempt("load", 0.2)
+        upstream.note_first_byte(0.3)
+        upstream.note_retry(1.5)
+        upstream.note_rate_wait()
+        counts.note_intake(2.0)
+        counts.note_end("completed", finalizing_s=3.0)
+        counts.note_delivery("delivered")
+        server.do(server.context.store.counts.report(WorkerId(worker), counts, is_first=True))
+    server.do(server.context.store.leases.release_of_worker(WorkerId("worker_1")))
+    found = figures_of(server.send("GET", "/metrics"))
+    assert found["nightmill_attempts_total", "answered", "gpu"] == 4
+    assert found["nightmill_attempts_total", "load", "gpu"] == 2
+    assert found["nightmill_attempts_total", "unreachable", "gpu"] == 0
+    assert found["nightmill_attempt_duration_seconds_bucket", "0.05", "gpu"] == 0
+    assert found["nightmill_attempt_duration_seconds_bucket", "0.1", "gpu"] == 2
+    assert found["nightmill_attempt_duration_seconds_bucket", "600.0", "gpu"] == 4
+    assert found["nightmill_attempt_duration_seconds_bucket", "+Inf", "gpu"] == 6
+    assert found["nightmill_attempt_duration_seconds_sum", "gpu"] == pytest.approx(1400.54)
+    assert found["nightmill_attempt_first_byte_seconds_count", "gpu"] == 2
+    assert found["nightmill_tokens_total", "input", "gpu"] == 20
+    assert found["nightmill_tokens_total", "cached", "gpu"] == 8
+    assert found["nightmill_tokens_total", "output", "gpu"] == 6
+    assert found["nightmill_retries_total", "gpu"] == 2
+    assert found["nightmill_retry_wait_seconds_total", "gpu"] == 3
+    assert found["nightmill_rate_limit_waits_total", "gpu"] == 2
+    assert found["nightmill_intake_seconds_bucket", "5.0"] == 2
+    assert found["nightmill_finalizing_seconds_count",] == 2
+    assert found["nightmill_batches_ended_total", "completed"] == 2
+    assert found["nightmill_webhook_deliveries_total", "delivered"] == 2
+
+
+def test_the_age_of_the_oldest_unfinished_batch_is_shown(serve):
+    store = Counting(Backlog({}, 0, 0, oldest_created_at=400))
+    server = serve(change=over(store, clock=lambda: 1_000.0))
+    assert figures_of(server.send("GET", "/metrics"))["nightmill_oldest_batch_age_seconds",] == 600
+
+
+def test_names_and_labels_follow_the_conventions():
+    for metric in METRICS:
+        assert metric.name.startswith("nightmill_")
+        assert metric.name.endswith("_total") == (metric.kind is MetricKind.COUNTER), metric.name
+        assert metric.help.endswith(".")
+        assert metric.kind is not MetricKind.HISTOGRAM or metric.name.endswith("_seconds")
+        assert not {"batch", "batch_id", "key", "custom_id", "project"} & set(metric.labels)
+        assert not [unit for unit in ("_ms", "_minutes", "_mb", "_kib") if unit in metric.name]
 
 
 def test_importing_the_app_does_not_import_the_metrics_library():

@@ -92,6 +92,24 @@ async def test_what_is_worth_retrying_is_sent_again_until_it_is_answered(mill: M
     assert not any(troubles.values())
 
 
+async def test_attempts_are_counted_by_their_outcome(mill: Mill):
+    failures = [Answered(503, b"{}"), Answered(500, b"{}")]
+
+    async def send(_endpoint: str, _body: bytes) -> Outcome:
+        await asyncio.sleep(0)
+        return failures.pop() if failures else answer(prompt_tokens=2, completion_tokens=3, total_tokens=5)
+
+    worker = mill.worker(send)
+    await mill.run_to_the_end(worker, await mill.accepted(request_lines(4)))
+    (upstream,) = worker._dispatcher.upstreams
+    counts = upstream.runtime.counts
+    assert counts.attempts == {"answered": 4, "load": 1, "fault": 1}
+    assert sum(counts.duration.buckets) == 6
+    assert (counts.input_tokens, counts.output_tokens) == (8, 12)
+    assert counts.retries == 2
+    assert counts.retry_wait_s > 0
+
+
 async def test_a_poison_line_is_settled_with_a_clear_error_after_bounded_attempts(mill: Mill):
     sent = Counter[str]()
 

@@ -12,6 +12,7 @@ from nightmill.api.app import create_app
 from nightmill.api.context import ApiContext
 from nightmill.cli import app as command_line
 from nightmill.cli.failures import MEANINGS
+from nightmill.core.counts import ProcessCounts
 from nightmill.core.upstream_report import ModelReport, UpstreamReport
 from nightmill.errors import NightmillError
 from nightmill.settings import Settings
@@ -43,10 +44,18 @@ def openapi_document() -> dict[str, Any]:
 
 
 def metrics_text() -> str:
+    counts = ProcessCounts()
+    counts.of_upstream("default")
+    stored = api_metrics.StoreReading(
+        query_s=0.0,
+        backlog=Backlog(batches={}, waiting_segments=0, leased_segments=0),
+        counts=counts,
+        upstreams=[UpstreamReport("default", 0.0, per_model=(ModelReport("m", limit=64, rule="grow"),))],
+        workers={"default": 1},
+    )
     held = UpstreamHeld("default", "m", "it answers 503", since=0.0, until=0.0)
-    backlog = Backlog(batches={}, waiting_segments=0, leased_segments=0)
-    upstream = UpstreamReport("default", 0.0, per_model=(ModelReport("m", limit=64, rule="grow"),))
-    text, _ = api_metrics._printed(backlog, [held], [upstream])
+    reading = api_metrics.Reading(at=0.0, stored=stored, held=[held], free_bytes=1 << 30)
+    text, _ = api_metrics.printed(reading)
     return text.decode()
 
 

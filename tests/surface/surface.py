@@ -46,7 +46,7 @@ def metrics() -> str:
             lines.add(line)
         elif line.startswith("nightmill_"):
             name, _, labels = line.partition("{")
-            lines.add(name + (" labels: " + labels.split("=")[0] if labels else ""))
+            lines.add(name.split(" ")[0] + (" labels: " + labels.split("=")[0] if labels else ""))
     return "\n".join(sorted(lines)) + "\n"
 
 

@@ -43,6 +43,17 @@ async def test_the_most_recently_used_connection_is_taken_first(rogue, lean, ask
     assert [seen.connection for seen in rogue.requests[3:]] == [last.connection] * 2
 
 
+async def test_the_first_byte_of_each_answer_is_timed_once_and_lists_of_models_are_not(
+    rogue, lean, ask, words
+):
+    upstream, times = lean(rogue.url), []
+    upstream.time_first_bytes(times.append)
+    rogue.plays(words.answer()[:20], words.Pause(0.01), words.answer()[20:])
+    assert await ask(upstream) == OK
+    await upstream.models()
+    assert len(times) == 1
+
+
 async def test_an_idle_connection_is_closed_by_us_first(rogue, lean, ask):
     upstream = lean(rogue.url, idle_s=0.1)
     await ask(upstream)

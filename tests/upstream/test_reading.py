@@ -46,6 +46,7 @@ def read(pieces, *, then_close=True):
             freed=freed.append,
             unsent=lambda _attempt: None,
             lost=lambda _connection: None,
+            answering=lambda _attempt: None,
         )
         wire = Wire()
         connection.connection_made(wire)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
+from nightmill.core.counts import UpstreamCounts
 from nightmill.core.engine_gauges import EngineGauges
 from nightmill.core.load_share import load_share
 from nightmill.core.quiet_hours import QuietHours
@@ -47,6 +48,7 @@ class ConnectedUpstream:
         client: open; closed by the owner.
         shared_name: see `start_upstream`.
         on_list: called when the list of models has changed.
+        counts: see `start_upstream`.
 
     Attributes:
         listed: the models that the server lists; None while the list is not known.
@@ -63,6 +65,7 @@ class ConnectedUpstream:
         shared_name: str,
         on_list: Callable[[], None],
         wall: Callable[[], float],
+        counts: UpstreamCounts | None = None,
     ) -> None:
         settings = effective.settings
         self.become(effective)
@@ -72,7 +75,9 @@ class ConnectedUpstream:
         self.gauges: EngineGauges | None = None
         self._on_list = on_list
         self._wall = wall
-        self._runtime = start_upstream(client, settings=settings, worker=worker, shared_name=shared_name)
+        self._runtime = start_upstream(
+            client, settings=settings, worker=worker, shared_name=shared_name, counts=counts
+        )
         url = settings.url
         self._gauge_reader = (
             GaugeReader(client, url=url, monotonic=time.monotonic) if url and settings.gauges else None

@@ -16,6 +16,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final
 
+from nightmill.core.batch import Usage
 from nightmill.core.clocks import Clocks
 from nightmill.core.failure import Failure, FailureKind, failure_of, is_of_upstream_alone
 from nightmill.core.outcome import Answered, Outcome
@@ -281,6 +282,7 @@ class Dispatcher:
             return True
         wait_s = rates.wait_s(now, share=upstream.slots.share)
         if wait_s > 0:
+            upstream.runtime.counts.note_rate_wait()
             self._waker.wake_at(now + min(wait_s, _LONGEST_PAUSE_S), now)
         return wait_s <= 0
 
@@ -349,6 +351,7 @@ class Dispatcher:
     def _settle_arrived(self, upstream: UpstreamLines, now: float) -> None:
         rates = upstream.runtime.rates
         has_rates = rates.are_set
+        answers: list[tuple[float, Usage | None]] = []
         last_answered: PendingLine | None = None
         group, answered, tokens, busy_s = NO_GROUP, 0, 0, 0.0
         for line, outcome in upstream.take_arrived():
@@ -369,13 +372,16 @@ class Dispatcher:
                     group.note_answers(answered, tokens=tokens, busy_s=busy_s)
                     group, answered, tokens, busy_s = line.group, 0, 0, 0.0
                 answered += 1
-                busy_s += now - line.started_at
+                took_s = now - line.started_at
+                busy_s += took_s
+                answers.append((took_s, row.usage))
                 if row.usage is not None:
                     tokens += row.usage.output_tokens
             if not segment.in_flight and segment.is_over:
                 self._notify()
         if last_answered is not None:
             group.note_answers(answered, tokens=tokens, busy_s=busy_s)
+            upstream.runtime.counts.note_answers(answers)
             upstream.note_newest_answer(last_answered.started_at)
         if not upstream.is_calm:
             upstream.take_arrived_probes(now, self._random)
@@ -389,6 +395,8 @@ class Dispatcher:
     ) -> None:
         """Settles a line that was not answered, has the line sent again, or gives the line up."""
         segment, failure = line.segment, failure_of(outcome, row.error)
+        counts = upstream.runtime.counts
+        counts.note_attempt(failure.kind.name.lower(), now - line.started_at)
         other = None
         if self.upstreams.are_several and segment.stopped_by is None:
             is_of_upstream = is_of_upstream_alone(row.error)
@@ -415,6 +423,7 @@ class Dispatcher:
             segment.settle(line.ordinal, row)
             return
         if other is not None:
+            counts.note_retry(0.0)
             line.leave(upstream)
             other.take_over(line, until=now)
             return
@@ -431,6 +440,7 @@ class Dispatcher:
                 segment.settle(line.ordinal, row)
                 line.group.note_settled()
             case Retry(after_s) if segment.stopped_by is None:
+                counts.note_retry(after_s)
                 upstream.retry(line, until=now + after_s)
             case Retry() | Expire():
                 segment.give_up()

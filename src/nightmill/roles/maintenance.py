@@ -127,6 +127,7 @@ class Maintenance:
         await self._store.upstreams.delete_old_reports(max_age_s=_REPORTS_KEPT_S)
         while await self._store.webhook_deliveries.delete_old(kept_s=self._options.deliveries_kept_s):
             pass
+        await self._store.counts.end_silent(max_age_s=_REPORTS_KEPT_S)
         with self._deleting() as may_delete:
             if may_delete:
                 await self._delete_unused()

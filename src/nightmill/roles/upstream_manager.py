@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager, suppress
 import msgspec
 
 from nightmill.core.clocks import Clocks
+from nightmill.core.counts import ProcessCounts
 from nightmill.core.upstream_report import UpstreamReport
 from nightmill.errors import SetupError, UnavailableError
 from nightmill.ids import WorkerId
@@ -31,10 +32,21 @@ _QUIET_REPORT_S = 8.0
 
 
 class UpstreamManager:
-    """Keeps the upstreams of one worker current."""
+    """Keeps the upstreams of one worker current.
+
+    Args:
+        counts: where attempts are counted; None for counts that are not read.
+    """
 
     def __init__(
-        self, settings: Settings, *, store: Store, worker_id: WorkerId, emit: Emit, clocks: Clocks
+        self,
+        settings: Settings,
+        *,
+        store: Store,
+        worker_id: WorkerId,
+        emit: Emit,
+        clocks: Clocks,
+        counts: ProcessCounts | None = None,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -42,6 +54,7 @@ class UpstreamManager:
         self._emit = emit
         self._wall = clocks.wall
         self._monotonic = clocks.monotonic
+        self._counts = counts or ProcessCounts()
         self._host = socket.gethostname()
         self._current: list[ConnectedUpstream] = []
         self._leaving: list[ConnectedUpstream] = []
@@ -144,6 +157,7 @@ class UpstreamManager:
             shared_name=shared_name(settings.url, host=self._host),
             on_list=self._has_news.set,
             wall=self._wall,
+            counts=self._counts.of_upstream(settings.name),
         )
 
     def _registry(self) -> UpstreamRegistry:

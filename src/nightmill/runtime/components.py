@@ -9,14 +9,16 @@ import secrets
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from nightmill.admin.delete_lock import may_delete
 from nightmill.blobs import PiecedBlobs
 from nightmill.core.clocks import Clocks
+from nightmill.core.counts import ProcessCounts
 from nightmill.ids import WorkerId, new_worker_id
 from nightmill.parts import Parts
 from nightmill.roles.courier import Courier
+from nightmill.roles.count_reporter import CountReporter, counting
 from nightmill.roles.finalizer import Finalizer, FinalizerOptions
 from nightmill.roles.intake import Intake, IntakeOptions
 from nightmill.roles.join import Joiner
@@ -48,6 +50,7 @@ class Components:
     notifier: Notifier
     emit: Emit
     worker_id: WorkerId
+    counts: ProcessCounts = field(default_factory=ProcessCounts)
 
     def intake(self) -> Intake:
         return Intake(
@@ -104,8 +107,16 @@ class Components:
 
     def upstream_manager(self) -> UpstreamManager:
         return UpstreamManager(
-            self.settings, store=self.store, worker_id=self.worker_id, emit=self.emit, clocks=CLOCKS
+            self.settings,
+            store=self.store,
+            worker_id=self.worker_id,
+            emit=self.emit,
+            clocks=CLOCKS,
+            counts=self.counts,
         )
+
+    def count_reporter(self) -> CountReporter:
+        return CountReporter(self.store, self.worker_id, self.counts, monotonic=CLOCKS.monotonic)
 
     def worker(self, upstreams: UpstreamRegistry) -> Worker:
         return Worker(
@@ -130,6 +141,7 @@ async def open_components(
         worker_id: the holder of leases. A parent process passes one to its child, to release the child's
             leases when the child dies. None makes a new one.
     """
+    counts = ProcessCounts()
     store = open_stored(settings)
     try:
         blobs, parts = open_storage(settings)
@@ -140,8 +152,9 @@ async def open_components(
                 blobs,
                 parts,
                 notifier,
-                emit,
+                counting(emit, counts),
                 worker_id or new_worker_id(secrets.token_bytes(16)),
+                counts,
             )
         finally:
             try:

@@ -8,8 +8,10 @@ import asyncio
 import random
 import signal
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Final
 
+from nightmill.errors import UnavailableError
 from nightmill.ids import WorkerId
 from nightmill.roles.loop import Draining, Notifier, Role, keep_turning
 from nightmill.roles.worker import Worker
@@ -81,11 +83,16 @@ async def _run_roles(settings: Settings, worker_id: WorkerId, names: Sequence[st
         asyncio.TaskGroup() as group,
     ):
         following = group.create_task(commands.follow())
+        reporter = components.count_reporter()
+        reporting = group.create_task(reporter.run())
         limit_memory_use()
         async with asyncio.TaskGroup() as roles:
             for name in names:
                 commands.roles.append(roles.create_task(_run_role(components, name, commands, problems)))
         following.cancel()
+        reporting.cancel()
+        with suppress(UnavailableError):
+            await reporter.report()
 
 
 async def _run_role(

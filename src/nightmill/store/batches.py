@@ -100,6 +100,20 @@ _LEFT = (
     .where(text("batch." + schema.IS_SENDABLE))
     .scalar_subquery()
 )
+# Of the batches in progress, which may be many, the first has the lowest sequence.
+_OLDEST_OTHER = (
+    select(func.min(batch.c.created_at))
+    .where(text("batch." + schema.IS_UNFINISHED), batch.c.status != Status.IN_PROGRESS.value)
+    .scalar_subquery()
+)
+_OLDEST_IN_PROGRESS = (
+    select(batch.c.created_at)
+    .where(text("batch." + schema.IS_IN_PROGRESS))
+    .order_by(batch.c.sequence)
+    .limit(1)
+    .scalar_subquery()
+)
+_OLDEST = select(_OLDEST_OTHER.label("other"), _OLDEST_IN_PROGRESS.label("in_progress"))
 _LEASED = select(func.count()).select_from(segment).where(text("segment." + schema.IS_LEASED))
 _LEASED_OF_THEM = _LEASED.join(batch, batch.c.id == segment.c.batch_id).where(
     text("batch." + schema.IS_SENDABLE)
@@ -219,11 +233,13 @@ def write_status(
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """How much is unfinished: batches by status, their segments that wait or are leased."""
+    """How much is unfinished: batches by status, their segments that wait or are leased, and the Unix second
+    at which the oldest was created; None without any."""
 
     batches: dict[Status, int]
     waiting_segments: int
     leased_segments: int
+    oldest_created_at: int | None = None
 
 
 class Batches(Verbs):
@@ -380,4 +396,7 @@ class Batches(Verbs):
             batches={Status(status): count for status, count in connection.execute(_BY_STATUS)},
             waiting_segments=int(segments.waiting),
             leased_segments=int(segments.leased),
+            oldest_created_at=min(
+                (at for at in connection.execute(_OLDEST).one() if at is not None), default=None
+            ),
         )

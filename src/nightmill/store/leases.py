@@ -4,6 +4,7 @@ from sqlalchemy import Connection
 
 from nightmill.ids import WorkerId
 from nightmill.store import batches, grants, segments, slices, upstreams, webhook_deliveries
+from nightmill.store import batches, counts, grants, segments, slices, upstreams
 from nightmill.store.verbs import Verbs, write
 
 _TABLES = (segments.LEASES, batches.LEASES, slices.LEASES)
@@ -25,6 +26,7 @@ class Leases(Verbs):
         grants.release_all_grants(connection)
         upstreams.delete_all_reports(connection)
         webhook_deliveries.release_all(connection)
+        counts.end_all_processes(connection)
         return release_all_leases(connection)
 
     @write
@@ -37,6 +39,7 @@ class Leases(Verbs):
         grants.release_grants_of(connection, worker_id)
         upstreams.delete_reports_of(connection, worker_id)
         webhook_deliveries.release_of(connection, worker_id)
+        counts.end_process(connection, worker_id)
         return sum(
             connection.execute(statement, {"holder": worker_id}).rowcount for statement in _RELEASE_OF_WORKER
         )

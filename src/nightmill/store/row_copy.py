@@ -29,7 +29,7 @@ from nightmill.store.tallies import dump_parts, tally_values
 T = TypeVar("T")
 
 _TIMEOUT_S: Final = 120.0
-# Grants and reports last no longer than a lease, and the record of the new schema stays.
+# Grants, reports and counts are of processes that have ended, and the record of the new schema stays.
 _NOT_MOVED: Final = frozenset(
     {
         "slice",
@@ -40,6 +40,7 @@ _NOT_MOVED: Final = frozenset(
         "line_report",
         "schema_compatibility",
     }
+    {"slice", "upstream", "upstream_grant", "upstream_report", "process_counts", "schema_compatibility"}
 )
 _ENDED: Final = tuple(status.value for status in TERMINAL)
 

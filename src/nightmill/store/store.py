@@ -15,6 +15,7 @@ from nightmill.store.batches import Batches
 from nightmill.store.blob_references import BlobReferences
 from nightmill.store.clock import Clock
 from nightmill.store.compatibility import schema_refusal
+from nightmill.store.counts import Counts
 from nightmill.store.database import Database
 from nightmill.store.database_url import open_database
 from nightmill.store.files import Files
@@ -64,6 +65,7 @@ class Store:
         self.leases = Leases(database)
         self.grants = Grants(database)
         self.upstreams = Upstreams(database)
+        self.counts = Counts(database)
         self.projects = Projects(database)
         self.holds = Holds(database)
         self.usage = UsageTotals(database)

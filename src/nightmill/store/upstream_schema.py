@@ -1,4 +1,4 @@
-"""The tables of upstreams: limits, grants, settings at run time, and reports of workers."""
+"""The tables of upstreams: limits, grants, settings at run time, and reports and counts of workers."""
 
 from sqlalchemy import CheckConstraint, Column, ForeignKey, Index, PrimaryKeyConstraint, Table, Text
 
@@ -51,4 +51,13 @@ upstream_report = Table(
     seconds_column("reported_at"),
     PrimaryKeyConstraint("upstream", "worker_id"),
     Index("upstream_report_by_time", "reported_at"),
+)
+
+# `document` is the JSON of a `ProcessCounts`; see `store.counts`.
+process_counts = Table(
+    "process_counts",
+    metadata,
+    Column("process_id", Text, primary_key=True),
+    text_column("document"),
+    seconds_column("reported_at"),
 )

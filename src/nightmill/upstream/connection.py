@@ -58,9 +58,11 @@ class Connection(asyncio.BufferedProtocol):
         freed: called when the connection can take the next request.
         unsent: called when a reused connection was closed before a byte of the attempt's answer arrived.
         lost: called when the connection is closed.
+        answering: called when the first byte of the attempt's answer has arrived.
     """
 
     __slots__ = (
+        "_answering",
         "_body",
         "_buffer",
         "_complete",
@@ -100,6 +102,7 @@ class Connection(asyncio.BufferedProtocol):
         freed: "Callable[[Connection], None]",
         unsent: Callable[[Attempt], None],
         lost: "Callable[[Connection], None]",
+        answering: Callable[[Attempt], None],
     ) -> None:
         self._loop = loop
         self._buffer = buffer
@@ -110,6 +113,7 @@ class Connection(asyncio.BufferedProtocol):
         self._freed = freed
         self._unsent = unsent
         self._lost = lost
+        self._answering = answering
         self._transport: asyncio.Transport  # from connection_made on
         self._parser = HttpResponseParser(self)
         self.attempt: Attempt | None = None
@@ -236,7 +240,9 @@ class Connection(asyncio.BufferedProtocol):
         if self.attempt is None:
             self.abort()  # unrequested bytes would be taken for the next answer
             return
-        self._silent = False
+        if self._silent:
+            self._silent = False
+            self._answering(self.attempt)
         size_before_bytes = self._size_bytes
         try:
             self._parser.feed_data(self._buffer[:nbytes])

@@ -79,6 +79,11 @@ class LeanUpstream:
         self._sweeping: asyncio.TimerHandle | None = None
         self._all_gone = asyncio.Event()
         self._closed = False
+        self._note_first_byte: Callable[[float], None] = _ignore
+
+    def time_first_bytes(self, note: Callable[[float], None]) -> None:
+        """See `TimesFirstBytes`."""
+        self._note_first_byte = note
 
     def start(
         self,
@@ -264,7 +269,12 @@ class LeanUpstream:
             freed=self._idle.append,
             unsent=self._send_again,
             lost=self._lost,
+            answering=self._answering,
         )
+
+    def _answering(self, attempt: Attempt) -> None:
+        if attempt.max_answer_bytes is None:  # not of a GET
+            self._note_first_byte(self._now() - (attempt.deadline - attempt.timeout_s))
 
     def _lost(self, connection: Connection) -> None:
         self._connections.discard(connection)
@@ -282,6 +292,10 @@ class LeanUpstream:
         self._idle[:] = [connection for connection in self._idle if connection.is_open]
         more = bool(self._connections)
         self._sweeping = loop.call_later(_SWEEP_S, self._sweep, loop) if more else None
+
+
+def _ignore(_: float) -> None:
+    """Without a listener, first bytes are not timed."""
 
 
 def _answer(reply: asyncio.Future[Outcome], outcome: Outcome) -> None:

@@ -58,3 +58,12 @@ class Attempts(Protocol):
     def give_up(self, tag: object) -> None:
         """Ends the attempt; `on_outcome` will not be called."""
         ...
+
+
+@runtime_checkable
+class TimesFirstBytes(Protocol):
+    """An upstream that measures when answers begin."""
+
+    def time_first_bytes(self, note: Callable[[float], None]) -> None:
+        """Calls `note` with the seconds from the start of an attempt to the first byte of its answer."""
+        ...

@@ -7,17 +7,18 @@ so that workers of two servers never share a limit by accident. Lines in flight 
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from nightmill.core.concurrency import Slots
+from nightmill.core.counts import UpstreamCounts
 from nightmill.core.limit_state import Bounds
 from nightmill.core.load_share import LoadShare
 from nightmill.core.loopback import is_loopback
 from nightmill.core.rate_limit import RateLimits
 from nightmill.core.routing import Offer
 from nightmill.settings import ANY_MODEL, UpstreamSettings, WorkerSettings
-from nightmill.upstream.port import Upstream
+from nightmill.upstream.port import TimesFirstBytes, Upstream
 
 _REQUEST_BEATS = 0.75  # of a beat, so that each beat requests slots, also a beat that comes a little early
 
@@ -38,6 +39,7 @@ class UpstreamRuntime:
         priority: sent in each body, None for none.
         load_share: the share of the upstream that batches may use now; None if it is always the whole.
         may_start: whether attempts may start.
+        counts: what was counted of its attempts.
     """
 
     offer: Offer
@@ -51,6 +53,7 @@ class UpstreamRuntime:
     priority: int | None = None
     load_share: LoadShare | None = None
     may_start: bool = True
+    counts: UpstreamCounts = field(default_factory=UpstreamCounts, compare=False)
 
     @property
     def name(self) -> str:
@@ -97,13 +100,18 @@ def start_upstream(
     worker: WorkerSettings,
     shared_name: str,
     is_only: bool = True,
+    counts: UpstreamCounts | None = None,
 ) -> UpstreamRuntime:
     """The runtime of an open upstream, with no slots granted yet.
 
     Args:
         shared_name: the name under which all workers of the upstream share its limits in the store.
         is_only: whether there is no other upstream.
+        counts: of earlier clients of the upstream; None starts at zero.
     """
+    counts = counts or UpstreamCounts()
+    if isinstance(client, TimesFirstBytes):
+        client.time_first_bytes(counts.note_first_byte)
 
     def new_slots(model: str | None) -> Slots:
         return Slots(
@@ -125,6 +133,7 @@ def start_upstream(
         max_attempts=settings.max_attempts,
         weight=settings.weight,
         priority=settings.priority,
+        counts=counts,
     )
 
 

@@ -120,6 +120,14 @@ Table(
 )
 
 Table(
+    "process_counts",
+    _metadata,
+    Column("process_id", Text, primary_key=True),
+    _text("document"),
+    Column("reported_at", Double, nullable=False),
+)
+
+Table(
     "webhook_endpoint",
     _metadata,
     _sequence(),
