@@ -18,6 +18,7 @@ from nightmill.api import (
     own_batch,
     steering,
     results,
+    retries,
     tenants,
     uploads,
     upstreams,
@@ -71,6 +72,8 @@ def create_app(context: ApiContext) -> FastAPI:
     app.include_router(validation.router)
     app.include_router(webhooks.own_router)
     app.include_router(results.router)
+    app.include_router(retries.router)  # before the routes of a batch by its id
+    app.include_router(batch_priority.router)
     app.include_router(tenants.router)
     app.include_router(upstreams.router)
     app.include_router(health.router)

@@ -78,7 +78,7 @@ async def create_batch(
     fingerprint = hashlib.sha256(fields.model_dump_json().encode()).hexdigest()
     idempotency = idempotency_of(request, fingerprint=fingerprint)
     now = int(context.clock())
-    await _check_rate(context, project, now)
+    await check_rate(context, project, now)
     expires_after = fields.output_expires_after
     input_file = await _input_file(context, project, FileId(fields.input_file_id))
     batch = Batch(
@@ -111,7 +111,7 @@ async def _input_file(context: ApiContext, project: ProjectId, file_id: FileId) 
     return file if file is not None and file.purpose is Purpose.BATCH else None
 
 
-async def _check_rate(context: ApiContext, project: ProjectId, now: int) -> None:
+async def check_rate(context: ApiContext, project: ProjectId, now: int) -> None:
     limit = context.settings.limits.batches_per_hour
     if limit and await context.store.batches.count_since(project, now - _HOUR_S) >= limit:
         message = (

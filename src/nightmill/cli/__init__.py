@@ -21,6 +21,7 @@ from nightmill.cli import (
     move,
     projects,
     reports,
+    retries,
     run,
     screen,
     serve,
@@ -62,6 +63,7 @@ app.command()(batches.show)
 app.command()(batches.watch)
 app.command()(batches.results)
 app.command()(validation.validation)
+app.command()(retries.retry)
 app.command()(batches.prioritize)
 app.command()(batches.cancel)
 app.add_typer(files.app, name="files")

@@ -94,7 +94,7 @@ def submit(
         )
         if watch_it:
             say(f"{batch.id} is {batch.status}")
-            _watched(client, batch.id, as_json=as_json)
+            watched(client, batch.id, as_json=as_json)
         if as_json:
             out_json(batch.to_dict(mode="json"))
         else:
@@ -159,7 +159,7 @@ def show(batch_id: BatchId, base_url: BaseUrl = None, as_json: Json = False) -> 
 def watch(batch_id: BatchId, base_url: BaseUrl = None, as_json: Json = False) -> None:
     """Show progress until the batch has ended. The exit code depends on its status."""
     with server(base_url) as client:
-        _watched(client, batch_id, as_json=as_json)
+        watched(client, batch_id, as_json=as_json)
 
 
 def results(
@@ -172,10 +172,18 @@ def results(
         Path | None,
         typer.Option("--errors", "-e", metavar="FILE", help="Where the error lines go; '-' is stdout."),
     ] = None,
+    merged: Annotated[
+        bool, typer.Option("--merged", help="One line for each request: with the answers of its retries.")
+    ] = False,
     base_url: BaseUrl = None,
     as_json: Json = False,
 ) -> None:
     """Download the lines of a batch that has ended."""
+    if merged:
+        if errors is not None or as_json:
+            raise RequestError("--merged writes all lines to one place; name a file with -o only")
+        save_merged(batch_id, output or STDOUT, base_url)
+        return
     if output is None and errors is None:
         output = STDOUT
     if as_json and STDOUT in (output, errors):
@@ -198,6 +206,22 @@ def results(
         out_json(document)
     elif batch.error_file_id and errors is None:
         say(f"some lines were not answered; get them with: nightmill results {batch.id} -e FILE")
+
+
+def save_merged(batch_id: str, path: Path, base_url: str | None) -> None:
+    """Writes the merged result of a batch and its retries to `path`, or to stdout for `STDOUT`."""
+    with server(base_url) as client:
+        lines = client.retries.merged(batch_id)
+        if path == STDOUT:
+            for line in lines:
+                sys.stdout.buffer.write(line + b"\n")
+            sys.stdout.buffer.flush()
+            return
+        partial = path.with_name(f"{path.name}.partial")
+        with partial.open("wb") as stream:
+            stream.writelines(line + b"\n" for line in lines)
+        partial.replace(path)
+    say(f"wrote {path} ({path.stat().st_size:,} bytes)")
 
 
 def prioritize(
@@ -228,7 +252,7 @@ def cancel(batch_id: BatchId, base_url: BaseUrl = None, as_json: Json = False) -
         out(f"{batch.id} is {batch.status}")
 
 
-def _watched(client: "Client", batch_id: str, *, as_json: bool) -> None:
+def watched(client: "Client", batch_id: str, *, as_json: bool) -> None:
     batch = client.wait(batch_id)
     counts = batch.request_counts
     if as_json:

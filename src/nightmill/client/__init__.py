@@ -1,8 +1,9 @@
 """Talk to any OpenAI-compatible batch server from Python, on the official `openai` package.
 
-Three levels, all thin:
+Thin levels:
 
 - `BatchApi` and `AsyncBatchApi`: the four published operations by their own names, and priorities.
+- `RetryApi` and `AsyncRetryApi`: retries, merged results and receipts of a nightmill server.
 - `Client`: send rows, wait with a progress bar, get answers joined to their requests.
 - `run`: answer a JSONL file without a server.
 
@@ -27,12 +28,14 @@ if TYPE_CHECKING:
         OutputExpiresAfter,
     )
     from nightmill.client.local import run
+    from nightmill.client.retries import AsyncRetryApi, RetryApi
     from nightmill.client.session import Client
 
 __all__ = [
     "Answer",
     "ApiKeyAuth",
     "AsyncBatchApi",
+    "AsyncRetryApi",
     "Batch",
     "BatchApi",
     "BatchOptions",
@@ -42,6 +45,7 @@ __all__ = [
     "ListBatchesResponse",
     "OnInvalid",
     "OutputExpiresAfter",
+    "RetryApi",
     "run",
 ]
 
@@ -49,6 +53,7 @@ _HOMES = {
     "Answer": "answers",
     "ApiKeyAuth": "api",
     "AsyncBatchApi": "api",
+    "AsyncRetryApi": "retries",
     "Batch": "api",
     "BatchApi": "api",
     "BatchOptions": "api",
@@ -58,6 +63,7 @@ _HOMES = {
     "ListBatchesResponse": "api",
     "OnInvalid": "api",
     "OutputExpiresAfter": "api",
+    "RetryApi": "retries",
     "run": "local",
 }
 

@@ -18,6 +18,7 @@ from nightmill.client import download
 from nightmill.client.answers import Answer, Row, joined, write_rows
 from nightmill.client.api import ApiKeyAuth, Batch, BatchApi, CreateBatchRequest, connection
 from nightmill.client.progress import Snapshot, shown
+from nightmill.client.retries import RetryApi
 from nightmill.core.batch import TERMINAL
 from nightmill.core.batch_options import BatchOptions
 from nightmill.errors import RequestError, UnavailableError
@@ -47,6 +48,7 @@ class Client:
         self.api = BatchApi(openai_client=self.openai)
         self.input = self.api.input
         self.webhooks = self.api.webhooks
+        self.retries = RetryApi(self.openai)
 
     def close(self) -> None:
         self.openai.close()

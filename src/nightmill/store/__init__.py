@@ -18,6 +18,7 @@ Rules that every verb keeps:
 """
 
 from nightmill.store.batch_leases import BatchLease
+from nightmill.store.batch_origins import BatchOrigin
 from nightmill.store.batches import Backlog
 from nightmill.store.idempotency_keys import Idempotency
 from nightmill.store.migrate import migrate
@@ -27,6 +28,7 @@ from nightmill.store.store import Store, open_store
 __all__ = [
     "Backlog",
     "BatchLease",
+    "BatchOrigin",
     "Idempotency",
     "SliceLease",
     "Store",

@@ -58,12 +58,14 @@ line_report = Table(
     PrimaryKeyConstraint("batch_id", "number"),
 )
 
-# A batch that repeats lines of other batches.
+# A batch that repeats lines of other batches: its lines `first` to `first + count` are lines of `origin_id`.
 batch_origin = Table(
     "batch_origin",
     metadata,
     text_column("batch_id"),
     text_column("origin_id"),
+    number_column("first"),
+    number_column("count"),
     PrimaryKeyConstraint("batch_id", "origin_id"),
     Index("batch_origin_by_origin", "origin_id"),
 )

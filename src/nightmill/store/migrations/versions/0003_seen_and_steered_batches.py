@@ -115,6 +115,8 @@ Table(
     _metadata,
     _text("batch_id"),
     _text("origin_id"),
+    _number("first"),
+    _number("count"),
     PrimaryKeyConstraint("batch_id", "origin_id"),
     Index("batch_origin_by_origin", "origin_id"),
 )

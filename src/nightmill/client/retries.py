@@ -1,0 +1,156 @@
+"""Retries of ended batches and their merged results, over `/nightmill/v1/batches`."""
+
+import uuid
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from typing import Any, Final, cast
+from urllib.parse import quote
+
+import httpx2
+from openai import AsyncOpenAI, OpenAI
+
+from nightmill.client.download import lines
+from nightmill.errors import UnavailableError
+
+RetryAnswer = dict[str, Any]
+"""The server's document: `batch` (None if none was made), `lines`, `origins` and `codes`."""
+
+_CHUNK_BYTES: Final = 1 << 18
+# The first header makes the package return the response before its body is read.
+_STREAMED: Final = {"X-Stainless-Raw-Response": "stream", "Accept-Encoding": "identity"}
+
+
+class RetryApi:
+    """Retries, merged results and receipts of batches.
+
+    Args:
+        openai_client: a client of the server's `/v1`.
+    """
+
+    def __init__(self, openai_client: OpenAI) -> None:
+        self._openai = openai_client
+
+    def retry(self, *batch_ids: str, **options: Any) -> RetryAnswer:
+        """Makes a new batch of the failed lines of ended batches; options as in `retry_request`."""
+        answer = self._openai.post(
+            own_url(self._openai, "retry"),
+            body=retry_request(batch_ids, **options),
+            cast_to=object,
+            options={"headers": once()},
+        )
+        return cast("RetryAnswer", answer)
+
+    def merged(self, batch_id: str, *, partial: bool = False) -> Iterator[bytes]:
+        """For each request line of the batch, the newest success over its retries, else the newest error.
+
+        Args:
+            partial: also while retries are running.
+        """
+        return stream_lines(self._openai, _merged_url(self._openai, batch_id, partial=partial))
+
+
+class AsyncRetryApi:
+    """`RetryApi` for asyncio."""
+
+    def __init__(self, openai_client: AsyncOpenAI) -> None:
+        self._openai = openai_client
+
+    async def retry(self, *batch_ids: str, **options: Any) -> RetryAnswer:
+        answer = await self._openai.post(
+            own_url(self._openai, "retry"),
+            body=retry_request(batch_ids, **options),
+            cast_to=object,
+            options={"headers": once()},
+        )
+        return cast("RetryAnswer", answer)
+
+    async def merged(self, batch_id: str, *, partial: bool = False) -> AsyncIterator[bytes]:
+        url = _merged_url(self._openai, batch_id, partial=partial)
+        async for line in stream_lines_async(self._openai, url):
+            yield line
+
+
+def retry_request(
+    batch_ids: Sequence[str],
+    *,
+    outcomes: Sequence[str] | None = None,
+    codes: Sequence[str] = (),
+    completion_window: str | None = None,
+    metadata: Mapping[str, str] | None = None,
+    nightmill: Mapping[str, Any] | None = None,
+    dry_run: bool = False,
+) -> dict[str, Any]:
+    """The body of a retry.
+
+    Args:
+        batch_ids: batches that have ended, with the same endpoint.
+        outcomes: of `failed`, `expired` and `cancelled`; None for `failed`, or with `codes` for all three.
+        codes: only lines with one of these error codes or HTTP statuses.
+        completion_window: None for that of the first batch, as for `metadata`.
+        nightmill: what the reserved key of a create takes, such as `priority`.
+        dry_run: only counts the lines.
+    """
+    body: dict[str, Any] = {"ids": list(batch_ids)}
+    if outcomes is not None:
+        body["outcomes"] = list(outcomes)
+    if codes:
+        body["codes"] = list(codes)
+    if completion_window is not None:
+        body["completion_window"] = completion_window
+    if metadata is not None:
+        body["metadata"] = dict(metadata)
+    if nightmill is not None:
+        body["nightmill"] = dict(nightmill)
+    if dry_run:
+        body["dry_run"] = True
+    return body
+
+
+def own_url(client: OpenAI | AsyncOpenAI, *steps: str) -> str:
+    """The URL of `/nightmill/v1/batches/...` on the client's server."""
+    server = str(client.base_url).rstrip("/").removesuffix("/v1")
+    return "/".join((f"{server}/nightmill/v1/batches", *(quote(step, safe="") for step in steps)))
+
+
+def once() -> dict[str, str]:
+    """The package repeats a request whose answer was lost; with the key no second batch is made."""
+    return {"Idempotency-Key": str(uuid.uuid4())}
+
+
+def stream_lines(client: OpenAI, url: str) -> Iterator[bytes]:
+    """The lines of a streamed response without their line breaks.
+
+    Raises:
+        UnavailableError: the connection broke before the end.
+    """
+    response = client.get(url, cast_to=httpx2.Response, options={"headers": _STREAMED})
+    try:
+        yield from lines(response.iter_bytes(_CHUNK_BYTES))
+    except httpx2.HTTPError as error:
+        raise _broken(url) from error
+    finally:
+        response.close()
+
+
+async def stream_lines_async(client: AsyncOpenAI, url: str) -> AsyncIterator[bytes]:
+    """`stream_lines` for asyncio."""
+    response = await client.get(url, cast_to=httpx2.Response, options={"headers": _STREAMED})
+    begun = b""
+    try:
+        async for chunk in response.aiter_bytes(_CHUNK_BYTES):
+            *whole, begun = (begun + chunk).split(b"\n")
+            for line in whole:
+                yield line
+    except httpx2.HTTPError as error:
+        raise _broken(url) from error
+    finally:
+        await response.aclose()
+    if begun:
+        yield begun
+
+
+def _merged_url(client: OpenAI | AsyncOpenAI, batch_id: str, *, partial: bool) -> str:
+    return own_url(client, batch_id, "merged") + ("?partial=true" if partial else "")
+
+
+def _broken(url: str) -> UnavailableError:
+    return UnavailableError(f"the connection broke before the end of {url}; try again")
