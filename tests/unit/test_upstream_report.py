@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nightmill.core.engine_gauges import EngineGauges
-from nightmill.core.upstream_report import ModelHold, ModelReport, UpstreamReport, merged
+from nightmill.core.upstream_report import BatchLines, ModelHold, ModelReport, UpstreamReport, merged
 
 GAUGES = EngineGauges(engine="vllm", running=64, waiting=3, kv_use=0.8, hit_share=None, preemptions=None)
 WRONG_KEY = ModelHold(reason="401", since=50, needs_operator=True)
@@ -151,3 +151,23 @@ def test_the_report_of_a_fleet_is_the_sum_in_any_order(workers: list[Worker], ra
     assert set(fleet.models or ()) == {model for worker in workers for model in worker.models or ()}
     random.shuffle(reports)
     assert merged(reports) == fleet
+
+
+def test_the_lines_of_a_batch_add_up_and_the_first_to_be_sent_again_counts():
+    def report(at: float, *batches: BatchLines) -> UpstreamReport:
+        return UpstreamReport(upstream="gpu", at=at, batches=batches)
+
+    fleet = merged(
+        [
+            report(2, BatchLines("x", 3, 1, 50.0, "429"), BatchLines("y", 1)),
+            report(1, BatchLines("x", 4, 2, 40.0, "500")),
+        ]
+    )
+    assert fleet.batches == (BatchLines("x", 7, 3, 40.0, "500"), BatchLines("y", 1))
+
+
+def test_a_full_disk_of_one_worker_is_reported_and_a_rate_limit_of_the_newest_report():
+    full = UpstreamReport(upstream="gpu", at=1, stalled="no space", rate_limit="requests_per_minute")
+    assert merged([full, UpstreamReport(upstream="gpu", at=2)]).stalled == "no space"
+    assert merged([full, UpstreamReport(upstream="gpu", at=2)]).rate_limit is None
+    assert merged([full, UpstreamReport(upstream="gpu", at=0)]).rate_limit == "requests_per_minute"

@@ -196,7 +196,7 @@ def live_on_wire(reports: Sequence[UpstreamReport]) -> Tree | None:
     if not reports:
         return None
     report = cast("Tree", msgspec.to_builtins(merged(reports)))
-    del report["upstream"]
+    del report["upstream"], report["batches"]
     for model in report["per_model"]:
         model["why"] = _why(model["limit"], model["rule"])
     listed = {

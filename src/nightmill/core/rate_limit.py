@@ -157,6 +157,16 @@ class RateLimits:
             self._paused_until - now,
         )
 
+    def limited_by(self, now: float, *, share: float) -> str | None:
+        """The limit because of which no attempt may start now: the name of its setting, or the words "its own
+        rate limit" for one that the upstream's answers name. None if an attempt may start.
+        """
+        if not self.are_set or self.wait_s(now, share=share) <= 0:
+            return None
+        if self._requests.wait_s(now, share=share) > 0:
+            return "requests_per_minute"
+        return "tokens_per_minute" if self._tokens.wait_s(now, share=share) > 0 else "its own rate limit"
+
     def spend(self) -> float:
         """Charges an attempt that starts; returns the estimated tokens that were charged."""
         self._requests.spend(1)

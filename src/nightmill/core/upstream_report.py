@@ -52,6 +52,23 @@ class ModelReport(msgspec.Struct, frozen=True):
     held: ModelHold | None = None
 
 
+class BatchLines(msgspec.Struct, frozen=True):
+    """The lines of one batch at one upstream, for example 12 in flight and 3 to be sent again at 14:05.
+
+    Args:
+        in_flight: attempts in flight.
+        waiting: lines that failed and wait to be sent again.
+        next_at: when the first of them may be sent again, in Unix seconds; None without any.
+        reason: why it failed, such as `429`; no message of the upstream is in it.
+    """
+
+    batch_id: str
+    in_flight: int = 0
+    waiting: int = 0
+    next_at: float | None = None
+    reason: str | None = None
+
+
 class UpstreamReport(msgspec.Struct, frozen=True):
     """What one worker, or a whole fleet, says of one upstream. Times are Unix seconds.
 
@@ -64,6 +81,9 @@ class UpstreamReport(msgspec.Struct, frozen=True):
         waiting: lines that could be sent if there were a slot.
         per_model: one report for each model that was sent lines.
         gauges: the newest reading of the engine's gauges; None if there was none.
+        batches: the batches with most lines here; no line of the others is in flight.
+        rate_limit: the rate limit because of which no attempt may start now; None without one.
+        stalled: why answers can't be written; None while they can.
     """
 
     upstream: str
@@ -74,13 +94,17 @@ class UpstreamReport(msgspec.Struct, frozen=True):
     waiting: int = 0
     per_model: tuple[ModelReport, ...] = ()
     gauges: EngineGauges | None = None
+    batches: tuple[BatchLines, ...] = ()
+    rate_limit: str | None = None
+    stalled: str | None = None
 
 
 def merged(reports: Iterable[UpstreamReport]) -> UpstreamReport:
     """One report of the newest reports of all workers of one upstream, at least one.
 
     Counts and rates are summed. Limits, their rules and the gauges concern all workers, so the newest stand.
-    The models are those of all lists. A model is held if a worker holds it; of several holds one that needs
+    The models are those of all lists. A rate limit counts if the newest report names it, and a full disk if
+    any report does. A model is held if a worker holds it; of several holds one that needs
     the operator stands, and otherwise the oldest.
     """
     newest_first = sorted(reports, key=lambda report: -report.at)
@@ -104,7 +128,28 @@ def merged(reports: Iterable[UpstreamReport]) -> UpstreamReport:
             for model in sorted(entries, key=lambda model: (model is not None, model or ""))
         ),
         gauges=next((report.gauges for report in newest_first if report.gauges is not None), None),
+        batches=_merged_batches(lines for report in newest_first for lines in report.batches),
+        rate_limit=newest_first[0].rate_limit,
+        stalled=next((report.stalled for report in newest_first if report.stalled is not None), None),
     )
+
+
+def _merged_batches(reported: Iterable[BatchLines]) -> tuple[BatchLines, ...]:
+    found: dict[str, BatchLines] = {}
+    for lines in reported:
+        before = found.get(lines.batch_id)
+        if before is None:
+            found[lines.batch_id] = lines
+            continue
+        first = min((before, lines), key=lambda one: math.inf if one.next_at is None else one.next_at)
+        found[lines.batch_id] = BatchLines(
+            lines.batch_id,
+            before.in_flight + lines.in_flight,
+            before.waiting + lines.waiting,
+            first.next_at,
+            first.reason,
+        )
+    return tuple(found.values())
 
 
 def _merged_model(newest_first: Sequence[ModelReport]) -> ModelReport:

@@ -7,6 +7,7 @@ mean belongs to `core.health`.
 
 import heapq
 import math
+from collections.abc import Iterator
 from itertools import count
 from typing import TYPE_CHECKING, Final
 
@@ -39,6 +40,7 @@ class PendingLine(msgspec.Struct, eq=False, gc=False):
         group: whose slot that attempt has.
         charged_tokens: the estimate that the rate limit was charged for the attempt in flight.
         record: the failures of the line, None without any.
+        reason: why the latest attempt failed, None without a failure.
         model_lines: of the line's model, None while nothing was wrong with the model.
         failed_at: the upstreams that the line has left, each with what was recorded there.
     """
@@ -51,6 +53,7 @@ class PendingLine(msgspec.Struct, eq=False, gc=False):
     group: SlotGroup = NO_GROUP
     charged_tokens: float = 0.0
     record: LineRecord | None = None
+    reason: str | None = None
     model_lines: "ModelLines | None" = None
     failed_at: "dict[UpstreamLines, tuple[ModelLines | None, LineRecord | None]] | None" = None
 
@@ -62,9 +65,9 @@ class PendingLine(msgspec.Struct, eq=False, gc=False):
         """Records the lines of the line's model, None when nothing is wrong with the model any more."""
         self.model_lines = model_lines
 
-    def keep(self, record: LineRecord) -> None:
-        """Records the failures of the line."""
-        self.record = record
+    def keep(self, record: LineRecord, reason: str) -> None:
+        """Records the failures of the line, and the reason of the latest."""
+        self.record, self.reason = record, reason
 
     def charge(self, tokens: float) -> None:
         """Records what the rate limit was charged for the attempt that starts."""
@@ -134,6 +137,11 @@ class ModelLines:
     def waiting(self) -> int:
         """Lines that wait."""
         return len(self._retries)
+
+    @property
+    def waits(self) -> Iterator[tuple[float, PendingLine]]:
+        """The lines that wait, each with the monotonic time at which it may be sent again."""
+        return ((until, line) for until, _, line in self._retries)
 
     @property
     def is_empty(self) -> bool:

@@ -7,7 +7,7 @@ lines that were never sent to `line_queues`.
 
 import asyncio
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 
 from nightmill.core.failure import Failure, FailureKind, failure_of
@@ -113,6 +113,10 @@ class UpstreamLines:
     def in_flight(self) -> int:
         """Attempts in flight, those included whose outcome has arrived and was not taken yet."""
         return len(self._in_flight) + len(self._probes)
+
+    @property
+    def lines_in_flight(self) -> Collection[PendingLine]:
+        return self._in_flight
 
     @property
     def groups(self) -> list[SlotGroup]:
@@ -323,7 +327,7 @@ class UpstreamLines:
             now=now,
             random=random,
         )
-        line.keep(record)
+        line.keep(record, failure.reason)
         return record
 
     def _failed(
@@ -406,8 +410,6 @@ class UpstreamLines:
     def _report(self, model: str | None, change: Held | Resumed | None) -> None:
         if change is not None:
             self._on_change(self.runtime, model, change)
-
-    # --- lines that are not sent -------------------------------------------------------------------
 
     def forget_waiting(self, segment: LeasedSegment) -> int:
         """Drops the waiting lines of a segment; returns how many."""

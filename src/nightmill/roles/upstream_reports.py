@@ -1,19 +1,27 @@
 """What one worker reports of its upstreams: counts, rates, limits with their rules, and what is held."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator
+from operator import itemgetter
+from typing import Final
 
 from msgspec.structs import replace
 
 from nightmill.core.clocks import Clocks
 from nightmill.core.engine_gauges import EngineGauges
 from nightmill.core.health import Held
-from nightmill.core.upstream_report import ModelHold, ModelReport, UpstreamReport
+from nightmill.core.upstream_report import BatchLines, ModelHold, ModelReport, UpstreamReport
+from nightmill.ids import BatchId
+from nightmill.parts import Parts
 from nightmill.roles.dispatcher import Dispatcher
 from nightmill.roles.slot_group import SlotGroup
 from nightmill.roles.upstream_lines import UpstreamLines
 from nightmill.telemetry import shown_model
 from nightmill.upstream import Upstream
 from nightmill.upstream.registry import UpstreamRegistry
+
+_MOST_BATCHES: Final = 128
+"""Batches that one report names; a worker holds few more."""
 
 
 class WorkerUpstreams:
@@ -22,8 +30,9 @@ class WorkerUpstreams:
     Rates in reports are those since the report before.
     """
 
-    def __init__(self, dispatcher: Dispatcher, *, clocks: Clocks) -> None:
+    def __init__(self, dispatcher: Dispatcher, *, parts: Parts, clocks: Clocks) -> None:
         self._dispatcher = dispatcher
+        self._parts = parts
         self._wall: Callable[[], float] = clocks.wall
         self._monotonic: Callable[[], float] = clocks.monotonic
         self._before: dict[SlotGroup, tuple[float, int, int]] = {}
@@ -62,7 +71,25 @@ class WorkerUpstreams:
             in_flight=upstream.in_flight,
             waiting=sum(queue.unsent for queue, _ in self._dispatcher.supply.feeds_of(upstream)),
             per_model=tuple(entries.values()),
+            batches=self._batches(upstream, now),
+            rate_limit=upstream.runtime.rates.limited_by(now, share=upstream.slots.share),
+            stalled=self._parts.stalled,
         )
+
+    def _batches(self, upstream: UpstreamLines, now: float) -> tuple[BatchLines, ...]:
+        in_flight = Counter(line.segment.batch_id for line in upstream.lines_in_flight)
+        waits: dict[BatchId, list[tuple[float, str | None]]] = {}
+        for lines in upstream.models.values():
+            for until, line in lines.waits:
+                waits.setdefault(line.segment.batch_id, []).append((until, line.reason))
+        found: list[BatchLines] = []
+        for batch_id in in_flight.keys() | waits.keys():
+            waiting = waits.get(batch_id, [])
+            until, reason = min(waiting, key=itemgetter(0), default=(None, None))
+            next_at = None if until is None else round(self._wall() + max(0.0, until - now), 1)
+            found.append(BatchLines(batch_id, in_flight[batch_id], len(waiting), next_at, reason))
+        found.sort(key=lambda lines: (-lines.in_flight, -lines.waiting, lines.batch_id))
+        return tuple(found[:_MOST_BATCHES])
 
     def _entry(self, group: SlotGroup, now: float) -> ModelReport:
         at, settled, tokens = self._before.get(group, (now, group.settled, group.tokens))

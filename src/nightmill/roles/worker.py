@@ -91,7 +91,7 @@ class Worker:
             clocks=clocks,
             project_weights=settings.project_weights,
         )
-        self.upstreams = WorkerUpstreams(self._dispatcher, clocks=clocks)
+        self.upstreams = WorkerUpstreams(self._dispatcher, parts=storage.parts, clocks=clocks)
         self._is_draining = False
         self._next_beat = 0.0
         self._next_look = 0.0
