@@ -35,6 +35,7 @@ ROWS = (
     "two-upstreams",
     "small-behind-large",
     "online",
+    "forecast",
 )
 ENGINE_ROWS = ("engines", "engines_online")
 """Only on request: they need what `make test-engines` installs, and take half an hour."""

@@ -25,6 +25,15 @@ class BatchMoved:
 
 
 @dataclass(frozen=True, slots=True)
+class BatchLimited:
+    """Something else than before limits a batch; `sentence` says what."""
+
+    batch_id: BatchId
+    code: str
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
 class SegmentLeased:
     """This process has leased a segment."""
 
@@ -151,6 +160,7 @@ class ProcessDied:
 
 Event: TypeAlias = (
     BatchMoved
+    | BatchLimited
     | SegmentLeased
     | SegmentDone
     | LeaseWasLost
@@ -177,6 +187,8 @@ def log(event: Event) -> None:
         case BatchMoved(batch):
             counts = f"{batch.tally.completed} completed, {batch.tally.failed} failed of {batch.total}"
             _logger.info("%s is %s (%s)", batch.id, batch.status, counts)
+        case BatchLimited(batch_id, _, sentence):
+            _logger.info("%s: %s", batch_id, sentence)
         case SegmentLeased(batch_id, number, token):
             _logger.debug("%s segment %d leased under token %d", batch_id, number, token)
         case SegmentDone(batch_id, number, token, answered):

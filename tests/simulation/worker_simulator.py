@@ -226,9 +226,16 @@ class _Store:
 
 
 def run_worker(
-    server: Server, batches: Sequence[SimulatedBatch], *, until_s: float, slots: int = 64
+    server: Server,
+    batches: Sequence[SimulatedBatch],
+    *,
+    until_s: float,
+    slots: int = 64,
+    stop: asyncio.Event | None = None,
 ) -> list[Event]:
-    """Runs a worker from virtual time 0 on; returns its events. The server has the calls."""
+    """Runs a worker from virtual time 0 on, until `stop` is set; returns its events. The server has the
+    calls.
+    """
     found: list[Event] = []
 
     async def main() -> None:
@@ -254,7 +261,7 @@ def run_worker(
             emit=found.append,
             clocks=Clocks(wall=loop.time, monotonic=loop.time, random=random.Random(1).random),
         )
-        running = asyncio.create_task(worker.run(asyncio.Event(), grace_s=lambda: 0.0))
+        running = asyncio.create_task(worker.run(stop or asyncio.Event(), grace_s=lambda: 0.0))
         done, _ = await asyncio.wait([running], timeout=until_s)
         for task in done:
             task.result()

@@ -75,8 +75,6 @@ def _named(inventory: Inventory) -> Iterator[tuple[str, int | None]]:
         yield file.blob_key, file.size_bytes
     for part in inventory.pending_parts():
         yield part.blob_key, part.size_bytes
-    for key in inventory.report_keys():
-        yield key, None
     for joined in inventory.joined_slices():
         for piece in filter(None, (joined.output, joined.error)):
             yield piece.key, piece.size_bytes

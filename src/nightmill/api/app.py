@@ -10,15 +10,16 @@ from starlette.middleware import Middleware
 from starlette.routing import Match
 
 from nightmill.api import (
+    batch_insight,
     batches,
     files,
     health,
     metrics,
     models,
     own_batch,
-    steering,
     results,
     retries,
+    steering,
     tenants,
     uploads,
     upstreams,
@@ -73,7 +74,7 @@ def create_app(context: ApiContext) -> FastAPI:
     app.include_router(webhooks.own_router)
     app.include_router(results.router)
     app.include_router(retries.router)  # before the routes of a batch by its id
-    app.include_router(batch_priority.router)
+    app.include_router(batch_insight.router)
     app.include_router(tenants.router)
     app.include_router(upstreams.router)
     app.include_router(health.router)

@@ -11,6 +11,7 @@ import msgspec.structs
 from fastapi import APIRouter, Query
 
 from nightmill.api.auth import CurrentProject
+from nightmill.api.batch_insight import insight_of, limits_of
 from nightmill.api.batches import require_after, require_batch
 from nightmill.api.context import Context
 from nightmill.api.envelope import JsonResponse
@@ -50,7 +51,8 @@ def own_view(batch: Batch) -> dict[str, Any]:
 
 @router.get("/batches/{batch_id}")
 async def retrieve(batch_id: str, context: Context, project: CurrentProject) -> JsonResponse:
-    return JsonResponse(own_view(await require_batch(context, project, batch_id)))
+    batch = await require_batch(context, project, batch_id)
+    return JsonResponse({**own_view(batch), **await insight_of(context, batch)})
 
 
 @router.get("/batches")
@@ -76,7 +78,8 @@ async def list_batches(
         is_paused=paused,
     )
     page = await context.store.steering.list(project, wanted, after=require_after(after), limit=limit)
-    data = [own_view(batch) for batch in page.items]
+    limits = await limits_of(context, page.items)
+    data = [{**own_view(batch), "why": limits.get(batch.id)} for batch in page.items]
     return JsonResponse(
         {
             "object": "list",

@@ -182,7 +182,7 @@ def _create_request(context: ApiContext, origin: Batch, fields: _Choice) -> wire
     try:
         return wire.CreateBatchRequest.model_validate(given, context=allowed)
     except ValidationError as error:
-        raise to_request_error(error.errors(include_url=False), wire.CreateBatchRequest) from None
+        raise to_request_error(error.errors(include_url=False), model=wire.CreateBatchRequest) from None
 
 
 def _choice(fields: _Choice) -> LineChoice:

@@ -16,6 +16,7 @@ from nightmill.cli import (
     check,
     files,
     holds,
+    insight,
     keys,
     migrate,
     move,
@@ -61,6 +62,7 @@ app.command()(batches.submit)
 app.command("list")(batches.list_batches)
 app.command()(batches.show)
 app.command()(batches.watch)
+app.command()(insight.events)
 app.command()(batches.results)
 app.command()(validation.validation)
 app.command()(retries.retry)

@@ -19,6 +19,7 @@ from nightmill.errors import RequestError, UnavailableError
 
 if TYPE_CHECKING:
     from nightmill.client import Batch, Client
+    from nightmill.client.insight import Forecast, Why
 
 BaseUrl = Annotated[
     str | None,
@@ -31,6 +32,7 @@ BatchId = Annotated[str, typer.Argument(metavar="ID", help="The batch's id.")]
 _PRIORITY_HELP = "From -10 to 10: with each step twice the share among the project's batches"
 _PAGE = 100
 _LISTED = 20
+_ENDED = ("completed", "expired", "cancelled", "failed")
 STDOUT = Path("-")
 
 
@@ -114,17 +116,24 @@ def list_batches(
         if as_json:
             out_json(*(batch.to_dict(mode="json") for batch in batches))
             return
+        found = list(batches)
+        limits = client.insight.sentences([batch.id for batch in found if batch.status not in _ENDED])
         headings = ("ID", "STATUS", "ANSWERED", "FAILED", "CREATED", "ENDPOINT", "MODEL")
-        out_table(headings, (_row(batch) for batch in batches))
+        rows = [_row(batch) for batch in found]
+        if limits is not None:
+            headings = (*headings, "WHY")
+            rows = [(*row, limits.get(batch.id, "")) for row, batch in zip(rows, found, strict=True)]
+        out_table(headings, rows)
 
 
 def show(batch_id: BatchId, base_url: BaseUrl = None, as_json: Json = False) -> None:
     """Show one batch."""
     with server(base_url) as client:
         batch = client.api.retrieve_batch(batch_id)
-    if as_json:
-        out_json(batch.to_dict(mode="json"))
-        return
+        if as_json:
+            out_json(batch.to_dict(mode="json"))
+            return
+        insight = client.insight.both_if_known(batch_id) if batch.status not in _ENDED else (None, None)
     counts = batch.request_counts
     stamps = (
         "created",
@@ -140,6 +149,7 @@ def show(batch_id: BatchId, base_url: BaseUrl = None, as_json: Json = False) -> 
         [
             ("id", batch.id),
             ("status", batch.status),
+            *insight_fields(*insight),
             ("endpoint", batch.endpoint),
             ("model", batch.model),
             ("answered", f"{counts.completed} of {counts.total}, {counts.failed} failed" if counts else None),
@@ -154,6 +164,31 @@ def show(batch_id: BatchId, base_url: BaseUrl = None, as_json: Json = False) -> 
         ]
     )
     _tell_errors(batch)
+
+
+def insight_fields(why: "Why | None", forecast: "Forecast | None") -> "Iterator[tuple[str, str | None]]":
+    """What limits a batch and what is expected of it, as names and values."""
+    if why is not None:
+        yield "why", why.sentence
+    if forecast is None:
+        return
+    if forecast.lines_per_s is not None:
+        tokens = forecast.output_tokens_per_s
+        of_tokens = f", {tokens:,.0f} output tokens/s" if tokens is not None else ""
+        yield "rate", f"{forecast.lines_per_s:,.2f} lines/s{of_tokens}; {forecast.in_flight:,} in flight"
+    if forecast.ends_at is not None:
+        earliest, latest = local_time(forecast.earliest_at), local_time(forecast.latest_at)
+        yield (
+            "ends about",
+            f"{local_time(forecast.ends_at)}; between {earliest} and {latest} in 8 of 10 cases",
+        )
+    if forecast.deadline_odds is not None:
+        yield "in time", f"{forecast.deadline_odds:.0%} likely before it expires"
+    if forecast.tokens_to_come is not None:
+        yield "tokens to come", f"about {forecast.tokens_to_come:,}"
+    if forecast.cost is not None:
+        more = f", and about {forecast.cost_to_come:,.4f} to come" if forecast.cost_to_come else ""
+        yield "cost so far", f"{forecast.cost:,.4f}{more}"
 
 
 def watch(batch_id: BatchId, base_url: BaseUrl = None, as_json: Json = False) -> None:
@@ -190,7 +225,7 @@ def results(
         raise RequestError("--json and lines can't both go to stdout; name files with -o and -e")
     with server(base_url) as client:
         batch = client.api.retrieve_batch(batch_id)
-        if batch.status not in ("completed", "expired", "cancelled", "failed"):
+        if batch.status not in _ENDED:
             raise UnavailableError(f"{batch.id} is {batch.status}; wait with: nightmill watch {batch.id}")
         if batch.status == "failed":
             _tell_errors(batch)

@@ -4,6 +4,10 @@ Thin levels:
 
 - `BatchApi` and `AsyncBatchApi`: the four published operations by their own names, and priorities.
 - `RetryApi` and `AsyncRetryApi`: retries, merged results and receipts of a nightmill server.
+Four levels, all thin:
+
+- `BatchApi` and `AsyncBatchApi`: the four published operations by their own names, and priorities.
+- `InsightApi` and `AsyncInsightApi`: what limits a batch, when it will end, and its history.
 - `Client`: send rows, wait with a progress bar, get answers joined to their requests.
 - `run`: answer a JSONL file without a server.
 
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
         OnInvalid,
         OutputExpiresAfter,
     )
+    from nightmill.client.insight import AsyncInsightApi, BatchEvent, Forecast, InsightApi, Why
     from nightmill.client.local import run
     from nightmill.client.retries import AsyncRetryApi, RetryApi
     from nightmill.client.session import Client
@@ -35,17 +40,22 @@ __all__ = [
     "Answer",
     "ApiKeyAuth",
     "AsyncBatchApi",
+    "AsyncInsightApi",
     "AsyncRetryApi",
     "Batch",
     "BatchApi",
+    "BatchEvent",
     "BatchOptions",
     "BatchPriority",
     "Client",
     "CreateBatchRequest",
+    "Forecast",
+    "InsightApi",
     "ListBatchesResponse",
     "OnInvalid",
     "OutputExpiresAfter",
     "RetryApi",
+    "Why",
     "run",
 ]
 
@@ -53,18 +63,23 @@ _HOMES = {
     "Answer": "answers",
     "ApiKeyAuth": "api",
     "AsyncBatchApi": "api",
+    "AsyncInsightApi": "insight",
     "AsyncRetryApi": "retries",
     "Batch": "api",
     "BatchApi": "api",
+    "BatchEvent": "insight",
     "BatchOptions": "api",
     "BatchPriority": "api",
     "Client": "session",
     "CreateBatchRequest": "api",
+    "Forecast": "insight",
+    "InsightApi": "insight",
     "ListBatchesResponse": "api",
     "OnInvalid": "api",
     "OutputExpiresAfter": "api",
     "RetryApi": "retries",
     "run": "local",
+    "Why": "insight",
 }
 
 

@@ -18,8 +18,8 @@ from openai.pagination import AsyncCursorPage, SyncCursorPage
 from openai.types import Batch
 
 from nightmill.client.input import AsyncInputApi, InputApi
-from nightmill.core.batch_options import BatchOptions, OnInvalid
 from nightmill.client.webhooks import AsyncWebhookApi, WebhookApi
+from nightmill.core.batch_options import BatchOptions, OnInvalid
 
 __all__ = [
     "DEFAULT_BASE_URL",

@@ -8,14 +8,22 @@ from collections import deque
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from time import monotonic
 from typing import TextIO, TypeAlias
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """The progress of a batch. `in_flight` is None where the server does not report it; `held` says in
-    words why lines are not sent, None while they are."""
+    """The progress of a batch.
+
+    Args:
+        in_flight: None where the server does not report it.
+        held: why lines are not sent, in words; None while they are.
+        why: what limits the batch, in a sentence; None where the server does not report it.
+        ends_at: when the server expects the end, in Unix seconds; None where it expects none.
+        latest_at: the end of the range in which that is, likewise.
+    """
 
     status: str
     total: int
@@ -23,6 +31,9 @@ class Snapshot:
     failed: int
     in_flight: int | None = None
     held: str | None = None
+    why: str | None = None
+    ends_at: float | None = None
+    latest_at: float | None = None
 
     @property
     def answered(self) -> int:
@@ -65,7 +76,9 @@ def sentence(snapshot: Snapshot, pace: Pace) -> str:
     rate, left_s = pace.per_second, pace.left_s(snapshot.total)
     if rate:
         parts.append(f"{rate:,.1f}/s" if rate < 100 else f"{rate:,.0f}/s")
-    if left_s and snapshot.status == "in_progress":
+    if snapshot.ends_at is not None and snapshot.latest_at is not None:
+        parts.append(f"ends about {_time(snapshot.ends_at)}, by {_time(snapshot.latest_at)} in 9 of 10 cases")
+    elif left_s and snapshot.status == "in_progress" and snapshot.why is None:
         parts.append(f"{clock(left_s)} to go")
     if snapshot.failed:
         parts.append(f"{snapshot.failed:,} failed")
@@ -73,6 +86,13 @@ def sentence(snapshot: Snapshot, pace: Pace) -> str:
         parts.append(f"{snapshot.in_flight:,} in flight")
     said = ", ".join(parts)
     return f"{said}; {snapshot.held}" if snapshot.held else said
+
+
+def _time(unix_s: float) -> str:
+    """The local time, with the day if it is not within 12 hours."""
+    moment, now = datetime.fromtimestamp(unix_s).astimezone(), datetime.now().astimezone()
+    is_near = abs((moment - now).total_seconds()) < 12 * 3600
+    return moment.strftime("%H:%M:%S" if is_near else "%Y-%m-%d %H:%M")
 
 
 def clock(seconds: float) -> str:
@@ -94,17 +114,20 @@ def shown(stream: TextIO | None = None, *, now: Callable[[], float] = monotonic)
 @contextmanager
 def _plain(stream: TextIO, now: Callable[[], float], *, every_s: float = 5.0) -> Generator[Show]:
     pace = Pace()
-    last_status = ""
+    last_status = last_why = ""
     next_at = 0.0
 
     def show(snapshot: Snapshot) -> None:
-        nonlocal last_status, next_at
+        nonlocal last_status, last_why, next_at
         moment = now()
         pace.note(snapshot.answered, now=moment)
         if snapshot.status == last_status and moment < next_at:
             return
         last_status, next_at = snapshot.status, moment + every_s
         stream.write(sentence(snapshot, pace) + "\n")
+        if snapshot.why and snapshot.why != last_why:
+            last_why = snapshot.why
+            stream.write(f"  {last_why}\n")
         stream.flush()
 
     yield show
@@ -124,8 +147,7 @@ def _bar(stream: TextIO, now: Callable[[], float]) -> Generator[Show]:
         def show(snapshot: Snapshot) -> None:
             pace.note(snapshot.answered, now=now())
             total = snapshot.total or None
-            progress.update(
-                bar, total=total, completed=snapshot.answered, description=sentence(snapshot, pace)
-            )
+            lines = sentence(snapshot, pace) + (f"\n{snapshot.why}" if snapshot.why else "")
+            progress.update(bar, total=total, completed=snapshot.answered, description=lines)
 
         yield show

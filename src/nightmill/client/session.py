@@ -11,12 +11,13 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import Literal, Self, cast
 
-from openai import APIConnectionError, InternalServerError, OpenAI, RateLimitError, omit
+from openai import APIConnectionError, APIError, InternalServerError, OpenAI, RateLimitError, omit
 from openai.types import FileObject
 
 from nightmill.client import download
 from nightmill.client.answers import Answer, Row, joined, write_rows
 from nightmill.client.api import ApiKeyAuth, Batch, BatchApi, CreateBatchRequest, connection
+from nightmill.client.insight import Forecast, InsightApi, Why
 from nightmill.client.progress import Snapshot, shown
 from nightmill.client.retries import RetryApi
 from nightmill.core.batch import TERMINAL
@@ -49,6 +50,7 @@ class Client:
         self.input = self.api.input
         self.webhooks = self.api.webhooks
         self.retries = RetryApi(self.openai)
+        self.insight = InsightApi(self.openai)
 
     def close(self) -> None:
         self.openai.close()
@@ -144,7 +146,7 @@ class Client:
             openai.APIError: the server refused, or was unreachable for two minutes. The batch continues on
             the server.
         """
-        with _reporting(on_change) as report:
+        with _reporting(on_change, self.insight) as report:
             batch = self.api.retrieve_batch(batch_id)
             begun = seen = monotonic()
             if timeout_s is None:
@@ -227,9 +229,31 @@ class Client:
         return download.save(self.openai, file_id, path)
 
 
-def snapshot(batch: Batch) -> Snapshot:
+class _InsightSource:
+    """What limits a batch and when it will end, as long as the server says so: only nightmill does."""
+
+    def __init__(self, insight: InsightApi) -> None:
+        self._insight: InsightApi | None = insight
+
+    def of(self, batch: Batch) -> tuple[Why | None, Forecast | None]:
+        if self._insight is None or batch.status in TERMINAL:
+            return None, None
+        try:
+            return self._insight.both(batch.id)
+        except (APIConnectionError, InternalServerError, RateLimitError):
+            return None, None
+        except APIError:
+            self._insight = None
+            return None, None
+
+
+def snapshot(batch: Batch, why: Why | None = None, forecast: Forecast | None = None) -> Snapshot:
     counts = batch.request_counts
     return Snapshot(
+        why=None if why is None else why.sentence,
+        ends_at=None if forecast is None else forecast.ends_at,
+        latest_at=None if forecast is None else forecast.latest_at,
+        in_flight=None if forecast is None else forecast.in_flight,
         status=batch.status,
         total=counts.total if counts else 0,
         completed=counts.completed if counts else 0,
@@ -238,12 +262,15 @@ def snapshot(batch: Batch) -> Snapshot:
 
 
 @contextmanager
-def _reporting(on_change: Callable[[Batch], None] | None) -> Generator[Callable[[Batch], None]]:
+def _reporting(
+    on_change: Callable[[Batch], None] | None, insight: InsightApi
+) -> Generator[Callable[[Batch], None]]:
     if on_change is not None:
         yield on_change
         return
+    source = _InsightSource(insight)
     with shown() as show:
-        yield lambda batch: show(snapshot(batch))
+        yield lambda batch: show(snapshot(batch, *source.of(batch)))
 
 
 def _refuse_without_answers(batch: Batch) -> None:

@@ -9,10 +9,13 @@ The first of these that holds is the limit, from what stops every line to what s
 5. some lines are in flight: the batch's own limit, its canary, the last lines, the slots of the upstream.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
+
+import msgspec
 
 from nightmill.core.batch import Batch, Status
 from nightmill.core.limit_rules import LimitRule
@@ -23,6 +26,8 @@ from nightmill.core.upstream_setting import UpstreamState
 _FULL_SHARE = 0.8
 """Attempts come and go: with this share of the limit in flight, the limit is what limits."""
 _LONGEST_NAME = 80
+_RECORD_PAUSE_S = 2.0
+_LONGEST_RECORD_PAUSE_S = 3600.0
 
 
 class WhyCode(StrEnum):
@@ -68,6 +73,45 @@ class Why:
     upstream: str | None = None
     until: float | None = None
 
+    @property
+    def goes_on_at(self) -> float | None:
+        """When lines are sent again, in Unix seconds: infinite if not known, None while some are sent."""
+        if self.code is WhyCode.UPSTREAM_HELD and self.until is not None:
+            return self.until
+        return math.inf if self.code in _NOTHING_IS_SENT else None
+
+
+_NOTHING_IS_SENT = frozenset(
+    {
+        WhyCode.PAUSED,
+        WhyCode.NO_WORKER,
+        WhyCode.DISK_FULL,
+        WhyCode.NO_UPSTREAM,
+        WhyCode.MODEL_NOT_SERVED,
+        WhyCode.UPSTREAM_PAUSED,
+        WhyCode.UPSTREAM_HELD,
+    }
+)
+
+
+class RecordedWhy(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The limit of a batch that was recorded last.
+
+    Args:
+        code: a `WhyCode`, or a code of another version.
+        since: when the limit was recorded, in Unix seconds.
+        count: how many limits of the batch were recorded so far.
+    """
+
+    code: str
+    since: float
+    count: int = 1
+    upstream: str | None = None
+
+    def is_of(self, found: Why) -> bool:
+        """Whether the limit is still the same, apart from its numbers."""
+        return (self.code, self.upstream) == (found.code.value, found.upstream)
+
 
 @dataclass(frozen=True, slots=True)
 class ServingUpstream:
@@ -101,7 +145,7 @@ class ServingUpstream:
         return next((lines for lines in batches if lines.batch_id == batch_id), BatchLines(batch_id))
 
     @property
-    def others_in_flight(self) -> frozenset[str]:
+    def batches_in_flight(self) -> frozenset[str]:
         """Ids of all batches with attempts in flight here."""
         batches = self.report.batches if self.report is not None else ()
         return frozenset(lines.batch_id for lines in batches if lines.in_flight)
@@ -149,6 +193,20 @@ def why(situation: Situation) -> Why | None:
             return _in_progress(situation)
         case _:
             return None
+
+
+def to_record(found: Why, before: RecordedWhy | None, *, now: float) -> RecordedWhy | None:
+    """The limit if it must be recorded: it is another one than before, and not one of a quick alternation.
+
+    The more limits of a batch were recorded, the longer is the shortest time between two, up to an hour. So a
+    batch whose limit alternates every second has about a hundred entries on its first day, and 24 on others.
+    """
+    if before is None:
+        return RecordedWhy(found.code.value, now, 1, found.upstream)
+    pause_s = min(_LONGEST_RECORD_PAUSE_S, _RECORD_PAUSE_S * 2 ** (before.count // 8))
+    if before.is_of(found) or now < before.since + pause_s:
+        return None
+    return RecordedWhy(found.code.value, now, before.count + 1, found.upstream)
 
 
 def _cancelling(situation: Situation) -> Why:
@@ -207,7 +265,7 @@ def _blocked(situation: Situation) -> Why | None:
     found = [limit for limit in limits if limit is not None]
     if len(found) < len(limits):
         return None
-    first = min(found, key=lambda limit: float("inf") if limit.until is None else limit.until)
+    first = min(found, key=lambda limit: math.inf if limit.until is None else limit.until)
     if len(found) == 1:
         return first
     others = ", ".join(limit.upstream or "" for limit in found if limit is not first)
@@ -312,7 +370,7 @@ def _under_way(situation: Situation) -> Why:
 
 
 def _sent_again(situation: Situation, lines: Iterable[BatchLines], waiting: int) -> Why:
-    first = min(lines, key=lambda one: float("inf") if one.next_at is None else one.next_at)
+    first = min(lines, key=lambda one: math.inf if one.next_at is None else one.next_at)
     at = "" if first.next_at is None else f" at {_time(first.next_at, situation.now)}"
     because = f" because of: {first.reason}" if first.reason else ""
     are = "is" if waiting == 1 else "are"

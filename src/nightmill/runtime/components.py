@@ -17,8 +17,9 @@ from nightmill.core.clocks import Clocks
 from nightmill.core.counts import ProcessCounts
 from nightmill.ids import WorkerId, new_worker_id
 from nightmill.parts import Parts
-from nightmill.roles.courier import Courier
+from nightmill.roles.batch_watches import SampleWatch, WhyWatch
 from nightmill.roles.count_reporter import CountReporter, counting
+from nightmill.roles.courier import Courier
 from nightmill.roles.finalizer import Finalizer, FinalizerOptions
 from nightmill.roles.intake import Intake, IntakeOptions
 from nightmill.roles.join import Joiner
@@ -91,7 +92,12 @@ class Components:
         )
 
     def observer(self) -> Observer:
-        return Observer(())
+        return Observer(
+            (
+                SampleWatch(self.store, self.settings, wall=CLOCKS.wall),
+                WhyWatch(self.store, self.settings, emit=self.emit, wall=CLOCKS.wall),
+            )
+        )
 
     def courier(self) -> Courier:
         sender = WebhookSender(self.settings.webhooks, monotonic=CLOCKS.monotonic)

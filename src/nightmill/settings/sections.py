@@ -11,6 +11,7 @@ from pydantic import AliasChoices, Field, SecretStr, model_validator
 
 from nightmill.core.batch import ENDPOINTS
 from nightmill.core.limits import Limits
+from nightmill.core.prices import Price
 from nightmill.core.usage import DAY_S
 from nightmill.settings.upstreams import Section, UpstreamSettings, check_upstreams
 from nightmill.settings.webhooks import WebhookSettings
@@ -336,6 +337,17 @@ class AuditSettings(Section):
     """Log each download of a file too. A download then needs a writable store."""
 
 
+class PriceSettings(Section):
+    """What a million tokens of a model cost."""
+
+    input: Annotated[float, Field(ge=0)] = 0.0
+    """A million input tokens."""
+    output: Annotated[float, Field(ge=0)] = 0.0
+    """A million output tokens."""
+    cached_input: Annotated[float | None, Field(ge=0)] = None
+    """A million input tokens that the upstream had in its cache. Not given: as `input`."""
+
+
 class Settings(Section):
     """All settings."""
 
@@ -365,6 +377,11 @@ class Settings(Section):
     quota: QuotaSettings = QuotaSettings()
     audit: AuditSettings = AuditSettings()
     webhooks: WebhookSettings = WebhookSettings()
+    prices: dict[str, PriceSettings] = Field(default_factory=dict)
+    """What a million tokens of each model cost, in any currency: `{m = {input = 0.1, output = 0.4}}` for the
+    model `m`. `*` stands for all models without a price of their own, and for batches of several models.
+    For a machine that costs 2.40 an hour and answers 2 million output tokens in it, `output` is 1.2. Not
+    given: no costs are computed."""
 
     @model_validator(mode="after")
     def _check(self) -> "Settings":
@@ -375,6 +392,11 @@ class Settings(Section):
     def all_upstreams(self) -> tuple[UpstreamSettings, ...]:
         """The upstreams with a URL: several, one, or none."""
         return self.upstreams or ((self.upstream,) if self.upstream.url is not None else ())
+
+    @property
+    def token_prices(self) -> dict[str, Price]:
+        """The prices as `core` takes them, by model."""
+        return {model: Price(**price.model_dump()) for model, price in self.prices.items()}
 
     @property
     def models(self) -> tuple[str, ...]:

@@ -106,14 +106,14 @@ _OLDEST_OTHER = (
     .where(text("batch." + schema.IS_UNFINISHED), batch.c.status != Status.IN_PROGRESS.value)
     .scalar_subquery()
 )
-_OLDEST_IN_PROGRESS = (
+_OLDEST_SENDABLE = (
     select(batch.c.created_at)
-    .where(text("batch." + schema.IS_IN_PROGRESS))
+    .where(text("batch." + schema.IS_SENDABLE))
     .order_by(batch.c.sequence)
     .limit(1)
     .scalar_subquery()
 )
-_OLDEST = select(_OLDEST_OTHER.label("other"), _OLDEST_IN_PROGRESS.label("in_progress"))
+_OLDEST = select(_OLDEST_OTHER.label("other"), _OLDEST_SENDABLE.label("in_progress"))
 _LEASED = select(func.count()).select_from(segment).where(text("segment." + schema.IS_LEASED))
 _LEASED_OF_THEM = _LEASED.join(batch, batch.c.id == segment.c.batch_id).where(
     text("batch." + schema.IS_SENDABLE)

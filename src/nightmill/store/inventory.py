@@ -50,7 +50,6 @@ _PENDING_PARTS = (
 _BATCHES = select(*BATCH_COLUMNS, batch.c.index_blob_key, batch.c.segments_left).order_by(batch.c.sequence)
 _UNFINISHED = _BATCHES.where(batch.c.status.not_in(_TERMINAL))
 _FINISHED = _BATCHES.where(batch.c.status.in_(_TERMINAL))
-_REPORTS = select(batch.c.report_blob_key).where(text(HAS_REPORT)).order_by(batch.c.sequence)
 _SEGMENTS = (
     select(
         segment.c.number,
@@ -172,10 +171,6 @@ class Inventory:
         """Slices that are done, of batches that aren't published yet."""
         for row in self._connection.execute(slices.JOINED):
             yield slices.as_joined(row)
-
-    def report_keys(self) -> Iterator[str]:
-        """Blobs with the reports of input files."""
-        yield from self._connection.execute(_REPORTS).scalars()
 
     def leftover_segments(self) -> Sequence[tuple[BatchId, int]]:
         """Finished batches that have segments, and how many."""

@@ -3,8 +3,7 @@
 from sqlalchemy import Connection
 
 from nightmill.ids import WorkerId
-from nightmill.store import batches, grants, segments, slices, upstreams, webhook_deliveries
-from nightmill.store import batches, counts, grants, segments, slices, upstreams
+from nightmill.store import batches, counts, grants, segments, slices, upstreams, webhook_deliveries
 from nightmill.store.verbs import Verbs, write
 
 _TABLES = (segments.LEASES, batches.LEASES, slices.LEASES)

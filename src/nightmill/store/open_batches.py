@@ -26,7 +26,7 @@ from nightmill.store.segments import held_by_no_other
 from nightmill.store.verbs import Verbs, read
 
 NO_WORKER = WorkerId("")
-_COLUMNS = (
+OPEN_BATCH_COLUMNS = (
     batch.c.id,
     batch.c.project_id,
     batch.c.sequence,
@@ -46,7 +46,7 @@ _IS_CANDIDATE = (
     held_by_no_other(),
 )
 _NEAR = (
-    select(*_COLUMNS)
+    select(*OPEN_BATCH_COLUMNS)
     .where(batch.c.expires_at <= stamp() + NEAR_DEADLINE_S, *_IS_CANDIDATE)
     .order_by(batch.c.expires_at)
     .limit(bindparam("near_limit"))
@@ -98,7 +98,7 @@ _MODELS = select(
 _OF_SEVERAL_MODELS = (
     _OF_ANY_MODEL.where(batch.c.model.is_(None)).order_by(batch.c.model, batch.c.sequence).limit(1)
 )
-_BY_SEQUENCE = select(*_COLUMNS).where(batch.c.sequence.in_(bindparam("sequences", expanding=True)))
+_BY_SEQUENCE = select(*OPEN_BATCH_COLUMNS).where(batch.c.sequence.in_(bindparam("sequences", expanding=True)))
 _PRIORITIES = select(batch.c.id, batch.c.priority).where(
     batch.c.id.in_(bindparam("passed_over", expanding=True))
 )

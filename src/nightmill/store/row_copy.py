@@ -38,9 +38,9 @@ _NOT_MOVED: Final = frozenset(
         "upstream_report",
         "batch_report",
         "line_report",
+        "process_counts",
         "schema_compatibility",
     }
-    {"slice", "upstream", "upstream_grant", "upstream_report", "process_counts", "schema_compatibility"}
 )
 _ENDED: Final = tuple(status.value for status in TERMINAL)
 

@@ -12,6 +12,7 @@ from nightmill.store.audit import Audit
 from nightmill.store.batch_events import BatchEvents
 from nightmill.store.batch_leases import BatchLeases
 from nightmill.store.batch_origins import BatchOrigins
+from nightmill.store.batch_watch import BatchWatch
 from nightmill.store.batches import Batches
 from nightmill.store.blob_references import BlobReferences
 from nightmill.store.clock import Clock
@@ -58,6 +59,7 @@ class Store:
         self.batches = Batches(database)
         self.steering = Steering(database)
         self.batch_events = BatchEvents(database)
+        self.batch_watch = BatchWatch(database)
         self.batch_leases = BatchLeases(database)
         self.batch_origins = BatchOrigins(database)
         self.slices = Slices(database)

@@ -1,0 +1,122 @@
+"""What limits a batch, when it will end, and its history, under `/nightmill/v1/batches`.
+
+Limit and forecast are computed for each request, from the batch, the reports of the workers and the stored
+samples. So they exist for every batch, however many there are.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Query
+from msgspec.structs import asdict
+
+from nightmill.api.auth import CurrentProject
+from nightmill.api.batches import require_batch
+from nightmill.api.context import ApiContext, Context
+from nightmill.api.envelope import JsonResponse
+from nightmill.core.batch import Batch
+from nightmill.core.forecast import Forecast
+from nightmill.core.history import BatchEvent
+from nightmill.core.why import Why
+from nightmill.ids import BatchId
+from nightmill.roles.batch_scene import read_scene, why_of
+from nightmill.roles.batch_watches import recorded_why
+
+_MOST_EVENTS: Final = 1_000
+
+router = APIRouter(prefix="/nightmill/v1", include_in_schema=False)
+
+
+async def insight_of(context: ApiContext, batch: Batch) -> dict[str, Any]:
+    """The keys `why` and `forecast` of a batch's own document; both are null when it has ended."""
+    if batch.status.is_terminal:
+        return {"why": None, "forecast": None}
+    scene = await read_scene(context.store, context.settings, now=context.clock())
+    around = await context.store.batch_watch.around(batch.id)
+    limit, expected = scene.why(batch, around), scene.forecast(batch, around)
+    recorded = recorded_why((await context.store.batch_watch.reports([batch.id])).get(batch.id))
+    since = None if limit is None or recorded is None or not recorded.is_of(limit) else recorded.since
+    return {
+        "why": None if limit is None else {**why_on_wire(limit), "since": since},
+        "forecast": None
+        if expected is None
+        else forecast_on_wire(expected, in_flight=scene.in_flight(batch.id)),
+    }
+
+
+async def limits_of(context: ApiContext, batches: Sequence[Batch]) -> dict[BatchId, dict[str, Any]]:
+    """The key `why` of each of these batches that has not ended."""
+    unfinished = [batch for batch in batches if not batch.status.is_terminal]
+    if not unfinished:
+        return {}
+    scene = await read_scene(context.store, context.settings, now=context.clock())
+    found = await why_of(context.store, scene, unfinished)
+    return {batch_id: why_on_wire(limit) for batch_id, limit in found.items()}
+
+
+@router.get("/batches/{batch_id}/events")
+async def list_events(
+    batch_id: str,
+    context: Context,
+    project: CurrentProject,
+    after: Annotated[int, Query(ge=0, description="The sequence of the last entry that is known.")] = 0,
+    limit: Annotated[int, Query(ge=1, le=_MOST_EVENTS)] = 100,
+) -> JsonResponse:
+    """The history of a batch, the oldest entry first."""
+    batch = await require_batch(context, project, batch_id)
+    events = await context.store.batch_events.list(batch.id, after=after, limit=limit + 1)
+    data = [event_on_wire(event) for event in events[:limit]]
+    return JsonResponse(
+        {
+            "object": "list",
+            "data": data,
+            "first_id": data[0]["sequence"] if data else None,
+            "last_id": data[-1]["sequence"] if data else None,
+            "has_more": len(events) > limit,
+        }
+    )
+
+
+def why_on_wire(limit: Why) -> dict[str, Any]:
+    """What limits a batch, as JSON."""
+    return {
+        "code": limit.code.value,
+        "sentence": limit.sentence,
+        "upstream": limit.upstream,
+        "until": limit.until,
+    }
+
+
+def forecast_on_wire(expected: Forecast, *, in_flight: int) -> dict[str, Any]:
+    """A forecast, as JSON. Times are Unix seconds."""
+    return {
+        "in_flight": in_flight,
+        "lines_per_s": _rounded(expected.lines_per_s, 3),
+        "output_tokens_per_s": _rounded(expected.output_tokens_per_s, 1),
+        "ends_at": _rounded(expected.ends_at, 0),
+        "earliest_at": _rounded(expected.earliest_at, 0),
+        "latest_at": _rounded(expected.latest_at, 0),
+        "deadline_odds": expected.deadline_odds,
+        "usage": asdict(expected.usage),
+        "tokens_to_come": expected.tokens_to_come,
+        "cost": _rounded(expected.cost, 6),
+        "cost_to_come": _rounded(expected.cost_to_come, 6),
+    }
+
+
+def event_on_wire(event: BatchEvent) -> dict[str, Any]:
+    """An entry of a batch's history, as JSON."""
+    return {
+        "object": "nightmill.batch.event",
+        "sequence": event.sequence,
+        "at": event.at,
+        "kind": event.kind.value,
+        "actor": event.actor,
+        "detail": dict(event.detail),
+    }
+
+
+def _rounded(value: float | None, digits: int) -> float | int | None:
+    if value is None:
+        return None
+    return round(value, digits) if digits else round(value)

@@ -1,0 +1,196 @@
+"""What limits a batch, when it will end, and its history, over `/nightmill/v1/batches`: only of nightmill."""
+
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Self, cast
+from urllib.parse import quote
+
+from openai import APIStatusError, AsyncOpenAI, OpenAI
+
+_PAGE = 500
+_UNFINISHED = ("validating", "in_progress", "finalizing", "cancelling")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Why:
+    """What limits a batch now.
+
+    Args:
+        code: a stable word for programs, such as `upstream_held`.
+        upstream: the upstream that limits it; None if none does.
+        until: Unix seconds at which the limit ends; None where that is not known.
+        since: Unix seconds since when it is known to limit; None where that is not known.
+    """
+
+    code: str
+    sentence: str
+    upstream: str | None = None
+    until: float | None = None
+    since: float | None = None
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> Self:
+        known: dict[str, Any] = {field.name: document.get(field.name) for field in fields(cls)}
+        return cls(**known)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forecast:
+    """What is expected of a batch; fields are None where nothing can be said. Times are Unix seconds.
+
+    Args:
+        earliest_at: with `latest_at` a range in which the end is with a probability of 80%.
+        deadline_odds: the probability that all lines are answered before the deadline, from 0 to 1.
+        usage: tokens so far.
+        tokens_to_come: of all lines that are left, input and output together.
+    """
+
+    in_flight: int = 0
+    lines_per_s: float | None = None
+    output_tokens_per_s: float | None = None
+    ends_at: int | None = None
+    earliest_at: int | None = None
+    latest_at: int | None = None
+    deadline_odds: float | None = None
+    usage: Mapping[str, int] | None = None
+    tokens_to_come: int | None = None
+    cost: float | None = None
+    cost_to_come: float | None = None
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> Self:
+        known: dict[str, Any] = {field.name: document.get(field.name) for field in fields(cls)}
+        return cls(**known)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchEvent:
+    """One entry of the history of a batch.
+
+    Args:
+        at: Unix seconds.
+        actor: the key or operator that did it; None for the server itself.
+    """
+
+    sequence: int
+    at: float
+    kind: str
+    actor: str | None
+    detail: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> Self:
+        known: dict[str, Any] = {field.name: document.get(field.name) for field in fields(cls)}
+        return cls(**known)
+
+
+class InsightApi:
+    """What limits batches, their forecasts and their histories.
+
+    Args:
+        openai_client: a client of the server's `/v1`.
+    """
+
+    def __init__(self, openai_client: OpenAI) -> None:
+        self._openai = openai_client
+
+    def why(self, batch_id: str) -> Why | None:
+        """What limits the batch; None when it has ended."""
+        return _why(self._batch(batch_id))
+
+    def forecast(self, batch_id: str) -> Forecast | None:
+        """What is expected of the batch; None when it has ended."""
+        return _forecast(self._batch(batch_id))
+
+    def both(self, batch_id: str) -> tuple[Why | None, Forecast | None]:
+        """`why` and `forecast` of the same moment, in one request."""
+        document = self._batch(batch_id)
+        return _why(document), _forecast(document)
+
+    def both_if_known(self, batch_id: str) -> tuple[Why | None, Forecast | None]:
+        """As `both`; None for both if the server is not nightmill."""
+        try:
+            return self.both(batch_id)
+        except APIStatusError:
+            return None, None
+
+    def sentences(self, batch_ids: Sequence[str]) -> dict[str, str] | None:
+        """What limits each of these batches, as far as they are among the newest unfinished ones.
+
+        None if the server is not nightmill.
+        """
+        if not batch_ids:
+            return None
+        query = "&".join(f"status={status}" for status in _UNFINISHED)
+        try:
+            page = _page(self._openai.get(f"{_url(self._openai, '')[:-1]}?limit=100&{query}", cast_to=object))
+        except APIStatusError:
+            return None
+        limits = {document["id"]: document["why"]["sentence"] for document in page["data"] if document["why"]}
+        return {batch_id: limits[batch_id] for batch_id in batch_ids if batch_id in limits}
+
+    def events(self, batch_id: str, *, after: int = 0) -> Iterator[BatchEvent]:
+        """The history of the batch, the oldest entry first, page by page.
+
+        Args:
+            after: the sequence of the last entry that is known.
+        """
+        has_more = True
+        while has_more:
+            page = _page(self._openai.get(_events_url(self._openai, batch_id, after), cast_to=object))
+            yield from map(BatchEvent.of, page["data"])
+            has_more, after = page["has_more"], page["last_id"] or after
+
+    def _batch(self, batch_id: str) -> dict[str, Any]:
+        return _page(self._openai.get(_url(self._openai, batch_id), cast_to=object))
+
+
+class AsyncInsightApi:
+    """`InsightApi` for asyncio: the same operations, awaited."""
+
+    def __init__(self, openai_client: AsyncOpenAI) -> None:
+        self._openai = openai_client
+
+    async def why(self, batch_id: str) -> Why | None:
+        return _why(await self._batch(batch_id))
+
+    async def forecast(self, batch_id: str) -> Forecast | None:
+        return _forecast(await self._batch(batch_id))
+
+    async def both(self, batch_id: str) -> tuple[Why | None, Forecast | None]:
+        document = await self._batch(batch_id)
+        return _why(document), _forecast(document)
+
+    async def events(self, batch_id: str, *, after: int = 0) -> AsyncIterator[BatchEvent]:
+        has_more = True
+        while has_more:
+            page = _page(await self._openai.get(_events_url(self._openai, batch_id, after), cast_to=object))
+            for document in page["data"]:
+                yield BatchEvent.of(document)
+            has_more, after = page["has_more"], page["last_id"] or after
+
+    async def _batch(self, batch_id: str) -> dict[str, Any]:
+        return _page(await self._openai.get(_url(self._openai, batch_id), cast_to=object))
+
+
+def _why(document: Mapping[str, Any]) -> Why | None:
+    found = document.get("why")
+    return None if found is None else Why.of(found)
+
+
+def _forecast(document: Mapping[str, Any]) -> Forecast | None:
+    found = document.get("forecast")
+    return None if found is None else Forecast.of(found)
+
+
+def _page(answer: object) -> dict[str, Any]:
+    return cast("dict[str, Any]", answer)
+
+
+def _url(client: OpenAI | AsyncOpenAI, batch_id: str) -> str:
+    server = str(client.base_url).rstrip("/").removesuffix("/v1")
+    return f"{server}/nightmill/v1/batches/{quote(batch_id, safe='')}"
+
+
+def _events_url(client: OpenAI | AsyncOpenAI, batch_id: str, after: int) -> str:
+    return f"{_url(client, batch_id)}/events?after={after}&limit={_PAGE}"
