@@ -55,8 +55,10 @@ Emulate = Annotated[
     bool, typer.Option("--emulate", help="Answer with made-up text that says so, for trying out.")
 ]
 Concurrency = Annotated[
-    int | None,
-    typer.Option("--concurrency", metavar="N", help="Lines in flight to the upstream at once [64]."),
+    str | None,
+    typer.Option(
+        "--concurrency", metavar="N|auto", help="Lines in flight to each upstream at once; auto finds it [auto]."
+    ),
 ]
 Workers = Annotated[
     int | None, typer.Option("--workers", metavar="N", help="Worker processes on this machine [1].")
@@ -87,7 +89,7 @@ def upstream_tree(
     upstream_key: str | None,
     model: Path | None,
     emulate: bool,
-    concurrency: int | None,
+    concurrency: str | None,
 ) -> dict[str, Any]:
     """The flags that name upstreams, as a nested mapping of settings. None leaves a setting unchanged.
 

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from nightmill.client.progress import Snapshot, shown
 from nightmill.settings import load
@@ -31,7 +31,7 @@ def run(
     output: str | PathLike[str] | None = None,
     errors: str | PathLike[str] | None = None,
     endpoint: str | None = None,
-    concurrency: int | None = None,
+    concurrency: int | Literal["auto"] | None = None,
     on_progress: "Callable[[Progress], None] | None" = None,
 ) -> "RunSummary":
     """Answers every request line of a JSONL file. Called again after an interruption, it continues where it
@@ -46,7 +46,7 @@ def run(
         output: file for lines answered with a 2xx; by default `<name>_output.jsonl` beside the input.
         errors: file for all other lines; by default `<name>_error.jsonl` beside the input.
         endpoint: by default that of the first line.
-        concurrency: attempts in flight at once.
+        concurrency: attempts in flight at once, or "auto" to find the number; None takes the setting.
         on_progress: called with each snapshot of the progress; None shows a progress bar on stderr.
 
     Returns:
