@@ -140,6 +140,7 @@ class _Store:
         most: int,
         passed_over: Collection[BatchId],
         after_model: str | None,  # noqa: ARG002 - its batches have one model
+        worker_id: WorkerId,  # noqa: ARG002 - there is one worker
     ) -> Candidates:
         now = asyncio.get_running_loop().time()
         by_project: dict[str, list[OpenBatch]] = {}

@@ -89,7 +89,7 @@ class _Filter(OwnModel):
     def wanted(self, otherwise: Iterable[Status]) -> BatchFilter:
         """`otherwise`: the statuses if none is given."""
         given = [self.status] if isinstance(self.status, str) else self.status
-        if all(value is None for value in (given, *self.model_dump().values())):
+        if all(value in (None, [], {}) for value in self.model_dump().values()):
             fields = ", ".join(f"'{name}'" for name in type(self).model_fields)
             message = f"An empty filter would match every batch. Give at least one of {fields}."
             raise RequestError(message, param="filter", code="invalid_value")

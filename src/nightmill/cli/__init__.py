@@ -26,6 +26,7 @@ from nightmill.cli import (
     run,
     screen,
     serve,
+    steering,
     torture,
     upstreams,
     validate,
@@ -68,6 +69,12 @@ app.command()(validation.validation)
 app.command()(retries.retry)
 app.command()(batches.prioritize)
 app.command()(batches.cancel)
+app.command()(steering.pause)
+app.command()(steering.resume)
+app.command()(steering.prioritize)
+app.command()(steering.deadline)
+app.command()(steering.limit)
+app.command()(steering.cancel)
 app.add_typer(files.app, name="files")
 app.add_typer(keys.app, name="keys")
 app.add_typer(projects.app, name="projects")

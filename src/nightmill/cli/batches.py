@@ -1,6 +1,6 @@
-"""`submit`, `list`, `show`, `watch`, `results`, `cancel`: a client of any OpenAI-compatible batch server.
+"""`submit`, `list`, `show`, `watch`, `results`: a client of any OpenAI-compatible batch server.
 
-Only nightmill has what `prioritize` changes.
+What only nightmill has, and `cancel`, belongs to `steering`.
 """
 
 import sys
@@ -29,7 +29,7 @@ BaseUrl = Annotated[
 ]
 BatchId = Annotated[str, typer.Argument(metavar="ID", help="The batch's id.")]
 
-_PRIORITY_HELP = "From -10 to 10: with each step twice the share among the project's batches"
+PRIORITY_HELP = "From -10 to 10: with each step twice the share among the project's batches"
 _PAGE = 100
 _LISTED = 20
 _ENDED = ("completed", "expired", "cancelled", "failed")
@@ -58,7 +58,7 @@ def submit(
     ] = None,
     priority: Annotated[
         int | None,
-        typer.Option("--priority", metavar="N", min=-10, max=10, help=f"{_PRIORITY_HELP} [0]."),
+        typer.Option("--priority", metavar="N", min=-10, max=10, help=f"{PRIORITY_HELP} [0]."),
     ] = None,
     on_invalid: flag.OnInvalid = None,
     canary: flag.Canary = None,
@@ -82,6 +82,7 @@ def submit(
         max_cost=max_cost,
         record_attempts=record_attempts,
     )
+    pairs = pairs_of(metadata or [])
     with server(base_url) as client:
         from nightmill.client.answers import endpoint_of
 
@@ -288,6 +289,7 @@ def cancel(batch_id: BatchId, base_url: BaseUrl = None, as_json: Json = False) -
 
 
 def watched(client: "Client", batch_id: str, *, as_json: bool) -> None:
+def _watched(client: "Client", batch_id: str, *, as_json: bool) -> None:
     batch = client.wait(batch_id)
     counts = batch.request_counts
     if as_json:
@@ -347,7 +349,8 @@ def _tell_errors(batch: "Batch") -> None:
         say(f"and {len(listed) - _LISTED} more; see them with: nightmill show {batch.id} --json")
 
 
-def _pairs(given: list[str]) -> dict[str, str] | None:
+def pairs_of(given: list[str]) -> dict[str, str] | None:
+    """The metadata of `KEY=VALUE`s; None without any."""
     pairs: dict[str, str] = {}
     for pair in given:
         key, equals, value = pair.partition("=")

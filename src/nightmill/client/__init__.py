@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from nightmill.client.local import run
     from nightmill.client.retries import AsyncRetryApi, RetryApi
     from nightmill.client.session import Client
+    from nightmill.client.steering import AsyncSteering, BatchSelection, Steering
 
 __all__ = [
     "Answer",
@@ -42,11 +43,13 @@ __all__ = [
     "AsyncBatchApi",
     "AsyncInsightApi",
     "AsyncRetryApi",
+    "AsyncSteering",
     "Batch",
     "BatchApi",
     "BatchEvent",
     "BatchOptions",
     "BatchPriority",
+    "BatchSelection",
     "Client",
     "CreateBatchRequest",
     "Forecast",
@@ -56,6 +59,7 @@ __all__ = [
     "OutputExpiresAfter",
     "RetryApi",
     "Why",
+    "Steering",
     "run",
 ]
 
@@ -65,11 +69,13 @@ _HOMES = {
     "AsyncBatchApi": "api",
     "AsyncInsightApi": "insight",
     "AsyncRetryApi": "retries",
+    "AsyncSteering": "steering",
     "Batch": "api",
     "BatchApi": "api",
     "BatchEvent": "insight",
     "BatchOptions": "api",
     "BatchPriority": "api",
+    "BatchSelection": "steering",
     "Client": "session",
     "CreateBatchRequest": "api",
     "Forecast": "insight",
@@ -78,6 +84,7 @@ _HOMES = {
     "OnInvalid": "api",
     "OutputExpiresAfter": "api",
     "RetryApi": "retries",
+    "Steering": "steering",
     "run": "local",
     "Why": "insight",
 }

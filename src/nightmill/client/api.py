@@ -20,6 +20,7 @@ from openai.types import Batch
 from nightmill.client.input import AsyncInputApi, InputApi
 from nightmill.client.webhooks import AsyncWebhookApi, WebhookApi
 from nightmill.core.batch_options import BatchOptions, OnInvalid
+from nightmill.client.steering import AsyncSteering, Steering
 
 __all__ = [
     "DEFAULT_BASE_URL",
@@ -127,6 +128,9 @@ class BatchApi:
         base_url: up to and with `/v1`; else `OPENAI_BASE_URL`, else nightmill on this machine.
         auth: else `OPENAI_API_KEY`; a server without keys ignores it.
         openai_client: an `openai` client of your own instead of the two above.
+
+    Attributes:
+        steering: what a nightmill server does to running batches besides.
     """
 
     def __init__(
@@ -139,6 +143,7 @@ class BatchApi:
         self._openai = openai_client or OpenAI(**connection(base_url, auth))
         self.input = InputApi(self._openai)
         self.webhooks = WebhookApi(self._openai)
+        self.steering = Steering(self._openai)
 
     def create_batch(self, request: CreateBatchRequest) -> Batch:
         return self._openai.batches.create(**request.to_wire(), extra_headers=_once())
@@ -182,6 +187,7 @@ class AsyncBatchApi:
         self._openai = openai_client or AsyncOpenAI(**connection(base_url, auth))
         self.input = AsyncInputApi(self._openai)
         self.webhooks = AsyncWebhookApi(self._openai)
+        self.steering = AsyncSteering(self._openai)
 
     async def create_batch(self, request: CreateBatchRequest) -> Batch:
         return await self._openai.batches.create(**request.to_wire(), extra_headers=_once())
