@@ -96,7 +96,10 @@ async def test_a_paused_batch_sends_nothing_more_and_goes_on_when_it_is_resumed(
                 upstreams.gate.set()
         elif now.paused_at is not None and not worker._segments:
             backlog = await mill.store.batches.backlog()
-            assert (backlog.leased_segments, backlog.waiting_segments) == (0, 0)
+            if backlog.leased_segments:
+                return False  # being released
+            now = await mill.now(batch)
+            assert backlog.waiting_segments == 0
             assert now.tally.answered == upstreams.sent.total() < 55
             assert now.status is Status.IN_PROGRESS
             sent_when_quiet = upstreams.sent.total()

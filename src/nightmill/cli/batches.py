@@ -72,7 +72,6 @@ def submit(
     as_json: Json = False,
 ) -> None:
     """Upload a file and create its batch. Prints the batch's id."""
-    pairs = _pairs(metadata or [])
     options = flag.batch_options(
         on_invalid=on_invalid,
         canary=canary,

@@ -1,4 +1,8 @@
-"""The name that was probably meant where an unknown one was given. No I/O."""
+"""The name that was probably meant where an unknown one was given. No I/O.
+
+Settings and request bodies are described by classes with `model_fields`, so one function finds the names
+that are known at a place.
+"""
 
 import difflib
 from collections.abc import Iterable, Sequence
@@ -6,7 +10,11 @@ from typing import Any, get_args
 
 
 def nearest_name(given: str, names: Iterable[str]) -> str | None:
-    """The name most similar to `given`; None if no name is similar."""
+    """The name most similar to `given`; None if no name is similar.
+
+    Args:
+        names: those that exist.
+    """
     return next(iter(difflib.get_close_matches(given, list(names), n=1)), None)
 
 

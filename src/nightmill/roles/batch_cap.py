@@ -28,6 +28,14 @@ class BatchCap:
         """How many more lines may be taken; 0 or less for none."""
         return self.limit - self.at_work
 
+    def take(self, lines: int = 1) -> None:
+        """Lines are at work from now on."""
+        self.at_work += lines
+
+    def give_back(self, lines: int = 1) -> None:
+        """Lines were settled or given up."""
+        self.at_work -= lines
+
     def change(self, limit: int) -> None:
         """Lines at work beyond a lower limit may finish."""
         self.limit = limit

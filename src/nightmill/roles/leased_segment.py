@@ -180,7 +180,7 @@ class LeasedSegment:
         self.unsent -= 1
         self.in_flight += 1
         if self.cap is not None:
-            self.cap.at_work += 1
+            self.cap.take()
         start = line.offset - self._offset
         return line.ordinal, slice_line(self._text[start : start + line.length_bytes])
 
@@ -192,7 +192,7 @@ class LeasedSegment:
         """Ends a line in flight with its output line, which is written unless the lease is lost."""
         self.in_flight -= 1
         if self.cap is not None:
-            self.cap.at_work -= 1
+            self.cap.give_back()
         if self.is_lost:
             return
         try:
@@ -205,7 +205,7 @@ class LeasedSegment:
         self.in_flight -= lines
         self.abandoned += lines
         if self.cap is not None:
-            self.cap.at_work -= lines
+            self.cap.give_back(lines)
 
     def confirm(self, until: float) -> None:
         """The store has renewed the lease; it is held until monotonic time `until`."""
@@ -232,7 +232,7 @@ class LeasedSegment:
     def limit(self, cap: BatchCap | None) -> None:
         """Counts the lines at work in `cap` from now on; None ends the limit."""
         if cap is not None and cap is not self.cap:
-            cap.at_work += self.in_flight
+            cap.take(self.in_flight)
         self.cap = cap
 
     def follow(self, terms: BatchTerms) -> bool:
