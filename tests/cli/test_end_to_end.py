@@ -243,3 +243,35 @@ def test_the_server_refuses_to_listen_on_all_addresses_without_keys(command, tmp
     ran = command("serve", "--emulate", "--host", "0.0.0.0", "--port", "0", "--folder", tmp_path / "data")
     assert ran.code == 78
     assert "nightmill keys create" in ran.err.splitlines()[-1]
+
+
+def test_results_of_a_running_batch_are_followed_to_the_end(base_url, nightmill, input_file):
+    batch_id = nightmill("submit", input_file(5)).out.strip()
+    followed = nightmill("results", "--follow", batch_id)
+    assert followed.code == 0
+    downloaded = nightmill("results", batch_id)
+    assert sorted(followed.out.splitlines()) == sorted(downloaded.out.splitlines())
+    assert sorted(row["custom_id"] for row in rows(followed.out)) == [f"line-{number}" for number in range(5)]
+
+
+def test_results_are_filtered_and_go_on_behind_a_cursor(base_url, nightmill, input_file):
+    batch_id = nightmill("submit", input_file(4), "--watch", "--json").json["id"]
+    chosen = nightmill("results", batch_id, "--custom-id", "line-2", "--custom-id", "line-0", "--json")
+    first, last = rows(chosen.out)
+    assert [first["line"]["custom_id"], last["line"]["custom_id"]] == ["line-0", "line-2"]
+    rest = nightmill("results", batch_id, "--after", last["cursor"])
+    assert [row["custom_id"] for row in rows(rest.out)] == ["line-3"]
+    assert nightmill("results", "-f", batch_id, "--outcome", "failed").out == ""
+    assert nightmill("results", "-f", batch_id, "--code", "batch_expired").out == ""
+
+
+def test_wrong_flags_of_results_are_refused(base_url, nightmill, input_file, tmp_path):
+    batch_id = nightmill("submit", input_file(1), "--watch", "--json").json["id"]
+    wrong = nightmill("results", batch_id, "--outcome", "ok")
+    assert (wrong.code, wrong.err) == (2, "nightmill: --outcome is completed or failed, not 'ok'\n")
+    both = nightmill("results", "--follow", batch_id, "-o", tmp_path / "out.jsonl")
+    assert (both.code, both.out) == (2, "")
+    foreign = nightmill("results", "--follow", batch_id, "--after", "abc")
+    assert foreign.code == 2
+    assert "not a cursor" in foreign.err
+    assert nightmill("results", "--follow", "batch_0").code == 2

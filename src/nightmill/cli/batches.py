@@ -218,6 +218,42 @@ def results(
         if errors is not None or as_json:
             raise RequestError("--merged writes all lines to one place; name a file with -o only")
         save_merged(batch_id, output or STDOUT, base_url)
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Print each line as it is answered, until the end.")
+    ] = False,
+    outcome: Annotated[
+        str | None, typer.Option("--outcome", metavar="completed|failed", help="Only lines of this outcome.")
+    ] = None,
+    code: Annotated[
+        list[str] | None,
+        typer.Option("--code", metavar="CODE", help="Only lines with this error code or status; repeatable."),
+    ] = None,
+    custom_id: Annotated[
+        list[str] | None, typer.Option("--custom-id", metavar="ID", help="Only this line; repeatable.")
+    ] = None,
+    after: Annotated[
+        str | None, typer.Option("--after", metavar="CURSOR", help="Only lines behind this one.")
+    ] = None,
+    base_url: BaseUrl = None,
+    as_json: Json = False,
+) -> None:
+    """Download the lines of a batch that has ended, or print those of a running one.
+
+    With --follow or one of the filters, lines of both outcomes go to stdout; only nightmill has that.
+    """
+    if follow or outcome or code or custom_id or after:
+        if output is not None or errors is not None:
+            raise RequestError("--follow and filters print on stdout; leave -o and -e out")
+        _print_wanted(
+            batch_id,
+            base_url,
+            is_followed=follow,
+            outcome=outcome,
+            codes=code or (),
+            custom_ids=custom_id or (),
+            after=after,
+            as_json=as_json,
+        )
         return
     if output is None and errors is None:
         output = STDOUT
@@ -257,6 +293,18 @@ def save_merged(batch_id: str, path: Path, base_url: str | None) -> None:
             stream.writelines(line + b"\n" for line in lines)
         partial.replace(path)
     say(f"wrote {path} ({path.stat().st_size:,} bytes)")
+def _print_wanted(
+    batch_id: str, base_url: str | None, *, is_followed: bool, as_json: bool, **wanted: Any
+) -> None:
+    from nightmill.cli.followed import print_followed, print_so_far
+
+    if wanted["outcome"] not in (None, "completed", "failed"):
+        raise RequestError(f"--outcome is completed or failed, not '{clean(wanted['outcome'])}'")
+    with server(base_url) as client:
+        from nightmill.client import WantedResults
+
+        show = print_followed if is_followed else print_so_far
+        show(client, batch_id, WantedResults(**wanted), as_json=as_json)
 
 
 def prioritize(

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from nightmill.client.insight import AsyncInsightApi, BatchEvent, Forecast, InsightApi, Why
     from nightmill.client.local import run
     from nightmill.client.retries import AsyncRetryApi, RetryApi
+    from nightmill.client.results import FollowedLine, ResultPage, WantedResults
     from nightmill.client.session import Client
     from nightmill.client.steering import AsyncSteering, BatchSelection, Steering
 
@@ -54,12 +55,15 @@ __all__ = [
     "CreateBatchRequest",
     "Forecast",
     "InsightApi",
+    "FollowedLine",
     "ListBatchesResponse",
     "OnInvalid",
     "OutputExpiresAfter",
     "RetryApi",
     "Why",
     "Steering",
+    "ResultPage",
+    "WantedResults",
     "run",
 ]
 
@@ -80,11 +84,14 @@ _HOMES = {
     "CreateBatchRequest": "api",
     "Forecast": "insight",
     "InsightApi": "insight",
+    "FollowedLine": "results",
     "ListBatchesResponse": "api",
     "OnInvalid": "api",
     "OutputExpiresAfter": "api",
     "RetryApi": "retries",
     "Steering": "steering",
+    "ResultPage": "results",
+    "WantedResults": "results",
     "run": "local",
     "Why": "insight",
 }

@@ -7,7 +7,7 @@ are those of the package (`openai.NotFoundError`, ...). Files, waiting and joini
 
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self, cast
 from urllib.parse import quote
@@ -21,6 +21,8 @@ from nightmill.client.input import AsyncInputApi, InputApi
 from nightmill.client.webhooks import AsyncWebhookApi, WebhookApi
 from nightmill.core.batch_options import BatchOptions, OnInvalid
 from nightmill.client.steering import AsyncSteering, Steering
+from nightmill.client import results as _results
+from nightmill.client.results import PATIENCE_S, FollowedLine, ResultPage, WantedResults
 
 __all__ = [
     "DEFAULT_BASE_URL",
@@ -39,6 +41,7 @@ __all__ = [
 DEFAULT_BASE_URL = "http://127.0.0.1:8080/v1"
 # A server without keys ignores it; a server with keys answers 401 with a clear message.
 _NO_KEY = "no-key"
+_ALL = WantedResults()
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +167,16 @@ class BatchApi:
         url = _own_url(self._openai, batch_id)
         return _priority(self._openai.post(url, cast_to=object, body={"priority": priority}))
 
+    def results(self, batch_id: str, wanted: WantedResults = _ALL, *, limit: int = 100) -> ResultPage:
+        """The output lines that are there now; only nightmill has this."""
+        return _results.read_page(self._openai, batch_id, wanted, limit=limit)
+
+    def follow(
+        self, batch_id: str, wanted: WantedResults = _ALL, *, patience_s: float = PATIENCE_S
+    ) -> Generator[FollowedLine]:
+        """Each output line once, as it is answered, until the batch has ended; see `results.follow`."""
+        return _results.follow(self._openai, batch_id, wanted, patience_s=patience_s)
+
     def close(self) -> None:
         self._openai.close()
 
@@ -207,6 +220,14 @@ class AsyncBatchApi:
     async def set_priority(self, batch_id: str, priority: int) -> BatchPriority:
         url = _own_url(self._openai, batch_id)
         return _priority(await self._openai.post(url, cast_to=object, body={"priority": priority}))
+
+    async def results(self, batch_id: str, wanted: WantedResults = _ALL, *, limit: int = 100) -> ResultPage:
+        return await _results.read_page_async(self._openai, batch_id, wanted, limit=limit)
+
+    def follow(
+        self, batch_id: str, wanted: WantedResults = _ALL, *, patience_s: float = PATIENCE_S
+    ) -> AsyncGenerator[FollowedLine]:
+        return _results.follow_async(self._openai, batch_id, wanted, patience_s=patience_s)
 
     async def close(self) -> None:
         await self._openai.close()

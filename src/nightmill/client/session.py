@@ -5,7 +5,7 @@ through files, so memory does not depend on their number. The display of progres
 """
 
 import tempfile
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic, sleep
@@ -20,6 +20,7 @@ from nightmill.client.api import ApiKeyAuth, Batch, BatchApi, CreateBatchRequest
 from nightmill.client.insight import Forecast, InsightApi, Why
 from nightmill.client.progress import Snapshot, shown
 from nightmill.client.retries import RetryApi
+from nightmill.client.results import PATIENCE_S, FollowedLine, Outcome, WantedResults
 from nightmill.core.batch import TERMINAL
 from nightmill.core.batch_options import BatchOptions
 from nightmill.errors import RequestError, UnavailableError
@@ -30,8 +31,6 @@ PART_BYTES = 16 << 20
 FIRST_POLL_S = 0.05
 LONGEST_POLL_S = 3.0
 POLL_GROWTH = 1.4
-# How long a server that answered once may be unreachable before waiting ends.
-PATIENCE_S = 120.0
 # Beyond the completion window: writing the files, and clocks that differ.
 AFTER_WINDOW_S = 3_600.0
 
@@ -219,6 +218,25 @@ class Client:
             options=options,
         )
         return self.answers(self.wait(batch.id, timeout_s=timeout_s, on_change=on_change))
+
+    def follow(
+        self,
+        batch_id: str,
+        *,
+        after: str | None = None,
+        outcome: Outcome | None = None,
+        codes: Sequence[str] = (),
+        custom_ids: Sequence[str] = (),
+        patience_s: float = PATIENCE_S,
+    ) -> Generator[FollowedLine]:
+        """Each output line once, as it is answered, until the batch has ended; see `results.follow`.
+
+        Args:
+            after: the cursor of the last line that you have.
+            outcome, codes, custom_ids: only lines that match all that are given.
+        """
+        wanted = WantedResults(after=after, outcome=outcome, codes=codes, custom_ids=custom_ids)
+        return self.api.follow(batch_id, wanted, patience_s=patience_s)
 
     def lines(self, file_id: str) -> Iterator[bytes]:
         """The lines of a file as they arrive."""

@@ -1,0 +1,69 @@
+"""The part of `nightmill results` that reads a batch while it runs. Only nightmill has what it asks for."""
+
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from nightmill.cli.screen import out_json, say
+from nightmill.errors import RequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from nightmill.client import Client, FollowedLine, WantedResults
+
+
+def print_followed(client: "Client", batch_id: str, wanted: "WantedResults", *, as_json: bool) -> None:
+    """Prints each line as it is answered, until the batch has ended."""
+    after = wanted.after
+    lines = client.api.follow(batch_id, wanted)
+    try:
+        for line in lines:
+            _print(line, as_json=as_json)
+            after = line.cursor
+    except KeyboardInterrupt:
+        _say_how_to_go_on(batch_id, after)
+        raise
+    finally:
+        lines.close()
+    _refuse_failed(client, batch_id)
+
+
+def print_so_far(client: "Client", batch_id: str, wanted: "WantedResults", *, as_json: bool) -> None:
+    """Prints the lines that are there now."""
+    after = wanted.after
+    for line in _so_far(client, batch_id, wanted):
+        _print(line, as_json=as_json)
+        after = line.cursor
+    status = client.api.retrieve_batch(batch_id).status
+    if status == "failed":
+        _refuse_failed(client, batch_id)
+    elif status not in ("completed", "expired", "cancelled"):
+        _say_how_to_go_on(batch_id, after)
+
+
+def _so_far(client: "Client", batch_id: str, wanted: "WantedResults") -> "Iterator[FollowedLine]":
+    while True:
+        page = client.api.results(batch_id, wanted, limit=1_000)
+        yield from page.lines
+        if not page.has_more or not page.lines:
+            return
+        wanted = replace(wanted, after=page.cursor)
+
+
+def _print(line: "FollowedLine", *, as_json: bool) -> None:
+    if as_json:
+        out_json({"cursor": line.cursor, "outcome": line.outcome, "line": line.row})
+        return
+    sys.stdout.buffer.write(line.text + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def _say_how_to_go_on(batch_id: str, after: str | None) -> None:
+    behind = f" --after {after}" if after else ""
+    say(f"go on with: nightmill results --follow {batch_id}{behind}")
+
+
+def _refuse_failed(client: "Client", batch_id: str) -> None:
+    if client.api.retrieve_batch(batch_id).status == "failed":
+        raise RequestError(f"{batch_id} failed validation and has no lines; correct them and submit again")
