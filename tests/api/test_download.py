@@ -2,7 +2,9 @@
 
 import asyncio
 import hashlib
+import shutil
 import socket
+import subprocess
 import threading
 from dataclasses import replace
 from email.message import Message
@@ -44,16 +46,91 @@ def test_any_accept_header_is_accepted(server, key, input_file_id, accept):
     assert download(server, key, input_file_id, Accept=accept).status == 200
 
 
-def test_a_range_is_ignored_and_nothing_is_compressed(server, key, input_file_id):
-    whole = download(server, key, input_file_id).body
-    answer = download(server, key, input_file_id, **{"Range": "bytes=1-2", "Accept-Encoding": "gzip"})
-    assert (answer.status, answer.body) == (200, whole)
+CONTENT = LINE * 3
+SIZE = len(CONTENT)
+
+
+@pytest.fixture
+def ranged(server, key, client):
+    """Asks for a range of one file."""
+    file = client.files.create(file=("in.jsonl", CONTENT), purpose="batch")
+
+    def ask(value, method="GET", **headers):
+        answer = download(server, key, file.id, method, Range=value, **headers)
+        return answer, f'"{file.id}"'
+
+    return ask
+
+
+@pytest.mark.parametrize(
+    ("value", "start", "end"),
+    [
+        ("bytes=0-0", 0, 1),
+        ("bytes=5-9", 5, 10),
+        ("bytes=5-", 5, SIZE),
+        ("bytes=-7", SIZE - 7, SIZE),
+        ("bytes=-99999", 0, SIZE),
+        (f"bytes=5-{SIZE + 5}", 5, SIZE),
+        (f"bytes={SIZE - 1}-", SIZE - 1, SIZE),
+    ],
+)
+def test_a_range_is_answered_with_its_bytes(ranged, value, start, end):
+    answer, etag = ranged(value)
+    assert (answer.status, answer.body) == (206, CONTENT[start:end])
+    assert answer.headers["content-range"] == f"bytes {start}-{end - 1}/{SIZE}"
+    assert answer.headers["content-length"] == str(end - start)
+    assert (answer.headers["etag"], answer.headers["accept-ranges"]) == (etag, "bytes")
+
+
+@pytest.mark.parametrize("value", ["bytes=0-1,5-6", "bytes=9-5", "bytes=-", "lines=0-1", "bytes=a-", ""])
+def test_several_ranges_and_other_values_are_answered_with_the_whole_file(ranged, value):
+    answer, _ = ranged(value)
+    assert (answer.status, answer.body) == (200, CONTENT)
+    assert "content-range" not in answer.headers
+
+
+@pytest.mark.parametrize("value", [f"bytes={SIZE}-", "bytes=99999-99999", "bytes=-0"])
+def test_a_range_behind_the_end_is_refused_with_the_length(ranged, value):
+    answer, etag = ranged(value)
+    assert (answer.status, answer.error["code"]) == (416, "range_not_satisfiable")
+    assert (answer.headers["content-range"], answer.headers["etag"]) == (f"bytes */{SIZE}", etag)
+
+
+def test_a_range_of_a_file_that_the_client_does_not_know_is_the_whole_file(ranged):
+    answer, etag = ranged("bytes=5-9", **{"If-Range": '"file-other"'})
+    assert (answer.status, answer.body) == (200, CONTENT)
+    assert ranged("bytes=5-9", **{"If-Range": f"W/{etag}"})[0].status == 200
+    assert ranged("bytes=5-9", **{"If-Range": "Sun, 29 Nov 2026 16:00:00 GMT"})[0].status == 200
+    answer, _ = ranged("bytes=5-9", **{"If-Range": etag})
+    assert (answer.status, answer.body) == (206, CONTENT[5:10])
+
+
+def test_a_large_range_is_sent_in_chunks_and_nothing_is_compressed(server, key, client):
+    content = b"".join(b"%09d\n" % number for number in range(300_000))
+    file = client.files.create(file=content, purpose="evals")
+    answer = download(server, key, file.id, **{"Range": "bytes=7-2999990", "Accept-Encoding": "gzip"})
+    assert (answer.status, answer.body) == (206, content[7:2_999_991])
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+def test_curl_continues_a_download(server, key, client, tmp_path):
+    file = client.files.create(file=("in.jsonl", CONTENT), purpose="batch")
+    target = tmp_path / "out.jsonl"
+    target.write_bytes(CONTENT[:100])
+    for _ in range(2):  # the second time, nothing is left
+        url = f"{server.url}/v1/files/{file.id}/content"
+        words = ["curl", "-s", "-C", "-", "-H", f"Authorization: Bearer {key}", "-o", str(target), url]
+        subprocess.run(words, check=True)
+        assert target.read_bytes() == CONTENT
 
 
 def test_head_returns_the_headers_without_a_body(server, key, client, input_file_id):
-    answer = download(server, key, input_file_id, "HEAD")
-    assert (answer.status, answer.body) == (200, b"")
-    assert int(answer.headers["content-length"]) == client.files.retrieve(input_file_id).bytes
+    for headers in ({}, {"Range": "bytes=1-2"}):
+        answer = download(server, key, input_file_id, "HEAD", **headers)
+        assert (answer.status, answer.body) == (200, b"")
+        assert int(answer.headers["content-length"]) == client.files.retrieve(input_file_id).bytes
+        assert answer.headers["etag"] == f'"{input_file_id}"'
+        assert answer.headers["accept-ranges"] == "bytes"
 
 
 @pytest.mark.parametrize("purpose", ["assistants", "user_data"])

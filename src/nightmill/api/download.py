@@ -1,8 +1,9 @@
-"""A response that streams the bytes of a file.
+"""A response that streams the bytes of a file, or a range of them.
 
 The response has a Content-Length and starts before the whole blob is read. Memory use is a few chunks for any
-file size. A file deleted during a download is sent to its end. A filename cannot add a header. As at OpenAI,
-Range headers are ignored. `files` checks access.
+file size. A file deleted during a download is sent to its end. A filename cannot add a header. OpenAI has no
+ranges: a request without `Range` is answered as OpenAI answers it, and only answers to HEAD and to ranges
+have `ETag` and `Accept-Ranges`. `files` checks access.
 """
 
 import asyncio
@@ -15,14 +16,16 @@ from urllib.parse import quote
 from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
+from nightmill.blobs import Blobs
 from nightmill.core.file import File, Purpose
-from nightmill.errors import NotFoundError, UnavailableError
+from nightmill.errors import NotFoundError, RequestError, UnavailableError
 
 CHUNK_BYTES = 1 << 20
 STALL_S = 300.0
 """A client that receives no chunk for this long is disconnected."""
 _NAME_LENGTH = 255
 _JSONL = frozenset({Purpose.BATCH, Purpose.BATCH_OUTPUT, Purpose.FINE_TUNE, Purpose.EVALS})
+_RANGE = re.compile(r"bytes=(?P<first>[0-9]{0,18})-(?P<last>[0-9]{0,18})")
 _UNSAFE = re.compile(r'[^\x20-\x7e]|["\\/%;:*?<>|]')
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f/\\]")
 
@@ -41,16 +44,96 @@ def content_disposition(filename: str) -> str:
     return f"attachment; filename=\"{ascii_name}\"; filename*=UTF-8''{utf8_name}"
 
 
-class Download(Response):
-    """Streams `chunks`, which have `file.size_bytes` bytes together."""
+def etag_of(file: File) -> str:
+    """The bytes of a file never change, and no id is used twice."""
+    return f'"{file.id}"'
 
-    def __init__(self, file: File, chunks: AsyncIterator[bytes]) -> None:
+
+def wanted_range(value: str | None, if_range: str | None, file: File) -> range | None:
+    """The byte range that `Range` asks for; None for the whole file (RFC 9110 14.2).
+
+    The whole file is also the answer to several ranges, to a value that is no byte range, and to an
+    `If-Range` that does not hold.
+
+    Raises:
+        RangeError: the file has no such bytes.
+    """
+    match = _RANGE.fullmatch(value.strip()) if value is not None else None
+    if match is None or (if_range is not None and if_range.strip() != etag_of(file)):
+        return None
+    first, last = match["first"], match["last"]
+    size_bytes = file.size_bytes
+    if first:
+        start, end = int(first), min(int(last) + 1 if last else size_bytes, size_bytes)
+        if last and int(last) < int(first):
+            return None
+    elif last:
+        start, end = max(0, size_bytes - int(last)), size_bytes
+    else:
+        return None
+    if start >= end:
+        raise RangeError(file)
+    return range(start, end)
+
+
+class RangeError(RequestError):
+    """The file ends before the range begins."""
+
+    status = 416
+
+    def __init__(self, file: File) -> None:
+        super().__init__(
+            f"The file '{file.id}' has {file.size_bytes} bytes and none in the range asked for.",
+            code="range_not_satisfiable",
+            headers={
+                "content-range": f"bytes */{file.size_bytes}",
+                "accept-ranges": "bytes",
+                "etag": etag_of(file),
+            },
+        )
+
+
+async def read_range(blobs: Blobs, key: str, wanted: range) -> AsyncGenerator[bytes]:
+    """The bytes in chunks. A blob that is deleted meanwhile ends the connection."""
+    start = wanted.start
+    while start < wanted.stop:
+        try:
+            chunk = await blobs.read(key, start, min(CHUNK_BYTES, wanted.stop - start))
+        except FileNotFoundError:
+            if start == wanted.start:
+                raise
+            chunk = b""
+        if not chunk:
+            raise UnavailableError(f"blob {key} was deleted while it was read")
+        yield chunk
+        start += len(chunk)
+
+
+class Download(Response):
+    """Streams `chunks`, which have the bytes of `wanted` together, or all of the file.
+
+    Args:
+        says_ranges: whether the headers say that ranges can be asked for.
+    """
+
+    def __init__(
+        self,
+        file: File,
+        chunks: AsyncIterator[bytes],
+        *,
+        wanted: range | None = None,
+        says_ranges: bool = False,
+    ) -> None:
         headers = {
             "content-type": media_type(file.purpose),
-            "content-length": str(file.size_bytes),
+            "content-length": str(file.size_bytes if wanted is None else len(wanted)),
             "content-disposition": content_disposition(file.filename),
         }
-        super().__init__(headers=headers)
+        if says_ranges or wanted is not None:
+            headers |= {"accept-ranges": "bytes", "etag": etag_of(file)}
+        if wanted is not None:
+            headers["content-range"] = f"bytes {wanted.start}-{wanted.stop - 1}/{file.size_bytes}"
+        super().__init__(headers=headers, status_code=200 if wanted is None else 206)
         self._file_id = file.id
         self._chunks = cast("AsyncGenerator[bytes]", chunks)
 
@@ -63,7 +146,8 @@ class Download(Response):
                 raise NotFoundError(f"No such File object: {self._file_id}", param="id") from None
             disconnected = asyncio.create_task(_disconnected(receive))
             try:
-                await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+                status = self.status_code
+                await send({"type": "http.response.start", "status": status, "headers": self.raw_headers})
                 while chunk and not disconnected.done():
                     await _within_stall(send, chunk)
                     chunk = await anext(chunks, b"")

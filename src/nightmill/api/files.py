@@ -22,7 +22,7 @@ from nightmill.api.admission import (
 from nightmill.api.auth import CurrentActor, CurrentProject
 from nightmill.api.body import idempotency_of
 from nightmill.api.context import ApiContext, Context
-from nightmill.api.download import Download
+from nightmill.api.download import Download, read_range, wanted_range
 from nightmill.api.envelope import JsonResponse, echo
 from nightmill.api.file_wire import (
     CreateFileRequest,
@@ -31,6 +31,7 @@ from nightmill.api.file_wire import (
     OpenAIFile,
     file_on_wire,
 )
+from nightmill.api.middleware import METHOD_AS_SENT
 from nightmill.api.multipart import Form, FormPlan, receive_form, too_large
 from nightmill.api.openapi import CONFLICT, takes_multipart
 from nightmill.api.upload_limiter import Limiter
@@ -160,7 +161,7 @@ async def delete_file(file_id: str, context: Context, project: CurrentProject, b
     },
 )
 async def download_file(
-    file_id: str, context: Context, project: CurrentProject, by: CurrentActor
+    file_id: str, request: Request, context: Context, project: CurrentProject, by: CurrentActor
 ) -> Response:
     file = await _require_file(file_id, context, project)
     if file.purpose in NOT_DOWNLOADABLE:
@@ -172,6 +173,11 @@ async def download_file(
         url = await context.blobs.signed_url(file.blob_key, ttl_s=blobs.presigned_ttl_s)
         if url is not None:
             return RedirectResponse(url, 302, {"cache-control": "no-store"})
+    if request.scope[METHOD_AS_SENT] == "HEAD":
+        return Download(file, context.blobs.stream(file.blob_key), says_ranges=True)
+    wanted = wanted_range(request.headers.get("range"), request.headers.get("if-range"), file)
+    if wanted is not None:
+        return Download(file, read_range(context.blobs, file.blob_key, wanted), wanted=wanted)
     return Download(file, context.blobs.stream(file.blob_key))
 
 
