@@ -142,6 +142,7 @@ def serving(
     *,
     flags: Sequence[str] = ("--emulate",),
     wrap: Callable[[list[str]], list[str]] = lambda words: words,
+    port: int = 0,
     **settings: Any,
 ) -> Iterator[Served]:
     """Starts the server, and ends it with SIGTERM.
@@ -151,7 +152,7 @@ def serving(
         settings: as in the environment, without the prefix: `retention__free_bytes=0`.
     """
     environment = {f"NIGHTMILL_{name.upper()}": str(value) for name, value in settings.items()}
-    words = [sys.executable, "-m", "nightmill", "serve", *flags, "--port", "0", "--folder", str(folder)]
+    words = [sys.executable, "-m", "nightmill", "serve", *flags, "--port", str(port), "--folder", str(folder)]
     process = subprocess.Popen(wrap(words), stderr=subprocess.PIPE, text=True, env=os.environ | environment)
     served = Served(process, 0)
     listens = threading.Event()
