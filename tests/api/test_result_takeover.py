@@ -139,35 +139,35 @@ def test_a_line_is_not_given_while_the_batch_is_being_ended_unless_it_is_pinned(
     assert {entry["line"]["custom_id"]: entry["line"] for entry in follower.lines} == standing
 
 
-def test_a_segment_that_is_leased_again_during_the_look_waits_for_the_next_look(own):
-    """The reader finds the part of the first holder; the second one has leased meanwhile and finds less."""
+@pytest.mark.parametrize("reading", ["tail", "find"])
+def test_a_segment_that_is_leased_again_during_the_look_waits_for_the_next_look(own, reading, monkeypatch):
+    """The second holder finds the part before the first one writes more; only then the reader reads it."""
     batch = FollowedBatch.of(own, 3)
     first = batch.lease()
     write(batch, first, 0, text="first")
     batch.beat(first)
-    parts, holders = own.context.parts, []
-    finding = parts.find
+    store, parts = own.context.store, own.context.parts
+    if reading == "find":
+        own.do(store.leases.release_all())
+    read = getattr(parts, reading)
+    taken = []
 
-    async def find_late(segment, *, below, pinned=()):
-        if not holders:
-            holders.append(None)
-            await own.context.store.leases.release_all()
-            (lease,) = await own.context.store.segments.lease(
+    async def read_late(*args, **kwargs):
+        if not taken:
+            taken.append(None)
+            await store.leases.release_all()
+            (lease,) = await store.segments.lease(
                 WorkerId("worker"), limit=0, ttl_s=600, preferred=[(batch.id, 1)]
             )
-            found = await finding(lease.segment, below=lease.token, pinned=lease.pinned)
-            holders.append((lease, found))
+            taken.append((lease, await parts.find(lease.segment, below=lease.token, pinned=lease.pinned)))
             first.writer.append(1, batch.row(1, text="late"))
             await first.writer.flush()
-        return await finding(segment, below=below, pinned=pinned)
+        return await read(*args, **kwargs)
 
-    parts.find = find_late
-    try:
-        page = batch.page().json()
-    finally:
-        del parts.find
-    assert page["data"] == []
-    lease, found = holders[1]
+    with monkeypatch.context() as patch:
+        patch.setattr(parts, reading, read_late)
+        assert batch.page().json()["data"] == []
+    lease, found = taken[1]
     second = Holder(lease, own.do(_opened(own, lease)))
     pin(batch, second, found)
     follower = Follower(batch)

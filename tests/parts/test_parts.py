@@ -11,7 +11,8 @@ from nightmill.core.output_line import OutputLine
 from nightmill.core.segment import PinnedPart, Segment
 from nightmill.errors import DamageError
 from nightmill.ids import BatchId
-from nightmill.parts import PartRecord, Parts, PartWriter
+from nightmill.parts import PartRecord, Parts, PartTail, PartWriter
+from nightmill.parts.record import part_key
 
 BATCH = BatchId("batch_1")
 
@@ -272,3 +273,26 @@ async def test_deleting_a_batch_keeps_the_parts_of_others(any_parts: Parts) -> N
     assert await any_parts.batches() == [other]
     assert await any_parts.find(segment_of(), below=2) == []
     assert len(await any_parts.find(segment_of(batch_id=other), below=2)) == 1
+
+
+async def test_a_part_that_is_still_written_is_read_behind_what_was_read_before(any_parts: Parts) -> None:
+    writer = any_parts.open(segment_of(), 1)
+    start = PartTail(part_key(segment_of(), 1))
+    found, tail = await any_parts.tail(start)
+    assert (len(found), tail) == (0, start)
+    read: list[PartRecord] = []
+    for number in range(6):
+        writer.append(number, OutputLine(b"%d" % number * (400 << 10), is_error=False, usage=None))
+        if number % 2:
+            await writer.flush()
+            while True:
+                found, tail = await any_parts.tail(tail)
+                if not found:
+                    break
+                read += found
+            assert [record.ordinal for record in read] == list(range(number + 1))
+    await writer.close()
+    assert writer.pinned is not None
+    assert tail.length_bytes == writer.pinned.length_bytes
+    whole = await records(any_parts, [writer.pinned])
+    assert [record.output for record in read] == [record.output for record in whole]

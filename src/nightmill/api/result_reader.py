@@ -14,7 +14,7 @@ part has none of the lines that it found. While the batch is being ended, only p
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, cast
 
 from nightmill.api.context import ApiContext
@@ -25,8 +25,8 @@ from nightmill.core.result_filter import LineOutcome, ResultFilter, ordinal_of
 from nightmill.core.segment import PinnedPart
 from nightmill.errors import DamageError, NotFoundError, RequestError, UnavailableError
 from nightmill.ids import BatchId, FileId, ProjectId
-from nightmill.parts import FirstAnswers, PartRecord
-from nightmill.parts.record import PartName
+from nightmill.parts import PartRecord, PartTail
+from nightmill.parts.record import part_key
 from nightmill.store.answered_segments import AnsweredSegment
 
 _READ_BYTES: Final = 1 << 20
@@ -43,6 +43,21 @@ class ResultLine:
 
     outcome: LineOutcome
     text: bytes
+
+
+@dataclass(slots=True)
+class _KnownSegment:
+    """What this reader has read of a segment that is not done.
+
+    Attributes:
+        parts: those that were read to their length.
+        tail: how far the part of the holder was read.
+        state: token, answered lines and pinned parts when all of that was read.
+    """
+
+    parts: set[PinnedPart] = field(default_factory=set)
+    tail: PartTail | None = None
+    state: tuple[int, int, Sequence[PinnedPart]] | None = None
 
 
 class ResultReader:
@@ -63,7 +78,8 @@ class ResultReader:
         self._parts = context.parts
         self._wanted = wanted
         self._seen: tuple[Status, Tally] | None = None
-        self._read: dict[int, tuple[int, int, Sequence[PinnedPart]]] = {}
+        self._known: dict[int, _KnownSegment] = {}
+        self._is_leased_again = False
 
     @property
     def is_complete(self) -> bool:
@@ -102,46 +118,27 @@ class ResultReader:
             for it in found:
                 if it.segment.number in self.cursor.segments or not self._may_read(it):
                     continue
-                counted = await self._counted(it)
-                if counted is None:
-                    is_whole = False
-                    continue
-                async with aclosing(self._of_segment(it, counted)) as lines:
+                async with aclosing(self._of_segment(it)) as lines:
                     async for line in lines:
                         yield line
+                if self._is_leased_again:
+                    is_whole = False
             first += _LOOK_SEGMENTS
         if is_whole:
             self._seen = seen
 
     def _may_read(self, it: AnsweredSegment) -> bool:
         runs = self.cursor.lines.run_count
-        if it.is_done:
-            return runs < _MOST_RUNS_OF_DONE
-        return runs < _MOST_RUNS and self._read.get(it.segment.number) != _state(it)
+        return runs < (_MOST_RUNS_OF_DONE if it.is_done else _MOST_RUNS)
 
-    async def _counted(self, it: AnsweredSegment) -> Sequence[PinnedPart] | None:
-        """The parts whose records stand; None when the segment was leased again meanwhile."""
-        if it.is_done or self.batch.status is not Status.IN_PROGRESS:
-            return it.pinned
-        found = await self._parts.find(it.segment, below=it.token + 1, pinned=it.pinned)
-        if it.is_leased:
-            found = [part for part in found if part in it.pinned or _token_of(part) == it.token]
-        batch_id, number = it.segment.batch_id, it.segment.number
-        if not await self._store.answered_segments.is_unchanged(batch_id, number, token=it.token):
-            return None
-        return found
-
-    async def _of_segment(
-        self, it: AnsweredSegment, counted: Sequence[PinnedPart]
-    ) -> AsyncGenerator[ResultLine]:
-        number = it.segment.number
-        first = FirstAnswers()
+    async def _of_segment(self, it: AnsweredSegment) -> AsyncGenerator[ResultLine]:
+        self._is_leased_again = False
         try:
-            reading = cast("AsyncGenerator[Sequence[PartRecord]]", self._parts.read(counted))
-            async with aclosing(reading) as groups:
+            async with aclosing(self._records(it)) as groups:
                 async for records in groups:
                     for record in records:
-                        if not first.stands(record) or not self.cursor.lines.add(record.ordinal):
+                        # Parts are read in order, so the first record of a line is the one that stands.
+                        if not self.cursor.lines.add(record.ordinal):
                             continue
                         outcome = LineOutcome.FAILED if record.output.is_error else LineOutcome.COMPLETED
                         if self._wanted.matches(record.output.text, outcome):
@@ -150,12 +147,73 @@ class ResultReader:
             batch = await self._batch_now(self.batch.project_id, self.batch.id)
             if batch.status.is_terminal:
                 return  # its parts were deleted; the next look reads the files
-            raise UnavailableError(f"Segment {number} of '{batch.id}' cannot be read now.") from error
+            message = f"Segment {it.segment.number} of '{batch.id}' cannot be read now."
+            raise UnavailableError(message) from error
         if it.is_done:
-            self.cursor.segments.add(number)
-            self._read.pop(number, None)
-        else:
-            self._read[number] = _state(it)
+            self.cursor.segments.add(it.segment.number)
+            self._known.pop(it.segment.number, None)
+
+    async def _records(self, it: AnsweredSegment) -> AsyncGenerator[Sequence[PartRecord]]:
+        """The records that stand and were not read before by this reader, many at a time."""
+        known = self._known.setdefault(it.segment.number, _KnownSegment())
+        state = it.token, it.answered, it.pinned
+        if not it.is_done and known.state == state:
+            return  # no answer was reported since
+        async with aclosing(self._of_parts(it.pinned, known)) as groups:
+            async for records in groups:
+                yield records
+        if it.is_done or self.batch.status is not Status.IN_PROGRESS:
+            known.state = state
+            return
+        further = self._of_holder(it, known) if it.is_leased else self._of_earlier(it, known)
+        async with aclosing(further) as groups:
+            async for records in groups:
+                yield records
+        if not self._is_leased_again:
+            known.state = state
+
+    async def _of_parts(
+        self, parts: Sequence[PinnedPart], known: "_KnownSegment"
+    ) -> AsyncGenerator[Sequence[PartRecord]]:
+        for part in parts:
+            if part in known.parts:
+                continue
+            reading = cast("AsyncGenerator[Sequence[PartRecord]]", self._parts.read([part]))
+            async with aclosing(reading) as groups:
+                async for records in groups:
+                    yield records
+            known.parts.add(part)
+
+    async def _of_earlier(
+        self, it: AnsweredSegment, known: "_KnownSegment"
+    ) -> AsyncGenerator[Sequence[PartRecord]]:
+        """The parts of a segment without a holder."""
+        found = await self._parts.find(it.segment, below=it.token + 1, pinned=it.pinned)
+        if not await self._is_unchanged(it):
+            return
+        async with aclosing(self._of_parts(found, known)) as groups:
+            async for records in groups:
+                yield records
+
+    async def _of_holder(
+        self, it: AnsweredSegment, known: "_KnownSegment"
+    ) -> AsyncGenerator[Sequence[PartRecord]]:
+        """The part of the holder, behind what was read of it."""
+        key = part_key(it.segment, it.token)
+        if known.tail is None or known.tail.key != key:
+            known.tail = PartTail(key)
+        while True:
+            records, tail = await self._parts.tail(known.tail)
+            if not records or not await self._is_unchanged(it):
+                return
+            yield records
+            known.tail = tail
+
+    async def _is_unchanged(self, it: AnsweredSegment) -> bool:
+        batch_id, number = it.segment.batch_id, it.segment.number
+        is_unchanged = await self._store.answered_segments.is_unchanged(batch_id, number, token=it.token)
+        self._is_leased_again = not is_unchanged
+        return is_unchanged
 
     # --- after the batch has ended -------------------------------------------------------------------
 
@@ -208,13 +266,3 @@ class ResultReader:
         kind = "output" if outcome is LineOutcome.COMPLETED else "error"
         message = f"The {kind} file of '{self.batch.id}' was deleted or has expired, and its lines with it."
         return NotFoundError(message, code="results_deleted")
-
-
-def _state(it: AnsweredSegment) -> tuple[int, int, Sequence[PinnedPart]]:
-    """What changes when the segment has further answers to read."""
-    return it.token, it.answered, it.pinned
-
-
-def _token_of(part: PinnedPart) -> int:
-    name = PartName.of(part.key.rpartition("/")[2])
-    return name.token if name is not None else 0

@@ -41,19 +41,23 @@ Failures.
 - Pinned bytes cannot be read back: reading raises DamageError. `nightmill check --repair` pins what is whole,
   and the other lines are sent again.
 
+A client that follows a batch reads parts that are still written (`tail`). `api.result_reader` has the reason
+why what it gives away stands.
+
 The store's leases decide who may write, and the finalizer decides in which order lines are published.
 """
 
 from nightmill.parts.folder import FolderParts
 from nightmill.parts.protocol import Parts
 from nightmill.parts.reader import FirstAnswers, counted_parts, standing_records
-from nightmill.parts.record import PartRecord, TextPlace
+from nightmill.parts.record import PartRecord, PartTail, TextPlace
 from nightmill.parts.writer import PartWriter
 
 __all__ = [
     "FirstAnswers",
     "FolderParts",
     "PartRecord",
+    "PartTail",
     "PartWriter",
     "Parts",
     "TextPlace",

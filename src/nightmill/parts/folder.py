@@ -13,7 +13,7 @@ from nightmill.core.segment import PinnedPart, Segment
 from nightmill.errors import DamageError, UnavailableError
 from nightmill.failpoints import failpoint
 from nightmill.ids import BatchId
-from nightmill.parts.record import PartRecord, TextPlace, part_key, read_records, whole_bytes
+from nightmill.parts.record import PartRecord, PartTail, TextPlace, part_key, read_records, whole_bytes
 from nightmill.parts.writer import PartWriter
 
 _READ_BYTES = 1 << 20
@@ -112,6 +112,10 @@ class FolderParts:
                         yield records
             if end != part.length_bytes:
                 raise _damage(part, end)
+
+    async def tail(self, tail: PartTail) -> tuple[Sequence[PartRecord], PartTail]:
+        with reported(f"part {tail.key}"):
+            return await asyncio.to_thread(_read_tail, self._root, tail)
 
     async def text(self, place: TextPlace) -> bytes:
         def read() -> bytes:
@@ -353,6 +357,21 @@ def _next_records(rows: Generator[tuple[int, PartRecord]], end: int) -> tuple[li
     return records, end
 
 
+def _read_tail(root: Path, tail: PartTail) -> tuple[Sequence[PartRecord], PartTail]:
+    try:
+        file = (root / tail.key).open("rb", _READ_BYTES)
+    except FileNotFoundError:
+        return (), tail
+    with file:
+        left_bytes = os.fstat(file.fileno()).st_size - tail.length_bytes
+        file.seek(tail.length_bytes)
+        records, end = _next_records(read_records(file, left_bytes), 0)
+        if not records:
+            return (), tail
+        _make_durable(root / tail.key, file.fileno())
+    return records, PartTail(tail.key, tail.length_bytes + end)
+
+
 def _durable_bytes(path: Path) -> int | None:
     """The length of the file's whole records, after a sync; None without a file.
 
@@ -365,10 +384,14 @@ def _durable_bytes(path: Path) -> int | None:
         return None
     with file:
         length_bytes = whole_bytes(file, os.fstat(file.fileno()).st_size)
-        os.fdatasync(file.fileno())
+        _make_durable(path, file.fileno())
+    return length_bytes
+
+
+def _make_durable(path: Path, descriptor: int) -> None:
+    os.fdatasync(descriptor)
     sync_folder(path.parent)
     sync_folder(path.parent.parent)
-    return length_bytes
 
 
 def _damage(part: PinnedPart, end: int) -> DamageError:

@@ -17,12 +17,13 @@ from nightmill.core.segment import PinnedPart, Segment
 from nightmill.errors import DamageError, LeaseLost, UnavailableError
 from nightmill.failpoints import failpoint
 from nightmill.ids import BatchId
-from nightmill.parts.record import PartRecord, TextPlace, part_key, read_records, whole_bytes
+from nightmill.parts.record import PartRecord, PartTail, TextPlace, part_key, read_records, whole_bytes
 from nightmill.parts.writer import PartWriter
 
 _PREFIX = "parts"
 _READS_AT_ONCE = 8
 _READ_BYTES = 8 << 20
+_TAIL_BYTES = 1 << 20
 _READ_TRIES = 4
 _READ_AGAIN_S = 0.5
 
@@ -125,6 +126,21 @@ class ObjectParts:
                         break
             if end != part.length_bytes:
                 raise _damage(part, end)
+
+    async def tail(self, tail: PartTail) -> tuple[Sequence[PartRecord], PartTail]:
+        records: list[PartRecord] = []
+        length_bytes, number = 0, tail.object_count
+        while length_bytes < _TAIL_BYTES:
+            content = await self._get(_object_key(tail.key, number))
+            if content is None:
+                break
+            rows = list(read_records(BytesIO(content), len(content)))
+            if not rows or rows[-1][0] != len(content):
+                break
+            records += [record for _, record in rows]
+            length_bytes += len(content)
+            number += 1
+        return records, PartTail(tail.key, tail.length_bytes + length_bytes, number)
 
     async def text(self, place: TextPlace) -> bytes:
         try:

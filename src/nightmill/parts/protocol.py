@@ -5,7 +5,7 @@ from typing import Protocol
 
 from nightmill.core.segment import PinnedPart, Segment
 from nightmill.ids import BatchId
-from nightmill.parts.record import PartRecord, TextPlace
+from nightmill.parts.record import PartRecord, PartTail, TextPlace
 from nightmill.parts.writer import PartWriter
 
 
@@ -56,6 +56,14 @@ class Parts(Protocol):
 
         Raises:
             DamageError: a pinned length holds anything but whole records. The records before come first.
+        """
+        ...
+
+    async def tail(self, tail: PartTail) -> tuple[Sequence[PartRecord], PartTail]:
+        """The durable records behind a place in a part that may still be written, about 1 MiB of them, and
+        the place behind them. Without any, the same place.
+
+        Whether they stand is for the caller to decide (`reader`): the part may be pinned at a shorter length.
         """
         ...
 

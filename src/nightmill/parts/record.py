@@ -45,6 +45,14 @@ class TextPlace(msgspec.Struct, frozen=True, gc=False):
     length_bytes: int
 
 
+class PartTail(msgspec.Struct, frozen=True, gc=False):
+    """How far a part that is still written was read: bytes, and in a bucket the objects that hold them."""
+
+    key: str
+    length_bytes: int = 0
+    object_count: int = 0
+
+
 class PartRecord(msgspec.Struct, frozen=True, gc=False):
     """The answer to one request line, which `ordinal` names. Only a long text has a `place`."""
 
