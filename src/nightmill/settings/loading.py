@@ -154,6 +154,7 @@ _LIST_SETTINGS = {
     ("limits", "endpoints"),
     ("upstream", "models"),
     ("upstream", "endpoints"),
+    ("webhooks", "allow_private"),
 }
 _LISTS_OF_UPSTREAMS = {"models", "endpoints"}
 
