@@ -166,6 +166,17 @@ async def test_an_attempt_that_fails_is_repeated_with_the_same_id_and_a_new_time
     assert (await post.delivery()).state is DeliveryState.DELIVERED
 
 
+async def test_a_receiver_that_is_away_is_attempted_again(post):
+    with receiving() as away:
+        url = f"{away.url}/hook"
+    await post.endpoint(url)
+    await post.ended_batch()
+    post.courier()
+    await post.deliver()
+    (attempt,) = (await post.delivery()).attempts
+    assert attempt.error == "no connection (Connection refused)"
+
+
 async def test_an_answer_without_end_is_not_read(post, receiver):
     await post.endpoint(f"{receiver.url}/hook")
     await post.ended_batch()

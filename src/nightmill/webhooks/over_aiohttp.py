@@ -1,5 +1,6 @@
 """The POST itself, over aiohttp: to given addresses only, and without anything of the environment."""
 
+import os
 import socket
 import ssl
 from collections.abc import Mapping, Sequence
@@ -88,7 +89,8 @@ def _reason_of(failure: Exception) -> str:
         case aiohttp.ClientSSLError():
             return "no TLS connection"
         case aiohttp.ClientConnectorError():
-            return f"no connection ({failure.os_error.strerror or type(failure.os_error).__name__})"
+            number = failure.os_error.errno
+            return f"no connection ({os.strerror(number)})" if number else "no connection"
         case aiohttp.ServerDisconnectedError() | OSError():
             return "the connection was closed before an answer came"
         case _:
