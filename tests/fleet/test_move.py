@@ -48,6 +48,10 @@ def test_a_half_done_batch_is_completed_after_the_move(fleet, upstream, s3, tmp_
     old = fleet.serve(*flags, environment=embedded)
     finished = ended(old.client(), begin(old.client(), 5, name="first").id)
     pieced, content = upload_in_pieces(old.client())
+    # Of an event that never happens, so that nothing is sent.
+    endpoint = old.client().webhooks.create(
+        name="n", url="https://1.1.1.1/hook", event_types=["response.completed"]
+    )
     made = begin(old.client(), LINES)
     until(lambda: old.client().batches.retrieve(made.id).request_counts.completed > 40)
     old.kill()
@@ -69,6 +73,7 @@ def test_a_half_done_batch_is_completed_after_the_move(fleet, upstream, s3, tmp_
     assert batch.created_at == made.created_at
     each_once(client, client.batches.retrieve(finished.id), 5, name="first")
     assert client.files.content(pieced).content == content
+    assert [one.id for one in client.webhooks.list().data] == [endpoint.id]
     # Sent twice: at most the lines in flight at the kill, and the lines answered just before it.
     assert sum(source.requests().values()) <= LINES + 5 + 8 + 8
     assert sum(source.requests().values()) > asked

@@ -6,11 +6,14 @@ import time
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from openai import InvalidWebhookSignatureError
 
 from nightmill.core.batch import Event
 from nightmill.core.clocks import Clocks
 from nightmill.core.webhook import SENT_EVENT_TYPES, DeliveryState, WebhookEndpoint
+from nightmill.core.webhook_url import RefusedUrlError
 from nightmill.ids import WorkerId
 from nightmill.roles.courier import Courier
 from nightmill.settings import WebhookSettings
@@ -358,6 +361,18 @@ async def test_proxies_and_passwords_of_the_environment_are_not_used(post, recei
     (got,) = receiver.received
     assert got.path == "/hook"
     assert "authorization" not in got.headers
+
+
+@given(st.text(), st.sampled_from(["", "https://", "http://", "https://a@", "https://[", "http://h.example"]))
+def test_no_text_of_a_url_raises_anything_but_a_reason(text, start):
+    sender = WebhookSender(
+        WebhookSettings(allow_http=True), resolve=lambda *_: ["10.0.0.1"], monotonic=time.monotonic
+    )
+    with pytest.raises(RefusedUrlError):
+        asyncio.run(sender.check(start + text))
+    attempt = asyncio.run(sender.post(start + text, "{}", {}, now=0))
+    assert "the URL is refused" in attempt.error
+    sender.close()
 
 
 @pytest.mark.parametrize(

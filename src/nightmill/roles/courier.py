@@ -84,11 +84,14 @@ class Courier:
     async def _deliver(self, leased: LeasedDelivery) -> None:
         delivery, endpoint = leased.delivery, leased.endpoint
         if endpoint is None:
-            now = self._clocks.wall()
-            await self._deliveries.finish(leased, state=DeliveryState.FAILED, next_at=now, attempt=None)
+            await self._deliveries.finish(
+                leased, state=DeliveryState.FAILED, next_at=leased.leased_at, attempt=None
+            )
             return
         attempt = await self._attempt(leased, endpoint)
-        state, next_at = delivery.after(attempt, now=self._clocks.wall(), random=self._clocks.random())
+        # The next attempt is at a time of the store's clock, whatever this machine's clock says.
+        ended_at = leased.leased_at + attempt.duration_s
+        state, next_at = delivery.after(attempt, now=ended_at, random=self._clocks.random())
         if await self._deliveries.finish(leased, state=state, next_at=next_at, attempt=attempt):
             reason = attempt.error or f"it answers {attempt.status_code}"
             self._emit(
@@ -100,6 +103,6 @@ class Courier:
     async def _attempt(self, leased: LeasedDelivery, endpoint: WebhookEndpoint) -> DeliveryAttempt:
         delivery, now = leased.delivery, self._clocks.wall()
         headers = signed_headers(
-            delivery.payload, delivery_id=delivery.id, now=now, secrets=endpoint.secrets_at(now)
+            delivery.payload, delivery_id=delivery.id, now=now, secrets=endpoint.secrets_at(leased.leased_at)
         )
         return await self._sender.post(endpoint.url, delivery.payload, headers, now=now)

@@ -85,7 +85,7 @@ _LEASE = (
         worker_id=bindparam("new_worker_id"),
         lease_expires_at=now() + bindparam("ttl_s"),
     )
-    .returning(*_COLUMNS, webhook_delivery.c.token)
+    .returning(*_COLUMNS, webhook_delivery.c.token, now().label("leased_at"))
 )
 _ENDPOINTS = select(*ENDPOINT_COLUMNS).where(
     webhook_endpoint.c.id.in_(bindparam("endpoint_ids", expanding=True)),
@@ -149,11 +149,15 @@ _DELETE_OLD = delete(webhook_delivery).where(webhook_delivery.c.sequence.in_(_OL
 
 
 class LeasedDelivery(NamedTuple):
-    """A delivery for one attempt, and where it goes. `endpoint` is None when it was deleted meanwhile."""
+    """A delivery for one attempt, and where it goes.
+
+    `endpoint` is None when it was deleted meanwhile; `leased_at` is Unix seconds of the store's clock.
+    """
 
     delivery: WebhookDelivery
     endpoint: WebhookEndpoint | None
     token: int
+    leased_at: float
 
 
 class WebhookDeliveries(Verbs):
@@ -187,7 +191,10 @@ class WebhookDeliveries(Verbs):
         wanted = sorted({row.endpoint_id for row in rows})
         found = [as_endpoint(row) for row in connection.execute(_ENDPOINTS, {"endpoint_ids": wanted})]
         endpoints = {endpoint.id: endpoint for endpoint in found}
-        return [LeasedDelivery(_as_delivery(row), endpoints.get(row.endpoint_id), row.token) for row in rows]
+        return [
+            LeasedDelivery(_as_delivery(row), endpoints.get(row.endpoint_id), row.token, row.leased_at)
+            for row in rows
+        ]
 
     @write
     @staticmethod

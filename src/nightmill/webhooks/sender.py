@@ -71,7 +71,7 @@ class WebhookSender:
 
     async def check(self, url: str) -> None:
         """Raises RefusedUrlError when nothing would be sent to the URL, and says why."""
-        host, port = checked_url(url, allow_http=self._allow_http)
+        _, host, port = self._target(url)
         await self._checked_addresses(host, port)
 
     async def post(
@@ -101,16 +101,24 @@ class WebhookSender:
             self._lookups.shutdown(wait=False, cancel_futures=True)
 
     async def _status(self, url: str, payload: str, headers: Mapping[str, str]) -> int:
-        host, port = checked_url(url, allow_http=self._allow_http)
-        target = URL(url, encoded=True)
-        if target.host is None or target.host.lower() != host.lower() or target.port != port:
-            raise RefusedUrlError("its host is written in a way that programs read differently")
+        target, host, port = self._target(url)
         addresses = await self._checked_addresses(host, port)
         from nightmill.webhooks.over_aiohttp import status_of_post  # noqa: PLC0415 - slow to import
 
         return await status_of_post(
             target, payload.encode(), headers=headers, addresses=addresses, tls=self._tls
         )
+
+    def _target(self, url: str) -> tuple[URL, str, int]:
+        """The URL as it is sent to, with its host and port, on which both readers of URLs must agree."""
+        host, port = checked_url(url, allow_http=self._allow_http)
+        try:
+            target = URL(url, encoded=True)
+            if (target.host or "").lower() == host.lower() and target.port == port:
+                return target, host, port
+        except ValueError:
+            pass
+        raise RefusedUrlError("its host is written in a way that programs read differently")
 
     async def _checked_addresses(self, host: str, port: int) -> Sequence[str]:
         loop = asyncio.get_running_loop()
