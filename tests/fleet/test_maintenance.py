@@ -55,7 +55,9 @@ class World:
             store=store,
             blobs=nothing,
             parts=nothing,
-            options=MaintenanceOptions(sweep_s=1e9, audit_ttl_s=0, lease_ttl_s=TTL_S),
+            options=MaintenanceOptions(
+                sweep_s=1e9, audit_ttl_s=0, lease_ttl_s=TTL_S, deliveries_kept_s=86_400
+            ),
             notifier=Notifier(),
             emit=lambda _: None,
             clocks=Clocks(wall=time.time, monotonic=lambda: self.now, random=lambda: 0.5),
