@@ -5,7 +5,18 @@ from contextlib import closing
 import pytest
 from sqlalchemy.dialects import sqlite
 
-from nightmill.store import audit, batch_leases, batches, files, open_batches, projects, segments, upstreams
+from nightmill.store import (
+    audit,
+    batch_leases,
+    batches,
+    files,
+    open_batches,
+    projects,
+    segments,
+    upstreams,
+    webhook_deliveries,
+    webhooks,
+)
 from nightmill.store.clock import CLOCK_FUNCTION
 from nightmill.store.sqlite import sqlite_library
 
@@ -84,6 +95,10 @@ def test_leasing_reads_only_the_first_batches_and_their_first_segments(world):
         (files._DELETE, "sqlite_autoindex_file_1 (id=?)"),
         (projects._OPEN, "batch_open (project_id=?)"),
         (audit._DELETE_OLD, "audit_by_age (at<?)"),
+        (webhooks._LISTENERS, "webhook_endpoint_by_age (project_id=?)"),
+        (webhook_deliveries._RELEASE_ALL, "webhook_delivery_pending"),
+        (webhook_deliveries._OF_ENDPOINT, "webhook_delivery_by_endpoint (endpoint_id=?)"),
+        (webhook_deliveries._OLD, "webhook_delivery_ended (created_at<?)"),
         (upstreams._DELETE_OLD, "upstream_report_by_time (reported_at<?)"),
     ],
 )
@@ -91,6 +106,12 @@ def test_a_frequent_statement_uses_its_index(world, statement, index):
     plan = _plan(world, statement)
     assert plan[0].endswith(index)
     assert "TEMP B-TREE" not in " ".join(plan)
+
+
+@pytest.mark.parametrize("statement", [webhook_deliveries._ANY_DUE, webhook_deliveries._CANDIDATES])
+def test_a_courier_reads_only_deliveries_that_are_due(world, statement):
+    reads = [step for step in _plan(world, statement) if "webhook_delivery" in step]
+    assert reads == ["SEARCH webhook_delivery USING INDEX webhook_delivery_pending (next_at<?)"]
 
 
 def test_the_backlog_is_counted_without_reading_waiting_segments(world):
