@@ -335,7 +335,12 @@ def pages() -> dict[Path, str]:
         text = page.read_text(encoding="utf-8")
         return PRINTED.sub(lambda found: found[1] + parts[found["part"]]() + found[3], text)
 
-    generated = [DOCS / "how-it-works.md", DOCS / "faults.md", DOCS / "upstreams.md", DOCS / "observability.md"]
+    generated = [
+        DOCS / "how-it-works.md",
+        DOCS / "faults.md",
+        DOCS / "upstreams.md",
+        DOCS / "observability.md",
+    ]
     whole = {DOCS / "settings.md": settings_page(), DOCS / "cli.md": cli_page()}
     return whole | {page: printed(page) for page in generated}
 

@@ -1,15 +1,15 @@
 """The closed list of events that roles emit, and the subscriber that writes log lines.
 
-The wording of every log line is in `log` and the functions below it. Info: the state of a batch or an
-upstream changed. Debug: the state of a segment changed. No log line is written per request, and none holds a
-prompt, an answer or a key.
+The wording of every log line is in `log` and the functions below it, its fields for programs in `fields_of`.
+Info: the state of a batch or an upstream changed. Debug: the state of a segment changed. No log line is
+written per request, and none holds a prompt, an answer or a key.
 """
 
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TypeAlias, assert_never
+from typing import Any, TypeAlias, assert_never
 
 from nightmill.core.batch import Batch
 from nightmill.core.webhook import DeliveryState
@@ -176,6 +176,8 @@ Event: TypeAlias = (
 )
 Emit: TypeAlias = Callable[[Event], None]
 
+FIELDS = "nightmill_fields"
+"""The attribute of a log record that has the fields of its event."""
 _LONGEST_MODEL = 80
 _MINUTE_S = 60.0
 _logger = logging.getLogger("nightmill")
@@ -183,40 +185,49 @@ _logger = logging.getLogger("nightmill")
 
 def log(event: Event) -> None:
     """The subscriber that writes log lines."""
+    extra = {FIELDS: fields_of(event)}
     match event:
         case BatchMoved(batch):
             counts = f"{batch.tally.completed} completed, {batch.tally.failed} failed of {batch.total}"
             _logger.info("%s is %s (%s)", batch.id, batch.status, counts)
         case BatchLimited(batch_id, _, sentence):
             _logger.info("%s: %s", batch_id, sentence)
+            _logger.info("%s is %s (%s)", batch.id, batch.status, counts, extra=extra)
         case SegmentLeased(batch_id, number, token):
-            _logger.debug("%s segment %d leased under token %d", batch_id, number, token)
+            _logger.debug("%s segment %d leased under token %d", batch_id, number, token, extra=extra)
         case SegmentDone(batch_id, number, token, answered):
-            _logger.debug("%s segment %d done under token %d: %d lines", batch_id, number, token, answered)
+            _logger.debug(
+                "%s segment %d done under token %d: %d lines", batch_id, number, token, answered, extra=extra
+            )
         case LeaseWasLost(batch_id, number, token):
-            _logger.warning("%s segment %d: the lease under token %d was lost", batch_id, number, token)
+            _logger.warning(
+                "%s segment %d: the lease under token %d was lost", batch_id, number, token, extra=extra
+            )
         case UpstreamHeld():
             level = logging.ERROR if event.needs_operator else logging.WARNING
-            _logger.log(level, "%s", held_and_next_text(event))
+            _logger.log(level, "%s", held_and_next_text(event), extra=extra)
         case UpstreamResumed():
-            _logger.info("%s", resumed_text(event))
+            _logger.info("%s", resumed_text(event), extra=extra)
         case UpstreamChanged(upstream, state, revision):
             of_revision = "" if revision is None else f" (revision {revision})"
-            _logger.info("upstream %s is %s%s", upstream, state, of_revision)
+            _logger.info("upstream %s is %s%s", upstream, state, of_revision, extra=extra)
         case UpstreamInvalid(upstream, reason):
-            _logger.error("the setting of upstream %s can't be used: %s", upstream, reason)
+            _logger.error("the setting of upstream %s can't be used: %s", upstream, reason, extra=extra)
         case WritingPaused(reason):
-            _logger.error("every batch waits, for answers can't be written: %s", reason)
+            _logger.error("every batch waits, for answers can't be written: %s", reason, extra=extra)
         case WritingResumed():
             _logger.info("answers are written again")
         case WebhookAttempted():
             _logger.log(*_attempt_line(event))
+            _logger.info("answers are written again", extra=extra)
         case RoleFailed(role, UnavailableError() as error):
-            _logger.warning("the %s waits: %s", role, error)
+            _logger.warning("the %s waits: %s", role, error, extra=extra)
         case RoleFailed(role, error):
-            _logger.error("the %s failed and goes on: %s", role, type(error).__name__, exc_info=error)
+            _logger.error(
+                "the %s failed and goes on: %s", role, type(error).__name__, exc_info=error, extra=extra
+            )
         case ProcessDied(name, exit_code):
-            _logger.error("the %s process ended with %d and is started again", name, exit_code)
+            _logger.error("the %s process ended with %d and is started again", name, exit_code, extra=extra)
         case _:
             assert_never(event)
 
@@ -230,6 +241,37 @@ def _attempt_line(event: WebhookAttempted) -> tuple[int, str]:
             return logging.INFO, f"webhook {what} is sent again later: {event.reason}"
         case _:
             return logging.WARNING, f"webhook {what} is given up: {event.reason}"
+def fields_of(event: Event) -> dict[str, Any]:
+    """The values of an event by name, for log lines that programs read."""
+    match event:
+        case BatchMoved(batch):
+            named = {"batch_id": batch.id, "project_id": batch.project_id, "status": batch.status.value}
+            counts = {"completed": batch.tally.completed, "failed": batch.tally.failed, "total": batch.total}
+            fields: dict[str, Any] = named | counts
+        case SegmentLeased(batch_id, number, token) | LeaseWasLost(batch_id, number, token):
+            fields = {"batch_id": batch_id, "segment": number, "token": token}
+        case SegmentDone(batch_id, number, token, answered):
+            fields = {"batch_id": batch_id, "segment": number, "token": token, "answered": answered}
+        case UpstreamHeld(upstream, model, reason, needs_operator=needs_operator):
+            fields = {"upstream": upstream, "model": shown_model(model), "reason": reason}
+            fields |= {"since": event.since, "until": event.until, "needs_operator": needs_operator}
+        case UpstreamResumed(upstream, model, held_s):
+            fields = {"upstream": upstream, "model": shown_model(model), "held_s": held_s}
+        case UpstreamChanged(upstream, state, revision):
+            fields = {"upstream": upstream, "state": state, "revision": revision}
+        case UpstreamInvalid(upstream, reason):
+            fields = {"upstream": upstream, "reason": reason}
+        case WritingPaused(reason):
+            fields = {"reason": reason}
+        case WritingResumed():
+            fields = {}
+        case RoleFailed(role, error):
+            fields = {"failed_role": role, "error": type(error).__name__}
+        case ProcessDied(name, exit_code):
+            fields = {"process": name, "exit_code": exit_code}
+        case _:
+            assert_never(event)
+    return {"event": type(event).__name__, **fields}
 
 
 def held_text(event: UpstreamHeld) -> str:

@@ -1,7 +1,6 @@
 """Places where a key, a prompt or a forged log line must never appear."""
 
 import json
-import re
 import stat
 from pathlib import Path
 
@@ -35,9 +34,8 @@ def test_a_client_cannot_forge_a_log_line(used):
     log = used.log.read_text()
     assert "\x1b" not in log
     for line in log.splitlines():
-        assert re.match(
-            r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d (DEBUG|INFO|WARNING|ERROR) |    |nightmill ", line
-        ), line
+        assert json.loads(line)["level"] in {"DEBUG", "INFO", "WARNING", "ERROR"}, line
+        assert line.isprintable()
     assert "forged" not in log
 
 

@@ -14,6 +14,7 @@ from nightmill.api import (
     batches,
     files,
     health,
+    log_level,
     metrics,
     models,
     own_batch,
@@ -77,6 +78,7 @@ def create_app(context: ApiContext) -> FastAPI:
     app.include_router(batch_insight.router)
     app.include_router(tenants.router)
     app.include_router(upstreams.router)
+    app.include_router(log_level.router)
     app.include_router(health.router)
     app.include_router(metrics.router)
     app.openapi = describer(app, context.settings.limits)

@@ -90,6 +90,12 @@ def admin_required() -> AuthenticationError:
     )
 
 
+async def require_admin(caller: Annotated[Caller, Depends(caller_of)]) -> None:
+    """A dependency of routes that need an admin key."""
+    if caller.scope is not Scope.ADMIN:
+        raise admin_required()
+
+
 class KeyCache:
     """Looks up keys in the store and caches the results for two seconds, so that polling stays cheap.
 

@@ -27,6 +27,7 @@ from nightmill.errors import NotFoundError, SetupError, TooManyError
 from nightmill.failpoints import failpoint
 from nightmill.ids import BatchId, FileId, ProjectId, new_batch_id
 from nightmill.settings import LimitSettings
+from nightmill.telemetry import BatchMoved
 
 _ID_PREFIX = "batch"
 _HOUR_S = 3_600
@@ -102,6 +103,8 @@ async def create_batch(
         batch, idempotency, limits=context.settings.quota.limits, by=by
     )
     failpoint("api.batch_created")
+    if stored.id == batch.id:
+        context.emit(BatchMoved(stored))
     context.notify()
     return _batch_response(stored)
 
@@ -184,6 +187,7 @@ async def cancel(context: ApiContext, project: ProjectId, batch_id: str, *, by: 
         failpoint("api.before_cancel")
         if await context.store.batches.move(after, expected=batch.status, by=by):
             failpoint("api.batch_cancelling")
+            context.emit(BatchMoved(after))
             context.notify()
             return after
         # Another process moved the batch first. Statuses only go forward, so this loop ends soon.

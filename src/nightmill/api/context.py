@@ -15,6 +15,7 @@ from nightmill.settings import Settings
 from nightmill.store import Store
 from nightmill.telemetry import UpstreamHeld
 from nightmill.webhooks.sender import Resolve, addresses_of
+from nightmill.telemetry import Emit, UpstreamHeld
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +32,9 @@ class ApiContext:
         random: returns the given number of random bytes.
         resolve: the addresses of the host of a webhook.
         is_stopping: whether the server is closing its connections, so that long responses end.
+        emit: takes the events of batches that the API creates and cancels.
+        log_level: the level of the log.
+        set_log_level: changes the level in all processes of this machine.
     """
 
     store: Store
@@ -45,6 +49,9 @@ class ApiContext:
     held: Callable[[], Sequence[UpstreamHeld]] = tuple
     resolve: Resolve = addresses_of
     is_stopping: Callable[[], bool] = lambda: False
+    emit: Emit = lambda _: None
+    log_level: Callable[[], str] = lambda: "info"
+    set_log_level: Callable[[str], None] = lambda _: None
 
 
 async def context_of(request: Request) -> ApiContext:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Depends, Header, Request
 from pydantic import BaseModel, ConfigDict
 
-from nightmill.api.auth import Caller, CurrentActor, admin_required, caller_of
+from nightmill.api.auth import CurrentActor, require_admin
 from nightmill.api.body import read_json
 from nightmill.api.context import ApiContext, Context
 from nightmill.api.envelope import JsonResponse, echo
@@ -23,7 +23,6 @@ from nightmill.api.upstream_wire import (
     reported_on_wire,
     upstream_on_wire,
 )
-from nightmill.core.api_key import Scope
 from nightmill.core.audit import Actor, AuditAction
 from nightmill.core.upstream_report import UpstreamReport
 from nightmill.core.upstream_setting import UpstreamSetting, UpstreamState
@@ -44,13 +43,8 @@ _ROUNDS: Final = 5
 """How often a change that names no revision is tried while others change the same upstream."""
 
 
-async def _require_admin(caller: Annotated[Caller, Depends(caller_of)]) -> None:
-    if caller.scope is not Scope.ADMIN:
-        raise admin_required()
-
-
 router = APIRouter(
-    prefix="/nightmill/v1/upstreams", include_in_schema=False, dependencies=[Depends(_require_admin)]
+    prefix="/nightmill/v1/upstreams", include_in_schema=False, dependencies=[Depends(require_admin)]
 )
 
 IfMatch = Annotated[str | None, Header()]

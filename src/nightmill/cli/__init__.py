@@ -18,6 +18,7 @@ from nightmill.cli import (
     holds,
     insight,
     keys,
+    log_level,
     migrate,
     move,
     projects,
@@ -81,6 +82,7 @@ app.add_typer(projects.app, name="projects")
 app.add_typer(upstreams.app, name="upstreams")
 app.add_typer(webhooks.app, name="webhooks")
 app.add_typer(holds.app, name="hold")
+app.command("log-level")(log_level.log_level)
 app.command()(reports.usage)
 app.command()(reports.audit)
 app.command()(migrate.migrate)

@@ -9,17 +9,20 @@ import contextlib
 import secrets
 import socket
 from collections.abc import Callable, Generator
+from functools import partial
 
 import uvicorn
 
+from nightmill import telemetry
 from nightmill.api.app import create_app
 from nightmill.api.connection import http_config
 from nightmill.api.context import ApiContext
 from nightmill.api.upstream_wire import shown_url
+from nightmill.runtime import logs
 from nightmill.runtime.components import Components
 from nightmill.runtime.process_setup import StopRequest, raise_open_file_limit
 from nightmill.runtime.steady_clock import steady_clock
-from nightmill.runtime.supervisor import Supervisor
+from nightmill.runtime.supervisor import Supervisor, change_log_level
 from nightmill.runtime.systemd import notify_ready
 from nightmill.upstream import Upstream
 from nightmill.upstream.connect import open_upstream
@@ -109,6 +112,9 @@ def _context(
         trouble=lambda: supervisor.trouble,
         held=lambda: supervisor.problems.held,
         is_stopping=is_stopping,
+        emit=telemetry.log,
+        log_level=logs.level,
+        set_log_level=partial(change_log_level, supervisor),
     )
 
 

@@ -24,6 +24,8 @@ from nightmill.errors import SetupError
 
 NOTIFY: Final = b"r"
 DRAIN: Final = b"d"
+LEVEL_BYTES: Final = {"debug": b"D", "info": b"I", "warning": b"W", "error": b"E"}
+"""Messages that change the level of the log."""
 
 ROLES: Final = "roles"
 LAUNCHER: Final = "launcher"
@@ -62,7 +64,7 @@ class Parent:
         self._write(b"!" + problems + b"\n" if problems else b"-\n")
 
     async def messages(self) -> AsyncIterator[bytes]:
-        """Bytes from the parent, NOTIFY and DRAIN, as they arrive; ends when the parent has exited."""
+        """Bytes from the parent, NOTIFY, DRAIN and LEVEL_BYTES, as they arrive; ends with the parent."""
         reader = asyncio.StreamReader()
         loop = asyncio.get_running_loop()
         await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
@@ -72,6 +74,12 @@ class Parent:
     def _write(self, line: bytes) -> None:
         with suppress(BlockingIOError, BrokenPipeError):  # only a hint: it may be lost
             os.write(self._output, line)
+
+
+def level_in(received: bytes) -> str | None:
+    """The newest log level among bytes from the parent; None without one."""
+    places = {received.rfind(byte): level for level, byte in LEVEL_BYTES.items() if byte in received}
+    return places[max(places)] if places else None
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -1,9 +1,8 @@
-"""Sets up a process: log format, open files, memory, event loop and signal handlers."""
+"""Sets up a process: open files, memory, event loop and signal handlers; its log lines are in `logs`."""
 
 import asyncio
 import ctypes
 import gc
-import logging
 import resource
 import signal
 import sys
@@ -15,30 +14,6 @@ from typing import Any, Final
 _MOST_OPEN_FILES: Final = 65_536
 _YOUNG_OBJECTS: Final = 50_000
 _M_ARENA_MAX: Final = -8  # from glibc's <malloc.h>
-
-
-class _SafeFormatter(logging.Formatter):
-    """Escapes control characters and indents further lines.
-
-    No text from a client or an upstream can therefore begin a line of the log or move the cursor.
-    """
-
-    def format(self, record: logging.LogRecord) -> str:
-        return "\n    ".join(_escaped(line) for line in super().format(record).split("\n"))
-
-
-def start_logs(level: str) -> None:
-    """Sends log lines to standard error, with time and level."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(_SafeFormatter("%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    logging.getLogger("nightmill").setLevel(level.upper())
-
-
-def _escaped(line: str) -> str:
-    if line.isprintable():
-        return line
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
 
 
 def raise_open_file_limit() -> None:

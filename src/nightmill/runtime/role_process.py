@@ -15,14 +15,14 @@ from nightmill.errors import UnavailableError
 from nightmill.ids import WorkerId
 from nightmill.roles.loop import Draining, Notifier, Role, keep_turning
 from nightmill.roles.worker import Worker
-from nightmill.runtime.child import DRAIN, Parent
+from nightmill.runtime.child import DRAIN, Parent, level_in
 from nightmill.runtime.components import Components, open_components
+from nightmill.runtime.logs import set_level, start_logs
 from nightmill.runtime.problems import ProblemLog
 from nightmill.runtime.process_setup import (
     limit_memory_use,
     raise_open_file_limit,
     run_event_loop,
-    start_logs,
 )
 from nightmill.settings import Settings, from_message
 
@@ -48,6 +48,8 @@ class _ParentCommands:
         async for received in self._parent.messages():
             if DRAIN in received:
                 self.stop.set()
+            if (level := level_in(received)) is not None:
+                set_level(level)
             self._notifier.notify_local()
         self._grace_s = min(self._grace_s, _ORPHAN_GRACE_S)
         self.drain()
@@ -67,7 +69,8 @@ def run(message: str, arguments: Sequence[str], parent: Parent) -> int:
         arguments: the id under which the process takes leases, then the names of its roles.
     """
     settings = from_message(message)
-    start_logs(settings.log_level)
+    role = " ".join(arguments[1:])
+    start_logs(settings.log_level, settings.log_format, role=role, worker_id=arguments[0])
     raise_open_file_limit()
     run_event_loop(_run_roles(settings, WorkerId(arguments[0]), arguments[1:], parent))
     return 0

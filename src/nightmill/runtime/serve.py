@@ -26,11 +26,12 @@ from nightmill.failpoints import failpoint
 from nightmill.roles.loop import Notifier
 from nightmill.runtime.components import Components, open_components
 from nightmill.runtime.data_folder_lock import locked_folder
+from nightmill.runtime.logs import operator_lines, start_logs
 from nightmill.runtime.prefork import PreforkedChild
-from nightmill.runtime.process_setup import install_signal_handlers, start_logs
+from nightmill.runtime.process_setup import install_signal_handlers
 from nightmill.runtime.programs import check_engine, release_leases_on_exit, role_programs
 from nightmill.runtime.storage import check_storage, has_stored_upstreams, prepare
-from nightmill.runtime.supervisor import Program, Supervisor
+from nightmill.runtime.supervisor import Program, Supervisor, change_log_level_on_signals
 from nightmill.runtime.upstreams import choose_upstream
 from nightmill.settings import Settings
 from nightmill.store import Store
@@ -53,7 +54,8 @@ async def serve(settings: Settings, *, say: Say, preforked: Sequence[PreforkedCh
     Raises:
         SetupError: there is no upstream, the folder is in use, the address is taken or not allowed.
     """
-    start_logs(settings.log_level)
+    start_logs(settings.log_level, settings.log_format, role="server")
+    say = operator_lines(say, settings.log_format)
     settings = check_engine(settings)
     if settings.worker.processes == 0 and settings.is_embedded:
         raise SetupError(_NO_WORKERS)
@@ -79,6 +81,7 @@ async def serve(settings: Settings, *, say: Say, preforked: Sequence[PreforkedCh
                 stop_request = install_signal_handlers(
                     on_first=supervisor.start_drain, on_second=supervisor.kill
                 )
+                change_log_level_on_signals(supervisor, configured=settings.log_level)
                 supervisor.open_start_barrier()
                 # Loaded in a thread, so that notifications from the children are passed on meanwhile.
                 await asyncio.to_thread(import_module, "nightmill.runtime.api_server")

@@ -5,12 +5,14 @@ passed on to all others. No child outlives this process by more than a moment: t
 ends it. The supervisor stores nothing and may die at any time.
 
 The pipe protocol (the child's side is in `child`): a child's standard input gets its first message (one line)
-and then single bytes, NOTIFY or DRAIN. Its standard output has lines: "!" and what keeps the child from its
-work, as JSON (see `problems`), "-" when that is over; any other line means "notify all other processes".
+and then single bytes, NOTIFY, DRAIN or one of LEVEL_BYTES. Its standard output has lines: "!" and what keeps
+the child from its work, as JSON (see `problems`), "-" when that is over; any other line means "notify all
+other processes".
 """
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -19,7 +21,8 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from nightmill.runtime.child import DRAIN, NOTIFY, is_hidden
+from nightmill.runtime.child import DRAIN, LEVEL_BYTES, NOTIFY, is_hidden
+from nightmill.runtime.logs import set_level
 from nightmill.runtime.prefork import Child, PreforkedChild
 from nightmill.runtime.problems import Problems, decoded, merged
 from nightmill.telemetry import Emit, ProcessDied
@@ -87,6 +90,7 @@ class Supervisor:
     _may_begin: asyncio.Event = field(default_factory=asyncio.Event)
     _problems: dict[str, Problems] = field(default_factory=dict)
     _failures: dict[str, _Failure] = field(default_factory=dict)
+    _level_byte: bytes = b""
 
     def __post_init__(self) -> None:
         self._may_begin.set()
@@ -159,6 +163,11 @@ class Supervisor:
         """Wakes the roles of every child."""
         self._send(NOTIFY, list(self._children))
 
+    def set_log_level(self, level: str) -> None:
+        """Changes the log level of every child, also of those that start later."""
+        self._level_byte = LEVEL_BYTES[level]
+        self._send(self._level_byte, list(self._children))
+
     async def _converse(self, program: Program, child: Child) -> None:
         """Sends the first message, then receives lines until the child closes its output."""
         assert child.stdin is not None
@@ -166,7 +175,7 @@ class Supervisor:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             # The process may have exited already; uvloop raises RuntimeError for a write to its pipe.
             if not child.stdin.is_closing():
-                child.stdin.write(program.message.encode() + b"\n")
+                child.stdin.write(program.message.encode() + b"\n" + self._level_byte)
             while line := await _next_line(child.stdout):
                 self._receive(program, line.strip())
 
@@ -251,6 +260,22 @@ class Supervisor:
         earlier = self._failures.get(name)
         in_a_row = 1 if is_first or earlier is None else earlier.in_a_row + 1
         self._failures[name] = _Failure(exit_code, self.monotonic(), in_a_row)
+
+
+def change_log_level(supervisor: Supervisor, level: str) -> None:
+    """Changes the log level of this process and of its children, and logs the change."""
+    set_level(level)
+    supervisor.set_log_level(level)
+    logging.getLogger("nightmill").log(
+        logging.getLevelNamesMapping()[level.upper()], "the log level is %s", level
+    )
+
+
+def change_log_level_on_signals(supervisor: Supervisor, *, configured: str) -> None:
+    """From now on SIGUSR1 changes the log level to debug, and SIGUSR2 back to the configured one."""
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGUSR1, change_log_level, supervisor, "debug")
+    loop.add_signal_handler(signal.SIGUSR2, change_log_level, supervisor, configured)
 
 
 async def _next_line(pipe: asyncio.StreamReader) -> bytes:

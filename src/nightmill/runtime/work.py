@@ -12,11 +12,12 @@ from functools import partial
 from nightmill import telemetry
 from nightmill.errors import SetupError
 from nightmill.roles.registry import WORKER
+from nightmill.runtime.logs import operator_lines, start_logs
 from nightmill.runtime.prefork import PreforkedChild
-from nightmill.runtime.process_setup import install_signal_handlers, start_logs
+from nightmill.runtime.process_setup import install_signal_handlers
 from nightmill.runtime.programs import check_engine, release_leases_on_exit, role_programs
 from nightmill.runtime.storage import check_storage, has_stored_upstreams, open_stored, prepare
-from nightmill.runtime.supervisor import Program, Supervisor
+from nightmill.runtime.supervisor import Program, Supervisor, change_log_level_on_signals
 from nightmill.runtime.systemd import notify_ready
 from nightmill.runtime.upstreams import choose_upstream
 from nightmill.settings import Settings
@@ -45,7 +46,8 @@ async def work(
         SetupError: other machines can't reach the store, the store is not fit to start on, or there is no
             upstream.
     """
-    start_logs(settings.log_level)
+    start_logs(settings.log_level, settings.log_format, role="supervisor")
+    say = operator_lines(say, settings.log_format)
     settings = check_engine(settings)
     _check(settings)
     programs: list[Program] = []
@@ -64,6 +66,7 @@ async def work(
         async with asyncio.TaskGroup() as group:
             supervisor.start([*programs, *role_programs(settings, roles)], group=group)
             stop_request = install_signal_handlers(on_first=supervisor.start_drain, on_second=supervisor.kill)
+            change_log_level_on_signals(supervisor, configured=settings.log_level)
             say(f"nightmill works: {', '.join(roles)}")
             notify_ready()
             await stop_request.to_stop.wait()

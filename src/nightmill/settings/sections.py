@@ -360,7 +360,9 @@ class Settings(Section):
     keyless_on_loopback: bool = True
     """On loopback, answer requests without a key while no key exists."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """Lowest level that is logged."""
+    """Lowest level that is logged. `nightmill log-level` changes it while the server runs."""
+    log_format: Literal["auto", "json", "text"] = "auto"
+    """`json` for JSON objects, one a line, `text` for people; `auto` is text on a terminal, else JSON."""
     api: ApiSettings = ApiSettings()
     limits: LimitSettings = LimitSettings()
     upstream: UpstreamSettings = UpstreamSettings()

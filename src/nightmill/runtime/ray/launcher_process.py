@@ -15,9 +15,9 @@ from typing import Final
 from nightmill import telemetry
 from nightmill.errors import NightmillError, SetupError, UnavailableError
 from nightmill.roles.loop import Notifier
-from nightmill.runtime.child import DRAIN, Parent
+from nightmill.runtime.child import DRAIN, Parent, level_in
+from nightmill.runtime.logs import set_level, start_logs
 from nightmill.runtime.problems import Problems, problem
-from nightmill.runtime.process_setup import start_logs
 from nightmill.runtime.ray.cluster import Cluster, ClusterLost
 from nightmill.runtime.ray.launcher import Launcher, RayThread
 from nightmill.runtime.storage import open_stored
@@ -43,6 +43,8 @@ class _ParentCommands:
         async for received in self._parent.messages():
             if DRAIN in received:
                 self.stop.set()
+            if (level := level_in(received)) is not None:
+                set_level(level)
             self.notifier.notify_local()
         self.has_parent = self.stop.is_set()
         self.stop.set()
@@ -69,7 +71,7 @@ def run(message: str, arguments: Sequence[str], parent: Parent) -> int:
         arguments: the launcher's id, the same over restarts of this process.
     """
     settings = from_message(message)
-    start_logs(settings.log_level)
+    start_logs(settings.log_level, settings.log_format, role="launcher")
     exit_code = asyncio.run(_launch(settings, arguments[0], parent))
     logging.shutdown()
     os._exit(exit_code)  # a thread that is stuck in Ray must not keep the process
