@@ -1,6 +1,7 @@
 """The FastAPI application: routers, middleware and exception handlers."""
 
 from time import monotonic
+import time
 from typing import cast
 
 from fastapi import FastAPI, Request, Response
@@ -12,6 +13,7 @@ from starlette.routing import Match
 from nightmill.api import (
     batch_insight,
     batches,
+    docs_page,
     files,
     health,
     log_level,
@@ -32,11 +34,21 @@ from nightmill.api.context import ApiContext
 from nightmill.api.envelope import error_response, from_request_error, from_unavailable_error
 from nightmill.api.middleware import METHOD_AS_SENT, PATH_AS_SENT, AuthenticationMiddleware, RequestMiddleware
 from nightmill.api.openapi import describer
+from nightmill.api.own_document import own_describer
 from nightmill.api.violations import to_request_error
 from nightmill.errors import RequestError, UnavailableError
 from nightmill.webhooks.sender import WebhookSender
 
 _DESCRIPTION = "OpenAI's Batch API on your own models. Any OpenAI client works against it unchanged."
+_OWN_ROUTERS = (
+    batch_priority.router,
+    tenants.router,
+    upstreams.router,
+    log_level.router,
+    health.router,
+    metrics.router,
+)
+"""The routes that OpenAI does not publish."""
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 
 
@@ -47,6 +59,7 @@ def create_app(context: ApiContext) -> FastAPI:
         title="nightmill",
         version=health.VERSION,
         description=_DESCRIPTION,
+        docs_url=None,
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
         redirect_slashes=False,
@@ -62,6 +75,7 @@ def create_app(context: ApiContext) -> FastAPI:
         },
     )
     app.state.context = context
+    app.state.started_at = time.monotonic()
     app.state.model_list = models.ModelList(context)
     app.state.metrics = metrics.Metrics(context)
     app.state.webhook_sender = WebhookSender(
@@ -81,6 +95,10 @@ def create_app(context: ApiContext) -> FastAPI:
     app.include_router(log_level.router)
     app.include_router(health.router)
     app.include_router(metrics.router)
+    for router in _OWN_ROUTERS:
+        app.include_router(router)
+    app.include_router(docs_page.router)
+    app.state.own_document = own_describer(app, _OWN_ROUTERS)
     app.openapi = describer(app, context.settings.limits)
     return app
 

@@ -1,19 +1,21 @@
-"""Liveness, readiness and version. These routes need no key and are not in the OpenAPI document.
+"""Liveness, readiness and version. These routes need no key.
 
-`/health` never uses the store: a slow disk is no reason to restart a live process. `/ready` reports why
-lines are not answered at the moment, but stays ready: batches are accepted and wait.
+`/health` never uses the store: a slow disk is no reason to restart a live process. `/ready` reports in words
+why lines are not answered at the moment, but stays ready: batches are accepted and wait.
 """
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 
 from nightmill.api.context import Context
 from nightmill.api.envelope import JsonResponse
+from nightmill.api.readiness import problems_of
 from nightmill.errors import UnavailableError
 from nightmill.telemetry import UpstreamHeld
 
@@ -45,14 +47,25 @@ async def store_timeout(seconds: float) -> AsyncGenerator[None]:
 
 @router.get("/health")
 async def health() -> JsonResponse:
+    """Whether the process is alive. Never uses the store or an upstream."""
     return JsonResponse({"status": "ok"})
 
 
 @router.get("/ready")
-async def ready(context: Context) -> JsonResponse:
+async def ready(request: Request, context: Context) -> JsonResponse:
+    """Whether batches are accepted: 200, or 503 and the reason.
+
+    `problems` says in sentences what keeps lines from being answered: an upstream that is away or held, a
+    disk that is nearly full, no worker. Such a server is ready: batches are accepted and wait. `trouble` and
+    `held` are the part that processes of this machine report.
+    """
+    running_s = time.monotonic() - request.app.state.started_at
     async with store_timeout(_PING_TIMEOUT_S):
         await context.store.ping()
+        problems = await problems_of(context, running_s=running_s)
     answer: dict[str, Any] = {"status": "ready"}
+    if problems:
+        answer["problems"] = problems
     if trouble := context.trouble():
         answer["trouble"] = trouble
     if held := context.held():
@@ -74,4 +87,5 @@ def _held(event: UpstreamHeld) -> dict[str, Any]:
 
 @router.get("/version")
 async def show_version() -> JsonResponse:
+    """The version of the server."""
     return JsonResponse({"name": "nightmill", "version": VERSION})

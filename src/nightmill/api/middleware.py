@@ -28,7 +28,9 @@ METHOD_AS_SENT = "nightmill.method"
 OVER_CONNECTION_LIMIT = "nightmill.busy"
 """In the scope of a request whose connection exceeds `api.max_connections` (set by `connection`)."""
 OPENAI_VERSION = b"2020-10-01"
-PUBLIC_PATHS = frozenset({"/health", "/ready", "/version", "/metrics", "/openapi.json", "/docs"})
+PUBLIC_PATHS = frozenset(
+    {"/health", "/ready", "/version", "/metrics", "/openapi.json", "/docs", "/nightmill/openapi.json"}
+)
 
 _SINGLE = (b"host", b"content-type", b"authorization", b"api-key", b"idempotency-key")
 """Headers of which two different values would leave open which one counts."""
