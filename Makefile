@@ -106,7 +106,7 @@ $(STAMP): requirements.lock pyproject.toml
 
 lock: $(STAMP)  ## resolve pyproject.toml into requirements.lock
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-		--no-header --no-annotate --upgrade --extra llama --extra objects --extra postgres --extra ray --group dev pyproject.toml -o requirements.lock
+		--no-header --no-annotate --upgrade --extra llama --extra objects --extra otel --extra postgres --extra ray --group dev pyproject.toml -o requirements.lock
 
 clean:  ## remove all files that make created, including .venv
 	rm -rf $(VENV) dist build .pytest_cache .ruff_cache .hypothesis .import_linter_cache .run

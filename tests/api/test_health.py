@@ -115,8 +115,10 @@ class Disk:
     [
         (
             300 << 20,
-            "the disk of the data folder is nearly full: 300 MiB are free, and with less than 256 MiB"
-            " (retention.free_bytes) nothing is written",
+            (
+                "the disk of the data folder is nearly full: 300 MiB are free, and with less than 256 MiB"
+                " (retention.free_bytes) nothing is written"
+            ),
         ),
         (None, "the blob folder can't be read"),
         (1 << 40, None),

@@ -7,7 +7,7 @@ to the store what it knows of each upstream, for the API and the command line.
 
 import asyncio
 import socket
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
 
 import msgspec
@@ -22,6 +22,7 @@ from nightmill.settings import Settings
 from nightmill.settings.effective import EffectiveUpstream, effective_of, invalid_settings
 from nightmill.store import Store
 from nightmill.telemetry import Emit, UpstreamChanged, UpstreamInvalid
+from nightmill.upstream import Upstream
 from nightmill.upstream.connect import open_upstream
 from nightmill.upstream.registry import UpstreamRegistry, shared_name
 
@@ -36,6 +37,7 @@ class UpstreamManager:
 
     Args:
         counts: where attempts are counted; None for counts that are not read.
+        traced: makes a client trace its attempts; called with the name of the upstream.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class UpstreamManager:
         emit: Emit,
         clocks: Clocks,
         counts: ProcessCounts | None = None,
+        traced: Callable[[str, Upstream], Upstream] = lambda _, client: client,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -54,6 +57,7 @@ class UpstreamManager:
         self._emit = emit
         self._wall = clocks.wall
         self._monotonic = clocks.monotonic
+        self._traced = traced
         self._counts = counts or ProcessCounts()
         self._host = socket.gethostname()
         self._current: list[ConnectedUpstream] = []
@@ -152,7 +156,7 @@ class UpstreamManager:
             return None
         return ConnectedUpstream(
             effective,
-            client,
+            self._traced(settings.name, client),
             worker=self._settings.worker,
             shared_name=shared_name(settings.url, host=self._host),
             on_list=self._has_news.set,

@@ -7,7 +7,7 @@ What is opened is closed, in the opposite order. Which process runs which role b
 import random
 import secrets
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 
@@ -34,6 +34,7 @@ from nightmill.runtime.storage import open_storage, open_stored
 from nightmill.settings import Settings
 from nightmill.store import Store
 from nightmill.telemetry import Emit
+from nightmill.upstream import Upstream
 from nightmill.upstream.registry import UpstreamRegistry
 from nightmill.webhooks.sender import WebhookSender
 
@@ -52,6 +53,7 @@ class Components:
     emit: Emit
     worker_id: WorkerId
     counts: ProcessCounts = field(default_factory=ProcessCounts)
+    traced: Callable[[str, Upstream], Upstream] = field(default=lambda _, client: client)
 
     def intake(self) -> Intake:
         return Intake(
@@ -119,6 +121,7 @@ class Components:
             emit=self.emit,
             clocks=CLOCKS,
             counts=self.counts,
+            traced=self.traced,
         )
 
     def count_reporter(self) -> CountReporter:

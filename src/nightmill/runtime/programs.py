@@ -24,6 +24,7 @@ _EMBEDDED: Final = (
     " NIGHTMILL_STORE=postgresql://user@host/database, and NIGHTMILL_BLOBS__URL=s3://bucket or a folder"
     " that all share"
 )
+_NO_TRACES: Final = "traces.enabled needs OpenTelemetry; run: pip install 'nightmill[otel]'"
 _MISSING: Final = "engine 'ray' needs Ray; run: pip install 'nightmill[ray]'"
 
 
@@ -31,9 +32,11 @@ def check_engine(settings: Settings) -> Settings:
     """The settings, with the values that follow from the engine filled in.
 
     Raises:
-        SetupError: with engine `ray`: other machines can't reach the store, Ray is not installed, or a bound
-            makes no sense.
+        SetupError: traces without their library; with engine `ray`: other machines can't reach the store, Ray
+            is not installed, or a bound makes no sense.
     """
+    if settings.traces.enabled and find_spec("opentelemetry") is None:
+        raise SetupError(_NO_TRACES)
     if settings.engine == "local":
         return settings
     if find_spec("ray") is None:

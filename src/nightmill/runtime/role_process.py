@@ -9,7 +9,8 @@ import random
 import signal
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Final
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
 
 from nightmill.errors import UnavailableError
 from nightmill.ids import WorkerId
@@ -25,6 +26,9 @@ from nightmill.runtime.process_setup import (
     run_event_loop,
 )
 from nightmill.settings import Settings, from_message
+
+if TYPE_CHECKING:
+    from nightmill.runtime.tracing.provider import Tracing
 
 _ORPHAN_GRACE_S: Final = 0.5
 _ORPHAN_END_S: Final = 1.0
@@ -80,12 +84,16 @@ async def _run_roles(settings: Settings, worker_id: WorkerId, names: Sequence[st
     notifier = Notifier(parent.notify)
     commands = _ParentCommands(parent, notifier, grace_s=settings.api.drain_s)
     problems = ProblemLog(lambda lasting: parent.report(lasting.encoded()))
+    tracing = _tracing(settings, worker_id, names)
+    emit = problems.emit if tracing is None else tracing.subscribed(problems.emit)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, commands.drain)
     async with (
-        open_components(settings, emit=problems.emit, notifier=notifier, worker_id=worker_id) as components,
+        open_components(settings, emit=emit, notifier=notifier, worker_id=worker_id) as components,
         asyncio.TaskGroup() as group,
     ):
         following = group.create_task(commands.follow())
+        if tracing is not None:
+            components = replace(components, traced=tracing.traced)  # noqa: PLW2901 - the same, with traces
         reporter = components.count_reporter()
         reporting = group.create_task(reporter.run())
         limit_memory_use()
@@ -96,6 +104,16 @@ async def _run_roles(settings: Settings, worker_id: WorkerId, names: Sequence[st
         reporting.cancel()
         with suppress(UnavailableError):
             await reporter.report()
+        if tracing is not None:
+            await asyncio.to_thread(tracing.close)
+
+
+def _tracing(settings: Settings, worker_id: WorkerId, names: Sequence[str]) -> "Tracing | None":
+    if not settings.traces.enabled:
+        return None
+    from nightmill.runtime.tracing.provider import Tracing  # noqa: PLC0415 - an extra, and slow to load
+
+    return Tracing(settings.traces, role=" ".join(names), instance=worker_id)
 
 
 async def _run_role(

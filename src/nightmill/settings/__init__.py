@@ -19,6 +19,7 @@ from nightmill.settings.sections import (
     RayModelSettings,
     RaySettings,
     Settings,
+    TraceSettings,
     WorkerSettings,
 )
 from nightmill.settings.upstreams import ANY_MODEL, DEFAULT_NAME, UpstreamSettings
@@ -36,6 +37,7 @@ __all__ = [
     "RayModelSettings",
     "RaySettings",
     "Settings",
+    "TraceSettings",
     "UpstreamSettings",
     "WebhookSettings",
     "WorkerSettings",

@@ -346,6 +346,19 @@ class PriceSettings(Section):
     """A million output tokens."""
     cached_input: Annotated[float | None, Field(ge=0)] = None
     """A million input tokens that the upstream had in its cache. Not given: as `input`."""
+class TraceSettings(Section):
+    """Traces by OpenTelemetry; needs `pip install 'nightmill[otel]'` (docs/observability.md)."""
+
+    enabled: bool = False
+    """Send spans of batches, their phases and segments over OTLP/HTTP."""
+    endpoint: str | None = None
+    """The receiver's URL for traces, such as `http://127.0.0.1:4318/v1/traces`. Not given: the standard
+    variables `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` and `OTEL_EXPORTER_OTLP_ENDPOINT`."""
+    attempt_share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """The share of attempts that get a span of their own, and whose context the upstream is sent as
+    `traceparent`; 0 for none, 1 for all."""
+    content: bool = False
+    """Put prompts and answers into the spans of attempts. They are then stored wherever the spans are."""
 
 
 class Settings(Section):
@@ -384,6 +397,7 @@ class Settings(Section):
     model `m`. `*` stands for all models without a price of their own, and for batches of several models.
     For a machine that costs 2.40 an hour and answers 2 million output tokens in it, `output` is 1.2. Not
     given: no costs are computed."""
+    traces: TraceSettings = TraceSettings()
 
     @model_validator(mode="after")
     def _check(self) -> "Settings":

@@ -31,6 +31,7 @@ _SWEEP_S = 0.1
 _CLOSING_S = 1.0
 _ONE_PIECE_BYTES = 16 << 10
 """Below this size one copied buffer is cheaper than two buffers."""
+_LENGTH = b"content-length: "
 _CLOSED = "the upstream was closed by nightmill"
 
 # Words with which `reason_of` begins; `diagnosis` recognizes them.
@@ -93,14 +94,21 @@ class LeanUpstream:
         *,
         timeout_s: float,
         on_outcome: Callable[[Tag, Outcome], None],
+        head_lines: bytes = b"",
     ) -> None:
-        """See `Attempts`."""
+        """See `Attempts`.
+
+        Args:
+            head_lines: further headers of this attempt, each with its line break.
+        """
         head = self._heads.get(endpoint)
         if head is None:
             path = self._target.path_of(endpoint)
             head = self._heads[endpoint] = self._head("POST", path) + (
-                b"content-type: application/json\r\ncontent-length: "
+                b"content-type: application/json\r\n" + _LENGTH
             )
+        if head_lines:
+            head = head.removesuffix(_LENGTH) + head_lines + _LENGTH
         if len(body) < _ONE_PIECE_BYTES:
             head, body = b"%b%d\r\n\r\n%b" % (head, len(body), body), b""
         else:
