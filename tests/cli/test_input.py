@@ -73,3 +73,26 @@ def test_validate_writes_an_empty_report_for_a_valid_file(nightmill, input_file,
     target = tmp_path / "report.jsonl"
     assert nightmill("validate", input_file(2), "--report", target).code == 0
     assert target.read_text() == ""
+
+
+def test_a_canary_passes_or_stops_the_batch_and_is_shown(base_url, nightmill, input_file):
+    passed = nightmill("submit", input_file(8), "--canary", "3", "--watch", "--json").json
+    assert passed["status"] == "completed"
+    shown = nightmill("canary", passed["id"], "--json").json
+    assert (shown["state"], shown["lines"], shown["completed"], shown["failed"]) == ("passed", 3, 3, 0)
+    assert "canary" in nightmill("canary", passed["id"]).out
+    with Client(base_url) as client:
+        assert client.input.canary(passed["id"]) == shown
+
+    async def read():
+        async with AsyncBatchApi(base_url) as api:
+            return await api.input.canary(passed["id"])
+
+    assert asyncio.run(read()) == shown
+
+
+def test_a_batch_without_a_canary_has_none_to_show(base_url, nightmill, input_file):
+    batch = nightmill("submit", input_file(1), "--watch", "--json").json
+    ran = nightmill("canary", batch["id"])
+    assert ran.code == 2
+    assert "has no canary" in ran.err

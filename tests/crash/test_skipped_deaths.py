@@ -55,9 +55,10 @@ async def test_a_finalizer_that_dies_loses_and_repeats_no_skipped_line_whole_or_
     errors = [json.loads(row) for row in right_files[f"{batch.id}_error.jsonl"].splitlines()]
     assert [row["custom_id"] for row in errors] == [name for _, name in sorted((bad | refused).items())]
 
-    points: list[tuple[Failpoint, int, int]] = [(point, 1, 1 << 30) for point in FINALIZER]
-    points += [(point, nth, 1) for point in SLICES for nth in (1, 3) if nth == 1 or point in SLICES[2:]]
-    points += [("finalizer.before_publish", 1, 1)]
+    points: list[tuple[Failpoint, int, int]] = []
+    points.extend((point, 1, 1 << 30) for point in FINALIZER)
+    points.extend((point, 1, 1) for point in (*SLICES, FINALIZER[6]))
+    points.extend((point, 3, 1) for point in SLICES[2:])
     for point, nth, slice_bytes in points:
         folder = tmp_path / f"{point}.{nth}.{slice_bytes}"
         shutil.copytree(tmp_path / "data", folder)

@@ -1,5 +1,6 @@
 from itertools import accumulate, pairwise
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -58,3 +59,20 @@ def test_short_lines_are_cut_by_their_number():
 
 def test_a_line_longer_than_a_segment_is_a_segment_of_its_own():
     assert [len(segment) for segment in cut([10, 99, 10, 10], most_lines=500, most_bytes=20)] == [1, 1, 2]
+
+
+@pytest.mark.parametrize("split", [1, 3, 4, 5, 100])
+@pytest.mark.parametrize("canary", [0, 1, 4, 7, 12, 13])
+def test_canary_lines_are_segments_of_their_own_however_the_records_arrive(split: int, canary: int) -> None:
+    records = [pack_line(number * 10, 9, number) for number in range(12)]
+    cutter = SegmentCutter(BatchId("batch_1"), most_lines=5, most_bytes=1 << 20, canary_lines=canary)
+    for first in range(0, 12, split):
+        cutter.take(b"".join(records[first : first + split]))
+    segments = cutter.segments()
+    assert [(it.number, it.first) for it in segments] == [
+        (number, sum(it.count for it in segments[:number])) for number in range(len(segments))
+    ]
+    assert sum(it.count for it in segments) == 12
+    held = cutter.canary_segments
+    assert held == (None if canary in (0, 12, 13) else -(-canary // 5))
+    assert held is None or sum(it.count for it in segments[:held]) == canary

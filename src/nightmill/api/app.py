@@ -14,6 +14,7 @@ from nightmill.api import (
     batch_insight,
     batches,
     docs_page,
+    canary,
     files,
     health,
     log_level,
@@ -85,6 +86,8 @@ def create_app(context: ApiContext) -> FastAPI:
         app.include_router(router, prefix="/v1")
     app.include_router(own_batch.router)
     app.include_router(steering.router)
+    app.include_router(batch_priority.router)
+    app.include_router(canary.router)
     app.include_router(validation.router)
     app.include_router(webhooks.own_router)
     app.include_router(results.router)

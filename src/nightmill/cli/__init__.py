@@ -13,6 +13,7 @@ import nightmill
 from nightmill.cli import (
     backup,
     batches,
+    canary,
     check,
     files,
     holds,
@@ -66,6 +67,7 @@ app.command()(batches.show)
 app.command()(batches.watch)
 app.command()(insight.events)
 app.command()(batches.results)
+app.command()(canary.canary)
 app.command()(validation.validation)
 app.command()(retries.retry)
 app.command()(batches.prioritize)

@@ -20,6 +20,7 @@ from nightmill.parts import Parts
 from nightmill.roles.batch_watches import SampleWatch, WhyWatch
 from nightmill.roles.count_reporter import CountReporter, counting
 from nightmill.roles.courier import Courier
+from nightmill.roles.canary_watch import CanaryWatch
 from nightmill.roles.finalizer import Finalizer, FinalizerOptions
 from nightmill.roles.intake import Intake, IntakeOptions
 from nightmill.roles.join import Joiner
@@ -112,6 +113,10 @@ class Components:
             emit=self.emit,
             clocks=CLOCKS,
         )
+        return Observer((self.canary_watch(),))
+
+    def canary_watch(self) -> CanaryWatch:
+        return CanaryWatch(store=self.store, notifier=self.notifier, emit=self.emit, clock=steady_clock)
 
     def upstream_manager(self) -> UpstreamManager:
         return UpstreamManager(

@@ -20,6 +20,8 @@ from sqlalchemy import (
 
 from nightmill.core.schedule import NEAR_DEADLINE_S, Candidates, OpenBatch
 from nightmill.ids import BatchId, ProjectId, WorkerId
+from nightmill.ids import BatchId, ProjectId
+from nightmill.store.canaries import may_be_sent
 from nightmill.store.clock import stamp
 from nightmill.store.schema import IS_SENDABLE, WAITING, batch, segment
 from nightmill.store.segments import held_by_no_other
@@ -39,7 +41,11 @@ _IS_CANDIDATE = (
     batch.c.expires_at > stamp(),  # whole seconds, or Postgres does not use the index
     batch.c.id.not_in(bindparam("passed_over", expanding=True)),
     select(segment.c.number)
-    .where(segment.c.batch_id == batch.c.id, segment.c.state == WAITING)
+    .where(
+        segment.c.batch_id == batch.c.id,
+        segment.c.state == WAITING,
+        may_be_sent(batch.c.canary_segments),
+    )
     .limit(1)
     .scalar_subquery()
     .is_not(None),

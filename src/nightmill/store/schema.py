@@ -59,6 +59,7 @@ IS_TOMBSTONE_WITH_BLOB = "deleted_at IS NOT NULL AND blob_key IS NOT NULL"
 IS_FINISHED_WITH_INDEX = (
     "status IN ('failed', 'completed', 'expired', 'cancelled') AND index_blob_key IS NOT NULL"
 )
+HAS_CANARY = "status = 'in_progress' AND canary_segments IS NOT NULL"
 HAS_REPORT = "report_blob_key IS NOT NULL"
 
 
@@ -230,6 +231,7 @@ batch = Table(
     partial_index("batch_pins", "input_blob_key", where=IS_UNFINISHED),
     partial_index("batch_index_unused", "index_blob_key", where=IS_FINISHED_WITH_INDEX),
     partial_index("batch_by_report", "report_blob_key", where=HAS_REPORT),
+    partial_index("batch_with_canary", "sequence", where=HAS_CANARY),
     sqlite_autoincrement=True,
 )
 

@@ -28,6 +28,7 @@ from nightmill.core.segment import HeartbeatReply, Lease, PinnedPart, Segment, S
 from nightmill.ids import BatchId, WorkerId
 from nightmill.store import schema
 from nightmill.store.batches import Batches
+from nightmill.store.canaries import may_be_sent
 from nightmill.store.clock import now
 from nightmill.store.leased_table import LeasedTable
 from nightmill.store.schema import DONE, LEASED, TALLY_COLUMNS, WAITING, batch, segment
@@ -86,7 +87,11 @@ _BATCHES = (
         text("batch." + schema.IS_SENDABLE),
         batch.c.expires_at + 0 > now(),  # an expression, so that no planner takes the index by deadline
         select(segment.c.number)
-        .where(segment.c.batch_id == batch.c.id, segment.c.state == WAITING)
+        .where(
+            segment.c.batch_id == batch.c.id,
+            segment.c.state == WAITING,
+            may_be_sent(batch.c.canary_segments),
+        )
         .limit(1)
         .scalar_subquery()
         .is_not(None),
@@ -104,6 +109,8 @@ _OWNER = (
         text("batch." + schema.IS_SENDABLE),
         batch.c.expires_at > now(),
     )
+    select(batch.c.id, batch.c.canary_segments)
+    .where(batch.c.id == bindparam("of_batch_id"), batch.c.status == IN_PROGRESS, batch.c.expires_at > now())
     .with_for_update(read=True)
     .cte("owner")
 )
@@ -114,7 +121,11 @@ _LOCKED_OWNER = (
 _HELD_BY_NO_OTHER = select(batch.c.id).where(batch.c.id == bindparam("of_batch_id"), held_by_no_other())
 _NEXT = (
     select(segment.c.number)
-    .where(segment.c.batch_id == select(_OWNER.c.id).scalar_subquery(), segment.c.state == WAITING)
+    .where(
+        segment.c.batch_id == select(_OWNER.c.id).scalar_subquery(),
+        segment.c.state == WAITING,
+        may_be_sent(select(_OWNER.c.canary_segments).scalar_subquery()),
+    )
     .order_by(segment.c.number)
     .limit(bindparam("segment_limit"))
     .with_for_update(skip_locked=True, of=segment)

@@ -15,6 +15,7 @@ from nightmill.store.batch_origins import BatchOrigins
 from nightmill.store.batch_watch import BatchWatch
 from nightmill.store.batches import Batches
 from nightmill.store.blob_references import BlobReferences
+from nightmill.store.canaries import Canaries
 from nightmill.store.clock import Clock
 from nightmill.store.compatibility import schema_refusal
 from nightmill.store.counts import Counts
@@ -60,6 +61,7 @@ class Store:
         self.steering = Steering(database)
         self.batch_events = BatchEvents(database)
         self.batch_watch = BatchWatch(database)
+        self.canaries = Canaries(database)
         self.batch_leases = BatchLeases(database)
         self.batch_origins = BatchOrigins(database)
         self.slices = Slices(database)

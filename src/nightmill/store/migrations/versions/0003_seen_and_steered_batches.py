@@ -23,6 +23,7 @@ from nightmill.store.migrate import create_tables
 revision = "0003"
 down_revision = "0002"
 
+_HAS_CANARY = "status = 'in_progress' AND canary_segments IS NOT NULL"
 _HAS_REPORT = "report_blob_key IS NOT NULL"
 _IS_PENDING = "state = 'pending'"
 _HAS_ENDED = "state <> 'pending'"
@@ -209,3 +210,17 @@ def _create_index(
     name: str, columns: Sequence[str | TextClause], where: str, *, table: str = "batch"
 ) -> None:
     op.create_index(name, table, columns, sqlite_where=text(where), postgresql_where=text(where))
+    op.create_index(
+        "batch_with_canary",
+        "batch",
+        ["sequence"],
+        sqlite_where=text(_HAS_CANARY),
+        postgresql_where=text(_HAS_CANARY),
+    )
+    op.create_index(
+        "batch_by_report",
+        "batch",
+        ["report_blob_key"],
+        sqlite_where=text(_HAS_REPORT),
+        postgresql_where=text(_HAS_REPORT),
+    )
