@@ -3,6 +3,7 @@
 import asyncio
 
 from nightmill.client import AsyncBatchApi, BatchOptions, Client, OnInvalid
+from tests.api.tokenizers import VllmTokenizer, tokenizer
 from tests.cli.test_end_to_end import base_url, rows, use_the_server
 
 __all__ = ["base_url", "use_the_server"]
@@ -96,3 +97,28 @@ def test_a_batch_without_a_canary_has_none_to_show(base_url, nightmill, input_fi
     ran = nightmill("canary", batch["id"])
     assert ran.code == 2
     assert "has no canary" in ran.err
+
+
+def test_a_dry_run_tells_what_a_batch_would_need_and_sends_nothing(base_url, nightmill, input_file):
+    local = nightmill("validate", input_file(3), "--estimate")
+    assert local.code == 0
+    assert "3 valid, 0 invalid" in local.out
+    assert "estimated: a quarter of the bytes" in local.out
+    assert "unknown: the settings have no price of the model" in local.out
+    document = nightmill("validate", input_file(3), "--estimate", "--json").json
+    with tokenizer(VllmTokenizer) as url:
+        exact = nightmill("validate", input_file(3), "--estimate", "--upstream", url, "--json").json
+    assert exact["tokens"] | {"input": 18, "method": "exact", "counted_lines": 3} == exact["tokens"]
+    assert nightmill("validate", input_file(1, bad=BAD), "--estimate").code == 2
+
+    async def read(file_id):
+        async with AsyncBatchApi(base_url) as api:
+            return await api.input.estimate(file_id, endpoint="/v1/chat/completions")
+
+    with Client(base_url) as client:
+        file_id = client.upload(input_file(3)).id
+        found = client.input.estimate(file_id, endpoint="/v1/chat/completions")
+    assert asyncio.run(read(file_id)) == found
+    assert {name: found[name] for name in ("lines", "tokens", "duplicates")} == {
+        name: document[name] for name in ("lines", "tokens", "duplicates")
+    }

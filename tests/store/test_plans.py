@@ -66,9 +66,10 @@ def test_leasing_reads_only_the_first_batches_and_their_first_segments(world):
         "SEARCH segment USING COVERING INDEX segment_waiting (batch_id=?)",
         "CORRELATED SCALAR SUBQUERY 2",
         "SEARCH segment USING COVERING INDEX segment_leased (batch_id=?)",
+        "SEARCH segment USING COVERING INDEX segment_waiting (batch_id=? AND number<?)",
     ]
     plan = _plan(world, segments._NEXT)
-    assert plan[0] == "SEARCH segment USING COVERING INDEX segment_waiting (batch_id=?)"
+    assert plan[0] == "SEARCH segment USING COVERING INDEX segment_waiting (batch_id=? AND number<?)"
     assert "TEMP B-TREE" not in " ".join(plan)
     plan = _plan(world, segments._LEASE)
     assert plan[0] == "SEARCH segment USING PRIMARY KEY (batch_id=? AND number=?)"
@@ -128,6 +129,7 @@ def test_the_backlog_is_counted_without_reading_waiting_segments(world):
 def test_candidates_are_found_without_reading_all_open_batches(world):
     has_waiting = "SEARCH segment USING COVERING INDEX segment_waiting (batch_id=?)"
     is_leased = "SEARCH segment USING COVERING INDEX segment_leased (batch_id=?)"
+    has_waiting = "SEARCH segment USING COVERING INDEX segment_waiting (batch_id=? AND number<?)"
     plan = _plan(world, open_batches._NEAR)
     assert plan[0] == "SEARCH batch USING INDEX batch_by_deadline (expires_at>? AND expires_at<?)"
     assert (plan[2], plan[4]) == (has_waiting, is_leased)

@@ -15,6 +15,7 @@ from nightmill.api import (
     batches,
     docs_page,
     canary,
+    estimates,
     files,
     health,
     log_level,
@@ -88,6 +89,7 @@ def create_app(context: ApiContext) -> FastAPI:
     app.include_router(steering.router)
     app.include_router(batch_priority.router)
     app.include_router(canary.router)
+    app.include_router(estimates.router)
     app.include_router(validation.router)
     app.include_router(webhooks.own_router)
     app.include_router(results.router)

@@ -33,6 +33,15 @@ def validate(
         Path | None,
         typer.Option("--report", metavar="FILE", help="Write a JSON object for each invalid line there."),
     ] = None,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Tell what a batch of the file would need: tokens, cost, time.")
+    ] = False,
+    upstream: Annotated[
+        str | None,
+        typer.Option(
+            "--upstream", metavar="URL", help="With --estimate: the server whose tokenizer counts the tokens."
+        ),
+    ] = None,
     config: flags.Config = None,
     as_json: Json = False,
 ) -> None:
@@ -43,6 +52,8 @@ def validate(
     """
     settings = flags.settings_of({}, config)
     endpoint = endpoint or _endpoint(input_path)
+    if estimate:
+        _show_estimate(input_path, settings, endpoint, upstream, as_json=as_json)
     with nullcontext() if report is None else report.open("wb") as stream:
         result = _validated(input_path, settings, endpoint, stream)
     if as_json:
@@ -55,6 +66,16 @@ def validate(
         model = f" for {result.model}" if result.model else ""
         out(f"{input_path} is valid: {result.total} requests to {endpoint}{model}")
     raise typer.Exit(ExitCode.BAD_INPUT if result.errors else ExitCode.OK)
+
+
+def _show_estimate(
+    path: Path, settings: "Settings", endpoint: str, url: str | None, *, as_json: bool
+) -> None:
+    from nightmill.cli.estimate import estimate_of, show
+
+    document = estimate_of(path, settings, endpoint, url=url)
+    show(document, as_json=as_json)
+    raise typer.Exit(ExitCode.OK if document["valid"] else ExitCode.BAD_INPUT)
 
 
 def _validated(

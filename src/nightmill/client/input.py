@@ -57,6 +57,12 @@ class InputApi:
         """How the canary of a batch goes: its `state`, and the counts of its lines."""
         return _json(self._openai.get(_own_url(self._openai, batch_id, "canary"), cast_to=object))
 
+    def estimate(self, input_file_id: str, *, endpoint: str) -> dict[str, Any]:
+        """What a batch of an uploaded file would need; nothing is sent."""
+        body = {"input_file_id": input_file_id, "endpoint": endpoint}
+        url = f"{own_root(self._openai)}/estimates"
+        return _json(self._openai.post(url, body=body, cast_to=object))
+
     def _report(self, batch_id: str) -> Iterator[bytes]:
         url = _own_url(self._openai, batch_id, "validation")
         response: Any = self._openai.get(url, cast_to=object, options=cast("Any", _STREAMED))
@@ -85,6 +91,12 @@ class AsyncInputApi:
     async def canary(self, batch_id: str) -> dict[str, Any]:
         """How the canary of a batch goes: its `state`, and the counts of its lines."""
         return _json(await self._openai.get(_own_url(self._openai, batch_id, "canary"), cast_to=object))
+
+    async def estimate(self, input_file_id: str, *, endpoint: str) -> dict[str, Any]:
+        """What a batch of an uploaded file would need; nothing is sent."""
+        body = {"input_file_id": input_file_id, "endpoint": endpoint}
+        url = f"{own_root(self._openai)}/estimates"
+        return _json(await self._openai.post(url, body=body, cast_to=object))
 
 
 def own_root(client: OpenAI | AsyncOpenAI) -> str:

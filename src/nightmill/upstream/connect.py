@@ -21,7 +21,11 @@ def open_upstream(settings: UpstreamSettings, *, url: str) -> Upstream:
     Raises:
         SetupError: the URL, key or headers can't be used.
     """
-    target = target_of(url, settings)
+    return open_target(target_of(url, settings), settings)
+
+
+def open_target(target: Target, settings: UpstreamSettings) -> Upstream:
+    """As `open_upstream`, for a base URL that is checked already."""
     tls = _tls(target, settings)
     match settings.transport:
         case "lean":

@@ -3,14 +3,17 @@
 from nightmill.validation.input_file import DuplicatePass, InputValidator, ValidationResult
 from nightmill.validation.line_rules import InputRules, LineChecker
 from nightmill.validation.report import ValidationReport, hint_of, report_row
+from nightmill.validation.survey import InputSurvey, prompt_bytes
 
 __all__ = [
     "DuplicatePass",
     "InputRules",
+    "InputSurvey",
     "InputValidator",
     "LineChecker",
     "ValidationReport",
     "ValidationResult",
     "hint_of",
+    "prompt_bytes",
     "report_row",
 ]
