@@ -83,6 +83,7 @@ def test_invalid_lines_and_models_that_nobody_serves_are_told(serve):
         "model_not_found",
     ]
     assert found["cost"] == {"input": None, "most": None}
+    assert [(it["model"], it["lines"]) for it in found["models"]] == [("m", 1)]
 
 
 @pytest.mark.parametrize(

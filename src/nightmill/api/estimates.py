@@ -64,18 +64,20 @@ async def _estimate(request: Request, context: ApiContext, file: File, endpoint:
     rules = input_rules(context.settings.limits, endpoint, models=offered.required(endpoint))
     validator, survey = InputValidator(rules), InputSurvey()
 
-    def surveyed(chunk: bytes) -> None:
-        survey.take(chunk, validator.take(chunk))
+    def surveyed(by: InputValidator | DuplicatePass, into: InputSurvey, chunk: bytes) -> None:
+        into.take(chunk, by.take(chunk))
 
     async for chunk in _chunks(request, context, file, validator):
-        await asyncio.to_thread(surveyed, chunk)
+        await asyncio.to_thread(surveyed, validator, survey, chunk)
     survey.take(b"\n", await asyncio.to_thread(validator.finish))
     found = await asyncio.to_thread(survey.finish)
     duplicate_pass = await asyncio.to_thread(validator.duplicate_pass)
     if duplicate_pass is not None:
+        survey = InputSurvey()
         async for chunk in _chunks(request, context, file, duplicate_pass):
-            await asyncio.to_thread(duplicate_pass.take, chunk)
-        await asyncio.to_thread(duplicate_pass.finish)
+            await asyncio.to_thread(surveyed, duplicate_pass, survey, chunk)
+        survey.take(b"\n", await asyncio.to_thread(duplicate_pass.finish))
+        found = await asyncio.to_thread(survey.finish)
     result = validator.result(duplicate_pass)
     counted = await _counted(context, survey.sample, endpoint)
     required = offered.required(endpoint)

@@ -29,9 +29,10 @@ def estimate_of(path: Path, settings: Settings, endpoint: str, *, url: str | Non
         duplicate_pass = validator.duplicate_pass()
         if duplicate_pass is not None:
             stream.seek(0)
+            survey = InputSurvey()  # without the lines that repeat a custom_id
             while not duplicate_pass.is_over and (chunk := stream.read(_CHUNK_BYTES)):
-                duplicate_pass.take(chunk)
-            duplicate_pass.finish()
+                survey.take(chunk, duplicate_pass.take(chunk))
+            survey.take(b"\n", duplicate_pass.finish())
     found = survey.finish()
     counted = TokenCount()
     asked = url or settings.upstream.url
