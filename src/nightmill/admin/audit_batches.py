@@ -57,6 +57,10 @@ class _UnfinishedBatch:
         if self._batch.status is Status.VALIDATING or self._stored.index_blob_key is None:
             return  # intake has not accepted the batch: it has no lines yet
         yield from self._input_findings(self._stored.index_blob_key)
+        report = self._batch.report_blob_key
+        if report is not None and blob_size(self._root, report) is None:
+            detail = f"the validation report {report} is gone; it needs a backup"
+            yield Finding(Kind.LINE_INDEX, self._batch.id, detail)
         yield from self._cut_findings()
         names = parts_of(self._root, self._batch.id)
         pins = list(filter(None, (self._segment_finding(result, names) for result in self._segments)))
