@@ -65,7 +65,7 @@ def record(seed: int) -> list[Recorded]:
 
     async def script(_: Server, call: Call) -> Outcome:
         loop = asyncio.get_running_loop()
-        name, _, ordinal = call.content.partition(" ")
+        name, _space, ordinal = call.content.partition(" ")
         if name not in answered:
             return good()
         seen[call.content] += 1

@@ -227,3 +227,24 @@ def test_an_upstream_that_refills_is_used_fully_and_refuses_little(
     by_slots = max(1, slots // workers) * workers * end / latency_s
     assert answered >= 0.75 * min(per_s * (end - latency_s), 0.7 * by_slots)
     assert refused <= 0.05 * answered + 2 * slots + 5
+
+
+def test_the_limit_that_lets_no_attempt_start_is_named():
+    def limited(requests: int, tokens: int) -> str | None:
+        rates = RateLimits(requests_per_minute=requests, tokens_per_minute=tokens)
+        rates.wait_s(0.0, share=1.0)
+        rates.wait_s(60.0, share=1.0)
+        assert rates.limited_by(60.0, share=1.0) is None
+        rates.spend()
+        rates.correct(500, charged_tokens=0.0)
+        return rates.limited_by(60.0, share=1.0)
+
+    assert limited(60, 0) == "requests_per_minute"
+    assert limited(0, 600) == "tokens_per_minute"
+    assert limited(0, 0) is None
+
+
+def test_a_limit_that_only_the_answers_name_is_the_own_one_of_the_upstream():
+    rates = RateLimits(requests_per_minute=0, tokens_per_minute=0)
+    rates.note_remaining(Remaining(requests=0, requests_reset_s=30.0), 0.0, in_flight=1)
+    assert rates.limited_by(1.0, share=1.0) == "its own rate limit"

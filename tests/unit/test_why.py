@@ -10,7 +10,7 @@ from nightmill.core.batch_options import BatchOptions
 from nightmill.core.schedule import OpenBatch
 from nightmill.core.upstream_report import BatchLines, ModelHold, ModelReport, UpstreamReport
 from nightmill.core.upstream_setting import UpstreamState
-from nightmill.core.why import ServingUpstream, Situation, Why, WhyCode, why
+from nightmill.core.why import RecordedWhy, ServingUpstream, Situation, Why, WhyCode, to_record, why
 from nightmill.ids import BatchId, FileId, ProjectId
 
 NOW = datetime(2026, 3, 2, 14, 0, 0, tzinfo=UTC).timestamp()
@@ -332,3 +332,44 @@ def test_a_sentence_holds_no_control_character_and_no_endless_name_of_a_client()
     found = said(of=batch(model="m\n" * 100))
     assert found.sentence.isprintable()
     assert len(found.sentence) < 200
+
+
+# --- what is recorded ---------------------------------------------------------------------------------------
+
+
+def limit(code=WhyCode.SHARE, sentence="s", upstream="a") -> Why:
+    return Why(code, sentence, upstream)
+
+
+def test_a_limit_is_recorded_when_its_code_or_upstream_changes_and_not_when_its_numbers_do():
+    first = to_record(limit(), None, now=0.0)
+    assert first == RecordedWhy("upstream_share", 0.0, 1, "a")
+    assert to_record(limit(sentence="other numbers"), first, now=100.0) is None
+    assert to_record(limit(WhyCode.SUPPLY), first, now=100.0) == RecordedWhy(
+        "lines_are_leased", 100.0, 2, "a"
+    )
+    assert to_record(limit(upstream="b"), first, now=100.0) == RecordedWhy("upstream_share", 100.0, 2, "b")
+
+
+def test_limits_that_alternate_every_second_are_recorded_a_bounded_number_of_times():
+    recorded: RecordedWhy | None = None
+    count = 0
+    for second in range(86_400):
+        new = to_record(limit((WhyCode.SHARE, WhyCode.SUPPLY)[second % 2]), recorded, now=float(second))
+        count += new is not None
+        recorded = new or recorded
+    assert 50 < count < 150
+
+
+@pytest.mark.parametrize(
+    ("found", "goes_on_at"),
+    [
+        (limit(), None),
+        (Why(WhyCode.UPSTREAM_HELD, "", "a", 50.0), 50.0),
+        (Why(WhyCode.UPSTREAM_HELD, "", "a"), float("inf")),
+        (Why(WhyCode.PAUSED, ""), float("inf")),
+        (Why(WhyCode.RATE_LIMIT, "", "a"), None),
+    ],
+)
+def test_when_lines_are_sent_again(found, goes_on_at):
+    assert found.goes_on_at == goes_on_at
