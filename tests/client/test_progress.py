@@ -74,3 +74,24 @@ def test_a_terminal_gets_a_bar(monkeypatch):
         show(snapshot(1_000, status="completed", failed=2))
     assert "completed: 1,000 of 1,000 answered" in stream.getvalue()
     assert "2 failed" in stream.getvalue()
+
+
+def test_a_forecast_of_the_server_takes_the_place_of_the_own_one():
+    pace = Pace()
+    pace.note(0, now=0.0)
+    pace.note(500, now=100.0)
+    known = Snapshot(
+        status="in_progress", total=1_000, completed=500, failed=0, why="w", ends_at=1e9, latest_at=2e9
+    )
+    assert "ends about 2001-09-" in sentence(known, pace)
+    assert "to go" not in sentence(known, pace)
+
+
+def test_what_limits_the_batch_is_below_the_line_when_it_changes():
+    stream = io.StringIO()
+    moments = iter([0.0, 6.0, 12.0])
+    with shown(stream, now=lambda: next(moments)) as show:
+        for why in ("It waits.", "It waits.", "It runs."):
+            show(Snapshot(status="in_progress", total=9, completed=0, failed=0, why=why))
+    lines = [line for line in stream.getvalue().splitlines() if line.startswith("  ")]
+    assert lines == ["  It waits.", "  It runs."]

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from nightmill.core.forecast import Errors, Estimate, Sample, estimate, range_s
+from nightmill.core.forecast import Errors, Estimate, Sample, estimate, is_stalled, range_s
 from nightmill.core.outcome import Outcome
 from tests.simulation.simulator import Call, Server, error, good
 from tests.simulation.worker_simulator import SimulatedBatch, run_worker
@@ -155,8 +155,9 @@ def replay(run: Sequence[Recorded]) -> Iterator[Replayed]:
         for place in PLACES:
             at = batch.began_at + place * (batch.ended_at - batch.began_at)
             is_shared = any(other is not batch and other.began_at <= at < other.ended_at for other in run)
-            found = estimate(batch.samples(at), batch.total, is_shared=is_shared)
-            if found is not None:
+            samples = batch.samples(at)
+            found = estimate(samples, batch.total, is_shared=is_shared)
+            if found is not None and not is_stalled(samples):
                 yield Replayed(found, batch.ended_at - at, is_shared)
 
 

@@ -117,7 +117,7 @@ def list_batches(
             out_json(*(batch.to_dict(mode="json") for batch in batches))
             return
         found = list(batches)
-        limits = client.insight.sentences([batch.id for batch in found if batch.status not in _ENDED])
+        limits = client.api.insight.sentences([batch.id for batch in found if batch.status not in _ENDED])
         headings = ("ID", "STATUS", "ANSWERED", "FAILED", "CREATED", "ENDPOINT", "MODEL")
         rows = [_row(batch) for batch in found]
         if limits is not None:
@@ -133,7 +133,7 @@ def show(batch_id: BatchId, base_url: BaseUrl = None, as_json: Json = False) -> 
         if as_json:
             out_json(batch.to_dict(mode="json"))
             return
-        insight = client.insight.both_if_known(batch_id) if batch.status not in _ENDED else (None, None)
+        insight = client.api.insight.both_if_known(batch_id) if batch.status not in _ENDED else (None, None)
     counts = batch.request_counts
     stamps = (
         "created",

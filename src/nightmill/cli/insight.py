@@ -25,7 +25,7 @@ def events(
 ) -> None:
     """Show the history of a batch of a nightmill server: what happened, when, and who did it."""
     with server(base_url) as client:
-        found = client.insight.events(batch_id, after=after)
+        found = client.api.insight.events(batch_id, after=after)
         if as_json:
             for event in found:
                 out_json(asdict(event))

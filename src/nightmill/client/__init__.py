@@ -64,6 +64,8 @@ __all__ = [
     "Steering",
     "ResultPage",
     "WantedResults",
+    "Steering",
+    "Why",
     "run",
 ]
 

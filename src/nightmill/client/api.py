@@ -20,6 +20,7 @@ from openai.types import Batch
 from nightmill.client.input import AsyncInputApi, InputApi
 from nightmill.client.webhooks import AsyncWebhookApi, WebhookApi
 from nightmill.core.batch_options import BatchOptions, OnInvalid
+from nightmill.client.insight import AsyncInsightApi, InsightApi
 from nightmill.client.steering import AsyncSteering, Steering
 from nightmill.client import results as _results
 from nightmill.client.results import PATIENCE_S, FollowedLine, ResultPage, WantedResults
@@ -147,6 +148,7 @@ class BatchApi:
         self.input = InputApi(self._openai)
         self.webhooks = WebhookApi(self._openai)
         self.steering = Steering(self._openai)
+        self.insight = InsightApi(self._openai)
 
     def create_batch(self, request: CreateBatchRequest) -> Batch:
         return self._openai.batches.create(**request.to_wire(), extra_headers=_once())
@@ -201,6 +203,7 @@ class AsyncBatchApi:
         self.input = AsyncInputApi(self._openai)
         self.webhooks = AsyncWebhookApi(self._openai)
         self.steering = AsyncSteering(self._openai)
+        self.insight = AsyncInsightApi(self._openai)
 
     async def create_batch(self, request: CreateBatchRequest) -> Batch:
         return await self._openai.batches.create(**request.to_wire(), extra_headers=_once())

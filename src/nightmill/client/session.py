@@ -145,7 +145,7 @@ class Client:
             openai.APIError: the server refused, or was unreachable for two minutes. The batch continues on
             the server.
         """
-        with _reporting(on_change, self.insight) as report:
+        with _reporting(on_change, self.api.insight) as report:
             batch = self.api.retrieve_batch(batch_id)
             begun = seen = monotonic()
             if timeout_s is None:

@@ -143,11 +143,11 @@ _ERRORS_ALONE: Final = (
     Errors(1.00, 0.74, 3.06, 5.76),
 )
 _ERRORS_SHARED: Final = (
-    Errors(0.05, -4.88, -1.43, 1.52),
-    Errors(0.20, -5.73, -0.05, 4.61),
-    Errors(0.50, -5.67, -0.20, 4.94),
-    Errors(0.80, -4.39, 0.72, 5.08),
-    Errors(0.95, -3.04, 0.65, 9.09),
+    Errors(0.05, -4.13, -1.38, 1.98),
+    Errors(0.20, -5.24, 0.19, 4.70),
+    Errors(0.50, -5.51, -0.10, 5.18),
+    Errors(0.80, -4.34, 0.72, 5.03),
+    Errors(0.95, -2.98, 0.65, 9.09),
     Errors(1.00, 0.45, 4.66, 14.47),
 )
 """The 10%, 50% and 90% quantiles of batches that are sent alone, and beside others. Printed by

@@ -145,8 +145,10 @@ class BatchWatch(Verbs):
     @read
     @staticmethod
     def next_in_progress(connection: Connection, *, after: int, most: int) -> tuple[Sequence[Batch], int]:
-        """The batches in progress that follow the one with sequence `after`, and the sequence to go on with;
-        0 when there are no more.
+        """Some batches in progress that are not paused, and the sequence to go on with; 0 at the end.
+
+        Args:
+            after: those created after the batch with this sequence.
         """
         rows = connection.execute(_NEXT, {"after": after, "most": most}).all()
         return [as_batch(row) for row in rows], rows[-1].sequence if len(rows) == most else 0

@@ -1,0 +1,60 @@
+"""`show`, `list`, `watch` and `events` with what limits a batch, its forecast and its history."""
+
+import json
+
+import pytest
+
+from nightmill.core.history import EventKind
+from tests.api.conftest import serving
+from tests.api.test_batch_insight import BATCH, running_batch
+
+LIMIT = "4 of 4 in flight on gpu; the settings fix this limit."
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    configured = [{"name": "gpu", "url": "http://127.0.0.1:9/v1", "models": ["m"]}]
+    prices = {"m": {"input": 1.0, "output": 2.0}}
+    with serving(tmp_path, settings={"upstreams": configured, "prices": prices}) as running:
+        monkeypatch.setenv("OPENAI_BASE_URL", f"{running.url}/v1")
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-none")
+        running_batch(running)
+        yield running
+
+
+def test_show_has_the_limit_and_the_forecast(server, nightmill):
+    shown = dict(line.split("  ", 1) for line in nightmill("show", BATCH).out.splitlines())
+    assert shown["why"].strip() == LIMIT
+    assert "lines/s" in shown["rate"]
+    assert "4 in flight" in shown["rate"]
+    assert "in 8 of 10 cases" in shown["ends about"]
+    assert shown["in time"].strip() == "100% likely before it expires"
+    assert shown["tokens to come"].strip() == "about 2,400"
+    assert shown["cost so far"].strip() == "0.0008, and about 0.0032 to come"
+
+
+def test_list_has_a_column_with_the_limit(server, nightmill):
+    heading, row = nightmill("list").out.splitlines()
+    assert heading.endswith("WHY")
+    assert row.endswith(LIMIT)
+
+
+def test_events_shows_the_history(server, nightmill):
+    detail = {"code": "paused", "sentence": "It waits.", "upstream": None}
+    server.do(server.context.store.batch_events.add(BATCH, EventKind.LIMITED, detail))
+    server.do(server.context.store.batch_events.add(BATCH, EventKind.PRIORITY_CHANGED, {"priority": 3}))
+    rows = nightmill("events", BATCH).out.splitlines()
+    assert rows[0].split() == ["N", "WHEN", "WHAT", "WHO", "DETAIL"]
+    assert [row.split("  ")[2].strip() for row in rows[1:3]] == ["created", "in progress"]
+    assert rows[-2].endswith("nightmill  It waits.")
+    assert rows[-1].endswith("priority=3")
+    as_json = [json.loads(line) for line in nightmill("events", BATCH, "--json").out.splitlines()]
+    assert [row["kind"] for row in as_json] == ["created", "in_progress", "limited", "priority_changed"]
+    later = nightmill("events", BATCH, "--after", str(as_json[-2]["sequence"]), "--json").json
+    assert later["kind"] == "priority_changed"
+
+
+def test_events_of_a_batch_that_does_not_exist_is_an_error(server, nightmill):
+    ran = nightmill("events", "batch_" + "0" * 32)
+    assert ran.code == 2
+    assert "No batch found" in ran.err
