@@ -7,15 +7,21 @@ prints what the fit gives now, so that a change of the method can take it over.
 
 import statistics
 import sys
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 
+from bench import inputs, stubs
 from bench.figures import FULL, Bench, Figure
+from bench.server import Server, serving
 from tests.simulation.forecast_runs import EDGES, Replayed, fitted, record, replay
 
 ROW = "forecast"
 _FITTED = range(1_000, 1_120)
 _TESTED = range(5_000, 5_100)
 _QUICKLY_TESTED = range(5_000, 5_020)
+_REAL = ((0.5, 0.6, 8, (500,)), (1.5, 0.9, 16, (400, 250)), (0.8, 0.3, 4, (150, 200, 100)))
+"""Mean and spread of an answer's time, attempts in flight, and lines of the batches of a real run."""
+_ASKED_EVERY_S = 2.0
 
 
 def measure(bench: Bench) -> list[Figure]:
@@ -33,7 +39,49 @@ def measure(bench: Bench) -> list[Figure]:
             of_progress = [one for one in part if low < one.found.progress <= high]
             if of_progress:
                 figures.append(_held(f"{name}, {low:.0%} to {high:.0%} answered", of_progress))
-    return [_held("all", found), *figures]
+    return [_held("all", found), *figures, *([] if is_quick else [_real(bench)])]
+
+
+def _real(bench: Bench) -> Figure:
+    """Forecasts that a real server made of real batches, compared with the end of each."""
+    held = [is_held for run in _REAL for is_held in _real_run(bench, *run)]
+    note = f"{len(held):,} forecasts of {sum(len(run[3]) for run in _REAL)} batches"
+    return Figure(ROW, "80% range held: a real server", 100 * statistics.mean(held), "%", note=note)
+
+
+def _real_run(
+    bench: Bench, mean_s: float, tail: float, concurrency: int, sizes: Sequence[int]
+) -> Iterator[bool]:
+    with (
+        stubs.slow(mean_s=mean_s, tail=tail) as stub,
+        serving(
+            bench.folder / "data",
+            upstream=stub.url,
+            concurrency=concurrency,
+            source=bench.source,
+            pinned=False,
+        ) as server,
+    ):
+        ids = [server.create(server.upload(inputs.input_file(bench.folder, lines))) for lines in sizes]
+        asked: dict[str, list[tuple[int, int]]] = {batch_id: [] for batch_id in ids}
+        ended: dict[str, float] = {}
+        next_at = time.time()
+        while len(ended) < len(ids):
+            is_due = time.time() >= next_at
+            next_at += _ASKED_EVERY_S if is_due else 0.0
+            for batch_id in set(ids) - set(ended):
+                if server.batch(batch_id)["status"] not in ("validating", "in_progress"):
+                    ended[batch_id] = time.time()
+                elif is_due:
+                    asked[batch_id] += _range(server, batch_id)
+            time.sleep(0.05)
+    for batch_id, ranges in asked.items():
+        yield from (earliest <= ended[batch_id] <= latest + 1 for earliest, latest in ranges)
+
+
+def _range(server: Server, batch_id: str) -> list[tuple[int, int]]:
+    found = server.call("GET", f"/nightmill/v1/batches/{batch_id}")["forecast"]
+    return [] if not found or found["ends_at"] is None else [(found["earliest_at"], found["latest_at"])]
 
 
 def _held(name: str, replayed: Sequence[Replayed]) -> Figure:

@@ -146,7 +146,7 @@ class Replayed:
     def range_ratio(self) -> float:
         """How many times the earliest end the latest one is."""
         low_s, _, high_s = range_s(self.found, is_shared=self.is_shared)
-        return high_s / low_s
+        return high_s / max(low_s, 1e-3)
 
 
 def replay(run: Sequence[Recorded]) -> Iterator[Replayed]:

@@ -35,7 +35,8 @@ _SHORTEST_SEEN_S: Final = 5.0
 _SHORTEST_STALL_S: Final = 60.0
 _STALL_GAPS: Final = 10.0
 _NORMAL_90: Final = 1.2816
-_SMALLEST_RANGE_S: Final = 1.0
+_SLACK_S: Final = 1.5
+"""An answer is counted up to a second late, with the next heartbeat of its worker."""
 _MOST_OFF: Final = math.log(20)
 """The time left is never said to be more than so many times the estimate, or less than a part of it."""
 
@@ -237,7 +238,8 @@ def range_s(found: Estimate, *, is_shared: bool) -> tuple[float, float, float]:
         math.exp(max(-_MOST_OFF, min(_MOST_OFF, error * found.scale)))
         for error in (errors.low, errors.middle, errors.high)
     )
-    return found.left_s * low, found.left_s * middle, found.left_s * high + _SMALLEST_RANGE_S
+    low_s, middle_s, high_s = found.left_s * low, found.left_s * middle, found.left_s * high
+    return max(0.0, low_s - _SLACK_S), middle_s, high_s + _SLACK_S
 
 
 def _rate(samples: Sequence[Sample], window_s: float) -> float:
@@ -262,7 +264,7 @@ def _odds(deadline_in_s: float, low_s: float, middle_s: float, high_s: float) ->
     if deadline_in_s <= 0:
         return 0.0
     side_s = high_s if deadline_in_s > middle_s else low_s
-    sigma = max(1e-6, abs(math.log(side_s / middle_s))) / _NORMAL_90
+    sigma = max(1e-6, abs(math.log(max(side_s, 1e-3) / middle_s))) / _NORMAL_90
     return round(0.5 * (1 + math.erf(math.log(deadline_in_s / middle_s) / sigma / math.sqrt(2))), 3)
 
 
