@@ -21,6 +21,7 @@ from nightmill.roles.batch_watches import SampleWatch, WhyWatch
 from nightmill.roles.count_reporter import CountReporter, counting
 from nightmill.roles.courier import Courier
 from nightmill.roles.canary_watch import CanaryWatch
+from nightmill.roles.budgets import BudgetWatch
 from nightmill.roles.finalizer import Finalizer, FinalizerOptions
 from nightmill.roles.intake import Intake, IntakeOptions
 from nightmill.roles.join import Joiner
@@ -117,6 +118,14 @@ class Components:
 
     def canary_watch(self) -> CanaryWatch:
         return CanaryWatch(store=self.store, notifier=self.notifier, emit=self.emit, clock=steady_clock)
+        budgets = BudgetWatch(
+            self.store,
+            prices=self.settings.token_prices,
+            notifier=self.notifier,
+            emit=self.emit,
+            wall=CLOCKS.wall,
+        )
+        return Observer((budgets,))
 
     def upstream_manager(self) -> UpstreamManager:
         return UpstreamManager(

@@ -92,6 +92,7 @@ _ENDED = select(batch.c.id).where(
 _TERMS = select(batch.c.id, batch.c.status, batch.c.paused_at, batch.c.expires_at, batch.c.concurrency).where(
     batch.c.id.in_(bindparam("batch_ids", expanding=True))
 )
+_WITH_OPTIONS = _BATCH.where(text(schema.IS_IN_PROGRESS_WITH_OPTIONS)).order_by(batch.c.sequence)
 _SETTLED = _BATCH.where(text(schema.IS_SETTLED)).order_by(batch.c.sequence)
 _BY_STATUS = select(batch.c.status, func.count()).where(text(schema.IS_UNFINISHED)).group_by(batch.c.status)
 # Waiting segments may be a million and are not read: they are the segments left, less the leased ones.
@@ -197,6 +198,7 @@ def moving(*, fenced_by: Sequence[ColumnElement[bool]] = (), **values: Any) -> U
 
 _PLAIN_MOVE = moving()
 _LAPSE = moving(fenced_by=(batch.c.expires_at <= now(),))
+_STOP = moving(stop_reason=bindparam("new_stop_reason"))
 
 
 def write_status(
@@ -330,6 +332,17 @@ class Batches(Verbs):
         """Ends a batch in progress whose deadline has passed. False when it has another status meanwhile, or
         a later deadline."""
         return write_status(connection, _LAPSE, after, expected=Status.IN_PROGRESS)
+    def stop(connection: Connection, after: Batch, reason: StopReason, *, expected: Status) -> bool:
+        """Writes status, stamps and the reason why nightmill ends the batch early.
+
+        False when the status is no longer `expected`.
+        """
+        given = {"new_stop_reason": dump_stop_reason(reason)}
+        if not write_status(connection, _STOP, after, expected=expected, parameters=given):
+            return False
+        detail = {"code": reason.code, "message": reason.message}
+        batch_events.record(connection, after.id, EventKind.STOPPED, detail=detail)
+        return True
 
     @write
     @staticmethod
@@ -363,6 +376,12 @@ class Batches(Verbs):
         """Batches `in_progress` whose deadline has passed by the store's clock."""
         rows = (*connection.execute(_OVERDUE), *connection.execute(_OVERDUE_PAUSED))
         return [as_batch(row) for row in rows]
+
+    @read
+    @staticmethod
+    def with_options(connection: Connection) -> Sequence[Batch]:
+        """Batches `in_progress` that were created with options."""
+        return [as_batch(row) for row in connection.execute(_WITH_OPTIONS)]
 
     @read
     @staticmethod

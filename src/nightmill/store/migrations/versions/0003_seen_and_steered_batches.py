@@ -24,6 +24,7 @@ revision = "0003"
 down_revision = "0002"
 
 _HAS_CANARY = "status = 'in_progress' AND canary_segments IS NOT NULL"
+_HAS_OPTIONS = "status = 'in_progress' AND options IS NOT NULL"
 _HAS_REPORT = "report_blob_key IS NOT NULL"
 _IS_PENDING = "state = 'pending'"
 _HAS_ENDED = "state <> 'pending'"
@@ -216,6 +217,13 @@ def _create_index(
         ["sequence"],
         sqlite_where=text(_HAS_CANARY),
         postgresql_where=text(_HAS_CANARY),
+    )
+    op.create_index(
+        "batch_with_options",
+        "batch",
+        ["sequence"],
+        sqlite_where=text(_HAS_OPTIONS),
+        postgresql_where=text(_HAS_OPTIONS),
     )
     op.create_index(
         "batch_by_report",
