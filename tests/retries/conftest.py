@@ -134,6 +134,8 @@ def _mill(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mill]:
         "NIGHTMILL_WORKER__CANCEL_GRACE_S": "0.2",
         "NIGHTMILL_WORKER__LINES_PER_SEGMENT": "4",
         "NIGHTMILL_WORKER__BEAT_S": "0.1",
+        "NIGHTMILL_PRICES__M__INPUT": "1000",
+        "NIGHTMILL_PRICES__M__OUTPUT": "2000",
     }
     with (
         moody() as upstream,

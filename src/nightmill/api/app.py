@@ -22,6 +22,7 @@ from nightmill.api import (
     metrics,
     models,
     own_batch,
+    receipts,
     results,
     retries,
     steering,
@@ -87,6 +88,8 @@ def create_app(context: ApiContext) -> FastAPI:
         app.include_router(router, prefix="/v1")
     app.include_router(own_batch.router)
     app.include_router(steering.router)
+    app.include_router(retries.router)  # before the routes of a batch by its id
+    app.include_router(receipts.router)
     app.include_router(batch_priority.router)
     app.include_router(canary.router)
     app.include_router(estimates.router)

@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Sequence, Set
 from dataclasses import dataclass, field
 
+import msgspec
+
 from nightmill.api.context import ApiContext
 from nightmill.api.stored_lines import blob_lines, file_of, request_lines
 from nightmill.blobs import BlobWriter
@@ -138,12 +140,39 @@ async def _chosen(
     """The chosen lines of the error file, each with its code."""
     if origin.errors is None:
         return
-    async for texts in blob_lines(context.blobs, origin.errors.blob_key):
+    async for line in error_lines(context, origin.batch, origin.errors):
+        code = choice.code_of(line)
+        if code is not None:
+            yield line, code
+
+
+async def error_lines(context: ApiContext, batch: Batch, errors: File) -> AsyncGenerator[WrittenLine]:
+    """The lines of an error file, without those that were put aside as invalid."""
+    invalid_ordinals = _invalid_ordinals(context, batch)
+    invalid = await anext(invalid_ordinals, None)
+    async for texts in blob_lines(context.blobs, errors.blob_key):
         for text in texts:
             line = read_line(text)
-            code = choice.code_of(line)
-            if code is not None:
-                yield line, code
+            if line.ordinal == invalid:
+                invalid = await anext(invalid_ordinals, None)
+            else:
+                yield line
+
+
+async def _invalid_ordinals(context: ApiContext, batch: Batch) -> AsyncGenerator[int]:
+    """The ordinals of the lines that were put aside as invalid, from the validation report."""
+    if not batch.invalid or batch.report_blob_key is None:
+        return
+    async for texts in blob_lines(context.blobs, batch.report_blob_key):
+        for text in texts:
+            yield _report_row(text).ordinal
+
+
+class _ReportRow(msgspec.Struct, gc=False):
+    ordinal: int
+
+
+_report_row = msgspec.json.Decoder(_ReportRow).decode
 
 
 def _check_same(line: WrittenLine, text: bytes, batch: Batch) -> None:

@@ -1,11 +1,14 @@
-"""`nightmill retry`: a new batch of the failed lines of batches of a nightmill server."""
+"""`nightmill retry` and `nightmill receipt`: failed lines as a new batch, and what a batch took.
+
+Only nightmill servers have both.
+"""
 
 from typing import Annotated, Any
 
 import typer
 
-from nightmill.cli.batches import BaseUrl, server, watched
-from nightmill.cli.screen import Json, clean, out, out_json, say
+from nightmill.cli.batches import BaseUrl, BatchId, server, watched
+from nightmill.cli.screen import Json, clean, local_time, out, out_fields, out_json, say
 
 _LISTED = 10
 
@@ -46,6 +49,36 @@ def retry(
         else:
             out(batch["id"])
             say(f"see how it goes with: nightmill watch {batch['id']}")
+
+
+def receipt(batch_id: BatchId, base_url: BaseUrl = None, as_json: Json = False) -> None:
+    """Show what a batch that has ended took: lines, tokens, time and cost."""
+    with server(base_url) as client:
+        found = client.retries.receipt(batch_id)
+    if as_json:
+        out_json(found)
+        return
+    lines, usage, seconds, cost = found["lines"], found["usage"], found["seconds"], found["cost"]
+    stop, errors = found["stop_reason"], found["errors"] or {}
+    tokens_in = f"{usage['input_tokens']:,} in ({usage['cached_tokens']:,} cached)"
+    out_fields(
+        [
+            ("batch", found["id"]),
+            ("status", found["status"]),
+            ("stopped", None if stop is None else f"{stop['code']}: {stop['message']}"),
+            ("lines", ", ".join(f"{count:,} {name}" for name, count in lines.items() if count is not None)),
+            ("errors", ", ".join(f"{clean(code)} {count:,}" for code, count in errors.items())),
+            ("tokens", f"{tokens_in}, {usage['output_tokens']:,} out"),
+            ("time", ", ".join(f"{name} {took:,} s" for name, took in seconds.items() if took is not None)),
+            ("cost", None if cost is None else f"{cost:,.4f}"),
+            ("deadline", f"{local_time(found['deadline'])}{_DEADLINE[found['deadline_met']]}"),
+            ("repeats", ", ".join(origin["id"] for origin in found["origins"])),
+            ("retried by", ", ".join(found["retries"])),
+        ]
+    )
+
+
+_DEADLINE = {True: ", met", False: ", not met", None: ""}
 
 
 def _counted(answer: dict[str, Any], *, is_dry: bool) -> str:

@@ -14,6 +14,9 @@ from nightmill.errors import UnavailableError
 RetryAnswer = dict[str, Any]
 """The server's document: `batch` (None if none was made), `lines`, `origins` and `codes`."""
 
+Receipt = dict[str, Any]
+"""The server's document; docs/retry.md has its fields."""
+
 _CHUNK_BYTES: Final = 1 << 18
 # The first header makes the package return the response before its body is read.
 _STREAMED: Final = {"X-Stainless-Raw-Response": "stream", "Accept-Encoding": "identity"}
@@ -47,6 +50,10 @@ class RetryApi:
         """
         return stream_lines(self._openai, _merged_url(self._openai, batch_id, partial=partial))
 
+    def receipt(self, batch_id: str) -> Receipt:
+        """What a batch that has ended took: lines, tokens, time and cost."""
+        return cast("Receipt", self._openai.get(own_url(self._openai, batch_id, "receipt"), cast_to=object))
+
 
 class AsyncRetryApi:
     """`RetryApi` for asyncio."""
@@ -67,6 +74,10 @@ class AsyncRetryApi:
         url = _merged_url(self._openai, batch_id, partial=partial)
         async for line in stream_lines_async(self._openai, url):
             yield line
+
+    async def receipt(self, batch_id: str) -> Receipt:
+        url = own_url(self._openai, batch_id, "receipt")
+        return cast("Receipt", await self._openai.get(url, cast_to=object))
 
 
 def retry_request(

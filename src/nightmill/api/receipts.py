@@ -1,0 +1,102 @@
+"""The receipt of a batch that has ended: lines by outcome, errors by code, tokens, time and cost.
+
+Counts and times are those of the batch's row. Errors are counted from the error file while the request waits;
+without the file there are no counts by code.
+"""
+
+from collections import Counter
+from typing import Any
+
+from fastapi import APIRouter
+from msgspec.structs import asdict
+
+from nightmill.api.auth import CurrentProject
+from nightmill.api.batches import require_batch
+from nightmill.api.context import ApiContext, Context
+from nightmill.api.envelope import JsonResponse
+from nightmill.api.origin_lines import error_lines
+from nightmill.core.batch import Batch, Status
+from nightmill.core.prices import price_of
+from nightmill.core.written_line import LineState, codes_of, state_of_error
+from nightmill.errors import ConflictError
+
+router = APIRouter(prefix="/nightmill/v1/batches", include_in_schema=False)
+
+
+@router.get("/{batch_id}/receipt")
+async def receipt(batch_id: str, context: Context, project: CurrentProject) -> JsonResponse:
+    batch = await require_batch(context, project, batch_id)
+    if not batch.status.is_terminal:
+        raise ConflictError(f"Batch '{batch.id}' is {batch.status}; its receipt is made when it has ended.")
+    return JsonResponse(await _receipt(context, batch))
+
+
+async def _receipt(context: ApiContext, batch: Batch) -> dict[str, Any]:
+    errors = await _errors(context, batch)
+    unanswered: Counter[LineState] = Counter()
+    for code, count in (errors or {}).items():
+        unanswered[state_of_error(code)] += count
+    price = price_of(context.settings.token_prices, batch.model)
+    reason = batch.stop_reason
+    origins = await context.store.batch_origins.origins(batch.id)
+    retries = await context.store.batch_origins.retries(batch.id)
+    return {
+        "id": batch.id,
+        "object": "nightmill.receipt",
+        "status": batch.status,
+        "stop_reason": None if reason is None else {"code": reason.code, "message": reason.message},
+        "lines": {
+            "total": batch.total,
+            "answered": batch.tally.completed,
+            "failed": batch.tally.failed - batch.invalid,
+            "expired": None if errors is None else unanswered[LineState.EXPIRED],
+            "cancelled": None if errors is None else unanswered[LineState.CANCELLED],
+            "invalid": batch.invalid,
+        },
+        "errors": None if errors is None else dict(errors.most_common()),
+        "usage": asdict(batch.tally.usage),
+        "seconds": _seconds(batch),
+        "cost": None if price is None else price.cost(batch.tally.usage),
+        "deadline": batch.expires_at,
+        "deadline_met": _is_deadline_met(batch),
+        "origins": [{"id": it.origin_id, "lines": it.count} for it in origins],
+        "retries": [retry.batch.id for retry in retries],
+    }
+
+
+async def _errors(context: ApiContext, batch: Batch) -> Counter[str] | None:
+    """How many lines have each code; None if the error file is deleted."""
+    counts: Counter[str] = Counter()
+    if batch.error_file_id is None:
+        return counts
+    file = await context.store.files.get(batch.project_id, batch.error_file_id)
+    if file is None:
+        return None
+    try:
+        async for line in error_lines(context, batch, file):
+            counts[codes_of(line)[0]] += 1
+    except FileNotFoundError:  # deleted while it was read
+        return None
+    return counts
+
+
+def _seconds(batch: Batch) -> dict[str, int | None]:
+    """How long each phase took; None for a phase that the batch did not have."""
+    ended_at = batch.newest_stamp
+    joined_from = batch.finalizing_at or batch.cancelling_at
+    started_at = batch.in_progress_at
+    return {
+        "total": ended_at - batch.created_at,
+        "validating": (started_at or joined_from or ended_at) - batch.created_at,
+        "in_progress": None if started_at is None else (joined_from or ended_at) - started_at,
+        "finalizing": None if joined_from is None else ended_at - joined_from,
+    }
+
+
+def _is_deadline_met(batch: Batch) -> bool | None:
+    """Whether all lines were answered in time; None for a batch that was cancelled or failed."""
+    if batch.status is Status.EXPIRED:
+        return False
+    if batch.status is not Status.COMPLETED or batch.finalizing_at is None:
+        return None
+    return batch.finalizing_at <= batch.expires_at
