@@ -189,10 +189,9 @@ def log(event: Event) -> None:
     match event:
         case BatchMoved(batch):
             counts = f"{batch.tally.completed} completed, {batch.tally.failed} failed of {batch.total}"
-            _logger.info("%s is %s (%s)", batch.id, batch.status, counts)
-        case BatchLimited(batch_id, _, sentence):
-            _logger.info("%s: %s", batch_id, sentence)
             _logger.info("%s is %s (%s)", batch.id, batch.status, counts, extra=extra)
+        case BatchLimited(batch_id, _, sentence):
+            _logger.info("%s: %s", batch_id, sentence, extra=extra)
         case SegmentLeased(batch_id, number, token):
             _logger.debug("%s segment %d leased under token %d", batch_id, number, token, extra=extra)
         case SegmentDone(batch_id, number, token, answered):
@@ -216,10 +215,10 @@ def log(event: Event) -> None:
         case WritingPaused(reason):
             _logger.error("every batch waits, for answers can't be written: %s", reason, extra=extra)
         case WritingResumed():
-            _logger.info("answers are written again")
-        case WebhookAttempted():
-            _logger.log(*_attempt_line(event))
             _logger.info("answers are written again", extra=extra)
+        case WebhookAttempted():
+            level, line = _attempt_line(event)
+            _logger.log(level, "%s", line, extra=extra)
         case RoleFailed(role, UnavailableError() as error):
             _logger.warning("the %s waits: %s", role, error, extra=extra)
         case RoleFailed(role, error):
@@ -241,6 +240,8 @@ def _attempt_line(event: WebhookAttempted) -> tuple[int, str]:
             return logging.INFO, f"webhook {what} is sent again later: {event.reason}"
         case _:
             return logging.WARNING, f"webhook {what} is given up: {event.reason}"
+
+
 def fields_of(event: Event) -> dict[str, Any]:
     """The values of an event by name, for log lines that programs read."""
     match event:
@@ -248,6 +249,10 @@ def fields_of(event: Event) -> dict[str, Any]:
             named = {"batch_id": batch.id, "project_id": batch.project_id, "status": batch.status.value}
             counts = {"completed": batch.tally.completed, "failed": batch.tally.failed, "total": batch.total}
             fields: dict[str, Any] = named | counts
+        case BatchLimited(batch_id, code, _):
+            fields = {"batch_id": batch_id, "code": code}
+        case WebhookAttempted():
+            fields = {"delivery_id": event.delivery_id, "type": event.event_type, "state": event.state}
         case SegmentLeased(batch_id, number, token) | LeaseWasLost(batch_id, number, token):
             fields = {"batch_id": batch_id, "segment": number, "token": token}
         case SegmentDone(batch_id, number, token, answered):

@@ -1,7 +1,7 @@
 """The FastAPI application: routers, middleware and exception handlers."""
 
-from time import monotonic
 import time
+from time import monotonic
 from typing import cast
 
 from fastapi import FastAPI, Request, Response
@@ -13,11 +13,12 @@ from starlette.routing import Match
 from nightmill.api import (
     batch_insight,
     batches,
-    docs_page,
     canary,
+    docs_page,
     estimates,
     files,
     health,
+    line_states,
     log_level,
     metrics,
     models,
@@ -44,7 +45,6 @@ from nightmill.webhooks.sender import WebhookSender
 
 _DESCRIPTION = "OpenAI's Batch API on your own models. Any OpenAI client works against it unchanged."
 _OWN_ROUTERS = (
-    batch_priority.router,
     tenants.router,
     upstreams.router,
     log_level.router,
@@ -90,7 +90,7 @@ def create_app(context: ApiContext) -> FastAPI:
     app.include_router(steering.router)
     app.include_router(retries.router)  # before the routes of a batch by its id
     app.include_router(receipts.router)
-    app.include_router(batch_priority.router)
+    app.include_router(line_states.router)
     app.include_router(canary.router)
     app.include_router(estimates.router)
     app.include_router(validation.router)

@@ -13,9 +13,8 @@ from nightmill.blobs import PiecedBlobs
 from nightmill.parts import Parts
 from nightmill.settings import Settings
 from nightmill.store import Store
-from nightmill.telemetry import UpstreamHeld
-from nightmill.webhooks.sender import Resolve, addresses_of
 from nightmill.telemetry import Emit, UpstreamHeld
+from nightmill.webhooks.sender import Resolve, addresses_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

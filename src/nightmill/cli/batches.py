@@ -210,14 +210,6 @@ def results(
     merged: Annotated[
         bool, typer.Option("--merged", help="One line for each request: with the answers of its retries.")
     ] = False,
-    base_url: BaseUrl = None,
-    as_json: Json = False,
-) -> None:
-    """Download the lines of a batch that has ended."""
-    if merged:
-        if errors is not None or as_json:
-            raise RequestError("--merged writes all lines to one place; name a file with -o only")
-        save_merged(batch_id, output or STDOUT, base_url)
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Print each line as it is answered, until the end.")
     ] = False,
@@ -241,6 +233,11 @@ def results(
 
     With --follow or one of the filters, lines of both outcomes go to stdout; only nightmill has that.
     """
+    if merged:
+        if errors is not None or as_json:
+            raise RequestError("--merged writes all lines to one place; name a file with -o only")
+        save_merged(batch_id, output or STDOUT, base_url)
+        return
     if follow or outcome or code or custom_id or after:
         if output is not None or errors is not None:
             raise RequestError("--follow and filters print on stdout; leave -o and -e out")
@@ -293,6 +290,8 @@ def save_merged(batch_id: str, path: Path, base_url: str | None) -> None:
             stream.writelines(line + b"\n" for line in lines)
         partial.replace(path)
     say(f"wrote {path} ({path.stat().st_size:,} bytes)")
+
+
 def _print_wanted(
     batch_id: str, base_url: str | None, *, is_followed: bool, as_json: bool, **wanted: Any
 ) -> None:
@@ -307,36 +306,7 @@ def _print_wanted(
         show(client, batch_id, WantedResults(**wanted), as_json=as_json)
 
 
-def prioritize(
-    batch_ids: Annotated[list[str], typer.Argument(metavar="ID...", help="The batches' ids.")],
-    priority: Annotated[
-        int, typer.Option("--priority", metavar="N", min=-10, max=10, help=f"{_PRIORITY_HELP}.")
-    ],
-    base_url: BaseUrl = None,
-    as_json: Json = False,
-) -> None:
-    """Change the priority of batches of a nightmill server."""
-    with server(base_url) as client:
-        for batch_id in batch_ids:
-            changed = client.api.set_priority(batch_id, priority)
-            if as_json:
-                out_json({"id": changed.id, "status": changed.status, "priority": changed.priority})
-            else:
-                out(f"{changed.id} is {changed.status} with priority {changed.priority}")
-
-
-def cancel(batch_id: BatchId, base_url: BaseUrl = None, as_json: Json = False) -> None:
-    """Cancel a batch. Lines that are already answered are kept."""
-    with server(base_url) as client:
-        batch = client.api.cancel_batch(batch_id)
-    if as_json:
-        out_json(batch.to_dict(mode="json"))
-    else:
-        out(f"{batch.id} is {batch.status}")
-
-
 def watched(client: "Client", batch_id: str, *, as_json: bool) -> None:
-def _watched(client: "Client", batch_id: str, *, as_json: bool) -> None:
     batch = client.wait(batch_id)
     counts = batch.request_counts
     if as_json:

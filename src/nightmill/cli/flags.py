@@ -57,7 +57,7 @@ Emulate = Annotated[
 Concurrency = Annotated[
     str | None,
     typer.Option(
-        "--concurrency", metavar="N|auto", help="Lines in flight to each upstream at once; auto finds it [auto]."
+        "--concurrency", metavar="N|auto", help="Lines in flight to each upstream; auto finds it [auto]."
     ),
 ]
 Workers = Annotated[

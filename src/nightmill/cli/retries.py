@@ -1,6 +1,6 @@
-"""`nightmill retry` and `nightmill receipt`: failed lines as a new batch, and what a batch took.
+"""`nightmill retry`, `receipt` and `line`: failed lines as a new batch, what a batch took, where a line is.
 
-Only nightmill servers have both.
+Only nightmill servers have them.
 """
 
 from typing import Annotated, Any
@@ -9,6 +9,7 @@ import typer
 
 from nightmill.cli.batches import BaseUrl, BatchId, server, watched
 from nightmill.cli.screen import Json, clean, local_time, out, out_fields, out_json, say
+from nightmill.errors import RequestError
 
 _LISTED = 10
 
@@ -59,7 +60,8 @@ def receipt(batch_id: BatchId, base_url: BaseUrl = None, as_json: Json = False) 
         out_json(found)
         return
     lines, usage, seconds, cost = found["lines"], found["usage"], found["seconds"], found["cost"]
-    stop, errors = found["stop_reason"], found["errors"] or {}
+    stop = found["stop_reason"]
+    errors: dict[str, int] = found["errors"] or {}
     tokens_in = f"{usage['input_tokens']:,} in ({usage['cached_tokens']:,} cached)"
     out_fields(
         [
@@ -74,6 +76,41 @@ def receipt(batch_id: BatchId, base_url: BaseUrl = None, as_json: Json = False) 
             ("deadline", f"{local_time(found['deadline'])}{_DEADLINE[found['deadline_met']]}"),
             ("repeats", ", ".join(origin["id"] for origin in found["origins"])),
             ("retried by", ", ".join(found["retries"])),
+        ]
+    )
+
+
+def line(
+    batch_id: BatchId,
+    custom_id: Annotated[
+        str | None, typer.Option("--custom-id", metavar="ID", help="The custom_id of the line.")
+    ] = None,
+    number: Annotated[
+        int | None, typer.Option("--line", metavar="N", min=1, help="The line of the input file, from 1.")
+    ] = None,
+    base_url: BaseUrl = None,
+    as_json: Json = False,
+) -> None:
+    """Show where one line of a batch is: waiting, in flight, to be sent again, or answered."""
+    if (custom_id is None) == (number is None):
+        raise RequestError("name the line by one of --custom-id and --line")
+    with server(base_url) as client:
+        found = client.retries.line(batch_id, custom_id=custom_id, number=number)
+    if as_json:
+        out_json(found)
+        return
+    since, again_at = found["since"], found["again_at"]
+    out_fields(
+        [
+            ("line", str(found["line"])),
+            ("custom_id", found["custom_id"]),
+            ("state", found["state"].replace("_", " ")),
+            ("upstream", found["upstream"]),
+            ("since", None if since is None else local_time(int(since))),
+            ("again at", None if again_at is None else local_time(int(again_at))),
+            ("reason", found["reason"]),
+            ("code", found["code"]),
+            ("file", found["file_id"]),
         ]
     )
 

@@ -1,13 +1,10 @@
 """Talk to any OpenAI-compatible batch server from Python, on the official `openai` package.
 
-Thin levels:
+All of these are thin:
 
-- `BatchApi` and `AsyncBatchApi`: the four published operations by their own names, and priorities.
-- `RetryApi` and `AsyncRetryApi`: retries, merged results and receipts of a nightmill server.
-Four levels, all thin:
-
-- `BatchApi` and `AsyncBatchApi`: the four published operations by their own names, and priorities.
-- `InsightApi` and `AsyncInsightApi`: what limits a batch, when it will end, and its history.
+- `BatchApi` and `AsyncBatchApi`: the four published operations by their own names.
+- `Steering`, `InsightApi`, `RetryApi` and their async forms: what only a nightmill server has. Pause and
+  change running batches; what limits a batch, when it will end, and its history; retries and receipts.
 - `Client`: send rows, wait with a progress bar, get answers joined to their requests.
 - `run`: answer a JSONL file without a server.
 
@@ -33,8 +30,8 @@ if TYPE_CHECKING:
     )
     from nightmill.client.insight import AsyncInsightApi, BatchEvent, Forecast, InsightApi, Why
     from nightmill.client.local import run
-    from nightmill.client.retries import AsyncRetryApi, RetryApi
     from nightmill.client.results import FollowedLine, ResultPage, WantedResults
+    from nightmill.client.retries import AsyncRetryApi, RetryApi
     from nightmill.client.session import Client
     from nightmill.client.steering import AsyncSteering, BatchSelection, Steering
 
@@ -53,18 +50,16 @@ __all__ = [
     "BatchSelection",
     "Client",
     "CreateBatchRequest",
+    "FollowedLine",
     "Forecast",
     "InsightApi",
-    "FollowedLine",
     "ListBatchesResponse",
     "OnInvalid",
     "OutputExpiresAfter",
-    "RetryApi",
-    "Why",
-    "Steering",
     "ResultPage",
-    "WantedResults",
+    "RetryApi",
     "Steering",
+    "WantedResults",
     "Why",
     "run",
 ]
@@ -84,17 +79,17 @@ _HOMES = {
     "BatchSelection": "steering",
     "Client": "session",
     "CreateBatchRequest": "api",
+    "FollowedLine": "results",
     "Forecast": "insight",
     "InsightApi": "insight",
-    "FollowedLine": "results",
     "ListBatchesResponse": "api",
     "OnInvalid": "api",
     "OutputExpiresAfter": "api",
-    "RetryApi": "retries",
-    "Steering": "steering",
     "ResultPage": "results",
-    "WantedResults": "results",
+    "RetryApi": "retries",
     "run": "local",
+    "Steering": "steering",
+    "WantedResults": "results",
     "Why": "insight",
 }
 

@@ -17,13 +17,13 @@ from openai import AsyncOpenAI, OpenAI
 from openai.pagination import AsyncCursorPage, SyncCursorPage
 from openai.types import Batch
 
+from nightmill.client import results as _results
 from nightmill.client.input import AsyncInputApi, InputApi
+from nightmill.client.insight import AsyncInsightApi, InsightApi
+from nightmill.client.results import PATIENCE_S, FollowedLine, ResultPage, WantedResults
+from nightmill.client.steering import AsyncSteering, Steering
 from nightmill.client.webhooks import AsyncWebhookApi, WebhookApi
 from nightmill.core.batch_options import BatchOptions, OnInvalid
-from nightmill.client.insight import AsyncInsightApi, InsightApi
-from nightmill.client.steering import AsyncSteering, Steering
-from nightmill.client import results as _results
-from nightmill.client.results import PATIENCE_S, FollowedLine, ResultPage, WantedResults
 
 __all__ = [
     "DEFAULT_BASE_URL",

@@ -3,7 +3,7 @@
 import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any, Final, cast
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import httpx2
 from openai import AsyncOpenAI, OpenAI
@@ -16,6 +16,9 @@ RetryAnswer = dict[str, Any]
 
 Receipt = dict[str, Any]
 """The server's document; docs/retry.md has its fields."""
+
+LineDocument = dict[str, Any]
+"""The server's document; docs/lines.md has its fields."""
 
 _CHUNK_BYTES: Final = 1 << 18
 # The first header makes the package return the response before its body is read.
@@ -54,6 +57,11 @@ class RetryApi:
         """What a batch that has ended took: lines, tokens, time and cost."""
         return cast("Receipt", self._openai.get(own_url(self._openai, batch_id, "receipt"), cast_to=object))
 
+    def line(self, batch_id: str, *, custom_id: str | None = None, number: int | None = None) -> LineDocument:
+        """Where a request line is, named by its custom_id or by its number in the input file, from 1."""
+        url = _line_url(self._openai, batch_id, custom_id, number)
+        return cast("LineDocument", self._openai.get(url, cast_to=object))
+
 
 class AsyncRetryApi:
     """`RetryApi` for asyncio."""
@@ -78,6 +86,12 @@ class AsyncRetryApi:
     async def receipt(self, batch_id: str) -> Receipt:
         url = own_url(self._openai, batch_id, "receipt")
         return cast("Receipt", await self._openai.get(url, cast_to=object))
+
+    async def line(
+        self, batch_id: str, *, custom_id: str | None = None, number: int | None = None
+    ) -> LineDocument:
+        url = _line_url(self._openai, batch_id, custom_id, number)
+        return cast("LineDocument", await self._openai.get(url, cast_to=object))
 
 
 def retry_request(
@@ -161,6 +175,12 @@ async def stream_lines_async(client: AsyncOpenAI, url: str) -> AsyncIterator[byt
 
 def _merged_url(client: OpenAI | AsyncOpenAI, batch_id: str, *, partial: bool) -> str:
     return own_url(client, batch_id, "merged") + ("?partial=true" if partial else "")
+
+
+def _line_url(client: OpenAI | AsyncOpenAI, batch_id: str, custom_id: str | None, number: int | None) -> str:
+    named = {"custom_id": custom_id, "line": number}
+    query = urlencode({name: value for name, value in named.items() if value is not None})
+    return f"{own_url(client, batch_id, 'lines')}?{query}"
 
 
 def _broken(url: str) -> UnavailableError:

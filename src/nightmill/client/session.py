@@ -19,8 +19,8 @@ from nightmill.client.answers import Answer, Row, joined, write_rows
 from nightmill.client.api import ApiKeyAuth, Batch, BatchApi, CreateBatchRequest, connection
 from nightmill.client.insight import Forecast, InsightApi, Why
 from nightmill.client.progress import Snapshot, shown
-from nightmill.client.retries import RetryApi
 from nightmill.client.results import PATIENCE_S, FollowedLine, Outcome, WantedResults
+from nightmill.client.retries import RetryApi
 from nightmill.core.batch import TERMINAL
 from nightmill.core.batch_options import BatchOptions
 from nightmill.errors import RequestError, UnavailableError

@@ -1,13 +1,7 @@
 """Budgets of a batch: when failures, output tokens or cost are more than its options allow. No I/O."""
 
 from nightmill.core.batch import Batch
-from nightmill.core.batch_options import BatchOptions, StopReason
-
-
-def has_budget(options: BatchOptions) -> bool:
-    """Whether the options limit anything."""
-    limits = (options.max_failures, options.max_output_tokens, options.max_cost)
-    return any(limit is not None for limit in limits)
+from nightmill.core.batch_options import StopReason
 
 
 def spent_budget(batch: Batch, *, cost: float | None) -> StopReason | None:

@@ -31,7 +31,7 @@ Not to be confused: a **slice** is a run of segments that one finalizer joins (s
 """
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from itertools import starmap
 
@@ -205,12 +205,14 @@ class BatchTerms:
         is_paused: then no further line is sent, and attempts in flight may finish.
         deadline: Unix seconds.
         concurrency: the batch's own limit of attempts in flight; None without one.
+        are_lines_wanted: whether a client asks where lines of the batch are.
     """
 
     status: Status
     is_paused: bool
     deadline: int
     concurrency: int | None
+    are_lines_wanted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +236,11 @@ class HeartbeatReply:
             for batch_id, terms in self.terms.items()
             if terms.status is not Status.IN_PROGRESS
         }
+
+    @property
+    def wanted(self) -> Set[BatchId]:
+        """Batches whose lines a client asks for."""
+        return {batch_id for batch_id, terms in self.terms.items() if terms.are_lines_wanted}
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,7 +75,6 @@ class Why:
 
     @property
     def goes_on_at(self) -> float | None:
-        """When lines are sent again, in Unix seconds: infinite if not known, None while some are sent."""
         """When lines are sent again, in Unix seconds; infinite if not known, None while some are sent."""
         if self.code is WhyCode.UPSTREAM_HELD and self.until is not None:
             return self.until

@@ -139,7 +139,7 @@ class ModelLines:
         return len(self._retries)
 
     @property
-    def waits(self) -> Iterator[tuple[float, PendingLine]]:
+    def waiting_lines(self) -> Iterator[tuple[float, PendingLine]]:
         """The lines that wait, each with the monotonic time at which it may be sent again."""
         return ((until, line) for until, _, line in self._retries)
 

@@ -1,13 +1,12 @@
 """The lines of one upstream in one worker: in flight, arrived, and waiting for another attempt.
 
-Every line that `start` or `retry` was given is in exactly one place until the dispatcher takes the line out.
-What an outcome means belongs to `core.failure` and `core.health`, when a line is sent to `dispatcher`, and
-lines that were never sent to `line_queues`.
+Every line that `start` or `retry` was given is in one place until the dispatcher takes the line out. What an
+outcome means belongs to `core.failure` and `core.health`, when a line is sent to `dispatcher`.
 """
 
 import asyncio
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator, Set
 from dataclasses import replace
 
 from nightmill.core.failure import Failure, FailureKind, failure_of
@@ -115,7 +114,7 @@ class UpstreamLines:
         return len(self._in_flight) + len(self._probes)
 
     @property
-    def lines_in_flight(self) -> Collection[PendingLine]:
+    def lines_in_flight(self) -> Set[PendingLine]:
         return self._in_flight
 
     @property
@@ -236,8 +235,7 @@ class UpstreamLines:
             self._on_arrival()
 
     def wait_s(self, now: float) -> float:
-        """Seconds until a line may be sent at all; 0 if one may be sent now, infinite while an outcome has to
-        come first."""
+        """Seconds until a line may be sent; 0 for now, infinite while an outcome has to come first."""
         return 0.0 if self.is_calm else self._whole.wait_s(now, in_flight=self.in_flight)
 
     def next_waiting(

@@ -80,7 +80,7 @@ class WorkerUpstreams:
         in_flight = Counter(line.segment.batch_id for line in upstream.lines_in_flight)
         waits: dict[BatchId, list[tuple[float, str | None]]] = {}
         for lines in upstream.models.values():
-            for until, line in lines.waits:
+            for until, line in lines.waiting_lines:
                 waits.setdefault(line.segment.batch_id, []).append((until, line.reason))
         found: list[BatchLines] = []
         for batch_id in in_flight.keys() | waits.keys():

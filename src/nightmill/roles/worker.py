@@ -21,6 +21,7 @@ from nightmill.ids import BatchId, ProjectId, WorkerId
 from nightmill.roles.batch_cap import BatchCap
 from nightmill.roles.dispatcher import Dispatcher
 from nightmill.roles.leased_segment import LeasedSegment
+from nightmill.roles.line_reporter import LineReporter
 from nightmill.roles.loop import Notifier, keep_turning, plain
 from nightmill.roles.segment_opener import SegmentOpener, Storage
 from nightmill.roles.upstream_reports import WorkerUpstreams
@@ -92,6 +93,7 @@ class Worker:
             project_weights=settings.project_weights,
         )
         self.upstreams = WorkerUpstreams(self._dispatcher, parts=storage.parts, clocks=clocks)
+        self._line_reporter = LineReporter(storage.store, self._dispatcher.upstreams, clocks=clocks)
         self._is_draining = False
         self._next_beat = 0.0
         self._next_look = 0.0
@@ -228,6 +230,8 @@ class Worker:
                 continue
             segment.confirm(asked_at + self._settings.lease_ttl_s)
         self._follow(reply.terms, asked_at)
+        if reply.wanted:
+            await self._line_reporter.report(reply.wanted, self._segments.values())
 
     async def _look(self) -> None:
         """Follows the batches' changes after a notification, so that a cancel does not wait for the next

@@ -18,10 +18,10 @@ from nightmill.core.counts import ProcessCounts
 from nightmill.ids import WorkerId, new_worker_id
 from nightmill.parts import Parts
 from nightmill.roles.batch_watches import SampleWatch, WhyWatch
+from nightmill.roles.budgets import BudgetWatch
+from nightmill.roles.canary_watch import CanaryWatch
 from nightmill.roles.count_reporter import CountReporter, counting
 from nightmill.roles.courier import Courier
-from nightmill.roles.canary_watch import CanaryWatch
-from nightmill.roles.budgets import BudgetWatch
 from nightmill.roles.finalizer import Finalizer, FinalizerOptions
 from nightmill.roles.intake import Intake, IntakeOptions
 from nightmill.roles.join import Joiner

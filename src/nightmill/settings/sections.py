@@ -346,6 +346,8 @@ class PriceSettings(Section):
     """A million output tokens."""
     cached_input: Annotated[float | None, Field(ge=0)] = None
     """A million input tokens that the upstream had in its cache. Not given: as `input`."""
+
+
 class TraceSettings(Section):
     """Traces by OpenTelemetry; needs `pip install 'nightmill[otel]'` (docs/observability.md)."""
 

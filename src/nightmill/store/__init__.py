@@ -21,6 +21,7 @@ from nightmill.store.batch_leases import BatchLease
 from nightmill.store.batch_origins import BatchOrigin
 from nightmill.store.batches import Backlog
 from nightmill.store.idempotency_keys import Idempotency
+from nightmill.store.line_reports import LineReport
 from nightmill.store.migrate import migrate
 from nightmill.store.slices import SliceLease
 from nightmill.store.store import Store, open_store
@@ -30,6 +31,7 @@ __all__ = [
     "BatchLease",
     "BatchOrigin",
     "Idempotency",
+    "LineReport",
     "SliceLease",
     "Store",
     "migrate",

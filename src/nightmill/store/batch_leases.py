@@ -16,6 +16,7 @@ from nightmill.core.schedule import STEP_ORDER
 from nightmill.core.segment import Segment
 from nightmill.ids import WorkerId
 from nightmill.store import projects, schema, usage
+from nightmill.store.batch_watch_schema import line_report
 from nightmill.store.batches import BATCH_COLUMNS, LEASES, as_batch, dump_errors, moving, write_status
 from nightmill.store.clock import now
 from nightmill.store.rows import insert_all, row_of
@@ -95,6 +96,7 @@ _ADD_SEGMENTS = insert(segment)
 _ADD_FILES = insert(file)
 _ADD_PIECES = insert(piece)
 _DELETE_SLICES = delete(slice_).where(slice_.c.batch_id == bindparam("of_batch_id"))
+_DELETE_LINE_REPORTS = delete(line_report).where(line_report.c.batch_id == bindparam("of_batch_id"))
 _DELETE_SEGMENTS = delete(segment).where(segment.c.batch_id == bindparam("of_batch_id"))
 
 
@@ -248,6 +250,7 @@ class BatchLeases(Verbs):
             projects.add_bytes(connection, after.project_id, sum(it.size_bytes for it in files))
         usage.count(connection, after)
         connection.execute(_DELETE_SEGMENTS, {"of_batch_id": after.id})
+        connection.execute(_DELETE_LINE_REPORTS, {"of_batch_id": after.id})
         if lease.is_sliced:
             connection.execute(_DELETE_SLICES, {"of_batch_id": after.id})
         for whole, keys in (pieces or {}).items():

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, Update, bindparam, func, insert, select, text, update
+from sqlalchemy import ColumnElement, Connection, Update, bindparam, false, func, insert, select, text, update
 
 from nightmill.core.audit import Actor, AuditAction
 from nightmill.core.batch import TERMINAL, Batch, LineError, Status
@@ -89,9 +89,14 @@ _ENDED = select(batch.c.id).where(
     batch.c.id.in_(bindparam("batch_ids", expanding=True)),
     batch.c.status.in_([status.value for status in TERMINAL]),
 )
-_TERMS = select(batch.c.id, batch.c.status, batch.c.paused_at, batch.c.expires_at, batch.c.concurrency).where(
-    batch.c.id.in_(bindparam("batch_ids", expanding=True))
-)
+_TERMS = select(
+    batch.c.id,
+    batch.c.status,
+    batch.c.paused_at,
+    batch.c.expires_at,
+    batch.c.concurrency,
+    func.coalesce(batch.c.lines_wanted_until > now(), false()).label("are_lines_wanted"),
+).where(batch.c.id.in_(bindparam("batch_ids", expanding=True)))
 _WITH_OPTIONS = _BATCH.where(text(schema.IS_IN_PROGRESS_WITH_OPTIONS)).order_by(batch.c.sequence)
 _SETTLED = _BATCH.where(text(schema.IS_SETTLED)).order_by(batch.c.sequence)
 _BY_STATUS = select(batch.c.status, func.count()).where(text(schema.IS_UNFINISHED)).group_by(batch.c.status)
@@ -332,6 +337,9 @@ class Batches(Verbs):
         """Ends a batch in progress whose deadline has passed. False when it has another status meanwhile, or
         a later deadline."""
         return write_status(connection, _LAPSE, after, expected=Status.IN_PROGRESS)
+
+    @write
+    @staticmethod
     def stop(connection: Connection, after: Batch, reason: StopReason, *, expected: Status) -> bool:
         """Writes status, stamps and the reason why nightmill ends the batch early.
 
@@ -402,7 +410,11 @@ class Batches(Verbs):
         rows = connection.execute(_TERMS, {"batch_ids": sorted(batch_ids)})
         return {
             BatchId(row.id): BatchTerms(
-                Status(row.status), row.paused_at is not None, row.expires_at, row.concurrency
+                Status(row.status),
+                row.paused_at is not None,
+                row.expires_at,
+                row.concurrency,
+                bool(row.are_lines_wanted),
             )
             for row in rows
         }

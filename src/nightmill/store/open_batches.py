@@ -20,7 +20,6 @@ from sqlalchemy import (
 
 from nightmill.core.schedule import NEAR_DEADLINE_S, Candidates, OpenBatch
 from nightmill.ids import BatchId, ProjectId, WorkerId
-from nightmill.ids import BatchId, ProjectId
 from nightmill.store.canaries import may_be_sent
 from nightmill.store.clock import stamp
 from nightmill.store.schema import IS_SENDABLE, WAITING, batch, segment

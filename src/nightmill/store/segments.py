@@ -103,14 +103,12 @@ _BATCHES = (
 _PREFERRED = select(*_OWNER_COLUMNS).where(batch.c.id.in_(bindparam("of_batch_ids", expanding=True)))
 # The share lock makes a cancel wait for this lease or this lease see the cancel (SQLite has one writer).
 _OWNER = (
-    select(batch.c.id)
+    select(batch.c.id, batch.c.canary_segments)
     .where(
         batch.c.id == bindparam("of_batch_id"),
         text("batch." + schema.IS_SENDABLE),
         batch.c.expires_at > now(),
     )
-    select(batch.c.id, batch.c.canary_segments)
-    .where(batch.c.id == bindparam("of_batch_id"), batch.c.status == IN_PROGRESS, batch.c.expires_at > now())
     .with_for_update(read=True)
     .cte("owner")
 )

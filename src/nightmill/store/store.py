@@ -25,6 +25,7 @@ from nightmill.store.files import Files
 from nightmill.store.grants import Grants
 from nightmill.store.holds import Holds
 from nightmill.store.leases import Leases
+from nightmill.store.line_reports import LineReports
 from nightmill.store.open_batches import OpenBatches
 from nightmill.store.projects import Projects
 from nightmill.store.segments import Segments
@@ -69,6 +70,7 @@ class Store:
         self.segments = Segments(database)
         self.answered_segments = AnsweredSegments(database)
         self.leases = Leases(database)
+        self.line_reports = LineReports(database)
         self.grants = Grants(database)
         self.upstreams = Upstreams(database)
         self.counts = Counts(database)

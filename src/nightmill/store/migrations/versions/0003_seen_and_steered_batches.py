@@ -25,6 +25,7 @@ down_revision = "0002"
 
 _HAS_CANARY = "status = 'in_progress' AND canary_segments IS NOT NULL"
 _HAS_OPTIONS = "status = 'in_progress' AND options IS NOT NULL"
+_HAS_WANTED_LINES = "lines_wanted_until IS NOT NULL"
 _HAS_REPORT = "report_blob_key IS NOT NULL"
 _IS_PENDING = "state = 'pending'"
 _HAS_ENDED = "state <> 'pending'"
@@ -224,6 +225,13 @@ def _create_index(
         ["sequence"],
         sqlite_where=text(_HAS_OPTIONS),
         postgresql_where=text(_HAS_OPTIONS),
+    )
+    op.create_index(
+        "batch_with_wanted_lines",
+        "batch",
+        ["lines_wanted_until"],
+        sqlite_where=text(_HAS_WANTED_LINES),
+        postgresql_where=text(_HAS_WANTED_LINES),
     )
     op.create_index(
         "batch_by_report",
