@@ -11,6 +11,7 @@ import pytest
 from nightmill.api import result_stream
 from nightmill.core.batch import Event
 from nightmill.core.result_cursor import ResultCursor
+from nightmill.errors import UnavailableError
 from nightmill.ids import BatchId
 from tests.api.conftest import Server, serving
 from tests.api.followed import SETTINGS, FollowedBatch, ids, next_document
@@ -265,6 +266,42 @@ def test_a_stream_ends_without_its_last_document_when_the_server_stops(serve):
         batch.answer(batch.lease(), 0)
         assert next_document(response)["line"]["custom_id"] == "line-0"
         stopping.set()
+        assert next_document(response) is None
+
+
+def test_a_stream_goes_on_when_the_store_could_not_be_reached_for_a_while(serve):
+    server = serve(settings=SETTINGS)
+    batch = FollowedBatch.of(server, 3)
+    batches, failures = server.context.store.batches, []
+    get = batches.get
+
+    async def failing(*args):
+        if len(failures) < 3:
+            failures.append(args)
+            raise UnavailableError("the store is away")
+        return await get(*args)
+
+    with batch.following() as response:
+        response.readline()
+        batches.get = failing
+        batch.answer(batch.lease(), 0)
+        assert next_document(response)["line"]["custom_id"] == "line-0"
+    assert len(failures) == 3
+
+
+def test_a_stream_ends_with_an_error_when_the_store_stays_away(serve, monkeypatch):
+    monkeypatch.setattr(result_stream, "PATIENCE_S", -1.0)
+    server = serve(settings=SETTINGS)
+    batch = FollowedBatch.of(server, 3)
+
+    async def failing(*_):
+        raise UnavailableError("the store is away")
+
+    with batch.following() as response:
+        response.readline()
+        server.context.store.batches.get = failing
+        error = next_document(response)["error"]
+        assert (error["message"], error["type"]) == ("the store is away", "server_error")
         assert next_document(response) is None
 
 
