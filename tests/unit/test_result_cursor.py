@@ -23,7 +23,8 @@ def test_runs_are_the_set_of_their_numbers(added):
         assert runs.add(number) == (number not in known)
         known.add(number)
         assert len(runs) == len(known)
-        assert runs.first_missing == min(set(range(62)) - known)
+        for start in (0, 7, 60):
+            assert runs.missing_from(start) == min(set(range(start, 62)) - known)
         assert runs.run_count == sum(one - 1 not in known for one in known)
     assert [number for number in range(62) if number in runs] == sorted(known)
 

@@ -113,7 +113,7 @@ class ResultReader:
         if seen == self._seen:
             return  # no answer was reported since
         is_whole = True
-        first = self.cursor.segments.first_missing
+        first = self.cursor.segments.missing_from(0)
         while found := await self._store.answered_segments.list(batch.id, first=first, count=_LOOK_SEGMENTS):
             for it in found:
                 if it.segment.number in self.cursor.segments or not self._may_read(it):
@@ -123,7 +123,7 @@ class ResultReader:
                         yield line
                 if self._is_leased_again:
                     is_whole = False
-            first += _LOOK_SEGMENTS
+            first = self.cursor.segments.missing_from(first + _LOOK_SEGMENTS)
         if is_whole:
             self._seen = seen
 

@@ -39,10 +39,10 @@ class NumberRuns:
     def run_count(self) -> int:
         return len(self._starts)
 
-    @property
-    def first_missing(self) -> int:
-        """The lowest number that is not in the set."""
-        return self._ends[0] if self._starts and not self._starts[0] else 0
+    def missing_from(self, number: int) -> int:
+        """The lowest number that is not in the set, from `number` on."""
+        at = bisect_right(self._starts, number) - 1
+        return max(number, self._ends[at]) if at >= 0 else number
 
     def add(self, number: int) -> bool:
         """Whether the number is new."""
