@@ -6,6 +6,7 @@ import pytest
 from sqlalchemy.dialects import sqlite
 
 from nightmill.store import (
+    answered_segments,
     audit,
     batch_leases,
     batches,
@@ -90,6 +91,8 @@ def test_leasing_reads_only_the_first_batches_and_their_first_segments(world):
         (segments._RELEASE_EXPIRED, "segment_leased"),
         (segments._HELD_BY_WORKER, "segment_held (worker_id=?)"),
         (segments._HELD_BY_LEASE, "PRIMARY KEY (batch_id=? AND number=?)"),
+        (answered_segments._ANSWERED, "PRIMARY KEY (batch_id=? AND number>? AND number<?)"),
+        (answered_segments._STANDS, "PRIMARY KEY (batch_id=? AND number=?)"),
         (files._ONE, "sqlite_autoindex_file_1 (id=?)"),
         (files._EXPIRED, "file_by_expiry (expires_at<?)"),
         (files._EXPIRED_PROJECTS, "file_by_expiry (expires_at<?)"),
