@@ -97,7 +97,7 @@ async def _chunks(
     """The file, as far as `validator` needs it.
 
     Raises:
-        ClientDisconnect: nobody waits for the answer any more.
+        ClientDisconnect: the client has closed the connection.
     """
     offset = 0
     while not validator.is_over and (chunk := await context.blobs.read(file.blob_key, offset, _CHUNK_BYTES)):

@@ -13,11 +13,11 @@ import nightmill
 from nightmill.cli import (
     backup,
     batches,
-    canary,
     check,
     files,
     holds,
     insight,
+    input_files,
     keys,
     log_level,
     migrate,
@@ -78,6 +78,10 @@ app.command()(steering.prioritize)
 app.command()(steering.deadline)
 app.command()(steering.limit)
 app.command()(steering.cancel)
+app.command()(input_files.canary)
+app.command()(input_files.validation)
+app.command()(batches.prioritize)
+app.command()(batches.cancel)
 app.add_typer(files.app, name="files")
 app.add_typer(keys.app, name="keys")
 app.add_typer(projects.app, name="projects")

@@ -23,6 +23,7 @@ from nightmill.client.insight import AsyncInsightApi, InsightApi
 from nightmill.client.results import PATIENCE_S, FollowedLine, ResultPage, WantedResults
 from nightmill.client.steering import AsyncSteering, Steering
 from nightmill.client.webhooks import AsyncWebhookApi, WebhookApi
+from nightmill.client.input_files import AsyncInputApi, InputApi
 from nightmill.core.batch_options import BatchOptions, OnInvalid
 
 __all__ = [
