@@ -1,5 +1,6 @@
 """The dry run over HTTP."""
 
+import asyncio
 import json
 
 import pytest
@@ -105,3 +106,19 @@ def test_a_file_of_another_project_is_not_found(server, key, input_file_id):
     assert server.send_json("/nightmill/v1/estimates", document, key=key).status == 200
     other = server.new_key("another-project")
     assert server.send_json("/nightmill/v1/estimates", document, key=other).status == 404
+
+
+def test_an_estimate_that_waits_too_long_for_its_turn_ends_with_503(server, key, monkeypatch, input_file_id):
+    monkeypatch.setattr("nightmill.api.estimates.DEADLINE_S", 0.2)
+
+    class NeverFree:
+        async def __aenter__(self):
+            await asyncio.Event().wait()
+
+        async def __aexit__(self, *_):
+            return
+
+    monkeypatch.setattr("nightmill.api.estimates.turns_of", lambda _: NeverFree())
+    document = {"input_file_id": input_file_id, "endpoint": CHAT}
+    answer = server.send_json("/nightmill/v1/estimates", document, key=key)
+    assert (answer.status, "longer than 0.2 seconds" in answer.error["message"]) == (503, True)

@@ -2,6 +2,7 @@
 
 import time
 from time import monotonic
+import asyncio
 from typing import cast
 
 from fastapi import FastAPI, Request, Response
@@ -80,6 +81,7 @@ def create_app(context: ApiContext) -> FastAPI:
     app.state.context = context
     app.state.started_at = time.monotonic()
     app.state.model_list = models.ModelList(context)
+    app.state.estimate_turns = asyncio.Semaphore(estimates.AT_ONCE)
     app.state.metrics = metrics.Metrics(context)
     app.state.webhook_sender = WebhookSender(
         context.settings.webhooks, resolve=context.resolve, monotonic=monotonic

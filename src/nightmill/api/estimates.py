@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Request
 from pydantic import AfterValidator
@@ -28,6 +28,7 @@ from nightmill.validation import DuplicatePass, InputSurvey, InputValidator
 router = APIRouter(prefix="/nightmill/v1", include_in_schema=False)
 
 DEADLINE_S = 120.0
+AT_ONCE = 2
 _CHUNK_BYTES = 1 << 20
 
 
@@ -38,7 +39,9 @@ class _EstimateRequest(OwnModel):
 
 @router.post("/estimates")
 async def create_estimate(request: Request, context: Context, project: CurrentProject) -> JsonResponse:
-    """Ends early when the client goes away, or at the deadline."""
+    """Ends at the deadline, and early when the connection is reset. A client that closes only its sending side
+    still waits for the response, so a plain close ends nothing.
+    """
     limits = context.settings.limits
     fields = await read_json(
         request, _EstimateRequest, settings=context.settings.api, allowed={"endpoints": limits.endpoints}
@@ -51,12 +54,17 @@ async def create_estimate(request: Request, context: Context, project: CurrentPr
         message = f"The file {file.id} has purpose '{file.purpose}'. Upload it with purpose 'batch'."
         raise RequestError(message, param="input_file_id", code="invalid_value")
     try:
-        async with asyncio.timeout(DEADLINE_S):
+        async with asyncio.timeout(DEADLINE_S), turns_of(request):
             document = await _estimate(request, context, file, fields.endpoint)
     except TimeoutError:
         message = f"The estimate took longer than {DEADLINE_S:g} seconds; split the file."
         raise UnavailableError(message) from None
     return JsonResponse({"object": "estimate", "input_file_id": file.id, **document})
+
+
+def turns_of(request: Request) -> asyncio.Semaphore:
+    """Estimates of one API process take turns: each reads a whole file."""
+    return cast("asyncio.Semaphore", request.app.state.estimate_turns)
 
 
 async def _estimate(request: Request, context: ApiContext, file: File, endpoint: str) -> dict[str, Any]:
@@ -97,7 +105,7 @@ async def _chunks(
     """The file, as far as `validator` needs it.
 
     Raises:
-        ClientDisconnect: the client has closed the connection.
+        ClientDisconnect: the client has reset the connection.
     """
     offset = 0
     while not validator.is_over and (chunk := await context.blobs.read(file.blob_key, offset, _CHUNK_BYTES)):
