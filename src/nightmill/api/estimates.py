@@ -39,8 +39,9 @@ class _EstimateRequest(OwnModel):
 
 @router.post("/estimates")
 async def create_estimate(request: Request, context: Context, project: CurrentProject) -> JsonResponse:
-    """Ends at the deadline, and early when the connection is reset. A client that closes only its sending side
-    still waits for the response, so a plain close ends nothing.
+    """Ends at the deadline, and early when the connection is reset.
+
+    A client that closes only its sending side still waits for the response, so a plain close ends nothing.
     """
     limits = context.settings.limits
     fields = await read_json(
