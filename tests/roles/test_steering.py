@@ -238,7 +238,11 @@ async def test_a_limit_is_set_and_removed_while_workers_hold_the_batch(mill: Mil
         nonlocal phase
         segments = [s for worker in fleet for s in worker._segments.values()]
         if phase == "free" and holders() == 2:
+            upstreams.gate.clear()
             await steer(mill, batch, SetConcurrency(2))
+            phase = "releasing"
+        elif phase == "releasing" and segments and all(s.stopped_by for s in segments if s.cap is None):
+            upstreams.gate.set()
             phase = "limiting"
         elif phase == "limiting" and segments and all(s.cap is not None for s in segments):
             upstreams.most.clear()

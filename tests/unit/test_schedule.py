@@ -290,6 +290,24 @@ def test_a_batch_with_a_near_deadline_keeps_its_place_at_the_lowest_priority():
     assert send(queue, turns=1)[0][0] == "batch_1"
 
 
+def test_a_deadline_that_moves_takes_a_batch_out_of_the_near_ones_or_among_them():
+    queue: FairQueue[Lines] = FairQueue()
+    first, second = Lines(batch(1, deadline=10), 1_000_000), Lines(batch(2), 1_000_000)
+    for segment in (first, second):
+        queue.add(segment)
+    assert send(queue, turns=1)[0][0] == "batch_1"
+    work = work_of(send(queue, turns=400), [first, second])
+    assert work["batch_1"] / work["batch_2"] > 2
+    first.batch = replace(first.batch, deadline=second.batch.deadline)
+    queue.update_batches()
+    work = work_of(send(queue, turns=400), [first, second])
+    assert 0.8 < work["batch_1"] / work["batch_2"] < 1.2
+    second.batch = replace(second.batch, deadline=10)
+    queue.update_batches()
+    work = work_of(send(queue, turns=400), [first, second])
+    assert work["batch_2"] / work["batch_1"] > 2
+
+
 def test_leaving_and_joining_at_a_lower_priority_gains_nothing():
     queue: FairQueue[Lines] = FairQueue()
     queue.add(Lines(batch(0), 1 << 30))
