@@ -48,8 +48,8 @@ _DESCRIPTION = "OpenAI's Batch API on your own models. Any OpenAI client works a
 _OWN_ROUTERS = (
     tenants.router,
     upstreams.router,
-    log_level.router,
     health.router,
+    health.admin_router,
     metrics.router,
 )
 """The routes that OpenAI does not publish."""

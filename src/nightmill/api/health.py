@@ -1,4 +1,4 @@
-"""Liveness, readiness and version. These routes need no key.
+"""Liveness, readiness and version, which need no key, and the level of the log, which needs an admin key.
 
 `/health` never uses the store: a slow disk is no reason to restart a live process. `/ready` reports in words
 why lines are not answered at the moment, but stays ready: batches are accepted and wait.
@@ -9,19 +9,29 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 
+from nightmill.api.auth import require_admin
+from nightmill.api.body import read_json
 from nightmill.api.context import Context
 from nightmill.api.envelope import JsonResponse
 from nightmill.api.readiness import problems_of
+from nightmill.api.wire import OwnModel
 from nightmill.errors import UnavailableError
 from nightmill.telemetry import UpstreamHeld
 
 _PING_TIMEOUT_S = 2.0
 
 router = APIRouter(include_in_schema=False)
+admin_router = APIRouter(
+    prefix="/nightmill/v1", include_in_schema=False, dependencies=[Depends(require_admin)]
+)
+
+
+class _LogLevelRequest(OwnModel):
+    level: Literal["debug", "info", "warning", "error"]
 
 
 def installed_version() -> str:
@@ -89,3 +99,17 @@ def _held(event: UpstreamHeld) -> dict[str, Any]:
 async def show_version() -> JsonResponse:
     """The version of the server."""
     return JsonResponse({"name": "nightmill", "version": VERSION})
+
+
+@admin_router.get("/log_level")
+async def retrieve_log_level(context: Context) -> JsonResponse:
+    """The lowest level that is logged."""
+    return JsonResponse({"level": context.log_level()})
+
+
+@admin_router.post("/log_level")
+async def set_log_level(request: Request, context: Context) -> JsonResponse:
+    """Logs lines of this level and above in all processes of this machine, until the server restarts."""
+    fields = await read_json(request, _LogLevelRequest, settings=context.settings.api)
+    context.set_log_level(fields.level)
+    return JsonResponse({"level": context.log_level()})

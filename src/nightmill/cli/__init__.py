@@ -19,7 +19,6 @@ from nightmill.cli import (
     insight,
     input_files,
     keys,
-    log_level,
     migrate,
     move,
     projects,
@@ -88,7 +87,7 @@ app.add_typer(projects.app, name="projects")
 app.add_typer(upstreams.app, name="upstreams")
 app.add_typer(webhooks.app, name="webhooks")
 app.add_typer(holds.app, name="hold")
-app.command("log-level")(log_level.log_level)
+app.command("log-level")(serve.log_level)
 app.command()(reports.usage)
 app.command()(reports.audit)
 app.command()(migrate.migrate)

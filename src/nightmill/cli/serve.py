@@ -1,11 +1,12 @@
-"""`nightmill serve`."""
+"""`nightmill serve`, and the log level of a running server."""
 
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
 
 from nightmill.cli import flags
-from nightmill.cli.screen import say
+from nightmill.cli.batches import BaseUrl, server
+from nightmill.cli.screen import Json, out, out_json, say
 
 
 def serve(
@@ -62,3 +63,23 @@ def serve(
     from nightmill.runtime.serve import serve as served
 
     raise typer.Exit(finished(served(settings, say=say, preforked=prefork_roles(settings))))
+
+
+def log_level(
+    level: Annotated[
+        str | None, typer.Argument(metavar="LEVEL", help="debug, info, warning or error.")
+    ] = None,
+    base_url: BaseUrl = None,
+    as_json: Json = False,
+) -> None:
+    """Show or change the lowest level that a running server logs. Needs an admin key.
+
+    The change reaches all processes of the server's machine, until the server restarts. Processes of
+    `nightmill work` change to debug with SIGUSR1, and back with SIGUSR2.
+    """
+    from nightmill.client.logs import LogApi
+
+    with server(base_url) as client:
+        api = LogApi(client.openai)
+        found = api.level() if level is None else api.set_level(cast("Any", level))
+    out_json({"level": found}) if as_json else out(found)

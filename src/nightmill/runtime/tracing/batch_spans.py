@@ -101,7 +101,7 @@ class BatchSpans:
                 self._trace_batch(batch)
             case SegmentLeased(batch_id, number, token):
                 self._segments[batch_id, number] = self._tracer.start_span(
-                    "segment",
+                    names.SEGMENT_SPAN,
                     context=within(batch_id, core.Status.IN_PROGRESS),
                     attributes={names.BATCH: batch_id, names.SEGMENT: number, names.LEASE: token},
                 )
@@ -129,7 +129,7 @@ class BatchSpans:
         }
         self._ids.give(trace_id_of(batch.id), span_id_of(batch.id))
         root = self._tracer.start_span(
-            "batch", context=Context(), start_time=batch.created_at * _NS, attributes=attributes
+            names.BATCH_SPAN, context=Context(), start_time=batch.created_at * _NS, attributes=attributes
         )
         if batch.status is not core.Status.COMPLETED:
             root.set_attribute(names.ERROR_TYPE, batch.status.value)
@@ -138,7 +138,7 @@ class BatchSpans:
         for phase, start, end in phases:
             self._ids.give(trace_id_of(batch.id), span_id_of(batch.id, phase))
             span = self._tracer.start_span(
-                f"batch {phase}",
+                f"{names.BATCH_SPAN} {phase}",
                 context=within(batch.id),
                 start_time=start * _NS,
                 attributes={names.BATCH: batch.id},

@@ -17,6 +17,10 @@ OUTPUT_CONTENT: Final = "gen_ai.output.messages"
 STATUS_CODE: Final = "http.response.status_code"
 ERROR_TYPE: Final = "error.type"
 
+# Spans. An attempt's is its operation and model, as the conventions want; a phase's begins with the batch's.
+BATCH_SPAN: Final = "batch"
+SEGMENT_SPAN: Final = "segment"
+
 # Our own.
 BATCH: Final = "nightmill.batch.id"
 BATCH_STATUS: Final = "nightmill.batch.status"
