@@ -92,16 +92,20 @@ class UpstreamCounts(msgspec.Struct, omit_defaults=True):
     def note_answers(self, answers: Iterable[tuple[float, Usage | None]]) -> None:
         """Counts answered attempts: the seconds that each took, and its tokens if they are known."""
         buckets, sum_s, count = self.duration.buckets, 0.0, 0
+        inputs = cached = outputs = 0
         for took_s, usage in answers:
             count += 1
             sum_s += took_s
             buckets[bisect_left(ATTEMPT_BOUNDS_S, took_s)] += 1
             if usage is not None:
-                self.input_tokens += usage.input_tokens
-                self.cached_tokens += usage.cached_tokens
-                self.output_tokens += usage.output_tokens
+                inputs += usage.input_tokens
+                cached += usage.cached_tokens
+                outputs += usage.output_tokens
         self.duration.sum_s += sum_s
         self.attempts[ANSWERED] = self.attempts.get(ANSWERED, 0) + count
+        self.input_tokens += inputs
+        self.cached_tokens += cached
+        self.output_tokens += outputs
 
     def note_retry(self, pause_s: float) -> None:
         """Counts a line that is sent again after a pause."""
