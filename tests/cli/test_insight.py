@@ -33,6 +33,13 @@ def test_show_has_the_limit_and_the_forecast(server, nightmill):
     assert shown["cost so far"].strip() == "0.0008, and about 0.0032 to come"
 
 
+def test_show_as_json_has_both_apart_from_the_published_fields(server, nightmill):
+    document = nightmill("show", BATCH, "--json").json
+    assert document["nightmill"]["why"]["code"] == "concurrency_limit"
+    assert document["nightmill"]["forecast"]["tokens_to_come"] == 2_400
+    assert document["object"] == "batch"
+
+
 def test_list_has_a_column_with_the_limit(server, nightmill):
     heading, row = nightmill("list").out.splitlines()
     assert heading.endswith("WHY")

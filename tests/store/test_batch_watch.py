@@ -1,5 +1,6 @@
 """Samples and reports of batches: stored once by several observers, thinned out, deleted after the end."""
 
+from nightmill.core.audit import Actor
 from nightmill.core.batch import Event
 from nightmill.core.forecast import Sample
 from nightmill.core.history import EventKind
@@ -102,3 +103,14 @@ async def test_batches_that_do_not_exist_are_left_out(world, store):
     (found,) = await store.batch_watch.some([batch.id, BatchId("batch_gone")])
     assert (found.id, found.priority, found.project_id) == (batch.id, 2, batch.project_id)
     assert await store.batch_watch.some([]) == []
+
+
+async def test_who_paused_and_what_is_leased_is_read_for_several_batches_at_once(world, store):
+    paused, validating = await world.start(store), await store.batches.create(world.batch())
+    await store.database.write(batch_events.record, paused.id, EventKind.PAUSED, by=Actor("key_1"))
+    before = await store.batch_watch.around_some([paused.id, validating.id])
+    await world.batch_lease(store)
+    after = await store.batch_watch.around_some([paused.id, validating.id])
+    assert before[paused.id].paused_by == "key_1"
+    assert [before[validating.id].is_leased, after[validating.id].is_leased] == [False, True]
+    assert await store.batch_watch.around_some([]) == {}

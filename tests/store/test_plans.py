@@ -9,6 +9,9 @@ from nightmill.store import (
     answered_segments,
     audit,
     batch_leases,
+    audit,
+    batch_leases,
+    batch_watch,
     batches,
     files,
     open_batches,
@@ -165,3 +168,21 @@ def test_candidates_are_found_without_reading_all_open_batches(world):
     by_id = ["SEARCH batch USING INDEX sqlite_autoindex_batch_1 (id=?)"]
     assert _plan(world, open_batches._PRIORITIES) == by_id
     assert _plan(world, open_batches._BY_SEQUENCE) == ["SEARCH batch USING INTEGER PRIMARY KEY (rowid=?)"]
+
+
+@pytest.mark.parametrize(
+    ("statement", "index"),
+    [
+        (batch_watch._RUNNING_IDS, "segment_leased"),
+        (batch_watch._NEXT, "batch_in_progress (sequence>?)"),
+        (batch_watch._PAUSES, "batch_event_by_batch (batch_id=?)"),
+        (batch_watch._SAMPLES, "sqlite_autoindex_batch_sample_1 (batch_id=?)"),
+        (batch_watch._THIN, "sqlite_autoindex_batch_sample_1 (batch_id=? AND at<?)"),
+        (batch_watch._SAMPLED, "sqlite_autoindex_batch_sample_1 (batch_id>?)"),
+        (batch_watch._REPORTED, "sqlite_autoindex_batch_report_1 (batch_id>?)"),
+    ],
+)
+def test_the_observer_reads_by_an_index_in_its_order(world, statement, index):
+    plan = _plan(world, statement)
+    assert index in plan[0]
+    assert "TEMP B-TREE" not in " ".join(plan)

@@ -6,6 +6,7 @@ What only nightmill has, and `cancel`, belongs to `steering`.
 import sys
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -130,10 +131,12 @@ def show(batch_id: BatchId, base_url: BaseUrl = None, as_json: Json = False) -> 
     """Show one batch."""
     with server(base_url) as client:
         batch = client.api.retrieve_batch(batch_id)
-        if as_json:
-            out_json(batch.to_dict(mode="json"))
-            return
         insight = client.api.insight.both_if_known(batch_id) if batch.status not in _ENDED else (None, None)
+    if as_json:
+        why, forecast = (None if part is None else asdict(part) for part in insight)
+        own = {"nightmill": {"why": why, "forecast": forecast}} if why or forecast else {}
+        out_json(batch.to_dict(mode="json") | own)
+        return
     counts = batch.request_counts
     stamps = (
         "created",

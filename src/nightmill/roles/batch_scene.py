@@ -186,11 +186,8 @@ def _known(
 
 async def why_of(store: Store, scene: Scene, batches: Sequence[Batch]) -> Mapping[BatchId, Why]:
     """What limits each batch that has not ended."""
-    found: dict[BatchId, Why] = {}
-    for batch in batches:
-        needs_more = batch.status is Status.VALIDATING or batch.paused_at is not None
-        around = await store.batch_watch.around(batch.id) if needs_more else None
-        limit = scene.why(batch, around)
-        if limit is not None:
-            found[batch.id] = limit
-    return found
+    around = await store.batch_watch.around_some(
+        [batch.id for batch in batches if batch.status is Status.VALIDATING or batch.paused_at is not None]
+    )
+    limits = {batch.id: scene.why(batch, around.get(batch.id)) for batch in batches}
+    return {batch_id: limit for batch_id, limit in limits.items() if limit is not None}

@@ -53,6 +53,17 @@ _PAUSES = (
     .order_by(batch_event.c.sequence.desc())
     .limit(200)
 )
+_LEASED_OF = select(batch.c.id).where(
+    batch.c.id.in_(bindparam("batch_ids", expanding=True)), batch.c.lease_worker_id.is_not(None)
+)
+_PAUSES_OF = (
+    select(batch_event.c.batch_id, batch_event.c.actor)
+    .where(
+        batch_event.c.batch_id.in_(bindparam("batch_ids", expanding=True)),
+        batch_event.c.kind == EventKind.PAUSED.value,
+    )
+    .order_by(batch_event.c.sequence)
+)
 _SAMPLES = (
     select(
         batch_sample.c.at,
@@ -176,6 +187,21 @@ class BatchWatch(Verbs):
             paused_by=rows[0].actor if is_paused else None,
             samples=samples[::-1],
         )
+
+    @read
+    @staticmethod
+    def around_some(connection: Connection, batch_ids: Sequence[BatchId]) -> Mapping[BatchId, Around]:
+        """As `around` for several batches, without their pauses and samples; `paused_by` is that of the last
+        pause.
+        """
+        if not batch_ids:
+            return {}
+        given = {"batch_ids": list(batch_ids)}
+        leased = set(connection.execute(_LEASED_OF, given).scalars())
+        paused_by = {row.batch_id: row.actor for row in connection.execute(_PAUSES_OF, given)}
+        return {
+            batch_id: Around(batch_id in leased, (), paused_by.get(batch_id), ()) for batch_id in batch_ids
+        }
 
     @write
     @staticmethod
