@@ -9,8 +9,6 @@ from nightmill.store import (
     answered_segments,
     audit,
     batch_leases,
-    audit,
-    batch_leases,
     batch_watch,
     batches,
     files,

@@ -11,6 +11,7 @@ from nightmill.errors import SetupError
 from nightmill.ids import BatchId
 from nightmill.parts import FirstAnswers
 from nightmill.parts.record import PartName, read_records
+from nightmill.roles.attempt_log import ATTEMPTS_FOLDER
 from nightmill.settings import Settings
 
 PARTS = "parts"
@@ -124,10 +125,11 @@ def _read_into(answers: Answers, first: FirstAnswers, path: Path, length_bytes: 
 
 
 def keys_in(root: Path, *, before: float) -> Iterator[str]:
-    """Keys of all blobs last written before `before` (Unix seconds), without parts and unfinished blobs."""
+    """Keys of all blobs last written before `before` (Unix seconds), without parts, attempts and unfinished
+    blobs."""
     for folder, folders, names in os.walk(root):
         if Path(folder) == root:
-            folders[:] = [name for name in folders if name not in (PARTS, UNFINISHED)]
+            folders[:] = [name for name in folders if name not in (PARTS, UNFINISHED, ATTEMPTS_FOLDER)]
         for name in names:
             path = Path(folder) / name
             if is_older(path, before=before):

@@ -1,8 +1,8 @@
 """The FastAPI application: routers, middleware and exception handlers."""
 
+import asyncio
 import time
 from time import monotonic
-import asyncio
 from typing import cast
 
 from fastapi import FastAPI, Request, Response
@@ -12,6 +12,7 @@ from starlette.middleware import Middleware
 from starlette.routing import Match
 
 from nightmill.api import (
+    attempts,
     batch_insight,
     batches,
     canary,
@@ -88,17 +89,17 @@ def create_app(context: ApiContext) -> FastAPI:
     )
     for router in (batches.router, files.router, uploads.router, models.router, webhooks.router):
         app.include_router(router, prefix="/v1")
+    app.include_router(retries.router)  # before the routes of a batch by its id
     app.include_router(own_batch.router)
     app.include_router(steering.router)
-    app.include_router(retries.router)  # before the routes of a batch by its id
     app.include_router(receipts.router)
+    app.include_router(attempts.router)
     app.include_router(line_states.router)
     app.include_router(canary.router)
     app.include_router(estimates.router)
     app.include_router(validation.router)
     app.include_router(webhooks.own_router)
     app.include_router(results.router)
-    app.include_router(retries.router)  # before the routes of a batch by its id
     app.include_router(batch_insight.router)
     app.include_router(tenants.router)
     app.include_router(upstreams.router)

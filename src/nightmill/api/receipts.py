@@ -7,9 +7,11 @@ without the file there are no counts by code.
 from collections import Counter
 from typing import Any
 
+import msgspec
 from fastapi import APIRouter
 from msgspec.structs import asdict
 
+from nightmill.api.attempts import attempt_lines
 from nightmill.api.auth import CurrentProject
 from nightmill.api.batches import require_batch
 from nightmill.api.context import ApiContext, Context
@@ -54,6 +56,7 @@ async def _receipt(context: ApiContext, batch: Batch) -> dict[str, Any]:
             "invalid": batch.invalid,
         },
         "errors": None if errors is None else dict(errors.most_common()),
+        **await _attempts(context, batch),
         "usage": asdict(batch.tally.usage),
         "seconds": _seconds(batch),
         "cost": None if price is None else price.cost(batch.tally.usage),
@@ -78,6 +81,29 @@ async def _errors(context: ApiContext, batch: Batch) -> Counter[str] | None:
     except FileNotFoundError:  # deleted while it was read
         return None
     return counts
+
+
+async def _attempts(context: ApiContext, batch: Batch) -> dict[str, Any]:
+    """The recorded attempts; None without the record. After the death of a worker they are a lower bound."""
+    if not batch.options.record_attempts:
+        return {"attempts": None, "upstreams": None}
+    upstreams: Counter[str] = Counter()
+    repeats = 0
+    async for chunk in attempt_lines(context.blobs, batch):
+        for text in chunk.splitlines():
+            record = _record(text)
+            upstreams[record.upstream] += 1
+            repeats += record.attempt > 1
+    counts = {"sent": upstreams.total(), "retried": repeats}
+    return {"attempts": counts, "upstreams": dict(upstreams.most_common())}
+
+
+class _Record(msgspec.Struct, gc=False):
+    upstream: str
+    attempt: int
+
+
+_record = msgspec.json.Decoder(_Record).decode
 
 
 def _seconds(batch: Batch) -> dict[str, int | None]:

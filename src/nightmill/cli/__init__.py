@@ -16,8 +16,8 @@ from nightmill.cli import (
     check,
     files,
     holds,
-    insight,
     input_files,
+    insight,
     keys,
     migrate,
     move,
@@ -31,7 +31,6 @@ from nightmill.cli import (
     torture,
     upstreams,
     validate,
-    validation,
     webhooks,
     work,
 )
@@ -66,8 +65,6 @@ app.command()(batches.show)
 app.command()(batches.watch)
 app.command()(insight.events)
 app.command()(batches.results)
-app.command()(canary.canary)
-app.command()(validation.validation)
 app.command()(retries.retry)
 app.command()(retries.receipt)
 app.command()(retries.line)
@@ -79,8 +76,7 @@ app.command()(steering.limit)
 app.command()(steering.cancel)
 app.command()(input_files.canary)
 app.command()(input_files.validation)
-app.command()(batches.prioritize)
-app.command()(batches.cancel)
+app.command()(retries.attempts)
 app.add_typer(files.app, name="files")
 app.add_typer(keys.app, name="keys")
 app.add_typer(projects.app, name="projects")

@@ -1,4 +1,4 @@
-"""`nightmill retry`, `receipt` and `line`: failed lines as a new batch, what a batch took, where a line is.
+"""`nightmill retry`, `receipt`, `line` and `attempts`: failed lines as a new batch, and what is known of one.
 
 Only nightmill servers have them.
 """
@@ -60,7 +60,8 @@ def receipt(batch_id: BatchId, base_url: BaseUrl = None, as_json: Json = False) 
         out_json(found)
         return
     lines, usage, seconds, cost = found["lines"], found["usage"], found["seconds"], found["cost"]
-    stop = found["stop_reason"]
+    stop, sent = found["stop_reason"], found["attempts"]
+    upstreams: dict[str, int] = found["upstreams"] or {}
     errors: dict[str, int] = found["errors"] or {}
     tokens_in = f"{usage['input_tokens']:,} in ({usage['cached_tokens']:,} cached)"
     out_fields(
@@ -71,6 +72,8 @@ def receipt(batch_id: BatchId, base_url: BaseUrl = None, as_json: Json = False) 
             ("lines", ", ".join(f"{count:,} {name}" for name, count in lines.items() if count is not None)),
             ("errors", ", ".join(f"{clean(code)} {count:,}" for code, count in errors.items())),
             ("tokens", f"{tokens_in}, {usage['output_tokens']:,} out"),
+            ("attempts", None if sent is None else f"{sent['sent']:,} sent, {sent['retried']:,} again"),
+            ("upstreams", ", ".join(f"{clean(name)} {count:,}" for name, count in upstreams.items())),
             ("time", ", ".join(f"{name} {took:,} s" for name, took in seconds.items() if took is not None)),
             ("cost", None if cost is None else f"{cost:,.4f}"),
             ("deadline", f"{local_time(found['deadline'])}{_DEADLINE[found['deadline_met']]}"),
@@ -113,6 +116,13 @@ def line(
             ("file", found["file_id"]),
         ]
     )
+
+
+def attempts(batch_id: BatchId, base_url: BaseUrl = None) -> None:
+    """Print the recorded attempts of a batch that was created with record_attempts, as lines of JSON."""
+    with server(base_url) as client:
+        for text in client.retries.attempts(batch_id):
+            out(text.decode())
 
 
 _DEADLINE = {True: ", met", False: ", not met", None: ""}

@@ -18,12 +18,11 @@ from openai.pagination import AsyncCursorPage, SyncCursorPage
 from openai.types import Batch
 
 from nightmill.client import results as _results
-from nightmill.client.input import AsyncInputApi, InputApi
+from nightmill.client.input_files import AsyncInputApi, InputApi
 from nightmill.client.insight import AsyncInsightApi, InsightApi
 from nightmill.client.results import PATIENCE_S, FollowedLine, ResultPage, WantedResults
 from nightmill.client.steering import AsyncSteering, Steering
 from nightmill.client.webhooks import AsyncWebhookApi, WebhookApi
-from nightmill.client.input_files import AsyncInputApi, InputApi
 from nightmill.core.batch_options import BatchOptions, OnInvalid
 
 __all__ = [

@@ -62,6 +62,10 @@ class RetryApi:
         url = _line_url(self._openai, batch_id, custom_id, number)
         return cast("LineDocument", self._openai.get(url, cast_to=object))
 
+    def attempts(self, batch_id: str) -> Iterator[bytes]:
+        """The recorded attempts of a batch that was created with `record_attempts`, as lines of JSON."""
+        return stream_lines(self._openai, own_url(self._openai, batch_id, "attempts"))
+
 
 class AsyncRetryApi:
     """`RetryApi` for asyncio."""
@@ -92,6 +96,10 @@ class AsyncRetryApi:
     ) -> LineDocument:
         url = _line_url(self._openai, batch_id, custom_id, number)
         return cast("LineDocument", await self._openai.get(url, cast_to=object))
+
+    async def attempts(self, batch_id: str) -> AsyncIterator[bytes]:
+        async for line in stream_lines_async(self._openai, own_url(self._openai, batch_id, "attempts")):
+            yield line
 
 
 def retry_request(

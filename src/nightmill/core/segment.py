@@ -168,6 +168,7 @@ class Lease:
             `priority`.
         concurrency: the batch's own limit of attempts in flight, if it has one. Then this worker is the only
             one that has leases of the batch.
+        records_attempts: whether the worker records each attempt.
     """
 
     segment: Segment
@@ -185,6 +186,7 @@ class Lease:
     batch_bytes: int = 0
     priority: int = 0
     concurrency: int | None = None
+    records_attempts: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -361,6 +361,9 @@ class Dispatcher:
             if isinstance(outcome, Answered) and outcome.remaining is not None:
                 rates.note_remaining(outcome.remaining, now, in_flight=upstream.in_flight)
             segment = line.segment
+            if segment.attempts is not None:
+                name = upstream.runtime.name
+                segment.attempts.note(line, outcome, row, upstream=name, now=now, wall=self._clock())
             if row.is_error:
                 self._settle_or_retry(upstream, line, outcome, row, now)
             else:

@@ -28,6 +28,7 @@ from nightmill.core.segment import (
 from nightmill.errors import LeaseLost
 from nightmill.ids import BatchId, output_line_id
 from nightmill.parts import PartWriter
+from nightmill.roles.attempt_log import AttemptLog
 from nightmill.roles.batch_cap import BatchCap
 
 
@@ -51,6 +52,7 @@ class LeasedSegment:
         unsent: lines that were never sent and may be.
         in_flight: lines that were taken and are neither settled nor given up.
         abandoned: lines that were given up.
+        attempts: records each attempt; None unless the batch asks for it.
         is_lost: whether the lease is known to be lost; then nothing is sent or written any more.
         stopped_by: the batch status that stops new lines; None while lines may be sent.
         stop_at: monotonic time at which a stopped segment's attempts in flight are ended.
@@ -65,6 +67,7 @@ class LeasedSegment:
         "_prompt_work",
         "_text",
         "abandoned",
+        "attempts",
         "batch",
         "batch_id",
         "cap",
@@ -116,6 +119,7 @@ class LeasedSegment:
         self.stop_at = 0.0
         self._earlier = earlier
         self.writer = writer
+        self.attempts = AttemptLog(lease.segment, lease.token) if lease.records_attempts else None
         self._text = memoryview(text)
         self._offset = offset
         self._lines = iter(in_sending_order(lines))

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Final
 
 from nightmill.blobs import Blobs
+from nightmill.roles.attempt_log import ATTEMPTS_FOLDER
 from nightmill.store import Store
 
 _FOLDERS: Final = ("files", "lines", "uploads")
@@ -45,8 +46,17 @@ class OrphanSweep:
         for key in orphans:
             await self._blobs.delete(key)
         self._suspects = unreferenced - orphans
+        await self._delete_attempts()
         self._next_sweep = self._monotonic() + self._pause_s
         return len(orphans)
+
+    async def _delete_attempts(self) -> None:
+        """Deletes the recorded attempts of batches whose files are deleted. No row references these blobs."""
+        batch_ids: set[str] = set()
+        async for key in self._blobs.keys_under(ATTEMPTS_FOLDER):
+            batch_ids.add(key.split("/")[1])
+        for batch_id in await self._store.blob_references.ended_without_files(batch_ids):
+            await self._blobs.delete_under(f"{ATTEMPTS_FOLDER}/{batch_id}")
 
     async def _keys(self) -> AsyncIterator[set[str]]:
         keys: set[str] = set()

@@ -190,6 +190,8 @@ class Worker:
             return  # a full or slow disk: renew the leases first, try again in the next turn
         except LeaseLost:
             segment.lose()
+        if segment.attempts is not None:
+            await segment.attempts.write(self._blobs)
         del self._segments[segment.key]
         segment.learn(self._answer_work)
         lease, report = segment.lease, segment.report
@@ -232,6 +234,9 @@ class Worker:
         self._follow(reply.terms, asked_at)
         if reply.wanted:
             await self._line_reporter.report(reply.wanted, self._segments.values())
+        for segment in [*self._segments.values()]:
+            if segment.attempts is not None and segment.attempts.is_due(self._monotonic()):
+                await segment.attempts.write(self._blobs)
 
     async def _look(self) -> None:
         """Follows the batches' changes after a notification, so that a cancel does not wait for the next

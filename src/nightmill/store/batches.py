@@ -138,7 +138,7 @@ def as_batch(row: Sequence[Any]) -> Batch:
         "status": Status(fields["status"]),
         "metadata": None if metadata is None else json.loads(metadata),
         "errors": () if errors is None else tuple(LineError(*error) for error in json.loads(errors)),
-        "options": _NO_OPTIONS if options is None else msgspec.json.decode(options, type=BatchOptions),
+        "options": _NO_OPTIONS if options is None else load_options(options),
         "stop_reason": None if stop_reason is None else msgspec.json.decode(stop_reason, type=StopReason),
         "tally": tally_of(row[len(_BEFORE_TALLY) : _TALLY_ENDS]),
         **dict(zip(_STAMPS, row[_TALLY_ENDS:BATCH_WIDTH], strict=True)),
@@ -150,6 +150,10 @@ def metadata_pair(key: str, value: str) -> str:
     """The text that the metadata of a batch has if, and only if, they have this pair: inside of a text each
     quote is escaped."""
     return f"{json.dumps(key)}: {json.dumps(value)}"
+
+
+def load_options(text: str) -> BatchOptions:
+    return msgspec.json.decode(text, type=BatchOptions)
 
 
 def dump_errors(errors: Sequence[LineError]) -> str | None:

@@ -21,6 +21,7 @@ from sqlalchemy import (
     update,
 )
 
+from nightmill.core.batch import TERMINAL
 from nightmill.core.legal_hold import HoldKind
 from nightmill.store import schema
 from nightmill.store.clock import now
@@ -100,6 +101,17 @@ _REFERENCED = union_all(
 )
 
 
+_ENDED_WITHOUT_FILES = select(batch.c.id).where(
+    batch.c.id.in_(bindparam("batch_ids", expanding=True)),
+    batch.c.status.in_([status.value for status in TERMINAL]),
+    batch.c.id.not_in(held_ids(HoldKind.BATCH)),
+    ~exists().where(
+        file.c.deleted_at.is_(None),
+        or_(file.c.id == batch.c.output_file_id, file.c.id == batch.c.error_file_id),
+    ),
+)
+
+
 class BlobReferences(Verbs):
     """Keys of blobs in the rows of files, uploads, pieces, slices and batches."""
 
@@ -121,6 +133,16 @@ class BlobReferences(Verbs):
         found: set[str] = set()
         for portion in portions(keys):
             found.update(connection.execute(_REFERENCED, {"keys": portion}).scalars())
+        return found
+
+    @read
+    @staticmethod
+    def ended_without_files(connection: Connection, batch_ids: Collection[str]) -> Set[str]:
+        """Those of `batch_ids` that have ended and whose files are all deleted. Held batches are not among
+        them."""
+        found: set[str] = set()
+        for portion in portions(batch_ids):
+            found.update(connection.execute(_ENDED_WITHOUT_FILES, {"batch_ids": portion}).scalars())
         return found
 
     @write

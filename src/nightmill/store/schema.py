@@ -61,7 +61,6 @@ IS_FINISHED_WITH_INDEX = (
 )
 HAS_CANARY = "status = 'in_progress' AND canary_segments IS NOT NULL"
 IS_IN_PROGRESS_WITH_OPTIONS = "status = 'in_progress' AND options IS NOT NULL"
-HAS_WANTED_LINES = "lines_wanted_until IS NOT NULL"
 HAS_REPORT = "report_blob_key IS NOT NULL"
 
 
@@ -233,7 +232,6 @@ batch = Table(
     partial_index("batch_pins", "input_blob_key", where=IS_UNFINISHED),
     partial_index("batch_index_unused", "index_blob_key", where=IS_FINISHED_WITH_INDEX),
     partial_index("batch_with_options", "sequence", where=IS_IN_PROGRESS_WITH_OPTIONS),
-    partial_index("batch_with_wanted_lines", "lines_wanted_until", where=HAS_WANTED_LINES),
     partial_index("batch_by_report", "report_blob_key", where=HAS_REPORT),
     partial_index("batch_with_canary", "sequence", where=HAS_CANARY),
     sqlite_autoincrement=True,

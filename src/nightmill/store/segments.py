@@ -27,7 +27,7 @@ from nightmill.core.schedule import BATCH_ORDER
 from nightmill.core.segment import HeartbeatReply, Lease, PinnedPart, Segment, SegmentReport, SegmentResult
 from nightmill.ids import BatchId, WorkerId
 from nightmill.store import schema
-from nightmill.store.batches import Batches
+from nightmill.store.batches import Batches, load_options
 from nightmill.store.canaries import may_be_sent
 from nightmill.store.clock import now
 from nightmill.store.leased_table import LeasedTable
@@ -80,6 +80,7 @@ _OWNER_COLUMNS = (
     batch.c.input_bytes,
     batch.c.priority,
     batch.c.concurrency,
+    batch.c.options,
 )
 _BATCHES = (
     select(*_OWNER_COLUMNS)
@@ -402,6 +403,7 @@ def _as_lease(row: Any, owner: Any, ttl_s: float) -> Lease:
         batch_bytes=owner.input_bytes,
         priority=owner.priority,
         concurrency=owner.concurrency,
+        records_attempts=owner.options is not None and load_options(owner.options).record_attempts,
     )
 
 

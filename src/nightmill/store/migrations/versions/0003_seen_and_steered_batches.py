@@ -25,7 +25,6 @@ down_revision = "0002"
 
 _HAS_CANARY = "status = 'in_progress' AND canary_segments IS NOT NULL"
 _HAS_OPTIONS = "status = 'in_progress' AND options IS NOT NULL"
-_HAS_WANTED_LINES = "lines_wanted_until IS NOT NULL"
 _HAS_REPORT = "report_blob_key IS NOT NULL"
 _IS_PENDING = "state = 'pending'"
 _HAS_ENDED = "state <> 'pending'"
@@ -200,6 +199,8 @@ def upgrade() -> None:
     op.add_column("batch", Column("report_blob_key", Text))
     op.add_column("batch", Column("lines_wanted_until", Double))
     _create_index("batch_by_report", ["report_blob_key"], _HAS_REPORT)
+    _create_index("batch_with_canary", ["sequence"], _HAS_CANARY)
+    _create_index("batch_with_options", ["sequence"], _HAS_OPTIONS)
     for name, columns in _SENDABLE_INDEXES.items():
         op.drop_index(name, "batch")
         _create_index(name, columns, _IS_SENDABLE)
@@ -212,31 +213,3 @@ def _create_index(
     name: str, columns: Sequence[str | TextClause], where: str, *, table: str = "batch"
 ) -> None:
     op.create_index(name, table, columns, sqlite_where=text(where), postgresql_where=text(where))
-    op.create_index(
-        "batch_with_canary",
-        "batch",
-        ["sequence"],
-        sqlite_where=text(_HAS_CANARY),
-        postgresql_where=text(_HAS_CANARY),
-    )
-    op.create_index(
-        "batch_with_options",
-        "batch",
-        ["sequence"],
-        sqlite_where=text(_HAS_OPTIONS),
-        postgresql_where=text(_HAS_OPTIONS),
-    )
-    op.create_index(
-        "batch_with_wanted_lines",
-        "batch",
-        ["lines_wanted_until"],
-        sqlite_where=text(_HAS_WANTED_LINES),
-        postgresql_where=text(_HAS_WANTED_LINES),
-    )
-    op.create_index(
-        "batch_by_report",
-        "batch",
-        ["report_blob_key"],
-        sqlite_where=text(_HAS_REPORT),
-        postgresql_where=text(_HAS_REPORT),
-    )
