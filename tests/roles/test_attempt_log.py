@@ -3,7 +3,7 @@
 import json
 from itertools import count
 
-from nightmill.api.attempts import attempt_lines
+from nightmill.api.receipts import attempt_lines
 from nightmill.core.batch_options import BatchOptions
 from nightmill.core.outcome import Answered
 from nightmill.errors import StorageFullError

@@ -14,6 +14,7 @@ from starlette.routing import Match
 from nightmill.api import (
     attempts,
     batch_insight,
+    batch_priority,
     batches,
     canary,
     docs_page,
@@ -93,7 +94,6 @@ def create_app(context: ApiContext) -> FastAPI:
     app.include_router(own_batch.router)
     app.include_router(steering.router)
     app.include_router(receipts.router)
-    app.include_router(attempts.router)
     app.include_router(line_states.router)
     app.include_router(canary.router)
     app.include_router(estimates.router)

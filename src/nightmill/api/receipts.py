@@ -1,26 +1,30 @@
 """The receipt of a batch that has ended: lines by outcome, errors by code, tokens, time and cost.
 
 Counts and times are those of the batch's row. Errors are counted from the error file while the request waits;
-without the file there are no counts by code.
+without the file there are no counts by code. Attempts are recorded only for batches that were created with
+`record_attempts`.
 """
 
 from collections import Counter
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import msgspec
 from fastapi import APIRouter
 from msgspec.structs import asdict
+from starlette.responses import StreamingResponse
 
-from nightmill.api.attempts import attempt_lines
 from nightmill.api.auth import CurrentProject
 from nightmill.api.batches import require_batch
 from nightmill.api.context import ApiContext, Context
 from nightmill.api.envelope import JsonResponse
 from nightmill.api.origin_lines import error_lines
+from nightmill.blobs import Blobs
 from nightmill.core.batch import Batch, Status
 from nightmill.core.prices import price_of
 from nightmill.core.written_line import LineState, codes_of, state_of_error
 from nightmill.errors import ConflictError
+from nightmill.roles.attempt_log import attempts_prefix
 
 router = APIRouter(prefix="/nightmill/v1/batches", include_in_schema=False)
 
@@ -31,6 +35,23 @@ async def receipt(batch_id: str, context: Context, project: CurrentProject) -> J
     if not batch.status.is_terminal:
         raise ConflictError(f"Batch '{batch.id}' is {batch.status}; its receipt is made when it has ended.")
     return JsonResponse(await _receipt(context, batch))
+
+
+@router.get("/{batch_id}/attempts")
+async def attempts(batch_id: str, context: Context, project: CurrentProject) -> StreamingResponse:
+    """One line for each attempt that was written so far; of a running batch the newest ones are missing."""
+    batch = await require_batch(context, project, batch_id)
+    if not batch.options.record_attempts:
+        raise ConflictError(f"Batch '{batch.id}' was created without 'record_attempts'.")
+    return StreamingResponse(attempt_lines(context.blobs, batch), media_type="application/x-ndjson")
+
+
+async def attempt_lines(blobs: Blobs, batch: Batch) -> AsyncGenerator[bytes]:
+    """The recorded attempts in chunks of whole lines."""
+    for key in sorted([key async for key in blobs.keys_under(attempts_prefix(batch.id))]):
+        size_bytes = await blobs.size_bytes(key)
+        if size_bytes:  # else deleted meanwhile
+            yield await blobs.read(key, 0, size_bytes)
 
 
 async def _receipt(context: ApiContext, batch: Batch) -> dict[str, Any]:
