@@ -20,8 +20,8 @@ from nightmill.core.file import File, Purpose, Upload, UploadPart
 from nightmill.core.segment import Lease, PinnedPart, SegmentReport
 from nightmill.ids import BatchId, FileId, PartId, ProjectId, UploadId, WorkerId
 from nightmill.store import BatchLease, Store, migrate, open_store
+from nightmill.store.migrate import metadata
 from nightmill.store.steps import COMPATIBILITY_TABLE
-from nightmill.store.tables import metadata
 from tests.fleet.pooler import Pooler
 from tests.store_doubles import even_segments
 

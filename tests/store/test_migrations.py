@@ -15,10 +15,9 @@ from sqlalchemy import create_engine, text
 
 from nightmill.errors import SetupError, UnavailableError
 from nightmill.store import migrate, migrations, open_store
-from nightmill.store.migrate import upgrade
+from nightmill.store.migrate import metadata, upgrade
 from nightmill.store.readiness import make_ready
 from nightmill.store.steps import COMPATIBILITY_TABLE, SCHEMA_VERSION, STEPS, process_name
-from nightmill.store.tables import metadata
 
 
 def _schema(engine) -> set[str]:

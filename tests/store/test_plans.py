@@ -65,10 +65,9 @@ def test_leasing_reads_only_the_first_batches_and_their_first_segments(world):
     assert _plan(world, segments._BATCHES) == [
         "SCAN batch USING INDEX batch_in_progress",
         "CORRELATED SCALAR SUBQUERY 1",
-        "SEARCH segment USING COVERING INDEX segment_waiting (batch_id=?)",
+        "SEARCH segment USING COVERING INDEX segment_waiting (batch_id=? AND number<?)",
         "CORRELATED SCALAR SUBQUERY 2",
         "SEARCH segment USING COVERING INDEX segment_leased (batch_id=?)",
-        "SEARCH segment USING COVERING INDEX segment_waiting (batch_id=? AND number<?)",
     ]
     plan = _plan(world, segments._NEXT)
     assert plan[0] == "SEARCH segment USING COVERING INDEX segment_waiting (batch_id=? AND number<?)"
@@ -131,7 +130,6 @@ def test_the_backlog_is_counted_without_reading_waiting_segments(world):
 
 
 def test_candidates_are_found_without_reading_all_open_batches(world):
-    has_waiting = "SEARCH segment USING COVERING INDEX segment_waiting (batch_id=?)"
     is_leased = "SEARCH segment USING COVERING INDEX segment_leased (batch_id=?)"
     has_waiting = "SEARCH segment USING COVERING INDEX segment_waiting (batch_id=? AND number<?)"
     plan = _plan(world, open_batches._NEAR)

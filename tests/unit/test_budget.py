@@ -4,7 +4,7 @@ import pytest
 
 from nightmill.core.batch import Batch, Tally, Usage
 from nightmill.core.batch_options import BatchOptions
-from nightmill.core.budget import spent_budget
+from nightmill.core.prices import spent_budget
 from nightmill.ids import BatchId, FileId, ProjectId
 
 

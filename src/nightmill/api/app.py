@@ -12,9 +12,7 @@ from starlette.middleware import Middleware
 from starlette.routing import Match
 
 from nightmill.api import (
-    attempts,
     batch_insight,
-    batch_priority,
     batches,
     canary,
     docs_page,
@@ -22,7 +20,6 @@ from nightmill.api import (
     files,
     health,
     line_states,
-    log_level,
     metrics,
     models,
     own_batch,
@@ -48,6 +45,17 @@ from nightmill.webhooks.sender import WebhookSender
 
 _DESCRIPTION = "OpenAI's Batch API on your own models. Any OpenAI client works against it unchanged."
 _OWN_ROUTERS = (
+    retries.router,  # before the routes of a batch by its id
+    own_batch.router,
+    steering.router,
+    batch_insight.router,
+    results.router,
+    receipts.router,
+    line_states.router,
+    canary.router,
+    estimates.router,
+    validation.router,
+    webhooks.own_router,
     tenants.router,
     upstreams.router,
     health.router,
@@ -90,22 +98,6 @@ def create_app(context: ApiContext) -> FastAPI:
     )
     for router in (batches.router, files.router, uploads.router, models.router, webhooks.router):
         app.include_router(router, prefix="/v1")
-    app.include_router(retries.router)  # before the routes of a batch by its id
-    app.include_router(own_batch.router)
-    app.include_router(steering.router)
-    app.include_router(receipts.router)
-    app.include_router(line_states.router)
-    app.include_router(canary.router)
-    app.include_router(estimates.router)
-    app.include_router(validation.router)
-    app.include_router(webhooks.own_router)
-    app.include_router(results.router)
-    app.include_router(batch_insight.router)
-    app.include_router(tenants.router)
-    app.include_router(upstreams.router)
-    app.include_router(log_level.router)
-    app.include_router(health.router)
-    app.include_router(metrics.router)
     for router in _OWN_ROUTERS:
         app.include_router(router)
     app.include_router(docs_page.router)

@@ -8,15 +8,14 @@ second) and the workers have seen the end: about two seconds of answers, and the
 from collections.abc import Callable, Mapping
 
 from nightmill.core.batch import Batch, Event
-from nightmill.core.budget import spent_budget
-from nightmill.core.prices import Price, price_of
+from nightmill.core.prices import Price, price_of, spent_budget
 from nightmill.roles.loop import Notifier
 from nightmill.store import Store
 from nightmill.telemetry import BatchMoved, Emit
 
 
 class BudgetWatch:
-    """Looks at every batch in progress that has a budget.
+    """Looks at every batch that has a budget and is at work.
 
     Args:
         prices: of tokens, by model.
@@ -40,7 +39,7 @@ class BudgetWatch:
 
     async def look(self) -> None:
         has_stopped = False
-        for batch in await self._store.batches.with_options():
+        for batch in await self._store.batches.at_work_with_options():
             reason = spent_budget(batch, cost=self._cost(batch))
             if reason is None:
                 continue

@@ -11,10 +11,11 @@ from typing import Final
 
 from nightmill.core.batch import Batch, Status
 from nightmill.core.counts import ProcessCounts
+from nightmill.core.webhook import DeliveryState
 from nightmill.errors import UnavailableError
 from nightmill.ids import WorkerId
 from nightmill.store import Store
-from nightmill.telemetry import BatchMoved, Emit, Event
+from nightmill.telemetry import BatchMoved, Emit, Event, WebhookAttempted
 
 _INTERVAL_S: Final = 2.0
 _QUIET_INTERVAL_S: Final = 60.0
@@ -27,6 +28,9 @@ def counting(emit: Emit, counts: ProcessCounts) -> Emit:
     def count_and_emit(event: Event) -> None:
         if isinstance(event, BatchMoved):
             _count_move(event.batch, counts)
+        elif isinstance(event, WebhookAttempted):
+            is_delivered = event.state == DeliveryState.DELIVERED
+            counts.note_delivery("delivered" if is_delivered else "failed")
         emit(event)
 
     return count_and_emit

@@ -27,6 +27,17 @@ class Observer:
         self._watches = watches
 
     async def turn(self) -> float:
+        """Lets every watch look, also when an earlier one fails.
+
+        Raises:
+            ExceptionGroup: the errors of the watches that failed.
+        """
+        errors: list[Exception] = []
         for watch in self._watches:
-            await watch.look()
+            try:
+                await watch.look()
+            except Exception as error:  # noqa: BLE001 - raised below
+                errors.append(error)
+        if errors:
+            raise ExceptionGroup("watches of the observer failed", errors)
         return _INTERVAL_S

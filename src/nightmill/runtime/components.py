@@ -98,6 +98,8 @@ class Components:
     def observer(self) -> Observer:
         return Observer(
             (
+                self.canary_watch(),
+                self.budget_watch(),
                 SampleWatch(self.store, self.settings, wall=CLOCKS.wall),
                 WhyWatch(self.store, self.settings, emit=self.emit, wall=CLOCKS.wall),
             )
@@ -114,18 +116,18 @@ class Components:
             emit=self.emit,
             clocks=CLOCKS,
         )
-        return Observer((self.canary_watch(),))
 
     def canary_watch(self) -> CanaryWatch:
         return CanaryWatch(store=self.store, notifier=self.notifier, emit=self.emit, clock=steady_clock)
-        budgets = BudgetWatch(
+
+    def budget_watch(self) -> BudgetWatch:
+        return BudgetWatch(
             self.store,
             prices=self.settings.token_prices,
             notifier=self.notifier,
             emit=self.emit,
             wall=CLOCKS.wall,
         )
-        return Observer((budgets,))
 
     def upstream_manager(self) -> UpstreamManager:
         return UpstreamManager(

@@ -20,7 +20,7 @@ from nightmill.store.clock import now
 from nightmill.store.idempotency_keys import Idempotency, first_object
 from nightmill.store.leased_table import LeasedTable
 from nightmill.store.paging import Page, named_place, place, place_of
-from nightmill.store.schema import TALLY_COLUMNS, batch, segment
+from nightmill.store.schema import IN_PROGRESS, TALLY_COLUMNS, batch, segment
 from nightmill.store.tallies import TALLY_WIDTH, tally_of, tally_values
 from nightmill.store.verbs import Verbs, read, write
 
@@ -97,7 +97,12 @@ _TERMS = select(
     batch.c.concurrency,
     func.coalesce(batch.c.lines_wanted_until > now(), false()).label("are_lines_wanted"),
 ).where(batch.c.id.in_(bindparam("batch_ids", expanding=True)))
-_WITH_OPTIONS = _BATCH.where(text(schema.IS_IN_PROGRESS_WITH_OPTIONS)).order_by(batch.c.sequence)
+# From the leased segments, which are few, to their batches, which may be many.
+_AT_WORK_WITH_OPTIONS = _BATCH.where(
+    batch.c.id.in_(select(segment.c.batch_id).where(text("segment." + schema.IS_LEASED))),
+    batch.c.status == IN_PROGRESS,
+    batch.c.options.is_not(None),
+)
 _SETTLED = _BATCH.where(text(schema.IS_SETTLED)).order_by(batch.c.sequence)
 _BY_STATUS = select(batch.c.status, func.count()).where(text(schema.IS_UNFINISHED)).group_by(batch.c.status)
 # Waiting segments may be a million and are not read: they are the segments left, less the leased ones.
@@ -391,9 +396,9 @@ class Batches(Verbs):
 
     @read
     @staticmethod
-    def with_options(connection: Connection) -> Sequence[Batch]:
-        """Batches `in_progress` that were created with options."""
-        return [as_batch(row) for row in connection.execute(_WITH_OPTIONS)]
+    def at_work_with_options(connection: Connection) -> Sequence[Batch]:
+        """Batches `in_progress` with leased segments that were created with options."""
+        return [as_batch(row) for row in connection.execute(_AT_WORK_WITH_OPTIONS)]
 
     @read
     @staticmethod

@@ -99,11 +99,6 @@ class Canaries(Verbs):
         return is_stopped
 
 
-def may_be_sent(canary_segments: ColumnElement[int]) -> ColumnElement[bool]:
-    """That a segment is part of the canary, or the batch has no canary that is not decided."""
-    return segment.c.number < func.coalesce(canary_segments, 1 << 62)
-
-
 def _canary(of: Batch, counts: Sequence[Any]) -> Canary:
     lines, completed, failed = counts
     return Canary(int(lines), int(completed), int(failed), of.options.canary_max_failed)

@@ -16,13 +16,13 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 
 from nightmill.core.audit import NIGHTMILL, Actor, AuditAction
 from nightmill.errors import SetupError
-from nightmill.store import audit, steps
+from nightmill.store import audit, batch_watch_schema, schema, steps, upstream_schema, webhook_schema
+from nightmill.store.columns import metadata
 from nightmill.store.compatibility import schema_refusal, version_of
 from nightmill.store.database_url import is_postgres, parse_url, sqlite_path
 from nightmill.store.schema import schema_compatibility
 from nightmill.store.sqlite import BUSY_TIMEOUT_S, sqlite_engine, sqlite_failure
 from nightmill.store.steps import Stage, next_stop, oldest_on, process_name
-from nightmill.store.tables import metadata
 
 _MIGRATION_LOCK: Final = 0x6E696768746D  # any number that nothing else in the database locks
 _STEP_TIMEOUT_S: Final = 3_600.0  # a step may build an index over a large table
@@ -36,6 +36,8 @@ CREATE TABLE alembic_version (
     CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num)
 )"""  # as Alembic makes it
 _SCRIPTS = Path(__file__).parent / "migrations"
+TABLES: Final = (schema, batch_watch_schema, upstream_schema, webhook_schema)
+"""The modules that define tables. Importing them completes `metadata`."""
 
 
 async def migrate(url: str, *, stage: Stage | None = None, by: Actor = NIGHTMILL) -> str:

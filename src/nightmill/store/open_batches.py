@@ -20,10 +20,9 @@ from sqlalchemy import (
 
 from nightmill.core.schedule import NEAR_DEADLINE_S, Candidates, OpenBatch
 from nightmill.ids import BatchId, ProjectId, WorkerId
-from nightmill.store.canaries import may_be_sent
 from nightmill.store.clock import stamp
+from nightmill.store.leasable import held_by_no_other, may_be_sent
 from nightmill.store.schema import IS_SENDABLE, WAITING, batch, segment
-from nightmill.store.segments import held_by_no_other
 from nightmill.store.verbs import Verbs, read
 
 NO_WORKER = WorkerId("")

@@ -3,8 +3,8 @@
 from sqlalchemy import Connection, inspect, text
 
 from nightmill.store.database_url import is_postgres, parse_url
+from nightmill.store.migrate import metadata
 from nightmill.store.postgres import PostgresDatabase
-from nightmill.store.tables import metadata
 
 _TIMEOUT_S = 60.0
 _VERSION = "alembic_version"

@@ -19,11 +19,11 @@ from nightmill.errors import SetupError
 from nightmill.ids import BatchId
 from nightmill.store.batches import BATCH_COLUMNS, as_batch
 from nightmill.store.database_url import parse_url, sqlite_path
+from nightmill.store.migrate import metadata
 from nightmill.store.postgres import PostgresDatabase
 from nightmill.store.rows import ROWS_AT_ONCE
 from nightmill.store.schema import audit, batch, file, piece, segment, upload, upload_part
 from nightmill.store.sqlite import sqlite_engine, sqlite_failure
-from nightmill.store.tables import metadata
 from nightmill.store.tallies import dump_parts, tally_values
 
 T = TypeVar("T")

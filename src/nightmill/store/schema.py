@@ -60,7 +60,6 @@ IS_FINISHED_WITH_INDEX = (
     "status IN ('failed', 'completed', 'expired', 'cancelled') AND index_blob_key IS NOT NULL"
 )
 HAS_CANARY = "status = 'in_progress' AND canary_segments IS NOT NULL"
-IS_IN_PROGRESS_WITH_OPTIONS = "status = 'in_progress' AND options IS NOT NULL"
 HAS_REPORT = "report_blob_key IS NOT NULL"
 
 
@@ -231,7 +230,6 @@ batch = Table(
     partial_index("batch_leasable", "sequence", where=IS_LEASABLE),
     partial_index("batch_pins", "input_blob_key", where=IS_UNFINISHED),
     partial_index("batch_index_unused", "index_blob_key", where=IS_FINISHED_WITH_INDEX),
-    partial_index("batch_with_options", "sequence", where=IS_IN_PROGRESS_WITH_OPTIONS),
     partial_index("batch_by_report", "report_blob_key", where=HAS_REPORT),
     partial_index("batch_with_canary", "sequence", where=HAS_CANARY),
     sqlite_autoincrement=True,

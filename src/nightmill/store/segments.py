@@ -7,20 +7,7 @@ move in one transaction, segment first, so that two lease holders never wait for
 from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any, cast
 
-from sqlalchemy import (
-    ARRAY,
-    BigInteger,
-    ColumnElement,
-    Connection,
-    Text,
-    bindparam,
-    func,
-    literal,
-    or_,
-    select,
-    text,
-    update,
-)
+from sqlalchemy import ARRAY, BigInteger, Connection, Text, bindparam, func, select, text, update
 
 from nightmill.core.batch import Tally
 from nightmill.core.schedule import BATCH_ORDER
@@ -28,8 +15,8 @@ from nightmill.core.segment import HeartbeatReply, Lease, PinnedPart, Segment, S
 from nightmill.ids import BatchId, WorkerId
 from nightmill.store import schema
 from nightmill.store.batches import Batches, load_options
-from nightmill.store.canaries import may_be_sent
 from nightmill.store.clock import now
+from nightmill.store.leasable import held_by_no_other, may_be_sent
 from nightmill.store.leased_table import LeasedTable
 from nightmill.store.schema import DONE, LEASED, TALLY_COLUMNS, WAITING, batch, segment
 from nightmill.store.tallies import (
@@ -54,18 +41,6 @@ LEASES = LeasedTable(
     row=(segment.c.batch_id == bindparam("of_batch_id"), segment.c.number == bindparam("of_number")),
     all_leased=(text(schema.IS_LEASED),),
 )
-
-
-def held_by_no_other() -> ColumnElement[bool]:
-    """That no other worker than the parameter `by_worker_id` has a lease of the batch, if the batch has a
-    concurrency of its own: the worker that has one of its segments keeps the limit for all of them."""
-    other = select(literal(1)).where(
-        segment.c.batch_id == batch.c.id,
-        segment.c.state == LEASED,
-        segment.c.worker_id != bindparam("by_worker_id"),
-    )
-    return or_(batch.c.concurrency.is_(None), other.limit(1).scalar_subquery().is_(None))
-
 
 # Batches first, then the segments of one: no planner may sort the many thousands that wait behind the first.
 _OWNER_COLUMNS = (

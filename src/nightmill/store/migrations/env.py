@@ -2,7 +2,7 @@
 
 from alembic import context
 
-from nightmill.store.tables import metadata
+from nightmill.store.migrate import metadata
 
 context.configure(connection=context.config.attributes["connection"], target_metadata=metadata)
 context.run_migrations()

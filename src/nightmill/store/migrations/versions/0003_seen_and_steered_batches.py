@@ -24,7 +24,6 @@ revision = "0003"
 down_revision = "0002"
 
 _HAS_CANARY = "status = 'in_progress' AND canary_segments IS NOT NULL"
-_HAS_OPTIONS = "status = 'in_progress' AND options IS NOT NULL"
 _HAS_REPORT = "report_blob_key IS NOT NULL"
 _IS_PENDING = "state = 'pending'"
 _HAS_ENDED = "state <> 'pending'"
@@ -200,7 +199,6 @@ def upgrade() -> None:
     op.add_column("batch", Column("lines_wanted_until", Double))
     _create_index("batch_by_report", ["report_blob_key"], _HAS_REPORT)
     _create_index("batch_with_canary", ["sequence"], _HAS_CANARY)
-    _create_index("batch_with_options", ["sequence"], _HAS_OPTIONS)
     for name, columns in _SENDABLE_INDEXES.items():
         op.drop_index(name, "batch")
         _create_index(name, columns, _IS_SENDABLE)
