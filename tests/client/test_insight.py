@@ -54,7 +54,7 @@ def test_the_history_is_read_to_its_last_page(server):
 
 def test_another_server_has_no_why(server):
     with BatchApi(server.url) as api:
-        assert api.insight.both_if_known("batch_1") == (None, None)
+        assert api.insight.document_if_known("batch_1") is None
         assert api.insight.sentences(["batch_1"]) is None
         with pytest.raises(openai.NotFoundError):
             api.insight.why("batch_1")

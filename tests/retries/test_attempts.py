@@ -6,6 +6,7 @@ import json
 from openai import AsyncOpenAI
 
 from nightmill.client import AsyncRetryApi
+from tests.acceptance.conftest import until
 
 BAD = (400, "too_odd")
 
@@ -30,12 +31,28 @@ def test_each_attempt_is_recorded_without_prompt_and_answer(mill, nightmill):
     assert "2 sent, 0 again" in nightmill("receipt", batch.id).out
 
 
+def test_a_receipt_counts_attempts_that_were_repeated_without_the_option(mill):
+    mill.upstream.failing["busy"] = (503, "")
+    try:
+        batch = mill.submit("busy", "calm")
+        until(lambda: mill.upstream.asked.count("busy"))
+    finally:
+        del mill.upstream.failing["busy"]
+    batch = mill.ended(batch.id)
+    asked = mill.upstream.asked.count("busy") + mill.upstream.asked.count("calm")
+    receipt = mill.client.retries.receipt(batch.id)
+    assert receipt["lines"]["answered"] == 2
+    assert receipt["attempts"] == {"sent": asked, "retried": asked - 2}
+    assert asked > 2
+
+
 def test_a_batch_without_the_option_has_no_attempts(mill):
     batch = mill.run("a")
     answer = mill.get(f"{batch.id}/attempts")
     assert answer.status == 409
     assert "without 'record_attempts'" in answer.error["message"]
-    assert mill.client.retries.receipt(batch.id)["attempts"] is None
+    receipt = mill.client.retries.receipt(batch.id)
+    assert (receipt["attempts"], receipt["upstreams"]) == ({"sent": 1, "retried": 0}, None)
     assert not [name for name in mill.server.blobs("attempts/") if batch.id in name]
 
 

@@ -1,8 +1,8 @@
 """The receipt of a batch that has ended: lines by outcome, errors by code, tokens, time and cost.
 
 Counts and times are those of the batch's row. Errors are counted from the error file while the request waits;
-without the file there are no counts by code. Attempts are recorded only for batches that were created with
-`record_attempts`.
+without the file there are no counts by code. Upstreams are known only for batches that were created with
+`record_attempts`; the numbers of attempts then come from the record.
 """
 
 from collections import Counter
@@ -105,9 +105,10 @@ async def _errors(context: ApiContext, batch: Batch) -> Counter[str] | None:
 
 
 async def _attempts(context: ApiContext, batch: Batch) -> dict[str, Any]:
-    """The recorded attempts; None without the record. After the death of a worker they are a lower bound."""
+    """How many attempts there were. After the death of a worker the numbers are a lower bound."""
     if not batch.options.record_attempts:
-        return {"attempts": None, "upstreams": None}
+        sent = batch.tally.answered - batch.invalid + batch.retries
+        return {"attempts": {"sent": sent, "retried": batch.retries}, "upstreams": None}
     upstreams: Counter[str] = Counter()
     repeats = 0
     async for chunk in attempt_lines(context.blobs, batch):

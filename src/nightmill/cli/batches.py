@@ -6,7 +6,6 @@ What only nightmill has, and `cancel`, belongs to `steering`.
 import sys
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -131,11 +130,10 @@ def show(batch_id: BatchId, base_url: BaseUrl = None, as_json: Json = False) -> 
     """Show one batch."""
     with server(base_url) as client:
         batch = client.api.retrieve_batch(batch_id)
-        insight = client.api.insight.both_if_known(batch_id) if batch.status not in _ENDED else (None, None)
+        own = client.api.insight.document_if_known(batch_id)
     if as_json:
-        why, forecast = (None if part is None else asdict(part) for part in insight)
-        own = {"nightmill": {"why": why, "forecast": forecast}} if why or forecast else {}
-        out_json(batch.to_dict(mode="json") | own)
+        insight = {name: own[name] for name in ("why", "forecast") if own.get(name)} if own else {}
+        out_json(batch.to_dict(mode="json") | ({"nightmill": insight} if insight else {}))
         return
     counts = batch.request_counts
     stamps = (
@@ -152,7 +150,7 @@ def show(batch_id: BatchId, base_url: BaseUrl = None, as_json: Json = False) -> 
         [
             ("id", batch.id),
             ("status", batch.status),
-            *insight_fields(*insight),
+            *_own_fields(own or {}),
             ("endpoint", batch.endpoint),
             ("model", batch.model),
             ("answered", f"{counts.completed} of {counts.total}, {counts.failed} failed" if counts else None),
@@ -167,6 +165,18 @@ def show(batch_id: BatchId, base_url: BaseUrl = None, as_json: Json = False) -> 
         ]
     )
     _tell_errors(batch)
+
+
+def _own_fields(own: dict[str, Any]) -> "Iterator[tuple[str, str | None]]":
+    """What only nightmill says of a batch, as names and values."""
+    from nightmill.client.insight import forecast_in, why_in
+
+    if reason := own.get("stop_reason"):
+        yield "stopped", reason["message"]
+    yield from insight_fields(why_in(own), forecast_in(own))
+    yield "paused since", local_time(own.get("paused_at"))
+    yield "priority", str(own["priority"]) if own.get("priority") else None
+    yield "at most", f"{own['concurrency']:,} in flight" if own.get("concurrency") else None
 
 
 def insight_fields(why: "Why | None", forecast: "Forecast | None") -> "Iterator[tuple[str, str | None]]":

@@ -96,23 +96,24 @@ class InsightApi:
 
     def why(self, batch_id: str) -> Why | None:
         """What limits the batch; None when it has ended."""
-        return _why(self._batch(batch_id))
+        return why_in(self._batch(batch_id))
 
     def forecast(self, batch_id: str) -> Forecast | None:
         """What is expected of the batch; None when it has ended."""
-        return _forecast(self._batch(batch_id))
+        return forecast_in(self._batch(batch_id))
 
     def both(self, batch_id: str) -> tuple[Why | None, Forecast | None]:
         """`why` and `forecast` of the same moment, in one request."""
         document = self._batch(batch_id)
-        return _why(document), _forecast(document)
+        return why_in(document), forecast_in(document)
 
-    def both_if_known(self, batch_id: str) -> tuple[Why | None, Forecast | None]:
-        """As `both`; None for both if the server is not nightmill."""
+    def document_if_known(self, batch_id: str) -> dict[str, Any] | None:
+        """The document with all that a published batch has no field for; None if the server is not
+        nightmill."""
         try:
-            return self.both(batch_id)
+            return self._batch(batch_id)
         except APIStatusError:
-            return None, None
+            return None
 
     def sentences(self, batch_ids: Sequence[str]) -> dict[str, str] | None:
         """What limits each of these batches, as far as they are among the newest unfinished ones.
@@ -152,14 +153,14 @@ class AsyncInsightApi:
         self._openai = openai_client
 
     async def why(self, batch_id: str) -> Why | None:
-        return _why(await self._batch(batch_id))
+        return why_in(await self._batch(batch_id))
 
     async def forecast(self, batch_id: str) -> Forecast | None:
-        return _forecast(await self._batch(batch_id))
+        return forecast_in(await self._batch(batch_id))
 
     async def both(self, batch_id: str) -> tuple[Why | None, Forecast | None]:
         document = await self._batch(batch_id)
-        return _why(document), _forecast(document)
+        return why_in(document), forecast_in(document)
 
     async def events(self, batch_id: str, *, after: int = 0) -> AsyncIterator[BatchEvent]:
         has_more = True
@@ -173,12 +174,12 @@ class AsyncInsightApi:
         return _page(await self._openai.get(_url(self._openai, batch_id), cast_to=object))
 
 
-def _why(document: Mapping[str, Any]) -> Why | None:
+def why_in(document: Mapping[str, Any]) -> Why | None:
     found = document.get("why")
     return None if found is None else Why.of(found)
 
 
-def _forecast(document: Mapping[str, Any]) -> Forecast | None:
+def forecast_in(document: Mapping[str, Any]) -> Forecast | None:
     found = document.get("forecast")
     return None if found is None else Forecast.of(found)
 

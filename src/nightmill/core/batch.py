@@ -165,6 +165,7 @@ class Batch:
         stop_reason: why nightmill ended the batch early; None if it did not.
         invalid: lines of the input that were put aside as invalid; `total` and `tally.failed` count them.
         report_blob_key: the blob with one JSON object for each invalid line; None without one.
+        retries: attempts beyond the first of a line. A worker that is killed does not report its latest ones.
     """
 
     id: BatchId
@@ -193,6 +194,7 @@ class Batch:
     stop_reason: StopReason | None = None
     invalid: int = 0
     report_blob_key: str | None = None
+    retries: int = 0
     tally: Tally = field(default_factory=Tally)
     in_progress_at: int | None = None
     finalizing_at: int | None = None

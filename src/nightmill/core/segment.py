@@ -191,12 +191,16 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class SegmentReport:
-    """The durable answers of one leased segment so far; the tally never shrinks under one token."""
+    """The durable answers of one leased segment so far; the tally never shrinks under one token.
+
+    `retries` are the attempts of this lease beyond the first of a line; they count when the lease ends.
+    """
 
     batch_id: BatchId
     number: int
     token: int
     tally: Tally
+    retries: int = 0
 
 
 @dataclass(frozen=True, slots=True)

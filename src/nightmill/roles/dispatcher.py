@@ -234,6 +234,7 @@ class Dispatcher:
                 break
             group = upstream.group_of(line.model)
             line.start(now, group)
+            line.segment.note_retry()
             self._start(upstream, (line,), group, now)
 
     def _send_new(self, upstream: UpstreamLines, now: float) -> None:

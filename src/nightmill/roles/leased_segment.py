@@ -51,6 +51,7 @@ class LeasedSegment:
         line_work: work of an average line and its answer, by which batches share the upstream.
         unsent: lines that were never sent and may be.
         in_flight: lines that were taken and are neither settled nor given up.
+        retries: attempts beyond the first of a line.
         abandoned: lines that were given up.
         attempts: records each attempt; None unless the batch asks for it.
         is_lost: whether the lease is known to be lost; then nothing is sent or written any more.
@@ -77,6 +78,7 @@ class LeasedSegment:
         "lease",
         "line_work",
         "pinned",
+        "retries",
         "stop_at",
         "stopped_by",
         "unsent",
@@ -113,6 +115,7 @@ class LeasedSegment:
         self.confirmed_until = confirmed_until
         self.unsent = len(lines)
         self.in_flight = 0
+        self.retries = 0
         self.abandoned = 0
         self.is_lost = False
         self.stopped_by: Status | None = None
@@ -155,7 +158,8 @@ class LeasedSegment:
     def report(self) -> SegmentReport:
         """The durable answers so far."""
         tally = self._earlier.plus(self.writer.durable_tally)
-        return SegmentReport(self.batch_id, self.lease.segment.number, self.lease.token, tally)
+        number, token = self.lease.segment.number, self.lease.token
+        return SegmentReport(self.batch_id, number, token, tally, self.retries)
 
     def learn(self, answer_work: AnswerWork) -> None:
         """Adds the answers that became durable since the last call to what is known about answers, and takes
@@ -191,6 +195,10 @@ class LeasedSegment:
     def line_id(self, ordinal: int) -> bytes:
         """`output_line_id` of a line of this segment."""
         return b"%b%08x" % (self._line_id_start, ordinal)
+
+    def note_retry(self) -> None:
+        """A line is sent again."""
+        self.retries += 1
 
     def settle(self, ordinal: int, row: OutputLine) -> None:
         """Ends a line in flight with its output line, which is written unless the lease is lost."""

@@ -53,6 +53,7 @@ _BEFORE_TALLY = (
     "stop_reason",
     "invalid",
     "report_blob_key",
+    "retries",
 )
 BATCH_COLUMNS = tuple(batch.c[name] for name in (*_BEFORE_TALLY, *TALLY_COLUMNS, *_STAMPS))
 BATCH_WIDTH = len(BATCH_COLUMNS)

@@ -207,6 +207,7 @@ batch = Table(
     optional_text("stop_reason"),
     counter_column("invalid", CheckConstraint("invalid >= 0", name="batch_invalid")),
     optional_text("report_blob_key"),
+    counter_column("retries"),
     seconds_column("lines_wanted_until", nullable=True),
     CheckConstraint(one_of("status", Status), name="batch_status"),
     CheckConstraint(_TALLY_IS_POSITIVE, name="batch_tally"),

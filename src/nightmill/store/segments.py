@@ -22,6 +22,7 @@ from nightmill.store.schema import DONE, LEASED, TALLY_COLUMNS, WAITING, batch, 
 from nightmill.store.tallies import (
     add_tally,
     dump_parts,
+    joined_parts,
     load_parts,
     minus,
     set_tally,
@@ -147,6 +148,11 @@ _COMPLETE = _PIN.values(**{**LEASES.released, "state": DONE})
 _RELEASE = _PIN.values(**LEASES.released)
 _COUNT = update(batch).where(batch.c.id == bindparam("of_batch_id")).values(**add_tally(batch))
 _COUNT_DONE = _COUNT.values(segments_left=batch.c.segments_left - 1)
+_COUNT_RETRIES = (
+    update(batch)
+    .where(batch.c.id == bindparam("of_batch_id"))
+    .values(retries=batch.c.retries + bindparam("more"))
+)
 _RELEASE_EXPIRED = LEASES.release_expired()
 _RESULTS = (
     select(*_SEGMENT, segment.c.token, segment.c.pinned, (segment.c.state == DONE).label("is_done"), *_TALLY)
@@ -212,6 +218,7 @@ class Segments(Verbs):
             return False
         connection.execute(_PIN, {**_write(lease, report), "new_pinned": dump_parts(parts)})
         _count(connection, lease.segment.batch_id, minus(report.tally, tally_of(held[2:])))
+        _count_retries(connection, report)
         return True
 
     @write
@@ -269,10 +276,11 @@ class Segments(Verbs):
         held = _held(connection, lease, report)
         if held is None:
             return False
-        pinned = dump_parts(_joined(held.pinned, parts))
+        pinned = dump_parts(joined_parts(held.pinned, parts))
         connection.execute(_COMPLETE, {**_write(lease, report), "new_pinned": pinned})
         change = tally_parameters(minus(report.tally, tally_of(held[2:])))
         connection.execute(_COUNT_DONE, {"of_batch_id": lease.segment.batch_id, **change})
+        _count_retries(connection, report)
         return True
 
     @write
@@ -287,7 +295,7 @@ class Segments(Verbs):
         held = _held(connection, lease, report)
         if held is None:
             return False
-        pinned = dump_parts(_joined(held.pinned, parts))
+        pinned = dump_parts(joined_parts(held.pinned, parts))
         connection.execute(_RELEASE, {**_write(lease, report), "new_pinned": pinned})
         _count(connection, lease.segment.batch_id, minus(report.tally, tally_of(held[2:])))
         return True
@@ -425,11 +433,9 @@ def _count(connection: Connection, batch_id: BatchId, change: Tally) -> None:
         connection.execute(_COUNT, {"of_batch_id": batch_id, **tally_parameters(change)})
 
 
-def _joined(pinned: str, parts: Sequence[PinnedPart]) -> Sequence[PinnedPart]:
-    """Pinned parts stay as they are pinned; the lease holder's own part comes behind them."""
-    earlier = load_parts(pinned)
-    keys = {part.key for part in earlier}
-    return [*earlier, *(part for part in parts if part.key not in keys)]
+def _count_retries(connection: Connection, report: SegmentReport) -> None:
+    if report.retries:
+        connection.execute(_COUNT_RETRIES, {"of_batch_id": report.batch_id, "more": report.retries})
 
 
 def _check(report: SegmentReport, *, count: int) -> None:

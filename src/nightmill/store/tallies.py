@@ -58,3 +58,10 @@ def dump_parts(parts: Sequence[PinnedPart]) -> str:
 
 def load_parts(text: str) -> tuple[PinnedPart, ...]:
     return tuple(PinnedPart(key, length_bytes) for key, length_bytes in json.loads(text))
+
+
+def joined_parts(pinned: str, parts: Sequence[PinnedPart]) -> Sequence[PinnedPart]:
+    """Pinned parts stay as they are pinned; the lease holder's own part comes behind them."""
+    earlier = load_parts(pinned)
+    keys = {part.key for part in earlier}
+    return [*earlier, *(part for part in parts if part.key not in keys)]

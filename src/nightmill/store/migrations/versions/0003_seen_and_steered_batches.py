@@ -196,6 +196,7 @@ def upgrade() -> None:
     op.add_column("batch", Column("stop_reason", Text))
     op.execute(_ADD_INVALID)
     op.add_column("batch", Column("report_blob_key", Text))
+    op.add_column("batch", _counter("retries"))
     op.add_column("batch", Column("lines_wanted_until", Double))
     _create_index("batch_by_report", ["report_blob_key"], _HAS_REPORT)
     _create_index("batch_with_canary", ["sequence"], _HAS_CANARY)
