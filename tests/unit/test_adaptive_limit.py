@@ -351,18 +351,24 @@ def test_a_report_of_nothing_changes_nothing():
 def test_a_queue_in_the_engine_lowers_the_limit_to_what_it_runs_and_names_the_flag():
     upstream = doubled()
     state = upstream.window(20.0, gauges=gauges(20, 12))
-    assert (state.limit, state.rule) == (23, "step down: engine queue")
+    assert (state.limit, state.rule) == (24, "step down: engine queue")
     assert state.advice == "the engine runs 20 requests at once: raise --max-num-seqs"
     upstream.until("hold: engine queue", 20.0, gauges=gauges(20, 3))
-    assert upstream.state.limit == 23
+    assert upstream.state.limit == 24
+
+
+def test_a_small_engine_gets_a_queue_for_all_that_it_runs_because_requests_may_end_together():
+    upstream = doubled()
+    state = upstream.window(4.0, gauges=gauges(4, 28))
+    assert (state.limit, state.rule) == (8, "step down: engine queue")
 
 
 def test_the_limit_grows_at_once_when_the_queue_is_gone():
     upstream = doubled()
     upstream.window(20.0, gauges=gauges(20, 12))
     upstream.until("hold: engine queue", 20.0, gauges=gauges(20, 3))
-    state = upstream.window(23.0, gauges=gauges(23, 0))
-    assert (state.limit, state.rule) == (28, "probe")
+    state = upstream.window(24.0, gauges=gauges(24, 0))
+    assert (state.limit, state.rule) == (30, "probe")
 
 
 def test_advice_stands_while_the_queue_comes_and_goes_and_until_a_higher_limit_brings_more():

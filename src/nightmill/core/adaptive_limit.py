@@ -87,6 +87,7 @@ _QUEUE = 0.5  # least mean of waiting requests that counts as a queue
 _QUEUE_BEGINS = 0.1  # part of the running requests: fewer have only just arrived
 _QUEUE_GONE = 0.05
 _QUEUE_MARGIN = 0.15
+_QUEUE_SLOTS = 4  # least margin: requests of equal length end together, and the next ones must wait there
 _SPREAD_OF_OTHERS = 2.0  # standard deviations of a number that comes at random, which stay free
 _FEW_OTHERS = 2.0  # requests of other clients within the error of gauges that are read between reports
 
@@ -432,7 +433,7 @@ def _by_engine(state: LimitState, in_flight: int, now: float) -> tuple[LimitStat
         return state.moved(lower, LimitRule.YIELD, now, in_flight), True
     advice = advice_on(window.engine, running=running, waiting=waiting, kv_use=window.kv_use)
     state = replace(state, is_queued=True, advice=advice)
-    lower = max(1, math.ceil(running * (1 + _QUEUE_MARGIN)))
+    lower = max(1, math.ceil(running + max(_QUEUE_MARGIN * running, min(running, _QUEUE_SLOTS))))
     if lower < limit:
         pause = state.grow_pause
         state = replace(state, grow_in=pause, grow_pause=min(2 * pause, _LONGEST_GROW_PAUSE), stride=_STEP)
