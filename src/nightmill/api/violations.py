@@ -20,6 +20,7 @@ _EXPECTED = {
     "int_from_float": "an integer",
     "int_parsing": "an integer",
     "int_parsing_size": "an integer",
+    "float_type": "a decimal",
     "bool_type": "a boolean",
     "bool_parsing": "a boolean",
     "list_type": "an array",
@@ -94,6 +95,11 @@ def _request_error(violation: PydanticError, model: object) -> RequestError:
                 f"but got an object with {got} properties instead."
             )
             return RequestError(message, param=param, code="object_above_max_properties")
+        case wire.NOT_A_COUNT:
+            message = (
+                f"Invalid '{param}': {echo(str(value))} is neither a whole number nor a share of less than 1."
+            )
+            return RequestError(message, param=param, code="invalid_value")
         case "string_too_long":
             return _string_too_long(violation["loc"], param, cast("str", value), detail["max_length"])
         case "greater_than_equal":
@@ -139,20 +145,31 @@ def type_name(value: object) -> str:
             return "an object"
 
 
-def _below(param: str, least: object, value: object) -> RequestError:
+def _below(param: str, least: float, value: object) -> RequestError:
+    number = _number_kind(least)
     message = (
-        f"Invalid '{param}': integer below minimum value. "
-        f"Expected a value >= {least}, but got {echo(str(value))} instead."
+        f"Invalid '{param}': {number} below minimum value. "
+        f"Expected a value >= {least:{_format(least)}}, but got {echo(str(value))} instead."
     )
-    return RequestError(message, param=param, code="integer_below_min_value")
+    return RequestError(message, param=param, code=f"{number}_below_min_value")
 
 
-def above_maximum(param: str, most: object, value: object) -> RequestError:
+def above_maximum(param: str, most: float, value: object) -> RequestError:
+    """The error for a number above the largest that is allowed."""
+    number = _number_kind(most)
     message = (
-        f"Invalid '{param}': integer above maximum value. "
-        f"Expected a value <= {most}, but got {echo(str(value))} instead."
+        f"Invalid '{param}': {number} above maximum value. "
+        f"Expected a value <= {most:{_format(most)}}, but got {echo(str(value))} instead."
     )
-    return RequestError(message, param=param, code="integer_above_max_value")
+    return RequestError(message, param=param, code=f"{number}_above_max_value")
+
+
+def _format(bound: float) -> str:
+    return "g" if isinstance(bound, float) else "d"
+
+
+def _number_kind(bound: float) -> str:
+    return "decimal" if isinstance(bound, float) else "integer"
 
 
 def _out_of_range(param: str, digits: str) -> RequestError:
