@@ -17,8 +17,8 @@ from tests.simulation.forecast_runs import EDGES, Replayed, fitted, record, repl
 
 ROW = "forecast"
 _FITTED = range(1_000, 1_120)
-_TESTED = range(5_000, 5_100)
-_QUICKLY_TESTED = range(5_000, 5_020)
+_TESTED = range(20_000, 20_150)
+_QUICKLY_TESTED = range(20_000, 20_020)
 _REAL = ((0.5, 0.6, 8, (500,)), (1.5, 0.9, 16, (400, 250)), (0.8, 0.3, 4, (150, 200, 100)))
 """Mean and spread of an answer's time, attempts in flight, and lines of the batches of a real run."""
 _ASKED_EVERY_S = 2.0
