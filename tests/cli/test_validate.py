@@ -88,3 +88,14 @@ def test_limits_come_from_the_settings(nightmill, input_file, tmp_path):
     config.write_text("[limits]\ninput_file_bytes = 10\n")
     ran = nightmill("validate", input_file(3), "--config", config, "--json")
     assert [error["code"] for error in ran.json["errors"]] == ["file_too_large"]
+
+
+def test_the_models_of_all_upstreams_may_be_named(nightmill, input_file, tmp_path):
+    config = tmp_path / "nightmill.toml"
+    upstream = '[[upstreams]]\nname = "{0}"\nurl = "http://{0}/v1"\nmodels = ["{0}"]\n{1}\n'
+    config.write_text(upstream.format("a", 'aliases = { "m" = "a" }') + upstream.format("b", ""))
+    assert nightmill("validate", input_file(1), "--config", str(config)).code == 0
+    config.write_text(upstream.format("a", "") + upstream.format("b", ""))
+    ran = nightmill("validate", input_file(1), "--config", str(config))
+    assert ran.code == 2
+    assert "model_not_found" in ran.out

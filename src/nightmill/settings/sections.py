@@ -13,7 +13,7 @@ from nightmill.core.batch import ENDPOINTS
 from nightmill.core.limits import Limits
 from nightmill.core.prices import Price
 from nightmill.core.usage import DAY_S
-from nightmill.settings.upstreams import Section, UpstreamSettings, check_upstreams
+from nightmill.settings.upstreams import ANY_MODEL, Section, UpstreamSettings, check_upstreams
 from nightmill.settings.webhooks import WebhookSettings
 
 
@@ -418,8 +418,13 @@ class Settings(Section):
 
     @property
     def models(self) -> tuple[str, ...]:
-        """The models that the upstream offers; empty when the upstream decides."""
-        return self.upstream.models
+        """The models and aliases that all upstreams offer; empty when an upstream decides."""
+        named: dict[str, None] = {}
+        for upstream in self.upstreams or (self.upstream,):
+            if not upstream.models or ANY_MODEL in upstream.models:
+                return ()
+            named |= dict.fromkeys((*upstream.models, *upstream.aliases))
+        return tuple(named)
 
     @property
     def store_url(self) -> str:
