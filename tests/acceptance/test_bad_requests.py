@@ -423,9 +423,7 @@ def test_unusual_but_harmless_requests_are_served(server):
     sent = server.send("HEAD", f"/v1/files/{made}/content")
     assert (sent.body, sent.headers["content-length"]) == (b"", str(len(LINE)))
     for accept in ("application/binary", "application/octet-stream", "text/plain", "*/*", "nonsense"):
-        sent = server.send(
-            "GET", f"/v1/files/{made}/content", headers={"Accept": accept, "Range": "bytes=0-3"}
-        )
+        sent = server.send("GET", f"/v1/files/{made}/content", headers={"Accept": accept})
         assert (sent.status, sent.body) == (200, LINE)
         assert "content-encoding" not in sent.headers
     for name in ("x-request-id", "openai-processing-ms", "openai-version", "x-content-type-options"):
