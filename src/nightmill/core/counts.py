@@ -89,8 +89,12 @@ class UpstreamCounts(msgspec.Struct, omit_defaults=True):
         self.first_byte.buckets[bisect_left(ATTEMPT_BOUNDS_S, after_s)] += 1
         self.first_byte.sum_s += after_s
 
-    def note_answers(self, answers: Iterable[tuple[float, Usage | None]]) -> None:
-        """Counts answered attempts: the seconds that each took, and its tokens if they are known."""
+    def note_answers(self, answers: Iterable[tuple[float, Usage | None]]) -> tuple[float, int]:
+        """Counts answered attempts: the seconds that each took, and its tokens if they are known.
+
+        Returns:
+            The sums of the seconds and of the output tokens.
+        """
         buckets, sum_s, count = self.duration.buckets, 0.0, 0
         inputs = cached = outputs = 0
         for took_s, usage in answers:
@@ -106,6 +110,7 @@ class UpstreamCounts(msgspec.Struct, omit_defaults=True):
         self.input_tokens += inputs
         self.cached_tokens += cached
         self.output_tokens += outputs
+        return sum_s, outputs
 
     def note_retry(self, pause_s: float) -> None:
         """Counts a line that is sent again after a pause."""

@@ -354,7 +354,7 @@ class Dispatcher:
         has_rates = rates.are_set
         answers: list[tuple[float, Usage | None]] = []
         last_answered: PendingLine | None = None
-        group, answered, tokens, busy_s = NO_GROUP, 0, 0, 0.0
+        group, counts = NO_GROUP, upstream.runtime.counts
         for line, outcome in upstream.take_arrived():
             row = self._rows.row(line, outcome)
             if has_rates and row.usage is not None:
@@ -373,19 +373,15 @@ class Dispatcher:
                     upstream.answered(line, now)
                 segment.settle(line.ordinal, row)
                 if line.group is not group:
-                    group.note_answers(answered, tokens=tokens, busy_s=busy_s)
-                    group, answered, tokens, busy_s = line.group, 0, 0, 0.0
-                answered += 1
-                took_s = now - line.started_at
-                busy_s += took_s
-                answers.append((took_s, row.usage))
-                if row.usage is not None:
-                    tokens += row.usage.output_tokens
+                    if answers:
+                        group.count_answers(answers, counts)
+                        answers = []
+                    group = line.group
+                answers.append((now - line.started_at, row.usage))
             if not segment.in_flight and segment.is_over:
                 self._notify()
         if last_answered is not None:
-            group.note_answers(answered, tokens=tokens, busy_s=busy_s)
-            upstream.runtime.counts.note_answers(answers)
+            group.count_answers(answers, counts)
             upstream.note_newest_answer(last_answered.started_at)
         if not upstream.is_calm:
             upstream.take_arrived_probes(now, self._random)

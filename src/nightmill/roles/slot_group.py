@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from typing import Final
 
+from nightmill.core.batch import Usage
 from nightmill.core.concurrency import Slots
+from nightmill.core.counts import UpstreamCounts
 from nightmill.core.engine_gauges import EngineGauges
 from nightmill.core.failure import Failure, FailureKind
 from nightmill.core.health import LineRecord
@@ -59,6 +61,12 @@ class SlotGroup:
     def note_settled(self) -> None:
         """Notes a line that was settled without a result."""
         self.settled += 1
+
+    def count_answers(self, answers: Sequence[tuple[float, Usage | None]], counts: UpstreamCounts) -> None:
+        """Notes answered lines here and in the counts of the upstream: the seconds that each took, and its
+        tokens if they are known."""
+        busy_s, tokens = counts.note_answers(answers)
+        self.note_answers(len(answers), tokens=tokens, busy_s=busy_s)
 
     def note_answers(self, count: int, *, tokens: int, busy_s: float) -> None:
         """Notes answered lines; arguments as for `Slots.note_answers`."""
