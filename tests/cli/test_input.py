@@ -82,6 +82,7 @@ def test_a_canary_passes_or_stops_the_batch_and_is_shown(base_url, nightmill, in
     shown = nightmill("canary", passed["id"], "--json").json
     assert (shown["state"], shown["lines"], shown["completed"], shown["failed"]) == ("passed", 3, 3, 0)
     assert "canary" in nightmill("canary", passed["id"]).out
+    assert "lines=3, completed=3, failed=0" in nightmill("events", passed["id"]).out
     with Client(base_url) as client:
         assert client.input.canary(passed["id"]) == shown
 

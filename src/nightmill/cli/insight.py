@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -44,8 +44,10 @@ def _detail(event: "BatchEvent") -> str:
 
 def _pairs(event: "BatchEvent") -> Iterator[str]:
     for name, value in event.detail.items():
-        if name not in _APART and value is not None:
-            yield f"{name}={_text(value)}"
+        inner = cast("dict[str, Any]", value) if isinstance(value, dict) else {name: value}
+        for inner_name, inner_value in inner.items():
+            if inner_name not in _APART and inner_value is not None:
+                yield f"{inner_name}={_text(inner_value)}"
 
 
 def _text(value: Any) -> str:
