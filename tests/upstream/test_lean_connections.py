@@ -54,6 +54,15 @@ async def test_the_first_byte_of_each_answer_is_timed_once_and_lists_of_models_a
     assert len(times) == 1
 
 
+async def test_of_many_attempts_at_once_one_is_timed_to_its_first_byte(rogue, lean, ask):
+    upstream, times = lean(rogue.url), []
+    upstream.time_first_bytes(times.append)
+    for _ in range(2):
+        await asyncio.gather(*(ask(upstream) for _ in range(20)))
+        await asyncio.sleep(0.02)
+    assert 2 <= len(times) < 20
+
+
 async def test_an_idle_connection_is_closed_by_us_first(rogue, lean, ask):
     upstream = lean(rogue.url, idle_s=0.1)
     await ask(upstream)

@@ -103,7 +103,7 @@ ATTEMPT_SECONDS: Final = Metric(
 FIRST_BYTE: Final = Metric(
     "nightmill_attempt_first_byte_seconds",
     _H,
-    "From the start of an attempt to the first byte of its answer.",
+    "From the start of an attempt to the first byte of its answer; at most 100 a second and worker.",
     ("upstream",),
 )
 TOKENS: Final = Metric(

@@ -36,6 +36,7 @@ class Attempt(msgspec.Struct, eq=False, gc=False):
         head: the whole of a short request, or all that precedes `body`.
         deadline: in seconds of the event loop's clock.
         max_answer_bytes: the longest body, if other than the connection's.
+        timed_from: the start of an attempt whose first byte is timed, by the event loop's clock.
     """
 
     tag: Any
@@ -45,6 +46,7 @@ class Attempt(msgspec.Struct, eq=False, gc=False):
     deadline: float
     timeout_s: float
     max_answer_bytes: int | None = None
+    timed_from: float | None = None
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -58,7 +60,7 @@ class Connection(asyncio.BufferedProtocol):
         freed: called when the connection can take the next request.
         unsent: called when a reused connection was closed before a byte of the attempt's answer arrived.
         lost: called when the connection is closed.
-        answering: called when the first byte of the attempt's answer has arrived.
+        answering: called when the first byte of the answer to a timed attempt has arrived, with its start.
     """
 
     __slots__ = (
@@ -102,7 +104,7 @@ class Connection(asyncio.BufferedProtocol):
         freed: "Callable[[Connection], None]",
         unsent: Callable[[Attempt], None],
         lost: "Callable[[Connection], None]",
-        answering: Callable[[Attempt], None],
+        answering: Callable[[float], None],
     ) -> None:
         self._loop = loop
         self._buffer = buffer
@@ -242,7 +244,8 @@ class Connection(asyncio.BufferedProtocol):
             return
         if self._silent:
             self._silent = False
-            self._answering(self.attempt)
+            if self.attempt.timed_from is not None:
+                self._answering(self.attempt.timed_from)
         size_before_bytes = self._size_bytes
         try:
             self._parser.feed_data(self._buffer[:nbytes])

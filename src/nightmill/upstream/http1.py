@@ -32,6 +32,8 @@ _CLOSING_S = 1.0
 _ONE_PIECE_BYTES = 16 << 10
 """Below this size one copied buffer is cheaper than two buffers."""
 _LENGTH = b"content-length: "
+_TIMED_EVERY_S = 0.01
+"""At most a hundred attempts a second are timed to their first byte, because each costs a call."""
 _CLOSED = "the upstream was closed by nightmill"
 
 # Words with which `reason_of` begins; `diagnosis` recognizes them.
@@ -81,6 +83,7 @@ class LeanUpstream:
         self._all_gone = asyncio.Event()
         self._closed = False
         self._note_first_byte: Callable[[float], None] = _ignore
+        self._timed_next_at = 0.0
 
     def time_first_bytes(self, note: Callable[[float], None]) -> None:
         """See `TimesFirstBytes`."""
@@ -114,7 +117,11 @@ class LeanUpstream:
         else:
             head = b"%b%d\r\n\r\n" % (head, len(body))
         now = self._now()
-        self._begin(Attempt(tag, on_outcome, head, body, now + timeout_s, timeout_s), now)
+        timed_from = None
+        if now >= self._timed_next_at:
+            timed_from, self._timed_next_at = now, now + _TIMED_EVERY_S
+        attempt = Attempt(tag, on_outcome, head, body, now + timeout_s, timeout_s, None, timed_from)
+        self._begin(attempt, now)
 
     def give_up(self, tag: object) -> None:
         for connection in self._connections:
@@ -280,9 +287,8 @@ class LeanUpstream:
             answering=self._answering,
         )
 
-    def _answering(self, attempt: Attempt) -> None:
-        if attempt.max_answer_bytes is None:  # not of a GET
-            self._note_first_byte(self._now() - (attempt.deadline - attempt.timeout_s))
+    def _answering(self, timed_from: float) -> None:
+        self._note_first_byte(self._now() - timed_from)
 
     def _lost(self, connection: Connection) -> None:
         self._connections.discard(connection)

@@ -65,5 +65,8 @@ class TimesFirstBytes(Protocol):
     """An upstream that measures when answers begin."""
 
     def time_first_bytes(self, note: Callable[[float], None]) -> None:
-        """Calls `note` with the seconds from the start of an attempt to the first byte of its answer."""
+        """Calls `note` with the seconds from the start of an attempt to the first byte of its answer.
+
+        Of many attempts in a short time only some are timed.
+        """
         ...
