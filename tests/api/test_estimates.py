@@ -73,7 +73,7 @@ def test_cost_models_time_and_duplicates_are_told_and_unknown_ones_are_null(serv
     assert (model["model"], model["lines"], model["is_served"]) == ("m", 3, True)
 
 
-def test_invalid_lines_and_models_that_nobody_serves_are_told(serve):
+def test_invalid_lines_and_models_that_no_upstream_serves_are_counted(serve):
     server = serve(settings={"upstream": {"url": "http://127.0.0.1:9/v1", "models": ["m"]}})
     text = line("a", "x") + "{\n" + line("a", "y") + line("c", "z", model="other")
     found = estimate_of(server, text, server.new_key("p"))
