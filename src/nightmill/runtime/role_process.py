@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 _ORPHAN_GRACE_S: Final = 0.5
 _ORPHAN_END_S: Final = 1.0
 _REFRESH_S: Final = 5.0
+_LAST_REPORT_S: Final = 1.0
 
 
 class _ParentCommands:
@@ -41,6 +42,7 @@ class _ParentCommands:
     def __init__(self, parent: Parent, notifier: Notifier, *, grace_s: float) -> None:
         self.roles: list[asyncio.Task[None]] = []
         self.stop = asyncio.Event()
+        self.is_orphaned = False
         self._parent = parent
         self._notifier = notifier
         self._grace_s = grace_s
@@ -55,6 +57,7 @@ class _ParentCommands:
             if (level := level_in(received)) is not None:
                 set_level(level)
             self._notifier.notify_local()
+        self.is_orphaned = True
         self._grace_s = min(self._grace_s, _ORPHAN_GRACE_S)
         self.drain()
         await asyncio.sleep(_ORPHAN_END_S)
@@ -102,10 +105,14 @@ async def _run_roles(settings: Settings, worker_id: WorkerId, names: Sequence[st
                 commands.roles.append(roles.create_task(_run_role(components, name, commands, problems)))
         following.cancel()
         reporting.cancel()
-        with suppress(UnavailableError):
-            await reporter.report()
-        if tracing is not None:
-            await asyncio.to_thread(tracing.close)
+        # The answers that are still queued are written below, and must not wait: once the parent has ended,
+        # its successor may have leased the same lines.
+        if not commands.is_orphaned:
+            with suppress(UnavailableError, TimeoutError):
+                async with asyncio.timeout(_LAST_REPORT_S):
+                    await reporter.report()
+    if tracing is not None:
+        await asyncio.to_thread(tracing.close)
 
 
 def _tracing(settings: Settings, worker_id: WorkerId, names: Sequence[str]) -> "Tracing | None":
