@@ -6,11 +6,9 @@ are those of the package (`openai.NotFoundError`, ...). Files, waiting and joini
 """
 
 import os
-import uuid
 from collections.abc import AsyncGenerator, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self, cast
-from urllib.parse import quote
 
 import msgspec
 from openai import AsyncOpenAI, OpenAI
@@ -20,6 +18,7 @@ from openai.types import Batch
 from nightmill.client import results as _results
 from nightmill.client.input_files import AsyncInputApi, InputApi
 from nightmill.client.insight import AsyncInsightApi, InsightApi
+from nightmill.client.own_api import once, own_url
 from nightmill.client.results import PATIENCE_S, FollowedLine, ResultPage, WantedResults
 from nightmill.client.steering import AsyncSteering, Steering
 from nightmill.client.webhooks import AsyncWebhookApi, WebhookApi
@@ -151,7 +150,7 @@ class BatchApi:
         self.insight = InsightApi(self._openai)
 
     def create_batch(self, request: CreateBatchRequest) -> Batch:
-        return self._openai.batches.create(**request.to_wire(), extra_headers=_once())
+        return self._openai.batches.create(**request.to_wire(), extra_headers=once())
 
     def retrieve_batch(self, batch_id: str) -> Batch:
         return self._openai.batches.retrieve(batch_id)
@@ -163,10 +162,10 @@ class BatchApi:
         return _response(self._openai.batches.list(**_cursor(after, limit)))
 
     def retrieve_priority(self, batch_id: str) -> BatchPriority:
-        return _priority(self._openai.get(_own_url(self._openai, batch_id), cast_to=object))
+        return _priority(self._openai.get(own_url(self._openai, "batches", batch_id), cast_to=object))
 
     def set_priority(self, batch_id: str, priority: int) -> BatchPriority:
-        url = _own_url(self._openai, batch_id)
+        url = own_url(self._openai, "batches", batch_id)
         return _priority(self._openai.post(url, cast_to=object, body={"priority": priority}))
 
     def results(self, batch_id: str, wanted: WantedResults = _ALL, *, limit: int = 100) -> ResultPage:
@@ -206,7 +205,7 @@ class AsyncBatchApi:
         self.insight = AsyncInsightApi(self._openai)
 
     async def create_batch(self, request: CreateBatchRequest) -> Batch:
-        return await self._openai.batches.create(**request.to_wire(), extra_headers=_once())
+        return await self._openai.batches.create(**request.to_wire(), extra_headers=once())
 
     async def retrieve_batch(self, batch_id: str) -> Batch:
         return await self._openai.batches.retrieve(batch_id)
@@ -218,10 +217,10 @@ class AsyncBatchApi:
         return _response(await self._openai.batches.list(**_cursor(after, limit)))
 
     async def retrieve_priority(self, batch_id: str) -> BatchPriority:
-        return _priority(await self._openai.get(_own_url(self._openai, batch_id), cast_to=object))
+        return _priority(await self._openai.get(own_url(self._openai, "batches", batch_id), cast_to=object))
 
     async def set_priority(self, batch_id: str, priority: int) -> BatchPriority:
-        url = _own_url(self._openai, batch_id)
+        url = own_url(self._openai, "batches", batch_id)
         return _priority(await self._openai.post(url, cast_to=object, body={"priority": priority}))
 
     async def results(self, batch_id: str, wanted: WantedResults = _ALL, *, limit: int = 100) -> ResultPage:
@@ -240,16 +239,6 @@ class AsyncBatchApi:
 
     async def __aexit__(self, *_error: object) -> None:
         await self.close()
-
-
-def _once() -> dict[str, str]:
-    # The package repeats a create whose answer was lost; with a key the server returns the first batch again.
-    return {"Idempotency-Key": str(uuid.uuid4())}
-
-
-def _own_url(client: OpenAI | AsyncOpenAI, batch_id: str) -> str:
-    server = str(client.base_url).rstrip("/").removesuffix("/v1")
-    return f"{server}/nightmill/v1/batches/{quote(batch_id, safe='')}"
 
 
 def _priority(document: object) -> BatchPriority:

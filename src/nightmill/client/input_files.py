@@ -3,16 +3,12 @@
 import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, Final, cast
-from urllib.parse import quote
+from typing import Any, BinaryIO
 
 import msgspec
 from openai import AsyncOpenAI, OpenAI
 
-from nightmill.client.download import CHUNK_BYTES, lines
-
-# With it the `openai` package returns the response before its body is read.
-_STREAMED: Final = {"headers": {"X-Stainless-Raw-Response": "stream", "Accept-Encoding": "identity"}}
+from nightmill.client.own_api import json_object, own_url, stream_lines, stream_lines_async
 
 InvalidLine = dict[str, Any]
 """A row of the validation report: `line`, `ordinal`, `custom_id`, `code`, `field`, `reason`, `hint`."""
@@ -30,15 +26,15 @@ class InputApi:
 
     def validation(self, batch_id: str) -> Iterator[InvalidLine]:
         """The rows of the validation report as they arrive, one for each invalid line."""
-        for line in lines(self._report(batch_id)):
+        for line in self._report(batch_id):
             yield msgspec.json.decode(line)
 
     def copy_validation(self, batch_id: str, stream: BinaryIO) -> int:
         """Writes the validation report to an open stream; returns the number of its rows."""
         rows = 0
-        for chunk in self._report(batch_id):
-            stream.write(chunk)
-            rows += chunk.count(b"\n")
+        for line in self._report(batch_id):
+            stream.write(line + b"\n")
+            rows += 1
         stream.flush()
         return rows
 
@@ -55,21 +51,18 @@ class InputApi:
 
     def canary(self, batch_id: str) -> dict[str, Any]:
         """How the canary of a batch goes: its `state`, and the counts of its lines."""
-        return _json(self._openai.get(_own_url(self._openai, batch_id, "canary"), cast_to=object))
+        return json_object(
+            self._openai.get(own_url(self._openai, "batches", batch_id, "canary"), cast_to=object)
+        )
 
     def estimate(self, input_file_id: str, *, endpoint: str) -> dict[str, Any]:
         """What a batch of an uploaded file would need; nothing is sent."""
         body = {"input_file_id": input_file_id, "endpoint": endpoint}
-        url = f"{own_root(self._openai)}/estimates"
-        return _json(self._openai.post(url, body=body, cast_to=object))
+        url = own_url(self._openai, "estimates")
+        return json_object(self._openai.post(url, body=body, cast_to=object))
 
     def _report(self, batch_id: str) -> Iterator[bytes]:
-        url = _own_url(self._openai, batch_id, "validation")
-        response: Any = self._openai.get(url, cast_to=object, options=cast("Any", _STREAMED))
-        try:
-            yield from response.iter_bytes(CHUNK_BYTES)
-        finally:
-            response.close()
+        return stream_lines(self._openai, own_url(self._openai, "batches", batch_id, "validation"))
 
 
 class AsyncInputApi:
@@ -80,33 +73,18 @@ class AsyncInputApi:
 
     async def validation(self, batch_id: str) -> AsyncIterator[InvalidLine]:
         """The rows of the validation report as they arrive, one for each invalid line."""
-        url = _own_url(self._openai, batch_id, "validation")
-        response: Any = await self._openai.get(url, cast_to=object, options=cast("Any", _STREAMED))
-        try:
-            async for line in response.iter_lines():
-                yield msgspec.json.decode(line)
-        finally:
-            await response.close()
+        url = own_url(self._openai, "batches", batch_id, "validation")
+        async for line in stream_lines_async(self._openai, url):
+            yield msgspec.json.decode(line)
 
     async def canary(self, batch_id: str) -> dict[str, Any]:
         """How the canary of a batch goes: its `state`, and the counts of its lines."""
-        return _json(await self._openai.get(_own_url(self._openai, batch_id, "canary"), cast_to=object))
+        return json_object(
+            await self._openai.get(own_url(self._openai, "batches", batch_id, "canary"), cast_to=object)
+        )
 
     async def estimate(self, input_file_id: str, *, endpoint: str) -> dict[str, Any]:
         """What a batch of an uploaded file would need; nothing is sent."""
         body = {"input_file_id": input_file_id, "endpoint": endpoint}
-        url = f"{own_root(self._openai)}/estimates"
-        return _json(await self._openai.post(url, body=body, cast_to=object))
-
-
-def own_root(client: OpenAI | AsyncOpenAI) -> str:
-    """The URL of `/nightmill/v1` of the server."""
-    return str(client.base_url).rstrip("/").removesuffix("/v1") + "/nightmill/v1"
-
-
-def _own_url(client: OpenAI | AsyncOpenAI, batch_id: str, what: str) -> str:
-    return f"{own_root(client)}/batches/{quote(batch_id, safe='')}/{what}"
-
-
-def _json(answer: object) -> dict[str, Any]:
-    return cast("dict[str, Any]", answer)
+        url = own_url(self._openai, "estimates")
+        return json_object(await self._openai.post(url, body=body, cast_to=object))

@@ -2,10 +2,11 @@
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Self, cast
-from urllib.parse import quote
+from typing import Any, Self
 
 from openai import APIStatusError, AsyncOpenAI, OpenAI
+
+from nightmill.client.own_api import json_object, own_url
 
 _PAGE = 500
 _UNFINISHED = ("validating", "in_progress", "finalizing", "cancelling")
@@ -124,7 +125,9 @@ class InsightApi:
             return None
         query = "&".join(f"status={status}" for status in _UNFINISHED)
         try:
-            page = _page(self._openai.get(f"{_url(self._openai, '')[:-1]}?limit=100&{query}", cast_to=object))
+            page = json_object(
+                self._openai.get(f"{own_url(self._openai, 'batches')}?limit=100&{query}", cast_to=object)
+            )
         except APIStatusError:
             return None
         limits = {document["id"]: document["why"]["sentence"] for document in page["data"] if document["why"]}
@@ -138,12 +141,12 @@ class InsightApi:
         """
         has_more = True
         while has_more:
-            page = _page(self._openai.get(_events_url(self._openai, batch_id, after), cast_to=object))
+            page = json_object(self._openai.get(_events_url(self._openai, batch_id, after), cast_to=object))
             yield from map(BatchEvent.of, page["data"])
             has_more, after = page["has_more"], page["last_id"] or after
 
     def _batch(self, batch_id: str) -> dict[str, Any]:
-        return _page(self._openai.get(_url(self._openai, batch_id), cast_to=object))
+        return json_object(self._openai.get(own_url(self._openai, "batches", batch_id), cast_to=object))
 
 
 class AsyncInsightApi:
@@ -165,13 +168,15 @@ class AsyncInsightApi:
     async def events(self, batch_id: str, *, after: int = 0) -> AsyncIterator[BatchEvent]:
         has_more = True
         while has_more:
-            page = _page(await self._openai.get(_events_url(self._openai, batch_id, after), cast_to=object))
+            page = json_object(
+                await self._openai.get(_events_url(self._openai, batch_id, after), cast_to=object)
+            )
             for document in page["data"]:
                 yield BatchEvent.of(document)
             has_more, after = page["has_more"], page["last_id"] or after
 
     async def _batch(self, batch_id: str) -> dict[str, Any]:
-        return _page(await self._openai.get(_url(self._openai, batch_id), cast_to=object))
+        return json_object(await self._openai.get(own_url(self._openai, "batches", batch_id), cast_to=object))
 
 
 def why_in(document: Mapping[str, Any]) -> Why | None:
@@ -184,14 +189,5 @@ def forecast_in(document: Mapping[str, Any]) -> Forecast | None:
     return None if found is None else Forecast.of(found)
 
 
-def _page(answer: object) -> dict[str, Any]:
-    return cast("dict[str, Any]", answer)
-
-
-def _url(client: OpenAI | AsyncOpenAI, batch_id: str) -> str:
-    server = str(client.base_url).rstrip("/").removesuffix("/v1")
-    return f"{server}/nightmill/v1/batches/{quote(batch_id, safe='')}"
-
-
 def _events_url(client: OpenAI | AsyncOpenAI, batch_id: str, after: int) -> str:
-    return f"{_url(client, batch_id)}/events?after={after}&limit={_PAGE}"
+    return f"{own_url(client, 'batches', batch_id)}/events?after={after}&limit={_PAGE}"

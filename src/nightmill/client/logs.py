@@ -4,6 +4,8 @@ from typing import Literal, TypeAlias, cast
 
 from openai import AsyncOpenAI, OpenAI
 
+from nightmill.client.own_api import own_url
+
 LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
 
 
@@ -16,7 +18,7 @@ class LogApi:
 
     def __init__(self, openai_client: OpenAI) -> None:
         self._openai = openai_client
-        self._url = _url_of(openai_client)
+        self._url = own_url(openai_client, "log_level")
 
     def level(self) -> LogLevel:
         """The lowest level that is logged."""
@@ -32,18 +34,13 @@ class AsyncLogApi:
 
     def __init__(self, openai_client: AsyncOpenAI) -> None:
         self._openai = openai_client
-        self._url = _url_of(openai_client)
+        self._url = own_url(openai_client, "log_level")
 
     async def level(self) -> LogLevel:
         return _level_in(await self._openai.get(self._url, cast_to=object))
 
     async def set_level(self, level: LogLevel) -> LogLevel:
         return _level_in(await self._openai.post(self._url, body={"level": level}, cast_to=object))
-
-
-def _url_of(client: OpenAI | AsyncOpenAI) -> str:
-    base = str(client.base_url).rstrip("/").removesuffix("/v1")
-    return f"{base}/nightmill/v1/log_level"
 
 
 def _level_in(answer: object) -> LogLevel:

@@ -10,7 +10,7 @@ from contextlib import aclosing, closing
 from dataclasses import dataclass
 from time import monotonic, sleep
 from typing import Any, Final, Literal, TypeAlias, cast
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 
 import httpx2
 import msgspec
@@ -24,6 +24,7 @@ from openai import (
     RateLimitError,
 )
 
+from nightmill.client.own_api import STREAMED, own_url
 from nightmill.errors import RequestError, UnavailableError
 
 Outcome: TypeAlias = Literal["completed", "failed"]
@@ -35,11 +36,7 @@ _LONGEST_PAUSE_S: Final = 3.0
 _PAUSE_GROWTH: Final = 1.6
 # The server sends something every few seconds, also while nothing is answered.
 _SILENCE_S: Final = 60.0
-_RAW: Final = {
-    "X-Stainless-Raw-Response": "stream",
-    "Accept": "application/x-ndjson",
-    "Accept-Encoding": "identity",
-}
+_RAW: Final = {**STREAMED, "Accept": "application/x-ndjson"}
 _FOLLOWING: Final[Any] = {"headers": _RAW, "timeout": _SILENCE_S, "max_retries": 0}
 _AWAY: Final = (APIConnectionError, InternalServerError, RateLimitError, httpx2.HTTPError)
 
@@ -98,7 +95,6 @@ class WantedResults:
 
     def url(self, client: OpenAI | AsyncOpenAI, batch_id: str, after: str | None, **more: str | int) -> str:
         """With all parameters: of one that is repeated the package would send the last value only."""
-        server = str(client.base_url).rstrip("/").removesuffix("/v1")
         given: dict[str, Any] = {
             "after": after,
             "outcome": self.outcome,
@@ -107,7 +103,7 @@ class WantedResults:
             **more,
         }
         query = urlencode({name: value for name, value in given.items() if value}, doseq=True)
-        return f"{server}/nightmill/v1/batches/{quote(batch_id, safe='')}/results?{query}"
+        return f"{own_url(client, 'batches', batch_id, 'results')}?{query}"
 
 
 class _Document(msgspec.Struct):

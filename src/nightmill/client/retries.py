@@ -1,15 +1,12 @@
 """Retries of ended batches and their merged results, over `/nightmill/v1/batches`."""
 
-import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from typing import Any, Final, cast
-from urllib.parse import quote, urlencode
+from typing import Any, cast
+from urllib.parse import urlencode
 
-import httpx2
 from openai import AsyncOpenAI, OpenAI
 
-from nightmill.client.download import lines
-from nightmill.errors import UnavailableError
+from nightmill.client.own_api import once, own_url, stream_lines, stream_lines_async
 
 RetryAnswer = dict[str, Any]
 """The server's document: `batch` (None if none was made), `lines`, `origins` and `codes`."""
@@ -19,10 +16,6 @@ Receipt = dict[str, Any]
 
 LineDocument = dict[str, Any]
 """The server's document; docs/lines.md has its fields."""
-
-_CHUNK_BYTES: Final = 1 << 18
-# The first header makes the package return the response before its body is read.
-_STREAMED: Final = {"X-Stainless-Raw-Response": "stream", "Accept-Encoding": "identity"}
 
 
 class RetryApi:
@@ -38,7 +31,7 @@ class RetryApi:
     def retry(self, *batch_ids: str, **options: Any) -> RetryAnswer:
         """Makes a new batch of the failed lines of ended batches; options as in `retry_request`."""
         answer = self._openai.post(
-            own_url(self._openai, "retry"),
+            own_url(self._openai, "batches", "retry"),
             body=retry_request(batch_ids, **options),
             cast_to=object,
             options={"headers": once()},
@@ -55,7 +48,9 @@ class RetryApi:
 
     def receipt(self, batch_id: str) -> Receipt:
         """What a batch that has ended took: lines, tokens, time and cost."""
-        return cast("Receipt", self._openai.get(own_url(self._openai, batch_id, "receipt"), cast_to=object))
+        return cast(
+            "Receipt", self._openai.get(own_url(self._openai, "batches", batch_id, "receipt"), cast_to=object)
+        )
 
     def line(self, batch_id: str, *, custom_id: str | None = None, number: int | None = None) -> LineDocument:
         """Where a request line is, named by its custom_id or by its number in the input file, from 1."""
@@ -64,7 +59,7 @@ class RetryApi:
 
     def attempts(self, batch_id: str) -> Iterator[bytes]:
         """The recorded attempts of a batch that was created with `record_attempts`, as lines of JSON."""
-        return stream_lines(self._openai, own_url(self._openai, batch_id, "attempts"))
+        return stream_lines(self._openai, own_url(self._openai, "batches", batch_id, "attempts"))
 
 
 class AsyncRetryApi:
@@ -75,7 +70,7 @@ class AsyncRetryApi:
 
     async def retry(self, *batch_ids: str, **options: Any) -> RetryAnswer:
         answer = await self._openai.post(
-            own_url(self._openai, "retry"),
+            own_url(self._openai, "batches", "retry"),
             body=retry_request(batch_ids, **options),
             cast_to=object,
             options={"headers": once()},
@@ -88,7 +83,7 @@ class AsyncRetryApi:
             yield line
 
     async def receipt(self, batch_id: str) -> Receipt:
-        url = own_url(self._openai, batch_id, "receipt")
+        url = own_url(self._openai, "batches", batch_id, "receipt")
         return cast("Receipt", await self._openai.get(url, cast_to=object))
 
     async def line(
@@ -98,7 +93,9 @@ class AsyncRetryApi:
         return cast("LineDocument", await self._openai.get(url, cast_to=object))
 
     async def attempts(self, batch_id: str) -> AsyncIterator[bytes]:
-        async for line in stream_lines_async(self._openai, own_url(self._openai, batch_id, "attempts")):
+        async for line in stream_lines_async(
+            self._openai, own_url(self._openai, "batches", batch_id, "attempts")
+        ):
             yield line
 
 
@@ -138,58 +135,11 @@ def retry_request(
     return body
 
 
-def own_url(client: OpenAI | AsyncOpenAI, *steps: str) -> str:
-    """The URL of `/nightmill/v1/batches/...` on the client's server."""
-    server = str(client.base_url).rstrip("/").removesuffix("/v1")
-    return "/".join((f"{server}/nightmill/v1/batches", *(quote(step, safe="") for step in steps)))
-
-
-def once() -> dict[str, str]:
-    """The package repeats a request whose answer was lost; with the key no second batch is made."""
-    return {"Idempotency-Key": str(uuid.uuid4())}
-
-
-def stream_lines(client: OpenAI, url: str) -> Iterator[bytes]:
-    """The lines of a streamed response without their line breaks.
-
-    Raises:
-        UnavailableError: the connection broke before the end.
-    """
-    response = client.get(url, cast_to=httpx2.Response, options={"headers": _STREAMED})
-    try:
-        yield from lines(response.iter_bytes(_CHUNK_BYTES))
-    except httpx2.HTTPError as error:
-        raise _broken(url) from error
-    finally:
-        response.close()
-
-
-async def stream_lines_async(client: AsyncOpenAI, url: str) -> AsyncIterator[bytes]:
-    """`stream_lines` for asyncio."""
-    response = await client.get(url, cast_to=httpx2.Response, options={"headers": _STREAMED})
-    begun = b""
-    try:
-        async for chunk in response.aiter_bytes(_CHUNK_BYTES):
-            *whole, begun = (begun + chunk).split(b"\n")
-            for line in whole:
-                yield line
-    except httpx2.HTTPError as error:
-        raise _broken(url) from error
-    finally:
-        await response.aclose()
-    if begun:
-        yield begun
-
-
 def _merged_url(client: OpenAI | AsyncOpenAI, batch_id: str, *, partial: bool) -> str:
-    return own_url(client, batch_id, "merged") + ("?partial=true" if partial else "")
+    return own_url(client, "batches", batch_id, "merged") + ("?partial=true" if partial else "")
 
 
 def _line_url(client: OpenAI | AsyncOpenAI, batch_id: str, custom_id: str | None, number: int | None) -> str:
     named = {"custom_id": custom_id, "line": number}
     query = urlencode({name: value for name, value in named.items() if value is not None})
-    return f"{own_url(client, batch_id, 'lines')}?{query}"
-
-
-def _broken(url: str) -> UnavailableError:
-    return UnavailableError(f"the connection broke before the end of {url}; try again")
+    return f"{own_url(client, 'batches', batch_id, 'lines')}?{query}"

@@ -6,10 +6,12 @@ Answers are the server's JSON: of one batch its document, of several an object w
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, cast
-from urllib.parse import quote, urlencode
+from typing import Any, Final, Literal
+from urllib.parse import urlencode
 
 from openai import AsyncOpenAI, OpenAI
+
+from nightmill.client.own_api import json_object, own_url
 
 OwnBatch = dict[str, Any]
 Action = Literal["pause", "resume", "prioritize", "deadline", "limit", "cancel"]
@@ -69,27 +71,33 @@ class Steering:
 
     def __init__(self, openai_client: OpenAI) -> None:
         self._openai = openai_client
-        self._root = _root(openai_client)
+        self._root = own_url(openai_client, "batches")
 
     def get(self, batch_id: str) -> OwnBatch:
-        return _json(self._openai.get(_url(self._root, batch_id), cast_to=object))
+        return json_object(self._openai.get(own_url(self._openai, "batches", batch_id), cast_to=object))
 
     def list(
         self, selection: BatchSelection | None = None, *, after: str | None = None, limit: int = 20
     ) -> dict[str, Any]:
         """A page of batches, newest first."""
-        return _json(self._openai.get(_page(self._root, selection, after, limit), cast_to=object))
+        return json_object(self._openai.get(_page(self._root, selection, after, limit), cast_to=object))
 
     def pause(self, batch_id: str) -> OwnBatch:
-        return _json(self._openai.post(f"{_url(self._root, batch_id)}/pause", cast_to=object))
+        return json_object(
+            self._openai.post(own_url(self._openai, "batches", batch_id, "pause"), cast_to=object)
+        )
 
     def resume(self, batch_id: str) -> OwnBatch:
-        return _json(self._openai.post(f"{_url(self._root, batch_id)}/resume", cast_to=object))
+        return json_object(
+            self._openai.post(own_url(self._openai, "batches", batch_id, "resume"), cast_to=object)
+        )
 
     def change(self, batch_id: str, **values: int | None) -> OwnBatch:
         """Sets `priority`, `deadline` (Unix seconds) or `deadline_in_s`, and `concurrency` (None removes it),
         all of them or none."""
-        return _json(self._openai.post(_url(self._root, batch_id), body=values, cast_to=object))
+        return json_object(
+            self._openai.post(own_url(self._openai, "batches", batch_id), body=values, cast_to=object)
+        )
 
     def act(
         self, action: Action, selected: Selected, *, dry_run: bool = False, **values: int | None
@@ -102,7 +110,7 @@ class Steering:
         """
         total: dict[str, Any] = {}
         for body in _bodies(action, selected, dry_run=dry_run, values=values, total=total):
-            _add(total, _json(self._openai.post(f"{self._root}/actions", body=body, cast_to=object)))
+            _add(total, json_object(self._openai.post(f"{self._root}/actions", body=body, cast_to=object)))
         return total
 
 
@@ -111,31 +119,40 @@ class AsyncSteering:
 
     def __init__(self, openai_client: AsyncOpenAI) -> None:
         self._openai = openai_client
-        self._root = _root(openai_client)
+        self._root = own_url(openai_client, "batches")
 
     async def get(self, batch_id: str) -> OwnBatch:
-        return _json(await self._openai.get(_url(self._root, batch_id), cast_to=object))
+        return json_object(await self._openai.get(own_url(self._openai, "batches", batch_id), cast_to=object))
 
     async def list(
         self, selection: BatchSelection | None = None, *, after: str | None = None, limit: int = 20
     ) -> dict[str, Any]:
-        return _json(await self._openai.get(_page(self._root, selection, after, limit), cast_to=object))
+        return json_object(await self._openai.get(_page(self._root, selection, after, limit), cast_to=object))
 
     async def pause(self, batch_id: str) -> OwnBatch:
-        return _json(await self._openai.post(f"{_url(self._root, batch_id)}/pause", cast_to=object))
+        return json_object(
+            await self._openai.post(own_url(self._openai, "batches", batch_id, "pause"), cast_to=object)
+        )
 
     async def resume(self, batch_id: str) -> OwnBatch:
-        return _json(await self._openai.post(f"{_url(self._root, batch_id)}/resume", cast_to=object))
+        return json_object(
+            await self._openai.post(own_url(self._openai, "batches", batch_id, "resume"), cast_to=object)
+        )
 
     async def change(self, batch_id: str, **values: int | None) -> OwnBatch:
-        return _json(await self._openai.post(_url(self._root, batch_id), body=values, cast_to=object))
+        return json_object(
+            await self._openai.post(own_url(self._openai, "batches", batch_id), body=values, cast_to=object)
+        )
 
     async def act(
         self, action: Action, selected: Selected, *, dry_run: bool = False, **values: int | None
     ) -> dict[str, Any]:
         total: dict[str, Any] = {}
         for body in _bodies(action, selected, dry_run=dry_run, values=values, total=total):
-            _add(total, _json(await self._openai.post(f"{self._root}/actions", body=body, cast_to=object)))
+            _add(
+                total,
+                json_object(await self._openai.post(f"{self._root}/actions", body=body, cast_to=object)),
+            )
         return total
 
 
@@ -178,16 +195,3 @@ def _page(root: str, selection: BatchSelection | None, after: str | None, limit:
     if after is not None:
         query["after"] = after
     return f"{root}?{urlencode(query, doseq=True)}"
-
-
-def _root(client: OpenAI | AsyncOpenAI) -> str:
-    base = str(client.base_url).rstrip("/").removesuffix("/v1")
-    return f"{base}/nightmill/v1/batches"
-
-
-def _url(root: str, batch_id: str) -> str:
-    return f"{root}/{quote(batch_id, safe='')}"
-
-
-def _json(answer: object) -> dict[str, Any]:
-    return cast("dict[str, Any]", answer)

@@ -1,12 +1,11 @@
 """Upstreams of a running server, over `/nightmill/v1/upstreams`. The key must be an admin key."""
 
 from collections.abc import Mapping
-from typing import Any, cast
-from urllib.parse import quote
+from typing import Any
 
 from openai import OpenAI
 
-_ROOT = "nightmill/v1/upstreams"
+from nightmill.client.own_api import json_object, own_url
 
 Upstream = dict[str, Any]
 
@@ -20,33 +19,28 @@ class UpstreamApi:
 
     def __init__(self, openai_client: OpenAI) -> None:
         self._openai = openai_client
-        base = str(openai_client.base_url).rstrip("/").removesuffix("/v1")
-        self._root = f"{base}/{_ROOT}"
+        self._root = own_url(openai_client, "upstreams")
 
     def list(self) -> dict[str, Any]:
         """`data` has the upstreams, `problems` those that the server cannot read."""
-        return self._json(self._openai.get(self._root, cast_to=object))
+        return json_object(self._openai.get(self._root, cast_to=object))
 
     def get(self, name: str) -> Upstream:
-        return self._json(self._openai.get(self._of(name), cast_to=object))
+        return json_object(self._openai.get(self._of(name), cast_to=object))
 
     def add(self, fields: Mapping[str, Any]) -> Upstream:
-        return self._json(self._openai.post(self._root, body=dict(fields), cast_to=object))
+        return json_object(self._openai.post(self._root, body=dict(fields), cast_to=object))
 
     def change(self, name: str, fields: Mapping[str, Any]) -> Upstream:
         """Merges the fields into the settings of the upstream; None removes one."""
-        return self._json(self._openai.patch(self._of(name), body=dict(fields), cast_to=object))
+        return json_object(self._openai.patch(self._of(name), body=dict(fields), cast_to=object))
 
     def do(self, name: str, action: str) -> Upstream:
         """Runs one of `pause`, `resume`, `drain`, `reset` and `test`."""
-        return self._json(self._openai.post(f"{self._of(name)}/{action}", cast_to=object))
+        return json_object(self._openai.post(f"{self._of(name)}/{action}", cast_to=object))
 
     def remove(self, name: str) -> Upstream:
-        return self._json(self._openai.delete(self._of(name), cast_to=object))
+        return json_object(self._openai.delete(self._of(name), cast_to=object))
 
     def _of(self, name: str) -> str:
-        return f"{self._root}/{quote(name, safe='')}"
-
-    @staticmethod
-    def _json(answer: object) -> dict[str, Any]:
-        return cast("dict[str, Any]", answer)
+        return own_url(self._openai, "upstreams", name)

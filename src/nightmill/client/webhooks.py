@@ -4,10 +4,12 @@ The deliveries and sending them again are of nightmill only. Answers are the ser
 """
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 from urllib.parse import quote
 
 from openai import AsyncOpenAI, OpenAI
+
+from nightmill.client.own_api import json_object, own_url
 
 WebhookEndpoint = dict[str, Any]
 """Has `signing_secret` only in the answers of `add` and `rotate`."""
@@ -47,7 +49,7 @@ class WebhookApi:
         return self._post(self._urls.of(endpoint_id), _changes(name, url, event_types))
 
     def remove(self, endpoint_id: str) -> dict[str, Any]:
-        return cast("dict[str, Any]", self._openai.delete(self._urls.of(endpoint_id), cast_to=object))
+        return json_object(self._openai.delete(self._urls.of(endpoint_id), cast_to=object))
 
     def rotate(self, endpoint_id: str, *, keep_old: bool = False) -> WebhookEndpoint:
         """The endpoint with a new `signing_secret`.
@@ -82,10 +84,10 @@ class WebhookApi:
 
     def _get(self, url: str, query: dict[str, Any] | None = None) -> dict[str, Any]:
         answer = self._openai.get(url, cast_to=object, options={"params": query or {}})
-        return cast("dict[str, Any]", answer)
+        return json_object(answer)
 
     def _post(self, url: str, body: dict[str, Any] | None) -> dict[str, Any]:
-        return cast("dict[str, Any]", self._openai.post(url, cast_to=object, body=body))
+        return json_object(self._openai.post(url, cast_to=object, body=body))
 
 
 class AsyncWebhookApi:
@@ -117,7 +119,7 @@ class AsyncWebhookApi:
         return await self._post(self._urls.of(endpoint_id), _changes(name, url, event_types))
 
     async def remove(self, endpoint_id: str) -> dict[str, Any]:
-        return cast("dict[str, Any]", await self._openai.delete(self._urls.of(endpoint_id), cast_to=object))
+        return json_object(await self._openai.delete(self._urls.of(endpoint_id), cast_to=object))
 
     async def rotate(self, endpoint_id: str, *, keep_old: bool = False) -> WebhookEndpoint:
         body = {"keep_old_secret_active_for_24_hours": keep_old}
@@ -139,16 +141,16 @@ class AsyncWebhookApi:
 
     async def _get(self, url: str, query: dict[str, Any] | None = None) -> dict[str, Any]:
         answer = await self._openai.get(url, cast_to=object, options={"params": query or {}})
-        return cast("dict[str, Any]", answer)
+        return json_object(answer)
 
     async def _post(self, url: str, body: dict[str, Any] | None) -> dict[str, Any]:
-        return cast("dict[str, Any]", await self._openai.post(url, cast_to=object, body=body))
+        return json_object(await self._openai.post(url, cast_to=object, body=body))
 
 
 class _Urls:
     def __init__(self, client: OpenAI | AsyncOpenAI) -> None:
         base = str(client.base_url).rstrip("/")
-        self._own = f"{base.removesuffix('/v1')}/nightmill/v1"
+        self._client = client
         self.endpoints = f"{base}/webhook_endpoints"
         self.event_types = f"{base}/webhook_event_types"
 
@@ -156,10 +158,10 @@ class _Urls:
         return f"{self.endpoints}/{quote(endpoint_id, safe='')}"
 
     def deliveries(self, endpoint_id: str) -> str:
-        return f"{self._own}/webhook_endpoints/{quote(endpoint_id, safe='')}/deliveries"
+        return own_url(self._client, "webhook_endpoints", endpoint_id, "deliveries")
 
     def resend(self, delivery_id: str) -> str:
-        return f"{self._own}/webhook_deliveries/{quote(delivery_id, safe='')}/resend"
+        return own_url(self._client, "webhook_deliveries", delivery_id, "resend")
 
 
 def _page(after: str | None, limit: int, state: str | None = None) -> dict[str, Any]:
