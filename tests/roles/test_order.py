@@ -7,6 +7,7 @@ import pytest
 
 from nightmill.core.batch import Status
 from nightmill.core.outcome import Outcome
+from nightmill.core.steering import SetPriority
 from tests.roles.conftest import Mill, answer, request_line
 
 LARGE, SMALL = 6_000, 10
@@ -114,7 +115,7 @@ async def test_a_worker_takes_over_a_changed_priority_of_a_batch_that_it_holds(m
     async def is_taken_over() -> bool:
         held = {batch.id: batch.priority for batch in worker._dispatcher.supply.batches}
         if set(held) == {batch.id for batch in batches} and not any(held.values()):
-            await mill.store.batches.prioritize(batches[1].project_id, batches[1].id, 7)
+            await mill.store.steering.change(batches[1].project_id, batches[1].id, [SetPriority(7)])
             mill.notifier.notify()
         return held.get(batches[1].id) == 7
 

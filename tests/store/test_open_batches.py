@@ -6,6 +6,8 @@ import pytest
 
 from nightmill.core.batch import HIGHEST_PRIORITY, LOWEST_PRIORITY, Event
 from nightmill.core.schedule import NEAR_DEADLINE_S, Candidates, OpenBatch
+from nightmill.core.steering import SetPriority
+from nightmill.errors import ConflictError
 from nightmill.ids import ProjectId
 
 
@@ -66,7 +68,7 @@ async def test_the_oldest_batch_of_each_model_is_a_candidate_if_models_are_looke
 
 async def test_a_look_reads_the_priorities_of_the_batches_that_are_passed_over(world, store):
     held, other = await world.start(store), await world.start(store, priority=4)
-    await store.batches.prioritize(world.project, held.id, -7)
+    await store.steering.change(world.project, held.id, [SetPriority(-7)])
     found = await _candidates(store, passed_over=[held.id])
     assert found.priorities == {held.id: -7}
     assert (await _candidates(store)).priorities == {}
@@ -76,11 +78,12 @@ async def test_a_look_reads_the_priorities_of_the_batches_that_are_passed_over(w
 
 async def test_the_priority_of_an_ended_or_foreign_batch_stays(world, store):
     batch = await world.start(store, priority=1)
-    assert not await store.batches.prioritize(world.other_project, batch.id, 5)
-    assert await store.batches.prioritize(world.project, batch.id, 2)
+    assert await store.steering.change(world.other_project, batch.id, [SetPriority(5)]) is None
+    assert await store.steering.change(world.project, batch.id, [SetPriority(2)])
     for event in (Event.CANCEL_REQUESTED, Event.CANCELLED):
         await world.apply(store, batch, event)
-    assert not await store.batches.prioritize(world.project, batch.id, 5)
+    with pytest.raises(ConflictError):
+        await store.steering.change(world.project, batch.id, [SetPriority(5)])
     assert (await world.read_again(store, batch)).priority == 2
 
 
@@ -88,7 +91,7 @@ async def test_the_priority_of_an_ended_or_foreign_batch_stays(world, store):
 async def test_the_store_refuses_a_priority_outside_the_range(world, store, priority):
     batch = await world.start(store)
     with pytest.raises(ValueError, match="batch_priority"):
-        await store.batches.prioritize(world.project, batch.id, priority)
+        await store.steering.change(world.project, batch.id, [SetPriority(priority)])
 
 
 async def test_a_look_continues_after_the_last_project_and_begins_again_at_the_end(world, store):

@@ -19,7 +19,7 @@ from nightmill.store import audit, batch_events, projects, schema, webhooks
 from nightmill.store.clock import now
 from nightmill.store.idempotency_keys import Idempotency, first_object
 from nightmill.store.leased_table import LeasedTable
-from nightmill.store.paging import Page, named_place, place, place_of
+from nightmill.store.paging import Page, named_place, page_of, place
 from nightmill.store.schema import IN_PROGRESS, TALLY_COLUMNS, batch, segment
 from nightmill.store.tallies import TALLY_WIDTH, tally_of, tally_values
 from nightmill.store.verbs import Verbs, read, write
@@ -73,15 +73,6 @@ _CREATED_SINCE = select(func.count()).where(
 )
 _ADD = insert(batch)
 _NO_OPTIONS = BatchOptions()
-_PRIORITIZE = (
-    update(batch)
-    .where(
-        batch.c.id == bindparam("of_batch_id"),
-        batch.c.project_id == bindparam("of_project_id"),
-        batch.c.status.not_in([status.value for status in TERMINAL]),
-    )
-    .values(priority=bindparam("new_priority"))
-)
 _OVERDUE = _BATCH.where(text(schema.IS_SENDABLE), batch.c.expires_at <= now()).order_by(batch.c.expires_at)
 _OVERDUE_PAUSED = _BATCH.where(text(schema.IS_PAUSED), batch.c.expires_at <= now()).order_by(
     batch.c.expires_at
@@ -248,6 +239,30 @@ def write_status(
     return True
 
 
+def write_stop(
+    connection: Connection,
+    statement: Update,
+    after: Batch,
+    reason: StopReason,
+    *,
+    expected: Status,
+    parameters: Mapping[str, Any] | None = None,
+    detail: Mapping[str, Any] | None = None,
+) -> bool:
+    """As `write_status`, with the reason why nightmill ends the batch early.
+
+    Args:
+        statement: sets `stop_reason` to the parameter `new_stop_reason`.
+        detail: of the entry in the history, besides the reason.
+    """
+    given = {"new_stop_reason": dump_stop_reason(reason), **(parameters or {})}
+    if not write_status(connection, statement, after, expected=expected, parameters=given):
+        return False
+    about = {"code": reason.code, "message": reason.message, **(detail or {})}
+    batch_events.record(connection, after.id, EventKind.STOPPED, detail=about)
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class Backlog:
     """How much is unfinished: batches by status, their segments that wait or are leased, and the Unix second
@@ -316,14 +331,17 @@ class Batches(Verbs):
         Raises:
             NotFoundError: the project never had the batch `after`.
         """
-        given: dict[str, Any] = {"project_id": project_id, "page_rows": limit + 1}
-        query = _PAGE
-        if after is not None:
-            created_at, sequence = place_of(connection, batch, project_id, after)
-            given |= {"after_created_at": created_at, "after_sequence": sequence}
-            query = _NEXT_PAGE
-        rows = connection.execute(query, given).all()
-        return Page(tuple(as_batch(row) for row in rows[:limit]), has_more=len(rows) > limit)
+        return page_of(
+            connection,
+            batch,
+            _PAGE,
+            _NEXT_PAGE,
+            parameters={"project_id": project_id},
+            project_id=project_id,
+            after=after,
+            limit=limit,
+            as_item=as_batch,
+        )
 
     @read
     @staticmethod
@@ -355,38 +373,7 @@ class Batches(Verbs):
 
         False when the status is no longer `expected`.
         """
-        given = {"new_stop_reason": dump_stop_reason(reason)}
-        if not write_status(connection, _STOP, after, expected=expected, parameters=given):
-            return False
-        detail = {"code": reason.code, "message": reason.message}
-        batch_events.record(connection, after.id, EventKind.STOPPED, detail=detail)
-        return True
-
-    @write
-    @staticmethod
-    def prioritize(
-        connection: Connection,
-        project_id: ProjectId,
-        batch_id: BatchId,
-        priority: int,
-        by: Actor | None = None,
-    ) -> bool:
-        """Sets the priority. False when the project has no such batch, or the batch has ended."""
-        given = {"of_batch_id": batch_id, "of_project_id": project_id, "new_priority": priority}
-        if connection.execute(_PRIORITIZE, given).rowcount != 1:
-            return False
-        batch_events.record(
-            connection, batch_id, EventKind.PRIORITY_CHANGED, by=by, detail={"priority": priority}
-        )
-        audit.record(
-            connection,
-            by,
-            AuditAction.BATCH_PRIORITIZED,
-            batch_id,
-            project_id=project_id,
-            detail=str(priority),
-        )
-        return True
+        return write_stop(connection, _STOP, after, reason, expected=expected)
 
     @read
     @staticmethod

@@ -13,9 +13,8 @@ from nightmill.store.batches import (
     BATCH_COLUMNS,
     BATCH_WIDTH,
     as_batch,
-    dump_stop_reason,
     moving,
-    write_status,
+    write_stop,
 )
 from nightmill.store.schema import IN_PROGRESS, batch, segment
 from nightmill.store.verbs import Verbs, read, write
@@ -82,21 +81,15 @@ class Canaries(Verbs):
     @staticmethod
     def stop(connection: Connection, after: Batch, canary: Canary) -> bool:
         """in_progress -> cancelling with a reason. False when the batch or its canary has moved on."""
-        reason = canary.stop_reason
-        is_stopped = write_status(
+        return write_stop(
             connection,
             _STOP,
             after,
+            canary.stop_reason,
             expected=Status.IN_PROGRESS,
-            parameters={
-                "of_canary_segments": after.canary_segments,
-                "new_stop_reason": dump_stop_reason(reason),
-            },
+            parameters={"of_canary_segments": after.canary_segments},
+            detail=_detail(canary),
         )
-        if is_stopped:
-            detail = {"code": reason.code, "message": reason.message, **_detail(canary)}
-            batch_events.record(connection, after.id, EventKind.STOPPED, detail=detail)
-        return is_stopped
 
 
 def _canary(of: Batch, counts: Sequence[Any]) -> Canary:

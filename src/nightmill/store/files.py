@@ -15,7 +15,7 @@ from nightmill.store import audit, projects, schema
 from nightmill.store.clock import now, stamp
 from nightmill.store.holds import is_held_file
 from nightmill.store.idempotency_keys import Idempotency, first_object
-from nightmill.store.paging import Page, named_place, place, place_of
+from nightmill.store.paging import Page, named_place, page_of, place
 from nightmill.store.rows import columns_of, row_of
 from nightmill.store.schema import file
 from nightmill.store.verbs import Verbs, read, write
@@ -115,20 +115,24 @@ class Files(Verbs):
             NotFoundError: the project never had the file `after`.
         """
         query = _FILE.where(file.c.project_id == bindparam("of_project_id"), _is_live, _is_fresh)
-        given: dict[str, Any] = {"of_project_id": project_id, "page_rows": limit + 1}
+        given: dict[str, Any] = {"of_project_id": project_id}
         if purpose is not None:
             query = query.where(file.c.purpose == bindparam("purpose"))
             given["purpose"] = purpose
-        if after is not None:
-            created_at, sequence = place_of(connection, file, project_id, after)
-            given |= {"after_created_at": created_at, "after_sequence": sequence}
-            query = query.where(
-                place(file) > named_place() if order == "asc" else place(file) < named_place()
-            )
         columns: tuple[ColumnElement[Any], ...] = (file.c.created_at, file.c.sequence)
         query = query.order_by(*(columns if order == "asc" else (column.desc() for column in columns)))
-        rows = connection.execute(query.limit(bindparam("page_rows")), given).all()
-        return Page(tuple(as_file(row) for row in rows[:limit]), has_more=len(rows) > limit)
+        query = query.limit(bindparam("page_rows"))
+        return page_of(
+            connection,
+            file,
+            query,
+            query.where(place(file) > named_place() if order == "asc" else place(file) < named_place()),
+            parameters=given,
+            project_id=project_id,
+            after=after,
+            limit=limit,
+            as_item=as_file,
+        )
 
     @write
     @staticmethod

@@ -1,9 +1,10 @@
 """Pages by (created_at, sequence) behind the row that a cursor names: stable while rows are inserted."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, Table, bindparam, select, tuple_
+from sqlalchemy import ColumnElement, Connection, Select, Table, bindparam, select, tuple_
 
 from nightmill.errors import NotFoundError
 
@@ -18,7 +19,39 @@ class Page(Generic[T]):
     has_more: bool
 
 
-def place_of(connection: Connection, table: Table, project_id: str, item_id: str) -> tuple[int, int]:
+def page_of(
+    connection: Connection,
+    table: Table,
+    first: Select[Any],
+    following: Select[Any],
+    *,
+    parameters: Mapping[str, Any],
+    project_id: str,
+    after: str | None,
+    limit: int,
+    as_item: Callable[[Any], T],
+) -> Page[T]:
+    """The first page, or the page behind an item.
+
+    Args:
+        first: the query of the first page, with the parameter `page_rows` as its limit.
+        following: that of a later page, which compares with `named_place()`.
+        parameters: of both queries.
+        after: the id of the last item of the page before.
+
+    Raises:
+        NotFoundError: the project never had the item `after`.
+    """
+    given, query = {**parameters, "page_rows": limit + 1}, first
+    if after is not None:
+        created_at, sequence = _place_of(connection, table, project_id, after)
+        given |= {"after_created_at": created_at, "after_sequence": sequence}
+        query = following
+    rows = connection.execute(query, given).all()
+    return Page(tuple(as_item(row) for row in rows[:limit]), has_more=len(rows) > limit)
+
+
+def _place_of(connection: Connection, table: Table, project_id: str, item_id: str) -> tuple[int, int]:
     """The place of the row that a cursor names; a tombstone has a place too.
 
     Raises:

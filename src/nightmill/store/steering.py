@@ -17,7 +17,7 @@ from nightmill.ids import BatchId, ProjectId
 from nightmill.store import audit, batch_events
 from nightmill.store.batches import BATCH_COLUMNS, as_batch, metadata_pair
 from nightmill.store.clock import now
-from nightmill.store.paging import Page, named_place, place, place_of
+from nightmill.store.paging import Page, named_place, page_of, place
 from nightmill.store.schema import batch
 from nightmill.store.verbs import Verbs, read, write
 
@@ -56,19 +56,23 @@ class Steering(Verbs):
         Raises:
             NotFoundError: the project never had the batch `after`.
         """
-        given: dict[str, Any] = {"page_rows": limit + 1}
         query = (
             select(*BATCH_COLUMNS)
             .where(*_matching(project_id, wanted))
             .order_by(batch.c.created_at.desc(), batch.c.sequence.desc())
             .limit(bindparam("page_rows"))
         )
-        if after is not None:
-            created_at, sequence = place_of(connection, batch, project_id, after)
-            given |= {"after_created_at": created_at, "after_sequence": sequence}
-            query = query.where(place(batch) < named_place())
-        rows = connection.execute(query, given).all()
-        return Page(tuple(as_batch(row) for row in rows[:limit]), has_more=len(rows) > limit)
+        return page_of(
+            connection,
+            batch,
+            query,
+            query.where(place(batch) < named_place()),
+            parameters={},
+            project_id=project_id,
+            after=after,
+            limit=limit,
+            as_item=as_batch,
+        )
 
     @read
     @staticmethod

@@ -23,7 +23,7 @@ from nightmill.errors import RequestError
 from nightmill.ids import ProjectId
 from nightmill.store import audit
 from nightmill.store.clock import now, stamp
-from nightmill.store.paging import Page, named_place, place, place_of
+from nightmill.store.paging import Page, named_place, page_of, place
 from nightmill.store.rows import columns_of, insert_if_absent, row_of
 from nightmill.store.verbs import Verbs, read, write
 from nightmill.store.webhook_schema import webhook_delivery, webhook_endpoint
@@ -138,14 +138,17 @@ class WebhookEndpoints(Verbs):
         Raises:
             NotFoundError: the project never had the endpoint `after`.
         """
-        given: dict[str, Any] = {"of_project_id": project_id, "page_rows": limit + 1}
-        query = _PAGE
-        if after is not None:
-            created_at, sequence = place_of(connection, webhook_endpoint, project_id, after)
-            given |= {"after_created_at": created_at, "after_sequence": sequence}
-            query = _NEXT_PAGE
-        rows = connection.execute(query, given).all()
-        return Page(tuple(as_endpoint(row) for row in rows[:limit]), has_more=len(rows) > limit)
+        return page_of(
+            connection,
+            webhook_endpoint,
+            _PAGE,
+            _NEXT_PAGE,
+            parameters={"of_project_id": project_id},
+            project_id=project_id,
+            after=after,
+            limit=limit,
+            as_item=as_endpoint,
+        )
 
     @write
     @staticmethod
