@@ -229,7 +229,7 @@ def serving(
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One server for all tests that keep to a project of their own. It has a key, so it wants one."""
     with serving(tmp_path_factory.mktemp("server")) as running:
-        running.new_key("nobody")
+        running.new_key("other")
         yield running
 
 

@@ -468,7 +468,7 @@ def test_headers_over_the_limit_are_refused(server, key):
     assert answer.json()["error"]["type"] == "invalid_request_error"
 
 
-# --- what nobody expected, and what is away ------------------------------------------------------------
+# --- unexpected errors, and parts that are away ------------------------------------------------------------
 
 
 def with_store(error):

@@ -120,7 +120,7 @@ def test_large_parts_become_the_file_without_a_copy(server, client):
     assert blobs_of(server) - before == {f"files/{file.id}.pieces"}
     assert client.files.content(file.id).content == content
     assert file.bytes == len(content)
-    assert unused_of(server, upload) == [f"uploads/{upload.id}/{left}"], "only what nobody named may go"
+    assert unused_of(server, upload) == [f"uploads/{upload.id}/{left}"], "no other blob may go"
 
 
 def test_a_single_part_becomes_the_file_without_a_copy(server, client):

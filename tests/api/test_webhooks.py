@@ -33,7 +33,7 @@ def server(tmp_path_factory):
     from tests.api.conftest import serving
 
     with serving(tmp_path_factory.mktemp("server"), change=with_names) as running:
-        running.new_key("nobody")
+        running.new_key("other")
         yield running
 
 
