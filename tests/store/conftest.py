@@ -17,7 +17,7 @@ from sqlalchemy.engine import make_url
 
 from nightmill.core.batch import Batch, Event, Status, Tally, Usage
 from nightmill.core.file import File, Purpose, Upload, UploadPart
-from nightmill.core.segment import Lease, PinnedPart, SegmentReport
+from nightmill.core.segment import HeartbeatReply, Lease, PinnedPart, SegmentReport
 from nightmill.ids import BatchId, FileId, PartId, ProjectId, UploadId, WorkerId
 from nightmill.store import BatchLease, Store, migrate, open_store
 from nightmill.store.migrate import metadata
@@ -314,3 +314,12 @@ def store(world: World) -> Store:
 def other_store(world: World) -> Store:
     """A second process on the same database."""
     return world.open()
+
+
+def stopping(reply: HeartbeatReply) -> dict[BatchId, Status]:
+    """The batches of a reply of which no further line may be sent, with the status that is the reason."""
+    return {
+        batch_id: terms.status
+        for batch_id, terms in reply.terms.items()
+        if terms.status is not Status.IN_PROGRESS
+    }

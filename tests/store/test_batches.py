@@ -14,6 +14,7 @@ from nightmill.core.segment import Segment
 from nightmill.errors import ConflictError, NotFoundError
 from nightmill.ids import BatchId, FileId
 from nightmill.store import Idempotency
+from tests.store.conftest import stopping
 
 
 async def test_a_batch_is_read_back_as_it_was_created(world, store):
@@ -309,7 +310,7 @@ async def test_a_lease_to_finalize_invalidates_expired_segment_leases(world, sto
     assert not await store.segments.complete(held, late, [world.part(held)])
     reply = await store.segments.renew(world.worker, [late], ttl_s=30)
     assert reply.lost == {(batch.id, held.segment.number)}
-    assert reply.stopping == {batch.id: Status.CANCELLING}
+    assert stopping(reply) == {batch.id: Status.CANCELLING}
     unfinished, done = await store.segments.results(batch.id)
     assert (unfinished.token, unfinished.is_done) == (held.token + 1, False)
     assert (done.token, done.is_done) == (other.token, True)

@@ -30,6 +30,7 @@ from nightmill.store.batches import Batches
 from nightmill.store.leases import Leases
 from nightmill.store.segments import Segments
 from nightmill.store.slices import Slices
+from tests.store.conftest import stopping
 from tests.store_doubles import even_segments
 
 TTL_S = 30.0
@@ -288,7 +289,7 @@ class StoreMachine(RuleBasedStateMachine):
                 reply = self.runner.run(one.segments.renew("worker", [report], ttl_s=TTL_S))
                 assert (key not in reply.lost) == is_valid
                 status = self.statuses[segment.batch_id]
-                assert reply.stopping.get(segment.batch_id, Status.IN_PROGRESS) is status
+                assert stopping(reply).get(segment.batch_id, Status.IN_PROGRESS) is status
                 if is_valid:
                     self.holders[key] = (lease.token, self.clock.now + TTL_S)
             case "pin":

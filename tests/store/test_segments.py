@@ -6,6 +6,7 @@ import pytest
 
 from nightmill.core.batch import Event, Status, Tally
 from nightmill.core.segment import PinnedPart, SegmentReport
+from tests.store.conftest import stopping
 
 
 async def test_a_lease_carries_all_data_that_its_holder_needs(world, store):
@@ -109,7 +110,7 @@ async def test_a_heartbeat_renews_leases_and_updates_the_tally(world, store):
     world.clock.step(world.ttl_s - 1)
     reports = [world.report(first, world.tally(2, 1)), world.report(second, world.tally(4))]
     reply = await store.segments.renew(world.worker, reports, ttl_s=world.ttl_s)
-    assert (reply.lost, reply.stopping) == (frozenset(), {})
+    assert (reply.lost, stopping(reply)) == (frozenset(), {})
     assert (await world.read_again(store, batch)).tally == world.tally(6, 1)
     world.clock.step(world.ttl_s - 1)
     assert await store.segments.release_expired() == 0
@@ -137,7 +138,7 @@ async def test_an_expired_lease_that_was_not_taken_over_can_be_renewed(world, st
 async def test_an_empty_heartbeat_is_accepted(world, store):
     await world.start(store)
     reply = await store.segments.renew(world.worker, [], ttl_s=30)
-    assert (reply.lost, reply.stopping) == (frozenset(), {})
+    assert (reply.lost, stopping(reply)) == (frozenset(), {})
 
 
 async def test_a_batch_in_progress_is_not_stopping(world, store):
@@ -154,7 +155,7 @@ async def test_answers_in_flight_still_count_while_a_batch_ends(world, store, ev
     first, second = await world.lease(store)
     await world.apply(store, batch, event)
     reply = await store.segments.renew(world.worker, [world.report(first, world.tally(1))], ttl_s=world.ttl_s)
-    assert reply.stopping == {batch.id: status}
+    assert stopping(reply) == {batch.id: status}
     assert (await store.batches.terms({batch.id}))[batch.id].status is status
     assert not reply.lost
     assert await store.segments.complete(first, world.report(first, world.tally(5)), [world.part(first)])
@@ -174,7 +175,7 @@ async def test_a_heartbeat_after_publishing_returns_the_final_status_of_the_batc
     )
     reply = await store.segments.renew(world.worker, [world.report(lease, world.tally(5))], ttl_s=30)
     assert reply.lost == {(batch.id, 0)}
-    assert reply.stopping == {batch.id: Status.CANCELLED}
+    assert stopping(reply) == {batch.id: Status.CANCELLED}
     assert (await world.read_again(store, batch)).tally == Tally()
 
 

@@ -21,6 +21,7 @@ from nightmill.core.steering import (
 )
 from nightmill.errors import ConflictError, RequestError
 from nightmill.ids import BatchId, ProjectId, WorkerId
+from tests.store.conftest import stopping
 
 BY = Actor("key_1")
 KINDS = {
@@ -114,7 +115,7 @@ async def test_a_heartbeat_brings_the_terms_of_its_batches(world, store):
     terms = reply.terms[batch.id]
     assert (terms.status, terms.is_paused) == (Status.IN_PROGRESS, True)
     assert (terms.deadline, terms.concurrency) == (later, 3)
-    assert (reply.lost, reply.stopping) == (frozenset(), {})
+    assert (reply.lost, stopping(reply)) == (frozenset(), {})
 
 
 async def test_a_paused_batch_settles_and_lapses(world, store):

@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from time import monotonic
 from typing import cast
 
 from fastapi import FastAPI, Request, Response
@@ -39,6 +38,7 @@ from nightmill.api.envelope import error_response, from_request_error, from_unav
 from nightmill.api.middleware import METHOD_AS_SENT, PATH_AS_SENT, AuthenticationMiddleware, RequestMiddleware
 from nightmill.api.openapi import describer
 from nightmill.api.own_document import own_describer
+from nightmill.api.result_stream import Followers
 from nightmill.api.violations import to_request_error
 from nightmill.errors import RequestError, UnavailableError
 from nightmill.webhooks.sender import WebhookSender
@@ -92,9 +92,10 @@ def create_app(context: ApiContext) -> FastAPI:
     app.state.started_at = time.monotonic()
     app.state.model_list = models.ModelList(context)
     app.state.estimate_turns = asyncio.Semaphore(estimates.AT_ONCE)
+    app.state.followers = Followers(context.settings.api.max_followers)
     app.state.metrics = metrics.Metrics(context)
     app.state.webhook_sender = WebhookSender(
-        context.settings.webhooks, resolve=context.resolve, monotonic=monotonic
+        context.settings.webhooks, resolve=context.resolve, monotonic=time.monotonic
     )
     for router in (batches.router, files.router, uploads.router, models.router, webhooks.router):
         app.include_router(router, prefix="/v1")

@@ -14,7 +14,6 @@ from typing import Annotated, Final, cast
 from fastapi import Depends, Request, Response
 from starlette.types import Receive, Scope, Send
 
-from nightmill.api.context import Context
 from nightmill.api.envelope import encode, error_body
 from nightmill.api.result_reader import ResultLine, ResultReader
 from nightmill.errors import RequestError, TooManyError, UnavailableError
@@ -51,12 +50,8 @@ class Followers:
         self._count -= 1
 
 
-async def followers_of(request: Request, context: Context) -> Followers:
-    """The followers of the app, made with the first one."""
-    state = request.app.state
-    if not hasattr(state, "followers"):
-        state.followers = Followers(context.settings.api.max_followers)
-    return cast("Followers", state.followers)
+async def followers_of(request: Request) -> Followers:
+    return cast("Followers", request.app.state.followers)
 
 
 FollowersOfApp = Annotated[Followers, Depends(followers_of)]

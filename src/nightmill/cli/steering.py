@@ -1,8 +1,7 @@
 """`pause`, `resume`, `prioritize`, `deadline`, `limit`, `cancel`: steer the batches of a server.
 
 Each takes ids, or a filter that chooses batches; only nightmill servers have these, except the cancellation
-of one batch. With a filter the number of batches is shown first, and
-nothing happens before it is confirmed.
+of one batch. With a filter the number of batches is shown first, and nothing happens before it is confirmed.
 """
 
 import re
@@ -220,10 +219,7 @@ def _act(
     with server(base_url) as client:
         if dry_run or (not isinstance(selected, list) and not yes):
             trial = client.api.steering.act(action, selected, dry_run=True, **values)
-            if dry_run:
-                _show(trial, as_json=as_json)
-                return
-            if not trial["changed"]:
+            if dry_run or not trial["changed"]:
                 _show(trial, as_json=as_json)
                 return
             _confirm(action, trial)

@@ -7,6 +7,8 @@ from typing import Any, Final, cast
 
 import msgspec
 
+from nightmill.core.written_line import codes_in_answer
+
 _ORDINAL_DIGITS: Final = 8
 _ID_START: Final = b'{"id": "batch_req_'
 _ID_END: Final = len(_ID_START) + 24 + _ORDINAL_DIGITS
@@ -104,22 +106,5 @@ def _codes(row: _Row) -> frozenset[str]:
         codes.add(row.error.code)
     if row.response is not None:
         codes.add(str(row.response.status_code))
-        codes |= _codes_of_body(bytes(row.response.body))
+        codes.update(codes_in_answer(bytes(row.response.body)))
     return frozenset(codes)
-
-
-def _codes_of_body(body: bytes) -> set[str]:
-    try:
-        answer: object = json.loads(body)
-    except (ValueError, RecursionError):
-        return set()
-    if not isinstance(answer, dict):
-        return set()
-    fields = cast("dict[str, object]", answer)
-    for name in ("error", "detail"):
-        inner = fields.get(name)
-        if isinstance(inner, dict):
-            fields = cast("dict[str, object]", inner)
-            break
-    found = (fields.get("code"), fields.get("type"))
-    return {str(code) for code in found if isinstance(code, str | int) and not isinstance(code, bool)}

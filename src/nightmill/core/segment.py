@@ -234,16 +234,6 @@ class HeartbeatReply:
     terms: Mapping[BatchId, BatchTerms]
 
     @property
-    def stopping(self) -> dict[BatchId, Status]:
-        """Batches of which no further line may be sent, with the status that is the reason (cancelling,
-        finalizing or a final one)."""
-        return {
-            batch_id: terms.status
-            for batch_id, terms in self.terms.items()
-            if terms.status is not Status.IN_PROGRESS
-        }
-
-    @property
     def wanted(self) -> Set[BatchId]:
         """Batches whose lines a client asks for."""
         return {batch_id for batch_id, terms in self.terms.items() if terms.are_lines_wanted}

@@ -5,7 +5,7 @@
 
 import json
 from enum import StrEnum
-from typing import Any, Final, cast
+from typing import Final, cast
 
 import msgspec
 
@@ -88,14 +88,15 @@ def codes_of(line: WrittenLine) -> tuple[str, ...]:
         return (str(json.loads(bytes(line.error)).get("code")),)
     members = json_text.members(bytes(line.response), "status_code", "body")
     status = members.get("status_code", b"").decode("ascii", "replace")
-    return (*_named(members.get("body", b"null")), status)
+    return (*filter(_is_shown, codes_in_answer(members.get("body", b"null"))), status)
 
 
-def _named(body: bytes) -> tuple[str, ...]:
+def codes_in_answer(body: bytes) -> list[str]:
+    """The code and the type that an upstream's answer names, of any length."""
     try:
-        answer: Any = json.loads(body)
+        answer: object = json.loads(body)
     except (ValueError, RecursionError):
-        return ()
+        return []
     fields = cast("dict[str, object]", answer) if isinstance(answer, dict) else {}
     for name in ("error", "detail"):
         inner = fields.get(name)
@@ -103,5 +104,8 @@ def _named(body: bytes) -> tuple[str, ...]:
             fields = cast("dict[str, object]", inner)
             break
     found = (fields.get("code"), fields.get("type"))
-    named = [str(it) for it in found if isinstance(it, str | int) and not isinstance(it, bool)]
-    return tuple(it for it in named if 0 < len(it) <= _LONGEST_CODE and it.isprintable())
+    return [str(it) for it in found if isinstance(it, str | int) and not isinstance(it, bool)]
+
+
+def _is_shown(code: str) -> bool:
+    return 0 < len(code) <= _LONGEST_CODE and code.isprintable()
