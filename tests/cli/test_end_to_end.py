@@ -275,3 +275,16 @@ def test_wrong_flags_of_results_are_refused(base_url, nightmill, input_file, tmp
     assert foreign.code == 2
     assert "not a cursor" in foreign.err
     assert nightmill("results", "--follow", "batch_0").code == 2
+
+
+def test_a_batch_is_named_by_the_beginning_of_its_id_or_as_the_latest(base_url, nightmill, input_file):
+    first = nightmill("submit", input_file(1), "--watch").out.split()[0]
+    second = nightmill("submit", input_file(1), "--watch").out.split()[0]
+    assert nightmill("show", first[:14], "--json").json["id"] == first
+    assert nightmill("show", first.removeprefix("batch_")[:8], "--json").json["id"] == first
+    assert nightmill("show", "latest", "--json").json["id"] == second
+    unknown = nightmill("show", "batch_zz")
+    assert unknown.code != 0
+    assert "no batch begins with 'batch_zz'" in unknown.err
+    several = nightmill("show", "batch_")
+    assert "batches begin with 'batch_'; give more of the id" in several.err

@@ -23,11 +23,13 @@ from nightmill.cli import (
     move,
     projects,
     reports,
+    results,
     retries,
     run,
     screen,
     serve,
     steering,
+    submit,
     torture,
     upstreams,
     validate,
@@ -59,12 +61,12 @@ app.command()(run.run)
 app.command()(validate.validate)
 app.command()(backup.backup)
 app.command()(check.check)
-app.command()(batches.submit)
+app.command()(submit.submit)
 app.command("list")(batches.list_batches)
 app.command()(batches.show)
 app.command()(batches.watch)
 app.command()(insight.events)
-app.command()(batches.results)
+app.command()(results.results)
 app.command()(retries.retry)
 app.command()(retries.receipt)
 app.command()(retries.line)

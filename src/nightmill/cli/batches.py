@@ -1,107 +1,24 @@
-"""`submit`, `list`, `show`, `watch`, `results`: a client of any OpenAI-compatible batch server.
+"""`list`, `show`, `watch`: the batches of any OpenAI-compatible batch server.
 
-What only nightmill has, and `cancel`, belongs to `steering`.
+The changes of a batch belong to `steering`, its lines to `results`.
 """
 
-import sys
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nightmill.cli import batch_options as flag
-from nightmill.cli import flags
+from nightmill.cli.connection import BaseUrl, BatchId, full_batch_id, server
 from nightmill.cli.failures import end_code
 from nightmill.cli.screen import Json, clean, local_time, out, out_fields, out_json, out_table, say
-from nightmill.errors import RequestError, UnavailableError
 
 if TYPE_CHECKING:
     from nightmill.client import Batch, Client
     from nightmill.client.insight import Forecast, Why
 
-BaseUrl = Annotated[
-    str | None,
-    typer.Option(
-        "--base-url", metavar="URL", help="The server [OPENAI_BASE_URL, else http://127.0.0.1:8080/v1]."
-    ),
-]
-BatchId = Annotated[str, typer.Argument(metavar="ID", help="The batch's id.")]
-
-PRIORITY_HELP = "From -10 to 10: with each step twice the share among the project's batches"
 _PAGE = 100
 _LISTED = 20
-_ENDED = ("completed", "expired", "cancelled", "failed")
-STDOUT = Path("-")
-
-
-@contextmanager
-def server(base_url: str | None) -> "Generator[Client]":
-    # Imported here: the openai package takes most of a second to import.
-    from nightmill.client import Client
-
-    with Client(base_url) as client:
-        yield client
-
-
-def submit(
-    path: flags.Input,
-    endpoint: flags.Endpoint = None,
-    window: Annotated[
-        str,
-        typer.Option("--window", metavar="WINDOW", help="How long the batch may take.", show_default=True),
-    ] = "24h",
-    metadata: Annotated[
-        list[str] | None,
-        typer.Option("--metadata", metavar="KEY=VALUE", help="Kept with the batch; repeatable."),
-    ] = None,
-    priority: Annotated[
-        int | None,
-        typer.Option("--priority", metavar="N", min=-10, max=10, help=f"{PRIORITY_HELP} [0]."),
-    ] = None,
-    on_invalid: flag.OnInvalid = None,
-    canary: flag.Canary = None,
-    canary_max_failed: flag.CanaryMaxFailed = None,
-    max_failures: flag.MaxFailures = None,
-    max_output_tokens: flag.MaxOutputTokens = None,
-    max_cost: flag.MaxCost = None,
-    record_attempts: flag.RecordAttempts = False,
-    watch_it: Annotated[bool, typer.Option("--watch", help="Wait for its end as `watch` does.")] = False,
-    base_url: BaseUrl = None,
-    as_json: Json = False,
-) -> None:
-    """Upload a file and create its batch. Prints the batch's id."""
-    options = flag.batch_options(
-        on_invalid=on_invalid,
-        canary=canary,
-        canary_max_failed=canary_max_failed,
-        max_failures=max_failures,
-        max_output_tokens=max_output_tokens,
-        max_cost=max_cost,
-        record_attempts=record_attempts,
-    )
-    pairs = pairs_of(metadata or [])
-    with server(base_url) as client:
-        from nightmill.client.answers import endpoint_of
-
-        endpoint = endpoint or endpoint_of(path)
-        batch = client.submit_file(
-            path,
-            endpoint=endpoint,
-            completion_window=window,
-            metadata=pairs,
-            priority=priority,
-            options=options,
-        )
-        if watch_it:
-            say(f"{batch.id} is {batch.status}")
-            watched(client, batch.id, as_json=as_json)
-        if as_json:
-            out_json(batch.to_dict(mode="json"))
-        else:
-            out(batch.id)
-            say(f"see how it goes with: nightmill watch {batch.id}")
+ENDED = ("completed", "expired", "cancelled", "failed")
 
 
 def list_batches(
@@ -117,7 +34,7 @@ def list_batches(
             out_json(*(batch.to_dict(mode="json") for batch in batches))
             return
         found = list(batches)
-        limits = client.api.insight.sentences([batch.id for batch in found if batch.status not in _ENDED])
+        limits = client.api.insight.sentences([batch.id for batch in found if batch.status not in ENDED])
         headings = ("ID", "STATUS", "ANSWERED", "FAILED", "CREATED", "ENDPOINT", "MODEL")
         rows = [_row(batch) for batch in found]
         if limits is not None:
@@ -129,6 +46,7 @@ def list_batches(
 def show(batch_id: BatchId, base_url: BaseUrl = None, as_json: Json = False) -> None:
     """Show one batch."""
     with server(base_url) as client:
+        batch_id = full_batch_id(client, batch_id)
         batch = client.api.retrieve_batch(batch_id)
         own = client.api.insight.document_if_known(batch_id)
     if as_json:
@@ -164,7 +82,7 @@ def show(batch_id: BatchId, base_url: BaseUrl = None, as_json: Json = False) -> 
             *((f"metadata {key}", value) for key, value in (batch.metadata or {}).items()),
         ]
     )
-    _tell_errors(batch)
+    tell_errors(batch)
 
 
 def _own_fields(own: dict[str, Any]) -> "Iterator[tuple[str, str | None]]":
@@ -207,116 +125,7 @@ def insight_fields(why: "Why | None", forecast: "Forecast | None") -> "Iterator[
 def watch(batch_id: BatchId, base_url: BaseUrl = None, as_json: Json = False) -> None:
     """Show progress until the batch has ended. The exit code depends on its status."""
     with server(base_url) as client:
-        watched(client, batch_id, as_json=as_json)
-
-
-def results(
-    batch_id: BatchId,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="Where the output lines go; '-' is stdout [-]."),
-    ] = None,
-    errors: Annotated[
-        Path | None,
-        typer.Option("--errors", "-e", metavar="FILE", help="Where the error lines go; '-' is stdout."),
-    ] = None,
-    merged: Annotated[
-        bool, typer.Option("--merged", help="One line for each request: with the answers of its retries.")
-    ] = False,
-    follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Print each line as it is answered, until the end.")
-    ] = False,
-    outcome: Annotated[
-        str | None, typer.Option("--outcome", metavar="completed|failed", help="Only lines of this outcome.")
-    ] = None,
-    code: Annotated[
-        list[str] | None,
-        typer.Option("--code", metavar="CODE", help="Only lines with this error code or status; repeatable."),
-    ] = None,
-    custom_id: Annotated[
-        list[str] | None, typer.Option("--custom-id", metavar="ID", help="Only this line; repeatable.")
-    ] = None,
-    after: Annotated[
-        str | None, typer.Option("--after", metavar="CURSOR", help="Only lines behind this one.")
-    ] = None,
-    base_url: BaseUrl = None,
-    as_json: Json = False,
-) -> None:
-    """Download the lines of a batch that has ended, or print those of a running one.
-
-    With --follow or one of the filters, lines of both outcomes go to stdout; only nightmill has that.
-    """
-    if merged:
-        if errors is not None or as_json:
-            raise RequestError("--merged writes all lines to one place; name a file with -o only")
-        save_merged(batch_id, output or STDOUT, base_url)
-        return
-    if follow or outcome or code or custom_id or after:
-        if output is not None or errors is not None:
-            raise RequestError("--follow and filters print on stdout; leave -o and -e out")
-        _print_wanted(
-            batch_id,
-            base_url,
-            is_followed=follow,
-            outcome=outcome,
-            codes=code or (),
-            custom_ids=custom_id or (),
-            after=after,
-            as_json=as_json,
-        )
-        return
-    if output is None and errors is None:
-        output = STDOUT
-    if as_json and STDOUT in (output, errors):
-        raise RequestError("--json and lines can't both go to stdout; name files with -o and -e")
-    with server(base_url) as client:
-        batch = client.api.retrieve_batch(batch_id)
-        if batch.status not in _ENDED:
-            raise UnavailableError(f"{batch.id} is {batch.status}; wait with: nightmill watch {batch.id}")
-        if batch.status == "failed":
-            _tell_errors(batch)
-            raise RequestError(
-                f"{batch.id} failed validation and has no lines; correct them and submit again"
-            )
-        document = {
-            "batch_id": batch.id,
-            "output": _downloaded(client, batch.output_file_id, output, "output"),
-            "errors": _downloaded(client, batch.error_file_id, errors, "error"),
-        }
-    if as_json:
-        out_json(document)
-    elif batch.error_file_id and errors is None:
-        say(f"some lines were not answered; get them with: nightmill results {batch.id} -e FILE")
-
-
-def save_merged(batch_id: str, path: Path, base_url: str | None) -> None:
-    """Writes the merged result of a batch and its retries to `path`, or to stdout for `STDOUT`."""
-    with server(base_url) as client:
-        lines = client.retries.merged(batch_id)
-        if path == STDOUT:
-            for line in lines:
-                sys.stdout.buffer.write(line + b"\n")
-            sys.stdout.buffer.flush()
-            return
-        partial = path.with_name(f"{path.name}.partial")
-        with partial.open("wb") as stream:
-            stream.writelines(line + b"\n" for line in lines)
-        partial.replace(path)
-    say(f"wrote {path} ({path.stat().st_size:,} bytes)")
-
-
-def _print_wanted(
-    batch_id: str, base_url: str | None, *, is_followed: bool, as_json: bool, **wanted: Any
-) -> None:
-    from nightmill.cli.followed import print_followed, print_so_far
-
-    if wanted["outcome"] not in (None, "completed", "failed"):
-        raise RequestError(f"--outcome is completed or failed, not '{clean(wanted['outcome'])}'")
-    with server(base_url) as client:
-        from nightmill.client import WantedResults
-
-        show = print_followed if is_followed else print_so_far
-        show(client, batch_id, WantedResults(**wanted), as_json=as_json)
+        watched(client, full_batch_id(client, batch_id), as_json=as_json)
 
 
 def watched(client: "Client", batch_id: str, *, as_json: bool) -> None:
@@ -325,31 +134,11 @@ def watched(client: "Client", batch_id: str, *, as_json: bool) -> None:
     if as_json:
         out_json(batch.to_dict(mode="json"))
     else:
-        _tell_errors(batch)
+        tell_errors(batch)
         out(f"{batch.id} is {batch.status}")
         if batch.output_file_id or batch.error_file_id:
             say(f"get its lines with: nightmill results {batch.id}")
     raise typer.Exit(end_code(batch.status, counts.failed if counts else 0))
-
-
-def _downloaded(client: "Client", file_id: str | None, path: Path | None, kind: str) -> dict[str, Any] | None:
-    if path is None:
-        return None
-    if file_id is None:
-        say(f"there are no {kind} lines")
-        return None
-    return {"file_id": file_id, "path": str(path), "bytes": download_to(path, client, file_id)}
-
-
-def download_to(path: Path, client: "Client", file_id: str) -> int:
-    """Writes a file to `path`, or to stdout for `STDOUT`; returns its size in bytes."""
-    if path == STDOUT:
-        from nightmill.client.download import copy
-
-        return copy(client.openai, file_id, sys.stdout.buffer)
-    size_bytes = client.save(file_id, path)
-    say(f"wrote {path} ({size_bytes:,} bytes)")
-    return size_bytes
 
 
 def _listed(client: "Client", limit: int, after: str | None) -> "Iterator[Batch]":
@@ -370,21 +159,10 @@ def _row(batch: "Batch") -> tuple[str, ...]:
     return batch.id, batch.status, answered, failed, created, batch.endpoint, batch.model or ""
 
 
-def _tell_errors(batch: "Batch") -> None:
+def tell_errors(batch: "Batch") -> None:
     listed = (batch.errors.data if batch.errors else None) or []
     for error in listed[:_LISTED]:
         message = clean(error.message or error.code or "")
         say(f"line {error.line}: {message}" if error.line else message)
     if len(listed) > _LISTED:
         say(f"and {len(listed) - _LISTED} more; see them with: nightmill show {batch.id} --json")
-
-
-def pairs_of(given: list[str]) -> dict[str, str] | None:
-    """The metadata of `KEY=VALUE`s; None without any."""
-    pairs: dict[str, str] = {}
-    for pair in given:
-        key, equals, value = pair.partition("=")
-        if not equals or not key:
-            raise RequestError(f"--metadata wants KEY=VALUE and got '{clean(pair)}'")
-        pairs[key] = value
-    return pairs or None

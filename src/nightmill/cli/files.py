@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from nightmill.cli.batches import STDOUT, BaseUrl, download_to, server
+from nightmill.cli.connection import BaseUrl, server
+from nightmill.cli.results import STDOUT, download_to
 from nightmill.cli.screen import Json, local_time, out, out_json, out_table
 
 FileId = Annotated[str, typer.Argument(metavar="ID", help="The file's id.")]

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from nightmill.cli.batches import STDOUT, BaseUrl, BatchId, server
+from nightmill.cli.connection import BaseUrl, BatchId, server
+from nightmill.cli.results import STDOUT
 from nightmill.cli.screen import Json, out_fields, out_json, say
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from nightmill.cli.batches import BaseUrl, BatchId, server
+from nightmill.cli.connection import BaseUrl, BatchId, server
 from nightmill.cli.screen import Json, local_time, out_json, out_table
 
 if TYPE_CHECKING:

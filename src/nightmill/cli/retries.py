@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from nightmill.cli.batches import BaseUrl, BatchId, server, watched
+from nightmill.cli.batches import watched
+from nightmill.cli.connection import BaseUrl, BatchId, server
 from nightmill.cli.screen import Json, clean, local_time, out, out_fields, out_json, say
 from nightmill.errors import RequestError
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from nightmill.cli import flags
-from nightmill.cli.batches import BaseUrl, server
+from nightmill.cli.connection import BaseUrl, server
 from nightmill.cli.screen import Json, out, out_json, say
 
 

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from nightmill.cli.batches import PRIORITY_HELP, BaseUrl, pairs_of, server
+from nightmill.cli.connection import BaseUrl, server
 from nightmill.cli.screen import Json, local_time, out, out_json, say
+from nightmill.cli.submit import PRIORITY_HELP, pairs_of
 from nightmill.errors import RequestError
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import typer
 
 from nightmill.cli import upstream_screen
 from nightmill.cli.assignments import assigned, secret_from
-from nightmill.cli.batches import BaseUrl, server
+from nightmill.cli.connection import BaseUrl, server
 from nightmill.cli.failures import ExitCode
 from nightmill.cli.screen import Json, out, out_json
 from nightmill.errors import RequestError

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nightmill.cli.assignments import secret_from
-from nightmill.cli.batches import BaseUrl, server
+from nightmill.cli.connection import BaseUrl, server
 from nightmill.cli.failures import ExitCode
 from nightmill.cli.screen import Json, clean, local_time, out, out_fields, out_json, out_table, say
 from nightmill.errors import RequestError
