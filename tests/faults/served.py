@@ -87,6 +87,13 @@ class Served:
             time.sleep(0.05)
         return trouble
 
+    def until_no_problem_is_shown(self, *, timeout_s: float = 60) -> None:
+        """Waits for `/ready` without a problem: workers report what they hold every few seconds only."""
+        deadline = time.monotonic() + timeout_s
+        while (ready := self.send("GET", "/ready")[2]) != {"status": "ready"}:
+            assert time.monotonic() < deadline, ready
+            time.sleep(0.05)
+
     def until_logged(self, piece: str, *, timeout_s: float = 60) -> str:
         deadline = time.monotonic() + timeout_s
         while not (found := [line for line in self.log_lines if piece in line]):

@@ -33,7 +33,7 @@ def test_a_refused_key_is_said_in_the_log_and_at_ready_until_it_is_mended(tmp_pa
             ended = served.until_ended(batch_id)
             assert ended["request_counts"] == {"total": 50, "completed": 50, "failed": 0}
             assert_each_line_once(served.rows(ended), 50)
-            assert served.send("GET", "/ready")[2] == {"status": "ready"}
+            served.until_no_problem_is_shown()
 
 
 def test_a_run_shows_in_its_progress_what_is_held(tmp_path: Path):
