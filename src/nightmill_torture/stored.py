@@ -6,15 +6,15 @@ parts are read up to their last whole record, as the next server does.
 """
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
 from nightmill.core.batch import Batch
 from nightmill.core.segment import PinnedPart, SegmentResult
 from nightmill.errors import DamageError, UnavailableError
-from nightmill.ids import ProjectId
-from nightmill.parts import Parts, counted_parts
+from nightmill.ids import BatchId, ProjectId
+from nightmill.parts import Parts, counted_parts, standing_records
 from nightmill.store import Store
 from nightmill_torture.proof import SETTLED_CHANGED, Proof
 from nightmill_torture.record import Record
@@ -45,8 +45,8 @@ class StoredAnswers:
         self._storage = storage
         self._record = record
         self._proof = proof
-        self._ordinals: dict[PinnedPart, frozenset[int]] = {}
-        """Of each part that was read."""
+        self._read_parts: dict[tuple[BatchId, int], tuple[Sequence[PinnedPart], int]] = {}
+        """Of each segment, the parts that were read and how many lines they answer."""
 
     async def keep_reading(self) -> None:
         """Reads pinned parts of batches that have not ended, while the fleet runs."""
@@ -85,30 +85,31 @@ class StoredAnswers:
         answered = 0
         for result in await store.segments.results(batch.id, limit=_MOST):
             try:
-                durable = await _durable_parts(result, parts, has_writers=has_writers)
-                ordinals = [await self._ordinals_in(part, parts) for part in durable]
+                answered += await self._answers_in(result, parts, has_writers=has_writers)
             except (DamageError, FileNotFoundError) as error:
                 # The parts of a batch that has ended meanwhile may be deleted.
                 now = await store.batches.get(_PROJECT, batch.id)
                 if now is not None and not now.status.is_terminal:
                     self._proof.breach(SETTLED_CHANGED, f"a durable part can't be read: {error}")
                 break
-            answered += len(frozenset[int]().union(*ordinals))
         return answered
 
-    async def _ordinals_in(self, part: PinnedPart, parts: Parts) -> frozenset[int]:
-        if part not in self._ordinals:
-            found: set[int] = set()
-            async for records in parts.read([part]):
-                for record in records:
-                    found.add(record.ordinal)
-                    if conflict := self._record.add_answer(record.output.text):
-                        self._proof.breach(SETTLED_CHANGED, conflict)
-            self._ordinals[part] = frozenset(found)
-        return self._ordinals[part]
+    async def _answers_in(self, result: SegmentResult, parts: Parts, *, has_writers: bool) -> int:
+        """Adds the answers of a segment that stand, and returns how many there are."""
+        durable = await _durable_parts(result, parts, has_writers=has_writers)
+        segment = result.segment.batch_id, result.segment.number
+        read, count = self._read_parts.get(segment, ((), 0))
+        if read != durable:
+            count = 0
+            async for record in standing_records(parts, durable):
+                count += 1
+                if conflict := self._record.add_answer(record.output.text):
+                    self._proof.breach(SETTLED_CHANGED, conflict)
+            self._read_parts[segment] = durable, count
+        return count
 
 
-async def _durable_parts(result: SegmentResult, parts: Parts, *, has_writers: bool) -> Iterable[PinnedPart]:
+async def _durable_parts(result: SegmentResult, parts: Parts, *, has_writers: bool) -> Sequence[PinnedPart]:
     if has_writers:
         return result.pinned
     return await counted_parts(parts, result, below=result.token + 1)

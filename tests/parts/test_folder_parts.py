@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from nightmill.admin.disk import parts_of
 from nightmill.core.batch import Tally, Usage
 from nightmill.core.output_line import OutputLine
 from nightmill.core.segment import PinnedPart, Segment
@@ -248,6 +249,16 @@ async def test_a_file_that_exists_under_the_token_is_left_as_it_is(
     assert len(await records(parts, [older])) == 3
     assert len(await records(parts, [newer])) == 2
     assert await parts.find(segment_of(), below=2) == [older, newer]
+
+
+async def test_the_check_of_a_folder_reads_the_parts_in_the_same_order(
+    parts: FolderParts, tmp_path: Path
+) -> None:
+    for token in (2, 1, 10, 1):
+        await written(parts, 1, token=token)
+    found = [part.key for part in await parts.find(segment_of(), below=11)]
+    assert [name.key(BATCH) for name in parts_of(tmp_path, BATCH)] == found
+    assert [key.removeprefix(f"{BATCH}/0.") for key in found] == ["10.part", "2.part", "1.part", "1-1.part"]
 
 
 async def test_closing_in_the_middle_of_commits_drops_nothing(parts: FolderParts) -> None:

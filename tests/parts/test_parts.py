@@ -146,6 +146,15 @@ async def test_a_take_over_pins_what_it_finds_and_later_bytes_are_never_read(any
     assert [record.output for record in await records(any_parts, third)] == [line(0), line(100)]
 
 
+async def test_a_part_that_arrives_behind_a_newer_one_does_not_replace_its_answers(any_parts: Parts) -> None:
+    # The holder of token 2 has found no part of token 1, and has sent the line again.
+    newer = await written(any_parts, 1, token=2)
+    late = await written(any_parts, 2, token=1)
+    found = await any_parts.find(segment_of(), below=3)
+    assert found == [newer, late]
+    assert await any_parts.find(segment_of(), below=3, pinned=[late]) == [late, newer]
+
+
 async def test_parts_of_the_own_and_of_newer_tokens_and_of_other_segments_are_not_found(
     any_parts: Parts,
 ) -> None:

@@ -52,7 +52,8 @@ def parts_of(root: Path, batch_id: BatchId) -> list[PartName]:
         names = [path.name for path in (root / PARTS / batch_id).iterdir()]
     except FileNotFoundError:
         return []
-    return sorted(part for part in map(PartName.of, names) if part is not None)
+    found = [part for part in map(PartName.of, names) if part is not None]
+    return sorted(found, key=lambda part: part.place)
 
 
 @dataclass(slots=True)

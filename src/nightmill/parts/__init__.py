@@ -26,7 +26,8 @@ not know the time. Two rules keep these writes without effect. The store accepts
 token. And the new holder *pins* the parts it finds: it records key and durable length of each in the store
 before it sends a line. Bytes behind a pinned length are never read. A line may be sent twice, but of two
 answers the first stands, in the order of reading: pinned parts in the order in which they were pinned, then
-others by token. `reader` makes that decision for every program that reads answers.
+others from the newest token to the oldest. An older part that is not pinned arrived after the newer holder
+had looked for it. `reader` makes that decision for every program that reads answers.
 
 Failures.
 - The process dies: records that were not durable are lost, and their lines are sent again. A torn record at

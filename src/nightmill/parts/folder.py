@@ -284,7 +284,7 @@ class FolderParts:
     def _find(self, segment: Segment, below: int, pinned: Sequence[PinnedPart]) -> Sequence[PinnedPart]:
         found = list(pinned)
         pinned_keys = {part.key for part in pinned}
-        for token in range(1, below):
+        for token in range(below - 1, 0, -1):
             for copy in count():
                 key = part_key(segment, token, copy)
                 if key in pinned_keys:

@@ -44,8 +44,10 @@ class Parts(Protocol):
     ) -> Sequence[PinnedPart]:
         """The parts of the segment under tokens less than `below`, in the order in which they are read.
 
-        The pinned parts come first, with exactly their pinned length. Parts that are not pinned follow by
-        token, each cut at the end of its last whole record and known to be on stable storage.
+        The pinned parts come first, with exactly their pinned length. Parts that are not pinned follow, that
+        of the newest token first, each cut at the end of its last whole record and known to be on stable
+        storage. A holder writes only after it has pinned what it found, so an older part beside its own
+        arrived later, and the holder's answers, which may have been read meanwhile, stand.
         """
         ...
 

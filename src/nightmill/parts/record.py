@@ -66,9 +66,9 @@ class PartRecord(msgspec.Struct, frozen=True, gc=False):
         return Tally(int(not is_error), int(is_error), self.output.usage or Usage())
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True)
 class PartName:
-    """The last step of a part's key. The order of names is the order in which parts are read.
+    """The last step of a part's key.
 
     `copy` counts the parts under one token: a database restored from a backup gives out old tokens again,
     and a part that exists under the token is left as it is.
@@ -82,6 +82,11 @@ class PartName:
     def of(name: str) -> "PartName | None":
         match = _NAME.fullmatch(name)
         return PartName(int(match[1]), int(match[2]), int(match[3] or 0)) if match else None
+
+    @property
+    def place(self) -> tuple[int, int, int]:
+        """The place among the parts of a batch that are not pinned, in the order in which they are read."""
+        return self.number, -self.token, self.copy
 
     def key(self, batch_id: BatchId) -> str:
         copy = f"-{self.copy}" if self.copy else ""
