@@ -170,7 +170,7 @@ def test_what_processes_counted_is_summed_and_stays_when_they_end(serve):
     for worker in ("worker_1", "worker_2"):
         counts = ProcessCounts()
         upstream = counts.of_upstream("gpu")
-        upstream.note_answers([(0.07, Usage(10, 4, 3, 0, 13)), (700.0, None)])
+        upstream.note_answers([0.07, 700.0], [Usage(10, 4, 3, 0, 13)])
         upstream.note_attempt("load", 0.2)
         upstream.note_first_byte(0.3)
         upstream.note_retry(1.5)

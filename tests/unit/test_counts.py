@@ -8,7 +8,7 @@ from nightmill.core.counts import ATTEMPT_BOUNDS_S, Histogram, ProcessCounts, Up
 
 def some_counts() -> ProcessCounts:
     counts = ProcessCounts()
-    counts.of_upstream("a").note_answers([(0.05, Usage(5, 1, 2, 0, 7)), (0.06, None)])
+    counts.of_upstream("a").note_answers([0.05, 0.06], [Usage(5, 1, 2, 0, 7)])
     counts.of_upstream("a").note_attempt("fault", 1_000.0)
     counts.of_upstream("a").note_first_byte(0.2)
     counts.of_upstream("a").note_retry(2.0)
@@ -25,6 +25,15 @@ def test_a_duration_is_in_the_bucket_whose_bound_it_does_not_exceed():
     assert upstream.duration.buckets == [1, 1, *[0] * (len(ATTEMPT_BOUNDS_S) - 2), 1]
     assert upstream.duration.sum_s == 1_000.11
     assert upstream.attempts == {"answered": 2, "fault": 1}
+
+
+def test_answers_that_took_about_as_long_are_in_one_bucket_with_all_their_tokens():
+    upstream = UpstreamCounts()
+    sums = upstream.note_answers([0.2, 0.11, 0.25], [Usage(5, 1, 2, 0, 7), Usage(1, 0, 4, 0, 5)])
+    assert sums == (0.56, 6)
+    assert upstream.duration.buckets == [0, 0, 3, *[0] * (len(ATTEMPT_BOUNDS_S) - 2)]
+    assert (upstream.input_tokens, upstream.cached_tokens, upstream.output_tokens) == (6, 1, 6)
+    assert upstream.attempts == {"answered": 3}
 
 
 def test_the_counts_of_two_processes_add_up():

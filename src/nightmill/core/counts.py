@@ -5,7 +5,7 @@ of all processes can be added for `/metrics`. No count is kept for a batch, a ke
 """
 
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import msgspec
@@ -89,22 +89,28 @@ class UpstreamCounts(msgspec.Struct, omit_defaults=True):
         self.first_byte.buckets[bisect_left(ATTEMPT_BOUNDS_S, after_s)] += 1
         self.first_byte.sum_s += after_s
 
-    def note_answers(self, answers: Iterable[tuple[float, Usage | None]]) -> tuple[float, int]:
-        """Counts answered attempts: the seconds that each took, and its tokens if they are known.
+    def note_answers(self, durations_s: Sequence[float], usages: Iterable[Usage]) -> tuple[float, int]:
+        """Counts answered attempts.
+
+        Args:
+            durations_s: of each attempt; at least one.
+            usages: of the answers that say how many tokens they used.
 
         Returns:
-            The sums of the seconds and of the output tokens.
+            The sums of the durations and of the output tokens.
         """
-        buckets, sum_s, count = self.duration.buckets, 0.0, 0
+        count, sum_s, buckets = len(durations_s), sum(durations_s), self.duration.buckets
+        lowest = bisect_left(ATTEMPT_BOUNDS_S, min(durations_s))
+        if lowest == bisect_left(ATTEMPT_BOUNDS_S, max(durations_s)):
+            buckets[lowest] += count
+        else:
+            for duration_s in durations_s:
+                buckets[bisect_left(ATTEMPT_BOUNDS_S, duration_s)] += 1
         inputs = cached = outputs = 0
-        for took_s, usage in answers:
-            count += 1
-            sum_s += took_s
-            buckets[bisect_left(ATTEMPT_BOUNDS_S, took_s)] += 1
-            if usage is not None:
-                inputs += usage.input_tokens
-                cached += usage.cached_tokens
-                outputs += usage.output_tokens
+        for usage in usages:
+            inputs += usage.input_tokens
+            cached += usage.cached_tokens
+            outputs += usage.output_tokens
         self.duration.sum_s += sum_s
         self.attempts[ANSWERED] = self.attempts.get(ANSWERED, 0) + count
         self.input_tokens += inputs

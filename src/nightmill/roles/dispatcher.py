@@ -352,7 +352,8 @@ class Dispatcher:
     def _settle_arrived(self, upstream: UpstreamLines, now: float) -> None:
         rates = upstream.runtime.rates
         has_rates = rates.are_set
-        answers: list[tuple[float, Usage | None]] = []
+        durations_s: list[float] = []
+        usages: list[Usage] = []
         last_answered: PendingLine | None = None
         group, counts = NO_GROUP, upstream.runtime.counts
         for line, outcome in upstream.take_arrived():
@@ -373,15 +374,17 @@ class Dispatcher:
                     upstream.answered(line, now)
                 segment.settle(line.ordinal, row)
                 if line.group is not group:
-                    if answers:
-                        group.count_answers(answers, counts)
-                        answers = []
+                    if durations_s:
+                        group.count_answers(durations_s, usages, counts)
+                        durations_s, usages = [], []
                     group = line.group
-                answers.append((now - line.started_at, row.usage))
+                durations_s.append(now - line.started_at)
+                if row.usage is not None:
+                    usages.append(row.usage)
             if not segment.in_flight and segment.is_over:
                 self._notify()
         if last_answered is not None:
-            group.count_answers(answers, counts)
+            group.count_answers(durations_s, usages, counts)
             upstream.note_newest_answer(last_answered.started_at)
         if not upstream.is_calm:
             upstream.take_arrived_probes(now, self._random)

@@ -1,6 +1,6 @@
 """The attempts of one upstream that share a concurrency limit: those of all its models, or of one model."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from nightmill.core.batch import Usage
@@ -62,11 +62,12 @@ class SlotGroup:
         """Notes a line that was settled without a result."""
         self.settled += 1
 
-    def count_answers(self, answers: Sequence[tuple[float, Usage | None]], counts: UpstreamCounts) -> None:
-        """Notes answered lines here and in the counts of the upstream: the seconds that each took, and its
-        tokens if they are known."""
-        busy_s, tokens = counts.note_answers(answers)
-        self.note_answers(len(answers), tokens=tokens, busy_s=busy_s)
+    def count_answers(
+        self, durations_s: Sequence[float], usages: Iterable[Usage], counts: UpstreamCounts
+    ) -> None:
+        """Notes answered lines here and in the counts of the upstream; see `UpstreamCounts.note_answers`."""
+        busy_s, tokens = counts.note_answers(durations_s, usages)
+        self.note_answers(len(durations_s), tokens=tokens, busy_s=busy_s)
 
     def note_answers(self, count: int, *, tokens: int, busy_s: float) -> None:
         """Notes answered lines; arguments as for `Slots.note_answers`."""
