@@ -2,15 +2,21 @@
 
 The language of a block determines how it is tested:
 
-- `bash` runs, in one shell session per page; `bash server` stays running until the next `bash server` of the
-  page or its end, and later blocks use that server. A page without one uses an emulated server.
+- `bash` runs, in one shell session per page.
 - `console` runs the lines after `$ ` and compares what is printed; `...` matches any text.
 - `python` runs as a program. `toml` is loaded as settings, `json`, `jsonl` and `yaml` are parsed.
 - `text` and `mermaid` are not tested.
 
-A block marked `not-run: reason` needs something that CI does not have. Only its syntax is checked, and pytest
-lists it as skipped (`-rs`). A block marked `needs: program` runs if that program is installed. The emulator
-stands in for the model servers of the pages (Ollama, vLLM), and their `model.gguf` is a tiny model.
+What only the tests need is a comment in the line before the block, which readers do not see:
+
+- `<!-- test: server -->`: the `bash` block stays running until the next such block of the page or its end,
+  and later blocks use that server. A page without one uses an emulated server.
+- `<!-- test: not-run: reason -->`: the block needs something that CI does not have. Only its syntax is
+  checked, and pytest lists it as skipped (`-rs`).
+- `<!-- test: needs: program -->`: the block runs if that program is installed.
+
+The emulator stands in for the model servers of the pages (Ollama, vLLM), and their `model.gguf` is a tiny
+model.
 """
 
 import json
@@ -40,7 +46,10 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(
     [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md"), *ROOT.glob("docs/deploy/*.md")]
 )
-FENCE = re.compile(r"^```(?P<info>[^\n]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(
+    r"^(?:<!-- test: (?P<marks>[^\n]+) -->\n)?```(?P<language>[^\n]*)\n(?P<code>.*?)^```$",
+    re.MULTILINE | re.DOTALL,
+)
 NIGHTMILL_PORT = 8080
 MODEL_SERVER_PORTS = (11434, 8000)
 BLOCK_S = 60
@@ -49,7 +58,7 @@ READY_S = 60
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One fenced block; `marks` is what follows its language."""
+    """One fenced block; `marks` is the comment for the tests before it."""
 
     page: Path
     line: int
@@ -73,8 +82,8 @@ class Block:
 def blocks_of(page: Path) -> Iterator[Block]:
     text = page.read_text(encoding="utf-8") if page.exists() else ""
     for fence in FENCE.finditer(text):
-        language, _, marks = fence["info"].strip().partition(" ")
-        yield Block(page, text.count("\n", 0, fence.start()) + 1, language, marks.strip(), fence["code"])
+        line = text.count("\n", 0, fence.start("language")) + 1
+        yield Block(page, line, fence["language"].strip(), fence["marks"] or "", fence["code"])
 
 
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
@@ -265,6 +274,11 @@ def run(block: Block, session: Session) -> None:
             pass
         case language, marks:
             pytest.fail(f"{block}: nothing is known of a block '{language} {marks}'")
+
+
+def test_a_fence_shows_readers_its_language_and_nothing_else():
+    shown = [f"{block}: '{block.language}'" for block in BLOCKS if not re.fullmatch(r"\w+", block.language)]
+    assert not shown, f"put what only the tests need into '<!-- test: ... -->' on the line before: {shown}"
 
 
 @pytest.mark.parametrize("block", NOT_RUN, ids=str)
