@@ -5,7 +5,7 @@ The language of a block determines how it is tested:
 - `bash` runs, in one shell session per page.
 - `console` runs the lines after `$ ` and compares what is printed; `...` matches any text.
 - `python` runs as a program. `toml` is loaded as settings, `json`, `jsonl` and `yaml` are parsed.
-- `text` and `mermaid` are not tested.
+- `text` and `mermaid` are not tested; `test_proxy_page.py` tests `nginx` and `caddyfile`.
 
 What only the tests need is a comment in the line before the block, which readers do not see:
 
@@ -44,7 +44,11 @@ from nightmill.settings import load
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(
-    [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md"), *ROOT.glob("docs/deploy/*.md")]
+    [
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        *(page for folder in ("docs", "docs/deploy", "docs/howto") for page in ROOT.glob(f"{folder}/*.md")),
+    ]
 )
 FENCE = re.compile(
     r"^(?:<!-- test: (?P<marks>[^\n]+) -->\n)?```(?P<language>[^\n]*)\n(?P<code>.*?)^```$",
@@ -270,7 +274,7 @@ def run(block: Block, session: Session) -> None:
                 json.loads(line)
         case "yaml", "":
             yaml.safe_load(block.code)
-        case (("text" | "mermaid"), ""):
+        case (("text" | "mermaid" | "nginx" | "caddyfile"), ""):
             pass
         case language, marks:
             pytest.fail(f"{block}: nothing is known of a block '{language} {marks}'")
