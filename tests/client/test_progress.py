@@ -2,7 +2,7 @@
 
 import io
 
-from nightmill.client.progress import Pace, Snapshot, clock, sentence, shown
+from nightmill.client.progress import Pace, Snapshot, sentence, shown
 
 
 def snapshot(answered: int, *, status: str = "in_progress", total: int = 1_000, failed: int = 0) -> Snapshot:
@@ -40,10 +40,6 @@ def test_the_text_says_what_is_held():
         status="in_progress", total=9, completed=0, failed=0, in_flight=0, held="model 'm' is held"
     )
     assert sentence(waiting, Pace()) == "in_progress: 0 of 9 answered, 0 in flight; model 'm' is held"
-
-
-def test_durations_are_formatted():
-    assert [clock(seconds) for seconds in (0, 5, 754, 3_723)] == ["0:00", "0:05", "12:34", "1:02:03"]
 
 
 def test_a_pipe_gets_a_line_for_each_status_and_at_intervals():

@@ -12,6 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
+from nightmill.client.words import clean
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 
@@ -44,11 +46,6 @@ def out_fields(fields: Iterable[tuple[str, str | None]]) -> None:
     width = max(len(name) for name, _ in shown)
     for name, value in shown:
         out(f"{name.ljust(width)}  {value}")
-
-
-def clean(text: str) -> str:
-    """The text on one line and without control characters."""
-    return "".join(letter for letter in " ".join(text.split()) if letter.isprintable())
 
 
 def local_time(stamp: int | None) -> str:

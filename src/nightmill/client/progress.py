@@ -12,6 +12,8 @@ from datetime import datetime
 from time import monotonic
 from typing import TextIO, TypeAlias
 
+from nightmill.client.words import clock
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
@@ -93,13 +95,6 @@ def _time(unix_s: float) -> str:
     moment, now = datetime.fromtimestamp(unix_s).astimezone(), datetime.now().astimezone()
     is_near = abs((moment - now).total_seconds()) < 12 * 3600
     return moment.strftime("%H:%M:%S" if is_near else "%Y-%m-%d %H:%M")
-
-
-def clock(seconds: float) -> str:
-    """`0:05`, `12:34`, `1:02:03`."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 @contextmanager
