@@ -1,0 +1,111 @@
+"""Why lines of a batch failed: the first lines of its error file, grouped by code and message.
+
+At most `MOST_LINES` lines are read, so the groups of a batch with more failures are those of the first ones.
+Where failures cannot be read, for example because the file was deleted, there are no groups. The sentence is
+made by `words.failures_text`.
+"""
+
+import json
+import re
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
+from itertools import islice
+from typing import Any, Final, cast
+
+from openai import APIError, OpenAI
+from openai.types import Batch
+
+from nightmill.client import download
+from nightmill.client.results import WantedResults, read_page
+from nightmill.client.words import FailureGroup
+from nightmill.core.batch import TERMINAL
+from nightmill.errors import NightmillError
+
+MOST_LINES: Final = 1_000
+_MOST_BYTES: Final = 4 << 20
+# To find the failures of a running batch, the server reads all of its answers.
+_MOST_ANSWERS: Final = 50_000
+_WITH_DIGITS: Final = re.compile(r"\S*\d\S*")
+
+
+def read_failures(openai: OpenAI, batch: Batch) -> list[FailureGroup]:
+    """The groups of a batch's failed lines, the most frequent first.
+
+    A running batch has some only on a nightmill server, and while it has few answers.
+    """
+    counts = batch.request_counts
+    if counts is None or not counts.failed:
+        return []
+    try:
+        if batch.status in TERMINAL:
+            return [] if batch.error_file_id is None else grouped(_error_lines(openai, batch.error_file_id))
+        if counts.completed + counts.failed > _MOST_ANSWERS:
+            return []
+        page = read_page(openai, batch.id, WantedResults(outcome="failed"), limit=MOST_LINES)
+    except (APIError, NightmillError):
+        return []
+    return grouped(line.text for line in page.lines)
+
+
+def grouped(lines: Iterable[bytes]) -> list[FailureGroup]:
+    """Groups of the lines of an error file, the most frequent first.
+
+    Messages that differ only in words with digits, such as a number of tokens, are of one group.
+    """
+    first: dict[tuple[str, str], str] = {}
+    counts: dict[tuple[str, str], int] = {}
+    for line in lines:
+        found = _code_and_message(line)
+        if found is None:
+            continue
+        code, message = found
+        kind = code, _WITH_DIGITS.sub("0", message)
+        first.setdefault(kind, message)
+        counts[kind] = counts.get(kind, 0) + 1
+    kinds = sorted(counts, key=lambda kind: -counts[kind])
+    return [FailureGroup(counts[kind], kind[0], first[kind]) for kind in kinds]
+
+
+def _error_lines(openai: OpenAI, file_id: str) -> Iterator[bytes]:
+    with closing(_beginning(openai, file_id)) as pieces:
+        yield from islice(download.lines(pieces), MOST_LINES)
+
+
+def _beginning(openai: OpenAI, file_id: str) -> Generator[bytes]:
+    """The first bytes of a file, with one line that may be cut off."""
+    taken_bytes = 0
+    for chunk in download.chunks(openai, file_id):
+        yield chunk
+        taken_bytes += len(chunk)
+        if taken_bytes >= _MOST_BYTES:
+            return
+
+
+def _code_and_message(line: bytes) -> tuple[str, str] | None:
+    """The HTTP status or the code of a line of an error file, and its message; None for another text."""
+    try:
+        row = _object(json.loads(line))
+    except (ValueError, RecursionError):
+        return None
+    response, error = _object(row.get("response")), _object(row.get("error"))
+    if response:
+        return str(response.get("status_code")), _message(response.get("body"))
+    return (str(error.get("code") or "error"), _message(error)) if error else None
+
+
+def _message(body: object) -> str:
+    """The message in an answer, of any of the forms that servers have."""
+    if isinstance(body, str):
+        return body
+    fields = _object(body)
+    for name in ("error", "detail", "message", "msg"):
+        value: object = fields.get(name)
+        if isinstance(value, list):
+            value = next(iter(cast("list[object]", value)), None)
+        if value:
+            return _message(value)
+    return ""
+
+
+def _object(value: object) -> dict[str, Any]:
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
