@@ -51,7 +51,9 @@ def running_batch(server, *, answered: int = 200) -> str:
 def report(server, **fields) -> None:
     """What the worker says of `gpu`."""
     entry = ModelReport("m", limit=4, rule="", in_flight=4)
-    found = UpstreamReport("gpu", time.time(), per_model=(entry,), batches=(BatchLines(BATCH, 4),), **fields)
+    found = UpstreamReport(
+        "gpu", time.time(), per_model=(entry,), batches=(BatchLines(BATCH, 4, waiting=2),), **fields
+    )
     document = msgspec.json.encode(found).decode()
     server.do(server.context.store.upstreams.report(WORKER, {"gpu": document}))
 
@@ -142,7 +144,7 @@ def test_a_running_batch_has_limit_forecast_tokens_and_cost(tmp_path):
         assert found["why"]["sentence"] == "4 of 4 in flight on gpu; the settings fix this limit."
         assert found["why"]["upstream"] == "gpu"
         expected = found["forecast"]
-        assert expected["in_flight"] == 4
+        assert (expected["in_flight"], expected["retrying"]) == (4, 2)
         assert expected["lines_per_s"] == pytest.approx(2.0, rel=0.1)
         assert expected["earliest_at"] <= expected["ends_at"] <= expected["latest_at"]
         assert expected["deadline_odds"] == 1.0

@@ -40,7 +40,11 @@ async def insight_of(context: ApiContext, batch: Batch) -> dict[str, Any]:
         "why": None if limit is None else {**why_on_wire(limit), "since": since},
         "forecast": None
         if expected is None
-        else forecast_on_wire(expected, in_flight=scene.in_flight(batch.id)),
+        else {
+            "in_flight": scene.in_flight(batch.id),
+            "retrying": scene.retrying(batch.id),
+            **forecast_on_wire(expected),
+        },
     }
 
 
@@ -87,10 +91,9 @@ def why_on_wire(limit: Why) -> dict[str, Any]:
     }
 
 
-def forecast_on_wire(expected: Forecast, *, in_flight: int) -> dict[str, Any]:
+def forecast_on_wire(expected: Forecast) -> dict[str, Any]:
     """A forecast, as JSON. Times are Unix seconds."""
     return {
-        "in_flight": in_flight,
         "lines_per_s": _rounded(expected.lines_per_s, 3),
         "output_tokens_per_s": _rounded(expected.output_tokens_per_s, 1),
         "ends_at": _rounded(expected.ends_at, 0),

@@ -40,6 +40,8 @@ class Forecast:
     """What is expected of a batch; fields are None where nothing can be said. Times are Unix seconds.
 
     Args:
+        in_flight: attempts in flight now.
+        retrying: lines that failed and wait to be sent again.
         earliest_at: with `latest_at` a range in which the end is with a probability of 80%.
         deadline_odds: the probability that all lines are answered before the deadline, from 0 to 1.
         usage: tokens so far.
@@ -47,6 +49,7 @@ class Forecast:
     """
 
     in_flight: int = 0
+    retrying: int = 0
     lines_per_s: float | None = None
     output_tokens_per_s: float | None = None
     ends_at: int | None = None
@@ -60,7 +63,7 @@ class Forecast:
 
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> Self:
-        known: dict[str, Any] = {field.name: document.get(field.name) for field in fields(cls)}
+        known = {field.name: document[field.name] for field in fields(cls) if field.name in document}
         return cls(**known)
 
 

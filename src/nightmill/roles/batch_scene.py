@@ -65,6 +65,15 @@ class Scene:
             if lines.batch_id == batch_id
         )
 
+    def retrying(self, batch_id: BatchId) -> int:
+        """Lines of a batch that failed and wait to be sent again, at all upstreams."""
+        return sum(
+            lines.waiting
+            for report in self._reports
+            for lines in report.batches
+            if lines.batch_id == batch_id
+        )
+
     def why(self, batch: Batch, around: Around | None = None) -> Why | None:
         """What limits a batch; None for one that has ended.
 
