@@ -86,16 +86,17 @@ def _innermost(error: Exception) -> Exception:
 
 
 def _described(error: Exception) -> tuple[str, int] | None:
+    # First, since the errors of a server are of nightmill's family too, whose words are for Python.
+    if "openai" in sys.modules:
+        described = _of_the_server(error)
+        if described is not None:
+            return described
     if isinstance(error, NightmillError):
         return str(error), error.exit_code
     if isinstance(error, typer.TyperException):
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "nightmill"
         return f"{clean(error.format_message()).rstrip('.')}; see '{command} --help'", ExitCode.BAD_INPUT
-    if "openai" in sys.modules:
-        described = _of_the_server(error)
-        if described is not None:
-            return described
     if isinstance(error, OSError):
         name = f"{error.filename}: " if error.filename else ""
         return f"{name}{error.strerror or type(error).__name__}", ExitCode.BAD_INPUT

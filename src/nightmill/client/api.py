@@ -1,7 +1,7 @@
 """The published batch operations by their own names, for any base URL.
 
 Typed requests and objects on the official `openai` package. Nothing is added to the server's answers; errors
-are those of the package (`openai.NotFoundError`, ...). Files, waiting and joining answers belong to
+are of nightmill's family and of the package's (`server_errors`). Files, waiting and joining answers belong to
 `session`.
 """
 
@@ -20,9 +20,11 @@ from nightmill.client.input_files import AsyncInputApi, InputApi
 from nightmill.client.insight import AsyncInsightApi, InsightApi
 from nightmill.client.own_api import once, own_url
 from nightmill.client.results import PATIENCE_S, FollowedLine, ResultPage, WantedResults
+from nightmill.client.server_errors import AsyncServer, Server
 from nightmill.client.steering import AsyncSteering, Steering
 from nightmill.client.webhooks import AsyncWebhookApi, WebhookApi
 from nightmill.core.batch_options import BatchOptions, OnInvalid
+from nightmill.errors import RequestError
 
 __all__ = [
     "DEFAULT_BASE_URL",
@@ -115,9 +117,17 @@ class ListBatchesResponse:
     has_more: bool
 
 
-def connection(base_url: str | None, auth: ApiKeyAuth | None) -> dict[str, Any]:
-    """What an `openai` client needs to reach the server; the environment fills what is None."""
-    key = auth.api_key if auth else os.environ.get("OPENAI_API_KEY")
+def connection(
+    base_url: str | None, auth: ApiKeyAuth | None = None, api_key: str | None = None
+) -> dict[str, Any]:
+    """What an `openai` client needs to reach the server; the environment fills what is None.
+
+    Raises:
+        RequestError: there are two keys.
+    """
+    if auth is not None and api_key is not None:
+        raise RequestError("give the key as api_key or as auth, not as both")
+    key = api_key or (auth.api_key if auth else os.environ.get("OPENAI_API_KEY"))
     return {
         "base_url": base_url or os.environ.get("OPENAI_BASE_URL") or DEFAULT_BASE_URL,
         "api_key": key or _NO_KEY,
@@ -129,8 +139,10 @@ class BatchApi:
 
     Args:
         base_url: up to and with `/v1`; else `OPENAI_BASE_URL`, else nightmill on this machine.
-        auth: else `OPENAI_API_KEY`; a server without keys ignores it.
-        openai_client: an `openai` client of your own instead of the two above.
+        auth: the key as an object that `repr` does not show.
+        api_key: the key; else `OPENAI_API_KEY`. A server without keys ignores it.
+        openai_client: an `openai` client of your own instead of the three above. Its errors are those of the
+            package only.
 
     Attributes:
         steering: what a nightmill server does to running batches besides.
@@ -141,9 +153,10 @@ class BatchApi:
         base_url: str | None = None,
         auth: ApiKeyAuth | None = None,
         *,
+        api_key: str | None = None,
         openai_client: OpenAI | None = None,
     ) -> None:
-        self._openai = openai_client or OpenAI(**connection(base_url, auth))
+        self._openai = openai_client or Server(**connection(base_url, auth, api_key))
         self.input = InputApi(self._openai)
         self.webhooks = WebhookApi(self._openai)
         self.steering = Steering(self._openai)
@@ -196,9 +209,10 @@ class AsyncBatchApi:
         base_url: str | None = None,
         auth: ApiKeyAuth | None = None,
         *,
+        api_key: str | None = None,
         openai_client: AsyncOpenAI | None = None,
     ) -> None:
-        self._openai = openai_client or AsyncOpenAI(**connection(base_url, auth))
+        self._openai = openai_client or AsyncServer(**connection(base_url, auth, api_key))
         self.input = AsyncInputApi(self._openai)
         self.webhooks = AsyncWebhookApi(self._openai)
         self.steering = AsyncSteering(self._openai)

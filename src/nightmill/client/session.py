@@ -21,6 +21,7 @@ from nightmill.client.insight import Forecast, InsightApi, Why
 from nightmill.client.progress import Snapshot, shown
 from nightmill.client.results import PATIENCE_S, FollowedLine, Outcome, WantedResults
 from nightmill.client.retries import RetryApi
+from nightmill.client.server_errors import Server
 from nightmill.core.batch import TERMINAL
 from nightmill.core.batch_options import BatchOptions
 from nightmill.errors import RequestError, UnavailableError
@@ -40,11 +41,18 @@ class Client:
 
     Args:
         base_url: up to and with `/v1`; else `OPENAI_BASE_URL`, else nightmill on this machine.
-        auth: else `OPENAI_API_KEY`.
+        auth: the key as an object that `repr` does not show.
+        api_key: the key; else `OPENAI_API_KEY`. A server without keys ignores it.
     """
 
-    def __init__(self, base_url: str | None = None, auth: ApiKeyAuth | None = None) -> None:
-        self.openai = OpenAI(**connection(base_url, auth))
+    def __init__(
+        self,
+        base_url: str | None = None,
+        auth: ApiKeyAuth | None = None,
+        *,
+        api_key: str | None = None,
+    ) -> None:
+        self.openai: OpenAI = Server(**connection(base_url, auth, api_key))
         self.api = BatchApi(openai_client=self.openai)
         self.input = self.api.input
         self.webhooks = self.api.webhooks
