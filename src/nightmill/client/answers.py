@@ -1,27 +1,32 @@
-"""Makes request lines of rows, and joins output lines with their requests. Works on files with constant
+"""Writes request lines of rows, and joins output lines with their requests. Works on files with constant
 memory.
 
 `joined` gives one answer per request, in the order of the requests, whatever the order of the
 answers. While the answers are in order too (nightmill's are), memory does not grow; otherwise it holds an
-offset for each answer that is ahead. The network belongs to `session` and `download`.
+offset for each answer that is ahead. What a row may be belongs to `request_rows`, the network to `session`
+and `download`.
 """
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, TypeAlias, cast
+from typing import Any, Generic, Self, cast
 
+from typing_extensions import TypeVar
+
+from nightmill.client.answer_bodies import text_in, vector_in
 from nightmill.client.download import CHUNK_BYTES, lines
+from nightmill.client.request_rows import RequestFile, Row, RowFormat
 from nightmill.core import json_text
 from nightmill.core.request_line import endpoint_in
 from nightmill.errors import RequestError
 
-Row: TypeAlias = Mapping[str, Any]
+T = TypeVar("T", default=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class Answer(Generic[T]):
     """The result of one request.
 
     Attributes:
@@ -29,7 +34,18 @@ class Answer:
         custom_id: empty where an invalid line that was skipped has none.
         status_code: the HTTP status, or None when the request was never answered.
         body: the decoded answer, also that of an HTTP error.
-        error: the reason of a failure: the line's own error, or `body["error"]` of an HTTP error.
+        error: the reason of a failure: the line's own error, `body["error"]` of an HTTP error, or that the
+            answer is not of the type that was asked for; None where there is no failure.
+        parsed: the answer as an instance of the type that was asked for; None without one, or on a failure.
+
+    Example:
+        ```python
+        from nightmill import Client
+
+        with Client() as client:
+            for answer in client.send(["a river", "a mountain"], model="llama3.2"):
+                print(answer.text if answer.is_ok else answer.error_message)
+        ```
     """
 
     custom_id: str
@@ -37,43 +53,60 @@ class Answer:
     status_code: int | None
     body: Any
     error: Any
+    parsed: T | None = None
 
     @property
     def is_ok(self) -> bool:
-        return self.status_code is not None and 200 <= self.status_code < 300
+        """Whether the request was answered with a 2xx, and with the type that was asked for."""
+        return self.error is None and self.status_code is not None and 200 <= self.status_code < 300
+
+    @property
+    def text(self) -> str | None:
+        """The text of a chat completion, completion or response; None where the answer has none."""
+        return text_in(self.body)
+
+    @property
+    def vector(self) -> list[float] | None:
+        """The embedding; None where the answer is none."""
+        return vector_in(self.body)
+
+    @property
+    def error_message(self) -> str | None:
+        """The reason of a failure in words; None where there is no failure."""
+        if self.is_ok:
+            return None
+        reason: Any = self.error
+        if isinstance(self.error, Mapping):
+            fields = cast("Mapping[str, Any]", self.error)
+            reason = fields.get("message") or fields.get("code") or fields
+        if reason is not None:
+            return str(reason)
+        return "not answered" if self.status_code is None else f"HTTP {self.status_code}"
 
 
-def write_rows(rows: Iterable[Row], path: Path, *, endpoint: str | None, model: str | None) -> str:
+def write_rows(
+    rows: Iterable[Row | str],
+    path: Path,
+    *,
+    endpoint: str | None,
+    model: str | None,
+    prompt: str | None = None,
+    parameters: Row | None = None,
+) -> str:
     """Writes request lines and returns their endpoint.
 
-    A row is a request line (it has a `body` that is an object) or the body alone. A missing `custom_id`
-    becomes `request-<n>`, counted from 1; a missing `url` the endpoint; a missing model `model`.
+    A row is a request line (it has a `body` that is an object), the body alone, a text, or with a prompt the
+    fields for it. A missing `custom_id` becomes `request-<n>`, counted from 1; a missing `url` the endpoint;
+    a missing model `model`.
 
     Raises:
         RequestError: there are no rows, a row is not JSON, or the endpoint is unknown.
     """
-    count = 0
-    with path.open("wb") as stream:
-        for count, row in enumerate(rows, start=1):
-            given = row if isinstance(row.get("body"), Mapping) else {"body": row}
-            body = dict(cast("Row", given["body"]))
-            if model is not None:
-                body.setdefault("model", model)
-            endpoint = endpoint or cast("str | None", given.get("url")) or _guessed(body)
-            line = {
-                "custom_id": given.get("custom_id", f"request-{count}"),
-                "method": given.get("method", "POST"),
-                "url": given.get("url", endpoint),
-                "body": body,
-            }
-            try:
-                text = json.dumps(line, allow_nan=False)
-            except (TypeError, ValueError) as error:
-                raise RequestError(f"row {count} can't be written as JSON: {error}") from None
-            stream.write(text.encode("ascii") + b"\n")
-    if endpoint is None or not count:
-        raise RequestError("there are no rows to send")
-    return endpoint
+    row_format = RowFormat(prompt=prompt, model=model, parameters=parameters, endpoint=endpoint)
+    with RequestFile(path, row_format) as file:
+        for row in rows:
+            file.add(row)
+        return file.endpoint
 
 
 def endpoint_of(path: Path) -> str:
@@ -87,12 +120,6 @@ def endpoint_of(path: Path) -> str:
     if url is None:
         raise RequestError(f"the first line of {path} names no endpoint in 'url'; name it with --endpoint")
     return url
-
-
-def _guessed(body: Row) -> str:
-    if "messages" in body:
-        return "/v1/chat/completions"
-    raise RequestError("the first row does not tell its endpoint; pass endpoint='/v1/...'")
 
 
 def joined(requests: Path, *answer_files: Path) -> Iterator[Answer]:

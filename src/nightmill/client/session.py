@@ -1,39 +1,55 @@
 """Sends rows, waits, and returns the answers joined to their requests: a batch in three calls or in one.
 
 Uploads, creates, polls and downloads with `BatchApi` and the official `openai` package. Rows and answers pass
-through files, so memory does not depend on their number. The display of progress belongs to `progress`.
+through files, so memory does not depend on their number. The same for asyncio is in `async_session`, the
+display of progress in `progress`.
 """
 
 import tempfile
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from time import monotonic, sleep
-from typing import Literal, Self, cast
+from time import sleep
+from typing import Any, Literal, Self, TypeVar, cast, overload
 
-from openai import APIConnectionError, APIError, InternalServerError, OpenAI, RateLimitError, omit
+from openai import APIError, OpenAI, omit
 from openai.types import FileObject
+from typing_extensions import Unpack
 
 from nightmill.client import download
-from nightmill.client.answers import Answer, Row, joined, write_rows
+from nightmill.client.answer_types import AnswerType
+from nightmill.client.answers import Answer, joined
 from nightmill.client.api import ApiKeyAuth, Batch, BatchApi, CreateBatchRequest, connection
+from nightmill.client.frames import Frame, is_frame, with_answers
 from nightmill.client.insight import Forecast, InsightApi, Why
+from nightmill.client.logs import LogApi
+from nightmill.client.polling import AWAY, Polling
 from nightmill.client.progress import Snapshot, shown
+from nightmill.client.request_rows import RequestFile, SubmitArguments, only_model
 from nightmill.client.results import PATIENCE_S, FollowedLine, Outcome, WantedResults
 from nightmill.client.retries import RetryApi
 from nightmill.client.server_errors import Server
+from nightmill.client.submission import (
+    OnChange,
+    Rows,
+    Submission,
+    answer_file_ids,
+    answer_type_of,
+    note_where_it_goes_on,
+)
+from nightmill.client.upstreams import UpstreamApi
 from nightmill.core.batch import TERMINAL
 from nightmill.core.batch_options import BatchOptions
-from nightmill.errors import RequestError, UnavailableError
+from nightmill.errors import UnavailableError
+
+T = TypeVar("T")
+FrameT = TypeVar("FrameT", bound=Frame)
 
 # OpenAI's limit for a batch file sent in one request; a server that takes larger ones takes them in parts.
 LARGEST_SINGLE_BYTES = 209_715_200
 PART_BYTES = 16 << 20
 FIRST_POLL_S = 0.05
 LONGEST_POLL_S = 3.0
-POLL_GROWTH = 1.4
-# Beyond the completion window: writing the files, and clocks that differ.
-AFTER_WINDOW_S = 3_600.0
 
 
 class Client:
@@ -43,6 +59,20 @@ class Client:
         base_url: up to and with `/v1`; else `OPENAI_BASE_URL`, else nightmill on this machine.
         auth: the key as an object that `repr` does not show.
         api_key: the key; else `OPENAI_API_KEY`. A server without keys ignores it.
+
+    Attributes:
+        openai: the `openai` client that sends the requests.
+        api: the published batch operations by their own names.
+
+    Example:
+        ```python
+        from nightmill import Client
+
+        with Client(api_key="unused") as client:
+            answers = client.send(["Peru", "Laos"], prompt="Name a river in {text}.", model="llama3.2")
+            for answer in answers:
+                print(answer.text)
+        ```
     """
 
     def __init__(
@@ -55,9 +85,12 @@ class Client:
         self.openai: OpenAI = Server(**connection(base_url, auth, api_key))
         self.api = BatchApi(openai_client=self.openai)
         self.input = self.api.input
-        self.webhooks = self.api.webhooks
+        self.insight = self.api.insight
+        self.logs = LogApi(self.openai)
         self.retries = RetryApi(self.openai)
-        self.insight = InsightApi(self.openai)
+        self.steering = self.api.steering
+        self.upstreams = UpstreamApi(self.openai)
+        self.webhooks = self.api.webhooks
 
     def close(self) -> None:
         self.openai.close()
@@ -110,30 +143,36 @@ class Client:
 
     def submit(
         self,
-        rows: Iterable[Row],
+        rows: Rows | Frame,
         *,
-        endpoint: str | None = None,
-        model: str | None = None,
-        completion_window: str = "24h",
-        metadata: Mapping[str, str] | None = None,
-        priority: int | None = None,
-        options: BatchOptions | None = None,
+        answer_type: type[Any] | None = None,
+        **arguments: Unpack[SubmitArguments],
     ) -> Batch:
         """Sends rows as a new batch and returns at once.
 
-        A row is a whole request line or only its body; see `answers.write_rows` for what is filled in.
+        Args:
+            rows: whole request lines, bodies, texts, or with a `prompt` fields; or a DataFrame.
+            answer_type: asks for JSON of this type.
+            arguments: see `SubmitArguments`.
+
+        Raises:
+            RequestError: a row can't be sent, or the server refuses the batch.
         """
+        return self._submitted(rows, answer_type_of(answer_type), arguments)
+
+    def _submitted(
+        self, rows: Rows | Frame, answer_type: AnswerType[Any] | None, arguments: SubmitArguments
+    ) -> Batch:
+        submission = Submission.of(rows, arguments, answer_type)
         with tempfile.TemporaryDirectory(prefix="nightmill-") as folder:
             path = Path(folder) / "requests.jsonl"
-            endpoint = write_rows(rows, path, endpoint=endpoint, model=model)
-            return self.submit_file(
-                path,
-                endpoint=endpoint,
-                completion_window=completion_window,
-                metadata=metadata,
-                priority=priority,
-                options=options,
-            )
+            with RequestFile(path, submission) as file:
+                for row in cast("Rows", submission.rows(rows)):
+                    if submission.needs_model(row):
+                        submission.model = only_model([model.id for model in self.openai.models.list()])
+                    file.add(row)
+            endpoint = file.endpoint
+            return self.api.create_batch(submission.request(self.upload(path).id, endpoint))
 
     def wait(
         self,
@@ -149,83 +188,148 @@ class Client:
             on_change: called with the batch after each poll; None shows a progress bar on stderr.
 
         Raises:
-            UnavailableError: the time is over. The batch continues on the server.
-            openai.APIError: the server refused, or was unreachable for two minutes. The batch continues on
-            the server.
+            UnavailableError: the time is over, or the server was unreachable for two minutes. The batch
+                continues on the server.
+            RequestError: the server refused.
         """
         with _reporting(on_change, self.api.insight) as report:
             batch = self.api.retrieve_batch(batch_id)
-            begun = seen = monotonic()
-            if timeout_s is None:
-                window_s = (batch.expires_at or batch.created_at + 86_400) - batch.created_at
-                timeout_s = window_s + AFTER_WINDOW_S
-            pause_s = FIRST_POLL_S
+            polling = Polling(
+                batch,
+                timeout_s=timeout_s,
+                first_s=FIRST_POLL_S,
+                longest_s=LONGEST_POLL_S,
+                patience_s=PATIENCE_S,
+            )
             report(batch)
             while batch.status not in TERMINAL:
-                left_s = begun + timeout_s - monotonic()
-                if left_s <= 0:
-                    message = f"{batch_id} is still {batch.status} after {timeout_s:g} s; wait for it again"
-                    raise UnavailableError(message)
-                sleep(min(pause_s, left_s))
-                pause_s = min(pause_s * POLL_GROWTH, LONGEST_POLL_S)
+                sleep(polling.pause_s(batch))
                 try:
                     batch = self.api.retrieve_batch(batch_id)
-                except (APIConnectionError, InternalServerError, RateLimitError):
-                    # The batch continues while the server restarts, so waiting continues too.
-                    if monotonic() - seen > PATIENCE_S:
+                except AWAY:
+                    if polling.is_hopeless:
                         raise
                     continue
-                seen = monotonic()
+                polling.succeeded()
                 report(batch)
             return batch
 
-    def answers(self, batch: Batch | str) -> Iterator[Answer]:
+    @overload
+    def answers(self, batch: Batch | str, *, answer_type: type[T]) -> Iterator[Answer[T]]: ...
+
+    @overload
+    def answers(self, batch: Batch | str, *, answer_type: None = None) -> Iterator[Answer]: ...
+
+    def answers(self, batch: Batch | str, *, answer_type: type[Any] | None = None) -> Iterator[Answer[Any]]:
         """The answers of an ended batch, joined to the lines of its input file, in their order.
+
+        Args:
+            answer_type: makes an instance of this type of each answer; one that is not of it is a failure.
 
         Raises:
             RequestError: the batch failed validation; the message holds the first error.
             UnavailableError: the batch has not ended yet.
         """
         batch = self.api.retrieve_batch(batch) if isinstance(batch, str) else batch
-        _refuse_without_answers(batch)
-        return self._joined(batch)
+        return self._answers(batch, answer_type_of(answer_type))
 
-    def _joined(self, batch: Batch) -> Iterator[Answer]:
+    def _answers(self, batch: Batch, answer_type: AnswerType[Any] | None) -> Iterator[Answer[Any]]:
+        answers = self._joined(batch, answer_file_ids(batch))
+        return answers if answer_type is None else answer_type.parsed(answers)
+
+    def _joined(self, batch: Batch, file_ids: Sequence[str]) -> Iterator[Answer]:
         with tempfile.TemporaryDirectory(prefix="nightmill-") as folder:
             requests = Path(folder) / "requests.jsonl"
             download.save(self.openai, batch.input_file_id, requests)
-            files: list[Path] = []
-            for file_id in (batch.output_file_id, batch.error_file_id):
-                if file_id:
-                    path = Path(folder) / f"answers-{len(files)}.jsonl"
-                    download.save(self.openai, file_id, path)
-                    files.append(path)
+            files = [Path(folder) / f"answers-{number}.jsonl" for number in range(len(file_ids))]
+            for file_id, path in zip(file_ids, files, strict=True):
+                download.save(self.openai, file_id, path)
             yield from joined(requests, *files)
+
+    @overload
+    def send(
+        self,
+        rows: FrameT,
+        *,
+        answer_type: type[Any] | None = None,
+        timeout_s: float | None = None,
+        on_change: OnChange | None = None,
+        **arguments: Unpack[SubmitArguments],
+    ) -> FrameT: ...
+
+    @overload
+    def send(
+        self,
+        rows: Rows,
+        *,
+        answer_type: type[T],
+        timeout_s: float | None = None,
+        on_change: OnChange | None = None,
+        **arguments: Unpack[SubmitArguments],
+    ) -> Iterator[Answer[T]]: ...
+
+    @overload
+    def send(
+        self,
+        rows: Rows,
+        *,
+        answer_type: None = None,
+        timeout_s: float | None = None,
+        on_change: OnChange | None = None,
+        **arguments: Unpack[SubmitArguments],
+    ) -> Iterator[Answer]: ...
 
     def send(
         self,
-        rows: Iterable[Row],
+        rows: Rows | Frame,
         *,
-        endpoint: str | None = None,
-        model: str | None = None,
-        completion_window: str = "24h",
-        metadata: Mapping[str, str] | None = None,
-        priority: int | None = None,
-        options: BatchOptions | None = None,
+        answer_type: type[Any] | None = None,
         timeout_s: float | None = None,
-        on_change: Callable[[Batch], None] | None = None,
-    ) -> Iterator[Answer]:
-        """Sends rows, waits with a progress bar and returns the answers: `submit`, `wait`, `answers`."""
-        batch = self.submit(
-            rows,
-            endpoint=endpoint,
-            model=model,
-            completion_window=completion_window,
-            metadata=metadata,
-            priority=priority,
-            options=options,
-        )
-        return self.answers(self.wait(batch.id, timeout_s=timeout_s, on_change=on_change))
+        on_change: OnChange | None = None,
+        **arguments: Unpack[SubmitArguments],
+    ) -> Any:
+        """Sends rows, waits with a progress bar and returns the answers: `submit`, `wait`, `answers`.
+
+        Args:
+            rows: as for `submit`.
+            answer_type: a pydantic model, or another type that JSON can have. Asks for JSON of this type and
+                makes an instance of each answer, in `parsed`; an answer that is not of the type is a failure.
+            timeout_s, on_change: as for `wait`.
+            arguments: see `SubmitArguments`.
+
+        Returns:
+            An answer for each row, in their order. Of a DataFrame a copy with the columns `answer` (or one
+            for each field of the type) and `error`; columns of these names are replaced.
+
+        Raises:
+            RequestError: a row can't be sent, the server refuses the batch, or a line is invalid.
+            UnavailableError: as for `wait`.
+
+        Example:
+            ```python
+            from pydantic import BaseModel
+
+            from nightmill import Client
+
+            class River(BaseModel):
+                name: str
+                length_km: int
+
+            with Client() as client:
+                rivers = client.send(["Peru"], prompt="A river in {text}?", model="m", answer_type=River)
+                for answer in rivers:
+                    print(answer.parsed or answer.error_message)
+            ```
+        """
+        typed = answer_type_of(answer_type)
+        batch = self._submitted(rows, typed, arguments)
+        try:
+            batch = self.wait(batch.id, timeout_s=timeout_s, on_change=on_change)
+        except BaseException as error:
+            note_where_it_goes_on(error, batch.id)
+            raise
+        answers = self._answers(batch, typed)
+        return with_answers(rows, answers, typed) if is_frame(rows) else answers
 
     def follow(
         self,
@@ -266,7 +370,7 @@ class _InsightSource:
             return None, None
         try:
             return self._insight.both(batch.id)
-        except (APIConnectionError, InternalServerError, RateLimitError):
+        except AWAY:
             return None, None
         except APIError:
             self._insight = None
@@ -297,13 +401,3 @@ def _reporting(
     source = _InsightSource(insight)
     with shown() as show:
         yield lambda batch: show(snapshot(batch, *source.of(batch)))
-
-
-def _refuse_without_answers(batch: Batch) -> None:
-    if batch.status not in TERMINAL:
-        message = f"{batch.id} is {batch.status}; wait for it to end before its answers are read"
-        raise UnavailableError(message)
-    if batch.status == "failed":
-        listed = (batch.errors.data if batch.errors else None) or []
-        first = f" line {listed[0].line}: {listed[0].message}" if listed else ""
-        raise RequestError(f"{batch.id} failed with {len(listed)} bad lines;{first}")
