@@ -4,13 +4,14 @@ Memory does not depend on the size of the file. A download that ends early is an
 with Content-Length, and a file appears under its name only when it is complete.
 """
 
+import asyncio
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 import httpx2
-from openai import OpenAI
+from openai import AsyncOpenAI, OpenAI
 
 from nightmill.errors import UnavailableError
 
@@ -39,6 +40,23 @@ def chunks(openai: OpenAI, file_id: str) -> Iterator[bytes]:
         raise _broken(file_id, received_bytes, announced)
 
 
+async def chunks_async(openai: AsyncOpenAI, file_id: str) -> AsyncIterator[bytes]:
+    """`chunks` for asyncio."""
+    received_bytes = 0
+    async with openai.files.with_streaming_response.content(
+        file_id, extra_headers={"Accept-Encoding": "identity"}
+    ) as response:
+        announced = response.headers.get("content-length")
+        try:
+            async for chunk in response.iter_bytes(CHUNK_BYTES):
+                received_bytes += len(chunk)
+                yield chunk
+        except httpx2.HTTPError as error:
+            raise _broken(file_id, received_bytes, announced) from error
+    if announced is not None and received_bytes != int(announced):
+        raise _broken(file_id, received_bytes, announced)
+
+
 def lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
     r"""Lines without their line break, split at b"\n" only: a raw U+2028 or U+0085 is part of its line."""
     pending: list[bytes] = []
@@ -50,6 +68,19 @@ def lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
             pending = [begun]
     last = b"".join(pending)
     if last:
+        yield last
+
+
+async def lines_async(pieces: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+    """`lines` for asyncio."""
+    pending: list[bytes] = []
+    async for piece in pieces:
+        first, *rest = piece.split(b"\n")
+        pending.append(first)
+        for begun in rest:
+            yield b"".join(pending)
+            pending = [begun]
+    if last := b"".join(pending):
         yield last
 
 
@@ -72,6 +103,23 @@ def save(openai: OpenAI, file_id: str, path: Path) -> int:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+    return written_bytes
+
+
+async def save_async(openai: AsyncOpenAI, file_id: str, path: Path) -> int:
+    """`save` for asyncio."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    written_bytes = 0
+    try:
+        stream = await asyncio.to_thread(partial.open, "wb")
+        try:
+            async for chunk in chunks_async(openai, file_id):
+                written_bytes += await asyncio.to_thread(stream.write, chunk)
+        finally:
+            await asyncio.to_thread(stream.close)
+        await asyncio.to_thread(partial.replace, path)
+    finally:
+        await asyncio.to_thread(partial.unlink, missing_ok=True)
     return written_bytes
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from openai import OpenAI
+from openai import AsyncOpenAI, OpenAI
 
 from nightmill.client.own_api import json_object, own_url
 
@@ -41,6 +41,35 @@ class UpstreamApi:
 
     def remove(self, name: str) -> Upstream:
         return json_object(self._openai.delete(self._of(name), cast_to=object))
+
+    def _of(self, name: str) -> str:
+        return own_url(self._openai, "upstreams", name)
+
+
+class AsyncUpstreamApi:
+    """`UpstreamApi` for asyncio: the same operations, awaited."""
+
+    def __init__(self, openai_client: AsyncOpenAI) -> None:
+        self._openai = openai_client
+        self._root = own_url(openai_client, "upstreams")
+
+    async def list(self) -> dict[str, Any]:
+        return json_object(await self._openai.get(self._root, cast_to=object))
+
+    async def get(self, name: str) -> Upstream:
+        return json_object(await self._openai.get(self._of(name), cast_to=object))
+
+    async def add(self, fields: Mapping[str, Any]) -> Upstream:
+        return json_object(await self._openai.post(self._root, body=dict(fields), cast_to=object))
+
+    async def change(self, name: str, fields: Mapping[str, Any]) -> Upstream:
+        return json_object(await self._openai.patch(self._of(name), body=dict(fields), cast_to=object))
+
+    async def do(self, name: str, action: str) -> Upstream:
+        return json_object(await self._openai.post(f"{self._of(name)}/{action}", cast_to=object))
+
+    async def remove(self, name: str) -> Upstream:
+        return json_object(await self._openai.delete(self._of(name), cast_to=object))
 
     def _of(self, name: str) -> str:
         return own_url(self._openai, "upstreams", name)
