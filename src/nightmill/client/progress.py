@@ -13,6 +13,8 @@ from time import monotonic
 from typing import TextIO, TypeAlias
 
 from nightmill.client.words import clock
+from nightmill.client import notebook
+from nightmill.core.batch import TERMINAL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,11 +101,35 @@ def _time(unix_s: float) -> str:
 
 @contextmanager
 def shown(stream: TextIO | None = None, *, now: Callable[[], float] = monotonic) -> Generator[Show]:
-    """Gives a function that shows each snapshot on `stream` (stderr), fitting what the stream is."""
+    """Gives a function that shows each snapshot on `stream` (stderr), fitting what the stream is.
+
+    In a notebook, and without a stream, the snapshots are shown below the cell.
+    """
+    if stream is None and notebook.is_notebook():
+        yield _in_notebook(now)
+        return
     target: TextIO = sys.stderr if stream is None else stream
     showing = _bar(target, now) if target.isatty() else _plain(target, now)
     with showing as show:
         yield show
+
+
+def _in_notebook(now: Callable[[], float]) -> Show:
+    pace, display = Pace(), notebook.NotebookDisplay()
+
+    def show(snapshot: Snapshot) -> None:
+        pace.note(snapshot.answered, now=now())
+        display.show(
+            notebook.Bar(
+                done=snapshot.answered,
+                total=snapshot.total,
+                text=sentence(snapshot, pace),
+                note=snapshot.why or "",
+                has_ended=snapshot.status in TERMINAL,
+            )
+        )
+
+    return show
 
 
 @contextmanager
