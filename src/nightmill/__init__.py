@@ -1,7 +1,8 @@
 """nightmill: OpenAI's Batch API on your own models.
 
-`nightmill.run` answers a JSONL file without a server; `nightmill.client` talks to any OpenAI-compatible
-batch server. Both are imported on first use, so that `import nightmill` costs next to nothing.
+`Client` sends batches to any OpenAI-compatible batch server, `AsyncClient` does so on asyncio, and `run`
+answers a JSONL file without a server. Every error is a `NightmillError`; `nightmill.client` has all of the
+client. Names are imported on first use, so that `import nightmill` costs next to nothing.
 """
 
 import importlib
@@ -9,9 +10,47 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nightmill import client
-    from nightmill.client import run
+    from nightmill.client import (
+        Answer,
+        AsyncClient,
+        AuthenticationError,
+        Client,
+        ConflictError,
+        DamageError,
+        NightmillError,
+        NotFoundError,
+        QuotaError,
+        RequestError,
+        SetupError,
+        StorageFullError,
+        TooLargeError,
+        TooManyError,
+        UnavailableError,
+        run,
+        to_frame,
+    )
 
-__all__ = ["__version__", "client", "run"]
+__all__ = [
+    "Answer",
+    "AsyncClient",
+    "AuthenticationError",
+    "Client",
+    "ConflictError",
+    "DamageError",
+    "NightmillError",
+    "NotFoundError",
+    "QuotaError",
+    "RequestError",
+    "SetupError",
+    "StorageFullError",
+    "TooLargeError",
+    "TooManyError",
+    "UnavailableError",
+    "__version__",
+    "client",
+    "run",
+    "to_frame",
+]
 
 __version__ = "0.1.0"
 
@@ -20,6 +59,10 @@ def __getattr__(name: str) -> Any:
     # Any other name stays unknown: a typing error here must not become an import of something else.
     if name == "client":
         return importlib.import_module("nightmill.client")
-    if name == "run":
-        return importlib.import_module("nightmill.client").run
+    if name in __all__:
+        return getattr(importlib.import_module("nightmill.client"), name)
     raise AttributeError(f"module 'nightmill' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -79,6 +79,7 @@ class CreateBatchRequest:
     options: BatchOptions | None = None
 
     def to_wire(self) -> dict[str, Any]:
+        """The arguments of the package's `batches.create`."""
         wire: dict[str, Any] = {
             "input_file_id": self.input_file_id,
             "endpoint": self.endpoint,
@@ -163,21 +164,27 @@ class BatchApi:
         self.insight = InsightApi(self._openai)
 
     def create_batch(self, request: CreateBatchRequest) -> Batch:
+        """Creates a batch of an uploaded file. A repeated request creates no second batch."""
         return self._openai.batches.create(**request.to_wire(), extra_headers=once())
 
     def retrieve_batch(self, batch_id: str) -> Batch:
+        """The batch as it is now."""
         return self._openai.batches.retrieve(batch_id)
 
     def cancel_batch(self, batch_id: str) -> Batch:
+        """Sends no further lines; what was answered is kept."""
         return self._openai.batches.cancel(batch_id)
 
     def list_batches(self, after: str | None = None, limit: int = 20) -> ListBatchesResponse:
+        """One page of batches, newest first; the next one is `after` its `last_id`."""
         return _response(self._openai.batches.list(**_cursor(after, limit)))
 
     def retrieve_priority(self, batch_id: str) -> BatchPriority:
+        """The priority of a batch; only nightmill has it."""
         return _priority(self._openai.get(own_url(self._openai, "batches", batch_id), cast_to=object))
 
     def set_priority(self, batch_id: str, priority: int) -> BatchPriority:
+        """Changes the priority of a running batch, from -10 to 10; only nightmill has it."""
         url = own_url(self._openai, "batches", batch_id)
         return _priority(self._openai.post(url, cast_to=object, body={"priority": priority}))
 
@@ -192,6 +199,7 @@ class BatchApi:
         return _results.follow(self._openai, batch_id, wanted, patience_s=patience_s)
 
     def close(self) -> None:
+        """Closes the connections."""
         self._openai.close()
 
     def __enter__(self) -> Self:

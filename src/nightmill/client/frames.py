@@ -25,10 +25,14 @@ class Frame(Protocol):
     """A DataFrame, as far as pandas and polars agree."""
 
     @property
-    def columns(self) -> Any: ...
+    def columns(self) -> Any:
+        """The names of the columns."""
+        ...
 
     @property
-    def shape(self) -> tuple[int, int]: ...
+    def shape(self) -> tuple[int, int]:
+        """The numbers of rows and columns."""
+        ...
 
 
 def is_frame(rows: object) -> TypeGuard[Frame]:
@@ -91,11 +95,12 @@ def to_frame(answers: Iterable[Answer[Any]], *, library: Library | None = None) 
         SetupError: neither is installed.
 
     Example:
-        ```python not-run: the batch is made up
+        ```python
         from nightmill import Client, to_frame
 
         with Client() as client:
-            frame = to_frame(client.answers("batch_6f02"))
+            batch = client.wait(client.submit(["Peru", "Laos"], model="llama3.2").id)
+            print(to_frame(client.answers(batch)))
         ```
     """
     library = library or _installed()

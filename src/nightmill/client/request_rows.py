@@ -17,6 +17,7 @@ from nightmill.core.batch_options import BatchOptions
 from nightmill.errors import RequestError
 
 Row: TypeAlias = Mapping[str, Any]
+"""A request line, a body, or the fields for a prompt."""
 
 CHAT: Final = "/v1/chat/completions"
 _RESPONSES: Final = "/v1/responses"

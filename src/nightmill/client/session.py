@@ -93,6 +93,7 @@ class Client:
         self.webhooks = self.api.webhooks
 
     def close(self) -> None:
+        """Closes the connections; `with Client() as client` does so at its end."""
         self.openai.close()
 
     def __enter__(self) -> Self:

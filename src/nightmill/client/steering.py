@@ -38,6 +38,7 @@ class BatchSelection:
     paused: bool | None = None
 
     def to_wire(self) -> dict[str, Any]:
+        """The fields that are given, as the server takes them."""
         given = {
             "status": None if self.status is None else list(self.status),
             "metadata": None if self.metadata is None else dict(self.metadata),
@@ -74,6 +75,7 @@ class Steering:
         self._root = own_url(openai_client, "batches")
 
     def get(self, batch_id: str) -> OwnBatch:
+        """The batch with all that a published batch has no field for."""
         return json_object(self._openai.get(own_url(self._openai, "batches", batch_id), cast_to=object))
 
     def list(
@@ -83,11 +85,13 @@ class Steering:
         return json_object(self._openai.get(_page(self._root, selection, after, limit), cast_to=object))
 
     def pause(self, batch_id: str) -> OwnBatch:
+        """Sends no further lines of the batch until it is resumed."""
         return json_object(
             self._openai.post(own_url(self._openai, "batches", batch_id, "pause"), cast_to=object)
         )
 
     def resume(self, batch_id: str) -> OwnBatch:
+        """Goes on with a paused batch."""
         return json_object(
             self._openai.post(own_url(self._openai, "batches", batch_id, "resume"), cast_to=object)
         )

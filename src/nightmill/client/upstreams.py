@@ -26,9 +26,11 @@ class UpstreamApi:
         return json_object(self._openai.get(self._root, cast_to=object))
 
     def get(self, name: str) -> Upstream:
+        """One upstream: its settings and what is measured of it."""
         return json_object(self._openai.get(self._of(name), cast_to=object))
 
     def add(self, fields: Mapping[str, Any]) -> Upstream:
+        """Adds an upstream, with the fields of its settings."""
         return json_object(self._openai.post(self._root, body=dict(fields), cast_to=object))
 
     def change(self, name: str, fields: Mapping[str, Any]) -> Upstream:
@@ -40,6 +42,7 @@ class UpstreamApi:
         return json_object(self._openai.post(f"{self._of(name)}/{action}", cast_to=object))
 
     def remove(self, name: str) -> Upstream:
+        """Removes an upstream that was added at run time."""
         return json_object(self._openai.delete(self._of(name), cast_to=object))
 
     def _of(self, name: str) -> str:

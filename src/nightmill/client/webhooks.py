@@ -35,6 +35,7 @@ class WebhookApi:
         return self._post(self._urls.endpoints, {"name": name, "url": url, "event_types": [*event_types]})
 
     def show(self, endpoint_id: str) -> WebhookEndpoint:
+        """One endpoint, without its secret."""
         return self._get(self._urls.of(endpoint_id))
 
     def update(
@@ -49,6 +50,7 @@ class WebhookApi:
         return self._post(self._urls.of(endpoint_id), _changes(name, url, event_types))
 
     def remove(self, endpoint_id: str) -> dict[str, Any]:
+        """Deletes an endpoint; nothing is sent to it any more."""
         return json_object(self._openai.delete(self._urls.of(endpoint_id), cast_to=object))
 
     def rotate(self, endpoint_id: str, *, keep_old: bool = False) -> WebhookEndpoint:

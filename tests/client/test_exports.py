@@ -1,0 +1,59 @@
+"""Everything public of the client is exported, resolves, and has a description."""
+
+import inspect
+
+import pytest
+
+import nightmill
+from nightmill import client, errors
+
+
+def public_methods(cls: type) -> list[str]:
+    """Methods and properties that the class defines itself."""
+    return [
+        name
+        for name, value in vars(cls).items()
+        if not name.startswith("_") and (inspect.isfunction(value) or isinstance(value, property))
+    ]
+
+
+def is_ours(value: object) -> bool:
+    return getattr(value, "__module__", "").startswith("nightmill.")
+
+
+@pytest.mark.parametrize("owner", [nightmill, client], ids=lambda owner: owner.__name__)
+def test_every_exported_name_resolves(owner):
+    assert set(owner.__all__) <= {*dir(owner)}
+    assert all(getattr(owner, name) is not None for name in owner.__all__)
+
+
+def test_the_names_and_their_homes_agree():
+    assert set(client._HOMES) == set(client.__all__)
+    assert set(nightmill.__all__) - {"__version__", "client"} <= set(client.__all__)
+
+
+def test_the_whole_family_of_errors_is_exported():
+    family = {
+        name
+        for name, value in vars(errors).items()
+        if isinstance(value, type) and issubclass(value, errors.NightmillError)
+    }
+    # It never leaves a worker.
+    assert family - {"LeaseLost"} <= set(nightmill.__all__)
+
+
+@pytest.mark.parametrize("name", client.__all__)
+def test_every_exported_name_has_a_description(name):
+    value = getattr(client, name)
+    if not is_ours(value) or not (inspect.isclass(value) or inspect.isfunction(value)):
+        return
+    assert inspect.getdoc(value)
+
+
+@pytest.mark.parametrize("name", [name for name in client.__all__ if not name.startswith("Async")])
+def test_every_public_method_has_a_description(name):
+    value = getattr(client, name)
+    if not is_ours(value) or not inspect.isclass(value):
+        return
+    missing = [method for method in public_methods(value) if not inspect.getdoc(getattr(value, method))]
+    assert missing == []
