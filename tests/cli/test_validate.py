@@ -11,21 +11,47 @@ def test_a_valid_file_exits_with_0(nightmill, input_file):
     assert ran.out.endswith("in.jsonl is valid: 3 requests to /v1/chat/completions for m\n")
 
 
-def test_every_bad_line_is_listed_with_its_number(nightmill, input_file):
+def test_equal_errors_are_shown_once_with_their_first_lines(nightmill, input_file):
     repeated = '{"custom_id": "line-0", "method": "POST", "url": "/v1/chat/completions", "body": %s}'
     body = '{"model": "m", "messages": []}'
-    bad = ["{", *["[]"] * 150, repeated % body, repeated % '{"model": "m"}']
+    bad = ["{", *["[]"] * 1500, repeated % body, repeated % '{"model": "m"}']
     ran = nightmill("validate", input_file(2, bad=tuple(bad)))
     assert ran.code == 2
-    rows = [line.split(maxsplit=2) for line in ran.out.splitlines()[1:]]
-    assert [int(row[0]) for row in rows] == list(range(3, 3 + len(bad)))
-    assert [rows[0][1], rows[1][1], rows[-2][1], rows[-1][1]] == [
-        "invalid_json_line",
-        "invalid_type",
-        "duplicate_custom_id",
-        "invalid_request",
+    assert [line for line in ran.out.splitlines() if not line.startswith("  ")] == [
+        "line 3: invalid_json_line",
+        "1,500 lines: invalid_type (lines 4, 5, 6, 7, 8 and 1,495 more)",
+        "line 1,504: duplicate_custom_id",
+        "line 1,505: invalid_request",
     ]
-    assert f"{len(bad)} errors" in ran.err
+    assert "  Give each line a custom_id of its own, for example its row number.\n" in ran.out
+    assert "1,503 of 1,505 lines are invalid" in ran.err
+    assert "--report FILE" in ran.err
+
+
+def test_the_report_and_json_have_every_bad_line(nightmill, input_file, tmp_path):
+    path = input_file(1, bad=("{",) * 300)
+    report = tmp_path / "report.jsonl"
+    ran = nightmill("validate", path, "--report", report)
+    assert f"every invalid line is in {report}" in ran.err
+    assert len(report.read_text().splitlines()) == 300
+    assert len(nightmill("validate", path, "--json").json["errors"]) == 300
+
+
+def test_a_table_is_named_with_the_command_that_converts_it(nightmill, tmp_path):
+    path = tmp_path / "reviews.csv"
+    path.write_text("id,review\n1,Nice shoes\n")
+    report = tmp_path / "report.jsonl"
+    ran = nightmill("validate", path, "--report", report)
+    assert (ran.code, ran.err) == (2, "")
+    assert ran.out.startswith(f"{path} is a CSV table with the columns id, review; turn it into")
+    assert json.loads(report.read_text())["code"] == "invalid_file"
+
+
+def test_stdin_is_checked_like_a_file(nightmill, input_file, monkeypatch):
+    with input_file(3).open() as stream:
+        monkeypatch.setattr("sys.stdin", stream)
+        ran = nightmill("validate", "-")
+    assert ran.out == "stdin is valid: 3 requests to /v1/chat/completions for m\n"
 
 
 def test_json_contains_the_errors_in_the_form_of_a_batch(nightmill, input_file):

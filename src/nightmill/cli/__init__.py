@@ -14,6 +14,7 @@ from nightmill.cli import (
     backup,
     batches,
     check,
+    convert,
     files,
     holds,
     input_files,
@@ -59,6 +60,7 @@ app.command()(serve.serve)
 app.command()(work.work)
 app.command()(run.run)
 app.command()(validate.validate)
+app.command()(convert.convert)
 app.command()(backup.backup)
 app.command()(check.check)
 app.command()(submit.submit)

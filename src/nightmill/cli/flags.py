@@ -22,9 +22,21 @@ Config = Annotated[
 Folder = Annotated[
     Path | None, typer.Option("--folder", metavar="FOLDER", help="The data folder [nightmill-data].")
 ]
+
+
+def input_path(given: Path) -> Path:
+    # Typer's own check of a path refuses '-'.
+    if str(given) != "-":
+        if not given.exists():
+            raise typer.BadParameter(f"file '{given}' does not exist.")
+        if given.is_dir():
+            raise typer.BadParameter(f"'{given}' is a folder.")
+    return given
+
+
 Input = Annotated[
     Path,
-    typer.Argument(metavar="IN.jsonl", exists=True, dir_okay=False, readable=True, help="Request lines."),
+    typer.Argument(metavar="IN.jsonl", callback=input_path, help="Request lines; '-' is stdin."),
 ]
 Endpoint = Annotated[
     str | None,

@@ -10,20 +10,13 @@ import typer
 
 from nightmill.cli import flags
 from nightmill.cli.failures import ExitCode
-from nightmill.cli.screen import Json, out, out_json, out_table, say
+from nightmill.cli.screen import Json, out, out_json, say
 
 if TYPE_CHECKING:
+    from nightmill.cli.checked_input import CheckedInput
     from nightmill.settings import Settings
-    from nightmill.validation import (
-        DuplicatePass,
-        InputRules,
-        InputValidator,
-        ValidationReport,
-        ValidationResult,
-    )
 
-_CHUNK_BYTES = 1 << 20
-_LINES_READ = 100
+_DEFAULT_ENDPOINT = "/v1/chat/completions"
 
 
 def validate(
@@ -34,7 +27,7 @@ def validate(
         typer.Option("--report", metavar="FILE", help="Write a JSON object for each invalid line there."),
     ] = None,
     estimate: Annotated[
-        bool, typer.Option("--estimate", help="Tell what a batch of the file would need: tokens, cost, time.")
+        bool, typer.Option("--estimate", help="Show what a batch of the file would need: tokens, cost, time.")
     ] = False,
     upstream: Annotated[
         str | None,
@@ -45,27 +38,50 @@ def validate(
     config: flags.Config = None,
     as_json: Json = False,
 ) -> None:
-    """Check every line of a file as a server would, and list all that are bad.
+    """Check every line of a file as a server would, and show each kind of error once.
 
     The limits are OpenAI's unless settings say otherwise. Values inside a body that only the model server
-    can check are not checked.
+    can check are not checked. --report and --json have every invalid line.
     """
+    from nightmill.cli.checked_input import error_text, first_endpoint
+    from nightmill.cli.streams import readable
+
     settings = flags.settings_of({}, config)
-    endpoint = endpoint or _endpoint(input_path)
-    if estimate:
-        _show_estimate(input_path, settings, endpoint, upstream, as_json=as_json)
-    with nullcontext() if report is None else report.open("wb") as stream:
-        result = _validated(input_path, settings, endpoint, stream)
+    with readable(input_path) as path:
+        endpoint = endpoint or first_endpoint(path) or _DEFAULT_ENDPOINT
+        if estimate:
+            _show_estimate(path, settings, endpoint, upstream, as_json=as_json)
+        with nullcontext() if report is None else report.open("wb") as stream:
+            found = _validated(path, settings, endpoint, stream, name=input_path, as_json=as_json)
+    result = found.result
     if as_json:
-        out_json(_wire(result, endpoint))
+        out_json(_wire(found, endpoint))
     elif result.errors:
-        headings = ("LINE", "CODE", "MESSAGE")
-        out_table(headings, ((str(error.line or ""), error.code, error.message) for error in result.errors))
-        say(f"nightmill: {input_path} is not a valid input file for {endpoint}: {len(result.errors)} errors")
+        for text in error_text(found):
+            out(text)
+        if not found.is_foreign:
+            _conclude(found, input_path, endpoint, report)
     else:
         model = f" for {result.model}" if result.model else ""
-        out(f"{input_path} is valid: {result.total} requests to {endpoint}{model}")
+        out(f"{_named(input_path)} is valid: {result.total:,} {_requests(result.total)} to {endpoint}{model}")
     raise typer.Exit(ExitCode.BAD_INPUT if result.errors else ExitCode.OK)
+
+
+def _conclude(found: "CheckedInput", path: Path, endpoint: str, report: Path | None) -> None:
+    counts = f": {found.counts}" if found.result.invalid else ""
+    say(f"nightmill: {_named(path)} is not a valid input file for {endpoint}{counts}")
+    if report is not None:
+        say(f"every invalid line is in {report}")
+    elif found.is_capped:
+        say("write every invalid line to a file with --report FILE")
+
+
+def _named(path: Path) -> str:
+    return "stdin" if str(path) == "-" else str(path)
+
+
+def _requests(count: int) -> str:
+    return "request" if count == 1 else "requests"
 
 
 def _show_estimate(
@@ -79,12 +95,19 @@ def _show_estimate(
 
 
 def _validated(
-    path: Path, settings: "Settings", endpoint: str, report: BinaryIO | None
-) -> "ValidationResult":
+    path: Path,
+    settings: "Settings",
+    endpoint: str,
+    report: BinaryIO | None,
+    *,
+    name: Path,
+    as_json: bool,
+) -> "CheckedInput":
     # Imported here: the server's rules need the server's imports.
+    from nightmill.cli.checked_input import CheckedInput, checked
     from nightmill.core.batch import LineError
     from nightmill.roles.intake import input_rules
-    from nightmill.validation import ValidationResult, report_row
+    from nightmill.validation import ErrorGroups, ValidationResult, report_row
 
     limit = settings.limits.input_file_bytes
     if path.stat().st_size > limit:
@@ -92,61 +115,16 @@ def _validated(
         error = LineError("file_too_large", message)
         if report is not None:
             report.write(report_row(error))
-        return ValidationResult(0, None, (error,), refusals=(error,))
-    # A server lists only the first errors; to correct a file, all are needed.
+        return CheckedInput(ValidationResult(0, None, (error,), refusals=(error,)), ErrorGroups())
     rules = input_rules(settings.limits, endpoint, models=settings.models)
-    return _validation_result(path, replace(rules, listed_errors=sys.maxsize), report)
+    if as_json:
+        # A server lists only the first errors; to correct a file, all are needed.
+        rules = replace(rules, listed_errors=sys.maxsize)
+    return checked(path, rules, name=name, report=report)
 
 
-def _validation_result(path: Path, rules: "InputRules", report: BinaryIO | None) -> "ValidationResult":
-    from nightmill.validation import InputValidator, ValidationReport, report_row
-
-    rows = None if report is None else ValidationReport()
-    validator = InputValidator(rules, rows)
-    with path.open("rb") as stream:
-        _run(validator, stream, rows, report)
-        duplicate_pass = validator.duplicate_pass()
-        if duplicate_pass is not None:
-            stream.seek(0)
-            if report is not None:
-                report.truncate(report.seek(0))
-            _run(duplicate_pass, stream, rows, report)
-    result = validator.result(duplicate_pass)
-    if report is not None:
-        report.write(b"".join(map(report_row, result.refusals)))
-    return result
-
-
-def _run(
-    validator: "InputValidator | DuplicatePass",
-    stream: BinaryIO,
-    rows: "ValidationReport | None",
-    report: BinaryIO | None,
-) -> None:
-    """Gives the whole file to `validator`, and the rows of its report to `report`."""
-    while not validator.is_over and (chunk := stream.read(_CHUNK_BYTES)):
-        validator.take(chunk)
-        if rows is not None and report is not None:
-            report.write(rows.take())
-    validator.finish()
-    if rows is not None and report is not None:
-        report.write(rows.take())
-
-
-def _endpoint(path: Path) -> str:
-    """The endpoint of the first line that names a known one; bad lines before it are skipped."""
-    from nightmill.core.batch import ENDPOINTS
-    from nightmill.core.request_line import endpoint_in
-
-    with path.open("rb") as stream:
-        for _ in range(_LINES_READ):
-            url = endpoint_in(stream.readline(_CHUNK_BYTES))
-            if url in ENDPOINTS:
-                return url
-    return "/v1/chat/completions"
-
-
-def _wire(result: "ValidationResult", endpoint: str) -> dict[str, object]:
+def _wire(found: "CheckedInput", endpoint: str) -> dict[str, object]:
+    result = found.result
     return {
         "valid": not result.errors,
         "endpoint": endpoint,

@@ -13,9 +13,9 @@ from nightmill.core.batch import LineError
 from nightmill.core.json_text import BOM
 from nightmill.core.segment import pack_line
 from nightmill.validation.custom_ids import CustomIds, RepeatedHashes
+from nightmill.validation.error_groups import LineReport
 from nightmill.validation.file_format import LONGEST_SIGNATURE_BYTES, binary_format, other_encoding
 from nightmill.validation.line_rules import InputRules, LineChecker, duplicate_custom_id
-from nightmill.validation.report import ValidationReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +43,10 @@ class InputValidator:
     `is_over` becomes true when further bytes cannot change the result; the caller can stop early.
 
     Args:
-        report: gets a row for each invalid line; the caller takes the rows after each chunk.
+        report: gets each invalid line; the caller takes the rows of a `ValidationReport` after each chunk.
     """
 
-    def __init__(self, rules: InputRules, report: ValidationReport | None = None) -> None:
+    def __init__(self, rules: InputRules, report: LineReport | None = None) -> None:
         self.is_over = False
         self._rules = rules
         self._report = report
@@ -165,7 +165,7 @@ class DuplicatePass:
     """
 
     def __init__(
-        self, rules: InputRules, repeated_hashes: RepeatedHashes, report: ValidationReport | None = None
+        self, rules: InputRules, repeated_hashes: RepeatedHashes, report: LineReport | None = None
     ) -> None:
         self.is_over = False
         self.errors: list[LineError] = []
