@@ -102,7 +102,7 @@ def test_results_are_written_to_files(base_url, nightmill, input_file, tmp_path)
 
 
 def test_an_invalid_file_exits_with_2_and_lists_its_lines(base_url, nightmill, input_file):
-    ran = nightmill("submit", input_file(1, bad=("{",)), "--watch")
+    ran = nightmill("submit", input_file(1, bad=("{",)), "--no-check", "--watch")
     assert ran.code == 2
     assert "line 2: This line is not parseable as valid JSON." in ran.err
     batch_id = ran.out.split()[0]

@@ -12,7 +12,7 @@ BAD = ("{'custom_id': 'a'}", '{"custom_id": "late", "method": "POST", "url": "/v
 
 
 def test_the_report_of_a_failed_batch_names_every_invalid_line(base_url, nightmill, input_file, tmp_path):
-    failed = nightmill("submit", input_file(2, bad=BAD), "--watch", "--json").json
+    failed = nightmill("submit", input_file(2, bad=BAD), "--no-check", "--watch", "--json").json
     assert failed["status"] == "failed"
     target = tmp_path / "report.jsonl"
     ran = nightmill("validation", failed["id"], "-o", target)

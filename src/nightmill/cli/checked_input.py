@@ -4,13 +4,12 @@ The rules are those of the server. A file that is no request lines at all has on
 and how to convert it.
 """
 
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import get_terminal_size
 from textwrap import wrap
-from typing import TYPE_CHECKING, BinaryIO, Final
+from typing import TYPE_CHECKING, BinaryIO, Final, TextIO
 
 from nightmill.cli.screen import clean
 from nightmill.core.batch import LineError
@@ -125,17 +124,22 @@ def _run(
         report.write(rows.take())
 
 
-def error_text(found: CheckedInput) -> list[str]:
-    """The errors as lines: those of the file, then each kind of error of its lines once."""
+def error_text(found: CheckedInput, stream: TextIO) -> list[str]:
+    """The errors as lines: those of the file, then each kind of error of its lines once.
+
+    Args:
+        stream: where they go; on a terminal they fit its width, a pipe gets each message on one line.
+    """
+    width = max(_NARROW_COLUMNS, get_terminal_size().columns) if stream.isatty() else None
     texts = [clean(error.message) for error in found.result.refusals]
     for group in found.groups.groups:
-        texts += _group_text(group)
+        texts += _group_text(group, width)
     if found.groups.other_lines:
         texts.append(f"{found.groups.other_lines:,} more lines have other errors")
     return texts
 
 
-def _group_text(group: ErrorGroup) -> Iterator[str]:
+def _group_text(group: ErrorGroup, width: int | None) -> Iterator[str]:
     numbers = ", ".join(f"{number:,}" for number in group.lines)
     if group.count == 1:
         yield f"line {numbers}: {group.code}"
@@ -143,17 +147,11 @@ def _group_text(group: ErrorGroup) -> Iterator[str]:
         more = group.count - len(group.lines)
         rest = f" and {more:,} more" if more else ""
         yield f"{group.count:,} lines: {group.code} (lines {numbers}{rest})"
-    yield from _wrapped(group.message)
-    if group.hint:
-        yield from _wrapped(group.hint)
-
-
-def _wrapped(text: str) -> list[str]:
-    """Indented, and within the width of a terminal; a pipe gets one line."""
-    if not sys.stdout.isatty():
-        return [f"  {clean(text)}"]
-    width = max(_NARROW_COLUMNS, get_terminal_size().columns)
-    return wrap(clean(text), width, initial_indent="  ", subsequent_indent="  ")
+    for text in (group.message, group.hint):
+        if width is None or not text:
+            yield from [f"  {clean(text)}"] if text else []
+        else:
+            yield from wrap(clean(text), width, initial_indent="  ", subsequent_indent="  ")
 
 
 def first_endpoint(path: Path) -> str | None:

@@ -57,7 +57,7 @@ def validate(
     if as_json:
         out_json(_wire(found, endpoint))
     elif result.errors:
-        for text in error_text(found):
+        for text in error_text(found, sys.stdout):
             out(text)
         if not found.is_foreign:
             _conclude(found, input_path, endpoint, report)

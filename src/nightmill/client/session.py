@@ -38,6 +38,7 @@ from nightmill.client.submission import (
     note_where_it_goes_on,
 )
 from nightmill.client.upstreams import UpstreamApi
+from nightmill.client.upload_guard import discarded_if_refused
 from nightmill.core.batch import TERMINAL
 from nightmill.core.batch_options import BatchOptions
 from nightmill.errors import UnavailableError
@@ -130,7 +131,8 @@ class Client:
         priority: int | None = None,
         options: BatchOptions | None = None,
     ) -> Batch:
-        """Uploads a JSONL file of request lines and creates its batch."""
+        """Uploads a JSONL file of request lines and creates its batch. If that is refused, the upload is
+        deleted."""
         uploaded = self.upload(path)
         request = CreateBatchRequest(
             input_file_id=uploaded.id,
@@ -140,7 +142,8 @@ class Client:
             priority=priority,
             options=options,
         )
-        return self.api.create_batch(request)
+        with discarded_if_refused(self.openai, uploaded.id):
+            return self.api.create_batch(request)
 
     def submit(
         self,
