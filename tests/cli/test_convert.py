@@ -87,34 +87,37 @@ def test_compressed_request_lines_are_unpacked(nightmill, input_file, tmp_path):
 @pytest.mark.parametrize(
     ("endpoint", "body"),
     [
-        ("/v1/responses", {"instructions": "Be brief", "input": "Why? {}"}),
-        ("/v1/chat/completions", None),
+        ("/v1/responses", {"input": "Say: Why?"}),
+        ("/v1/completions", {"prompt": "Say: Why?"}),
+        ("/v1/embeddings", {"input": "Say: Why?"}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Say: Why?"}]}),
     ],
 )
 def test_text_becomes_a_prompt_per_line(nightmill, written, tmp_path, endpoint, body):
     path = written("questions.txt", "Why?\n\nHow?\n")
-    words = ["--model", "m", "--prompt", "{text} {}", "--system", "Be brief", "--endpoint", endpoint]
+    words = ["--model", "m", "--prompt", "Say: {text}", "--endpoint", endpoint]
     assert nightmill("convert", path, *words).code == 0
     first, second = lines_of(tmp_path / "questions.jsonl")
     assert (first["url"], second["custom_id"]) == (endpoint, "request-2")
-    expected = body or {
-        "messages": [{"role": "system", "content": "Be brief"}, {"role": "user", "content": "Why? {}"}]
+    assert first["body"] == {**body, "model": "m"}
+
+
+def test_bodies_take_their_custom_id_from_a_column(nightmill, written, tmp_path):
+    path = written("in.json", json.dumps([BODY | {"key": 7}]))
+    ran = nightmill("convert", path, "--id", "key", "-o", "-")
+    assert json.loads(ran.out) == {
+        "custom_id": "7",
+        "method": "POST",
+        "url": "/v1/chat/completions",
+        "body": BODY,
     }
-    assert first["body"] == {**expected, "model": "m"}
-
-
-def test_embeddings_have_the_prompt_as_input(nightmill, written, tmp_path):
-    path = written("texts.json", '["One", "Two"]')
-    words = ["--model", "m", "--prompt", "{text}", "--endpoint", "/v1/embeddings"]
-    assert nightmill("convert", path, *words, "-o", "-").out.count("\n") == 2
-    assert nightmill("convert", path, *words, "--system", "x").code == 2
 
 
 @pytest.mark.parametrize(
     ("text", "words", "message"),
     [
         ("id,review\n1,x\n", [], "make prompts of its columns with --prompt, from {id}, {review}"),
-        ("id,review\n1,x\n", ["--prompt", "{text}"], "row 1 has no column 'text'"),
+        ("id,review\n1,x\n", ["--model", "m", "--prompt", "{text}"], "row 1 has only: id, review"),
         ("id,review\n1,x\n", ["--prompt", "{review}"], "row 1 names no model; name one with --model"),
         ("id,review\n1,x\n", ["--prompt", "x", "--model", "m", "--id", "key"], "no column 'key'"),
         ("id,review\n", ["--prompt", "{review}"], "there are no rows to send"),

@@ -8,6 +8,7 @@ import openai
 import pytest
 
 from nightmill.client import Client
+from nightmill.client.async_session import AsyncClient
 from nightmill.client.upload_guard import AcceptedValues, accepted_values
 from nightmill.errors import RequestError
 from tests.client.conftest import Server
@@ -78,6 +79,18 @@ def test_the_upload_of_a_refused_batch_is_deleted(server: Server, client: Client
         "POST /v1/batches",
         "DELETE /v1/files/file-1",
     ]
+
+
+async def test_the_async_client_leaves_no_upload_either(server: Server, path: Path):
+    refusing(server, 400)
+    async with AsyncClient(server.url, api_key="x") as client:
+        with pytest.raises(openai.BadRequestError):
+            await client.submit_file(path, endpoint="/v1/embeddings")
+        assert server.asked[-1].method == "DELETE"
+        refusing(server, 500)
+        with pytest.raises(openai.InternalServerError) as failed:
+            await client.submit([{"messages": []}], model="m")
+    assert "nightmill files delete file-1" in failed.value.__notes__[0]
 
 
 def test_a_refusal_is_reported_even_if_the_upload_cannot_be_deleted(

@@ -10,7 +10,7 @@ from nightmill.cli import flags
 from nightmill.cli.screen import Json, out, out_json, say
 
 if TYPE_CHECKING:
-    from nightmill.client.answers import Row
+    from nightmill.client.request_rows import Row
 
 
 def convert(
@@ -31,9 +31,6 @@ def convert(
         typer.Option(
             "--prompt", metavar="TEXT", help="Makes a prompt of each row: {NAME} is the value of a column."
         ),
-    ] = None,
-    system: Annotated[
-        str | None, typer.Option("--system", metavar="TEXT", help="A system prompt beside it.")
     ] = None,
     model: Annotated[
         str | None, typer.Option("--model", metavar="NAME", help="The model of requests that name none.")
@@ -57,13 +54,13 @@ def convert(
     """
     from nightmill.cli.streams import STDIN, readable, replacing
     from nightmill.client.answers import write_rows
-    from nightmill.client.convert import RowPlan, requests_of, rows_of
+    from nightmill.client.convert import requests_of, rows_of
 
     target = output or (STDIN if input_path == STDIN else _beside(input_path))
-    plan = RowPlan(endpoint=endpoint, model=model, prompt=prompt, system=system, id_column=id_column)
     with readable(input_path) as path, replacing(target) as unfinished:
-        rows = Counted(requests_of(rows_of(path), plan))
-        endpoint = write_rows(rows, unfinished, endpoint=endpoint, model=model)
+        read = rows_of(path)
+        rows = Counted(requests_of(read, endpoint=endpoint, model=model, prompt=prompt, id_column=id_column))
+        endpoint = write_rows(rows, unfinished, endpoint=endpoint, model=model, prompt=prompt)
     if target == STDIN:
         return
     if as_json:

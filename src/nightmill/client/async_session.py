@@ -47,6 +47,7 @@ from nightmill.client.submission import (
     answer_type_of,
     note_where_it_goes_on,
 )
+from nightmill.client.upload_guard import discarded_if_refused_async
 from nightmill.client.upstreams import AsyncUpstreamApi
 from nightmill.core.batch import TERMINAL
 from nightmill.core.batch_options import BatchOptions
@@ -148,7 +149,8 @@ class AsyncClient:
             priority=priority,
             options=options,
         )
-        return await self.api.create_batch(request)
+        async with discarded_if_refused_async(self.openai, uploaded.id):
+            return await self.api.create_batch(request)
 
     async def submit(
         self,
@@ -174,7 +176,8 @@ class AsyncClient:
                     file.add(row)
             endpoint = file.endpoint
             uploaded = await self.upload(path)
-            return await self.api.create_batch(submission.request(uploaded.id, endpoint))
+            async with discarded_if_refused_async(self.openai, uploaded.id):
+                return await self.api.create_batch(submission.request(uploaded.id, endpoint))
 
     async def wait(
         self, batch_id: str, *, timeout_s: float | None = None, on_change: OnChange | None = None

@@ -1,7 +1,7 @@
 """Reads what people have in place of request lines, as rows: compressed files, tables, arrays, bodies, text.
 
-`rows_of` reads a file, `bodies_of` makes request bodies of rows. Request lines are written by
-`answers.write_rows`. Tables, text and JSON Lines are read with constant memory, an array as a whole.
+`rows_of` reads a file; request lines of its rows are written by `answers.write_rows`. Tables, text and JSON
+Lines are read with constant memory, an array as a whole.
 """
 
 import bz2
@@ -10,13 +10,12 @@ import gzip
 import json
 import lzma
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, BinaryIO, Final, TextIO, assert_never, cast
 
-from nightmill.client.answers import Row
+from nightmill.client.request_rows import Row
 from nightmill.errors import RequestError
 from nightmill.validation.file_format import other_encoding
 from nightmill.validation.foreign_format import BEGINNING_BYTES, ForeignFormat, ForeignKind, foreign_format
@@ -24,30 +23,11 @@ from nightmill.validation.foreign_format import BEGINNING_BYTES, ForeignFormat, 
 _SPACE: Final = re.compile(r"\s+")
 _LONGEST_CELL: Final = 1 << 30
 _NAMED_COLUMNS: Final = 6
-_FIELD: Final = re.compile(r"\{([^{}]+)\}")
+_NO_MODEL: Final = "row {} names no model; name one with --model"
 _ENCODINGS: Final = {"UTF-16 text": "utf-16", "UTF-32 text": "utf-32"}
 _MARKS: Final = (b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff")
 _MODEL_ENDPOINTS: Final = ("/v1/chat/completions", "/v1/responses", "/v1/embeddings", "/v1/completions")
 _OPENERS: Final = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RowPlan:
-    """How a row becomes a request.
-
-    Args:
-        endpoint: None for that of the row, else of its members.
-        model: of bodies that name none.
-        prompt: a template such as `Summarise: {text}`; None if rows are bodies or request lines.
-        system: the system prompt, or instructions, beside the prompt.
-        id_column: the column with the custom_id; None numbers the rows.
-    """
-
-    endpoint: str | None = None
-    model: str | None = None
-    prompt: str | None = None
-    system: str | None = None
-    id_column: str | None = None
 
 
 def rows_of(path: Path) -> Iterator[Row]:
@@ -77,75 +57,48 @@ def rows_of(path: Path) -> Iterator[Row]:
             raise RequestError(f"{path} is damaged and can't be unpacked: {error}") from None
 
 
-def requests_of(rows: Iterator[Row], plan: RowPlan) -> Iterator[Row]:
-    """Each row as a request line or a body.
+def requests_of(
+    rows: Iterable[Row], *, endpoint: str | None, model: str | None, prompt: str | None, id_column: str | None
+) -> Iterator[Row]:
+    """Each row with its custom_id, once it is known that a request can be made of it.
+
+    Args:
+        endpoint: None for that of the row, else of its members.
+        model: of bodies that name none.
+        prompt: a template such as `Summarise: {text}`; None if rows are bodies or request lines.
+        id_column: the column with the custom_id; None numbers the rows.
 
     Raises:
-        RequestError: a row has no prompt, no such column, or no model.
+        RequestError: a row is no request, names no model, or has no such column.
     """
     for number, row in enumerate(rows, start=1):
-        request = _request(row, plan, number)
-        is_line = isinstance(request.get("body"), Mapping)
-        body = cast("Row", request["body"] if is_line else request)
-        endpoint = plan.endpoint or cast("str | None", request.get("url"))
-        if endpoint is None and not is_line and "messages" not in body:
-            if "model" in body:
-                raise RequestError(f"row {number} does not show its endpoint; name it with --endpoint")
-            columns = ", ".join(f"{{{name}}}" for name in list(body)[:_NAMED_COLUMNS])
-            raise RequestError(
-                f"row {number} is no request; make prompts of its columns with --prompt, from {columns}"
-            )
-        if plan.model is None and "model" not in body and endpoint in {None, *_MODEL_ENDPOINTS}:
-            raise RequestError(f"row {number} names no model; name one with --model")
-        yield request
+        if prompt is None:
+            _refuse_unusable(row, number, endpoint, model)
+        elif model is None and endpoint in {None, *_MODEL_ENDPOINTS}:
+            raise RequestError(_NO_MODEL.format(number))
+        if id_column is None:
+            yield row
+            continue
+        custom_id = _custom_id(row, id_column, number)
+        if prompt is not None:
+            yield {**row, "custom_id": custom_id}
+        else:
+            yield {"custom_id": custom_id, "body": {name: row[name] for name in row if name != id_column}}
 
 
-def filled(template: str, row: Row, number: int) -> str:
-    """The template with the values of the row; other braces stay as they are."""
-
-    def value_of(match: re.Match[str]) -> str:
-        name = match[1]
-        if name not in row:
-            if not name.replace("_", "").replace(" ", "").isalnum():
-                return match[0]
-            raise RequestError(f"row {number} has no column '{name}'")
-        value = row[name]
-        return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-    return _FIELD.sub(value_of, template)
-
-
-def _request(row: Row, plan: RowPlan, number: int) -> Row:
-    if plan.prompt is None:
-        if plan.id_column is None:
-            return row
-        body = {name: value for name, value in row.items() if name != plan.id_column}
-        return {"custom_id": _custom_id(row, plan.id_column, number), "body": body}
-    body = _prompted(filled(plan.prompt, row, number), plan)
-    given: dict[str, Any] = {"body": body}
-    if plan.id_column is not None:
-        given["custom_id"] = _custom_id(row, plan.id_column, number)
-    return given
-
-
-def _prompted(prompt: str, plan: RowPlan) -> dict[str, Any]:
-    endpoint = plan.endpoint or "/v1/chat/completions"
-    match endpoint:
-        case "/v1/chat/completions":
-            system = [] if plan.system is None else [{"role": "system", "content": plan.system}]
-            return {"messages": [*system, {"role": "user", "content": prompt}]}
-        case "/v1/responses":
-            instructions = {} if plan.system is None else {"instructions": plan.system}
-            return {**instructions, "input": prompt}
-        case "/v1/embeddings" | "/v1/moderations":
-            member = "input"
-        case "/v1/completions" | "/v1/images/generations":
-            member = "prompt"
-        case _:
-            raise RequestError(f"no prompts can be made for {endpoint}; give bodies in place of --prompt")
-    if plan.system is not None:
-        raise RequestError(f"{endpoint} has no system prompt; leave --system out")
-    return {member: prompt}
+def _refuse_unusable(row: Row, number: int, endpoint: str | None, model: str | None) -> None:
+    is_line = isinstance(row.get("body"), Mapping)
+    body = cast("Row", row["body"] if is_line else row)
+    endpoint = endpoint or cast("str | None", row.get("url"))
+    if endpoint is None and "messages" not in body and not is_line:
+        if "model" in body:
+            raise RequestError(f"row {number} does not show its endpoint; name it with --endpoint")
+        columns = ", ".join(f"{{{name}}}" for name in list(body)[:_NAMED_COLUMNS])
+        raise RequestError(
+            f"row {number} is no request; make prompts of its columns with --prompt, from {columns}"
+        )
+    if model is None and "model" not in body and endpoint in {None, *_MODEL_ENDPOINTS}:
+        raise RequestError(_NO_MODEL.format(number))
 
 
 def _custom_id(row: Row, column: str, number: int) -> str:

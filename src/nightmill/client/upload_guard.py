@@ -4,12 +4,12 @@ The lines of a file are checked by the callers. Everything here works with any O
 knows more of a nightmill server, whose OpenAPI document names its endpoints and completion windows.
 """
 
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Generator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
-from openai import APIError, APIStatusError, APITimeoutError, OpenAI
+from openai import APIError, APIStatusError, APITimeoutError, AsyncOpenAI, OpenAI
 
 from nightmill.errors import RequestError
 
@@ -69,7 +69,26 @@ def discarded_if_refused(openai: OpenAI, file_id: str) -> Generator[None]:
         if error.status_code >= _SERVER_ERROR:
             error.add_note(_kept(file_id))
             raise
-        _delete(openai, file_id)
+        # What has to be reported is the refusal of the batch.
+        with suppress(APIError):
+            openai.files.delete(file_id)
+        raise
+    except BaseException as error:
+        error.add_note(_kept(file_id))
+        raise
+
+
+@asynccontextmanager
+async def discarded_if_refused_async(openai: AsyncOpenAI, file_id: str) -> AsyncGenerator[None]:
+    """`discarded_if_refused` for asyncio."""
+    try:
+        yield
+    except APIStatusError as error:
+        if error.status_code >= _SERVER_ERROR:
+            error.add_note(_kept(file_id))
+            raise
+        with suppress(APIError):
+            await openai.files.delete(file_id)
         raise
     except BaseException as error:
         error.add_note(_kept(file_id))
@@ -81,13 +100,6 @@ def _kept(file_id: str) -> str:
         f"{file_id} stays on the server, where its batch may exist (nightmill list); "
         f"delete it with: nightmill files delete {file_id}"
     )
-
-
-def _delete(openai: OpenAI, file_id: str) -> None:
-    try:
-        openai.files.delete(file_id)
-    except APIError:
-        return  # the refusal of the batch is what has to be reported
 
 
 def _enum(properties: object, name: str) -> tuple[str, ...]:
