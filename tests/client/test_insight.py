@@ -55,18 +55,8 @@ def test_the_history_is_read_to_its_last_page(server):
 def test_another_server_has_no_why(server):
     with BatchApi(server.url) as api:
         assert api.insight.document_if_known("batch_1") is None
-        assert api.insight.sentences(["batch_1"]) is None
         with pytest.raises(openai.NotFoundError):
             api.insight.why("batch_1")
-
-
-def test_the_sentences_of_several_batches_take_one_request(server):
-    rows = [{"id": "batch_1", "why": WHY}, {"id": "batch_2", "why": None}, {"id": "batch_3", "why": WHY}]
-    server.answer = lambda _: (200, json.dumps({"data": rows}).encode(), {})
-    with BatchApi(server.url) as api:
-        assert api.insight.sentences(["batch_1", "batch_2"]) == {"batch_1": "It is paused."}
-    assert len(server.asked) == 1
-    assert "status=in_progress" in server.asked[0].path
 
 
 async def test_the_async_client_has_the_same_operations(server):

@@ -34,6 +34,7 @@ from nightmill.cli import (
     torture,
     upstreams,
     validate,
+    watch,
     webhooks,
     work,
 )
@@ -66,7 +67,7 @@ app.command()(check.check)
 app.command()(submit.submit)
 app.command("list")(batches.list_batches)
 app.command()(batches.show)
-app.command()(batches.watch)
+app.command()(watch.watch)
 app.command()(insight.events)
 app.command()(results.results)
 app.command()(retries.retry)

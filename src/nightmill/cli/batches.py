@@ -1,46 +1,204 @@
-"""`list`, `show`, `watch`: the batches of any OpenAI-compatible batch server.
+"""`list` and `show`: the batches of any OpenAI-compatible batch server.
 
-The changes of a batch belong to `steering`, its lines to `results`.
+Progress belongs to `watch`, the changes of a batch to `steering`, its lines to `results`.
 """
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nightmill.cli.connection import BaseUrl, BatchId, full_batch_id, server
-from nightmill.cli.failures import end_code
-from nightmill.cli.screen import Json, clean, local_time, out, out_fields, out_json, out_table, say
+from nightmill.cli.connection import BaseUrl, BatchId, base_url_flag, full_batch_id, server
+from nightmill.cli.outcome import failures_of, next_steps, tell_errors
+from nightmill.cli.screen import Json, local_time, out, out_fields, out_json, say
+from nightmill.cli.table import Column, out_fitted, terminal_width
+from nightmill.client.words import counts_text, cut, duration, moment, short_id
+from nightmill.errors import RequestError
 
 if TYPE_CHECKING:
     from nightmill.client import Batch, Client
     from nightmill.client.insight import Forecast, Why
 
 _PAGE = 100
-_LISTED = 20
-ENDED = ("completed", "expired", "cancelled", "failed")
+_LONGEST_MODEL = 20
+_LEAST_WHY = 20
+_STATUSES = (
+    "validating",
+    "in_progress",
+    "finalizing",
+    "completed",
+    "failed",
+    "expired",
+    "cancelling",
+    "cancelled",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Row:
+    """One batch of the list. `why` and `limit` say what limits it, as a sentence and as its code in words."""
+
+    id: str
+    status: str
+    total: int
+    ok: int
+    failed: int
+    created_at: int
+    endpoint: str
+    model: str
+    why: str = ""
+    limit: str = ""
+
+    @property
+    def done(self) -> str:
+        return f"{self.ok + self.failed}/{self.total}" if self.total else "-"
 
 
 def list_batches(
     limit: Annotated[int, typer.Option("--limit", metavar="N", min=1, help="How many, newest first.")] = 20,
     after: Annotated[str | None, typer.Option("--after", metavar="ID", help="Those behind this one.")] = None,
+    status: Annotated[
+        list[str] | None,
+        typer.Option("--status", metavar="STATUS", help="Only those with this status; repeatable."),
+    ] = None,
+    wide: Annotated[
+        bool, typer.Option("--wide", "-w", help="Whole ids, times and sentences, however wide.")
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print whole ids only, one on a line.")
+    ] = False,
     base_url: BaseUrl = None,
     as_json: Json = False,
 ) -> None:
     """List batches, newest first."""
+    wanted = _statuses(status or ())
     with server(base_url) as client:
-        batches = _listed(client, limit, after)
+        if after is not None:
+            after = full_batch_id(client, after)
         if as_json:
+            batches = _published(client, limit, after, wanted)
             out_json(*(batch.to_dict(mode="json") for batch in batches))
             return
-        found = list(batches)
-        limits = client.api.insight.sentences([batch.id for batch in found if batch.status not in ENDED])
-        headings = ("ID", "STATUS", "ANSWERED", "FAILED", "CREATED", "ENDPOINT", "MODEL")
-        rows = [_row(batch) for batch in found]
-        if limits is not None:
-            headings = (*headings, "WHY")
-            rows = [(*row, limits.get(batch.id, "")) for row, batch in zip(rows, found, strict=True)]
-        out_table(headings, rows)
+        rows = _own_rows(client, limit, after, wanted)
+        if rows is None:
+            rows = [_row_of(batch) for batch in _published(client, limit, after, wanted)]
+    if quiet:
+        for row in rows:
+            out(row.id)
+    elif not rows:
+        say(
+            "no batch is like that"
+            if wanted or after
+            else "no batches yet; make one with: nightmill submit FILE"
+        )
+    elif wide:
+        out_fitted(_wide(rows), None)
+    else:
+        out_fitted(_narrow(rows, now=time.time(), width=terminal_width()), terminal_width())
+
+
+def _statuses(given: Sequence[str]) -> tuple[str, ...]:
+    for status in given:
+        if status not in _STATUSES:
+            raise RequestError(f"there is no status '{status}'; the statuses are {', '.join(_STATUSES)}")
+    return tuple(given)
+
+
+def _narrow(rows: Sequence[_Row], *, now: float, width: int) -> list[Column]:
+    """The columns that matter. What limits a batch is a sentence where it fits, else its code in words."""
+    first = [
+        Column("ID", [short_id(row.id) for row in rows]),
+        Column("STATUS", [row.status for row in rows]),
+        Column("DONE", [row.done for row in rows]),
+        Column("FAILED", [str(row.failed) for row in rows]),
+        Column("AGE", [duration(now - row.created_at) for row in rows]),
+        Column("MODEL", [cut(row.model, _LONGEST_MODEL) for row in rows], drop=1),
+    ]
+    left = width - sum(column.width + 2 for column in first)
+    limits = [row.why if len(row.why) <= max(left, _LEAST_WHY) else row.limit for row in rows]
+    endpoints = Column("ENDPOINT", [row.endpoint for row in rows], drop=3)
+    return [*first, endpoints, Column("WHY", limits, drop=2, least=max(map(len, limits)))]
+
+
+def _wide(rows: Sequence[_Row]) -> list[Column]:
+    return [
+        Column("ID", [row.id for row in rows]),
+        Column("STATUS", [row.status for row in rows]),
+        Column("DONE", [row.done for row in rows]),
+        Column("OK", [str(row.ok) for row in rows]),
+        Column("FAILED", [str(row.failed) for row in rows]),
+        Column("CREATED", [local_time(row.created_at) for row in rows]),
+        Column("ENDPOINT", [row.endpoint for row in rows]),
+        Column("MODEL", [row.model for row in rows]),
+        Column("WHY", [row.why for row in rows], drop=1),
+    ]
+
+
+def _own_rows(client: "Client", limit: int, after: str | None, statuses: Sequence[str]) -> list[_Row] | None:
+    """The rows of a nightmill server, which also says what limits each batch; None if it is another."""
+    from openai import APIStatusError
+
+    from nightmill.client import BatchSelection
+
+    selection, rows = BatchSelection(status=statuses or None), list[_Row]()
+    while limit > 0:
+        try:
+            page = client.api.steering.list(selection, after=after, limit=min(limit, _PAGE))
+        except APIStatusError:
+            return None
+        rows += map(_own_row, page["data"])
+        if not page["has_more"]:
+            break
+        limit -= len(page["data"])
+        after = page["last_id"]
+    return rows
+
+
+def _own_row(document: dict[str, Any]) -> _Row:
+    counts, why = document["request_counts"], document["why"]
+    return _Row(
+        id=document["id"],
+        status=document["status"],
+        total=counts["total"],
+        ok=counts["completed"],
+        failed=counts["failed"],
+        created_at=document["created_at"],
+        endpoint=document["endpoint"],
+        model=document["model"] or "",
+        why=why["sentence"] if why else "",
+        limit=why["code"].replace("_", " ") if why else "",
+    )
+
+
+def _row_of(batch: "Batch") -> _Row:
+    counts = batch.request_counts
+    return _Row(
+        id=batch.id,
+        status=batch.status,
+        total=counts.total if counts else 0,
+        ok=counts.completed if counts else 0,
+        failed=counts.failed if counts else 0,
+        created_at=batch.created_at,
+        endpoint=batch.endpoint,
+        model=batch.model or "",
+    )
+
+
+def _published(client: "Client", limit: int, after: str | None, statuses: Sequence[str]) -> "Iterator[Batch]":
+    while True:
+        # A filter may leave out whole pages, so they are read in full.
+        page = client.api.list_batches(after=after, limit=_PAGE if statuses else min(limit, _PAGE))
+        for batch in page.data:
+            if not statuses or batch.status in statuses:
+                yield batch
+                limit -= 1
+                if not limit:
+                    return
+        if not page.has_more or not page.data:
+            return
+        after = page.data[-1].id
 
 
 def show(batch_id: BatchId, base_url: BaseUrl = None, as_json: Json = False) -> None:
@@ -49,11 +207,13 @@ def show(batch_id: BatchId, base_url: BaseUrl = None, as_json: Json = False) -> 
         batch_id = full_batch_id(client, batch_id)
         batch = client.api.retrieve_batch(batch_id)
         own = client.api.insight.document_if_known(batch_id)
-    if as_json:
-        insight = {name: own[name] for name in ("why", "forecast") if own.get(name)} if own else {}
-        out_json(batch.to_dict(mode="json") | ({"nightmill": insight} if insight else {}))
-        return
-    counts = batch.request_counts
+        if as_json:
+            insight = {name: own[name] for name in ("why", "forecast") if own.get(name)} if own else {}
+            out_json(batch.to_dict(mode="json") | ({"nightmill": insight} if insight else {}))
+            return
+        failures = failures_of(client, batch)
+        steps = next_steps(batch, base_url_flag(client), is_own=own is not None)
+    now, counts = time.time(), batch.request_counts
     stamps = (
         "created",
         "in_progress",
@@ -68,21 +228,37 @@ def show(batch_id: BatchId, base_url: BaseUrl = None, as_json: Json = False) -> 
         [
             ("id", batch.id),
             ("status", batch.status),
+            (
+                "done",
+                counts_text(counts.total, counts.completed, counts.failed)
+                if counts and counts.total
+                else None,
+            ),
+            ("failures", failures),
             *_own_fields(own or {}),
             ("endpoint", batch.endpoint),
             ("model", batch.model),
-            ("answered", f"{counts.completed} of {counts.total}, {counts.failed} failed" if counts else None),
-            ("tokens", f"{batch.usage.total_tokens:,}" if batch.usage else None),
+            ("tokens", f"{batch.usage.total_tokens:,}" if batch.usage and batch.usage.total_tokens else None),
             ("input file", batch.input_file_id),
             ("output file", batch.output_file_id),
             ("error file", batch.error_file_id),
-            *((name.replace("_", " "), local_time(getattr(batch, f"{name}_at"))) for name in stamps),
-            ("expires", local_time(batch.expires_at)),
+            *((name.replace("_", " "), _time(getattr(batch, f"{name}_at"), now)) for name in stamps),
+            ("expires", _time(batch.expires_at, now)),
             ("window", batch.completion_window),
             *((f"metadata {key}", value) for key, value in (batch.metadata or {}).items()),
         ]
     )
     tell_errors(batch)
+    for step in steps:
+        say(step)
+
+
+def _time(stamp: int | None, now: float) -> str:
+    """`2026-11-29 19:50:04 (3 min ago)`, or with `in 23 h`."""
+    if stamp is None:
+        return ""
+    away = f"{duration(now - stamp)} ago" if stamp <= now else f"in {duration(stamp - now)}"
+    return f"{local_time(stamp)} ({away})"
 
 
 def _own_fields(own: dict[str, Any]) -> "Iterator[tuple[str, str | None]]":
@@ -108,11 +284,9 @@ def insight_fields(why: "Why | None", forecast: "Forecast | None") -> "Iterator[
         of_tokens = f", {tokens:,.0f} output tokens/s" if tokens is not None else ""
         yield "rate", f"{forecast.lines_per_s:,.2f} lines/s{of_tokens}; {forecast.in_flight:,} in flight"
     if forecast.ends_at is not None:
-        earliest, latest = local_time(forecast.earliest_at), local_time(forecast.latest_at)
-        yield (
-            "ends about",
-            f"{local_time(forecast.ends_at)}; between {earliest} and {latest} in 8 of 10 cases",
-        )
+        times = forecast.ends_at, forecast.earliest_at, forecast.latest_at
+        about, earliest, latest = (moment(it, time.time()) if it else "?" for it in times)
+        yield "ends about", f"{about}; between {earliest} and {latest} in 8 of 10 cases"
     if forecast.deadline_odds is not None:
         yield "in time", f"{forecast.deadline_odds:.0%} likely before it expires"
     if forecast.tokens_to_come is not None:
@@ -120,49 +294,3 @@ def insight_fields(why: "Why | None", forecast: "Forecast | None") -> "Iterator[
     if forecast.cost is not None:
         more = f", and about {forecast.cost_to_come:,.4f} to come" if forecast.cost_to_come else ""
         yield "cost so far", f"{forecast.cost:,.4f}{more}"
-
-
-def watch(batch_id: BatchId, base_url: BaseUrl = None, as_json: Json = False) -> None:
-    """Show progress until the batch has ended. The exit code depends on its status."""
-    with server(base_url) as client:
-        watched(client, full_batch_id(client, batch_id), as_json=as_json)
-
-
-def watched(client: "Client", batch_id: str, *, as_json: bool) -> None:
-    batch = client.wait(batch_id)
-    counts = batch.request_counts
-    if as_json:
-        out_json(batch.to_dict(mode="json"))
-    else:
-        tell_errors(batch)
-        out(f"{batch.id} is {batch.status}")
-        if batch.output_file_id or batch.error_file_id:
-            say(f"get its lines with: nightmill results {batch.id}")
-    raise typer.Exit(end_code(batch.status, counts.failed if counts else 0))
-
-
-def _listed(client: "Client", limit: int, after: str | None) -> "Iterator[Batch]":
-    while limit > 0:
-        page = client.api.list_batches(after=after, limit=min(limit, _PAGE))
-        yield from page.data[:limit]
-        if not page.has_more or not page.data:
-            return
-        limit -= len(page.data)
-        after = page.data[-1].id
-
-
-def _row(batch: "Batch") -> tuple[str, ...]:
-    counts = batch.request_counts
-    answered = f"{counts.completed + counts.failed}/{counts.total}" if counts else ""
-    failed = str(counts.failed) if counts else ""
-    created = local_time(batch.created_at)
-    return batch.id, batch.status, answered, failed, created, batch.endpoint, batch.model or ""
-
-
-def tell_errors(batch: "Batch") -> None:
-    listed = (batch.errors.data if batch.errors else None) or []
-    for error in listed[:_LISTED]:
-        message = clean(error.message or error.code or "")
-        say(f"line {error.line}: {message}" if error.line else message)
-    if len(listed) > _LISTED:
-        say(f"and {len(listed) - _LISTED} more; see them with: nightmill show {batch.id} --json")

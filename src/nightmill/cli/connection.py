@@ -1,5 +1,6 @@
 """The connection of a command to its server, and the arguments that name the server and a batch."""
 
+import os
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
@@ -35,6 +36,15 @@ def server(base_url: str | None) -> "Generator[Client]":
 
     with Client(base_url) as client:
         yield client
+
+
+def base_url_flag(client: "Client") -> str:
+    """The flag that a further command needs to reach the same server; empty if the environment names it."""
+    from nightmill.client.api import DEFAULT_BASE_URL
+
+    given = str(client.openai.base_url).rstrip("/")
+    expected = os.environ.get("OPENAI_BASE_URL") or DEFAULT_BASE_URL
+    return "" if given == expected.rstrip("/") else f" --base-url {given}"
 
 
 def full_batch_id(client: "Client", given: str) -> str:

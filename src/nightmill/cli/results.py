@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nightmill.cli.batches import ENDED, tell_errors
 from nightmill.cli.connection import BaseUrl, BatchId, full_batch_id, server
+from nightmill.cli.outcome import ENDED, tell_errors
 from nightmill.cli.screen import Json, clean, out_json, say
 from nightmill.errors import RequestError, UnavailableError
 

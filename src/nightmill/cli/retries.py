@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from nightmill.cli.batches import watched
 from nightmill.cli.connection import BaseUrl, BatchId, server
 from nightmill.cli.screen import Json, clean, local_time, out, out_fields, out_json, say
+from nightmill.cli.watch import watched
 from nightmill.errors import RequestError
 
 _LISTED = 10

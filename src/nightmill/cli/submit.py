@@ -9,10 +9,10 @@ import typer
 
 from nightmill.cli import batch_options as flag
 from nightmill.cli import flags
-from nightmill.cli.batches import watched
 from nightmill.cli.connection import BaseUrl, server
 from nightmill.cli.screen import Json, clean, out, out_json, say
 from nightmill.cli.streams import readable
+from nightmill.cli.watch import watched
 from nightmill.errors import RequestError
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """What limits a batch, when it will end, and its history, over `/nightmill/v1/batches`: only of nightmill."""
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
@@ -9,7 +9,6 @@ from openai import APIStatusError, AsyncOpenAI, OpenAI
 from nightmill.client.own_api import json_object, own_url
 
 _PAGE = 500
-_UNFINISHED = ("validating", "in_progress", "finalizing", "cancelling")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,23 +117,6 @@ class InsightApi:
             return self._batch(batch_id)
         except APIStatusError:
             return None
-
-    def sentences(self, batch_ids: Sequence[str]) -> dict[str, str] | None:
-        """What limits each of these batches, as far as they are among the newest unfinished ones.
-
-        None if the server is not nightmill.
-        """
-        if not batch_ids:
-            return None
-        query = "&".join(f"status={status}" for status in _UNFINISHED)
-        try:
-            page = json_object(
-                self._openai.get(f"{own_url(self._openai, 'batches')}?limit=100&{query}", cast_to=object)
-            )
-        except APIStatusError:
-            return None
-        limits = {document["id"]: document["why"]["sentence"] for document in page["data"] if document["why"]}
-        return {batch_id: limits[batch_id] for batch_id in batch_ids if batch_id in limits}
 
     def events(self, batch_id: str, *, after: int = 0) -> Iterator[BatchEvent]:
         """The history of the batch, the oldest entry first, page by page.

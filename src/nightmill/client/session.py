@@ -8,11 +8,16 @@ display of progress in `progress`.
 import tempfile
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from time import sleep
 from typing import Any, Literal, Self, TypeVar, cast, overload
 
 from openai import APIError, OpenAI, omit
+from time import monotonic, sleep, time
+from typing import Literal, Self, cast
+
+from openai import APIConnectionError, InternalServerError, OpenAI, RateLimitError, omit
 from openai.types import FileObject
 from typing_extensions import Unpack
 
@@ -39,6 +44,11 @@ from nightmill.client.submission import (
 )
 from nightmill.client.upstreams import UpstreamApi
 from nightmill.client.upload_guard import discarded_if_refused
+from nightmill.client.insight import InsightApi
+from nightmill.client.progress import Show, Snapshot, shown
+from nightmill.client.results import PATIENCE_S, FollowedLine, Outcome, WantedResults
+from nightmill.client.retries import RetryApi
+from nightmill.client.watching import SnapshotSource
 from nightmill.core.batch import TERMINAL
 from nightmill.core.batch_options import BatchOptions
 from nightmill.errors import UnavailableError
@@ -196,7 +206,7 @@ class Client:
                 continues on the server.
             RequestError: the server refused.
         """
-        with _reporting(on_change, self.api.insight) as report:
+        with _reporting(on_change, self.openai) as (report, report_away):
             batch = self.api.retrieve_batch(batch_id)
             polling = Polling(
                 batch,
@@ -213,6 +223,7 @@ class Client:
                 except AWAY:
                     if polling.is_hopeless:
                         raise
+                    report_away()
                     continue
                 polling.succeeded()
                 report(batch)
@@ -363,11 +374,14 @@ class Client:
         return download.save(self.openai, file_id, path)
 
 
-class _InsightSource:
-    """What limits a batch and when it will end, as long as the server says so: only nightmill does."""
+class _Display:
+    """Shows a batch as it was read last, and for how long its server has been away."""
 
-    def __init__(self, insight: InsightApi) -> None:
-        self._insight: InsightApi | None = insight
+    def __init__(self, openai: OpenAI, show: Show) -> None:
+        self._source = SnapshotSource(openai)
+        self._show = show
+        self._last: Snapshot | None = None
+        self._seen_at = time()
 
     def of(self, batch: Batch) -> tuple[Why | None, Forecast | None]:
         if self._insight is None or batch.status in TERMINAL:
@@ -379,29 +393,35 @@ class _InsightSource:
         except APIError:
             self._insight = None
             return None, None
+    def report(self, batch: Batch) -> None:
+        self._seen_at = time()
+        self._last = self._source.of(batch)
+        self._show(self._last)
 
-
-def snapshot(batch: Batch, why: Why | None = None, forecast: Forecast | None = None) -> Snapshot:
-    counts = batch.request_counts
-    return Snapshot(
-        why=None if why is None else why.sentence,
-        ends_at=None if forecast is None else forecast.ends_at,
-        latest_at=None if forecast is None else forecast.latest_at,
-        in_flight=None if forecast is None else forecast.in_flight,
-        status=batch.status,
-        total=counts.total if counts else 0,
-        completed=counts.completed if counts else 0,
-        failed=counts.failed if counts else 0,
-    )
+    def away(self) -> None:
+        if self._last is not None:
+            self._show(replace(self._last, away_since=self._seen_at))
 
 
 @contextmanager
 def _reporting(
-    on_change: Callable[[Batch], None] | None, insight: InsightApi
-) -> Generator[Callable[[Batch], None]]:
+    on_change: Callable[[Batch], None] | None, openai: OpenAI
+) -> Generator[tuple[Callable[[Batch], None], Callable[[], None]]]:
+    """What is called with a batch that was read, and when its server is away."""
     if on_change is not None:
-        yield on_change
+        yield on_change, lambda: None
         return
-    source = _InsightSource(insight)
     with shown() as show:
         yield lambda batch: show(snapshot(batch, *source.of(batch)))
+        display = _Display(openai, show)
+        yield display.report, display.away
+
+
+def _refuse_without_answers(batch: Batch) -> None:
+    if batch.status not in TERMINAL:
+        message = f"{batch.id} is {batch.status}; wait for it to end before its answers are read"
+        raise UnavailableError(message)
+    if batch.status == "failed":
+        listed = (batch.errors.data if batch.errors else None) or []
+        first = f" line {listed[0].line}: {listed[0].message}" if listed else ""
+        raise RequestError(f"{batch.id} failed with {len(listed)} bad lines;{first}")

@@ -6,6 +6,7 @@ is pure. Reading failures belongs to `failures`, tables and stderr to the comman
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Final
 
 SHORT_ID_LENGTH: Final = 8
@@ -53,11 +54,16 @@ def failures_text(groups: Sequence[FailureGroup], failed: int | None = None) -> 
     if not groups:
         return text
     of_read = f"; of the first {read:,}" if read < failed else ""
+    return f"{text}{of_read}: {kinds_text(groups)}"
+
+
+def kinds_text(groups: Sequence[FailureGroup]) -> str:
+    """`20x 404 "The model nope does not exist."`, the most frequent kinds of several."""
     kinds = [_kind_text(group) for group in groups[:_MOST_GROUPS]]
     if len(groups) > _MOST_GROUPS:
         rest = groups[_MOST_GROUPS:]
         kinds.append(f"{sum(group.count for group in rest):,}x of {len(rest):,} other kinds")
-    return f"{text}{of_read}: {', '.join(kinds)}"
+    return ", ".join(kinds)
 
 
 def _kind_text(group: FailureGroup) -> str:
@@ -93,6 +99,13 @@ def duration(seconds: float) -> str:
     if seconds < 2 * _DAY_S:
         return f"{int(seconds // _HOUR_S)} h"
     return f"{int(seconds // _DAY_S)} d"
+
+
+def moment(unix_s: float, wall: float) -> str:
+    """The local time, with the day if it is not within 12 hours."""
+    is_near = abs(unix_s - wall) < 12 * 3600
+    found = datetime.fromtimestamp(unix_s).astimezone()
+    return found.strftime("%H:%M:%S" if is_near else "%Y-%m-%d %H:%M")
 
 
 def cut(text: str, most: int) -> str:

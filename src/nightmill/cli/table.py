@@ -1,0 +1,70 @@
+"""A table that fits the width of the terminal: minor columns are left out, and the last column is cut.
+
+In a pipe the width is 80 columns, so that a table looks the same there. The cells belong to the commands.
+"""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from nightmill.cli.screen import clean, out
+from nightmill.client.words import cut
+
+_GAP: Final = "  "
+_LEAST_LAST: Final = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A heading and the cells below it.
+
+    Args:
+        drop: 0 for a column that is always shown; of the others, the one with the highest number is left out
+            first.
+        least: the last column is cut to this width before others are left out.
+    """
+
+    heading: str
+    cells: Sequence[str]
+    drop: int = 0
+    least: int = _LEAST_LAST
+
+    @property
+    def width(self) -> int:
+        return max(map(len, (self.heading, *self.cells)))
+
+
+def terminal_width() -> int:
+    """In columns; 80 where there is no terminal."""
+    return shutil.get_terminal_size().columns
+
+
+def out_fitted(columns: Sequence[Column], width: int | None) -> None:
+    """Prints the columns, within `width` unless it is None."""
+    for line in fitted([replace(it, cells=[clean(cell) for cell in it.cells]) for it in columns], width):
+        out(line)
+
+
+def fitted(columns: Sequence[Column], width: int | None) -> list[str]:
+    """The lines of the table, without trailing blanks."""
+    shown = [column for column in columns if any(column.cells) or not column.drop]
+    if width is not None:
+        while _least_width(shown) > width and any(column.drop for column in shown):
+            dropped = max(shown, key=lambda column: column.drop)
+            shown = [column for column in shown if column is not dropped]
+    widths = [column.width for column in shown]
+    if width is not None:
+        widths[-1] = max(
+            _LEAST_LAST, min(widths[-1], width - sum(widths[:-1]) - len(_GAP) * (len(widths) - 1))
+        )
+    rows = zip(*((column.heading, *column.cells) for column in shown), strict=True)
+    return [
+        _GAP.join(cut(cell, most).ljust(most) for cell, most in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+
+
+def _least_width(columns: Sequence[Column]) -> int:
+    *first, last = columns
+    return sum(column.width + len(_GAP) for column in first) + min(last.width, last.least)
