@@ -161,6 +161,8 @@ def test_batches_are_listed_by_every_filter(server, client, key, project, input_
     assert listed("endpoint=/v1/embeddings") == []
     assert listed("model=m") == []
     assert listed(f"limit=1&after={third}") == [second]
+    assert listed(f"id_prefix={second[:16]}") == [second]
+    assert listed("id_prefix=batch%25") == []
     assert server.send("GET", f"{ROOT}?status=runing", key=key).status == 400
     assert server.send("GET", f"{ROOT}?metadata=n", key=key).status == 400
     assert server.send("GET", f"{ROOT}?after=batch_none", key=key).status == 404

@@ -58,14 +58,14 @@ def test_a_batch_is_submitted_watched_and_fetched(base_url, nightmill, input_fil
 
     watched = nightmill("watch", batch_id)
     assert (watched.code, watched.out) == (0, f"{batch_id} is completed\n")
-    assert "completed: 3 of 3 answered" in watched.err
+    assert "completed: 3 of 3 done (3 ok, 0 failed)" in watched.err
 
     results = nightmill("results", batch_id)
     assert results.code == 0
     assert [row["custom_id"] for row in rows(results.out)] == ["line-0", "line-1", "line-2"]
 
     shown = nightmill("show", batch_id)
-    assert re.search(r"answered +3 of 3, 0 failed", shown.out)
+    assert re.search(r"done +3 of 3 done \(3 ok, 0 failed\)", shown.out)
     assert re.search(r"metadata night +1", shown.out)
     assert nightmill("show", batch_id, "--json").json["metadata"] == {"night": "1"}
 
@@ -274,7 +274,7 @@ def test_wrong_flags_of_results_are_refused(base_url, nightmill, input_file, tmp
     foreign = nightmill("results", "--follow", batch_id, "--after", "abc")
     assert foreign.code == 2
     assert "not a cursor" in foreign.err
-    assert nightmill("results", "--follow", "batch_0").code == 2
+    assert nightmill("results", "--follow", "batch_zz").code == 2
 
 
 def test_a_batch_is_named_by_the_beginning_of_its_id_or_as_the_latest(base_url, nightmill, input_file):
@@ -287,4 +287,23 @@ def test_a_batch_is_named_by_the_beginning_of_its_id_or_as_the_latest(base_url, 
     assert unknown.code != 0
     assert "no batch begins with 'batch_zz'" in unknown.err
     several = nightmill("show", "batch_")
-    assert "batches begin with 'batch_'; give more of the id" in several.err
+    assert "several batches begin with 'batch_': batch_" in several.err
+    assert several.err.endswith("; give more of the id\n")
+
+
+def test_every_command_of_a_batch_takes_the_beginning_of_its_id(base_url, nightmill, input_file, tmp_path):
+    batch_id = nightmill("submit", input_file(2), "--watch").out.split()[0]
+    short = batch_id[6:14]
+    assert nightmill("events", short).code == 0
+    assert re.search(r"lines +2 total, 2 ok, 0 failed", nightmill("receipt", short).out)
+    assert "line-1" in nightmill("line", short, "--line", "2").out
+    assert len(nightmill("results", short).out.splitlines()) == 2
+    assert nightmill("results", short, "--merged", "-o", tmp_path / "merged.jsonl").code == 0
+    followed = nightmill("results", short, "--follow")
+    assert len(followed.out.splitlines()) == 2
+    assert followed.err == "completed: 2 of 2 done (2 ok, 0 failed)\n"
+    assert nightmill("retry", short, "--dry-run").out == "no line of these batches matches\n"
+    assert nightmill("validation", short).err == "0 invalid lines\n"
+    # These refuse a batch that has none, and name it in full.
+    for name in ("canary", "attempts"):
+        assert batch_id in nightmill(name, short).err

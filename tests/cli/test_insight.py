@@ -40,10 +40,34 @@ def test_show_as_json_has_both_apart_from_the_published_fields(server, nightmill
     assert document["object"] == "batch"
 
 
-def test_list_has_a_column_with_the_limit(server, nightmill):
+def test_list_has_a_column_with_the_limit_as_its_code_where_the_sentence_does_not_fit(
+    server, nightmill, monkeypatch
+):
     heading, row = nightmill("list").out.splitlines()
-    assert heading.endswith("WHY")
+    assert heading.split() == ["ID", "STATUS", "DONE", "FAILED", "AGE", "MODEL", "WHY"]
+    assert row.split("  ")[0] == BATCH[6:14]
+    assert row.endswith("concurrency limit")
+    monkeypatch.setenv("COLUMNS", "120")
+    assert nightmill("list").out.splitlines()[1].endswith(LIMIT)
+
+
+def test_list_with_wide_has_whole_ids_times_and_sentences(server, nightmill):
+    heading, row = nightmill("list", "--wide").out.splitlines()
+    assert heading.split()[4:] == ["FAILED", "CREATED", "ENDPOINT", "MODEL", "WHY"]
+    assert row.startswith(BATCH)
     assert row.endswith(LIMIT)
+
+
+def test_list_with_quiet_has_ids_only_and_a_status_filters(server, nightmill):
+    assert nightmill("list", "-q").out == f"{BATCH}\n"
+    assert nightmill("list", "-q", "--status", "in_progress", "--status", "failed").out == f"{BATCH}\n"
+    ended = nightmill("list", "--status", "completed")
+    assert (ended.code, ended.out, ended.err) == (0, "", "no batch is like that\n")
+    assert nightmill("list", "--status", "completed", "--json").out == ""
+    assert nightmill("list", "--status", "in_progress", "--json").json["id"] == BATCH
+    wrong = nightmill("list", "--status", "done")
+    assert wrong.code == 2
+    assert "the statuses are validating, in_progress," in wrong.err
 
 
 def test_events_shows_the_history(server, nightmill):

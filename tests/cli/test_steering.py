@@ -107,10 +107,21 @@ def test_a_refusal_names_its_reason(nightmill, batch):
     refused = nightmill("pause", batch_id)
     assert refused.code == 2
     assert refused.err == "nightmill: Cannot pause a batch with status 'cancelled'.\n"
-    assert nightmill("pause", "batch_none").err == "nightmill: No batch found with id 'batch_none'.\n"
-    several = nightmill("pause", batch_id, "batch_none")
+    none = f"batch_{'0' * 32}"
+    assert nightmill("pause", none).err == f"nightmill: No batch found with id '{none}'.\n"
+    several = nightmill("pause", batch_id, none)
     assert several.code == 2
     assert "0 changed, 0 unchanged, 2 refused" in several.err
+
+
+def test_batches_are_named_by_the_beginnings_of_their_ids_or_as_the_latest(nightmill, batch):
+    first, second = batch(), batch()
+    paused = rows(nightmill("pause", first[6:14], "latest", "--json").out)
+    assert [(row["id"], row["result"]) for row in paused] == [(first, "changed"), (second, "changed")]
+    unknown = nightmill("pause", first[6:14], "batch_none")
+    assert (unknown.code, unknown.out) == (2, "")
+    assert "no batch begins with 'batch_none'" in unknown.err
+    assert nightmill("cancel", first[:20]).out.startswith(first)
 
 
 @pytest.mark.parametrize(

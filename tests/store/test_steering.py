@@ -215,6 +215,8 @@ async def test_filters_are_counted_and_listed(world, store):
     assert await found(BatchFilter(metadata={"team": "%"})) == []
     assert await found(BatchFilter(older_than_s=50)) == [percent, upper, a]
     assert await found(BatchFilter(endpoint="/v1/completions")) == [percent]
+    assert await found(BatchFilter(id_prefix=upper)) == [upper]
+    assert await found(BatchFilter(id_prefix="%")) == []
     assert await found(BatchFilter(statuses=frozenset({Status.COMPLETED}))) == []
     await steer(world, store, made[0], Pause())
     assert await found(BatchFilter(is_paused=True)) == [a]

@@ -67,6 +67,7 @@ async def list_batches(
     endpoint: Annotated[str | None, Query()] = None,
     model: Annotated[str | None, Query()] = None,
     paused: Annotated[bool | None, Query()] = None,
+    id_prefix: Annotated[str | None, Query(description="The beginning of the id.")] = None,
 ) -> JsonResponse:
     """The batches that match every parameter, newest first."""
     wanted = BatchFilter(
@@ -76,6 +77,7 @@ async def list_batches(
         endpoint=endpoint,
         model=model,
         is_paused=paused,
+        id_prefix=id_prefix,
     )
     page = await context.store.steering.list(project, wanted, after=require_after(after), limit=limit)
     limits = await limits_of(context, page.items)

@@ -1,7 +1,7 @@
 """The connection of a command to its server, and the arguments that name the server and a batch."""
 
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +17,7 @@ LATEST = "latest"
 _PREFIX = "batch_"
 _FULL_LENGTH = len(_PREFIX) + 32
 _PAGE = 100
+_NAMED = 3
 
 BaseUrl = Annotated[
     str | None,
@@ -47,26 +48,46 @@ def base_url_flag(client: "Client") -> str:
     return "" if given == expected.rstrip("/") else f" --base-url {given}"
 
 
+def full_batch_ids(client: "Client", given: Sequence[str]) -> list[str]:
+    """`full_batch_id` of each."""
+    return [full_batch_id(client, it) for it in given]
+
+
 def full_batch_id(client: "Client", given: str) -> str:
     """The id of the batch that `given` names: an id, the unique beginning of one, or `latest`.
 
     Raises:
         RequestError: no batch, or several, begin with it.
     """
+    if given == LATEST:
+        newest = client.api.list_batches(limit=1).data
+        if not newest:
+            raise RequestError("there is no batch yet; make one with: nightmill submit FILE")
+        return newest[0].id
     beginning = given if given.startswith(_PREFIX) else f"{_PREFIX}{given}"
-    if given != LATEST and len(beginning) >= _FULL_LENGTH:
+    if len(beginning) >= _FULL_LENGTH:
         return given
-    after, found = None, set[str]()
-    while True:
-        page = client.api.list_batches(after=after, limit=_PAGE)
-        if given == LATEST and page.data:
-            return page.data[0].id
-        found.update(batch.id for batch in page.data if batch.id.startswith(beginning))
-        if not page.has_more or not page.data:
-            break
-        after = page.data[-1].id
-    if len(found) == 1:
-        return found.pop()
+    found = _beginning_with(client, beginning)
+    if len(found) == 1 or beginning in found:
+        return beginning if beginning in found else found[0]
     if not found:
         raise RequestError(f"no batch begins with '{clean(given)}'; list them with: nightmill list")
-    raise RequestError(f"{len(found)} batches begin with '{clean(given)}'; give more of the id")
+    named = ", ".join(map(clean, found[:_NAMED])) + (", ..." if len(found) > _NAMED else "")
+    raise RequestError(f"several batches begin with '{clean(given)}': {named}; give more of the id")
+
+
+def _beginning_with(client: "Client", beginning: str) -> list[str]:
+    """The ids that begin so. Other servers than nightmill have to list all of their batches."""
+    from openai import APIStatusError
+
+    try:
+        return client.api.steering.ids(beginning)
+    except APIStatusError:
+        pass
+    after, found = None, list[str]()
+    while True:
+        page = client.api.list_batches(after=after, limit=_PAGE)
+        found += [batch.id for batch in page.data if batch.id.startswith(beginning)]
+        if not page.has_more or not page.data:
+            return found
+        after = page.data[-1].id

@@ -4,13 +4,16 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from nightmill.cli.connection import base_url_flag
+from nightmill.cli.outcome import ENDED
 from nightmill.cli.screen import out_json, say
+from nightmill.client.words import counts_text, short_id
 from nightmill.errors import RequestError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from nightmill.client import Client, FollowedLine, WantedResults
+    from nightmill.client import Batch, Client, FollowedLine, WantedResults
 
 
 def print_followed(client: "Client", batch_id: str, wanted: "WantedResults", *, as_json: bool) -> None:
@@ -22,11 +25,11 @@ def print_followed(client: "Client", batch_id: str, wanted: "WantedResults", *, 
             _print(line, as_json=as_json)
             after = line.cursor
     except KeyboardInterrupt:
-        _say_how_to_go_on(batch_id, after)
+        _say_how_to_go_on(client, batch_id, after)
         raise
     finally:
         lines.close()
-    _refuse_failed(client, batch_id)
+    _say_end(client, batch_id)
 
 
 def print_so_far(client: "Client", batch_id: str, wanted: "WantedResults", *, as_json: bool) -> None:
@@ -35,11 +38,9 @@ def print_so_far(client: "Client", batch_id: str, wanted: "WantedResults", *, as
     for line in _so_far(client, batch_id, wanted):
         _print(line, as_json=as_json)
         after = line.cursor
-    status = client.api.retrieve_batch(batch_id).status
-    if status == "failed":
-        _refuse_failed(client, batch_id)
-    elif status not in ("completed", "expired", "cancelled"):
-        _say_how_to_go_on(batch_id, after)
+    batch = _say_end(client, batch_id)
+    if batch.status not in ENDED:
+        _say_how_to_go_on(client, batch_id, after)
 
 
 def _so_far(client: "Client", batch_id: str, wanted: "WantedResults") -> "Iterator[FollowedLine]":
@@ -59,11 +60,21 @@ def _print(line: "FollowedLine", *, as_json: bool) -> None:
     sys.stdout.buffer.flush()
 
 
-def _say_how_to_go_on(batch_id: str, after: str | None) -> None:
+def _say_how_to_go_on(client: "Client", batch_id: str, after: str | None) -> None:
     behind = f" --after {after}" if after else ""
-    say(f"go on with: nightmill results --follow {batch_id}{behind}")
+    say(f"go on with: nightmill results --follow {short_id(batch_id)}{base_url_flag(client)}{behind}")
 
 
-def _refuse_failed(client: "Client", batch_id: str) -> None:
-    if client.api.retrieve_batch(batch_id).status == "failed":
+def _say_end(client: "Client", batch_id: str) -> "Batch":
+    """Says how far the batch is.
+
+    Raises:
+        RequestError: it failed validation.
+    """
+    batch = client.api.retrieve_batch(batch_id)
+    if batch.status == "failed":
         raise RequestError(f"{batch_id} failed validation and has no lines; correct them and submit again")
+    counts = batch.request_counts
+    if counts is not None:
+        say(f"{batch.status}: {counts_text(counts.total, counts.completed, counts.failed)}")
+    return batch

@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
-from nightmill.cli.connection import BaseUrl, BatchId, server
+from nightmill.cli.connection import BaseUrl, BatchId, full_batch_id, server
 from nightmill.cli.results import STDOUT
 from nightmill.cli.screen import Json, out_fields, out_json, say
+from nightmill.client.words import counts_text
 
 
 def validation(
@@ -20,6 +21,7 @@ def validation(
 ) -> None:
     """Download the validation report of a batch: a JSON object for each invalid line of its input."""
     with server(base_url) as client:
+        batch_id = full_batch_id(client, batch_id)
         if output == STDOUT:
             rows = client.input.copy_validation(batch_id, sys.stdout.buffer)
         else:
@@ -30,20 +32,19 @@ def validation(
 def canary(batch_id: BatchId, base_url: BaseUrl = None, as_json: Json = False) -> None:
     """Show how the canary of a batch goes, and what it decided."""
     with server(base_url) as client:
-        found = client.input.canary(batch_id)
+        found = client.input.canary(full_batch_id(client, batch_id))
     if as_json:
         out_json(found)
         return
-    answered = None
+    done = None
     if found["completed"] is not None:
-        done = found["completed"] + found["failed"]
-        answered = f"{done} of {found['lines']}, {found['failed']} failed"
+        done = counts_text(found["lines"], found["completed"], found["failed"])
     out_fields(
         [
             ("id", found["id"]),
             ("status", found["status"]),
             ("canary", found["state"]),
-            ("answered", answered),
+            ("done", done),
             ("may fail", f"{found['max_failed'] * 100:g}%"),
             ("stopped", found["stop_reason"]),
         ]

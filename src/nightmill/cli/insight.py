@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from nightmill.cli.connection import BaseUrl, BatchId, server
+from nightmill.cli.connection import BaseUrl, BatchId, full_batch_id, server
 from nightmill.cli.screen import Json, local_time, out_json, out_table
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def events(
 ) -> None:
     """Show the history of a batch of a nightmill server: what happened, when, and who did it."""
     with server(base_url) as client:
-        found = client.api.insight.events(batch_id, after=after)
+        found = client.api.insight.events(full_batch_id(client, batch_id), after=after)
         if as_json:
             for event in found:
                 out_json(asdict(event))

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nightmill.cli.connection import BaseUrl, BatchId, full_batch_id, server
-from nightmill.cli.outcome import ENDED, tell_errors
+from nightmill.cli.connection import BaseUrl, BatchId, base_url_flag, full_batch_id, server
+from nightmill.cli.outcome import ENDED, failures_of, tell_errors
 from nightmill.cli.screen import Json, clean, out_json, say
+from nightmill.client.words import short_id
 from nightmill.errors import RequestError, UnavailableError
 
 if TYPE_CHECKING:
-    from nightmill.client import Client
+    from nightmill.client import Batch, Client
 
 STDOUT = Path("-")
 
@@ -90,16 +91,22 @@ def results(
             "output": _downloaded(client, batch.output_file_id, output, "output"),
             "errors": _downloaded(client, batch.error_file_id, errors, "error"),
         }
-    if as_json:
-        out_json(document)
-    elif batch.error_file_id and errors is None:
-        say(f"some lines were not answered; get them with: nightmill results {batch.id} -e FILE")
+        if as_json:
+            out_json(document)
+        elif batch.error_file_id and errors is None:
+            _say_failures(client, batch)
+
+
+def _say_failures(client: "Client", batch: "Batch") -> None:
+    """Which lines are missing in the output, and where they are."""
+    say(failures_of(client, batch))
+    say(f"get them with: nightmill results {short_id(batch.id)}{base_url_flag(client)} -e FILE")
 
 
 def save_merged(batch_id: str, path: Path, base_url: str | None) -> None:
     """Writes the merged result of a batch and its retries to `path`, or to stdout for `STDOUT`."""
     with server(base_url) as client:
-        lines = client.retries.merged(batch_id)
+        lines = client.retries.merged(full_batch_id(client, batch_id))
         if path == STDOUT:
             for line in lines:
                 sys.stdout.buffer.write(line + b"\n")
@@ -123,7 +130,7 @@ def _print_wanted(
         from nightmill.client import WantedResults
 
         show = print_followed if is_followed else print_so_far
-        show(client, batch_id, WantedResults(**wanted), as_json=as_json)
+        show(client, full_batch_id(client, batch_id), WantedResults(**wanted), as_json=as_json)
 
 
 def _downloaded(client: "Client", file_id: str | None, path: Path | None, kind: str) -> dict[str, Any] | None:

@@ -7,16 +7,22 @@ from typing import Annotated, Any
 
 import typer
 
-from nightmill.cli.connection import BaseUrl, BatchId, server
+from nightmill.cli.connection import BaseUrl, BatchId, base_url_flag, full_batch_id, full_batch_ids, server
 from nightmill.cli.screen import Json, clean, local_time, out, out_fields, out_json, say
 from nightmill.cli.watch import watched
+from nightmill.client.words import short_id
 from nightmill.errors import RequestError
 
 _LISTED = 10
 
 
 def retry(
-    batch_ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Batches that have ended.")],
+    batch_ids: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="ID...", help="Batches that have ended: ids, beginnings of them, or 'latest'."
+        ),
+    ],
     code: Annotated[
         list[str] | None,
         typer.Option("--code", metavar="CODE", help="Only this error code or HTTP status; repeatable."),
@@ -35,7 +41,9 @@ def retry(
     given = {"failed": failed, "expired": expired, "cancelled": cancelled}
     outcomes = [name for name, is_given in given.items() if is_given] or None
     with server(base_url) as client:
-        answer = client.retries.retry(*batch_ids, outcomes=outcomes, codes=code or (), dry_run=dry_run)
+        answer = client.retries.retry(
+            *full_batch_ids(client, batch_ids), outcomes=outcomes, codes=code or (), dry_run=dry_run
+        )
         batch = answer["batch"]
         if batch is None:
             if as_json:
@@ -50,17 +58,18 @@ def retry(
             out_json(answer)
         else:
             out(batch["id"])
-            say(f"see how it goes with: nightmill watch {batch['id']}")
+            say(f"see how it goes with: nightmill watch {short_id(batch['id'])}{base_url_flag(client)}")
 
 
 def receipt(batch_id: BatchId, base_url: BaseUrl = None, as_json: Json = False) -> None:
     """Show what a batch that has ended took: lines, tokens, time and cost."""
     with server(base_url) as client:
-        found = client.retries.receipt(batch_id)
+        found = client.retries.receipt(full_batch_id(client, batch_id))
     if as_json:
         out_json(found)
         return
-    lines, usage, seconds, cost = found["lines"], found["usage"], found["seconds"], found["cost"]
+    counted = {"ok" if name == "answered" else name: count for name, count in found["lines"].items()}
+    usage, seconds, cost = found["usage"], found["seconds"], found["cost"]
     stop, sent = found["stop_reason"], found["attempts"]
     upstreams: dict[str, int] = found["upstreams"] or {}
     errors: dict[str, int] = found["errors"] or {}
@@ -70,7 +79,7 @@ def receipt(batch_id: BatchId, base_url: BaseUrl = None, as_json: Json = False) 
             ("batch", found["id"]),
             ("status", found["status"]),
             ("stopped", None if stop is None else f"{stop['code']}: {stop['message']}"),
-            ("lines", ", ".join(f"{count:,} {name}" for name, count in lines.items() if count is not None)),
+            ("lines", ", ".join(f"{count:,} {name}" for name, count in counted.items() if count is not None)),
             ("errors", ", ".join(f"{clean(code)} {count:,}" for code, count in errors.items())),
             ("tokens", f"{tokens_in}, {usage['output_tokens']:,} out"),
             ("attempts", None if sent is None else f"{sent['sent']:,} sent, {sent['retried']:,} again"),
@@ -99,7 +108,7 @@ def line(
     if (custom_id is None) == (number is None):
         raise RequestError("name the line by one of --custom-id and --line")
     with server(base_url) as client:
-        found = client.retries.line(batch_id, custom_id=custom_id, number=number)
+        found = client.retries.line(full_batch_id(client, batch_id), custom_id=custom_id, number=number)
     if as_json:
         out_json(found)
         return
@@ -122,7 +131,7 @@ def line(
 def attempts(batch_id: BatchId, base_url: BaseUrl = None) -> None:
     """Print the recorded attempts of a batch that was created with record_attempts, as lines of JSON."""
     with server(base_url) as client:
-        for text in client.retries.attempts(batch_id):
+        for text in client.retries.attempts(full_batch_id(client, batch_id)):
             out(text.decode())
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from nightmill.cli.connection import BaseUrl, server
+from nightmill.cli.connection import BaseUrl, full_batch_id, full_batch_ids, server
 from nightmill.cli.screen import Json, local_time, out, out_json, say
 from nightmill.cli.submit import PRIORITY_HELP, pairs_of
 from nightmill.errors import RequestError
@@ -24,7 +24,10 @@ _UNIT_S: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 _DURATION: Final = re.compile(r"\+?([0-9]+(?:\.[0-9]+)?)([smhd])")
 _SHOWN: Final = 20
 
-Ids = Annotated[list[str] | None, typer.Argument(metavar="[ID...]", help="The batches' ids.")]
+Ids = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[ID...]", help="The batches' ids, the beginnings of them, or 'latest'."),
+]
 Status = Annotated[
     list[str] | None,
     typer.Option("--status", metavar="STATUS", help="All batches with this status; repeatable."),
@@ -162,7 +165,7 @@ def cancel(
     base_url: BaseUrl = None,
     as_json: Json = False,
 ) -> None:
-    """Cancel batches. Lines that are already answered are kept."""
+    """Cancel batches. Lines that are done are kept."""
     selected = _selected(batch_ids, status, metadata, older_than, endpoint, model)
     if isinstance(selected, list) and len(selected) == 1 and not dry_run:
         _cancel_one(selected[0], base_url, as_json=as_json)
@@ -173,7 +176,7 @@ def cancel(
 def _cancel_one(batch_id: str, base_url: str | None, *, as_json: bool) -> None:
     """By the published operation, which every server has."""
     with server(base_url) as client:
-        batch = client.api.cancel_batch(batch_id)
+        batch = client.api.cancel_batch(full_batch_id(client, batch_id))
     if as_json:
         out_json(batch.to_dict(mode="json"))
     else:
@@ -218,6 +221,8 @@ def _act(
     as_json: bool,
 ) -> None:
     with server(base_url) as client:
+        if isinstance(selected, list):
+            selected = full_batch_ids(client, selected)
         if dry_run or (not isinstance(selected, list) and not yes):
             trial = client.api.steering.act(action, selected, dry_run=True, **values)
             if dry_run or not trial["changed"]:

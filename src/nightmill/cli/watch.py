@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nightmill.cli.connection import BaseUrl, base_url_flag, full_batch_id, server
+from nightmill.cli.connection import BaseUrl, base_url_flag, full_batch_ids, server
 from nightmill.cli.failures import ExitCode, end_code
 from nightmill.cli.outcome import say_next, tell_errors
 from nightmill.cli.screen import Json, out, out_json, say
@@ -39,10 +39,7 @@ def watch(
     with server(base_url) as client:
         from nightmill.client.watching import unfinished_ids
 
-        if batch_ids:
-            wanted = [full_batch_id(client, given) for given in batch_ids]
-        else:
-            wanted = unfinished_ids(client.openai)
+        wanted = full_batch_ids(client, batch_ids) if batch_ids else unfinished_ids(client.openai)
         if not wanted:
             say("every batch has ended; list them with: nightmill list")
             return

@@ -49,6 +49,7 @@ from nightmill.client.submission import (
 )
 from nightmill.client.upload_guard import discarded_if_refused_async
 from nightmill.client.upstreams import AsyncUpstreamApi
+from nightmill.client.watching import snapshot
 from nightmill.core.batch import TERMINAL
 from nightmill.core.batch_options import BatchOptions
 from nightmill.errors import UnavailableError
@@ -337,7 +338,7 @@ def _reporting(
             if on_change is not None:
                 on_change(batch)
             elif show is not None:
-                show(session.snapshot(batch, *await source.of(batch)))
+                show(snapshot(batch, *await source.of(batch)))
 
         yield report
 

@@ -62,5 +62,5 @@ class Polling:
 
     @property
     def is_hopeless(self) -> bool:
-        """Whether the server has been away for longer than the patience."""
+        """Whether the server has been away for longer than `patience_s`."""
         return self._now() - self._seen_at > self._patience_s

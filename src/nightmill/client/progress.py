@@ -12,9 +12,7 @@ from dataclasses import dataclass, field
 from time import monotonic, time
 from typing import NamedTuple, TextIO, TypeAlias
 
-from nightmill.client.words import clock
 from nightmill.client import notebook
-from nightmill.core.batch import TERMINAL
 from nightmill.client.words import clock, counts_text, moment, short_id
 from nightmill.core.batch import TERMINAL
 
@@ -215,69 +213,16 @@ def sentence(tracked: Tracked, wall: float) -> str:
 
 
 @contextmanager
-def shown(stream: TextIO | None = None, *, now: Callable[[], float] = monotonic) -> Generator[Show]:
-    """Gives a function that shows each snapshot on `stream` (stderr), fitting what the stream is.
-
-    In a notebook, and without a stream, the snapshots are shown below the cell.
-    """
-    if stream is None and notebook.is_notebook():
-        yield _in_notebook(now)
-        return
-    target: TextIO = sys.stderr if stream is None else stream
-    showing = _bar(target, now) if target.isatty() else _plain(target, now)
-    with showing as show:
-        yield show
-
-
-def _in_notebook(now: Callable[[], float]) -> Show:
-    pace, display = Pace(), notebook.NotebookDisplay()
-
-    def show(snapshot: Snapshot) -> None:
-        pace.note(snapshot.answered, now=now())
-        display.show(
-            notebook.Bar(
-                done=snapshot.answered,
-                total=snapshot.total,
-                text=sentence(snapshot, pace),
-                note=snapshot.why or "",
-                has_ended=snapshot.status in TERMINAL,
-            )
-        )
-
-    return show
-
-
-@contextmanager
-def _plain(stream: TextIO, now: Callable[[], float], *, every_s: float = 5.0) -> Generator[Show]:
-    pace = Pace()
-    last_status = last_why = ""
-    next_at = 0.0
-
-    def show(snapshot: Snapshot) -> None:
-        nonlocal last_status, last_why, next_at
-        moment = now()
-        pace.note(snapshot.answered, now=moment)
-        if snapshot.status == last_status and moment < next_at:
-            return
-        last_status, next_at = snapshot.status, moment + every_s
-        stream.write(sentence(snapshot, pace) + "\n")
-        if snapshot.why and snapshot.why != last_why:
-            last_why = snapshot.why
-            stream.write(f"  {last_why}\n")
-        stream.flush()
-
-    yield show
-
-
-@contextmanager
-def _bar(stream: TextIO, now: Callable[[], float]) -> Generator[Show]:
 def shown(
     stream: TextIO | None = None,
     *,
     now: Callable[[], float] = monotonic,
     wall: Callable[[], float] = time,
 ) -> Generator[Show]:
-    """Gives a function that shows each snapshot on `stream` (stderr), fitting what the stream is."""
+    """Gives a function that shows each snapshot on `stream` (stderr), fitting what the stream is.
+
+    In a notebook, and without a stream, the snapshots are shown below the cell.
+    """
     with shown_all(stream, now=now, wall=wall) as show:
         yield lambda snapshot: show([snapshot])
 
@@ -290,6 +235,9 @@ def shown_all(
     wall: Callable[[], float] = time,
 ) -> Generator[ShowAll]:
     """As `shown`, for several batches at once."""
+    if stream is None and notebook.is_notebook():
+        yield _in_notebook(now, wall)
+        return
     target: TextIO = sys.stderr if stream is None else stream
     if not target.isatty():
         yield _plain(target, now, wall)
@@ -311,6 +259,26 @@ def track(
         if snapshot.away_since is None:
             tracked.pace.note(snapshot.done, now=now)
         yield tracked
+
+
+def _in_notebook(now: Callable[[], float], wall: Callable[[], float]) -> ShowAll:
+    known: dict[str, Tracked] = {}
+    displays: dict[str, notebook.NotebookDisplay] = {}
+
+    def show(snapshots: Sequence[Snapshot]) -> None:
+        for tracked in track(known, snapshots, now=now(), wall=wall()):
+            snapshot = tracked.snapshot
+            prefix = f"{snapshot.name} " if len(snapshots) > 1 else ""
+            bar = notebook.Bar(
+                done=snapshot.done,
+                total=snapshot.total,
+                text=f"{prefix}{sentence(tracked, wall())}",
+                note=snapshot.why or "",
+                has_ended=snapshot.has_ended,
+            )
+            displays.setdefault(snapshot.batch_id, notebook.NotebookDisplay()).show(bar)
+
+    return show
 
 
 def _plain(stream: TextIO, now: Callable[[], float], wall: Callable[[], float]) -> ShowAll:

@@ -10,14 +10,10 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from time import sleep
+from time import sleep, time
 from typing import Any, Literal, Self, TypeVar, cast, overload
 
-from openai import APIError, OpenAI, omit
-from time import monotonic, sleep, time
-from typing import Literal, Self, cast
-
-from openai import APIConnectionError, InternalServerError, OpenAI, RateLimitError, omit
+from openai import OpenAI, omit
 from openai.types import FileObject
 from typing_extensions import Unpack
 
@@ -26,10 +22,9 @@ from nightmill.client.answer_types import AnswerType
 from nightmill.client.answers import Answer, joined
 from nightmill.client.api import ApiKeyAuth, Batch, BatchApi, CreateBatchRequest, connection
 from nightmill.client.frames import Frame, is_frame, with_answers
-from nightmill.client.insight import Forecast, InsightApi, Why
 from nightmill.client.logs import LogApi
 from nightmill.client.polling import AWAY, Polling
-from nightmill.client.progress import Snapshot, shown
+from nightmill.client.progress import Show, Snapshot, shown
 from nightmill.client.request_rows import RequestFile, SubmitArguments, only_model
 from nightmill.client.results import PATIENCE_S, FollowedLine, Outcome, WantedResults
 from nightmill.client.retries import RetryApi
@@ -42,12 +37,8 @@ from nightmill.client.submission import (
     answer_type_of,
     note_where_it_goes_on,
 )
-from nightmill.client.upstreams import UpstreamApi
 from nightmill.client.upload_guard import discarded_if_refused
-from nightmill.client.insight import InsightApi
-from nightmill.client.progress import Show, Snapshot, shown
-from nightmill.client.results import PATIENCE_S, FollowedLine, Outcome, WantedResults
-from nightmill.client.retries import RetryApi
+from nightmill.client.upstreams import UpstreamApi
 from nightmill.client.watching import SnapshotSource
 from nightmill.core.batch import TERMINAL
 from nightmill.core.batch_options import BatchOptions
@@ -186,7 +177,9 @@ class Client:
                         submission.model = only_model([model.id for model in self.openai.models.list()])
                     file.add(row)
             endpoint = file.endpoint
-            return self.api.create_batch(submission.request(self.upload(path).id, endpoint))
+            uploaded = self.upload(path)
+            with discarded_if_refused(self.openai, uploaded.id):
+                return self.api.create_batch(submission.request(uploaded.id, endpoint))
 
     def wait(
         self,
@@ -383,16 +376,6 @@ class _Display:
         self._last: Snapshot | None = None
         self._seen_at = time()
 
-    def of(self, batch: Batch) -> tuple[Why | None, Forecast | None]:
-        if self._insight is None or batch.status in TERMINAL:
-            return None, None
-        try:
-            return self._insight.both(batch.id)
-        except AWAY:
-            return None, None
-        except APIError:
-            self._insight = None
-            return None, None
     def report(self, batch: Batch) -> None:
         self._seen_at = time()
         self._last = self._source.of(batch)
@@ -412,16 +395,5 @@ def _reporting(
         yield on_change, lambda: None
         return
     with shown() as show:
-        yield lambda batch: show(snapshot(batch, *source.of(batch)))
         display = _Display(openai, show)
         yield display.report, display.away
-
-
-def _refuse_without_answers(batch: Batch) -> None:
-    if batch.status not in TERMINAL:
-        message = f"{batch.id} is {batch.status}; wait for it to end before its answers are read"
-        raise UnavailableError(message)
-    if batch.status == "failed":
-        listed = (batch.errors.data if batch.errors else None) or []
-        first = f" line {listed[0].line}: {listed[0].message}" if listed else ""
-        raise RequestError(f"{batch.id} failed with {len(listed)} bad lines;{first}")

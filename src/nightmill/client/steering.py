@@ -4,6 +4,7 @@ Answers are the server's JSON: of one batch its document, of several an object w
 `unchanged`, `refused`, `not_found`, and in `data` one row per batch.
 """
 
+import builtins
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -84,6 +85,12 @@ class Steering:
         """A page of batches, newest first."""
         return json_object(self._openai.get(_page(self._root, selection, after, limit), cast_to=object))
 
+    def ids(self, id_prefix: str, *, limit: int = 20) -> builtins.list[str]:
+        """The ids of the newest batches that begin with `id_prefix`, such as `batch_3f2a9c1b`."""
+        query = urlencode({"id_prefix": id_prefix, "limit": limit})
+        page = json_object(self._openai.get(f"{self._root}?{query}", cast_to=object))
+        return [document["id"] for document in page["data"]]
+
     def pause(self, batch_id: str) -> OwnBatch:
         """Sends no further lines of the batch until it is resumed."""
         return json_object(
@@ -132,6 +139,11 @@ class AsyncSteering:
         self, selection: BatchSelection | None = None, *, after: str | None = None, limit: int = 20
     ) -> dict[str, Any]:
         return json_object(await self._openai.get(_page(self._root, selection, after, limit), cast_to=object))
+
+    async def ids(self, id_prefix: str, *, limit: int = 20) -> builtins.list[str]:
+        query = urlencode({"id_prefix": id_prefix, "limit": limit})
+        page = json_object(await self._openai.get(f"{self._root}?{query}", cast_to=object))
+        return [document["id"] for document in page["data"]]
 
     async def pause(self, batch_id: str) -> OwnBatch:
         return json_object(

@@ -9,18 +9,18 @@ from dataclasses import replace
 from time import monotonic, sleep, time
 from typing import Any, Final
 
-from openai import APIConnectionError, APIError, APIStatusError, InternalServerError, OpenAI, RateLimitError
+from openai import APIError, APIStatusError, OpenAI
 from openai.types import Batch
 
 from nightmill.client.failures import read_failures
 from nightmill.client.insight import Forecast, InsightApi, Why
+from nightmill.client.polling import AWAY
 from nightmill.client.progress import ShowAll, Snapshot
 from nightmill.client.steering import BatchSelection, Steering
 from nightmill.client.words import failures_text, kinds_text
 from nightmill.core.batch import TERMINAL
 from nightmill.errors import UnavailableError
 
-AWAY: Final = (APIConnectionError, InternalServerError, RateLimitError)
 UNFINISHED: Final = ("validating", "in_progress", "finalizing", "cancelling")
 MOST_AT_ONCE: Final = 100
 PATIENCE_S: Final = 120.0

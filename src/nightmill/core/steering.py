@@ -74,6 +74,7 @@ class BatchFilter:
         metadata: these pairs and possibly more.
         older_than_s: created at least so long ago.
         is_paused: whether the batch is paused.
+        id_prefix: the beginning of the id, such as `batch_3f2a9c1b`.
     """
 
     statuses: frozenset[Status] = frozenset()
@@ -82,6 +83,7 @@ class BatchFilter:
     endpoint: str | None = None
     model: str | None = None
     is_paused: bool | None = None
+    id_prefix: str | None = None
 
 
 def steered(batch: Batch, change: Change, *, now: float) -> Batch:

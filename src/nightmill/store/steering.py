@@ -150,4 +150,7 @@ def _matching(project_id: ProjectId, wanted: BatchFilter) -> list[ColumnElement[
     if wanted.is_paused is not None:
         paused = batch.c.paused_at.is_not(None) if wanted.is_paused else batch.c.paused_at.is_(None)
         conditions.append(paused)
+    if wanted.id_prefix is not None:
+        beginning = func.substr(batch.c.id, 1, len(wanted.id_prefix))
+        conditions.append(beginning == wanted.id_prefix)
     return conditions
