@@ -98,7 +98,7 @@ app.command()(version)
 
 
 def main() -> None:
-    """The entry point."""
+    """Runs the command line of this process; `nightmill.__main__` is the entry point."""
     sys.exit(invoke(sys.argv[1:]))
 
 

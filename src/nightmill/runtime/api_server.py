@@ -20,8 +20,9 @@ from nightmill.api.context import ApiContext
 from nightmill.api.upstream_wire import shown_url
 from nightmill.runtime import logs
 from nightmill.runtime.components import Components
-from nightmill.runtime.process_setup import StopRequest, raise_open_file_limit
+from nightmill.runtime.process_setup import raise_open_file_limit
 from nightmill.runtime.steady_clock import steady_clock
+from nightmill.runtime.stop_signals import StopSignals
 from nightmill.runtime.supervisor import Supervisor, change_log_level
 from nightmill.runtime.systemd import notify_ready
 from nightmill.upstream import Upstream
@@ -45,7 +46,7 @@ async def serve_api(
     *,
     supervisor: Supervisor,
     listener: socket.socket,
-    stop_request: StopRequest,
+    signals: StopSignals,
     say: Callable[[str], None],
 ) -> None:
     """Serves until a stop is requested, and drains every child."""
@@ -69,12 +70,12 @@ async def serve_api(
     servers.append(server)
 
     async def drain_on_stop() -> None:
-        await stop_request.to_stop.wait()
+        await signals.to_stop.wait()
         await supervisor.drain(grace_s=settings.api.drain_s + 1)
         server.should_exit = True
 
     async def exit_on_second_signal() -> None:
-        await stop_request.to_hurry.wait()
+        await signals.to_hurry.wait()
         server.should_exit = server.force_exit = True
 
     host, port = listener.getsockname()[:2]

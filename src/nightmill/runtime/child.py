@@ -95,7 +95,7 @@ def main(arguments: Sequence[str]) -> None:
     if kind in _SERVERS:
         _run_server(kind, rest)
         return
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    _ignore_interrupts()
     _set_title(rest[1] if kind == ROLES else kind)
     message = first_line(sys.stdin.fileno())
     if not message:
@@ -125,6 +125,8 @@ def is_hidden(name: str) -> bool:
 
 
 def _run_server(kind: str, arguments: Sequence[str]) -> None:
+    if not sys.stdin.isatty():  # not run by hand
+        _ignore_interrupts()
     module: Any = import_module(_MODULES[kind])
     parser = argparse.ArgumentParser(
         prog=f"python -m nightmill.runtime.child {kind}", description=module.__doc__
@@ -134,8 +136,6 @@ def _run_server(kind: str, arguments: Sequence[str]) -> None:
     parser.add_argument("--port-file", type=Path, help="is written once the server takes connections")
     parser.add_argument("--port-fd", type=int, help="an open descriptor that gets the port as a line")
     options = parser.parse_args(arguments)
-    if not sys.stdin.isatty():  # Ctrl-C reaches the whole group; the parent decides
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
     _set_title(kind)
     _send_output_to_log()
 
@@ -178,6 +178,11 @@ def _write_port(port: int, *, file: Path | None, descriptor: int | None) -> None
     if descriptor is not None:
         with os.fdopen(descriptor, "w", encoding="ascii") as pipe:
             pipe.write(line)
+
+
+def _ignore_interrupts() -> None:
+    """Ignores SIGINT: Ctrl-C in a terminal reaches the whole group, and the parent decides what it means."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _send_output_to_log() -> None:

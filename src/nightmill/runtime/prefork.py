@@ -126,8 +126,13 @@ def prefork(count: int, *, kind: str, main: Callable[[list[str]], None]) -> list
     gc.freeze()  # a collection in a child would copy every page that it visits
     sys.stderr.flush()
     preforked: list[PreforkedChild] = []
-    with suppress(OSError):  # no process is to be had now: the supervisor tries again
-        preforked.extend(_fork(kind, main) for _ in range(count))
+    # Ctrl-C reaches the children too; it waits until a child ignores it.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        with suppress(OSError):  # no process is to be had now: the supervisor tries again
+            preforked.extend(_fork(kind, main) for _ in range(count))
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return preforked
 
 
@@ -147,6 +152,7 @@ def _run_child(stdin: int, stdout: int, main: Callable[[list[str]], None]) -> No
     exit_code = 1
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         os.dup2(stdin, 0)
         os.dup2(stdout, 1)
         # The pipe of another child, kept open here, would hide the parent's exit from that child.

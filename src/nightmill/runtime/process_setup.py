@@ -1,14 +1,13 @@
-"""Sets up a process: open files, memory, event loop and signal handlers; its log lines are in `logs`."""
+"""Sets up a process: open files, memory and event loop; its log lines are in `logs`, its signals in
+`stop_signals`."""
 
 import asyncio
 import ctypes
 import gc
 import resource
-import signal
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 _MOST_OPEN_FILES: Final = 65_536
@@ -57,28 +56,3 @@ def run_event_loop(work: Coroutine[Any, Any, None]) -> None:
     else:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(work)
-
-
-@dataclass(frozen=True, slots=True)
-class StopRequest:
-    """What signals have asked of this process: `to_stop` is set by the first, `to_hurry` by a second."""
-
-    to_stop: asyncio.Event = field(default_factory=asyncio.Event)
-    to_hurry: asyncio.Event = field(default_factory=asyncio.Event)
-
-
-def install_signal_handlers(*, on_first: Callable[[], None], on_second: Callable[[], None]) -> StopRequest:
-    """From now on the first SIGTERM or Ctrl-C calls `on_first`, and a second also calls `on_second`."""
-    stop_request = StopRequest()
-
-    def stop() -> None:
-        if stop_request.to_stop.is_set():
-            stop_request.to_hurry.set()
-            on_second()
-        stop_request.to_stop.set()
-        on_first()
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
-    return stop_request

@@ -28,8 +28,13 @@ from nightmill.runtime.components import Components, open_components
 from nightmill.runtime.data_folder_lock import locked_folder
 from nightmill.runtime.logs import operator_lines, start_logs
 from nightmill.runtime.prefork import PreforkedChild
-from nightmill.runtime.process_setup import install_signal_handlers
 from nightmill.runtime.programs import check_engine, release_leases_on_exit, role_programs
+from nightmill.runtime.stop_signals import (
+    StopSignals,
+    drain_on_signals,
+    stop_signals,
+    stopped_text,
+)
 from nightmill.runtime.storage import check_storage, has_stored_upstreams, prepare
 from nightmill.runtime.supervisor import Program, Supervisor, change_log_level_on_signals
 from nightmill.runtime.upstreams import choose_upstream
@@ -59,6 +64,14 @@ async def serve(settings: Settings, *, say: Say, preforked: Sequence[PreforkedCh
     settings = check_engine(settings)
     if settings.worker.processes == 0 and settings.is_embedded:
         raise SetupError(_NO_WORKERS)
+    with stop_signals(say) as signals:
+        await _serve(settings, say=say, preforked=preforked, signals=signals)
+    return 0
+
+
+async def _serve(
+    settings: Settings, *, say: Say, preforked: Sequence[PreforkedChild], signals: StopSignals
+) -> None:
     has_roles = settings.worker.processes > 0
     programs: list[Program] = []
     if has_roles:
@@ -78,9 +91,7 @@ async def serve(settings: Settings, *, say: Say, preforked: Sequence[PreforkedCh
         async with asyncio.TaskGroup() as group:
             supervisor.start([*programs, *role_programs(settings)], group=group)
             async with _recovered(settings, supervisor=supervisor, notifier=notifier) as components:
-                stop_request = install_signal_handlers(
-                    on_first=supervisor.start_drain, on_second=supervisor.kill
-                )
+                drain_on_signals(signals, supervisor, say=say, drain_s=settings.api.drain_s)
                 change_log_level_on_signals(supervisor, configured=settings.log_level)
                 supervisor.open_start_barrier()
                 # Loaded in a thread, so that notifications from the children are passed on meanwhile.
@@ -88,9 +99,9 @@ async def serve(settings: Settings, *, say: Say, preforked: Sequence[PreforkedCh
                 from nightmill.runtime.api_server import serve_api  # noqa: PLC0415 - see above
 
                 await serve_api(
-                    components, supervisor=supervisor, listener=listener, stop_request=stop_request, say=say
+                    components, supervisor=supervisor, listener=listener, signals=signals, say=say
                 )
-    return 0
+                say(await stopped_text(components.store))
 
 
 def _listen(settings: Settings) -> socket.socket:

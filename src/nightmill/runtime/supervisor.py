@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -50,6 +51,17 @@ class Program:
 def child_command(kind: str, *arguments: str) -> list[str]:
     """The command line of a child process."""
     return [sys.executable, "-m", "nightmill.runtime.child", kind, *arguments]
+
+
+def without_interrupts(command: Sequence[str]) -> list[str]:
+    """The command as a process that ignores SIGINT from its beginning, not only once Python has loaded it.
+
+    Ctrl-C in a terminal reaches every process of the group; the parent decides what it means. A shell sets
+    that, because the event loop resets all signals of the processes that it starts. The shell is replaced by
+    the command. Where there is none, the command is returned as it is.
+    """
+    shell = shutil.which("sh")
+    return list(command) if shell is None else [shell, "-c", "trap '' INT; exec \"$@\"", shell, *command]
 
 
 def free_port() -> int:
@@ -151,7 +163,7 @@ class Supervisor:
                 return await self._unused.pop(number).begin(program.kind, *program.arguments)
         environment = {name: value for name, value in os.environ.items() if not is_hidden(name)}
         return await asyncio.create_subprocess_exec(
-            *child_command(program.kind, *program.arguments),
+            *without_interrupts(child_command(program.kind, *program.arguments)),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             env={**environment, "PYTHONUNBUFFERED": "1"},

@@ -14,8 +14,8 @@ from nightmill.errors import SetupError
 from nightmill.roles.registry import WORKER
 from nightmill.runtime.logs import operator_lines, start_logs
 from nightmill.runtime.prefork import PreforkedChild
-from nightmill.runtime.process_setup import install_signal_handlers
 from nightmill.runtime.programs import check_engine, release_leases_on_exit, role_programs
+from nightmill.runtime.stop_signals import StopSignals, drain_on_signals, stop_signals
 from nightmill.runtime.storage import check_storage, has_stored_upstreams, open_stored, prepare
 from nightmill.runtime.supervisor import Program, Supervisor, change_log_level_on_signals
 from nightmill.runtime.systemd import notify_ready
@@ -26,6 +26,7 @@ _EMBEDDED = (
     "nightmill work needs a store that other machines reach: NIGHTMILL_STORE=postgresql://user@host/database;"
     " on one machine 'nightmill serve' holds the roles too"
 )
+_STOPPED = "nightmill stopped; other processes, or the next start, go on with its work"
 _EXTRA_S = 1.0
 
 
@@ -50,6 +51,19 @@ async def work(
     say = operator_lines(say, settings.log_format)
     settings = check_engine(settings)
     _check(settings)
+    with stop_signals(say) as signals:
+        await _work(settings, roles=roles, say=say, preforked=preforked, signals=signals)
+    return 0
+
+
+async def _work(
+    settings: Settings,
+    *,
+    roles: Sequence[str],
+    say: Callable[[str], None],
+    preforked: Sequence[PreforkedChild],
+    signals: StopSignals,
+) -> None:
     programs: list[Program] = []
     if WORKER in roles:
         settings, programs = await choose_upstream(
@@ -65,15 +79,15 @@ async def work(
         supervisor.on_exit = release_leases_on_exit(store, supervisor)
         async with asyncio.TaskGroup() as group:
             supervisor.start([*programs, *role_programs(settings, roles)], group=group)
-            stop_request = install_signal_handlers(on_first=supervisor.start_drain, on_second=supervisor.kill)
+            drain_on_signals(signals, supervisor, say=say, drain_s=settings.api.drain_s)
             change_log_level_on_signals(supervisor, configured=settings.log_level)
             say(f"nightmill works: {', '.join(roles)}")
             notify_ready()
-            await stop_request.to_stop.wait()
+            await signals.to_stop.wait()
             await supervisor.drain(grace_s=settings.api.drain_s + _EXTRA_S)
+            say(_STOPPED)
     finally:
         await store.close()
-    return 0
 
 
 def _check(settings: Settings) -> None:
