@@ -79,3 +79,30 @@ async def test_without_any_upstream_the_error_names_the_ways_and_nothing_is_made
             settings, say=pytest.fail, are_stored=partial(has_stored_upstreams, settings)
         )
     assert not folder.exists()
+
+
+def test_the_address_of_the_server_itself_is_no_upstream():
+    settings = load(flags={"upstream": {"url": "localhost:8080"}}, environment={})
+    with pytest.raises(SetupError, match="http://localhost:8080 is the address of this server itself; name"):
+        upstreams.refuse_own_address(settings)
+    elsewhere = load(flags={"upstream": {"url": "localhost:8080"}, "api": {"port": 8081}}, environment={})
+    upstreams.refuse_own_address(elsewhere)
+
+
+@pytest.mark.parametrize(
+    ("upstream", "reason"),
+    [({"headers": {"host": "x"}}, "upstream.headers: 'host'"), ({"tls_ca": "/no/such.pem"}, "TLS files")],
+)
+async def test_an_upstream_that_cannot_be_used_is_refused_before_a_process_is_started(upstream, reason):
+    settings = load(flags={"upstream": {"url": "https://gpu:8000", **upstream}}, environment={})
+    with pytest.raises(SetupError, match=reason):
+        await upstreams.choose_upstream(settings, say=pytest.fail)
+
+
+async def test_a_missing_model_file_is_said_before_a_missing_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(llama, "find_spec", lambda _: None)
+    settings = load(flags={"model": {"path": str(tmp_path / "no.gguf")}}, environment={})
+    with pytest.raises(SetupError, match=r"there is no model file at .*no\.gguf"):
+        await upstreams.choose_upstream(settings, say=pytest.fail)

@@ -21,6 +21,8 @@ def target(url, *, api_key=None, **headers):
     [
         ("http://localhost:8000/v1", "localhost:8000", "/v1/embeddings"),
         ("http://localhost:8000/v1/", "localhost:8000", "/v1/embeddings"),
+        ("localhost:8000", "localhost:8000", "/v1/embeddings"),
+        ("models.example/team/v1", "models.example", "/team/v1/embeddings"),
         ("http://localhost:8000", "localhost:8000", "/v1/embeddings"),
         ("HTTPS://Models.Example/team/v1", "models.example", "/team/v1/embeddings"),
         ("https://models.example:443/v1beta/openai", "models.example", "/v1beta/openai/embeddings"),
@@ -40,7 +42,8 @@ def test_where_requests_go(url, authority, path):
     "url",
     [
         "",
-        "localhost:8000",
+        "vllm",
+        "http:/localhost:8000",
         "ftp://localhost/v1",
         "unix:///run/model.sock",
         "http://",
@@ -126,6 +129,6 @@ def test_the_key_is_not_shown():
 @pytest.mark.parametrize("transport", ["lean", "aiohttp"])
 def test_opening_says_at_once_what_is_wrong(transport):
     with pytest.raises(SetupError, match="http://host:port/v1"):
-        open_upstream(UpstreamSettings(transport=transport), url="host:8000")
+        open_upstream(UpstreamSettings(transport=transport), url="ftp://host:8000")
     with pytest.raises(SetupError, match="api_key"):
         open_upstream(UpstreamSettings(transport=transport, api_key=SecretStr("a\nb")), url="http://host/v1")

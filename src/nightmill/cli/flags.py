@@ -47,8 +47,8 @@ Upstream = Annotated[
     typer.Option(
         "--upstream",
         metavar="URL|NAME=URL|auto",
-        help="The OpenAI-compatible server that answers, up to /v1; again for another (docs/upstreams.md)."
-        " 'auto' finds the usual local ones.",
+        help="The OpenAI-compatible server that answers, such as localhost:11434; again for another"
+        " (docs/upstreams.md). 'auto' finds the usual local ones.",
     ),
 ]
 UpstreamKey = Annotated[
@@ -137,8 +137,10 @@ def _upstreams(given: Sequence[str]) -> tuple[str | None, dict[str, str]]:
 
 def _name_of(url: str) -> str:
     """`http://gpu-a:8000/v1` -> `gpu-a-8000`."""
+    from nightmill.core.upstream_url import base_url
+
     try:
-        parts = urlsplit(url)
+        parts = urlsplit(base_url(url))
         place = f"{parts.hostname or ''}-{parts.port or ''}"
     except ValueError:
         place = ""

@@ -67,11 +67,11 @@ def llama_command(settings: ModelSettings, *, port: int = 0) -> list[str]:
 
 
 def _model_path(settings: ModelSettings) -> Path:
-    _require_llama()
     if settings.path is None:
         raise SetupError("no model is named; give a GGUF file with --model")
     if not settings.path.is_file():
-        raise SetupError(f"there is no model file at {settings.path}")
+        raise SetupError(f"there is no model file at {settings.path.absolute()}")
+    _require_llama()
     return settings.path
 
 

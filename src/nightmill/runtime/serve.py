@@ -37,7 +37,7 @@ from nightmill.runtime.stop_signals import (
 )
 from nightmill.runtime.storage import check_storage, has_stored_upstreams, prepare
 from nightmill.runtime.supervisor import Program, Supervisor, change_log_level_on_signals
-from nightmill.runtime.upstreams import choose_upstream
+from nightmill.runtime.upstreams import choose_upstream, refuse_own_address
 from nightmill.settings import Settings
 from nightmill.store import Store
 
@@ -64,6 +64,7 @@ async def serve(settings: Settings, *, say: Say, preforked: Sequence[PreforkedCh
     settings = check_engine(settings)
     if settings.worker.processes == 0 and settings.is_embedded:
         raise SetupError(_NO_WORKERS)
+    refuse_own_address(settings)
     with stop_signals(say) as signals:
         await _serve(settings, say=say, preforked=preforked, signals=signals)
     return 0

@@ -9,10 +9,12 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from urllib.parse import urlsplit
 
+from nightmill.core.upstream_url import is_own_address
 from nightmill.errors import SetupError
 from nightmill.runtime.child import EMULATOR
 from nightmill.runtime.supervisor import Program, free_port
 from nightmill.settings import Settings
+from nightmill.upstream.connect import check_upstream
 from nightmill.upstream.probe import find_local_servers
 
 NO_UPSTREAM = """there is no upstream to answer the lines; give one:
@@ -50,7 +52,7 @@ async def choose_upstream(
         The settings with the URL, and the programs that must run for the upstream.
 
     Raises:
-        SetupError: none was named, more than one was, or `auto` found nothing.
+        SetupError: none was named, more than one was, one can't be used, or `auto` found nothing.
     """
     asked = [
         bool(settings.all_upstreams),
@@ -86,8 +88,22 @@ async def choose_upstream(
         settings = settings.model_copy(update={"upstream": upstream})
         return _with_url(settings, port), [_upstream(llama_program(model, port=port))]
     if settings.upstream.url == "auto":
-        return await _found(settings, say=say), []
+        settings = await _found(settings, say=say)
+    for upstream in settings.all_upstreams:
+        check_upstream(upstream, url=upstream.url or "")
     return settings, []
+
+
+def refuse_own_address(settings: Settings) -> None:
+    """Raises SetupError when an upstream is the address that this server is to listen on."""
+    host, port = settings.api.host, settings.api.port
+    for upstream in settings.all_upstreams:
+        if upstream.url != "auto" and is_own_address(upstream.url or "", host=host, port=port):
+            message = (
+                f"the upstream {upstream.url} is the address of this server itself; name that of the model"
+                " server, or let this server listen elsewhere with --port"
+            )
+            raise SetupError(message)
 
 
 async def _found(settings: Settings, *, say: Callable[[str], None]) -> Settings:

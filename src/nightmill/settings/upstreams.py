@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from nightmill.core.batch import ENDPOINTS
 from nightmill.core.quiet_hours import QuietHours
+from nightmill.core.upstream_url import base_url
 
 DEFAULT_NAME: Final = "default"
 ANY_MODEL: Final = "*"
@@ -31,7 +32,8 @@ class UpstreamSettings(Section):
     name: str = DEFAULT_NAME
     """Its name in logs, metrics and commands: letters, digits, `_`, `.` and `-`."""
     url: str | None = None
-    """Base URL up to and with `/v1`, or `auto` to look for the usual local servers."""
+    """Base URL up to and with `/v1`, or `auto` to look for the usual local servers. `localhost:11434` means
+    `http://localhost:11434/v1`."""
     api_key: SecretStr | None = None
     """Sent as a bearer token."""
     headers: dict[str, str] = Field(default_factory=dict)
@@ -91,6 +93,12 @@ class UpstreamSettings(Section):
     max_answer_bytes: Annotated[int, Field(ge=1_024)] = 256 << 20
     """A longer answer is not read to its end: its line goes to the error file at once, with code
     `answer_too_long`. Memory holds two copies of an answer while it is settled."""
+
+    @field_validator("url")
+    @classmethod
+    def _complete(cls, url: str | None) -> str | None:
+        """Raises ValueError when it can't be a base URL."""
+        return url if url is None or url == "auto" else base_url(url)
 
     @model_validator(mode="after")
     def _check(self) -> "UpstreamSettings":

@@ -24,6 +24,15 @@ def open_upstream(settings: UpstreamSettings, *, url: str) -> Upstream:
     return open_target(target_of(url, settings), settings)
 
 
+def check_upstream(settings: UpstreamSettings, *, url: str) -> None:
+    """Checks what can be checked without a connection.
+
+    Raises:
+        SetupError: as `open_upstream`.
+    """
+    _tls(target_of(url, settings), settings)
+
+
 def open_target(target: Target, settings: UpstreamSettings) -> Upstream:
     """As `open_upstream`, for a base URL that is checked already."""
     tls = _tls(target, settings)

@@ -8,12 +8,11 @@ import re
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
+from nightmill.core.upstream_url import base_url
 from nightmill.errors import SetupError
 from nightmill.settings import UpstreamSettings
 
 _ENDPOINT = re.compile(r"/v1((?:/[A-Za-z0-9_-][A-Za-z0-9_.-]*)+)")
-_PATH = re.compile(r"[!$%&'()*+,\-./0-9:;=@A-Z_a-z~]*")
-_QUERY = re.compile(r"[!$%&'()*+,\-./0-9:;=?@A-Z_a-z~]*")
 _HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _HEADER_VALUE = re.compile(r"[\x21-\x7e](?:[\t\x20-\x7e]*[\x21-\x7e])?")
 _OWN_HEADERS = frozenset(
@@ -76,38 +75,18 @@ def target_of(url: str, settings: UpstreamSettings) -> Target:
         SetupError: something can't be used; the message names the setting and never holds the key.
     """
     try:
-        parts = urlsplit(url.strip())
-        host, port = parts.hostname, parts.port
+        parts = urlsplit(base_url(url))
     except ValueError as error:
-        raise SetupError(f"upstream.url is not a URL: {error}") from None
-    if parts.scheme not in _DEFAULT_PORTS or not host:
-        raise SetupError("upstream.url must look like http://host:port/v1 or https://host/v1")
-    if parts.username is not None or parts.password is not None:
-        raise SetupError(
-            "upstream.url holds a user name or password; use upstream.api_key or upstream.headers"
-        )
-    if parts.fragment:
-        raise SetupError("upstream.url holds a '#'; use the URL up to and with /v1")
-    prefix = parts.path.rstrip("/") or "/v1"
-    if not _PATH.fullmatch(prefix) or not _QUERY.fullmatch(parts.query):
-        raise SetupError("upstream.url holds characters a path can't have; percent-encode them")
+        raise SetupError(f"upstream.url: {error}") from None
+    host = parts.hostname or ""
     return Target(
         scheme=parts.scheme,
-        host=_ascii_host(host),
-        port=_DEFAULT_PORTS[parts.scheme] if port is None else port,
-        prefix=prefix,
+        host=host if ":" in host else host.encode("idna").decode("ascii"),
+        port=_DEFAULT_PORTS[parts.scheme] if parts.port is None else parts.port,
+        prefix=parts.path.rstrip("/") or "/v1",
         query=f"?{parts.query}" if parts.query else "",
         headers=tuple(_headers(settings).items()),
     )
-
-
-def _ascii_host(host: str) -> str:
-    if ":" in host:
-        return host
-    try:
-        return host.encode("idna").decode("ascii")
-    except UnicodeError:
-        raise SetupError("upstream.url holds a host name that can't be looked up") from None
 
 
 def _headers(settings: UpstreamSettings) -> dict[str, str]:
