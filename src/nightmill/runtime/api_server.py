@@ -17,8 +17,8 @@ from nightmill import telemetry
 from nightmill.api.app import create_app
 from nightmill.api.connection import http_config
 from nightmill.api.context import ApiContext
-from nightmill.api.upstream_wire import shown_url
 from nightmill.runtime import logs
+from nightmill.runtime.banner import Listening, say_listening
 from nightmill.runtime.components import Components
 from nightmill.runtime.process_setup import raise_open_file_limit
 from nightmill.runtime.steady_clock import steady_clock
@@ -47,9 +47,14 @@ async def serve_api(
     supervisor: Supervisor,
     listener: socket.socket,
     signals: StopSignals,
+    is_new: bool,
     say: Callable[[str], None],
 ) -> None:
-    """Serves until a stop is requested, and drains every child."""
+    """Serves until a stop is requested, and drains every child.
+
+    Args:
+        is_new: whether this start has made the data folder.
+    """
     raise_open_file_limit()
     settings = components.settings
     url = settings.upstream.url
@@ -78,17 +83,20 @@ async def serve_api(
         await signals.to_hurry.wait()
         server.should_exit = server.force_exit = True
 
-    host, port = listener.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
+    async def say_banner() -> None:
+        if signals.to_stop.is_set():
+            return
+        listening = Listening(*listener.getsockname()[:2])
+        await say_listening(settings, listening, components.store, is_new=is_new, say=say)
+
     try:
         async with asyncio.TaskGroup() as group:
             group.create_task(drain_on_stop())
             exiting = group.create_task(exit_on_second_signal())
-            urls = [shown_url(upstream.url) or "" for upstream in settings.all_upstreams]
-            source = " and ".join(urls) or "what its workers ask"
-            say(f"nightmill listens on http://{shown}:{port}/v1 and answers from {source}")
+            speaking = group.create_task(say_banner())
             await server.serve(sockets=[listener])
             exiting.cancel()
+            speaking.cancel()
     finally:
         if upstream is not None:
             await upstream.close()

@@ -91,7 +91,10 @@ async def run_file(
     if not await asyncio.to_thread(input_path.is_file):
         raise RequestError(f"there is no file at {input_path}")
     settings = _run_settings(settings, work_folder(input_path))
-    settings, programs = await choose_upstream(settings, say=say or _say_nothing)
+    say = say or _say_nothing
+    if settings.emulator.enabled:
+        say("EMULATED: every answer is made up; no model is asked")
+    settings, programs = await choose_upstream(settings, say=say)
     endpoint = endpoint or _endpoint_of_first_line(input_path)
     started = time.monotonic()
     with locked_folder(settings.folder):

@@ -40,6 +40,7 @@ from nightmill.runtime.supervisor import Program, Supervisor, change_log_level_o
 from nightmill.runtime.upstreams import choose_upstream, refuse_own_address
 from nightmill.settings import Settings
 from nightmill.store import Store
+from nightmill.store.database_url import sqlite_file
 
 Say = Callable[[str], None]
 
@@ -79,6 +80,7 @@ async def _serve(
         settings, programs = await choose_upstream(
             settings, say=say, are_stored=partial(has_stored_upstreams, settings)
         )
+    is_new = settings.is_embedded and not sqlite_file(settings.store_url).exists()
     lock = locked_folder(settings.folder) if settings.is_embedded else contextlib.nullcontext()
     with lock, contextlib.closing(_listen(settings)) as listener:
         notifier = Notifier()
@@ -100,7 +102,12 @@ async def _serve(
                 from nightmill.runtime.api_server import serve_api  # noqa: PLC0415 - see above
 
                 await serve_api(
-                    components, supervisor=supervisor, listener=listener, signals=signals, say=say
+                    components,
+                    supervisor=supervisor,
+                    listener=listener,
+                    signals=signals,
+                    is_new=is_new,
+                    say=say,
                 )
                 say(await stopped_text(components.store))
 

@@ -95,15 +95,15 @@ async def stopped_text(store: Store) -> str:
             backlog = await store.batches.backlog()
     except (UnavailableError, TimeoutError):
         return "nightmill stopped; unfinished batches go on at the next start"
-    return f"nightmill stopped; {unfinished_text(sum(backlog.batches.values()))}"
+    return f"nightmill stopped; {unfinished_text(sum(backlog.batches.values()), when='at the next start')}"
 
 
-def unfinished_text(count: int) -> str:
-    """What becomes of so many unfinished batches."""
+def unfinished_text(count: int, *, when: str) -> str:
+    """What becomes of so many unfinished batches, and when."""
     match count:
         case 0:
             return "no batch is unfinished"
         case 1:
-            return "1 unfinished batch goes on at the next start"
+            return f"1 unfinished batch goes on {when}"
         case _:
-            return f"{count:,} unfinished batches go on at the next start"
+            return f"{count:,} unfinished batches go on {when}"

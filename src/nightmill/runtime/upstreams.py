@@ -72,7 +72,6 @@ async def choose_upstream(
     if sum(asked) > 1:
         raise SetupError("name one kind of upstream: URLs, a model file, or the emulator")
     if settings.emulator.enabled:
-        say("EMULATED: every answer is made up; no model is asked")
         port = free_port()
         delay_s = str(settings.emulator.delay_s)
         arguments = ("--port", str(port), "--delay-s", delay_s)

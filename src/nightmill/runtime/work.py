@@ -12,6 +12,7 @@ from functools import partial
 from nightmill import telemetry
 from nightmill.errors import SetupError
 from nightmill.roles.registry import WORKER
+from nightmill.runtime.banner import data_text, say_fields, say_upstreams
 from nightmill.runtime.logs import operator_lines, start_logs
 from nightmill.runtime.prefork import PreforkedChild
 from nightmill.runtime.programs import check_engine, release_leases_on_exit, role_programs
@@ -82,8 +83,12 @@ async def _work(
             drain_on_signals(signals, supervisor, say=say, drain_s=settings.api.drain_s)
             change_log_level_on_signals(supervisor, configured=settings.log_level)
             say(f"nightmill works: {', '.join(roles)}")
+            say_fields([("data", data_text(settings, unfinished=None, is_new=False))], say=say)
             notify_ready()
+            speaking = group.create_task(say_upstreams(settings, store, say=say)) if WORKER in roles else None
             await signals.to_stop.wait()
+            if speaking is not None:
+                speaking.cancel()
             await supervisor.drain(grace_s=settings.api.drain_s + _EXTRA_S)
             say(_STOPPED)
     finally:

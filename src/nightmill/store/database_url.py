@@ -39,6 +39,11 @@ def parse_url(url: str) -> URL:
     return parsed
 
 
+def shown_database(url: str) -> str:
+    """The URL without its password and options."""
+    return parse_url(url).set(query={}).render_as_string(hide_password=True)
+
+
 def is_postgres(url: URL) -> bool:
     return url.get_backend_name() != "sqlite"
 

@@ -92,6 +92,24 @@ async def diagnose(
     return Diagnosis(is_usable, tuple(trial.steps))
 
 
+async def look_at(settings: UpstreamSettings, *, url: str, timeout_s: float) -> Diagnosis:
+    """As `diagnose`, but asks for the list of models only, and no model.
+
+    The last step has the result. A server without such a list is usable.
+    """
+    try:
+        target = target_of(url, settings)
+        upstream = open_upstream(settings, url=url)
+    except SetupError as error:
+        return Diagnosis(is_usable=False, steps=(Step("settings", is_ok=False, text=f"{error}."),))
+    trial = _Trial(upstream, target, settings, timeout_s=timeout_s)
+    try:
+        is_usable = await trial.look()
+    finally:
+        await upstream.close()
+    return Diagnosis(is_usable, tuple(trial.steps))
+
+
 class _Trial:
     """The steps of one diagnosis."""
 
@@ -106,6 +124,15 @@ class _Trial:
             name.lower() in _KEY_HEADERS for name in settings.headers
         )
         self.steps: list[Step] = []
+
+    async def look(self) -> bool:
+        """Appends the steps up to the list of models; returns whether lines may be answered."""
+        listing = await self._connect()
+        if listing is None or await self._is_nightmill():
+            return False
+        return await self._read(listing) is not None or (
+            listing.status in _NO_LISTING and bool(self._settings.models)
+        )
 
     async def run(self, models: tuple[str, ...], endpoints: tuple[str, ...]) -> bool:
         """Appends the steps; returns whether the upstream is usable."""
