@@ -82,6 +82,12 @@ class Load:
         """Makes no new batches; the open batches go on."""
         self._is_ending = True
 
+    async def abandon(self) -> None:
+        """Ends the making of batches, which outlives a cancelled run; the client is closed then."""
+        for making in self._making:
+            making.cancel()
+        await asyncio.gather(*self._making, return_exceptions=True)
+
     async def keep_busy(self) -> None:
         """Returns after `end`, once every batch has ended, including those made by `provoke`."""
         async with asyncio.TaskGroup() as group:

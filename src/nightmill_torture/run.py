@@ -110,6 +110,12 @@ class _Run:
         self._is_free = asyncio.Condition()
 
     async def play(self, points: Sequence[Failpoint]) -> Report:
+        try:
+            return await self._play_all(points)
+        finally:
+            await self._load.abandon()
+
+    async def _play_all(self, points: Sequence[Failpoint]) -> Report:
         began = monotonic()
         self._reached.mkdir()
         self._proof.check(NOT_INJECTED)

@@ -5,6 +5,7 @@ import signal
 import pytest
 
 from tests.fleet.conftest import begin, each_once, ended, until
+from tests.terminal import Terminal
 
 LINES = 120
 
@@ -90,6 +91,22 @@ def test_a_wrong_configuration_gives_a_one_line_error(fleet, words, environment,
     assert message in lines[0]
     assert "a:b" not in refused.said
     assert "Traceback" not in refused.said
+
+
+def test_ctrl_c_in_a_terminal_stops_a_worker_host_without_a_traceback(fleet, tmp_path):
+    environment = fleet.environment | {"NIGHTMILL_STORE": fleet.store}
+    host = Terminal("work", "--emulate", folder=tmp_path, environment=environment)
+    try:
+        host.until("EMULATED")
+        host.press_ctrl_c()
+        assert host.end() == 0
+        assert "stopping: at most 30 s for what is in flight; Ctrl-C again stops at once\n" in host.shown
+        assert host.shown.endswith(
+            "nightmill stopped; other processes, or the next start, go on with its work\n"
+        )
+        assert "Traceback" not in host.shown
+    finally:
+        host.close()
 
 
 def test_the_url_may_contain_parameters_of_libpq(fleet):

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from nightmill.runtime.child import EMULATOR, LAUNCHER, LLAMA, ROLES, is_hidden
-from nightmill.runtime.supervisor import child_command
+from nightmill.runtime.supervisor import child_command, without_interrupts
 
 
 @pytest.mark.parametrize("kind", [ROLES, LAUNCHER])
@@ -48,3 +48,10 @@ def test_settings_are_withheld_from_children_and_failpoints_are_not() -> None:
     assert not any(
         map(is_hidden, ("PATH", "HOME", *filter(lambda name: "NIGHTMILL" not in name, os.environ)))
     )
+
+
+def test_a_child_of_the_supervisor_ignores_ctrl_c_from_its_beginning() -> None:
+    script = "import signal, sys; print(signal.getsignal(signal.SIGINT).name, *sys.argv[1:])"
+    command = without_interrupts([sys.executable, "-c", script, "two words", "$HOME"])
+    done = subprocess.run(command, capture_output=True, timeout=60, check=True, text=True)
+    assert done.stdout == "SIG_IGN two words $HOME\n"
