@@ -10,7 +10,7 @@ def test_a_key_is_created_listed_and_revoked(nightmill, tmp_path):
     made = nightmill("keys", "create", "Ann's laptop", "--project", "night", "--folder", folder)
     secret = made.out.strip()
     assert (made.code, secret[:13]) == (0, "sk-nightmill-")
-    key_id = made.err.split()[0]
+    key_id = made.err.splitlines()[-1].split()[0]
     listed = nightmill("keys", "list", "--folder", folder)
     assert [word in listed.out for word in (key_id, "Ann's laptop", "night", secret[-4:])] == [True] * 4
     assert secret not in listed.out
@@ -40,3 +40,33 @@ def test_a_missing_folder_is_not_created(nightmill, tmp_path, words):
     assert ran.code == 78
     assert "--folder" in ran.err
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("words", [["keys", "create", "me"], ["migrate"], ["projects", "show", "default"]])
+def test_no_second_data_folder_is_made_at_the_default_place(nightmill, tmp_path, words):
+    ran = nightmill(*words)
+    assert ran.code == 78
+    place = tmp_path / "nightmill-data"
+    assert ran.err == (
+        f"nightmill: there is no data folder at {place}; name the server's with --folder or --config\n"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_data_folder_that_was_named_is_made_and_said(nightmill, tmp_path):
+    folder = tmp_path / "deep" / "data"
+    made = nightmill("keys", "create", "me", "--folder", folder)
+    assert made.err.startswith(f"made the data folder {folder}\n")
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert "made" not in nightmill("keys", "create", "other", "--folder", folder).err
+
+
+def test_a_data_folder_named_in_the_environment_is_made_too(nightmill, tmp_path, monkeypatch):
+    monkeypatch.setenv("NIGHTMILL_FOLDER", str(tmp_path / "data"))
+    assert nightmill("keys", "create", "me").err.startswith(f"made the data folder {tmp_path / 'data'}\n")
+
+
+def test_a_data_folder_that_cannot_be_made_is_one_line(nightmill, tmp_path):
+    (tmp_path / "file").write_text("")
+    ran = nightmill("keys", "create", "me", "--folder", tmp_path / "file" / "data")
+    assert (ran.code, ran.err.count("\n")) == (78, 1)

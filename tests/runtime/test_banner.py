@@ -38,7 +38,7 @@ def test_it_says_whether_keys_are_needed():
 @pytest.mark.parametrize(
     ("unfinished", "is_new", "said"),
     [
-        (0, True, "(new)"),
+        (0, True, "(new; name another with --folder)"),
         (0, False, "(no batch is unfinished)"),
         (1, False, "(1 unfinished batch goes on now)"),
         (1_200, False, "(1,200 unfinished batches go on now)"),

@@ -39,7 +39,7 @@ def create(
     from nightmill.core.api_key import Scope, make_api_key
 
     settings = stored.settings_in(folder, config)
-    settings.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    stored.require_or_make_store(settings)
     secret, key = make_api_key(
         os.urandom,
         project_id=ProjectId(project),

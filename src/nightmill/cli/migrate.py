@@ -38,6 +38,7 @@ def migrate(
     from nightmill.store.migrate import migrate as migrated
     from nightmill.store.steps import Stage
 
+    stored.require_or_make_store(settings)
     stage = Stage.BEFORE if before else Stage.AFTER if after else None
     with locked_folder(settings.folder) if settings.is_embedded else contextlib.nullcontext():
         version = finished(migrated(settings.store_url, stage=stage, by=stored.operator()))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from nightmill.cli import flags
+from nightmill.cli.screen import say
 from nightmill.errors import SetupError
 
 if TYPE_CHECKING:
@@ -25,9 +26,33 @@ def settings_in(folder: Path | None, config: Path | None) -> "Settings":
 
 
 def require_store(settings: "Settings") -> None:
+    """Raises SetupError when there is no data folder yet."""
     if settings.store is None and not settings.folder.is_dir():
-        message = f"there is no data folder at {settings.folder}; name the server's with --folder or --config"
-        raise SetupError(message)
+        raise _no_folder(settings)
+
+
+def require_or_make_store(settings: "Settings") -> None:
+    """Makes the data folder if it was named, and says so: a mistyped name is seen.
+
+    Raises:
+        SetupError: there is none at the default place, where a new one would be a second one by mistake.
+    """
+    if settings.store is not None or settings.folder.is_dir():
+        return
+    if "folder" not in settings.model_fields_set:
+        raise _no_folder(settings)
+    try:
+        settings.folder.mkdir(mode=0o700, parents=True)
+    except OSError as error:
+        raise SetupError(
+            f"can't make the data folder {settings.folder.absolute()}: {error.strerror}"
+        ) from None
+    say(f"made the data folder {settings.folder.absolute()}")
+
+
+def _no_folder(settings: "Settings") -> SetupError:
+    place = settings.folder.absolute()
+    return SetupError(f"there is no data folder at {place}; name the server's with --folder or --config")
 
 
 @asynccontextmanager

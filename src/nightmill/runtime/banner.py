@@ -112,7 +112,7 @@ def data_text(settings: Settings, *, unfinished: int | None, is_new: bool) -> st
         place = shown_database(settings.store)
         place += f" and {shown_url(settings.blobs.url) or settings.folder.absolute()}"
     if is_new:
-        return f"{place} (new)"
+        return f"{place} (new; name another with --folder)"
     return place if unfinished is None else f"{place} ({unfinished_text(unfinished, when='now')})"
 
 

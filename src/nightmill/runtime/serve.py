@@ -158,6 +158,6 @@ async def _check_keys(settings: Settings, store: Store) -> None:
         return
     message = (
         f"refusing to listen on {settings.api.host} without API keys; make one with "
-        f"'nightmill keys create NAME --folder {settings.folder}', or listen on 127.0.0.1"
+        f"'nightmill keys create NAME --folder {settings.folder.absolute()}', or listen on 127.0.0.1"
     )
     raise SetupError(message)
