@@ -169,6 +169,26 @@ def test_pages_of_other_origins_are_refused_without_a_key(serve, headers, status
 
 
 @pytest.mark.parametrize(
+    ("headers", "reason"),
+    [
+        ({"Host": "gpu-a.lan:8080"}, "it was called as 'gpu-a.lan'"),
+        ({"Host": "a\tb"}, "it was called as another name"),
+        ({"Host": "a" * 200}, "it was called as another name"),
+        ({"Origin": "https://example.com"}, "this request is of a web page of 'example.com'"),
+    ],
+)
+@pytest.mark.parametrize("key", [None, "unused"])
+def test_a_server_without_keys_that_is_called_by_another_name_says_so(serve, headers, reason, key):
+    answer = serve().send("GET", "/v1/batches", headers=headers, key=key)
+    assert answer.status == 401
+    assert (
+        f"answers only requests that call it localhost or 127.0.0.1, and {reason}. "
+        in answer.error["message"]
+    )
+    assert answer.error["message"].endswith("with `nightmill keys create NAME`.")
+
+
+@pytest.mark.parametrize(
     ("host", "expected"),
     [
         ("localhost", True),

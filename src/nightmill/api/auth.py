@@ -113,8 +113,11 @@ class KeyCache:
         key = await self._key(secret) if secret else None
         if key is not None:
             return Caller(key.project_id, key.id, key.hint, key.scope)
-        if self._allows_keyless(headers) and not await self._keys_exist():
-            return Caller(DEFAULT_PROJECT, "", scope=Scope.ADMIN)
+        if self._is_keyless and not await self._keys_exist():
+            refusal = _keyless_refusal(headers)
+            if refusal is None:
+                return Caller(DEFAULT_PROJECT, "", scope=Scope.ADMIN)
+            raise AuthenticationError(refusal, code="invalid_api_key" if secret else None, headers=_CHALLENGE)
         if not secret:
             raise AuthenticationError("Missing bearer or basic authentication in header", headers=_CHALLENGE)
         message = (
@@ -123,15 +126,11 @@ class KeyCache:
         )
         raise AuthenticationError(message, code="invalid_api_key", headers=_CHALLENGE)
 
-    def _allows_keyless(self, headers: Mapping[bytes, bytes]) -> bool:
-        """True only for requests from this machine; refuses pages of another origin in a local browser."""
+    @property
+    def _is_keyless(self) -> bool:
+        """Whether requests from this machine need no key while none exists."""
         settings = self._context.settings
-        return (
-            settings.keyless_on_loopback
-            and is_local(settings.api.host)
-            and is_local(_host_in(headers.get(b"host", b"")))
-            and is_local(_host_in(headers.get(b"origin", b"http://localhost").partition(b"://")[2]))
-        )
+        return settings.keyless_on_loopback and is_local(settings.api.host)
 
     async def _keys_exist(self) -> bool:
         now = self._context.clock()
@@ -189,6 +188,29 @@ class RateLimit:
 def is_local(host: str) -> bool:
     """Whether a host is loopback; browsers also resolve every name below `localhost` to loopback."""
     return host.endswith(".localhost") or is_loopback(host)
+
+
+def _keyless_refusal(headers: Mapping[bytes, bytes]) -> str | None:
+    """Why a request needs a key though none exists: it names another host, or is of a page of another origin
+    in a local browser. None if it needs none.
+    """
+    host = _host_in(headers.get(b"host", b""))
+    page = _host_in(headers.get(b"origin", b"http://localhost").partition(b"://")[2])
+    if not is_local(host):
+        said = f"it was called as {_shown_host(host)}"
+    elif not is_local(page):
+        said = f"this request is of a web page of {_shown_host(page)}"
+    else:
+        return None
+    return (
+        "This server has no API keys, so it answers only requests that call it localhost or 127.0.0.1, and "
+        f"{said}. Call it by one of these names (a proxy in front of it: set the Host header), or make a key "
+        "on the server with `nightmill keys create NAME`."
+    )
+
+
+def _shown_host(host: str) -> str:
+    return f"'{host}'" if host.isascii() and host.isprintable() and 0 < len(host) <= 100 else "another name"
 
 
 def _secret_in(headers: Mapping[bytes, bytes]) -> str | None:
