@@ -23,6 +23,7 @@ from pydantic.fields import FieldInfo
 from nightmill.api.metric_list import METRICS
 from nightmill.cli import app
 from nightmill.cli.failures import MEANINGS
+from nightmill.cli.help import examples_of
 from nightmill.core.batch import ENDPOINTS, TERMINAL, TRANSITIONS
 from nightmill.core.failure import (
     ACCOUNT_CODES,
@@ -106,7 +107,8 @@ CLI_INTRODUCTION = """\
 Printed from the commands by `make docs`; do not edit by hand.
 
 Results go to stdout, everything else to stderr; `--json` prints JSON for machines, one document, or one a
-line for lists. `nightmill --install-completion` installs completion for your shell.
+line for lists. `nightmill --install-completion` installs completion for your shell. Every command has `-h`, with
+examples; `nightmill --version` prints the version.
 
 `serve`, `run`, `validate`, `backup`, `check`, `keys`, `projects`, `hold`, `usage` and `audit` work on this
 machine and take their [settings](settings.md) from flags, then the environment (`NIGHTMILL_...`), then a
@@ -253,6 +255,8 @@ def _commands(group: Any, path: str) -> Iterator[str]:
             for parameter in options:
                 yield f"| {_names(parameter)} | {_cell(parameter.help)}{_option_default(parameter)} |"
             yield ""
+        if examples := examples_of(full):
+            yield "\n".join(["```text", *examples, "```", ""])
         if below:
             yield from _commands(command, full)
 

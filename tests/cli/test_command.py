@@ -32,12 +32,12 @@ def test_version(nightmill):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["serv"], "Did you mean 'serve'"),
+        (["serv"], "did you mean 'serve'?"),
         (["show"], "Missing argument 'ID'; see 'nightmill show --help'"),
         (["run", "nowhere.jsonl", "--emulate"], "'nowhere.jsonl' does not exist; see 'nightmill run --help'"),
         (["serve", "--port", "http"], "Invalid value for '--port'"),
         (["list", "--limit", "0"], "--limit"),
-        (["--nonsense"], "No such option"),
+        (["--nonsense"], "there is no option --nonsense"),
     ],
 )
 def test_a_wrong_command_line_prints_one_line_and_exits_with_2(nightmill, words, message):

@@ -6,6 +6,7 @@ needs. Decisions about batches belong to the server.
 
 import sys
 from collections.abc import Sequence
+from typing import Annotated
 
 import typer
 
@@ -38,15 +39,28 @@ from nightmill.cli import (
     webhooks,
     work,
 )
-from nightmill.cli.failures import guarded
+from nightmill.cli.failures import ExitCode, guarded
+from nightmill.cli.help import CommandLine
 
-# Plain help and errors: rich is slow to import, and its boxes are not one line.
-app = typer.Typer(
-    name="nightmill",
-    help="The OpenAI Batch API on your own models.",
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-)
+app = CommandLine("The OpenAI Batch API on your own models.")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        screen.out(f"nightmill {nightmill.__version__}")
+        raise typer.Exit(ExitCode.OK)
+
+
+@app.callback()
+def root(
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", "-V", is_eager=True, callback=_print_version, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Holds the options of the program itself."""
 
 
 def version(as_json: screen.Json = False) -> None:
@@ -95,6 +109,22 @@ app.command()(migrate.migrate)
 app.command()(move.move)
 app.command()(torture.torture)
 app.command()(version)
+app.add("Start", serve.serve, run.run)
+app.add("Use batches", submit.submit, list=batches.list_batches)
+app.add("Use batches", batches.show, batches.watch, results.results, retries.retry, steering.cancel)
+app.add("Use batches", validate.validate)
+app.add_typer(files.app, name="files", rich_help_panel="Use batches")
+app.add("Look closer", insight.events, retries.line, retries.attempts, retries.receipt)
+app.add("Look closer", input_files.validation, input_files.canary)
+app.add("Steer", steering.pause, steering.resume, steering.prioritize, steering.deadline, steering.limit)
+app.add("Operate", check.check, backup.backup)
+app.add_typer(upstreams.app, name="upstreams", rich_help_panel="Operate")
+app.add_typer(keys.app, name="keys", rich_help_panel="Operate")
+app.add_typer(projects.app, name="projects", rich_help_panel="Operate")
+app.add_typer(webhooks.app, name="webhooks", rich_help_panel="Operate")
+app.add_typer(holds.app, name="hold", rich_help_panel="Operate")
+app.add("Operate", reports.usage, reports.audit, serve.log_level, version)
+app.add("Fleet", work.work, migrate.migrate, move.move, torture.torture)
 
 
 def main() -> None:
@@ -103,6 +133,6 @@ def main() -> None:
 
 
 def invoke(arguments: Sequence[str]) -> int:
-    """Runs one command line and returns its exit code."""
-    words = list(arguments) or ["--help"]
+    """Runs one command line and returns its exit code. `help COMMAND` is `COMMAND --help`."""
+    words = [*arguments[1:], "--help"] if arguments[:1] == ["help"] else list(arguments)
     return guarded(lambda: app(args=words, prog_name="nightmill", standalone_mode=False))

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from nightmill.cli.connection import BaseUrl, server
+from nightmill.cli.help import CommandLine
 from nightmill.cli.results import STDOUT, download_to
 from nightmill.cli.screen import Json, local_time, out, out_json, out_table
 
@@ -14,7 +15,7 @@ Purpose = Annotated[
     str | None, typer.Option("--purpose", metavar="PURPOSE", help="Only files of this purpose.")
 ]
 
-app = typer.Typer(rich_markup_mode=None, help="List, upload, download and delete files.")
+app = CommandLine("List, upload, download and delete files.")
 
 
 @app.callback(invoke_without_command=True)

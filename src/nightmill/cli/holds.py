@@ -5,11 +5,12 @@ from typing import Annotated
 import typer
 
 from nightmill.cli import flags, stored
+from nightmill.cli.help import CommandLine
 from nightmill.cli.screen import Json, local_time, out, out_json, out_table
 from nightmill.core.legal_hold import HoldKind
 from nightmill.errors import NotFoundError
 
-app = typer.Typer(rich_markup_mode=None, help="Keep projects, files and batches from being deleted.")
+app = CommandLine("Keep projects, files and batches from being deleted.")
 
 _Kind = Annotated[HoldKind, typer.Argument(metavar="KIND", help="project, file or batch.")]
 _SubjectId = Annotated[str, typer.Argument(metavar="ID", help="Which one.")]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nightmill.cli import flags, stored
+from nightmill.cli.help import CommandLine
 from nightmill.cli.screen import Json, local_time, out, out_json, out_table, say
 from nightmill.errors import NotFoundError
 from nightmill.ids import ProjectId
@@ -18,7 +19,7 @@ from nightmill.ids import ProjectId
 if TYPE_CHECKING:
     from nightmill.core.api_key import ApiKey
 
-app = typer.Typer(rich_markup_mode=None, help="Make, list and revoke API keys.")
+app = CommandLine("Make, list and revoke API keys.")
 
 
 @app.command()

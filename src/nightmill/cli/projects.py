@@ -5,11 +5,12 @@ from typing import Annotated
 import typer
 
 from nightmill.cli import flags, stored
+from nightmill.cli.help import CommandLine
 from nightmill.cli.screen import Json, out_json, out_table
 from nightmill.errors import RequestError
 from nightmill.ids import ProjectId
 
-app = typer.Typer(rich_markup_mode=None, help="Show and set what a project may have.")
+app = CommandLine("Show and set what a project may have.")
 
 _Project = Annotated[str, typer.Argument(metavar="PROJECT", help="The project of `keys create --project`.")]
 _AS_THE_SETTINGS_SAY = "default"

@@ -10,15 +10,15 @@ from nightmill.cli import upstream_screen
 from nightmill.cli.assignments import assigned, secret_from
 from nightmill.cli.connection import BaseUrl, server
 from nightmill.cli.failures import ExitCode
+from nightmill.cli.help import CommandLine
 from nightmill.cli.screen import Json, out, out_json
 from nightmill.errors import RequestError
 
 if TYPE_CHECKING:
     from nightmill.client.upstreams import UpstreamApi
 
-app = typer.Typer(
-    rich_markup_mode=None,
-    help="Show and change the upstreams of a running server, without a restart. Needs an admin key.",
+app = CommandLine(
+    "Show and change the upstreams of a running server, without a restart. Needs an admin key.",
     invoke_without_command=True,
 )
 

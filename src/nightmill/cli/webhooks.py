@@ -9,15 +9,15 @@ import typer
 from nightmill.cli.assignments import secret_from
 from nightmill.cli.connection import BaseUrl, server
 from nightmill.cli.failures import ExitCode
+from nightmill.cli.help import CommandLine
 from nightmill.cli.screen import Json, clean, local_time, out, out_fields, out_json, out_table, say
 from nightmill.errors import RequestError
 
 if TYPE_CHECKING:
     from nightmill.client.webhooks import WebhookApi
 
-app = typer.Typer(
-    rich_markup_mode=None,
-    help="Show and change where the server sends word of batches that have ended (docs/webhooks.md).",
+app = CommandLine(
+    "Show and change where the server sends word of batches that have ended (docs/webhooks.md).",
     invoke_without_command=True,
 )
 
