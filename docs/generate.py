@@ -107,8 +107,8 @@ CLI_INTRODUCTION = """\
 Printed from the commands by `make docs`; do not edit by hand.
 
 Results go to stdout, everything else to stderr; `--json` prints JSON for machines, one document, or one a
-line for lists. `nightmill --install-completion` installs completion for your shell. Every command has `-h`, with
-examples; `nightmill --version` prints the version.
+line for lists. `nightmill --install-completion` installs completion for your shell. Every command has `-h`
+with an example; `nightmill --version` prints the version.
 
 `serve`, `run`, `validate`, `backup`, `check`, `keys`, `projects`, `hold`, `usage` and `audit` work on this
 machine and take their [settings](settings.md) from flags, then the environment (`NIGHTMILL_...`), then a

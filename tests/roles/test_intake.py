@@ -137,7 +137,7 @@ async def test_limits_and_models_come_from_the_settings(mill: Any):
 
 @pytest.mark.parametrize(
     ("quota", "code"),
-    [({"enqueued_tokens": 10}, "token_limit_exceeded"), ({"open_lines": 6}, "request_limit_exceeded")],
+    [({"enqueued_tokens": 10}, "batch_too_large"), ({"open_lines": 6}, "batch_too_large")],
 )
 async def test_a_batch_beyond_what_its_project_may_have_fails_and_leaves_no_index(
     mill: Any, quota: dict[str, int], code: str

@@ -86,7 +86,7 @@ async def test_concurrent_file_uploads_succeed_exactly_up_to_the_limit(world, st
 
 async def test_a_refused_create_does_not_use_up_its_idempotency_key(world, store):
     once = Idempotency("key", "print")
-    with pytest.raises(QuotaError):
+    with pytest.raises(RequestError, match="Split the file"):
         await store.batches.create(world.batch(input_bytes=2), once, limits=Limits(open_bytes=1))
     made = await store.batches.create(world.batch(input_bytes=2), once, limits=Limits(open_bytes=2))
     assert await store.batches.create(world.batch(input_bytes=2), once, limits=Limits(open_bytes=2)) == made
@@ -369,7 +369,7 @@ async def test_every_change_is_recorded_with_its_actor_and_nothing_else_is_recor
 async def test_calls_that_change_nothing_are_not_recorded(world, store):
     assert not await store.files.delete(world.project, "file-unknown", by=BY)
     assert not await store.api_keys.revoke("key_unknown", by=BY)
-    with pytest.raises(QuotaError):
+    with pytest.raises(RequestError):
         await store.batches.create(world.batch(input_bytes=2), limits=Limits(open_bytes=1), by=BY)
     assert (await store.audit.list()).items == ()
 

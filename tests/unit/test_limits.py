@@ -68,3 +68,33 @@ def test_a_file_is_stored_if_it_stays_within_the_limit(stored_bytes: int, is_ref
         Limits(stored_bytes=stored_bytes), project_id="p", stored_bytes=100, size_bytes=50
     )
     assert (refusal is not None) is is_refused
+
+
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [
+        (
+            Limits(enqueued_tokens=9),
+            "This batch has 10 tokens for m, and all unfinished batches of project p",
+        ),
+        (Limits(open_lines=4), "This batch has 5 requests"),
+    ],
+)
+def test_a_batch_larger_than_the_whole_limit_is_not_told_to_wait(limits: Limits, words: str):
+    refusal = refusal_to_accept(limits, OpenWork(), project_id="p", total=5, model="m", tokens=10, enqueued=0)
+    assert refusal is not None
+    assert refusal.code == "batch_too_large"
+    assert words in refusal.message
+    assert "Split the file" in refusal.message
+    assert "again" not in refusal.message
+
+
+def test_an_input_file_larger_than_the_whole_limit_is_a_lasting_error():
+    refusal = refusal_to_create(Limits(open_bytes=49), OpenWork(), project_id="p", size_bytes=50)
+    assert refusal is not None
+    assert (refusal.status, refusal.code, refusal.param) == (400, "batch_too_large", "input_file_id")
+
+
+def test_a_file_larger_than_the_whole_storage_is_to_be_split():
+    refusal = refusal_to_store(Limits(stored_bytes=9), project_id="p", stored_bytes=0, size_bytes=10)
+    assert "Split the file" in str(refusal)

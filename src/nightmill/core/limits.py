@@ -74,8 +74,11 @@ def estimated_tokens(size_bytes: int) -> int:
 
 def refusal_to_create(
     limits: Limits, opened: OpenWork, *, project_id: str, size_bytes: int
-) -> QuotaError | None:
-    """The error if a batch of `size_bytes` exceeds the limits together with what is open."""
+) -> RequestError | None:
+    """The error if a batch of `size_bytes` exceeds the limits, alone or together with what is open."""
+    if limits.open_bytes and size_bytes > limits.open_bytes:
+        message = _too_large("bytes", size_bytes, limits.open_bytes, project_id)
+        return RequestError(message, param="input_file_id", code="batch_too_large")
     for most, count, unit in (
         (limits.open_batches, opened.batches + 1, "batches"),
         (limits.open_bytes, opened.bytes + size_bytes, "bytes"),
@@ -96,12 +99,17 @@ def refusal_to_accept(
     tokens: int,
     enqueued: int,
 ) -> LineError | None:
-    """The error if a batch whose lines are counted exceeds the limits.
+    """The error if a batch whose lines are counted exceeds the limits, alone or together with what is open.
 
     Args:
         opened: without this batch's own lines.
         tokens: of this batch, beyond the `enqueued` tokens of other batches for its model.
     """
+    if limits.enqueued_tokens and tokens > limits.enqueued_tokens:
+        unit = f"tokens for {model or 'several models'}"
+        return LineError("batch_too_large", _too_large(unit, tokens, limits.enqueued_tokens, project_id))
+    if limits.open_lines and total > limits.open_lines:
+        return LineError("batch_too_large", _too_large("requests", total, limits.open_lines, project_id))
     if limits.enqueued_tokens and enqueued + tokens > limits.enqueued_tokens:
         message = (
             f"Enqueued token limit reached for {model or 'several models'} in project {project_id}. "
@@ -120,6 +128,12 @@ def refusal_to_store(
     """The error if a file exceeds the limit together with the stored files."""
     if not limits.stored_bytes or stored_bytes + size_bytes <= limits.stored_bytes:
         return None
+    if size_bytes > limits.stored_bytes:
+        message = (
+            f"This file has {size_bytes:,} bytes, and project {project_id} may store {limits.stored_bytes:,} "
+            "in all. Split the file, or have the limit raised."
+        )
+        return RequestError(message, param="file", code="storage_limit_exceeded")
     message = (
         f"Storage limit reached in project {project_id}: this file has {size_bytes:,} bytes, and "
         f"{stored_bytes:,} of {limits.stored_bytes:,} are used. Delete files and upload it again."
@@ -131,6 +145,14 @@ def _limit_reached(unit: str, most: int, project_id: str) -> str:
     return (
         f"Enqueued {unit} limit reached in project {project_id}. Limit: {most:,} enqueued {unit}. "
         "Please try again once some in_progress batches have been completed."
+    )
+
+
+def _too_large(unit: str, size: int, most: int, project_id: str) -> str:
+    """The message for a batch that no wait makes acceptable."""
+    return (
+        f"This batch has {size:,} {unit}, and all unfinished batches of project {project_id} together may "
+        f"have {most:,}. Split the file into smaller batches, or have the limit raised."
     )
 
 

@@ -292,6 +292,7 @@ class Batches(Verbs):
         Raises:
             ConflictError: the key was used for a request with another fingerprint.
             QuotaError: the project has as much open as it may.
+            RequestError: the batch alone exceeds what the project may have open.
         """
         first_id = first_object(
             connection,
