@@ -357,6 +357,15 @@ def test_an_unknown_path_is_named_in_the_error(server, key, method, path):
     }
 
 
+def test_a_base_url_without_v1_is_named_as_the_cause(server, key):
+    for path in ("/batches", "/files/file-1/content"):
+        answer = server.send("GET", path, key=key)
+        assert answer.status == 404
+        assert answer.error["message"] == (
+            f"Invalid URL (GET {path}). The API is under /v1: the base URL of a client must end in /v1."
+        )
+
+
 def test_a_malformed_path_is_an_unknown_path(server, key):
     for path in ("/v1/%00", "/v1/%ff%fe", "/v1/..%2f..%2fetc/passwd", "/v1/%0d%0aX-Evil:%201"):
         answer = server.send("GET", path, key=key)

@@ -159,3 +159,87 @@ def test_a_refusal_by_the_server_prints_one_line(capsys, status, code, message):
 
 def test_control_characters_in_foreign_text_are_removed():
     assert clean("a\x1b[2Jb\r\nc\u202e\x07") == "a[2Jb c"
+
+
+def refused(
+    status: int, body: object, *, url: str = "http://127.0.0.1:9/v1/batches"
+) -> openai.APIStatusError:
+    import httpx2
+
+    response = httpx2.Response(status, json=body, request=httpx2.Request("GET", url))
+    with OpenAI(api_key="x", base_url="http://127.0.0.1:9/v1") as client:
+        return client._make_status_error_from_response(response)
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("/batches", "the base URL {} does not end in /v1; set OPENAI_BASE_URL={}/v1"),
+        ("/mill/files/f/content", "the base URL {}/mill does not end in /v1; set OPENAI_BASE_URL={}/mill/v1"),
+        ("/v1/chat/batches", "the base URL {}/v1/chat goes on behind /v1; set OPENAI_BASE_URL={}/v1"),
+        ("/v1/batches", "{}/v1 has no Batch API; name a server that has it in OPENAI_BASE_URL"),
+        (
+            "/nightmill/v1/upstreams",
+            "{} is not a nightmill server, and only those have what this command needs",
+        ),
+    ],
+)
+@pytest.mark.parametrize("body", [{"detail": "Not Found"}, {"error": {"message": "Invalid URL (GET /x)"}}])
+def test_an_unknown_path_names_what_is_wrong_with_the_base_url(capsys, path, said, body):
+    server = "http://gpu:8000"
+    assert guarded(raising(refused(404, body, url=server + path))) == ExitCode.BAD_INPUT
+    assert capsys.readouterr().err == f"nightmill: {said.replace('{}', server)}\n"
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "said"),
+    [
+        (429, "Rate limit reached. Please try again in 3s.", "Rate limit reached. Please try again in 3s."),
+        (503, "The store is away.", "The store is away; try again"),
+        (401, "Wrong key. You can make one with `nightmill keys create`.",
+         "Wrong key. You can make one with `nightmill keys create`; then set OPENAI_API_KEY to it"),
+        (401, "No key. Set OPENAI_API_KEY.", "No key. Set OPENAI_API_KEY."),
+        (404, "No batch found with id 'b'.", "No batch found with id 'b'."),
+    ],
+)  # fmt: skip
+def test_what_the_server_has_said_is_not_said_again(capsys, status, message, said):
+    guarded(raising(refused(status, {"error": {"message": message}})))
+    assert capsys.readouterr().err == f"nightmill: {said}\n"
+
+
+def test_a_gateway_without_its_server_is_tried_again(capsys):
+    assert guarded(raising(refused(502, "<html>"))) == ExitCode.TRY_AGAIN
+    assert capsys.readouterr().err == "nightmill: http://127.0.0.1:9 answered 502; try again\n"
+
+
+def test_a_base_url_needs_no_scheme(nightmill, free_port):
+    ran = nightmill("list", "--base-url", f"localhost:{free_port}/v1")
+    assert f"no server at http://localhost:{free_port}" in ran.err
+
+
+def test_a_host_that_does_not_exist_is_named(nightmill):
+    ran = nightmill("list", "--base-url", "http://there-is.invalid/v1")
+    assert ran.err == "nightmill: there is no host named there-is.invalid; check OPENAI_BASE_URL\n"
+
+
+def test_tls_towards_a_plain_server_is_named(nightmill, plain_server):
+    ran = nightmill("list", "--base-url", f"https://127.0.0.1:{plain_server}/v1")
+    assert ran.code == ExitCode.TRY_AGAIN
+    assert "does not answer with TLS; if it is a plain server, use http://" in ran.err
+
+
+@pytest.fixture
+def plain_server():
+    """The port of a server that answers plain HTTP to whatever it is sent."""
+    import socketserver
+    import threading
+
+    class Plain(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(1_024)
+            self.request.sendall(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n")
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Plain) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_address[1]
+        server.shutdown()

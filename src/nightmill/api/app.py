@@ -64,6 +64,7 @@ _OWN_ROUTERS = (
 )
 """The routes that OpenAI does not publish."""
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
+_RESOURCES = ("/batches", "/files", "/uploads", "/models")
 
 
 def create_app(context: ApiContext) -> FastAPI:
@@ -125,7 +126,10 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     method, path = request.scope[METHOD_AS_SENT], request.scope[PATH_AS_SENT]
     match error.status_code:
         case 404:
-            return error_response(f"Invalid URL ({method} {path})", status=404)
+            message = f"Invalid URL ({method} {path})"
+            if path.startswith(_RESOURCES):
+                message += ". The API is under /v1: the base URL of a client must end in /v1."
+            return error_response(message, status=404)
         case 405:
             allowed = _allowed_methods(request)
             message = f"Only {' and '.join(allowed)} requests are accepted."

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
@@ -35,7 +36,7 @@ def server(base_url: str | None) -> "Generator[Client]":
     # Imported here: the openai package takes most of a second to import.
     from nightmill.client import Client
 
-    with Client(base_url) as client:
+    with Client(_with_scheme(base_url or os.environ.get("OPENAI_BASE_URL"))) as client:
         yield client
 
 
@@ -51,6 +52,9 @@ def base_url_flag(client: "Client") -> str:
 def full_batch_ids(client: "Client", given: Sequence[str]) -> list[str]:
     """`full_batch_id` of each."""
     return [full_batch_id(client, it) for it in given]
+def _with_scheme(base_url: str | None) -> str | None:
+    """`localhost:8080/v1` -> `http://localhost:8080/v1`."""
+    return f"http://{base_url}" if base_url and "://" not in base_url else base_url
 
 
 def full_batch_id(client: "Client", given: str) -> str:

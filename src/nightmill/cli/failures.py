@@ -122,36 +122,21 @@ def _of_the_server(error: Exception) -> tuple[str, int] | None:
     # Imported here: commands that talk to no server do not need the package.
     import openai
 
+    from nightmill.cli import server_errors as said
+
     match error:
         case openai.APITimeoutError():
-            return f"the server at {_place(error)} did not answer in time; try again", ExitCode.TRY_AGAIN
+            place = said.place_of(error)
+            return f"the server at {place} did not answer in time; try again", ExitCode.TRY_AGAIN
         case openai.APIConnectionError():
-            place = _place(error)
-            step = "check OPENAI_BASE_URL"
-            if error.request.url.host in {"127.0.0.1", "localhost", "::1"}:
-                step = "start one with: nightmill serve --emulate"
-            return f"no server at {place}; {step}", ExitCode.TRY_AGAIN
+            return said.connection_error(error), ExitCode.TRY_AGAIN
         case openai.AuthenticationError() | openai.PermissionDeniedError():
-            step = "set OPENAI_API_KEY to a key of this server (nightmill keys create NAME)"
-            return f"{_message(error)}; {step}", ExitCode.BAD_INPUT
+            return said.refused_key(error), ExitCode.BAD_INPUT
         case openai.RateLimitError() | openai.InternalServerError():
-            return f"{_message(error)}; try again", ExitCode.TRY_AGAIN
+            return said.passing_failure(error), ExitCode.TRY_AGAIN
         case openai.APIStatusError():
-            return _message(error), ExitCode.BAD_INPUT
+            return said.refusal(error), ExitCode.BAD_INPUT
         case openai.OpenAIError():
             return clean(str(error)), ExitCode.SETUP
         case _:
             return None
-
-
-def _message(error: Any) -> str:
-    body: object = error.body
-    if isinstance(body, dict) and "message" in body:
-        return clean(str(cast("dict[str, object]", body)["message"]))
-    # Not OpenAI's envelope: another kind of server listens there.
-    return f"{_place(error)} answered {error.status_code} and is not an OpenAI server; check OPENAI_BASE_URL"
-
-
-def _place(error: Any) -> str:
-    url = error.request.url
-    return f"{url.scheme}://{url.netloc.decode('ascii')}"
