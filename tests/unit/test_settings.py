@@ -165,3 +165,39 @@ def test_a_value_that_may_be_a_key_is_not_shown():
     with pytest.raises(SetupError) as caught:
         load(environment={"NIGHTMILL_API__PORT": "sk-0123456789abcdef0123456789"})
     assert "sk-" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("NIGHTMILL_PORT", "'api.port' (NIGHTMILL_API__PORT) or 'ray.model.port'"),
+        ("NIGHTMILL_API_PORT", "did you mean 'api.port' (NIGHTMILL_API__PORT)? See docs/settings.md"),
+        ("NIGHTMILL_API__PROT", "did you mean 'port'?"),
+        ("NIGHTMILL_WROKER__PROCESSES", "did you mean 'worker'?"),
+        ("NIGHTMILL_ZZZ", "there is no such setting; see docs/settings.md"),
+    ],
+)
+def test_an_unknown_name_leads_to_the_setting_that_was_probably_meant(name: str, meant: str):
+    with pytest.raises(SetupError) as caught:
+        load(environment={name: "1"})
+    assert meant in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("NIGHTMILL_API__PORT", "99999", "it must be at most 65535"),
+        ("NIGHTMILL_API__DRAIN_S", "x", "'x' is not allowed: it must be a number"),
+        (
+            "NIGHTMILL_UPSTREAM__CONCURRENCY",
+            "many",
+            "it must be a whole number or 'auto'",
+        ),
+        ("NIGHTMILL_KEYLESS_ON_LOOPBACK", "maybe", "'maybe' is not allowed: it must be true or false"),
+        ("NIGHTMILL_LOG_LEVEL", "all", "it must be 'debug', 'info', 'warning' or 'error'"),
+    ],
+)
+def test_a_wrong_value_is_explained_in_plain_words(name: str, value: str, said: str):
+    with pytest.raises(SetupError) as caught:
+        load(environment={name: value})
+    assert said in str(caught.value)

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Generator, Sequence
-from collections.abc import Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
@@ -52,6 +51,8 @@ def base_url_flag(client: "Client") -> str:
 def full_batch_ids(client: "Client", given: Sequence[str]) -> list[str]:
     """`full_batch_id` of each."""
     return [full_batch_id(client, it) for it in given]
+
+
 def _with_scheme(base_url: str | None) -> str | None:
     """`localhost:8080/v1` -> `http://localhost:8080/v1`."""
     return f"http://{base_url}" if base_url and "://" not in base_url else base_url

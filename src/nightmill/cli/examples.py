@@ -89,6 +89,11 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
     "log-level": ("nightmill log-level debug",),
     "usage": ("nightmill usage --from 2027-01-01 --by project,model",),
     "audit": ("nightmill audit --since 2027-01-31 --limit 20",),
+    "settings": (
+        "nightmill settings",
+        "nightmill settings worker api.port",
+        "nightmill settings --all --config nightmill.toml",
+    ),
     "backup": ("nightmill backup /backups/today --folder nightmill-data",),
     "check": ("nightmill check --folder nightmill-data",),
     "migrate": ("nightmill migrate --config nightmill.toml",),

@@ -13,6 +13,7 @@ import typer
 
 from nightmill.cli.help import no_such_option
 from nightmill.cli.screen import clean, say
+from nightmill.core.plain_words import plain
 from nightmill.errors import NightmillError
 
 
@@ -101,17 +102,12 @@ def _described(error: Exception) -> tuple[str, int] | None:
     if isinstance(error, typer.TyperException):
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "nightmill"
-        return f"{clean(error.format_message()).rstrip('.')}; see '{command} --help'", ExitCode.BAD_INPUT
         option = getattr(error, "option_name", None)
-        message = clean(error.format_message()).rstrip(".")
+        message = plain(clean(error.format_message())).rstrip(".")
         if context is not None and option is not None and message.startswith("No such option"):
             message = no_such_option(context, clean(option))
         see = f"{' See' if message.endswith('?') else '; see'} '{command} --help'"
         return message + see, ExitCode.BAD_INPUT
-    if "openai" in sys.modules:
-        described = _of_the_server(error)
-        if described is not None:
-            return described
     if isinstance(error, OSError):
         name = f"{error.filename}: " if error.filename else ""
         return f"{name}{error.strerror or type(error).__name__}", ExitCode.BAD_INPUT

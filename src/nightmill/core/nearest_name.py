@@ -33,6 +33,17 @@ def fields_above(model: Any, steps: Sequence[int | str]) -> list[str]:
     return list(getattr(section, "model_fields", {}))
 
 
+def field_at(model: Any, steps: Sequence[str]) -> Any:
+    """The field at a path of names; None if there is none. Steps through a list name one of its entries."""
+    section, field = model, None
+    for step in steps:
+        fields = getattr(section, "model_fields", {})
+        field = fields.get(step, field)
+        if step in fields:
+            section = _section_in(fields[step].annotation)
+    return field
+
+
 def _section_in(annotation: Any) -> Any:
     """The class with fields in an annotation; the annotation itself if it has none."""
     if hasattr(annotation, "model_fields"):

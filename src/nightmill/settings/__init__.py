@@ -3,13 +3,13 @@ upstreams are in effect after changes at run time.
 """
 
 from nightmill.settings.loading import (
-    PREFIX,
     as_message,
     from_message,
     load,
     with_own_secrets,
     without_secrets,
 )
+from nightmill.settings.problems import PREFIX
 from nightmill.settings.sections import (
     ApiSettings,
     BlobSettings,

@@ -9,25 +9,19 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from pydantic import SecretStr, ValidationError
 
-from nightmill.core.nearest_name import fields_above, nearest_name
 from nightmill.errors import SetupError
+from nightmill.settings.problems import PREFIX, message_of
 from nightmill.settings.sections import Settings
 from nightmill.settings.upstreams import OWN_FIELDS
 
-PREFIX = "NIGHTMILL_"
-
 Tree = dict[str, Any]
-
-_MEMBER_OF_UNION = re.compile(r"constrained-|literal\[|int$|float$|str$")
-_NUMBER_ERRORS = {"int_parsing", "float_parsing", "bool_parsing", "literal_error"}
-_LONGEST_VALUE = 16
-"""A longer text is not shown: a key may be in the wrong place."""
 
 
 def load(
@@ -46,42 +40,58 @@ def load(
     Raises:
         SetupError: a value or name is wrong; the message names the setting.
     """
+    return settings_from(sources_of(flags=flags, environment=environment, config=config))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sources:
+    """What each source sets, as nested mappings with `[[upstreams]]` by name.
+
+    Attributes:
+        config: the settings file; None without one.
+        variables: the names in the environment that begin as those of settings do.
+    """
+
+    flags: Tree
+    environment: Tree
+    file: Tree
+    config: Path | None
+    variables: frozenset[str]
+
+
+def sources_of(
+    *,
+    flags: Mapping[str, Any] | None = None,
+    environment: Mapping[str, str] | None = None,
+    config: Path | None = None,
+) -> Sources:
+    """Reads the sources without a check of names and values; see `load`."""
     environment = os.environ if environment is None else environment
     config = config or (Path(environment["NIGHTMILL_CONFIG"]) if "NIGHTMILL_CONFIG" in environment else None)
-    tree = _merge(
-        _merge(_by_name(_from_toml(config)) if config else {}, _from_environment(environment)),
-        _by_name(_pruned(flags or {})),
+    return Sources(
+        flags=_by_name(_pruned(flags or {})),
+        environment=_from_environment(environment),
+        file=_by_name(_from_toml(config)) if config else {},
+        config=config,
+        variables=frozenset(name for name in environment if name.startswith(PREFIX)),
     )
+
+
+def settings_from(sources: Sources) -> Settings:
+    """Merges the sources and checks the result.
+
+    Raises:
+        SetupError: a value or name is wrong; the message names the setting.
+    """
+    tree = _merge(_merge(sources.file, sources.environment), sources.flags)
     upstreams = _upstream_list(tree)
     if "upstreams" in tree:
         tree["upstreams"] = upstreams
     try:
         return Settings.model_validate(tree)
     except ValidationError as error:
-        raise SetupError(_message(error, upstreams)) from None
-
-
-def _message(error: ValidationError, upstreams: Sequence[Tree]) -> str:
-    """The first error in one line: the setting, its value unless it may be secret, and what to do."""
-    first = error.errors(include_url=False)[0]
-    steps = [step for step in first["loc"] if not _MEMBER_OF_UNION.match(str(step))]
-    fields = fields_above(Settings, steps)
-    if len(steps) > 1 and steps[0] == "upstreams" and isinstance(steps[1], int):
-        steps[1] = str(upstreams[steps[1]].get("name", steps[1]))
-    said = first["msg"].removeprefix("Value error, ")
-    if not steps:
-        return f"settings: {said}; see docs/settings.md"
-    name = ".".join(str(step) for step in steps)
-    value: object = first["input"]
-    if first["type"] == "extra_forbidden":
-        near = nearest_name(str(steps[-1]), fields)
-        said = f"there is no such setting{f'; did you mean {near!r}?' if near else ''}"
-    elif isinstance(value, int | float) or (
-        isinstance(value, str) and first["type"] in _NUMBER_ERRORS and len(value) <= _LONGEST_VALUE
-    ):
-        said = f"{value!r} is not allowed: {said}"
-    variable = PREFIX + re.sub(r"\W", "_", name.replace(".", "__")).upper()
-    return f"setting '{name}' ({variable}): {said}; see docs/settings.md"
+        names = [str(entry.get("name", place)) for place, entry in enumerate(upstreams)]
+        raise SetupError(message_of(error, names)) from None
 
 
 def as_message(settings: Settings) -> str:
@@ -198,13 +208,13 @@ def _by_name(tree: Tree) -> Tree:
         name = cast("Tree", entry).get("name") if isinstance(entry, dict) else None
         if not isinstance(name, str) or not name:
             raise SetupError('each [[upstreams]] needs a name: name = "gpu-a"')
-        if any(_key_of(name) == _key_of(other) for other in named):
+        if any(key_of(name) == key_of(other) for other in named):
             raise SetupError(f"two [[upstreams]] are named {name!r}; give each its own name")
         named[name] = entry
     return {**tree, "upstreams": named}
 
 
-def _key_of(name: str) -> str:
+def key_of(name: str) -> str:
     """The name of an upstream as the environment writes it."""
     return re.sub(r"\W", "_", name).lower()
 
@@ -216,7 +226,7 @@ def _upstream_list(tree: Tree) -> list[Tree]:
     """
     merged: dict[str, Tree] = {}
     for name, entry in cast("Tree", tree.get("upstreams") or {}).items():
-        key = _key_of(name)
+        key = key_of(name)
         given = cast("Tree", entry) if isinstance(entry, dict) else {"url": entry}
         merged[key] = _merge(merged.get(key, {"name": name}), given)
     section: object = tree.get("upstream")
