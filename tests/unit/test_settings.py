@@ -201,3 +201,9 @@ def test_a_wrong_value_is_explained_in_plain_words(name: str, value: str, said: 
     with pytest.raises(SetupError) as caught:
         load(environment={name: value})
     assert said in str(caught.value)
+
+
+def test_rows_are_kept_for_a_day_at_least():
+    assert load(environment={"NIGHTMILL_RETENTION__ROWS_KEPT_S": "86400"}).retention.rows_kept_s == 86_400
+    with pytest.raises(SetupError, match="rows_kept_s must be 0 or at least 86400, which is a day"):
+        load(environment={"NIGHTMILL_RETENTION__ROWS_KEPT_S": "3600"})

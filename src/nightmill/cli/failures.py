@@ -13,7 +13,6 @@ import typer
 
 from nightmill.cli.help import no_such_option
 from nightmill.cli.screen import clean, say
-from nightmill.core.plain_words import plain
 from nightmill.errors import NightmillError
 
 
@@ -103,7 +102,7 @@ def _described(error: Exception) -> tuple[str, int] | None:
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "nightmill"
         option = getattr(error, "option_name", None)
-        message = plain(clean(error.format_message())).rstrip(".")
+        message = _in_plain_words(clean(error.format_message())).rstrip(".")
         if context is not None and option is not None and message.startswith("No such option"):
             message = no_such_option(context, clean(option))
         see = f"{' See' if message.endswith('?') else '; see'} '{command} --help'"
@@ -112,6 +111,15 @@ def _described(error: Exception) -> tuple[str, int] | None:
         name = f"{error.filename}: " if error.filename else ""
         return f"{name}{error.strerror or type(error).__name__}", ExitCode.BAD_INPUT
     return None
+
+
+def _in_plain_words(message: str) -> str:
+    if "Input should be" not in message and "Value error" not in message:
+        return message
+    # Imported here: pydantic is slow to import, and most messages are not its own.
+    from nightmill.settings.problems import plain
+
+    return plain(message)
 
 
 def _of_the_server(error: Exception) -> tuple[str, int] | None:

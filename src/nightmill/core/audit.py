@@ -22,6 +22,7 @@ class AuditAction(StrEnum):
     BATCH_RESUMED = "batch.resumed"
     BATCH_DEADLINE_CHANGED = "batch.deadline_changed"
     BATCH_CONCURRENCY_CHANGED = "batch.concurrency_changed"
+    BATCH_REMOVED = "batch.removed"
     KEY_CREATED = "key.created"
     KEY_REVOKED = "key.revoked"
     PROJECT_CHANGED = "project.changed"

@@ -23,6 +23,9 @@ _LOOK_S = 1.0
 _REPORTS_KEPT_S = 600.0
 """Workers report every few seconds; a report so old is of a worker that is gone."""
 
+_ROW_SWEEP_S = 3_600.0
+"""Old rows are searched for without an index, and none of them is urgent."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MaintenanceOptions:
@@ -33,12 +36,15 @@ class MaintenanceOptions:
         audit_ttl_s: the age in seconds at which an entry of the audit log is removed; 0 keeps all.
         lease_ttl_s: the length of a worker's lease.
         deliveries_kept_s: the age in seconds at which a delivery of a webhook that has ended is removed.
+        rows_kept_s: the age in seconds at which rows of ended batches and deleted files are removed; 0 keeps
+            all.
     """
 
     sweep_s: float
     audit_ttl_s: int
     lease_ttl_s: float
     deliveries_kept_s: int
+    rows_kept_s: int = 0
 
 
 class Maintenance:
@@ -73,6 +79,7 @@ class Maintenance:
         self._monotonic = clocks.monotonic
         self._deleting = deleting
         self._next_sweep = 0.0
+        self._next_row_sweep = 0.0
         self._healthy_since: float | None = None
         self._seen_at = 0.0
         self._orphans = OrphanSweep(store=store, blobs=blobs, monotonic=clocks.monotonic)
@@ -128,21 +135,39 @@ class Maintenance:
         while await self._store.webhook_deliveries.delete_old(kept_s=self._options.deliveries_kept_s):
             pass
         await self._store.counts.end_silent(max_age_s=_REPORTS_KEPT_S)
+        if self._options.rows_kept_s and self._monotonic() >= self._next_row_sweep:
+            self._next_row_sweep = self._monotonic() + _ROW_SWEEP_S
+            await self._remove_rows(self._options.rows_kept_s)
         with self._deleting() as may_delete:
             if may_delete:
-                await self._delete_unused()
+                await delete_unused_bytes(self._store, self._blobs, self._parts)
                 if self._orphans.is_due:
                     await self._orphans.sweep()
 
-    async def _delete_unused(self) -> None:
-        while keys := await self._store.blob_references.unused():
-            for key in keys:
-                await self._blobs.delete(key)
-            failpoint("maintenance.before_forget")
-            await self._store.blob_references.remove(keys)
-            failpoint("maintenance.forgotten")
-        batch_ids = await self._parts.batches()
-        for batch_id in await self._store.batches.ended(batch_ids) if batch_ids else ():
-            failpoint("maintenance.before_parts")
-            await self._parts.delete(batch_id)
-            failpoint("maintenance.parts_deleted")
+    async def _remove_rows(self, kept_s: int) -> None:
+        while await self._store.pruning.remove_batches(kept_s=kept_s):
+            pass
+        while await self._store.pruning.remove_tombstones(kept_s=kept_s):
+            pass
+
+
+async def delete_unused_bytes(store: Store, blobs: Blobs, parts: Parts) -> int:
+    """Deletes blobs and parts that no row needs any more, and their references; returns the number of blobs.
+
+    Blobs that no row references at all belong to `orphan_blobs`. No backup may be reading (`delete_lock`).
+    A blob is deleted before its reference is removed, so a process that dies between leaves nothing behind.
+    """
+    deleted = 0
+    while keys := await store.blob_references.unused():
+        for key in keys:
+            await blobs.delete(key)
+        failpoint("maintenance.before_forget")
+        await store.blob_references.remove(keys)
+        failpoint("maintenance.forgotten")
+        deleted += len(keys)
+    batch_ids = await parts.batches()
+    for batch_id in await store.batches.ended(batch_ids) if batch_ids else ():
+        failpoint("maintenance.before_parts")
+        await parts.delete(batch_id)
+        failpoint("maintenance.parts_deleted")
+    return deleted

@@ -216,4 +216,5 @@ def maintenance_options(settings: Settings) -> MaintenanceOptions:
         audit_ttl_s=settings.audit.ttl_s,
         lease_ttl_s=settings.worker.lease_ttl_s,
         deliveries_kept_s=settings.webhooks.kept_s,
+        rows_kept_s=settings.retention.rows_kept_s,
     )

@@ -7,7 +7,6 @@ from typing import Any, Final
 from pydantic import BaseModel, ValidationError
 
 from nightmill.core.nearest_name import fields_above, nearest_name
-from nightmill.core.plain_words import plain_of_all
 from nightmill.settings.sections import Settings
 
 PREFIX: Final = "NIGHTMILL_"
@@ -17,6 +16,19 @@ _NUMBER_ERRORS: Final = frozenset({"int_parsing", "float_parsing", "bool_parsing
 _LONGEST_VALUE: Final = 16
 """A longer text is not shown: a key may be in the wrong place."""
 _SEE: Final = "docs/settings.md"
+_VALUE_ERROR: Final = "Value error, "
+_WORDS: Final = (
+    (re.compile(r"Input should be a valid integer(?:, .*)?"), "it must be a whole number"),
+    (re.compile(r"Input should be a valid number(?:, .*)?"), "it must be a number"),
+    (re.compile(r"Input should be a valid boolean(?:, .*)?"), "it must be true or false"),
+    (re.compile(r"Input should be less than or equal to (\S+)"), r"it must be at most \1"),
+    (re.compile(r"Input should be greater than or equal to (\S+)"), r"it must be at least \1"),
+    (re.compile(r"Input should be less than (\S+)"), r"it must be less than \1"),
+    (re.compile(r"Input should be greater than (\S+)"), r"it must be more than \1"),
+    (re.compile(r"Input should be a valid string"), "it must be text"),
+    (re.compile(r"Input should be "), "it must be "),
+    (re.compile(r"Field required"), "it is missing"),
+)
 
 
 def message_of(error: ValidationError, upstreams: Sequence[str]) -> str:
@@ -33,7 +45,7 @@ def message_of(error: ValidationError, upstreams: Sequence[str]) -> str:
     if len(steps) > 1 and steps[0] == "upstreams" and isinstance(steps[1], int):
         steps[1] = upstreams[steps[1]]
     if not steps:
-        return f"settings: {plain_of_all(about_it)}; see {_SEE}"
+        return f"settings: {_plain_of_all(about_it)}; see {_SEE}"
     name = ".".join(str(step) for step in steps)
     subject = f"setting '{name}' ({variable_of(name)})"
     value: object = first["input"]
@@ -42,7 +54,7 @@ def message_of(error: ValidationError, upstreams: Sequence[str]) -> str:
         meant = repr(near) if near else " or ".join(map(_with_variable, settings_like(name)))
         hint = f"; did you mean {meant}? See {_SEE}" if meant else f"; see {_SEE}"
         return f"{subject}: there is no such setting{hint}"
-    said = plain_of_all(about_it)
+    said = _plain_of_all(about_it)
     if isinstance(value, int | float) or (
         isinstance(value, str) and first["type"] in _NUMBER_ERRORS and len(value) <= _LONGEST_VALUE
     ):
@@ -88,3 +100,20 @@ def _steps_of(place: Sequence[int | str]) -> list[int | str]:
 
 def _with_variable(name: str) -> str:
     return f"{name!r} ({variable_of(name)})"
+
+
+def plain(message: str) -> str:
+    """A message of pydantic about a value, in the words of nightmill's own messages.
+
+    `Input should be less than or equal to 10` -> `it must be at most 10`.
+    """
+    message = message.replace(_VALUE_ERROR, "")
+    for pattern, words in _WORDS:
+        message = pattern.sub(words, message)
+    return message
+
+
+def _plain_of_all(messages: Sequence[str]) -> str:
+    """One sentence for the messages about a value that could be of several types."""
+    first, *others = dict.fromkeys(map(plain, messages))
+    return " or ".join([first, *(other.removeprefix("it must be ") for other in others)])

@@ -13,6 +13,7 @@ from nightmill.core.batch import ENDPOINTS
 from nightmill.core.limits import Limits
 from nightmill.core.prices import Price
 from nightmill.core.usage import DAY_S
+from nightmill.settings.retention import AuditSettings, RetentionSettings
 from nightmill.settings.upstreams import ANY_MODEL, Section, UpstreamSettings, check_upstreams
 from nightmill.settings.webhooks import WebhookSettings
 
@@ -294,15 +295,6 @@ class FinalizerSettings(Section):
     of pieces is never redirected to the object store."""
 
 
-class RetentionSettings(Section):
-    """How often maintenance runs, and how much disk space stays free."""
-
-    sweep_s: Annotated[float, Field(gt=0)] = 5.0
-    """Seconds between two searches for lapsed leases, overdue batches and expired files."""
-    free_bytes: Annotated[int, Field(ge=0)] = 256 << 20
-    """Uploads are refused and batches pause when less disk space than this is free."""
-
-
 class QuotaSettings(Section):
     """How much one project may have open or stored; 0 sets no limit. `nightmill projects set` changes it for
     one project.
@@ -325,16 +317,6 @@ class QuotaSettings(Section):
     @property
     def limits(self) -> Limits:
         return Limits(**self.model_dump())
-
-
-class AuditSettings(Section):
-    """The log of who did what (`nightmill audit`)."""
-
-    ttl_s: Annotated[int, Field(ge=0)] = 365 * DAY_S
-    """Age in seconds at which an entry is removed; 0 keeps all. Entries of a project under legal hold stay.
-    """
-    downloads: bool = False
-    """Log each download of a file too. A download then needs a writable store."""
 
 
 class PriceSettings(Section):

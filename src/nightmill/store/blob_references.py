@@ -45,9 +45,9 @@ def _is_needed(blob_key: ColumnElement[str]) -> ColumnElement[bool]:
     return or_(by_a_file, by_a_batch, by_a_held_batch)
 
 
-_ended_at = func.coalesce(batch.c.failed_at, batch.c.completed_at, batch.c.expired_at, batch.c.cancelled_at)
+ended_at = func.coalesce(batch.c.failed_at, batch.c.completed_at, batch.c.expired_at, batch.c.cancelled_at)
 _IS_OLD_REPORT = (
-    _ended_at <= now() - REPORT_KEPT_S,
+    ended_at <= now() - REPORT_KEPT_S,
     batch.c.id.not_in(held_ids(HoldKind.BATCH)),
     batch.c.project_id.not_in(held_ids(HoldKind.PROJECT)),
 )
@@ -112,6 +112,9 @@ _ENDED_WITHOUT_FILES = select(batch.c.id).where(
 )
 
 
+_EXISTING = select(batch.c.id).where(batch.c.id.in_(bindparam("batch_ids", expanding=True)))
+
+
 class BlobReferences(Verbs):
     """Keys of blobs in the rows of files, uploads, pieces, slices and batches."""
 
@@ -138,11 +141,15 @@ class BlobReferences(Verbs):
     @read
     @staticmethod
     def ended_without_files(connection: Connection, batch_ids: Collection[str]) -> Set[str]:
-        """Those of `batch_ids` that have ended and whose files are all deleted. Held batches are not among
-        them."""
+        """Those of `batch_ids` that have ended and whose files are all deleted, or whose rows are removed.
+
+        Held batches are not among them.
+        """
         found: set[str] = set()
         for portion in portions(batch_ids):
-            found.update(connection.execute(_ENDED_WITHOUT_FILES, {"batch_ids": portion}).scalars())
+            given = {"batch_ids": portion}
+            found.update(connection.execute(_ENDED_WITHOUT_FILES, given).scalars())
+            found.update(set(portion).difference(connection.execute(_EXISTING, given).scalars()))
         return found
 
     @write

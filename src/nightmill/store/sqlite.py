@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from time import monotonic, sleep
+from time import monotonic, sleep, time
 from types import ModuleType
 from typing import Any, Final
 
@@ -162,6 +162,28 @@ class SqliteDatabase:
     async def close(self) -> None:
         await self._reader.close()
         await self._writer.close()
+
+
+def compact(path: Path, *, busy_timeout_s: float = BUSY_TIMEOUT_S) -> int:
+    """Gives the unused pages of a database file back to the disk; returns the bytes that were freed.
+
+    Writes the whole database anew, for which the disk needs as much room once more. No server may use it.
+
+    Raises:
+        UnavailableError, StorageFullError: another process uses the database, or the disk is full.
+    """
+    before_bytes = path.stat().st_size
+    engine = sqlite_engine(path, begin="", clock=time, busy_timeout_s=busy_timeout_s)
+    try:
+        connection = engine.raw_connection()
+        connection.cursor().execute("VACUUM")
+        connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        connection.close()
+    except Exception as error:
+        raise sqlite_failure(error) from error
+    finally:
+        engine.dispose()
+    return before_bytes - path.stat().st_size
 
 
 def sqlite_failure(error: Exception) -> Exception:

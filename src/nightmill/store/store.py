@@ -28,6 +28,7 @@ from nightmill.store.leases import Leases
 from nightmill.store.line_reports import LineReports
 from nightmill.store.open_batches import OpenBatches
 from nightmill.store.projects import Projects
+from nightmill.store.pruning import Pruning
 from nightmill.store.segments import Segments
 from nightmill.store.slices import Slices
 from nightmill.store.sqlite import BUSY_TIMEOUT_S
@@ -77,6 +78,7 @@ class Store:
         self.projects = Projects(database)
         self.holds = Holds(database)
         self.usage = UsageTotals(database)
+        self.pruning = Pruning(database)
         self.audit = Audit(database)
         self.api_keys = ApiKeys(database)
         self.webhook_endpoints = WebhookEndpoints(database)
