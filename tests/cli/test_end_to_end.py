@@ -127,6 +127,9 @@ def test_files_are_uploaded_listed_downloaded_and_deleted(base_url, nightmill, i
     assert file_id in nightmill("files").out
     listed = rows(nightmill("files", "list", "--purpose", "batch", "--json").out)
     assert [row["filename"] for row in listed if row["id"] == file_id] == ["mine.jsonl"]
+    heading, *others = nightmill("files").out.splitlines()
+    assert heading.startswith("ID ")
+    assert max(map(len, (heading, *others))) <= 80
     assert nightmill("files", "download", file_id).out == path.read_text()
     assert nightmill("files", "download", file_id, "-o", tmp_path / "copy.jsonl").code == 0
     assert (tmp_path / "copy.jsonl").read_bytes() == path.read_bytes()

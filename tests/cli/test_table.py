@@ -1,6 +1,13 @@
-"""Tables that fit the terminal."""
+"""Tables and fields that fit the terminal."""
 
+import sys
+import time
+
+from openai.types import FileObject
+
+from nightmill.cli.screen import out_fields, out_table
 from nightmill.cli.table import Column, fitted
+from nightmill.client import Client
 
 ID = Column("ID", ["aaaaaaaa", "bbbbbbbb"])
 MODEL = Column("MODEL", ["m", "n"], drop=1)
@@ -36,3 +43,49 @@ def test_without_a_width_nothing_is_cut_and_a_minor_column_without_cells_is_left
 def test_a_column_keeps_its_least_width():
     why = Column("WHY", ["concurrency limit", ""], drop=1, least=17)
     assert fitted([ID, ENDPOINT, why], 40)[1] == "aaaaaaaa  concurrency limit"
+
+
+def test_on_a_terminal_the_last_column_of_a_table_and_a_long_value_take_several_lines(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "30")
+    out_table(("N", "DETAIL"), [("1", "It waits for an upstream that is away.")])
+    out_fields([("why", "It waits for an upstream."), ("id", "b1")])
+    assert capsys.readouterr().out.splitlines() == [
+        "N  DETAIL",
+        "1  It waits for an upstream",
+        "   that is away.",
+        "why  It waits for an upstream.",
+        "id   b1",
+    ]
+
+
+def test_in_a_pipe_each_row_is_one_line_however_long(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "30")
+    out_table(("N", "DETAIL"), [("1", "x " * 50)])
+    out_fields([("why", "x " * 50)])
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+def test_the_list_of_files_leaves_out_what_matters_less(nightmill, monkeypatch):
+    names = ["mine.jsonl", f"batch_{'3f2a9c1b' * 4}_output.jsonl"]
+    rows = [
+        FileObject(
+            id="file-dvyuBKxQbGzUG5hSVrBzP6",
+            bytes=237_606,
+            created_at=int(time.time()) - 65,
+            expires_at=None,
+            filename=name,
+            object="file",
+            purpose="batch_output",
+            status="processed",
+        )
+        for name in names
+    ]
+    monkeypatch.setattr(Client, "files", lambda *_, **__: iter(rows))
+    heading, *listed = nightmill("files", "list").out.splitlines()
+    assert heading.split() == ["ID", "BYTES", "AGE", "FILENAME"]
+    assert [row.split("  ")[-1] for row in listed] == ["mine.jsonl", "batch_3f2a9c1b…_output.jsonl"]
+    monkeypatch.setenv("COLUMNS", "120")
+    heading, *listed = nightmill("files", "list").out.splitlines()
+    assert heading.split() == ["ID", "PURPOSE", "BYTES", "AGE", "EXPIRES", "IN", "FILENAME"]
+    assert "never" in listed[0]

@@ -12,8 +12,8 @@ import typer
 
 from nightmill.cli.connection import BaseUrl, BatchId, base_url_flag, full_batch_id, server
 from nightmill.cli.outcome import failures_of, next_steps, tell_errors
-from nightmill.cli.screen import Json, local_time, out, out_fields, out_json, say
-from nightmill.cli.table import Column, out_fitted, terminal_width
+from nightmill.cli.screen import Json, local_time, out, out_fields, out_json, say, terminal_width
+from nightmill.cli.table import Column, out_fitted
 from nightmill.client.words import counts_text, cut, duration, moment, short_id
 from nightmill.errors import RequestError
 

@@ -1,5 +1,7 @@
 """`nightmill files`: list, upload, download, delete."""
 
+import re
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -8,7 +10,12 @@ import typer
 from nightmill.cli.connection import BaseUrl, server
 from nightmill.cli.help import CommandLine
 from nightmill.cli.results import STDOUT, download_to
-from nightmill.cli.screen import Json, local_time, out, out_json, out_table
+from nightmill.cli.screen import Json, out, out_json, terminal_width
+from nightmill.cli.table import Column, out_fitted
+from nightmill.client.words import duration
+
+_BATCH = re.compile(r"(batch_[0-9a-f]{8})[0-9a-f]{24}")
+_LEAST_NAME = len("batch_3f2a9c1b…_output.jsonl")
 
 FileId = Annotated[str, typer.Argument(metavar="ID", help="The file's id.")]
 Purpose = Annotated[
@@ -33,20 +40,23 @@ def list_files(purpose: Purpose = None, base_url: BaseUrl = None, as_json: Json 
         if as_json:
             out_json(*(file.to_dict(mode="json") for file in found))
             return
-        out_table(
-            ("ID", "PURPOSE", "BYTES", "CREATED", "EXPIRES", "FILENAME"),
-            (
-                (
-                    file.id,
-                    file.purpose,
-                    str(file.bytes),
-                    local_time(file.created_at),
-                    local_time(file.expires_at),
-                    file.filename,
-                )
-                for file in found
-            ),
-        )
+        rows = list(found)
+    now = time.time()
+    out_fitted(
+        [
+            Column("ID", [file.id for file in rows]),
+            Column("PURPOSE", [file.purpose for file in rows], drop=1),
+            Column("BYTES", [str(file.bytes) for file in rows]),
+            Column("AGE", [duration(now - file.created_at) for file in rows]),
+            Column("EXPIRES IN", [_left(file.expires_at, now) for file in rows], drop=2),
+            Column("FILENAME", [_BATCH.sub(r"\1…", file.filename) for file in rows], least=_LEAST_NAME),
+        ],
+        terminal_width(),
+    )
+
+
+def _left(stamp: int | None, now: float) -> str:
+    return "never" if stamp is None else duration(stamp - now)
 
 
 @app.command()

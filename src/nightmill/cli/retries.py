@@ -80,7 +80,7 @@ def receipt(batch_id: BatchId, base_url: BaseUrl = None, as_json: Json = False) 
             ("status", found["status"]),
             ("stopped", None if stop is None else f"{stop['code']}: {stop['message']}"),
             ("lines", ", ".join(f"{count:,} {name}" for name, count in counted.items() if count is not None)),
-            ("errors", ", ".join(f"{clean(code)} {count:,}" for code, count in errors.items())),
+            ("errors", ", ".join(f"{count:,}x {clean(code)}" for code, count in errors.items())),
             ("tokens", f"{tokens_in}, {usage['output_tokens']:,} out"),
             ("attempts", None if sent is None else f"{sent['sent']:,} sent, {sent['retried']:,} again"),
             ("upstreams", ", ".join(f"{clean(name)} {count:,}" for name, count in upstreams.items())),
@@ -142,7 +142,7 @@ def _counted(answer: dict[str, Any], *, is_dry: bool) -> str:
     """How many lines there are, and of which codes."""
     if not answer["lines"]:
         return "no line of these batches matches" + ("" if is_dry else "; nothing was done")
-    listed = [f"{clean(code)} {count:,}" for code, count in list(answer["codes"].items())[:_LISTED]]
+    listed = [f"{count:,}x {clean(code)}" for code, count in list(answer["codes"].items())[:_LISTED]]
     more = len(answer["codes"]) - len(listed)
     codes = ", ".join(listed) + (f" and {more} more codes" if more > 0 else "")
     repeats = answer.get("duplicate_custom_ids")

@@ -1,11 +1,13 @@
 """Output of the commands: results on stdout, everything else on stderr.
 
-Text from a server or a file never moves the cursor, and a table looks the same in a pipe. Progress belongs to
-`client.progress`, failures to `failures`.
+Text from a server or a file never moves the cursor. In a pipe, each row and field is one line. Progress
+belongs to `client.progress`, failures to `failures`.
 """
 
 import json
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Annotated, Any
@@ -13,6 +15,8 @@ from typing import Annotated, Any
 import typer
 
 from nightmill.client.words import clean
+
+_NARROWEST = 20
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
@@ -34,18 +38,39 @@ def out_json(*values: Any) -> None:
 
 
 def out_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Prints a table. On a terminal that is too narrow, the last column takes several lines."""
     cells = [list(headings), *([clean(cell) for cell in row] for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(headings))]
-    for row in cells:
-        out("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    indent = sum(widths[:-1]) + 2 * (len(widths) - 1)
+    for *first, last in cells:
+        begin = "".join(f"{cell.ljust(width)}  " for cell, width in zip(first, widths, strict=False))
+        for number, part in enumerate(_lines(last, indent)):
+            out((" " * indent if number else begin) + part)
 
 
 def out_fields(fields: Iterable[tuple[str, str | None]]) -> None:
-    """Prints names and values, one pair on a line; pairs without a value are left out."""
+    """Prints names and values, one pair on a line; pairs without a value are left out.
+
+    On a terminal, a long value takes several lines.
+    """
     shown = [(name, clean(value)) for name, value in fields if value]
     width = max(len(name) for name, _ in shown)
     for name, value in shown:
-        out(f"{name.ljust(width)}  {value}")
+        for number, part in enumerate(_lines(value, width + 2)):
+            out(f"{('' if number else name).ljust(width)}  {part}")
+
+
+def terminal_width() -> int:
+    """In columns; 80 where there is no terminal."""
+    return shutil.get_terminal_size().columns
+
+
+def _lines(text: str, indent: int) -> list[str]:
+    """The text as it fits behind `indent` columns of a terminal; whole in a pipe."""
+    width = terminal_width() - indent
+    if len(text) <= width or width < _NARROWEST or not sys.stdout.isatty():
+        return [text]
+    return textwrap.wrap(text, width, break_on_hyphens=False)
 
 
 def local_time(stamp: int | None) -> str:

@@ -3,7 +3,6 @@
 In a pipe the width is 80 columns, so that a table looks the same there. The cells belong to the commands.
 """
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -33,11 +32,6 @@ class Column:
     @property
     def width(self) -> int:
         return max(map(len, (self.heading, *self.cells)))
-
-
-def terminal_width() -> int:
-    """In columns; 80 where there is no terminal."""
-    return shutil.get_terminal_size().columns
 
 
 def out_fitted(columns: Sequence[Column], width: int | None) -> None:
