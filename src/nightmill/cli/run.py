@@ -7,22 +7,38 @@ import typer
 
 from nightmill.cli import flags
 from nightmill.cli.failures import ExitCode, end_code
-from nightmill.cli.screen import Json, clean, out, out_json, say
+from nightmill.cli.screen import Json, say
+from nightmill.cli.streams import STDIN
+from nightmill.errors import RequestError
 
 if TYPE_CHECKING:
-    from nightmill.runtime.run_file import Progress, RunSummary
-
-_LISTED = 20
+    from nightmill.runtime.rerun import Rerun
+    from nightmill.runtime.run_file import Progress
 
 
 def run(
     input_path: flags.Input,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="Lines answered with a 2xx [IN_output.jsonl]."),
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Lines answered with a 2xx [IN_output.jsonl]; '-' prints them at the end.",
+        ),
     ] = None,
     errors: Annotated[
         Path | None, typer.Option("--errors", "-e", metavar="FILE", help="All other lines [IN_error.jsonl].")
+    ] = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Begin anew, also if the file was answered before.")
+    ] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Send the failed lines of a finished run again.")
+    ] = False,
+    timeout_s: Annotated[
+        float | None,
+        typer.Option("--timeout", metavar="SECONDS", min=0, help="Stop then; the same command goes on."),
     ] = None,
     upstream: flags.Upstream = None,
     upstream_key: flags.UpstreamKey = None,
@@ -37,82 +53,73 @@ def run(
     """Answer every line of a file, without a server.
 
     After Ctrl-C or a crash, the same command continues where it stopped: unfinished work is kept in
-    IN.jsonl.nightmill beside the input. The output file appears only when it is complete.
+    IN.jsonl.nightmill beside the input. The output file appears only when it is complete. A file that is
+    answered already is not sent again.
     """
     tree: dict[str, Any] = flags.upstream_tree(
         upstream=upstream, upstream_key=upstream_key, model=model, emulate=emulate, concurrency=concurrency
     )
     # The progress display is enough of a log unless more is asked for.
     settings = flags.settings_of(tree | {"log_level": log_level or "warning"}, config)
+    from nightmill.cli.run_output import (
+        is_printed,
+        print_output,
+        refuse_both_on_stdout,
+        run_files,
+        show_summary,
+    )
     from nightmill.client import local
-    from nightmill.runtime.run_file import run_file
+    from nightmill.runtime.rerun import run_input
 
-    default_output, default_errors = local.default_paths(input_path)
+    printed = is_printed(input_path, output)
+    refuse_both_on_stdout(is_printed=printed, as_json=as_json)
+    rerun = _rerun(again=again, retry_failed=retry_failed, input_path=input_path)
     latest: list[Progress] = []
+    with run_files(input_path, output, errors) as files:
+        try:
+            with local.reporting() as show:
 
-    try:
-        with local.reporting() as show:
+                def report(progress: "Progress") -> None:
+                    latest[:] = [progress]
+                    show(progress)
 
-            def report(progress: "Progress") -> None:
-                latest[:] = [progress]
-                show(progress)
-
-            summary = local.finished(
-                run_file(
-                    settings,
-                    input_path,
-                    output_path=output or default_output,
-                    error_path=errors or default_errors,
-                    endpoint=endpoint,
-                    on_progress=report,
-                    say=say,
+                summary = local.finished(
+                    run_input(
+                        settings,
+                        files,
+                        rerun=rerun,
+                        endpoint=endpoint,
+                        on_progress=report,
+                        say=say,
+                        timeout_s=timeout_s,
+                    )
                 )
-            )
-    except KeyboardInterrupt:
-        so_far = (
-            f" with {latest[0].completed + latest[0].failed} of {latest[0].total} answered" if latest else ""
-        )
-        say(f"nightmill: stopped{so_far}; the same command goes on from there")
-        raise typer.Exit(ExitCode.INTERRUPTED) from None
-    if as_json:
-        out_json(_wire(summary))
-    else:
-        _tell(summary, input_path)
+        except KeyboardInterrupt:
+            say(_stopped(latest, again=again))
+            raise typer.Exit(ExitCode.INTERRUPTED) from None
+        show_summary(summary, input_path, is_printed=printed, as_json=as_json)
+        if printed and summary.output_path is not None:
+            print_output(files, input_path)
     raise typer.Exit(end_code(summary.status, summary.failed))
 
 
-def _tell(summary: "RunSummary", input_path: Path) -> None:
-    if summary.errors:
-        for error in summary.errors[:_LISTED]:
-            say(f"line {error.line}: {clean(error.message)}" if error.line else clean(error.message))
-        say(f"nightmill: nothing was sent; see every bad line with: nightmill validate {input_path}")
-        return
-    say(f"{summary.status}: {summary.completed} answered, {summary.failed} failed of {summary.total}")
-    for path in (summary.output_path, summary.error_path):
-        if path is not None:
-            out(str(path))
+def _rerun(*, again: bool, retry_failed: bool, input_path: Path) -> "Rerun":
+    from nightmill.runtime.rerun import Rerun
+
+    if again and retry_failed:
+        raise RequestError("--again sends all lines and --retry-failed the failed ones; give one of the two")
+    if input_path == STDIN:
+        if retry_failed:
+            raise RequestError("lines from stdin can't be retried; name the file they are from")
+        return Rerun.ALL
+    return Rerun.ALL if again else Rerun.FAILED if retry_failed else Rerun.NONE
 
 
-def _wire(summary: "RunSummary") -> dict[str, Any]:
-    usage = summary.usage
-    return {
-        "status": str(summary.status),
-        "request_counts": {
-            "total": summary.total,
-            "completed": summary.completed,
-            "failed": summary.failed,
-        },
-        "output_path": str(summary.output_path) if summary.output_path else None,
-        "error_path": str(summary.error_path) if summary.error_path else None,
-        "usage": {
-            "input_tokens": usage.input_tokens,
-            "input_tokens_details": {"cached_tokens": usage.cached_tokens},
-            "output_tokens": usage.output_tokens,
-            "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
-            "total_tokens": usage.total_tokens,
-        },
-        "errors": [
-            {"code": error.code, "message": error.message, "param": error.param, "line": error.line}
-            for error in summary.errors
-        ],
-    }
+def _stopped(latest: "list[Progress]", *, again: bool) -> str:
+    from nightmill.client.words import counts_text
+
+    so_far = ""
+    if latest and latest[0].total:
+        so_far = f" with {counts_text(latest[0].total, latest[0].completed, latest[0].failed)}"
+    without = " without --again" if again else ""
+    return f"nightmill: stopped{so_far}; the same command{without} goes on from there"

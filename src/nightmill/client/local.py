@@ -1,7 +1,7 @@
 """`nightmill.run`: answer a JSONL file from Python without a server.
 
 Makes settings of arguments, chooses default paths, shows progress, and starts an event loop where none runs.
-The work is done by `runtime.run_file`.
+The work is done by `runtime.rerun`.
 """
 
 import asyncio
@@ -32,10 +32,12 @@ def run(
     errors: str | PathLike[str] | None = None,
     endpoint: str | None = None,
     concurrency: int | Literal["auto"] | None = None,
+    rerun: Literal["none", "all", "failed"] = "none",
+    timeout_s: float | None = None,
     on_progress: "Callable[[Progress], None] | None" = None,
 ) -> "RunSummary":
     """Answers every request line of a JSONL file. Called again after an interruption, it continues where it
-    stopped.
+    stopped; called again after its end, it sends nothing and returns the counts.
 
     Args:
         input_path: the request lines. Unfinished work is kept beside it, in `<name>.nightmill`.
@@ -47,6 +49,8 @@ def run(
         errors: file for all other lines; by default `<name>_error.jsonl` beside the input.
         endpoint: by default that of the first line.
         concurrency: attempts in flight at once, or "auto" to find the number; None takes the setting.
+        rerun: `all` sends every line again, `failed` the failed lines of a finished run.
+        timeout_s: how long this call may take; None for as long as it takes.
         on_progress: called with each snapshot of the progress; None shows a progress bar on stderr.
 
     Returns:
@@ -54,12 +58,14 @@ def run(
         `errors`.
 
     Raises:
-        RequestError: the input is missing, empty, or has changed since an unfinished run of it.
+        RequestError: the input is missing, empty, no request lines, or has changed since an unfinished run of
+            it; or the output file is of another input.
         SetupError: no upstream, or a setting is wrong.
-        UnavailableError: try again later.
+        UnavailableError: the time is over, or the storage is full; call it again to go on.
     """
     # Imported here: the client alone must not load the server.
-    from nightmill.runtime.run_file import run_file  # noqa: PLC0415 - see above
+    from nightmill.runtime.rerun import Rerun, run_input  # noqa: PLC0415 - see above
+    from nightmill.runtime.run_files import RunFiles  # noqa: PLC0415 - see above
 
     flags: dict[str, Any] = {
         "upstream": {"url": upstream, "api_key": upstream_key, "concurrency": concurrency},
@@ -68,15 +74,20 @@ def run(
     }
     path = Path(input_path)
     default_output, default_errors = default_paths(path)
+    files = RunFiles(
+        path,
+        Path(output) if output is not None else default_output,
+        Path(errors) if errors is not None else default_errors,
+    )
     with reporting(on_progress) as report:
         return finished(
-            run_file(
+            run_input(
                 load(flags=flags),
-                path,
-                output_path=Path(output) if output is not None else default_output,
-                error_path=Path(errors) if errors is not None else default_errors,
+                files,
+                rerun=Rerun(rerun),
                 endpoint=endpoint,
                 on_progress=report,
+                timeout_s=timeout_s,
             )
         )
 

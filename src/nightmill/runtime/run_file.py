@@ -6,7 +6,7 @@ The output appears complete, under its final name, or not at all. Progress is di
 
 import asyncio
 import hashlib
-import os
+import math
 import random
 import shutil
 import time
@@ -18,7 +18,7 @@ from pathlib import Path
 from nightmill.blobs import new_blob
 from nightmill.core.batch import ENDPOINTS, Batch, LineError, Status, Usage
 from nightmill.core.request_line import endpoint_in
-from nightmill.errors import RequestError, SetupError
+from nightmill.errors import RequestError, SetupError, UnavailableError
 from nightmill.ids import BatchId, FileId, ProjectId
 from nightmill.roles.loop import Notifier, keep_turning
 from nightmill.roles.upstream_manager import UpstreamManager
@@ -27,11 +27,11 @@ from nightmill.runtime.components import Components, open_components
 from nightmill.runtime.data_folder_lock import locked_folder
 from nightmill.runtime.problems import ProblemLog, Problems
 from nightmill.runtime.process_setup import limit_memory_use
+from nightmill.runtime.run_files import delete_earlier, replaced, work_folder
 from nightmill.runtime.supervisor import Program, Supervisor
 from nightmill.runtime.upstreams import choose_upstream, listens
 from nightmill.settings import BlobSettings, QuotaSettings, Settings
 from nightmill.store.migrate import migrate
-from nightmill.validation.file_format import binary_format, other_encoding
 
 _PROJECT = ProjectId("default")
 _INPUT_KEY = "files/input"
@@ -57,7 +57,15 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class RunSummary:
-    """The result of a run. A path is None when the run has no line for that file."""
+    """The result of a run. A path is None when the run has no line for that file.
+
+    Attributes:
+        usage: of all starts of the run; none where the run had been finished before.
+        errors: the invalid lines, if the status is `failed`.
+        elapsed_s: since this start.
+        done_before: the lines that were done before this start.
+        is_from_before: whether the run had been finished before, so that nothing was done.
+    """
 
     status: Status
     total: int
@@ -67,6 +75,9 @@ class RunSummary:
     error_path: Path | None
     usage: Usage
     errors: tuple[LineError, ...] = field(default=())
+    elapsed_s: float = 0.0
+    done_before: int = 0
+    is_from_before: bool = False
 
 
 async def run_file(
@@ -78,15 +89,18 @@ async def run_file(
     endpoint: str | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     say: Callable[[str], None] | None = None,
+    timeout_s: float | None = None,
 ) -> RunSummary:
-    """Answers every line of `input_path`.
+    """Answers every line of `input_path`; an unfinished run of it goes on.
 
     Args:
         endpoint: the batch's endpoint; None takes the `url` of the first line.
+        timeout_s: how long this start may take; None for as long as it takes.
 
     Raises:
         RequestError: the input is missing, empty, or has changed since an unfinished run of it.
         SetupError: no upstream was named, or the work folder is in use.
+        UnavailableError: the time is over. The next start goes on.
     """
     if not await asyncio.to_thread(input_path.is_file):
         raise RequestError(f"there is no file at {input_path}")
@@ -102,6 +116,9 @@ async def run_file(
         notifier, problems = Notifier(), ProblemLog(_report_nothing)
         async with open_components(settings, emit=problems.emit, notifier=notifier) as components:
             batch = await _batch(components, input_path, endpoint)
+            done_before = batch.tally.answered
+            if done_before and say is not None:
+                say(f"going on with the run of {input_path}: {_counts(batch)}")
             limit_memory_use()
             manager = components.upstream_manager()
             async with (
@@ -114,33 +131,48 @@ async def run_file(
                     if on_progress is not None:
                         on_progress(_progress(batch, worker, problems, time.monotonic() - started))
 
-                batch = await _ended(components, batch, report)
-            outputs = (
-                await _write_output(components, batch.output_file_id, output_path),
-                await _write_output(components, batch.error_file_id, error_path),
-            )
+                end_at = math.inf if timeout_s is None else started + timeout_s
+                batch = await _ended(components, batch, report, end_at=end_at)
+            if not batch.status.is_terminal:
+                message = f"{input_path} is not finished after {timeout_s:g} s: {_counts(batch)}"
+                raise UnavailableError(f"{message}; run it again to go on")
+            outputs: tuple[Path | None, Path | None] = (None, None)
+            if batch.status != Status.FAILED:
+                outputs = (
+                    await _write_output(components, batch.output_file_id, output_path),
+                    await _write_output(components, batch.error_file_id, error_path),
+                )
     await asyncio.to_thread(shutil.rmtree, settings.folder)
     tally = batch.tally
     return RunSummary(
-        batch.status, batch.total, tally.completed, tally.failed, *outputs, tally.usage, batch.errors
+        batch.status,
+        batch.total,
+        tally.completed,
+        tally.failed,
+        *outputs,
+        tally.usage,
+        batch.errors,
+        elapsed_s=time.monotonic() - started,
+        done_before=done_before,
     )
 
 
-async def _ended(components: Components, batch: Batch, report: Callable[[Batch], None]) -> Batch:
-    """Waits for the end of the batch; returns the batch in its terminal status."""
+async def _ended(
+    components: Components, batch: Batch, report: Callable[[Batch], None], *, end_at: float
+) -> Batch:
+    """Waits for the end of the batch, or of the time; returns the batch as it is then.
+
+    Args:
+        end_at: by the monotonic clock.
+    """
     notifier = components.notifier
     while True:
         count_before = notifier.count
         batch = await components.store.batches.get(_PROJECT, batch.id) or batch
         report(batch)
-        if batch.status.is_terminal:
+        if batch.status.is_terminal or time.monotonic() >= end_at:
             return batch
         await notifier.wait(since=count_before, timeout_s=_POLL_S)
-
-
-def work_folder(input_path: Path) -> Path:
-    """The folder with the state of an unfinished run of the input."""
-    return input_path.with_name(input_path.name + ".nightmill")
 
 
 def _run_settings(settings: Settings, folder: Path) -> Settings:
@@ -166,11 +198,7 @@ def _run_settings(settings: Settings, folder: Path) -> Settings:
 
 def _endpoint_of_first_line(path: Path) -> str:
     with path.open("rb") as file:
-        line = next((line for line in file if line.strip()), None)
-    if line is None:
-        raise RequestError(f"{path} holds no request line")
-    if name := binary_format(line) or other_encoding(line):
-        raise RequestError(f"{path} is {name}. It must be JSON Lines in UTF-8.")
+        line = next((line for line in file if line.strip()), b"")
     url = endpoint_in(line)
     if url not in ENDPOINTS:
         message = (
@@ -208,7 +236,8 @@ async def _batch(components: Components, path: Path, endpoint: str) -> Batch:
     if begun[0].id != batch.id:
         folder = components.settings.folder
         message = (
-            f"{path} or its endpoint has changed since its unfinished run; to begin anew remove {folder}"
+            f"{path} or its endpoint has changed since its unfinished run in {folder};"
+            " begin anew with --again (in Python rerun='all')"
         )
         raise RequestError(message)
     return begun[0]
@@ -259,21 +288,19 @@ async def _roles(
 
 
 async def _write_output(components: Components, file_id: FileId | None, path: Path) -> Path | None:
-    """Writes a finished file to `path`, complete or not at all."""
+    """Writes a finished file to `path`, complete or not at all. Without a file, that of an earlier run is
+    deleted."""
     if file_id is None:
+        await asyncio.to_thread(delete_earlier, path)
         return None
     file = await components.store.files.get(_PROJECT, file_id)
     if file is None:
         raise SetupError(
             f"the work folder {components.settings.folder} has lost {file_id}; remove it and run again"
         )
-    unfinished = path.with_name(path.name + ".part")
-    with unfinished.open("wb") as target:
+    with replaced(path) as target:
         async for chunk in components.blobs.stream(file.blob_key):
             await asyncio.to_thread(target.write, chunk)
-        target.flush()
-        await asyncio.to_thread(os.fsync, target.fileno())
-    unfinished.replace(path)
     return path
 
 
@@ -288,6 +315,11 @@ def _progress(batch: Batch, worker: Worker, problems: ProblemLog, elapsed_s: flo
         elapsed_s,
         problems.problems.text_with_next_attempts,
     )
+
+
+def _counts(batch: Batch) -> str:
+    tally = batch.tally
+    return f"{tally.answered:,} of {batch.total:,} done ({tally.completed:,} ok, {tally.failed:,} failed)"
 
 
 def _report_nothing(_problems: Problems) -> None:
