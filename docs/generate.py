@@ -1,6 +1,7 @@
 """Prints the generated parts of the docs: `make docs`.
 
-settings.md comes from the docstrings of `nightmill.settings`, cli.md from the commands. In how-it-works.md
+settings.md comes from the docstrings of `nightmill.settings`, cli.md from the commands, the reference of
+python.md from the docstrings of `nightmill.client` (`python_reference`). In how-it-works.md
 the state graph comes from `nightmill.core.batch.TRANSITIONS`, and the picture of the packages from the layers
 that import-linter enforces. In faults.md the tables come from `nightmill.core.failure` and `core.probe`, in
 upstreams.md the table of rules from `core.limit_rules`, in observability.md the metrics from
@@ -9,6 +10,7 @@ setting has no docstring.
 """
 
 import re
+import sys
 import tomllib
 import types
 from collections.abc import Iterator
@@ -40,6 +42,10 @@ from nightmill.core.probe import probe_body
 from nightmill.settings import PREFIX, Settings
 
 DOCS = Path(__file__).resolve().parent
+# A test loads this file by its path, without this folder among those of the imports.
+sys.path.append(str(DOCS))
+from python_reference import python_errors, python_reference  # noqa: E402 - see above
+
 ROOT = DOCS.parent
 PRINTED = re.compile(r"(<!-- printed by docs/generate.py: (?P<part>\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 OUTCOMES: dict[str, Outcome] = {
@@ -336,6 +342,8 @@ def pages() -> dict[Path, str]:
         "cheap_requests": cheap_requests,
         "limit_rules": limit_rules,
         "metrics": metrics,
+        "python_errors": python_errors,
+        "python_reference": python_reference,
     }
 
     def printed(page: Path) -> str:
@@ -347,6 +355,7 @@ def pages() -> dict[Path, str]:
         DOCS / "faults.md",
         DOCS / "upstreams.md",
         DOCS / "observability.md",
+        DOCS / "python.md",
     ]
     whole = {DOCS / "settings.md": settings_page(), DOCS / "cli.md": cli_page()}
     return whole | {page: printed(page) for page in generated}

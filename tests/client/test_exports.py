@@ -1,11 +1,18 @@
 """Everything public of the client is exported, resolves, and has a description."""
 
 import inspect
+import re
+from collections.abc import Iterator
+from textwrap import dedent
 
 import pytest
 
 import nightmill
 from nightmill import client, errors
+from nightmill.client import session
+from tests.client.batch_server import BatchServer, chat
+
+EXAMPLE = re.compile(r"^ *```python\n(?P<code>.*?)^ *```$", re.MULTILINE | re.DOTALL)
 
 
 def public_methods(cls: type) -> list[str]:
@@ -57,3 +64,24 @@ def test_every_public_method_has_a_description(name):
         return
     missing = [method for method in public_methods(value) if not inspect.getdoc(getattr(value, method))]
     assert missing == []
+
+
+def examples() -> Iterator[tuple[str, str]]:
+    for name in client.__all__:
+        value = getattr(client, name)
+        methods = (
+            [getattr(value, method) for method in public_methods(value)] if inspect.isclass(value) else []
+        )
+        for owner in (value, *methods):
+            for found in EXAMPLE.finditer(inspect.getdoc(owner) or ""):
+                yield getattr(owner, "__qualname__", name), dedent(found["code"])
+
+
+@pytest.mark.parametrize("code", [pytest.param(code, id=name) for name, code in examples()])
+def test_the_example_of_a_description_runs(server, code, monkeypatch, capsys):
+    pytest.importorskip("pandas")
+    server.answer = BatchServer(lambda _: (200, chat('{"name": "Ucayali", "length_km": 1771}')))
+    monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+    monkeypatch.setattr(session, "FIRST_POLL_S", 0.001)
+    exec(compile(code, "example", "exec"), {"__name__": "example"})
+    assert "Ucayali" in capsys.readouterr().out

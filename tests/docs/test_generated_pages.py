@@ -4,6 +4,7 @@ from types import ModuleType
 import pytest
 from pydantic import BaseModel, ConfigDict, SecretStr
 
+from nightmill import client
 from nightmill.core.batch import TRANSITIONS
 from nightmill.core.failure import STATUSES
 from nightmill.settings import Settings, load
@@ -31,6 +32,12 @@ def test_every_setting_is_on_the_page_once():
     page = (DOCS / "settings.md").read_text(encoding="utf-8")
     for name in setting_names(Settings):
         assert page.count(f"\n| `{name}` |") == 1
+
+
+def test_every_exported_name_of_the_client_is_on_the_python_page():
+    page = (DOCS / "python.md").read_text(encoding="utf-8")
+    for name in client.__all__:
+        assert f"#### {name}\n" in page or f"| `{name}` |" in page or name == "Row", name
 
 
 def test_every_flag_and_argument_has_a_help_text(generate: ModuleType):

@@ -195,7 +195,7 @@ class BatchApi:
     def follow(
         self, batch_id: str, wanted: WantedResults = _ALL, *, patience_s: float = PATIENCE_S
     ) -> Generator[FollowedLine]:
-        """Each output line once, as it is answered, until the batch has ended; see `results.follow`."""
+        """Each output line once, as it is answered, until the batch has ended, as `Client.follow`."""
         return _results.follow(self._openai, batch_id, wanted, patience_s=patience_s)
 
     def close(self) -> None:

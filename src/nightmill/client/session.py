@@ -64,7 +64,9 @@ class Client:
 
     Attributes:
         openai: the `openai` client that sends the requests.
-        api: the published batch operations by their own names.
+        api: the published batch operations by their own names, a `BatchApi`.
+        input, insight, logs, retries, steering, upstreams, webhooks: what only a nightmill server has; see
+            `InputApi`, `InsightApi`, `LogApi`, `RetryApi`, `Steering`, `UpstreamApi` and `WebhookApi`.
 
     Example:
         ```python
@@ -349,11 +351,16 @@ class Client:
         custom_ids: Sequence[str] = (),
         patience_s: float = PATIENCE_S,
     ) -> Generator[FollowedLine]:
-        """Each output line once, as it is answered, until the batch has ended; see `results.follow`.
+        """Each output line once, as it is answered, until the batch has ended. Only nightmill has this.
 
         Args:
             after: the cursor of the last line that you have.
             outcome, codes, custom_ids: only lines that match all that are given.
+            patience_s: how long the server may be unreachable.
+
+        Raises:
+            UnavailableError: the server was unreachable for longer, or could not read the lines.
+            RequestError: the server refused, or lines that were not given yet have been deleted.
         """
         wanted = WantedResults(after=after, outcome=outcome, codes=codes, custom_ids=custom_ids)
         return self.api.follow(batch_id, wanted, patience_s=patience_s)
