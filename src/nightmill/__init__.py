@@ -54,11 +54,13 @@ __all__ = [
 
 __version__ = "0.1.0"
 
+_MODULES = ("client",)
+
 
 def __getattr__(name: str) -> Any:
     # Any other name stays unknown: a typing error here must not become an import of something else.
-    if name == "client":
-        return importlib.import_module("nightmill.client")
+    if name in _MODULES:
+        return importlib.import_module(f"nightmill.{name}")
     if name in __all__:
         return getattr(importlib.import_module("nightmill.client"), name)
     raise AttributeError(f"module 'nightmill' has no attribute '{name}'")

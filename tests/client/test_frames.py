@@ -59,6 +59,8 @@ def test_a_dataframe_gets_its_answers_as_columns(server, batches, make):
     assert list(answered.columns) == ["place", "answer", "error"]
     assert answered["answer"].to_list()[0] == "IN PERU"
     assert answered["error"].to_list()[1] == "no such place"
+    if make is polars.DataFrame:
+        assert answered.schema["error"] == polars.String
     assert frame["answer"].to_list() == [1, 2]
 
 

@@ -1,7 +1,7 @@
 """The published batch operations by their own names, for any base URL.
 
 Typed requests and objects on the official `openai` package. Nothing is added to the server's answers; errors
-are of nightmill's family and of the package's (`server_errors`). Files, waiting and joining answers belong to
+are of nightmill's family and of the package's (`error_family`). Files, waiting and joining answers belong to
 `session`.
 """
 
@@ -16,11 +16,11 @@ from openai.pagination import AsyncCursorPage, SyncCursorPage
 from openai.types import Batch
 
 from nightmill.client import results as _results
+from nightmill.client.error_family import AsyncServer, Server
 from nightmill.client.input_files import AsyncInputApi, InputApi
 from nightmill.client.insight import AsyncInsightApi, InsightApi
 from nightmill.client.own_api import once, own_url
 from nightmill.client.results import PATIENCE_S, FollowedLine, ResultPage, WantedResults
-from nightmill.client.server_errors import AsyncServer, Server
 from nightmill.client.steering import AsyncSteering, Steering
 from nightmill.client.webhooks import AsyncWebhookApi, WebhookApi
 from nightmill.core.batch_options import BatchOptions, OnInvalid

@@ -30,6 +30,7 @@ from nightmill.client import download, session
 from nightmill.client.answer_types import AnswerType
 from nightmill.client.answers import Answer, joined
 from nightmill.client.api import ApiKeyAuth, AsyncBatchApi, Batch, CreateBatchRequest, connection
+from nightmill.client.error_family import AsyncServer
 from nightmill.client.frames import Frame, is_frame, with_answers
 from nightmill.client.insight import AsyncInsightApi, Forecast, Why
 from nightmill.client.logs import AsyncLogApi
@@ -38,7 +39,6 @@ from nightmill.client.progress import shown
 from nightmill.client.request_rows import RequestFile, SubmitArguments, only_model
 from nightmill.client.results import PATIENCE_S, FollowedLine, Outcome, WantedResults
 from nightmill.client.retries import AsyncRetryApi
-from nightmill.client.server_errors import AsyncServer
 from nightmill.client.submission import (
     AnyRows,
     OnChange,

@@ -78,7 +78,10 @@ def with_answers(
     if _library_of(frame) == "pandas":
         return cast("Any", frame).assign(**columns)
     polars: Any = importlib.import_module("polars")
-    series = [polars.Series(name, values, strict=False) for name, values in columns.items()]
+    series = [
+        polars.Series(name, values, dtype=polars.String if name == ERROR else None, strict=False)
+        for name, values in columns.items()
+    ]
     return cast("Any", frame).with_columns(*series)
 
 

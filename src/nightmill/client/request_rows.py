@@ -223,4 +223,5 @@ def _body_of_text(endpoint: str, text: str) -> dict[str, Any]:
 def _guessed(body: Row) -> str:
     if "messages" in body:
         return CHAT
-    raise RequestError("the first row does not tell its endpoint; pass endpoint='/v1/...'")
+    message = "the first row does not tell its endpoint; pass endpoint='/v1/...'"
+    raise RequestError(f"{message}, or for fields a prompt")

@@ -21,6 +21,7 @@ from nightmill.client import download
 from nightmill.client.answer_types import AnswerType
 from nightmill.client.answers import Answer, joined
 from nightmill.client.api import ApiKeyAuth, Batch, BatchApi, CreateBatchRequest, connection
+from nightmill.client.error_family import Server
 from nightmill.client.frames import Frame, is_frame, with_answers
 from nightmill.client.logs import LogApi
 from nightmill.client.polling import AWAY, Polling
@@ -28,7 +29,6 @@ from nightmill.client.progress import Show, Snapshot, shown
 from nightmill.client.request_rows import RequestFile, SubmitArguments, only_model
 from nightmill.client.results import PATIENCE_S, FollowedLine, Outcome, WantedResults
 from nightmill.client.retries import RetryApi
-from nightmill.client.server_errors import Server
 from nightmill.client.submission import (
     OnChange,
     Rows,

@@ -77,7 +77,8 @@ def answer_file_ids(batch: Batch) -> tuple[str, ...]:
     if batch.status == "failed":
         listed = (batch.errors.data if batch.errors else None) or []
         first = f" line {listed[0].line}: {listed[0].message}" if listed else ""
-        raise RequestError(f"{batch.id} failed with {len(listed)} bad lines;{first}")
+        bad = "1 bad line" if len(listed) == 1 else f"{len(listed)} bad lines"
+        raise RequestError(f"{batch.id} failed with {bad};{first}")
     return tuple(file_id for file_id in (batch.output_file_id, batch.error_file_id) if file_id)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from nightmill import errors
 from nightmill.client import ApiKeyAuth, AsyncBatchApi, Client
-from nightmill.client.server_errors import AsyncServer
+from nightmill.client.error_family import AsyncServer
 
 
 def refusal(message: str) -> bytes:
@@ -96,6 +96,24 @@ def test_an_answer_that_is_not_of_the_api_names_the_address(server):
         pytest.raises(errors.NotFoundError, match=r"404 to /batches/batch_1; .*usually ends in /v1"),
     ):
         client.api.retrieve_batch("batch_1")
+
+
+def test_a_base_url_without_v1_is_named_where_nightmill_answers(server):
+    server.answer = lambda _: (404, refusal("Invalid URL (GET /batches)"), {})
+    with (
+        Client(server.url.removesuffix("/v1")) as client,
+        pytest.raises(errors.NotFoundError, match=r"^Invalid URL .*; check base_url.*usually ends in /v1$"),
+    ):
+        client.api.list_batches()
+
+
+async def test_a_page_in_the_place_of_the_api_is_an_error(server):
+    server.answer = lambda _: (200, b"<h1>Welcome</h1>", {"content-type": "text/html"})
+    with Client(server.url) as client, pytest.raises(errors.RequestError, match="is not OpenAI's API"):
+        client.api.retrieve_batch("batch_1")
+    async with AsyncBatchApi(server.url) as api:
+        with pytest.raises(errors.RequestError, match="is not OpenAI's API"):
+            await api.retrieve_batch("batch_1")
 
 
 def test_the_key_is_sent(server, batch_json):

@@ -32,26 +32,40 @@ _OURS: Final[dict[int, type[NightmillError]]] = {
     507: StorageFullError,
 }
 _RETRY_AFTER_S: Final = 5
+_CHECK: Final = "check base_url, or OPENAI_BASE_URL"
 
 
 class Server(OpenAI):
     """An `openai` client whose errors belong to both families."""
 
-    def request(self, *args: Any, **options: Any) -> Any:
+    def request(self, cast_to: Any, *args: Any, **options: Any) -> Any:
         try:
-            return cast("Any", super()).request(*args, **options)
+            answer = cast("Any", super()).request(cast_to, *args, **options)
         except APIError as error:
             raise of_both_families(error) from error.__cause__
+        return _checked(answer, cast_to, self.base_url)
 
 
 class AsyncServer(AsyncOpenAI):
     """`Server` for asyncio."""
 
-    async def request(self, *args: Any, **options: Any) -> Any:
+    async def request(self, cast_to: Any, *args: Any, **options: Any) -> Any:
         try:
-            return await cast("Any", super()).request(*args, **options)
+            answer = await cast("Any", super()).request(cast_to, *args, **options)
         except APIError as error:
             raise of_both_families(error) from error.__cause__
+        return _checked(answer, cast_to, self.base_url)
+
+
+def _checked(answer: Any, cast_to: Any, base_url: object) -> Any:
+    """The answer. Where an object of the API was expected, the package gives the text of a page as it is.
+
+    Raises:
+        RequestError: it has done so.
+    """
+    if isinstance(answer, str) and cast_to not in (str, object):
+        raise RequestError(f"what answers at {base_url} is not OpenAI's API; {_CHECK}")
+    return answer
 
 
 def of_both_families(error: APIError) -> APIError:
@@ -95,15 +109,17 @@ def _message(error: APIError) -> str:
         return f"the server at {place} did not answer in time; try again"
     if isinstance(error, APIConnectionError):
         cause = f" ({error.__cause__})" if error.__cause__ is not None and str(error.__cause__) else ""
-        return f"no server could be reached at {place}{cause}; check base_url, or OPENAI_BASE_URL"
+        return f"no server could be reached at {place}{cause}; {_CHECK}"
     if not isinstance(error, APIStatusError):
-        return f"{place} answered with something other than OpenAI's API; check base_url, or OPENAI_BASE_URL"
+        return f"what answers at {place} is not OpenAI's API; {_CHECK}"
     body = error.body
     said = cast("dict[str, object]", body).get("message") if isinstance(body, dict) else None
+    path = error.request.url.path
+    hint = "" if "/v1/" in path else ": it usually ends in /v1"
     if not said:
-        path = error.request.url.path
-        hint = "" if "/v1/" in path else ", and its address usually ends in /v1"
-        return f"{place} answered {error.status_code} to {path}; check base_url, or OPENAI_BASE_URL{hint}"
+        return f"{place} answered {error.status_code} to {path}; {_CHECK}{hint}"
+    if error.status_code == 404 and hint:
+        return f"{str(said).rstrip('.')}; {_CHECK}{hint}"
     if error.status_code in (401, 403):
         return f"{str(said).rstrip('.')}; pass api_key=, or set OPENAI_API_KEY"
     return f"{said}"
