@@ -47,13 +47,13 @@ async def serve_api(
     supervisor: Supervisor,
     listener: socket.socket,
     signals: StopSignals,
-    is_new: bool,
+    data: str,
     say: Callable[[str], None],
 ) -> None:
     """Serves until a stop is requested, and drains every child.
 
     Args:
-        is_new: whether this start has made the data folder.
+        data: where the data is and what the start found there, for the operator.
     """
     raise_open_file_limit()
     settings = components.settings
@@ -87,7 +87,7 @@ async def serve_api(
         if signals.to_stop.is_set():
             return
         listening = Listening(*listener.getsockname()[:2])
-        await say_listening(settings, listening, components.store, is_new=is_new, say=say)
+        await say_listening(settings, listening, components.store, data=data, say=say)
 
     try:
         async with asyncio.TaskGroup() as group:

@@ -72,24 +72,34 @@ def say_fields(fields: Iterable[Field], *, say: Say) -> None:
 
 
 async def say_listening(
-    settings: Settings, listening: Listening, store: Store, *, is_new: bool, say: Say
+    settings: Settings, listening: Listening, store: Store, *, data: str, say: Say
 ) -> None:
     """Says where the server is and how to use it, and then what answers.
 
     Args:
-        is_new: whether this start has made the data folder.
+        data: see `data_found`.
     """
     say(f"nightmill {nightmill.__version__} listens on {listening.origin}/v1")
-    needs_keys, unfinished = not settings.keyless_on_loopback, None
+    needs_keys = not settings.keyless_on_loopback
     with suppress(UnavailableError):
         needs_keys = needs_keys or await store.api_keys.any_exist()
-        unfinished = sum((await store.batches.backlog()).batches.values())
-    data = data_text(settings, unfinished=unfinished, is_new=is_new)
     say_fields(server_fields(listening, needs_keys=needs_keys, data=data), say=say)
     if settings.worker.processes == 0:
         say_fields([("upstream", "what the processes of 'nightmill work' ask")], say=say)
     else:
         await say_upstreams(settings, store, say=say)
+
+
+async def data_found(settings: Settings, store: Store, *, is_new: bool) -> str:
+    """Where the data is and what a start finds there. Call it before the roles begin.
+
+    Args:
+        is_new: whether this start has made the data folder.
+    """
+    unfinished = None
+    with suppress(UnavailableError):
+        unfinished = sum((await store.batches.backlog()).batches.values())
+    return data_text(settings, unfinished=unfinished, is_new=is_new)
 
 
 def server_fields(listening: Listening, *, needs_keys: bool, data: str) -> Iterator[Field]:

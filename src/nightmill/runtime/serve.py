@@ -24,6 +24,7 @@ from nightmill.core.loopback import is_loopback
 from nightmill.errors import SetupError
 from nightmill.failpoints import failpoint
 from nightmill.roles.loop import Notifier
+from nightmill.runtime.banner import data_found
 from nightmill.runtime.components import Components, open_components
 from nightmill.runtime.data_folder_lock import locked_folder
 from nightmill.runtime.logs import operator_lines, start_logs
@@ -96,6 +97,7 @@ async def _serve(
             async with _recovered(settings, supervisor=supervisor, notifier=notifier) as components:
                 drain_on_signals(signals, supervisor, say=say, drain_s=settings.api.drain_s)
                 change_log_level_on_signals(supervisor, configured=settings.log_level)
+                data = await data_found(settings, components.store, is_new=is_new)
                 supervisor.open_start_barrier()
                 # Loaded in a thread, so that notifications from the children are passed on meanwhile.
                 await asyncio.to_thread(import_module, "nightmill.runtime.api_server")
@@ -106,7 +108,7 @@ async def _serve(
                     supervisor=supervisor,
                     listener=listener,
                     signals=signals,
-                    is_new=is_new,
+                    data=data,
                     say=say,
                 )
                 say(await stopped_text(components.store))
