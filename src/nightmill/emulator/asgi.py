@@ -11,7 +11,8 @@ from time import monotonic
 from typing import Any, TypeAlias
 
 from nightmill.core.batch import ENDPOINTS
-from nightmill.emulator.answers import FINGERPRINT, Answer, answer, error, models
+from nightmill.emulator.answers import answer, models
+from nightmill.emulator.content import FINGERPRINT, Answer, error
 from nightmill.emulator.faults import Fault, FaultPlan, break_connection, faulty_answer
 
 Scope: TypeAlias = MutableMapping[str, Any]

@@ -14,7 +14,7 @@ from typing import Annotated, Literal, TypeAlias, assert_never
 import msgspec
 from msgspec import Meta, Struct
 
-from nightmill.emulator.answers import Answer, error
+from nightmill.emulator.content import Answer, error
 from nightmill.errors import SetupError
 
 Kind: TypeAlias = Literal[
