@@ -13,7 +13,9 @@ from typing import Any, TypeAlias
 from nightmill.core.batch import ENDPOINTS
 from nightmill.emulator.answers import answer, models
 from nightmill.emulator.content import FINGERPRINT, Answer, error
-from nightmill.emulator.faults import Fault, FaultPlan, break_connection, faulty_answer
+from nightmill.emulator.fault_plan import NO_CHANCES, Chances, FaultPlan
+from nightmill.emulator.faults import Fault
+from nightmill.emulator.faulty_answers import break_connection, faulty_answer
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Message: TypeAlias = MutableMapping[str, Any]
@@ -29,19 +31,21 @@ SENDER = b"x-emulator-sender"
 _HEADERS = ((b"content-type", b"application/json"), (b"x-nightmill-emulator", FINGERPRINT.encode()))
 
 
-def emulator_app(*, delay_s: float = 0.0, record: Path | None = None, faults: Sequence[Fault] = ()) -> App:
+def emulator_app(
+    *, record: Path | None = None, faults: Sequence[Fault] = (), chances: Chances = NO_CHANCES
+) -> App:
     """The app.
 
     Args:
-        delay_s: the wait before each answer of an endpoint, in seconds.
         record: a file that gets a line for each request once its body is read: the marker in the body
             (`marker:` and letters, digits, '.', '_', '-'), or else a hash of the body. For a request with the
             header `x-emulator-sender`, the line continues with its value and the monotonic time. A complete
             answer has the header `x-request-id: emulated-<number>` with the number of its line, from 1, which
             identifies the attempt.
         faults: the faults to inject, in order.
+        chances: the wait before each answer of an endpoint, and the share of failures.
     """
-    plan = FaultPlan(faults)
+    plan = FaultPlan(faults, chances)
     # Open until the process exits. Each request is a single write, so a kill loses no answered request.
     log = None if record is None else os.open(record, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC)
 
@@ -63,6 +67,7 @@ def emulator_app(*, delay_s: float = 0.0, record: Path | None = None, faults: Se
             extra = ((b"x-request-id", b"emulated-%d" % next(numbers)),)
         intact = answer(path, body)
         fault = plan.next_for(body)
+        delay_s = chances.delay_of(body)
         if delay_s > 0:
             await asyncio.sleep(delay_s)
         if fault is None:

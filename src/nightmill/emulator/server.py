@@ -17,6 +17,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from nightmill.emulator.asgi import TRANSPORT, emulator_app
+from nightmill.emulator.fault_plan import Chances
 from nightmill.emulator.faults import read_faults
 from nightmill.errors import SetupError
 
@@ -61,8 +62,23 @@ def _listen(port: int) -> socket.socket:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of the child."""
     parser.add_argument("--delay-s", type=float, default=0.0, help="wait before each answer")
+    parser.add_argument("--delay-p99-s", type=float, help="99 of 100 answers take at most this long")
+    parser.add_argument("--fail-rate", type=float, default=0.0, help="the share of requests that fail")
+    parser.add_argument("--fail-status", type=int, nargs="+", default=[500, 503], help="their statuses")
+    parser.add_argument("--seed", type=int, default=0, help="another number: other requests fail")
     parser.add_argument("--record", type=Path, help="a file that gets a line for each request")
     parser.add_argument("--faults", default="[]", help="a JSON list of faults, or @file")
+
+
+def chances_of(options: argparse.Namespace) -> Chances:
+    """What the options leave to chance."""
+    return Chances(
+        fail_rate=options.fail_rate,
+        fail_statuses=tuple(options.fail_status),
+        delay_s=options.delay_s,
+        delay_p99_s=options.delay_p99_s,
+        seed=options.seed,
+    )
 
 
 def run(
@@ -80,7 +96,7 @@ def run(
         faults: str = options.faults
         if faults.startswith("@"):
             faults = Path(faults[1:]).read_text(encoding="utf-8")
-        app = emulator_app(delay_s=options.delay_s, record=options.record, faults=read_faults(faults))
+        app = emulator_app(record=options.record, faults=read_faults(faults), chances=chances_of(options))
     except OSError as error:
         raise SetupError(str(error)) from None
     listener = _listen(options.port)

@@ -5,6 +5,7 @@ a child keeps its port over restarts.
 """
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from urllib.parse import urlsplit
@@ -15,6 +16,7 @@ from nightmill.runtime.child import EMULATOR
 from nightmill.runtime.supervisor import Program, free_port
 from nightmill.settings import Settings
 from nightmill.upstream.connect import check_upstream
+from nightmill.settings import EmulatorSettings, Settings
 from nightmill.upstream.probe import find_local_servers
 
 NO_UPSTREAM = """there is no upstream to answer the lines; give one:
@@ -73,9 +75,8 @@ async def choose_upstream(
         raise SetupError("name one kind of upstream: URLs, a model file, or the emulator")
     if settings.emulator.enabled:
         port = free_port()
-        delay_s = str(settings.emulator.delay_s)
-        arguments = ("--port", str(port), "--delay-s", delay_s)
-        return _with_url(settings, port), [_upstream(Program("emulator", EMULATOR, arguments))]
+        program = Program("emulator", EMULATOR, ("--port", str(port), *emulator_arguments(settings.emulator)))
+        return _with_url(settings, port), [_upstream(program)]
     if settings.model.path is not None:
         from nightmill.runtime.llama import fitted, llama_program  # noqa: PLC0415 - an extra, seldom installed
 
@@ -103,6 +104,20 @@ def refuse_own_address(settings: Settings) -> None:
                 " server, or let this server listen elsewhere with --port"
             )
             raise SetupError(message)
+def emulator_arguments(settings: EmulatorSettings) -> tuple[str, ...]:
+    """The options of the emulator's process, as `nightmill.emulator.server` declares them."""
+    arguments = ["--delay-s", str(settings.delay_s), "--seed", str(settings.seed)]
+    if settings.delay_p99_s is not None:
+        arguments += ["--delay-p99-s", str(settings.delay_p99_s)]
+    if settings.fail_rate > 0:
+        arguments += ["--fail-rate", str(settings.fail_rate)]
+        arguments += ["--fail-status", *map(str, settings.fail_statuses)]
+    if settings.faults:
+        faults = [fault.model_dump() for fault in settings.faults]
+        for fault in faults:
+            fault["times"] = None if fault["times"] == "always" else fault["times"]
+        arguments += ["--faults", json.dumps(faults)]
+    return tuple(arguments)
 
 
 async def _found(settings: Settings, *, say: Callable[[str], None]) -> Settings:

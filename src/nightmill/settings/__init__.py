@@ -2,6 +2,7 @@
 upstreams are in effect after changes at run time.
 """
 
+from nightmill.settings.emulator import EmulatorSettings, FaultSettings
 from nightmill.settings.loading import (
     as_message,
     from_message,
@@ -31,6 +32,8 @@ __all__ = [
     "PREFIX",
     "ApiSettings",
     "BlobSettings",
+    "EmulatorSettings",
+    "FaultSettings",
     "LimitSettings",
     "ModelSettings",
     "QuotaSettings",

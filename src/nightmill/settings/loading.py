@@ -160,6 +160,7 @@ def _from_toml(path: Path) -> Tree:
 _NOT_SETTINGS = {"CONFIG", "CRASH_AT", "CRASH_FOLDER"}  # the last two: see failpoints.py
 _NOT_FILES = {("limits", "lines_per_file"), ("limits", "models_per_file")}
 _LIST_SETTINGS = {
+    ("emulator", "fail_statuses"),
     ("limits", "completion_windows"),
     ("limits", "endpoints"),
     ("upstream", "models"),

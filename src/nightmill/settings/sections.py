@@ -14,6 +14,7 @@ from nightmill.core.limits import Limits
 from nightmill.core.prices import Price
 from nightmill.core.usage import DAY_S
 from nightmill.settings.retention import AuditSettings, RetentionSettings
+from nightmill.settings.emulator import EmulatorSettings
 from nightmill.settings.upstreams import ANY_MODEL, Section, UpstreamSettings, check_upstreams
 from nightmill.settings.webhooks import WebhookSettings
 
@@ -100,15 +101,6 @@ class ModelSettings(Section):
     many."""
     threads: Annotated[int, Field(ge=0)] = 0
     """Compute threads; 0 takes one for each core. On a machine that does other work, fewer may be faster."""
-
-
-class EmulatorSettings(Section):
-    """The built-in upstream for trials and tests. It runs only when it is enabled."""
-
-    enabled: bool = False
-    """Answer every line with generated text that says that it is emulated."""
-    delay_s: Annotated[float, Field(ge=0)] = 0.0
-    """Wait before each answer."""
 
 
 class WorkerSettings(Section):
