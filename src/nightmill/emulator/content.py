@@ -26,6 +26,7 @@ WORDS: Final = (
     "knoll",
 )
 
+_ERROR_TYPES: Final = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 NOT_GIVEN: Final = Raw(b"")
 
 Model: TypeAlias = Annotated[str, Meta(min_length=1)]
@@ -53,7 +54,7 @@ class BadBodyError(Exception):
 
 def error(status: int, message: str, *, code: str | None = None) -> Answer:
     """An answer in OpenAI's envelope of errors."""
-    kind = "server_error" if status >= 500 else "invalid_request_error"
+    kind = _ERROR_TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
     content = {"message": message, "type": kind, "param": None, "code": code}
     return Answer(status, msgspec.json.encode({"error": content}))
 
@@ -80,7 +81,7 @@ def token_count(content: bytes | str) -> int:
 
 def is_given(raw: Raw) -> bool:
     """Whether the request has this member, and it is not null."""
-    return bytes(raw) not in (b"", b"null")
+    return raw is not NOT_GIVEN and bytes(raw) not in (b"", b"null")
 
 
 def object_of(raw: bytes | Raw) -> dict[str, Any]:
