@@ -94,7 +94,7 @@ def _started(settings: Mapping[str, Any], folder: Path) -> tuple[RunningServer, 
     port = free_port()
     tree: dict[str, Any] = {"folder": str(folder / "data"), **settings}
     tree["api"] = {"drain_s": 0.0, **settings.get("api", {}), "host": "127.0.0.1", "port": port}
-    if not any(name in settings for name in ("upstream", "upstreams", "model", "ray")):
+    if not ("url" in settings.get("upstream", {}) or settings.keys() & {"upstreams", "model", "ray"}):
         tree["emulator"] = {"enabled": True, **settings.get("emulator", {})}
     checked = load(flags=tree, environment={})
     log_path = folder / "server.log"

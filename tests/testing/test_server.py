@@ -40,7 +40,8 @@ def running() -> Iterator[RunningServer]:
             patch.setenv("NIGHTMILL_API__PROT", "1")
             patch.setenv("NIGHTMILL_CONFIG", "/nowhere/at/all")
             patch.setenv("http_proxy", "http://127.0.0.1:9")
-            started = stack.enter_context(server({"limits": {"completion_windows": ["24h", "3s"]}}))
+            limits = {"completion_windows": ["24h", "3s"]}
+            started = stack.enter_context(server({"limits": limits, "upstream": {"max_attempts": 2}}))
         yield started
 
 
@@ -83,15 +84,17 @@ def test_a_batch_is_answered_with_the_faults_that_its_lines_order(running: Runni
         line("bad", "hi [emulate: 400, code content_policy_violation]"),
         line("refused", "hi [emulate: refusal]"),
         line("broken", "hi [emulate: reset]"),
+        line("dead", "hi [emulate: 500, times always]"),
     ]
     batch, found = ended(running, lines)
-    assert (batch.status, batch.request_counts.completed, batch.request_counts.failed) == ("completed", 5, 1)
+    assert (batch.status, batch.request_counts.completed, batch.request_counts.failed) == ("completed", 5, 2)
     assert "emulated" in content_of(found["plain"])
     assert "emulated" in content_of(found["again"])
     assert "emulated" in content_of(found["broken"])
     assert json.loads(content_of(found["json"]))["queue"] in {"billing", "support"}
     assert found["refused"]["response"]["body"]["choices"][0]["message"]["refusal"]
     assert found["bad"]["response"]["status_code"] == 400
+    assert found["dead"]["response"]["status_code"] == 500
     assert found["bad"]["response"]["body"]["error"]["code"] == "content_policy_violation"
 
 
