@@ -2,9 +2,7 @@
 
 `Client` sends batches to any OpenAI-compatible batch server, `AsyncClient` does so on asyncio, and `run`
 answers a JSONL file without a server. Every error is a `NightmillError`; `nightmill.client` has all of the
-client. Names are imported on first use, so that `import nightmill` costs next to nothing.
-`nightmill.run` answers a JSONL file without a server; `nightmill.client` talks to any OpenAI-compatible
-batch server; `nightmill.testing` starts a server for tests. They are imported on first use, so that `import
+client, and `nightmill.testing` starts a server for tests. Names are imported on first use, so that `import
 nightmill` costs next to nothing.
 """
 
@@ -12,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nightmill import client
+    from nightmill import client, testing
     from nightmill.client import (
         Answer,
         AsyncClient,
@@ -52,16 +50,13 @@ __all__ = [
     "__version__",
     "client",
     "run",
+    "testing",
     "to_frame",
 ]
-    from nightmill import client, testing
-    from nightmill.client import run
-
-__all__ = ["__version__", "client", "run", "testing"]
 
 __version__ = "0.1.0"
 
-_MODULES = ("client",)
+_MODULES = ("client", "testing")
 
 
 def __getattr__(name: str) -> Any:
@@ -70,10 +65,6 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f"nightmill.{name}")
     if name in __all__:
         return getattr(importlib.import_module("nightmill.client"), name)
-    if name in {"client", "testing"}:
-        return importlib.import_module(f"nightmill.{name}")
-    if name == "run":
-        return importlib.import_module("nightmill.client").run
     raise AttributeError(f"module 'nightmill' has no attribute '{name}'")
 
 

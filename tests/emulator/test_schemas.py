@@ -22,6 +22,7 @@ from pydantic import BaseModel
 from nightmill.emulator.answers import answer
 from nightmill.emulator.content import FINGERPRINT, BadBodyError
 from nightmill.emulator.schema_check import SchemaDocument
+from nightmill.emulator.schema_merge import PLAIN
 from nightmill.emulator.schema_sample import VARIANTS, sample
 from nightmill.settings import Settings
 
@@ -268,6 +269,72 @@ def test_the_check_agrees_with_another_validator(schema: Any, value: Any) -> Non
     assert SchemaDocument(schema).accepts(value, schema) is expected
 
 
+JUNK = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(-2, 3),
+        st.floats(-1, 1),
+        st.sampled_from(["", "a", "object", "array", "string", "(", "#", "a{9}"]),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(
+            st.sampled_from(
+                sorted(
+                    {
+                        "a",
+                        "type",
+                        *PLAIN,
+                        "items",
+                        "prefixItems",
+                        "required",
+                        "enum",
+                        "anyOf",
+                        "allOf",
+                        "if",
+                        "then",
+                        "$ref",
+                        "minimum",
+                        "exclusiveMaximum",
+                    }
+                )
+            ),
+            inner,
+            max_size=3,
+        ),
+    ),
+    max_leaves=5,
+)
+
+
+def places(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    yield path
+    if isinstance(node, dict | list):
+        for key, below in node.items() if isinstance(node, dict) else enumerate(node):
+            yield from places(below, (*path, key))
+
+
+@st.composite
+def damaged_schemas(draw: st.DrawFn) -> Any:
+    """A schema of the corpus in which one part is replaced by anything."""
+    schema = json.loads(json.dumps(CORPUS[draw(st.sampled_from(sorted(CORPUS)))]))
+    *way, last = draw(st.sampled_from(list(places(schema))[1:]))
+    node = schema
+    for step in way:
+        node = node[step]
+    node[last] = draw(JUNK)
+    return schema
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.one_of(JUNK, damaged_schemas()))
+def test_what_is_no_schema_is_answered_or_refused_but_breaks_nothing(schema: Any) -> None:
+    format_ = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
+    found = answer(CHAT, json.dumps({"model": "m", **hello(response_format=format_)}).encode())
+    assert found.status in {200, 400}
+
+
 # --- what is refused -------------------------------------------------------------------------------------
 
 
@@ -308,6 +375,39 @@ def test_values_differ_between_bodies_and_are_equal_for_equal_ones() -> None:
     schema = CORPUS["steps of a solution"]
     assert len({sample(json.dumps(schema).encode(), bytes([number])) for number in range(VARIANTS)}) > 8
     assert made(schema, 3) == made(schema, 3)
+
+
+# --- what only vLLM has -----------------------------------------------------------------------------------
+
+EMPLOYEE = CORPUS["guided: employee"]
+
+
+def guided(**more: Any) -> str:
+    [choice] = asked(CHAT, hello(**more))["choices"]
+    [other] = asked("/v1/completions", {"prompt": "hi", **more})["choices"]
+    assert bool(choice["message"]["content"]) is bool(other["text"])
+    return choice["message"]["content"]
+
+
+def test_guided_outputs_are_obeyed() -> None:
+    for text in (
+        guided(structured_outputs={"json": EMPLOYEE}),
+        guided(guided_json=EMPLOYEE),
+        guided(guided_json=json.dumps(EMPLOYEE)),
+    ):
+        assert_satisfied(EMPLOYEE, json.loads(text))
+    assert guided(structured_outputs={"choice": ["yes", "no"]}) in {"yes", "no"}
+    assert guided(guided_choice=["yes", "no"]) in {"yes", "no"}
+    pattern = r"[a-z]{2}\d+@example\.com"
+    assert re.fullmatch(pattern, guided(structured_outputs={"regex": pattern}))
+    assert re.fullmatch(pattern, guided(guided_regex=pattern))
+    assert json.loads(guided(structured_outputs={"json_object": True}))["emulated"] is True
+    assert "emulated" in guided(structured_outputs={"json": None}, guided_json=None)
+
+
+def test_a_grammar_is_refused() -> None:
+    body = hello(model="m", structured_outputs={"grammar": 'root ::= "a"'})
+    assert answer(CHAT, json.dumps(body).encode()).status == 400
 
 
 # --- which tool is called --------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ _DIGITS: Final = string.digits
 _WORD: Final = string.ascii_letters + string.digits + "_"
 _SPACE: Final = " "
 _ANY: Final = string.ascii_letters + string.digits + "-!"
+_LONGEST: Final = 100_000
 _SHARE_OF_ALL: Final = 0.2
 _PRINTABLE: Final = string.ascii_letters + string.digits + " !#$%&()*+,-./:;<=>?@[]^_{|}~'\"\\`"
 _CLASSES: Final = {"d": _DIGITS, "w": _WORD, "s": _SPACE}
@@ -95,7 +96,15 @@ class PatternParser:
 
         def make(random: Random, more: int) -> str:
             highest = fewest + more if most is None else min(most, fewest + more)
-            return "".join(atom(random, more) for _ in range(random.randint(fewest, max(fewest, highest))))
+            count = random.randint(fewest, max(fewest, highest))
+            made: list[str] = []
+            length = 0
+            for _ in range(count):
+                made.append(atom(random, more))
+                length += 1 + len(made[-1])
+                if length > _LONGEST:
+                    raise BadBodyError("A pattern of the schema asks for too long a text for the emulator.")
+            return "".join(made)
 
         return make
 

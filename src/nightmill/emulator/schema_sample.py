@@ -82,7 +82,7 @@ def _variant(schema: bytes, number: int) -> bytes:
         pass
     except RecursionError:
         raise BadBodyError("The schema is nested too deeply for the emulator.") from None
-    except (TypeError, AttributeError, ValueError, KeyError, OverflowError):
+    except (TypeError, AttributeError, ValueError, LookupError, ArithmeticError):
         raise BadBodyError("The schema is not a valid JSON Schema.") from None
     raise BadBodyError("The emulator finds no answer that satisfies the schema.")
 

@@ -24,10 +24,11 @@ from nightmill.emulator.content import (
     seed_of,
     token_count,
 )
-from nightmill.emulator.tools import ToolCall, json_text, tool_call
+from nightmill.emulator.structured_text import Guided, guided_text, json_text
+from nightmill.emulator.tools import ToolCall, tool_call
 
 
-class _ChatBody(Struct, frozen=True):
+class _ChatBody(Guided, frozen=True, kw_only=True):
     model: Model
     messages: Annotated[list[Raw], Meta(min_length=1)]
     n: Choices = None
@@ -39,7 +40,7 @@ class _ChatBody(Struct, frozen=True):
     function_call: Raw = NOT_GIVEN
 
 
-class _CompletionBody(Struct, frozen=True):
+class _CompletionBody(Guided, frozen=True, kw_only=True):
     model: Model
     prompt: Inputs
     n: Choices = None
@@ -78,7 +79,7 @@ def chat(body: bytes) -> dict[str, Any]:
     )
     message: dict[str, Any] = {"role": "assistant", "content": None, "refusal": None, "annotations": []}
     if call is None:
-        text = json_text(request.response_format, seed) or made_up_text(seed)
+        text = _answered(json_text(request.response_format, seed), guided_text(request, seed), seed)
         reason = "stop"
         message["content"] = text
     else:
@@ -118,7 +119,7 @@ def completion(body: bytes) -> dict[str, Any]:
     request = _decode_completion(body)
     refuse_stream(request.stream)
     seed = seed_of(body)
-    text = made_up_text(seed)
+    text = _answered(guided_text(request, seed), None, seed)
     count = len(inputs_of(request.prompt)) * (request.n or 1)
     return {
         "id": f"cmpl-{seed.hex()}",
@@ -142,7 +143,7 @@ def response(body: bytes) -> dict[str, Any]:
     call = tool_call(request.tools, request.tool_choice, last_turn=last, seed=seed)
     text_format = NOT_GIVEN if request.text is None else request.text.format
     if call is None:
-        text = json_text(text_format, seed) or made_up_text(seed)
+        text = _answered(json_text(text_format, seed), None, seed)
         item = _message(text, seed)
     else:
         text = call.arguments
@@ -204,6 +205,13 @@ def _call_item(call: ToolCall, seed: bytes) -> dict[str, Any]:
             **called,
         }
     return {"id": f"ctc_{seed.hex()}", "type": "custom_tool_call", "input": call.arguments, **called}
+
+
+def _answered(first: str | None, second: str | None, seed: bytes) -> str:
+    """The first text that the request asks for; a made-up one where it asks for none. A text may be empty."""
+    if first is not None:
+        return first
+    return made_up_text(seed) if second is None else second
 
 
 def _usage(prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:

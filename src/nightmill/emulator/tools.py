@@ -11,7 +11,8 @@ from typing import Any, cast
 import msgspec
 from msgspec import Raw, Struct
 
-from nightmill.emulator.content import NOT_GIVEN, BadBodyError, is_given, made_up_text, object_of
+from nightmill.emulator.content import NOT_GIVEN, BadBodyError, is_given, made_up_text
+from nightmill.emulator.structured_text import satisfying
 
 _NO_PARAMETERS = b'{"type":"object","properties":{},"additionalProperties":false}'
 _CALLABLE = ("function", "custom")
@@ -91,7 +92,7 @@ def tool_call(
     tool = offered[seed[1] % len(offered)]
     if tool.parameters is None:
         return ToolCall(tool, made_up_text(seed))
-    return ToolCall(tool, _satisfying(tool.parameters, seed))
+    return ToolCall(tool, satisfying(tool.parameters, seed))
 
 
 def _offered(tools: Raw, functions: Raw) -> list[Tool]:
@@ -113,13 +114,6 @@ def _tool(given: _Named, *, is_custom: bool) -> Tool:
         return Tool(given.name, None)
     is_empty = not is_given(given.parameters) or bytes(given.parameters) == b"{}"
     return Tool(given.name, _NO_PARAMETERS if is_empty else bytes(given.parameters))
-
-
-def _satisfying(schema: bytes, seed: bytes) -> str:
-    # Loaded when the first schema comes: the emulator starts faster without.
-    from nightmill.emulator.schema_sample import sample  # noqa: PLC0415 - see above
-
-    return sample(schema, seed).decode()
 
 
 def _choice(given: Raw) -> tuple[str, list[str]]:
@@ -153,43 +147,3 @@ def _is_result(turn: Raw) -> bool:
     except msgspec.ValidationError:
         return False
     return last.role in _RESULT_ROLES or last.type in _RESULT_KINDS
-
-
-def json_text(format_: Raw, seed: bytes) -> str | None:
-    """The answer's text where the request asks for JSON; None where it asks for plain text.
-
-    Args:
-        format_: `response_format` of a chat completion, or `text.format` of a response.
-
-    Raises:
-        BadBodyError: there is no schema, or no answer that satisfies it.
-    """
-    if not is_given(format_):
-        return None
-    asked = object_of(format_)
-    match asked.get("type", "text"):
-        case "text":
-            return None
-        case "json_schema":
-            return _satisfying(_schema_in(format_), seed)
-        case _:
-            return msgspec.json.encode({"emulated": True, "answer": made_up_text(seed)}).decode()
-
-
-class _SchemaHolder(Struct, frozen=True):
-    schema: Raw = NOT_GIVEN
-
-
-class _SchemaFormat(_SchemaHolder, frozen=True):
-    json_schema: _SchemaHolder | None = None
-
-
-_decode_format = msgspec.json.Decoder(_SchemaFormat).decode
-
-
-def _schema_in(format_: Raw) -> bytes:
-    asked = _decode_format(format_)
-    schema = asked.schema if asked.json_schema is None else asked.json_schema.schema
-    if not is_given(schema):
-        raise BadBodyError("Missing required parameter: 'response_format.json_schema.schema'.")
-    return bytes(schema)

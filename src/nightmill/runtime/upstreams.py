@@ -14,9 +14,8 @@ from nightmill.core.upstream_url import is_own_address
 from nightmill.errors import SetupError
 from nightmill.runtime.child import EMULATOR
 from nightmill.runtime.supervisor import Program, free_port
-from nightmill.settings import Settings
-from nightmill.upstream.connect import check_upstream
 from nightmill.settings import EmulatorSettings, Settings
+from nightmill.upstream.connect import check_upstream
 from nightmill.upstream.probe import find_local_servers
 
 NO_UPSTREAM = """there is no upstream to answer the lines; give one:
@@ -104,6 +103,8 @@ def refuse_own_address(settings: Settings) -> None:
                 " server, or let this server listen elsewhere with --port"
             )
             raise SetupError(message)
+
+
 def emulator_arguments(settings: EmulatorSettings) -> tuple[str, ...]:
     """The options of the emulator's process, as `nightmill.emulator.server` declares them."""
     arguments = ["--delay-s", str(settings.delay_s), "--seed", str(settings.seed)]

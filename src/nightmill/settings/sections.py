@@ -13,8 +13,8 @@ from nightmill.core.batch import ENDPOINTS
 from nightmill.core.limits import Limits
 from nightmill.core.prices import Price
 from nightmill.core.usage import DAY_S
-from nightmill.settings.retention import AuditSettings, RetentionSettings
 from nightmill.settings.emulator import EmulatorSettings
+from nightmill.settings.retention import AuditSettings, RetentionSettings
 from nightmill.settings.upstreams import ANY_MODEL, Section, UpstreamSettings, check_upstreams
 from nightmill.settings.webhooks import WebhookSettings
 
