@@ -61,7 +61,36 @@ INTRODUCTION = """\
 
 Printed from `src/nightmill/settings/sections.py` by `make docs`; do not edit by hand.
 
-nightmill needs no settings. A value comes from the first of these sources that has it:
+nightmill needs no settings. Most servers use a few of the first ten; all {count} follow [below](#top-level).
+
+## The ten you may need
+
+{ten}
+A file has them like this; start with `nightmill serve --config nightmill.toml`:
+
+```toml
+folder = "/var/lib/nightmill"
+
+[api]
+host = "0.0.0.0"
+
+[upstream]
+url = "http://localhost:8000/v1"
+aliases = { "gpt-4o-mini" = "Qwen/Qwen3-8B" }
+timeout_s = 1800
+
+[limits]
+completion_windows = ["24h", "7d"]
+output_ttl_s = 7_776_000
+```
+
+Next, by need: [larger files](#limits), [several upstreams](upstreams.md), [limits of projects](#quota),
+[prices](why.md#forecast), [webhooks](#webhooks),
+[what durability costs](durability.md#what-each-setting-costs).
+
+## Where a value comes from
+
+The first of these sources that has a value:
 
 1. a flag of `nightmill serve` ([cli.md](cli.md)),
 2. the environment: `NIGHTMILL_` and the setting's path in capitals, `__` between its levels; lists are
@@ -110,6 +139,27 @@ one section, `nightmill settings api.port` also what the setting does. Secrets a
 """
 
 
+TEN = {
+    "upstream.url": ("Which server answers the lines?", "--upstream"),
+    "upstream.api_key": (
+        "Which key does it need? Better `NIGHTMILL_UPSTREAM__API_KEY_FILE`.",
+        "--upstream-key",
+    ),
+    "upstream.aliases": ("Do lines name a model by [another name](howto/name-my-models.md)?", None),
+    "upstream.concurrency": (
+        "How many lines at once? nightmill finds it; a number fixes it.",
+        "--concurrency",
+    ),
+    "upstream.timeout_s": ("How long may an answer take?", None),
+    "folder": ("Where is the data?", "--folder"),
+    "api.host": ("Do other machines reach the server? It then needs [keys](start.md).", "--host"),
+    "api.port": ("Is the port taken?", "--port"),
+    "limits.completion_windows": ("Do clients ask for other windows?", "--window"),
+    "limits.output_ttl_s": ("How long are answers kept?", None),
+}
+"""The settings that most operators need: the question of each, and its flag of `nightmill serve`."""
+
+
 CLI_INTRODUCTION = """\
 # Command line
 
@@ -128,7 +178,30 @@ to it. `upstreams` is a client of a nightmill server in the same way, with an ad
 
 
 def settings_page() -> str:
-    return INTRODUCTION + "".join(_section(Settings, path=""))
+    sections = "".join(_section(Settings, path=""))
+    count = len(re.findall(r"^\| `", sections, re.MULTILINE))
+    return INTRODUCTION.replace("{count}", f"{count}").replace("{ten}", ten_settings()) + sections
+
+
+def ten_settings() -> str:
+    """A row for each of the settings that most operators need."""
+    lines = ["| question | setting | flag | default |", "|---|---|---|---|"]
+    for path, (question, flag) in TEN.items():
+        shown_flag = f"`{flag}`" if flag else ""
+        lines.append(f"| {question} | `{path}` | {shown_flag} | {_default(field_of(path))} |")
+    return "\n".join([*lines, ""])
+
+
+def field_of(path: str) -> FieldInfo:
+    """The field of a setting by its path, such as `api.port`."""
+    *sections, name = path.split(".")
+    model: type[BaseModel] = Settings
+    for section in sections:
+        kind = model.model_fields[section].annotation
+        assert isinstance(kind, type)
+        assert issubclass(kind, BaseModel)
+        model = kind
+    return model.model_fields[name]
 
 
 def _section(model: type[BaseModel], *, path: str) -> Iterator[str]:
