@@ -5,7 +5,7 @@ python.md from the docstrings of `nightmill.client` (`python_reference`). In how
 the state graph comes from `nightmill.core.batch.TRANSITIONS`, and the picture of the packages from the layers
 that import-linter enforces. In faults.md the tables come from `nightmill.core.failure` and `core.probe`, in
 upstreams.md the table of rules from `core.limit_rules`, in observability.md the metrics from
-`api.metric_list`. A test fails when a part is not current, or when a
+`api.metric_list`, in README.md the list of decisions. A test fails when a part is not current, or when a
 setting has no docstring.
 """
 
@@ -406,6 +406,15 @@ def metrics() -> str:
     return "\n".join(["| metric | kind | labels | what |", "|---|---|---|---|", *rows, ""])
 
 
+def decisions() -> str:
+    """A link to each decision record, by its title."""
+    lines: list[str] = []
+    for record in sorted((DOCS / "decisions").glob("[0-9]*.md")):
+        title = record.read_text(encoding="utf-8").partition("\n")[0].partition(": ")[2]
+        lines.append(f"- [{record.name[:4]}](decisions/{record.name}): {title}")
+    return "\n".join([*lines, ""])
+
+
 def pages() -> dict[Path, str]:
     """Every page with a generated part, as it should be."""
     parts = {
@@ -417,6 +426,7 @@ def pages() -> dict[Path, str]:
         "metrics": metrics,
         "python_errors": python_errors,
         "python_reference": python_reference,
+        "decisions": decisions,
     }
 
     def printed(page: Path) -> str:
@@ -429,6 +439,7 @@ def pages() -> dict[Path, str]:
         DOCS / "upstreams.md",
         DOCS / "observability.md",
         DOCS / "python.md",
+        DOCS / "README.md",
     ]
     whole = {DOCS / "settings.md": settings_page(), DOCS / "cli.md": cli_page()}
     return whole | {page: printed(page) for page in generated}
