@@ -129,13 +129,6 @@ def test_ready_says_when_the_disk_is_nearly_full(serve, free_bytes, expected):
     assert problems(server) == ([] if expected is None else [expected])
 
 
-def test_the_docs_page_has_both_documents_and_needs_no_key(server):
-    page = server.send("GET", "/docs")
-    assert page.status == 200
-    assert b'"/openapi.json"' in page.body
-    assert b'"/nightmill/openapi.json"' in page.body
-
-
 def test_the_own_document_has_what_openai_does_not_publish(server):
     answer = server.send("GET", "/nightmill/openapi.json")
     document = answer.json()

@@ -135,12 +135,6 @@ def test_the_document_lists_the_values_that_settings_allow(serve):
     assert asked["endpoint"]["enum"] == ["/v1/embeddings"]
 
 
-def test_the_docs_page_is_served(server):
-    answer = server.send("GET", "/docs")
-    assert answer.status == 200
-    assert b"/openapi.json" in answer.body
-
-
 def test_a_generated_client_has_the_published_methods(document, tmp_path):
     source = tmp_path / "openapi.json"
     source.write_text(json.dumps(document))

@@ -29,7 +29,17 @@ OVER_CONNECTION_LIMIT = "nightmill.busy"
 """In the scope of a request whose connection exceeds `api.max_connections` (set by `connection`)."""
 OPENAI_VERSION = b"2020-10-01"
 PUBLIC_PATHS = frozenset(
-    {"/health", "/ready", "/version", "/metrics", "/openapi.json", "/docs", "/nightmill/openapi.json"}
+    {
+        "/health",
+        "/ready",
+        "/version",
+        "/metrics",
+        "/openapi.json",
+        "/nightmill/openapi.json",
+        "/docs",
+        "/docs/swagger-ui.css",
+        "/docs/swagger-ui-bundle.js",
+    }
 )
 
 _SINGLE = (b"host", b"content-type", b"authorization", b"api-key", b"idempotency-key")
