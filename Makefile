@@ -1,6 +1,7 @@
 # Two commands are enough on a machine with Python 3.11 or newer and make:
 #   make run     an example batch through a real server, with the official openai client
 #   make test    every check: format, lint, types, layers, docs, tests
+# `make run` installs the package alone, into .venv-run; everything else needs the developers' set-up in .venv.
 
 # The first Python that is new enough; to use another: make PYTHON=/path/to/python
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
@@ -9,6 +10,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+# make run uses the developers' set-up if there is one, since that has all that the example needs.
+RUN_VENV := $(if $(wildcard $(STAMP)),$(VENV),.venv-run)
+RUN_STAMPS = $(RUN_VENV)/.installed $(if $(MODEL),$(if $(wildcard $(STAMP)),,.venv-run/.llama))
+RUN_PIP := .venv-run/bin/python -m pip --disable-pip-version-check -qq
 
 # make run: a model instead of the emulator, and the number of example lines to send
 MODEL ?=
@@ -24,8 +29,8 @@ SIMULATIONS ?= 1000
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 
-run: $(STAMP)  ## an example batch; MODEL=file.gguf or UPSTREAM=url for a real model, LINES=20 for fewer lines
-	@$(BIN)/python examples/first_batch.py $(if $(MODEL),--model '$(MODEL)') $(if $(UPSTREAM),--upstream '$(UPSTREAM)') $(if $(LINES),--lines $(LINES))
+run: $(RUN_STAMPS)  ## an example batch; MODEL=file.gguf or UPSTREAM=url for a real model, LINES=20 for fewer lines
+	@$(RUN_VENV)/bin/python examples/first_batch.py $(if $(MODEL),--model '$(MODEL)') $(if $(UPSTREAM),--upstream '$(UPSTREAM)') $(if $(LINES),--lines $(LINES))
 
 test: lint types layers unit  ## every check
 
@@ -94,10 +99,27 @@ docs: $(STAMP)  ## write the generated parts of docs/
 
 setup: $(STAMP)  ## install everything into .venv
 
-$(STAMP): requirements.lock pyproject.toml
+.PHONY: python
+python:
 	@test -n "$(PYTHON)" || { echo "nightmill needs Python 3.11 or newer, but none was found; try: make PYTHON=/path/to/python3.11"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "nightmill needs Python 3.11 or newer, $(PYTHON) is older; try: make PYTHON=/path/to/python3.11"; exit 1; }
+
+# The versions of requirements.lock, and no package that only developers need. pip checks the hashes of a lock file
+# only if it installs all of it, so this set-up goes without them.
+.venv-run/.installed: requirements.lock pyproject.toml | python
+	@echo "Setting up .venv-run (once, half a minute)"
+	@$(PYTHON) -m venv .venv-run
+	@sed -n 's/^\([a-z0-9][^ ]*==[^\]*\).*/\1/p' requirements.lock > .venv-run/versions.txt
+	@$(RUN_PIP) install --constraint .venv-run/versions.txt --editable .
+	@touch $@
+
+.venv-run/.llama: .venv-run/.installed
+	@echo "Installing llama.cpp into .venv-run"
+	@$(RUN_PIP) install --constraint .venv-run/versions.txt --editable '.[llama]'
+	@touch $@
+
+$(STAMP): requirements.lock pyproject.toml | python
 	@echo "Setting up $(VENV) (once, a minute or two)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) install --require-hashes -r requirements.lock
@@ -106,7 +128,7 @@ $(STAMP): requirements.lock pyproject.toml
 
 lock: $(STAMP)  ## resolve pyproject.toml into requirements.lock
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-		--no-header --no-annotate --upgrade --extra llama --extra objects --extra otel --extra postgres --extra ray --group dev pyproject.toml -o requirements.lock
+		--no-header --no-annotate --upgrade --extra all --group dev pyproject.toml -o requirements.lock
 
 clean:  ## remove all files that make created, including .venv
-	rm -rf $(VENV) dist build .pytest_cache .ruff_cache .hypothesis .import_linter_cache .run
+	rm -rf $(VENV) .venv-run dist build .pytest_cache .ruff_cache .hypothesis .import_linter_cache .run
