@@ -94,8 +94,10 @@ surface: $(STAMP)  ## accept a change of commands, settings, metrics, errors or 
 house: $(STAMP)  ## the figures that the source code is held to
 	@$(BIN)/python -m tests.house.figures
 
-docs: $(STAMP)  ## write the generated parts of docs/
+docs: $(STAMP)  ## write the generated parts of docs/, and build the docs site into site/ with a check of every link
 	$(BIN)/python docs/generate.py
+	$(BIN)/python docs/build_site.py
+	@echo "open site/index.html; it needs no server"
 
 setup: $(STAMP)  ## install everything into .venv
 
@@ -131,4 +133,4 @@ lock: $(STAMP)  ## resolve pyproject.toml into requirements.lock
 		--no-header --no-annotate --upgrade --extra all --group dev pyproject.toml -o requirements.lock
 
 clean:  ## remove all files that make created, including .venv
-	rm -rf $(VENV) .venv-run dist build .pytest_cache .ruff_cache .hypothesis .import_linter_cache .run
+	rm -rf $(VENV) .venv-run dist build site .pytest_cache .ruff_cache .hypothesis .import_linter_cache .run

@@ -30,6 +30,11 @@ def generate() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def build_site() -> ModuleType:
+    return load(ROOT / "docs/build_site.py")
+
+
+@pytest.fixture(scope="session")
 def emulated_url() -> Iterator[str]:
     """Base URL of `nightmill serve --emulate` as a child process, started as the first example does it."""
     with load(ROOT / "examples/first_batch.py").server(["--emulate"]) as url:
