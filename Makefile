@@ -24,7 +24,7 @@ FUZZ_S ?= 60
 # make simulate: scripts of each kind
 SIMULATIONS ?= 1000
 
-.PHONY: help setup run test test-slow test-fleet test-engines torture-fleet lint types layers unit audit coverage fuzz simulate bench surface house docs lock clean
+.PHONY: help setup run test test-slow test-fleet test-engines torture-fleet lint types layers unit audit coverage fuzz simulate bench surface house docs pictures lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -98,6 +98,9 @@ docs: $(STAMP)  ## write the generated parts of docs/, and build the docs site i
 	$(BIN)/python docs/generate.py
 	$(BIN)/python docs/build_site.py
 	@echo "open site/index.html; it needs no server"
+
+pictures: $(STAMP)  ## record `watch` again for docs/pictures/watch.svg
+	@$(BIN)/python docs/record.py
 
 setup: $(STAMP)  ## install everything into .venv
 

@@ -35,6 +35,11 @@ def build_site() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def record() -> ModuleType:
+    return load(ROOT / "docs/record.py")
+
+
+@pytest.fixture(scope="session")
 def emulated_url() -> Iterator[str]:
     """Base URL of `nightmill serve --emulate` as a child process, started as the first example does it."""
     with load(ROOT / "examples/first_batch.py").server(["--emulate"]) as url:
