@@ -25,6 +25,7 @@ INDEX = PurePosixPath("docs/README.md")
 OTHER_PAGES = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
 PICTURES = ("*.svg", "*.png")
 LINK = re.compile(r"(?P<before>\]\(|(?:src|srcset|href)=\")(?P<target>[^)\s\"]+)")
+FOR_TESTS = re.compile(r"^<!-- test: .*-->\n", re.MULTILINE)
 FENCE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 TITLE = re.compile(r"^# (.+)$", re.MULTILINE)
 
@@ -177,7 +178,7 @@ def for_site(
         # A browser would load the program that draws diagrams from the internet: the site shows their text.
         return f"```{'text' if language == 'mermaid' else language}\n{code}"
 
-    return "".join(map(changed, FENCE.split(text)))
+    return "".join(map(changed, FENCE.split(FOR_TESTS.sub("", text))))
 
 
 def sections(pages: dict[PurePosixPath, PurePosixPath]) -> Nav:

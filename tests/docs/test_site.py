@@ -96,7 +96,7 @@ def test_other_links_stay_as_they_are(build_site: ModuleType, link: str):
 
 
 def test_a_code_block_keeps_its_text_and_loses_what_is_for_tests(build_site: ModuleType):
-    block = "```bash not-run: because\necho '[a](LICENSE)'\n```"
+    block = "<!-- test: not-run: because -->\n```bash\necho '[a](LICENSE)'\n```"
     assert in_readme(block, build_site) == "```bash\necho '[a](LICENSE)'\n```"
 
 
