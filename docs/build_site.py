@@ -27,6 +27,8 @@ PICTURES = ("*.svg", "*.png")
 LINK = re.compile(r"(?P<before>\]\(|(?:src|srcset|href)=\")(?P<target>[^)\s\"]+)")
 FOR_TESTS = re.compile(r"^<!-- test: .*-->\n", re.MULTILINE)
 FENCE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
+SECTION = re.compile(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
+ROW = re.compile(r"^\| ([^|]+) \| (.*\)) ", re.MULTILINE)
 TITLE = re.compile(r"^# (.+)$", re.MULTILINE)
 
 Nav: TypeAlias = list[tuple[str, list[PurePosixPath]]]
@@ -185,17 +187,28 @@ def sections(pages: dict[PurePosixPath, PurePosixPath]) -> Nav:
     """The sections of docs/README.md, each with the pages it links to; then the pages that it leaves out."""
     left = [path for path in pages if path.suffix == ".md" and path not in {HOME, INDEX}]
     found: Nav = []
-    index = (ROOT / INDEX).read_text(encoding="utf-8") if (ROOT / INDEX).exists() else ""
-    for section in re.split(r"^## ", index, flags=re.MULTILINE)[1:]:
-        heading, _, body = section.partition("\n")
-        linked = [PurePosixPath(normpath(INDEX.parent / link["target"])) for link in LINK.finditer(body)]
+    for heading, linked in index():
         chosen = [path for path in dict.fromkeys(linked) if path in left]
         left = [path for path in left if path not in chosen]
         if chosen:
-            found.append((heading.strip(), chosen))
+            found.append((heading, chosen))
     decisions = [path for path in left if path.parent.name == "decisions"]
     rest = sorted((path for path in left if path not in decisions), key=title)
-    return [*found, ("More", rest), ("Decisions", decisions)]
+    return [*found, *([("More", rest)] if rest else []), ("Decisions", decisions)]
+
+
+def index() -> Nav:
+    """The sections of docs/README.md with all their links; without it, the table of contents of README.md."""
+    page = INDEX if (ROOT / INDEX).exists() else HOME
+    text = (ROOT / page).read_text(encoding="utf-8")
+    found = SECTION.findall(text) if page == INDEX else ROW.findall(text.partition("## Contents")[2])
+    return [
+        (
+            heading.strip().capitalize(),
+            [PurePosixPath(normpath(page.parent / link["target"])) for link in LINK.finditer(body)],
+        )
+        for heading, body in found
+    ]
 
 
 def nav_lines(nav: Nav, pages: dict[PurePosixPath, PurePosixPath]) -> Iterator[str]:
