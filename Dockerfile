@@ -29,7 +29,7 @@ FROM python:${PYTHON}
 ARG VERSION=0.1.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="nightmill" \
-      org.opencontainers.image.description="The OpenAI Batch API on your own models" \
+      org.opencontainers.image.description="OpenAI Batch API server for your own models" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"

@@ -23,7 +23,7 @@ from pathlib import Path
 from urllib.parse import urljoin
 
 from openai import APIStatusError, OpenAI
-from openai.types import Batch
+from openai.types import Batch, BatchRequestCounts
 
 HERE = Path(__file__).resolve().parent
 NIGHTMILL = Path(sys.executable).with_name("nightmill")
@@ -108,9 +108,7 @@ def run_and_show(client: OpenAI, *, limit: int | None) -> Batch:
     shown, reported = "", ""
     moved = time.monotonic()
     while True:
-        counts = batch.request_counts
-        done = f"{counts.completed} completed, {counts.failed} failed of {counts.total}" if counts else ""
-        if (progress := f"{batch.status:<12} {done}") != shown:
+        if (progress := f"{batch.status:<12} {counts_text(batch.request_counts)}") != shown:
             print(f"{time.monotonic() - started:6.1f} s  {progress}", flush=True)
             shown, moved = progress, time.monotonic()
         elif time.monotonic() - moved > QUIET_S and (why := trouble(client)) not in {"", reported}:
@@ -121,6 +119,14 @@ def run_and_show(client: OpenAI, *, limit: int | None) -> Batch:
             return batch
         time.sleep(POLL_S)
         batch = client.batches.retrieve(batch.id)
+
+
+def counts_text(counts: BatchRequestCounts | None) -> str:
+    """`280 of 300 done (260 ok, 20 failed)`; empty until the server has counted the lines."""
+    if not counts or not counts.total:
+        return ""
+    done = counts.completed + counts.failed
+    return f"{done} of {counts.total} done ({counts.completed} ok, {counts.failed} failed)"
 
 
 def trouble(client: OpenAI) -> str:

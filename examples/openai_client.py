@@ -33,7 +33,8 @@ def main() -> None:
         time.sleep(POLL_S)
         batch = client.batches.retrieve(batch.id)
         if counts := batch.request_counts:
-            print(f"{batch.status}: {counts.completed} completed, {counts.failed} failed of {counts.total}")
+            total, ok, failed = counts.total, counts.completed, counts.failed
+            print(f"{batch.status}: {ok + failed} of {total} done ({ok} ok, {failed} failed)")
 
     for error in (batch.errors.data if batch.errors else None) or []:
         print(f"line {error.line}: {error.message}")

@@ -23,7 +23,10 @@ def main() -> None:
         summary = nightmill.run(path, upstream=sys.argv[1])
     else:
         summary = nightmill.run(path, emulate=True)
-    print(f"{summary.status}: {summary.completed} completed, {summary.failed} failed of {summary.total}")
+    done = summary.completed + summary.failed
+    print(
+        f"{summary.status}: {done} of {summary.total} done ({summary.completed} ok, {summary.failed} failed)"
+    )
     print(f"answers in {summary.output_path}")
     sys.exit(0 if summary.status == "completed" else 1)
 

@@ -50,7 +50,7 @@ def test_the_first_batch_shows_progress_and_the_first_answers(root: Path):
     done = program("first_batch.py", "--lines", "40", cwd=root)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "starting: nightmill serve --emulate" in done.stdout
-    assert "40 completed, 0 failed of 40" in done.stdout
+    assert "40 of 40 done (40 ok, 0 failed)" in done.stdout
     assert "ticket-001: " in done.stdout
     assert "The emulator made these up." in done.stdout
 
@@ -90,4 +90,4 @@ def test_the_client_example_downloads_every_answer(workplace: Path, emulated_url
 def test_the_python_example_answers_without_a_server(workplace: Path):
     done = program("python_run.py", cwd=workplace)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "300 completed, 0 failed of 300" in done.stdout
+    assert "300 of 300 done (300 ok, 0 failed)" in done.stdout
