@@ -204,7 +204,7 @@ def index() -> Nav:
     found = SECTION.findall(text) if page == INDEX else ROW.findall(text.partition("## Contents")[2])
     return [
         (
-            heading.strip().capitalize(),
+            heading[0].upper() + heading[1:],
             [PurePosixPath(normpath(page.parent / link["target"])) for link in LINK.finditer(body)],
         )
         for heading, body in found
