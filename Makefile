@@ -116,12 +116,12 @@ python:
 	@echo "Setting up .venv-run (once, half a minute)"
 	@$(PYTHON) -m venv .venv-run
 	@sed -n 's/^\([a-z0-9][^ ]*==[^\]*\).*/\1/p' requirements.lock > .venv-run/versions.txt
-	@$(RUN_PIP) install --constraint .venv-run/versions.txt --editable .
+	@$(RUN_PIP) install --no-compile --constraint .venv-run/versions.txt --editable .
 	@touch $@
 
 .venv-run/.llama: .venv-run/.installed
 	@echo "Installing llama.cpp into .venv-run"
-	@$(RUN_PIP) install --constraint .venv-run/versions.txt --editable '.[llama]'
+	@$(RUN_PIP) install --no-compile --constraint .venv-run/versions.txt --editable '.[llama]'
 	@touch $@
 
 $(STAMP): requirements.lock pyproject.toml | python

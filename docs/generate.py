@@ -132,8 +132,8 @@ Any name in the environment may end in `_FILE` and then names a file that holds 
 secrets: `NIGHTMILL_UPSTREAM__API_KEY_FILE=/run/secrets/upstream_key`. An unknown name stops the start with a
 message, so that a typing error is found at once.
 
-`nightmill settings` shows the values in effect and where each comes from; `nightmill settings worker` those of
-one section, `nightmill settings api.port` also what the setting does. Secrets are hidden.
+`nightmill settings` shows the values in effect and where each comes from; `nightmill settings worker` those
+of one section, `nightmill settings api.port` also what the setting does. Secrets are hidden.
 
 `OPENAI_BASE_URL` and `OPENAI_API_KEY` are never read by the server: they tell clients where nightmill is.
 """

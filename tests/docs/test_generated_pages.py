@@ -38,6 +38,8 @@ def test_every_exported_name_of_the_client_is_on_the_python_page():
     page = (DOCS / "python.md").read_text(encoding="utf-8")
     for name in client.__all__:
         assert f"#### {name}\n" in page or f"| `{name}` |" in page or name == "Row", name
+
+
 def test_ten_settings_come_first_each_with_a_flag_that_exists(generate: ModuleType):
     assert len(generate.TEN) == 10
     page, serve = generate.settings_page(), generate.cli_page().partition("## `nightmill serve")[2]

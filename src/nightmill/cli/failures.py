@@ -60,7 +60,7 @@ def guarded(work: Callable[[], Any]) -> int:
         message, exit_code = described
         say(f"nightmill: {message}")
         return exit_code
-    if code == ExitCode.INTERRUPTED and not isinstance(code, ExitCode):
+    if type(code) is int and code == ExitCode.INTERRUPTED:
         # The command line's library made this number of a KeyboardInterrupt. A command that says by itself
         # how to go on exits with the member of the enumeration.
         say("nightmill: stopped")
