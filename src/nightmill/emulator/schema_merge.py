@@ -39,6 +39,9 @@ PLAIN: Final = frozenset(
 )
 """Rules that are copied as they are; those with several spellings are rewritten by `plain_rules`."""
 
+CONTAINED: Final = "nightmill: contained"
+"""What several `contains` ask for, which no keyword can say together."""
+
 _GREATER: Final = frozenset({"minProperties", "minContains", "minItems", "minLength", "minimum"})
 _LESS: Final = frozenset({"maxProperties", "maxContains", "maxItems", "maxLength", "maximum"})
 
@@ -83,9 +86,19 @@ def merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any] |
             result[name] = joined(one[name], other[name])
     if result.get("type") == [] or result.get("enum") == []:
         return None
+    contained = [*contained_in(one), *contained_in(other)]
+    if len(contained) > 1:
+        result[CONTAINED] = contained
     _join_properties(one, other, result)
     _join_items(one, other, result)
     return result
+
+
+def contained_in(rules: Mapping[str, Any]) -> list[Schema]:
+    """A schema for each item that an array must contain."""
+    if CONTAINED in rules:
+        return rules[CONTAINED]
+    return [rules["contains"]] * rules.get("minContains", 1) if "contains" in rules else []
 
 
 def _join_properties(one: Mapping[str, Any], other: Mapping[str, Any], result: dict[str, Any]) -> None:

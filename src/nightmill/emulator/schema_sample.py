@@ -27,7 +27,7 @@ from nightmill.emulator.schema_check import (
     required_of,
     types_of,
 )
-from nightmill.emulator.schema_merge import all_of, merged, plain_rules
+from nightmill.emulator.schema_merge import all_of, contained_in, merged, plain_rules
 from nightmill.emulator.text_sample import name_sample, text_sample
 
 VARIANTS: Final = 16
@@ -233,15 +233,15 @@ class _Sampler:
 
     def _array(self, rules: dict[str, Any], levels: int) -> list[Any]:
         first, rest = array_rules(rules)
-        contained = rules.get("minContains", 1) if "contains" in rules else 0
-        fewest = max(rules.get("minItems", 0), contained)
+        contained = contained_in(rules)
+        fewest = max(rules.get("minItems", 0), len(contained))
         most = rules.get("maxItems", max(fewest, len(first), 3))
         count = max(fewest, min(most, max(len(first), self._random.randint(1, 3))))
         made: list[Any] = []
         for place in range(count):
             part = first[place] if place < len(first) else rest
-            if place < contained:
-                part = self._keep(all_of([part, rules["contains"]]))
+            if place < len(contained):
+                part = self._keep(all_of([part, contained[place]]))
             try:
                 made.append(self._item(part, levels, made if rules.get("uniqueItems") else []))
             except NoValueError:
