@@ -28,7 +28,6 @@ LINK = re.compile(r"(?P<before>\]\(|(?:src|srcset|href)=\")(?P<target>[^)\s\"]+)
 FOR_TESTS = re.compile(r"^<!-- test: .*-->\n", re.MULTILINE)
 FENCE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 SECTION = re.compile(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
-ROW = re.compile(r"^\| ([^|]+) \| (.*\)) ", re.MULTILINE)
 TITLE = re.compile(r"^# (.+)$", re.MULTILINE)
 
 Nav: TypeAlias = list[tuple[str, list[PurePosixPath]]]
@@ -184,37 +183,32 @@ def for_site(
 
 
 def sections(pages: dict[PurePosixPath, PurePosixPath]) -> Nav:
-    """The sections of docs/README.md, each with the pages it links to; then the pages that it leaves out."""
-    left = [path for path in pages if path.suffix == ".md" and path not in {HOME, INDEX}]
+    """The sections of docs/README.md, each with the pages it links to; then all others, and the decisions."""
+    written = [path for path in pages if path.suffix == ".md" and path not in {HOME, INDEX}]
+    decisions = [path for path in written if path.parent.name == "decisions"]
+    left = [path for path in written if path not in decisions]
     found: Nav = []
     for heading, linked in index():
         chosen = [path for path in dict.fromkeys(linked) if path in left]
         left = [path for path in left if path not in chosen]
         if chosen:
             found.append((heading, chosen))
-    decisions = [path for path in left if path.parent.name == "decisions"]
-    rest = sorted((path for path in left if path not in decisions), key=title)
+    rest = sorted(left, key=title)
     return [*found, *([("More", rest)] if rest else []), ("Decisions", decisions)]
 
 
 def index() -> Nav:
-    """The sections of docs/README.md with all their links; without it, the table of contents of README.md."""
-    page = INDEX if (ROOT / INDEX).exists() else HOME
-    text = (ROOT / page).read_text(encoding="utf-8")
-    found = SECTION.findall(text) if page == INDEX else ROW.findall(text.partition("## Contents")[2])
+    """The sections of docs/README.md with all their links."""
+    text = (ROOT / INDEX).read_text(encoding="utf-8")
     return [
-        (
-            heading[0].upper() + heading[1:],
-            [PurePosixPath(normpath(page.parent / link["target"])) for link in LINK.finditer(body)],
-        )
-        for heading, body in found
+        (heading, [PurePosixPath(normpath(INDEX.parent / link["target"])) for link in LINK.finditer(body)])
+        for heading, body in SECTION.findall(text)
     ]
 
 
 def nav_lines(nav: Nav, pages: dict[PurePosixPath, PurePosixPath]) -> Iterator[str]:
     yield f"  {{ Home = {quote(str(pages[HOME]))} }},"
-    if INDEX in pages:
-        yield f"  {{ {quote('All pages')} = {quote(str(pages[INDEX]))} }},"
+    yield f"  {{ {quote('All pages')} = {quote(str(pages[INDEX]))} }},"
     for heading, paths in nav:
         entries = ", ".join(f"{{ {quote(title(path))} = {quote(str(pages[path]))} }}" for path in paths)
         yield f"  {{ {quote(heading)} = [{entries}] }},"
