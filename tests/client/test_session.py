@@ -105,3 +105,10 @@ def test_answers_of_a_failed_batch_name_the_invalid_line(client, batch_json):
     failed = batch_json(status="failed", errors={"object": "list", "data": [entry]})
     with pytest.raises(RequestError, match="line 3: This line is not JSON"):
         client.answers(Batch.model_validate_json(failed))
+
+
+def test_answers_of_a_batch_whose_file_is_refused_give_the_reason(client, batch_json):
+    entry = {"code": "too_many", "message": "The file holds too many requests.", "param": None, "line": None}
+    failed = batch_json(status="failed", errors={"object": "list", "data": [entry]})
+    with pytest.raises(RequestError, match=r"^batch_1 failed: The file holds too many requests\.$"):
+        client.answers(Batch.model_validate_json(failed))

@@ -1,8 +1,10 @@
 """What `Client` and `AsyncClient` share: how rows become a batch, and where its answers are. No I/O."""
 
-from collections.abc import AsyncIterable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, TypeAlias, cast
+
+from openai.types import BatchError
 
 from nightmill.client.answer_types import AnswerType
 from nightmill.client.api import Batch, CreateBatchRequest
@@ -76,10 +78,19 @@ def answer_file_ids(batch: Batch) -> tuple[str, ...]:
         raise UnavailableError(message)
     if batch.status == "failed":
         listed = (batch.errors.data if batch.errors else None) or []
-        first = f" line {listed[0].line}: {listed[0].message}" if listed else ""
-        bad = "1 bad line" if len(listed) == 1 else f"{len(listed)} bad lines"
-        raise RequestError(f"{batch.id} failed with {bad};{first}")
+        raise RequestError(f"{batch.id} failed{_bad_lines(listed)}")
     return tuple(file_id for file_id in (batch.output_file_id, batch.error_file_id) if file_id)
+
+
+def _bad_lines(listed: Sequence[BatchError]) -> str:
+    """How many lines are bad, and the first reason; a reason that concerns the whole file has no line."""
+    if not listed:
+        return ""
+    first = listed[0]
+    if first.line is None:
+        return f": {first.message}"
+    count = "1 bad line" if len(listed) == 1 else f"{len(listed)} bad lines"
+    return f" with {count}; line {first.line}: {first.message}"
 
 
 def note_where_it_goes_on(error: BaseException, batch_id: str) -> None:
