@@ -44,13 +44,13 @@ def quiet(_batch: object) -> None: ...
 
 def by_client(url: str, rows, **options) -> list:
     with Client(url, api_key="sk") as client:
-        return list(client.send(rows, on_change=quiet, **options))
+        return list(client.send(rows, **{"on_change": quiet} | options))
 
 
 def by_async_client(url: str, rows, **options) -> list:
     async def main() -> list:
         async with AsyncClient(url, api_key="sk") as client:
-            return [answer async for answer in client.send(rows, on_change=quiet, **options)]
+            return [answer async for answer in client.send(rows, **{"on_change": quiet} | options)]
 
     return asyncio.run(main())
 
@@ -109,6 +109,31 @@ def test_a_wait_that_ends_early_says_how_to_go_on(send, batches):
     assert raised.value.__notes__ == [
         "batch_1 continues on the server; read it later with client.answers('batch_1')"
     ]
+
+
+def test_progress_is_shown_on_stderr(send, capsys):
+    send(["Peru"], on_change=None)
+    assert "completed: 1 of 1 done" in capsys.readouterr().err
+
+
+def test_a_short_outage_of_the_server_is_shown_and_survived(send, server, batches, capsys):
+    batches.status = "in_progress"
+    polls = 0
+
+    def answer(asked):
+        nonlocal polls
+        if asked.path != "/v1/batches/batch_1":
+            return batches(asked)
+        polls += 1
+        if polls == 2:
+            return 503, b"{}", {"x-should-retry": "false"}
+        if polls > 2:
+            batches.status = "completed"
+        return batches(asked)
+
+    server.answer = answer
+    assert [answer.text for answer in send(["Peru"], on_change=None)] == ["PERU"]
+    assert "no answer from the server" in capsys.readouterr().err
 
 
 async def test_rows_may_come_one_by_one(server, batches):
