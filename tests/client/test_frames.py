@@ -130,6 +130,13 @@ def test_a_column_of_texts_is_a_prompt_unless_there_are_bodies():
     assert prompt_for(polars.DataFrame({"text": ["a"], "messages": [[]]}), None) is None
 
 
+@pytest.mark.parametrize("make", [pandas.Series, polars.Series])
+def test_a_series_is_a_list_of_texts(server, batches, make):
+    with Client(server.url, api_key="sk") as client:
+        answers = client.send(make(["Peru", "Laos"]), on_change=quiet)
+        assert [answer.text for answer in answers] == ["PERU", "LAOS"]
+
+
 def test_a_lazy_frame_is_refused(server):
     with Client(server.url, api_key="sk") as client, pytest.raises(RequestError, match="collect"):
         client.send(polars.DataFrame({"text": ["a"]}).lazy())

@@ -76,6 +76,13 @@ def test_a_field_without_a_value_is_not_sent_as_a_text():
         body({"text": None}, prompt="{text}")
 
 
+@pytest.mark.parametrize(("row", "found"), [(None, "has no value"), (1.5, "is of type float")])
+def test_what_is_no_row_is_named_by_its_number(row, found):
+    for given in ({}, {"prompt": "{text}"}):
+        with pytest.raises(RequestError, match=f"row 3 {found}; a row is a text or a mapping"):
+            RowFormat(**given).line(row, 3)
+
+
 def test_a_row_of_fields_may_have_its_own_custom_id():
     made = RowFormat(prompt="{text}").line({"custom_id": 12, "text": "T"}, 1)
     assert made["custom_id"] == "12"

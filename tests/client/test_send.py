@@ -91,6 +91,11 @@ def test_one_row_instead_of_a_list_is_refused(send):
             send(row)
 
 
+def test_a_path_instead_of_rows_is_refused(send, tmp_path):
+    with pytest.raises(RequestError, match="submit_file"):
+        send(tmp_path / "in.jsonl")
+
+
 def test_an_unknown_argument_is_refused(send):
     with pytest.raises(TypeError, match="modle"):
         send(["Peru"], modle="m")

@@ -87,6 +87,10 @@ class RowFormat:
         Raises:
             RequestError: no body can be made of the row, or its endpoint is unknown.
         """
+        given_row = cast("object", row)
+        if not isinstance(given_row, str | Mapping):
+            found = "has no value" if given_row is None else f"is of type {type(given_row).__name__}"
+            raise RequestError(f"row {number} {found}; a row is a text or a mapping")
         if self.makes_body(row):
             fields: Row = {_TEXT: row} if isinstance(row, str) else row
             endpoint = self.endpoint or CHAT

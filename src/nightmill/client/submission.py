@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from typing import Any, Self, TypeAlias, cast
 
 from openai.types import BatchError
@@ -57,6 +58,8 @@ class Submission(RowFormat):
         """
         if is_frame(given):
             return rows_of(given, prompt=self.prompt)
+        if isinstance(given, PathLike):
+            raise RequestError("rows are not read from a path; send a JSONL file with submit_file")
         if isinstance(given, str | bytes | Mapping):
             raise RequestError("pass a list of rows, not one row")
         return cast("AnyRows", given)
