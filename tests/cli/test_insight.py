@@ -26,7 +26,7 @@ def test_show_has_the_limit_and_the_forecast(server, nightmill):
     shown = dict(line.split("  ", 1) for line in nightmill("show", BATCH).out.splitlines())
     assert shown["why"].strip() == LIMIT
     assert "lines/s" in shown["rate"]
-    assert "4 in flight" in shown["rate"]
+    assert "4 in flight, 2 retrying" in shown["rate"]
     assert "in 8 of 10 cases" in shown["ends about"]
     assert shown["in time"].strip() == "100% likely before it expires"
     assert shown["tokens to come"].strip() == "about 2,400"

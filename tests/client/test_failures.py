@@ -5,7 +5,7 @@ import json
 import pytest
 from openai.types import Batch
 
-from nightmill.client.failures import MOST_LINES, grouped, read_failures
+from nightmill.client.failures import MOST_LINES, FailureReader, grouped, read_failures
 from nightmill.client.words import FailureGroup
 
 NOPE = {"error": {"message": "The model nope does not exist.", "code": "model_not_found"}}
@@ -95,6 +95,19 @@ def test_the_failures_of_a_running_batch_are_among_its_results(server, client):
     running = made(status="in_progress", error_file_id=None)
     assert read_failures(client.openai, running)[0].code == "404"
     assert server.asked[0].path.startswith("/nightmill/v1/batches/batch_1/results?outcome=failed")
+
+
+def test_of_a_running_batch_only_new_failures_are_read_again(server, client):
+    line = {"cursor": "c", "outcome": "failed", "line": json.loads(failed_line())}
+    page = {"status": "in_progress", "has_more": True, "data": [line]}
+    server.answer = lambda _: (200, json.dumps(page | {"cursor": f"after-{len(server.asked)}"}).encode(), {})
+    reader = FailureReader(client.openai)
+    running = made(status="in_progress", error_file_id=None)
+    assert [reader.read(running)[0].count for _ in range(2)] == [1, 2]
+    # Later than the first time, there may be many answers.
+    many = {"total": 90_000, "completed": 60_000, "failed": 1}
+    assert reader.read(made(status="in_progress", request_counts=many))[0].count == 3
+    assert ["after=after-2" in asked.path for asked in server.asked] == [False, False, True]
 
 
 def test_nothing_is_asked_without_failures_or_where_it_would_be_costly(server, client):

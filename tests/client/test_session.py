@@ -39,6 +39,17 @@ def test_waiting_survives_a_short_outage_of_the_server(server, client, batch_jso
     assert client.wait("batch_1", on_change=lambda _: None).status == "expired"
 
 
+def test_waiting_says_on_the_display_that_the_server_is_away(server, client, batch_json, capsys):
+    away = (503, b"{}", {"x-should-retry": "false"})
+    answers = [(200, batch_json(), {}), away, (200, batch_json(status="expired"), {})]
+    server.answer = lambda asked: answers.pop(0) if asked.path.startswith("/v1/") else (404, b"{}", {})
+    client.wait("batch_1")
+    first, gone, last = capsys.readouterr().err.splitlines()
+    assert first.startswith("validating")
+    assert "no answer from the server for" in gone
+    assert last.startswith("expired")
+
+
 def test_waiting_fails_when_the_server_stays_unavailable(server, client, batch_json, monkeypatch):
     monkeypatch.setattr(session, "PATIENCE_S", 0.0)
     server.answer = in_turn((200, batch_json(), {}), (503, b"{}", {"x-should-retry": "false"}))

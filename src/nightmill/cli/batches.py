@@ -282,7 +282,9 @@ def insight_fields(why: "Why | None", forecast: "Forecast | None") -> "Iterator[
     if forecast.lines_per_s is not None:
         tokens = forecast.output_tokens_per_s
         of_tokens = f", {tokens:,.0f} output tokens/s" if tokens is not None else ""
-        yield "rate", f"{forecast.lines_per_s:,.2f} lines/s{of_tokens}; {forecast.in_flight:,} in flight"
+        again = f", {forecast.retrying:,} retrying" if forecast.retrying else ""
+        in_flight = f"{forecast.in_flight:,} in flight{again}"
+        yield "rate", f"{forecast.lines_per_s:,.2f} lines/s{of_tokens}; {in_flight}"
     if forecast.ends_at is not None:
         times = forecast.ends_at, forecast.earliest_at, forecast.latest_at
         about, earliest, latest = (moment(it, time.time()) if it else "?" for it in times)

@@ -7,6 +7,7 @@ made by `words.failures_text`.
 
 import json
 import re
+from collections import Counter
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from itertools import islice
@@ -23,7 +24,7 @@ from nightmill.errors import NightmillError
 
 MOST_LINES: Final = 1_000
 _MOST_BYTES: Final = 4 << 20
-# To find the failures of a running batch, the server reads all of its answers.
+# To find the failures of a running batch, the server reads all of its answers once.
 _MOST_ANSWERS: Final = 50_000
 _WITH_DIGITS: Final = re.compile(r"\S*\d\S*")
 
@@ -33,18 +34,7 @@ def read_failures(openai: OpenAI, batch: Batch) -> list[FailureGroup]:
 
     A running batch has some only on a nightmill server, and while it has few answers.
     """
-    counts = batch.request_counts
-    if counts is None or not counts.failed:
-        return []
-    try:
-        if batch.status in TERMINAL:
-            return [] if batch.error_file_id is None else grouped(_error_lines(openai, batch.error_file_id))
-        if counts.completed + counts.failed > _MOST_ANSWERS:
-            return []
-        page = read_page(openai, batch.id, WantedResults(outcome="failed"), limit=MOST_LINES)
-    except (APIError, NightmillError):
-        return []
-    return grouped(line.text for line in page.lines)
+    return FailureReader(openai).read(batch)
 
 
 def grouped(lines: Iterable[bytes]) -> list[FailureGroup]:
@@ -52,18 +42,64 @@ def grouped(lines: Iterable[bytes]) -> list[FailureGroup]:
 
     Messages that differ only in words with digits, such as a number of tokens, are of one group.
     """
-    first: dict[tuple[str, str], str] = {}
-    counts: dict[tuple[str, str], int] = {}
-    for line in lines:
-        found = _code_and_message(line)
-        if found is None:
-            continue
-        code, message = found
-        kind = code, _WITH_DIGITS.sub("0", message)
-        first.setdefault(kind, message)
-        counts[kind] = counts.get(kind, 0) + 1
-    kinds = sorted(counts, key=lambda kind: -counts[kind])
-    return [FailureGroup(counts[kind], kind[0], first[kind]) for kind in kinds]
+    groups = _Groups()
+    groups.add(lines)
+    return groups.listed()
+
+
+class FailureReader:
+    """Reads the failures of one batch, of a running one only those that are new since the last time."""
+
+    def __init__(self, openai: OpenAI) -> None:
+        self._openai = openai
+        self._groups = _Groups()
+        self._cursor: str | None = None
+
+    def read(self, batch: Batch) -> list[FailureGroup]:
+        """As `read_failures`."""
+        counts = batch.request_counts
+        if counts is None or not counts.failed:
+            return []
+        try:
+            if batch.status in TERMINAL:
+                file_id = batch.error_file_id
+                return [] if file_id is None else grouped(_error_lines(self._openai, file_id))
+            if self._cursor is not None or counts.completed + counts.failed <= _MOST_ANSWERS:
+                self._read_new(batch.id)
+        except (APIError, NightmillError):
+            return []
+        return self._groups.listed()
+
+    def _read_new(self, batch_id: str) -> None:
+        if self._groups.lines >= MOST_LINES:
+            return
+        wanted = WantedResults(after=self._cursor, outcome="failed")
+        page = read_page(self._openai, batch_id, wanted, limit=MOST_LINES - self._groups.lines)
+        self._cursor = page.cursor
+        self._groups.add(line.text for line in page.lines)
+
+
+class _Groups:
+    """Counts lines by their code and message, and keeps the first message of each group."""
+
+    def __init__(self) -> None:
+        self.lines = 0
+        self._first: dict[tuple[str, str], str] = {}
+        self._counts: Counter[tuple[str, str]] = Counter()
+
+    def add(self, lines: Iterable[bytes]) -> None:
+        for line in lines:
+            found = _code_and_message(line)
+            if found is None:
+                continue
+            code, message = found
+            kind = code, _WITH_DIGITS.sub("0", message)
+            self._first.setdefault(kind, message)
+            self._counts[kind] += 1
+            self.lines += 1
+
+    def listed(self) -> list[FailureGroup]:
+        return [FailureGroup(count, kind[0], self._first[kind]) for kind, count in self._counts.most_common()]
 
 
 def _error_lines(openai: OpenAI, file_id: str) -> Iterator[bytes]:

@@ -12,7 +12,7 @@ from typing import Any, Final
 from openai import APIError, APIStatusError, OpenAI
 from openai.types import Batch
 
-from nightmill.client.failures import read_failures
+from nightmill.client.failures import FailureReader
 from nightmill.client.insight import Forecast, InsightApi, Why
 from nightmill.client.polling import AWAY
 from nightmill.client.progress import ShowAll, Snapshot
@@ -39,6 +39,7 @@ class SnapshotSource:
         self._openai = openai
         self._insight: InsightApi | None = InsightApi(openai)
         self._now = now
+        self._readers: dict[str, FailureReader] = {}
         self._failures: dict[str, tuple[int, float, str]] = {}
 
     def of(self, batch: Batch) -> Snapshot:
@@ -61,12 +62,12 @@ class SnapshotSource:
         known, next_at, text = self._failures.get(batch.id, (0, 0.0, ""))
         has_ended = batch.status in TERMINAL
         if (failed != known or has_ended) and (has_ended or self._now() >= next_at):
-            if has_ended:
-                text = failures_text(read_failures(self._openai, batch), failed)
-            elif self._insight is not None:
-                # Without the number of failures: the counts beside it are newer.
-                groups = read_failures(self._openai, batch)
+            if has_ended or self._insight is not None:
+                reader = self._readers.setdefault(batch.id, FailureReader(self._openai))
+                groups = reader.read(batch)
+                # While it runs without the number of failures: the counts beside it are newer.
                 text = f"failed: {kinds_text(groups)}" if groups else ""
+                text = failures_text(groups, failed) if has_ended else text
             self._failures[batch.id] = failed, self._now() + _FAILURES_EVERY_S, text
         return text
 
