@@ -64,6 +64,18 @@ def test_a_batch_with_failures_says_which_and_what_to_type_next(server, nightmil
     ]
 
 
+def test_the_lines_that_a_batch_leaves_are_sent_again_by_their_kind(server, nightmill):
+    cancelled = document(FIRST, "cancelled", failed=1)
+    cancelled["request_counts"] = {"total": 9, "completed": 2, "failed": 1}
+    serve(server, cancelled, is_nightmill=True)
+    ran = nightmill("watch", FIRST)
+    assert ran.err.splitlines()[0].startswith("cancelled: 3 of 9 done (2 ok, 1 failed), 6 left")
+    assert ran.err.splitlines()[-2:] == [
+        "get the others with: nightmill results 11111111 -e FILE",
+        "send the others again with: nightmill retry 11111111 --failed --cancelled",
+    ]
+
+
 def test_a_batch_of_another_server_is_not_sent_again(server, nightmill):
     serve(server, document(FIRST, "expired", failed=1))
     ran = nightmill("watch", FIRST)

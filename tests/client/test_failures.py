@@ -16,18 +16,22 @@ def failed_line(status: int = 404, body: object = NOPE) -> bytes:
     return json.dumps({**row, "error": None}).encode()
 
 
-def unsent_line(code: str = "batch_expired") -> bytes:
+def unsent_line(code: str) -> bytes:
     return json.dumps(
         {"custom_id": "a", "response": None, "error": {"code": code, "message": "Too late."}}
     ).encode()
 
 
 def test_equal_failures_are_one_group_and_the_most_frequent_comes_first():
-    found = grouped([unsent_line(), failed_line(), failed_line()])
+    found = grouped([unsent_line("upstream_timeout"), failed_line(), failed_line()])
     assert found == [
         FailureGroup(2, "404", "The model nope does not exist."),
-        FailureGroup(1, "batch_expired", "Too late."),
+        FailureGroup(1, "upstream_timeout", "Too late."),
     ]
+
+
+def test_lines_that_were_not_sent_in_time_are_no_failures():
+    assert grouped([unsent_line("batch_expired"), unsent_line("batch_cancelled")]) == []
 
 
 def test_messages_that_differ_in_numbers_are_one_group():

@@ -1,6 +1,15 @@
 """The words of counts, failures, durations and ids, which every command shares."""
 
-from nightmill.client.words import FailureGroup, clock, counts_text, cut, duration, failures_text, short_id
+from nightmill.client.words import (
+    FailureGroup,
+    clock,
+    counts_text,
+    cut,
+    duration,
+    failures_text,
+    final_counts_text,
+    short_id,
+)
 
 NOPE = "The model nope does not exist."
 
@@ -8,6 +17,11 @@ NOPE = "The model nope does not exist."
 def test_done_is_ok_plus_failed():
     assert counts_text(300, 260, 20) == "280 of 300 done (260 ok, 20 failed)"
     assert counts_text(50_000, 50_000, 0) == "50,000 of 50,000 done (50,000 ok, 0 failed)"
+
+
+def test_the_lines_that_an_ended_batch_leaves_are_named():
+    assert final_counts_text(600, 322, 24) == "346 of 600 done (322 ok, 24 failed), 254 left"
+    assert final_counts_text(3, 3, 0) == counts_text(3, 3, 0)
 
 
 def test_counts_have_no_brackets_while_nothing_is_done():

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nightmill.cli.connection import BaseUrl, BatchId, base_url_flag, full_batch_id, server
-from nightmill.cli.outcome import failures_of, next_steps, tell_errors
+from nightmill.cli.outcome import counts_of, failures_of, next_steps, tell_errors
 from nightmill.cli.screen import Json, local_time, out, out_fields, out_json, say, terminal_width
 from nightmill.cli.table import Column, out_fitted
-from nightmill.client.words import counts_text, cut, duration, moment, short_id
+from nightmill.client.words import cut, duration, moment, short_id
 from nightmill.errors import RequestError
 
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ def show(batch_id: BatchId, base_url: BaseUrl = None, as_json: Json = False) -> 
             return
         failures = failures_of(client, batch)
         steps = next_steps(batch, base_url_flag(client), is_own=own is not None)
-    now, counts = time.time(), batch.request_counts
+    now = time.time()
     stamps = (
         "created",
         "in_progress",
@@ -228,12 +228,7 @@ def show(batch_id: BatchId, base_url: BaseUrl = None, as_json: Json = False) -> 
         [
             ("id", batch.id),
             ("status", batch.status),
-            (
-                "done",
-                counts_text(counts.total, counts.completed, counts.failed)
-                if counts and counts.total
-                else None,
-            ),
+            ("done", counts_of(batch)),
             ("failures", failures),
             *_own_fields(own or {}),
             ("endpoint", batch.endpoint),

@@ -5,9 +5,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from nightmill.cli.connection import base_url_flag
-from nightmill.cli.outcome import ENDED
+from nightmill.cli.outcome import ENDED, counts_of
 from nightmill.cli.screen import out_json, say
-from nightmill.client.words import counts_text, short_id
+from nightmill.client.words import short_id
 from nightmill.errors import RequestError
 
 if TYPE_CHECKING:
@@ -74,7 +74,6 @@ def _say_end(client: "Client", batch_id: str) -> "Batch":
     batch = client.api.retrieve_batch(batch_id)
     if batch.status == "failed":
         raise RequestError(f"{batch_id} failed validation and has no lines; correct them and submit again")
-    counts = batch.request_counts
-    if counts is not None:
-        say(f"{batch.status}: {counts_text(counts.total, counts.completed, counts.failed)}")
+    if counts := counts_of(batch):
+        say(f"{batch.status}: {counts}")
     return batch

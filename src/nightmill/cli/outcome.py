@@ -4,14 +4,13 @@ from typing import TYPE_CHECKING
 
 from nightmill.cli.connection import base_url_flag
 from nightmill.cli.screen import clean, say
-from nightmill.client.words import short_id
+from nightmill.client.words import counts_text, final_counts_text, short_id
 
 if TYPE_CHECKING:
     from nightmill.client import Batch, Client
 
 ENDED = ("completed", "expired", "cancelled", "failed")
 _LISTED = 20
-_RETRY_FLAGS = {"expired": " --failed --expired", "cancelled": " --failed --cancelled"}
 
 
 def tell_errors(batch: "Batch") -> None:
@@ -22,6 +21,15 @@ def tell_errors(batch: "Batch") -> None:
         say(f"line {error.line}: {message}" if error.line else message)
     if len(listed) > _LISTED:
         say(f"and {len(listed) - _LISTED} more; see them with: nightmill show {short_id(batch.id)} --json")
+
+
+def counts_of(batch: "Batch") -> str:
+    """`280 of 300 done (260 ok, 20 failed)`; empty before the lines are counted."""
+    counts = batch.request_counts
+    if counts is None or not counts.total:
+        return ""
+    words = final_counts_text if batch.status in ENDED else counts_text
+    return words(counts.total, counts.completed, counts.failed)
 
 
 def failures_of(client: "Client", batch: "Batch") -> str:
@@ -57,17 +65,23 @@ def next_steps(batch: "Batch", flag: str, *, is_own: bool) -> list[str]:
         flag: the flag that names the server, where the environment does not.
         is_own: whether the server is nightmill.
     """
-    name, failed = short_id(batch.id), batch.request_counts.failed if batch.request_counts else 0
+    name, counts = short_id(batch.id), batch.request_counts
     if batch.status == "failed":
         return ["correct the lines, and submit the file again"]
     if batch.status not in ENDED:
         return [f"watch it with: nightmill watch {name}{flag}"]
+    left = 0 if counts is None else counts.total - counts.completed - counts.failed
     steps: list[str] = []
     if batch.output_file_id:
         steps.append(f"get its lines with: nightmill results {name}{flag} -o FILE")
     if batch.error_file_id:
-        steps.append(f"get the failed ones with: nightmill results {name}{flag} -e FILE")
-    if failed and is_own:
-        again = _RETRY_FLAGS.get(batch.status, "")
-        steps.append(f"send the failed ones again with: nightmill retry {name}{flag}{again}")
+        which = "the others" if left else "the failed ones"
+        steps.append(f"get {which} with: nightmill results {name}{flag} -e FILE")
+    if counts is None or not is_own:
+        return steps
+    if left and batch.status in ("expired", "cancelled"):
+        which = f"{' --failed' if counts.failed else ''} --{batch.status}"
+        steps.append(f"send the others again with: nightmill retry {name}{flag}{which}")
+    elif counts.failed:
+        steps.append(f"send the failed ones again with: nightmill retry {name}{flag}")
     return steps

@@ -15,6 +15,7 @@ import typer
 from nightmill.cli.connection import BaseUrl, full_batch_id, full_batch_ids, server
 from nightmill.cli.screen import Json, local_time, out, out_json, say
 from nightmill.cli.submit import PRIORITY_HELP, pairs_of
+from nightmill.client.words import short_id
 from nightmill.errors import RequestError
 
 if TYPE_CHECKING:
@@ -180,7 +181,7 @@ def _cancel_one(batch_id: str, base_url: str | None, *, as_json: bool) -> None:
     if as_json:
         out_json(batch.to_dict(mode="json"))
     else:
-        out(f"{batch.id} is {batch.status}")
+        out(f"{short_id(batch.id)} is {batch.status}")
 
 
 def _selected(
@@ -276,8 +277,8 @@ def _list_rows(answer: dict[str, Any], *, most: int) -> None:
 
 
 def _line(batch: dict[str, Any], *, is_trial: bool) -> str:
-    """`batch_1 is in_progress, paused, with priority 0`."""
-    words = [f"{batch['id']} {'would be' if is_trial else 'is'} {batch['status']}"]
+    """`3f2a9c1b is in_progress, paused, priority 0`."""
+    words = [f"{short_id(batch['id'])} {'would be' if is_trial else 'is'} {batch['status']}"]
     if batch["paused_at"] is not None:
         words.append("paused")
     words.append(f"priority {batch['priority']}")

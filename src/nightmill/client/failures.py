@@ -8,9 +8,8 @@ made by `words.failures_text`.
 import json
 import re
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import closing
-from itertools import islice
 from typing import Any, Final, cast
 
 from openai import APIError, OpenAI
@@ -26,6 +25,7 @@ MOST_LINES: Final = 1_000
 _MOST_BYTES: Final = 4 << 20
 # To find the failures of a running batch, the server reads all of its answers once.
 _MOST_ANSWERS: Final = 50_000
+_NOT_SENT: Final = ("batch_expired", "batch_cancelled")
 _WITH_DIGITS: Final = re.compile(r"\S*\d\S*")
 
 
@@ -40,7 +40,8 @@ def read_failures(openai: OpenAI, batch: Batch) -> list[FailureGroup]:
 def grouped(lines: Iterable[bytes]) -> list[FailureGroup]:
     """Groups of the lines of an error file, the most frequent first.
 
-    Messages that differ only in words with digits, such as a number of tokens, are of one group.
+    Messages that differ only in words with digits, such as a number of tokens, are of one group. Lines that
+    were not sent before the batch expired or was cancelled are left, not failed.
     """
     groups = _Groups()
     groups.add(lines)
@@ -63,7 +64,10 @@ class FailureReader:
         try:
             if batch.status in TERMINAL:
                 file_id = batch.error_file_id
-                return [] if file_id is None else grouped(_error_lines(self._openai, file_id))
+                if file_id is None:
+                    return []
+                with closing(_error_lines(self._openai, file_id)) as lines:
+                    return grouped(lines)
             if self._cursor is not None or counts.completed + counts.failed <= _MOST_ANSWERS:
                 self._read_new(batch.id)
         except (APIError, NightmillError):
@@ -89,8 +93,10 @@ class _Groups:
 
     def add(self, lines: Iterable[bytes]) -> None:
         for line in lines:
+            if self.lines == MOST_LINES:
+                return
             found = _code_and_message(line)
-            if found is None:
+            if found is None or found[0] in _NOT_SENT:
                 continue
             code, message = found
             kind = code, _WITH_DIGITS.sub("0", message)
@@ -102,9 +108,9 @@ class _Groups:
         return [FailureGroup(count, kind[0], self._first[kind]) for kind, count in self._counts.most_common()]
 
 
-def _error_lines(openai: OpenAI, file_id: str) -> Iterator[bytes]:
+def _error_lines(openai: OpenAI, file_id: str) -> Generator[bytes]:
     with closing(_beginning(openai, file_id)) as pieces:
-        yield from islice(download.lines(pieces), MOST_LINES)
+        yield from download.lines(pieces)
 
 
 def _beginning(openai: OpenAI, file_id: str) -> Generator[bytes]:

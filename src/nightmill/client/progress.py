@@ -14,6 +14,7 @@ from typing import NamedTuple, TextIO, TypeAlias
 
 from nightmill.client import notebook
 from nightmill.client.words import clock, counts_text, moment, short_id
+from nightmill.client.words import clock, counts_text, final_counts_text, moment, short_id
 from nightmill.core.batch import TERMINAL
 
 _PLAIN_EVERY_S = 5.0
@@ -142,7 +143,8 @@ def counts(snapshot: Snapshot) -> str:
     """`280 of 300 done (260 ok, 20 failed)`; empty before the lines are counted."""
     if not snapshot.total:
         return ""
-    return counts_text(snapshot.total, snapshot.completed, snapshot.failed)
+    words = final_counts_text if snapshot.has_ended else counts_text
+    return words(snapshot.total, snapshot.completed, snapshot.failed)
 
 
 def speeds(tracked: Tracked, wall: float) -> list[str]:

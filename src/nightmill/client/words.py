@@ -39,6 +39,13 @@ def counts_text(total: int, ok: int, failed: int) -> str:
     return f"{text} ({ok:,} ok, {failed:,} failed)" if done else text
 
 
+def final_counts_text(total: int, ok: int, failed: int) -> str:
+    """`counts_text` of a batch that has ended, with the lines that it leaves: `, 20 left`."""
+    left = total - ok - failed
+    text = counts_text(total, ok, failed)
+    return f"{text}, {left:,} left" if left > 0 else text
+
+
 def failures_text(groups: Sequence[FailureGroup], failed: int | None = None) -> str:
     """`20 failed: 20x 404 "The model nope does not exist."`; empty if no line failed.
 
