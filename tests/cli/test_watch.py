@@ -1,7 +1,16 @@
 """`watch` against a server that answers as the test says: what is said at the end, and after Ctrl-C."""
 
+import fcntl
 import json
+import os
+import pty
+import signal
+import struct
+import subprocess
+import sys
+import termios
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 
@@ -163,3 +172,52 @@ def test_results_say_which_lines_are_missing(server, nightmill):
         '1 failed: 1x 404 "no such model"',
         "get them with: nightmill results 11111111 -e FILE",
     ]
+
+
+def test_results_of_a_running_batch_say_how_to_go_on_with_the_same_filters(server, nightmill):
+    running = document(FIRST, "in_progress")
+    page = {"status": "in_progress", "cursor": "c-2", "has_more": True, "data": []}
+    line = {"cursor": "c-1", "outcome": "failed", "line": LINE}
+    pages = [page | {"data": [line]}, page]
+
+    def answer(asked: Asked) -> tuple[int, bytes, dict[str, str]]:
+        document = pages.pop(0) if "/results?" in asked.path else running
+        return 200, json.dumps(document).encode(), {}
+
+    server.answer = answer
+    ran = nightmill("results", FIRST, "--outcome", "failed", "--custom-id", "a b", "--json")
+    assert json.loads(ran.out)["cursor"] == "c-1"
+    counts, go_on = ran.err.splitlines()
+    assert counts == "in_progress: 3 of 3 done (3 ok, 0 failed)"
+    assert go_on.startswith("go on with: nightmill results --follow 11111111 ")
+    assert go_on.endswith(" --outcome failed --custom-id 'a b' --json --after c-1")
+
+
+def test_ctrl_c_on_a_terminal_ends_the_display_without_a_traceback(server):
+    serve(server, document(FIRST, "in_progress", failed=1))
+    screen, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    environment = os.environ | {"TERM": "xterm-256color"}
+    with subprocess.Popen(
+        [sys.executable, "-m", "nightmill", "watch", FIRST],
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        env=environment,
+        start_new_session=True,
+    ) as process:
+        os.close(terminal)
+        printed = b""
+        while b"3 of 3 done" not in printed:
+            printed += os.read(screen, 4096)
+        process.send_signal(signal.SIGINT)
+        with suppress(OSError):  # the end of a pseudo-terminal
+            while chunk := os.read(screen, 4096):
+                printed += chunk
+        assert process.wait() == 130
+    os.close(screen)
+    text = printed.decode()
+    assert "━━━" in text
+    assert "nightmill: stopped; the batch continues on the server" in text
+    assert "watch again with: nightmill watch 11111111" in text
+    assert "Traceback" not in text

@@ -1,5 +1,6 @@
 """The part of `nightmill results` that reads a batch while it runs. Only nightmill has what it asks for."""
 
+import shlex
 import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -25,7 +26,7 @@ def print_followed(client: "Client", batch_id: str, wanted: "WantedResults", *, 
             _print(line, as_json=as_json)
             after = line.cursor
     except KeyboardInterrupt:
-        _say_how_to_go_on(client, batch_id, after)
+        _say_how_to_go_on(client, batch_id, replace(wanted, after=after), as_json=as_json)
         raise
     finally:
         lines.close()
@@ -40,7 +41,7 @@ def print_so_far(client: "Client", batch_id: str, wanted: "WantedResults", *, as
         after = line.cursor
     batch = _say_end(client, batch_id)
     if batch.status not in ENDED:
-        _say_how_to_go_on(client, batch_id, after)
+        _say_how_to_go_on(client, batch_id, replace(wanted, after=after), as_json=as_json)
 
 
 def _so_far(client: "Client", batch_id: str, wanted: "WantedResults") -> "Iterator[FollowedLine]":
@@ -60,9 +61,17 @@ def _print(line: "FollowedLine", *, as_json: bool) -> None:
     sys.stdout.buffer.flush()
 
 
-def _say_how_to_go_on(client: "Client", batch_id: str, after: str | None) -> None:
-    behind = f" --after {after}" if after else ""
-    say(f"go on with: nightmill results --follow {short_id(batch_id)}{base_url_flag(client)}{behind}")
+def _say_how_to_go_on(client: "Client", batch_id: str, wanted: "WantedResults", *, as_json: bool) -> None:
+    """The command that continues with the same filters behind the last line."""
+    filters = [
+        *(("--outcome", wanted.outcome) if wanted.outcome else ()),
+        *(word for code in wanted.codes for word in ("--code", code)),
+        *(word for custom_id in wanted.custom_ids for word in ("--custom-id", custom_id)),
+        *(("--json",) if as_json else ()),
+        *(("--after", wanted.after) if wanted.after else ()),
+    ]
+    command = f"nightmill results --follow {short_id(batch_id)}{base_url_flag(client)}"
+    say(f"go on with: {' '.join((command, *map(shlex.quote, filters)))}")
 
 
 def _say_end(client: "Client", batch_id: str) -> "Batch":
