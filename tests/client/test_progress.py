@@ -65,6 +65,7 @@ def test_the_rate_that_the_server_measures_counts_until_the_display_has_its_own(
 def test_the_time_counts_from_the_creation_of_the_batch_to_its_end():
     of = replace(snapshot(1_000, status="completed"), started_at=100.0, ended_at=160.0)
     assert speeds(tracked(of, began_at=150.0), 999.0) == ["1:00 elapsed"]
+    assert speeds(tracked(replace(of, tokens=3_480)), 999.0) == ["1:00 elapsed", "3,480 tokens"]
 
 
 def test_the_text_says_what_is_held():

@@ -31,6 +31,7 @@ class Snapshot:
         retrying: lines that failed and wait to be sent again.
         lines_per_s: the rate as the server measures it.
         tokens_per_s: output tokens.
+        tokens: all tokens, once it has ended.
         held: why lines are not sent, in words; None while they are.
         why: what limits the batch, in a sentence; None where the server does not report it.
         failures: why lines failed, in words; empty where that is not known.
@@ -51,6 +52,7 @@ class Snapshot:
     retrying: int | None = None
     lines_per_s: float | None = None
     tokens_per_s: float | None = None
+    tokens: int | None = None
     held: str | None = None
     why: str | None = None
     failures: str = ""
@@ -151,8 +153,10 @@ def speeds(tracked: Tracked, wall: float) -> list[str]:
     """`0:12 elapsed`, `25/s`, `1,200 tokens/s`, `8 in flight`, `3 retrying`: those that are known."""
     snapshot, rate = tracked.snapshot, tracked.per_second
     parts = [f"{clock(tracked.elapsed_s(wall))} elapsed"]
-    if snapshot.has_ended or snapshot.away_since is not None:
+    if snapshot.away_since is not None:
         return parts
+    if snapshot.has_ended:
+        return [*parts, f"{snapshot.tokens:,} tokens"] if snapshot.tokens else parts
     if rate:
         parts.append(rate_text(rate))
     if snapshot.tokens_per_s:

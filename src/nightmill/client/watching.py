@@ -82,6 +82,7 @@ def snapshot(batch: Batch, why: Why | None = None, forecast: Forecast | None = N
         failed=counts.failed if counts else 0,
         started_at=batch.created_at,
         ended_at=ended_at(batch),
+        tokens=batch.usage.total_tokens if batch.usage else None,
         deadline=batch.expires_at,
         why=None if why is None else why.sentence,
     )
