@@ -60,9 +60,10 @@ def test_a_batch_that_spent_its_budget_ends_cancelled_and_says_why(mill, nightmi
     ran = nightmill("receipt", batch.id)
     assert ran.code == 0
     assert "stopped   max_failures: 3 lines have failed, and the batch allows 2." in ran.out
-    assert "12 total, 0 answered, 3 failed, 0 expired, 9 cancelled, 0 invalid" in ran.out
+    assert "12 total, 0 ok, 3 failed, 0 expired, 9 cancelled, 0 invalid" in ran.out
     assert json.loads(nightmill("receipt", batch.id, "--json").out)["stop_reason"]["code"] == "max_failures"
     assert "3 lines have failed, and the batch allows 2." in nightmill("show", batch.id).out
+    assert "stopped: 3 lines have failed, and the batch allows 2.\n" in nightmill("watch", batch.id).err
 
 
 def test_the_asynchronous_client_reads_a_receipt(mill):

@@ -213,7 +213,7 @@ def test_the_asynchronous_client_retries_and_merges(mill):
 def test_the_command_retries_and_writes_the_merged_result(mill, nightmill, tmp_path):
     mill.upstream.failing = {"a": BAD, "b": (404, "gone")}
     origin = mill.run("a", "b", "c")
-    assert nightmill("retry", origin.id, "--dry-run").out == "2 lines: too_odd 1, gone 1\n"
+    assert nightmill("retry", origin.id, "--dry-run").out == "2 lines: 1x too_odd, 1x gone\n"
     nothing = nightmill("retry", origin.id, "--expired")
     assert (nothing.code, nothing.out) == (0, "no line of these batches matches; nothing was done\n")
     mill.upstream.failing = {"b": (404, "gone")}

@@ -42,7 +42,7 @@ def failures_of(client: "Client", batch: "Batch") -> str:
 
 
 def say_next(client: "Client", batch: "Batch", *, with_failures: bool) -> None:
-    """Prints what to type next, on stderr.
+    """Prints why the server stopped the batch, if it did, and what to type next, on stderr.
 
     Args:
         with_failures: also why lines failed.
@@ -50,12 +50,11 @@ def say_next(client: "Client", batch: "Batch", *, with_failures: bool) -> None:
     failures = failures_of(client, batch) if with_failures else ""
     if failures:
         say(failures)
-    for step in next_steps(batch, base_url_flag(client), is_own=is_nightmill(client, batch)):
+    own = client.insight.document_if_known(batch.id)
+    if own is not None and own.get("stop_reason"):
+        say(f"stopped: {clean(own['stop_reason']['message'])}")
+    for step in next_steps(batch, base_url_flag(client), is_own=own is not None):
         say(step)
-
-
-def is_nightmill(client: "Client", batch: "Batch") -> bool:
-    return client.insight.document_if_known(batch.id) is not None
 
 
 def next_steps(batch: "Batch", flag: str, *, is_own: bool) -> list[str]:

@@ -13,16 +13,14 @@ from collections.abc import (
     Awaitable,
     Callable,
     Coroutine,
-    Generator,
     Iterable,
     Mapping,
     Sequence,
 )
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, cast, overload
 
-from openai import APIError, AsyncOpenAI, omit
+from openai import AsyncOpenAI, omit
 from openai.types import FileObject
 from typing_extensions import Unpack
 
@@ -30,12 +28,10 @@ from nightmill.client import download, session
 from nightmill.client.answer_types import AnswerType
 from nightmill.client.answers import Answer, joined
 from nightmill.client.api import ApiKeyAuth, AsyncBatchApi, Batch, CreateBatchRequest, connection
-from nightmill.client.error_family import AsyncServer
+from nightmill.client.error_family import AsyncServer, Server
 from nightmill.client.frames import Frame, is_frame, with_answers
-from nightmill.client.insight import AsyncInsightApi, Forecast, Why
 from nightmill.client.logs import AsyncLogApi
 from nightmill.client.polling import AWAY, Polling
-from nightmill.client.progress import shown
 from nightmill.client.request_rows import RequestFile, SubmitArguments, only_model
 from nightmill.client.results import PATIENCE_S, FollowedLine, Outcome, WantedResults
 from nightmill.client.retries import AsyncRetryApi
@@ -49,7 +45,6 @@ from nightmill.client.submission import (
 )
 from nightmill.client.upload_guard import discarded_if_refused_async
 from nightmill.client.upstreams import AsyncUpstreamApi
-from nightmill.client.watching import snapshot
 from nightmill.core.batch import TERMINAL
 from nightmill.core.batch_options import BatchOptions
 from nightmill.errors import UnavailableError
@@ -90,7 +85,8 @@ class AsyncClient:
         *,
         api_key: str | None = None,
     ) -> None:
-        self.openai: AsyncOpenAI = AsyncServer(**connection(base_url, auth, api_key))
+        self._connection = connection(base_url, auth, api_key)
+        self.openai: AsyncOpenAI = AsyncServer(**self._connection)
         self.api = AsyncBatchApi(openai_client=self.openai)
         self.input = self.api.input
         self.insight = self.api.insight
@@ -184,11 +180,27 @@ class AsyncClient:
         self, batch_id: str, *, timeout_s: float | None = None, on_change: OnChange | None = None
     ) -> Batch:
         """As `Client.wait`."""
-        with _reporting(on_change, self.insight) as report:
-            return await self._waited(batch_id, timeout_s, report)
+        if on_change is not None:
+
+            async def report(batch: Batch) -> None:
+                on_change(batch)
+
+            return await self._waited(batch_id, timeout_s, report, _nothing)
+        # What is shown of a batch is read by several requests, in a thread.
+        with Server(**self._connection) as openai, session.reporting(None, openai) as (show, show_away):
+            return await self._waited(
+                batch_id,
+                timeout_s,
+                lambda batch: asyncio.to_thread(show, batch),
+                lambda: asyncio.to_thread(show_away),
+            )
 
     async def _waited(
-        self, batch_id: str, timeout_s: float | None, report: Callable[[Batch], Awaitable[None]]
+        self,
+        batch_id: str,
+        timeout_s: float | None,
+        report: Callable[[Batch], Awaitable[None]],
+        report_away: Callable[[], Awaitable[None]],
     ) -> Batch:
         batch = await self.api.retrieve_batch(batch_id)
         polling = Polling(
@@ -206,6 +218,7 @@ class AsyncClient:
             except AWAY:
                 if polling.is_hopeless:
                     raise
+                await report_away()
                 continue
             polling.succeeded()
             await report(batch)
@@ -327,38 +340,7 @@ class AsyncClient:
         return await download.save_async(self.openai, file_id, path)
 
 
-@contextmanager
-def _reporting(
-    on_change: OnChange | None, insight: AsyncInsightApi
-) -> Generator[Callable[[Batch], Awaitable[None]]]:
-    source = _InsightSource(insight)
-    with nullcontext() if on_change is not None else shown() as show:
-
-        async def report(batch: Batch) -> None:
-            if on_change is not None:
-                on_change(batch)
-            elif show is not None:
-                show(snapshot(batch, *await source.of(batch)))
-
-        yield report
-
-
-class _InsightSource:
-    """What limits a batch and when it will end, as long as the server says so: only nightmill does."""
-
-    def __init__(self, insight: AsyncInsightApi) -> None:
-        self._insight: AsyncInsightApi | None = insight
-
-    async def of(self, batch: Batch) -> tuple[Why | None, Forecast | None]:
-        if self._insight is None or batch.status in TERMINAL:
-            return None, None
-        try:
-            return await self._insight.both(batch.id)
-        except AWAY:
-            return None, None
-        except APIError:
-            self._insight = None
-            return None, None
+async def _nothing() -> None: ...
 
 
 async def _frame_of(

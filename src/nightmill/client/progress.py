@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from time import monotonic, time
 from typing import NamedTuple, TextIO, TypeAlias
 
-from nightmill.client import notebook
-from nightmill.client.words import clock, counts_text, moment, short_id
 from nightmill.client.words import clock, counts_text, final_counts_text, moment, short_id
 from nightmill.core.batch import TERMINAL
 
@@ -241,8 +239,11 @@ def shown_all(
     wall: Callable[[], float] = time,
 ) -> Generator[ShowAll]:
     """As `shown`, for several batches at once."""
+    # Imported here: the bars are made of what this module says.
+    from nightmill.client import notebook  # noqa: PLC0415 - see above
+
     if stream is None and notebook.is_notebook():
-        yield _in_notebook(now, wall)
+        yield notebook.bars(now, wall)
         return
     target: TextIO = sys.stderr if stream is None else stream
     if not target.isatty():
@@ -265,26 +266,6 @@ def track(
         if snapshot.away_since is None:
             tracked.pace.note(snapshot.done, now=now)
         yield tracked
-
-
-def _in_notebook(now: Callable[[], float], wall: Callable[[], float]) -> ShowAll:
-    known: dict[str, Tracked] = {}
-    displays: dict[str, notebook.NotebookDisplay] = {}
-
-    def show(snapshots: Sequence[Snapshot]) -> None:
-        for tracked in track(known, snapshots, now=now(), wall=wall()):
-            snapshot = tracked.snapshot
-            prefix = f"{snapshot.name} " if len(snapshots) > 1 else ""
-            bar = notebook.Bar(
-                done=snapshot.done,
-                total=snapshot.total,
-                text=f"{prefix}{sentence(tracked, wall())}",
-                note=snapshot.why or "",
-                has_ended=snapshot.has_ended,
-            )
-            displays.setdefault(snapshot.batch_id, notebook.NotebookDisplay()).show(bar)
-
-    return show
 
 
 def _plain(stream: TextIO, now: Callable[[], float], wall: Callable[[], float]) -> ShowAll:

@@ -201,7 +201,7 @@ class Client:
                 continues on the server.
             RequestError: the server refused.
         """
-        with _reporting(on_change, self.openai) as (report, report_away):
+        with reporting(on_change, self.openai) as (report, report_away):
             batch = self.api.retrieve_batch(batch_id)
             polling = Polling(
                 batch,
@@ -394,9 +394,7 @@ class _Display:
 
 
 @contextmanager
-def _reporting(
-    on_change: Callable[[Batch], None] | None, openai: OpenAI
-) -> Generator[tuple[Callable[[Batch], None], Callable[[], None]]]:
+def reporting(on_change: OnChange | None, openai: OpenAI) -> Generator[tuple[OnChange, Callable[[], None]]]:
     """What is called with a batch that was read, and when its server is away."""
     if on_change is not None:
         yield on_change, lambda: None
