@@ -100,7 +100,7 @@ def test_ctrl_c_in_a_terminal_stops_a_worker_host_without_a_traceback(fleet, tmp
         host.until("EMULATED")
         host.press_ctrl_c()
         assert host.end() == 0
-        assert "stopping: at most 30 s for what is in flight; Ctrl-C again stops at once\n" in host.shown
+        assert "stopping: waiting for lines and requests in flight, at most 30 s\n" in host.shown
         assert host.shown.endswith(
             "nightmill stopped; other processes, or the next start, go on with its work\n"
         )

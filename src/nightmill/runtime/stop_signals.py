@@ -78,7 +78,8 @@ def drain_on_signals(
     """
 
     def stop() -> None:
-        say(f"stopping: at most {drain_s:g} s for what is in flight; Ctrl-C again stops at once")
+        say(f"stopping: waiting for lines and requests in flight, at most {drain_s:g} s")
+        say("Ctrl-C again stops at once; unfinished batches go on at the next start")
         supervisor.start_drain()
 
     def hurry() -> None:
