@@ -341,7 +341,7 @@ class Settings(Section):
     """All settings."""
 
     folder: Path = Path("nightmill-data")
-    """The data folder: database, blobs and lock."""
+    """The data folder: database, blobs and lock. A relative path begins at the current directory."""
     store: str | None = None
     """Database URL. Not given: SQLite in the data folder."""
     engine: Literal["local", "ray"] = "local"
