@@ -76,7 +76,7 @@ class Store:
 
 async def said_of(**tree: object) -> list[str]:
     said: list[str] = []
-    await say_upstreams(load(flags=tree, environment={}), Store(), say=said.append)  # type: ignore[arg-type]
+    await say_upstreams(load(flags=tree, environment={}), Store(), say=said.append)
     return said
 
 

@@ -61,6 +61,7 @@ def guarded(work: Callable[[], Any]) -> int:
         say(f"nightmill: {message}")
         return exit_code
     if type(code) is int and code == ExitCode.INTERRUPTED:
+    if not isinstance(code, ExitCode) and code == ExitCode.INTERRUPTED:
         # The command line's library made this number of a KeyboardInterrupt. A command that says by itself
         # how to go on exits with the member of the enumeration.
         say("nightmill: stopped")
