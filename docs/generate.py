@@ -169,11 +169,12 @@ Results go to stdout, everything else to stderr; `--json` prints JSON for machin
 line for lists. `nightmill --install-completion` installs completion for your shell. Every command has `-h`
 with an example; `nightmill --version` prints the version.
 
-`serve`, `run`, `validate`, `backup`, `check`, `keys`, `projects`, `hold`, `usage` and `audit` work on this
-machine and take their [settings](settings.md) from flags, then the environment (`NIGHTMILL_...`), then a
-file. `submit`, `list`, `show`, `watch`, `results`, `cancel` and `files` are a client of any OpenAI-compatible
-batch server: `OPENAI_BASE_URL` names it (by default `http://127.0.0.1:8080/v1`) and `OPENAI_API_KEY` is sent
-to it. `upstreams` is a client of a nightmill server in the same way, with an admin key.
+`serve`, `run`, `validate`, `settings`, `backup`, `check`, `prune`, `keys`, `projects`, `hold`, `usage` and
+`audit` work on this machine and take their [settings](settings.md) from flags, then the environment
+(`NIGHTMILL_...`), then a file. `submit`, `list`, `show`, `watch`, `results`, `cancel` and `files` are a
+client of any OpenAI-compatible batch server: `OPENAI_BASE_URL` names it (by default
+`http://127.0.0.1:8080/v1`) and `OPENAI_API_KEY` is sent to it. `upstreams` is a client of a nightmill server
+in the same way, with an admin key. `doctor` checks both, the server and this machine.
 """
 
 

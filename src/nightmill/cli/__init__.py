@@ -16,6 +16,7 @@ from nightmill.cli import (
     batches,
     check,
     convert,
+    doctor,
     files,
     holds,
     input_files,
@@ -81,7 +82,7 @@ app.add_typer(files.app, name="files", rich_help_panel="Use batches")
 app.add("Look closer", insight.events, retries.line, retries.attempts, retries.receipt)
 app.add("Look closer", input_files.validation, input_files.canary)
 app.add("Steer", steering.pause, steering.resume, steering.prioritize, steering.deadline, steering.limit)
-app.add("Operate", settings.settings, check.check, backup.backup, prune.prune)
+app.add("Operate", doctor.doctor, settings.settings, check.check, backup.backup, prune.prune)
 app.add_typer(upstreams.app, name="upstreams", rich_help_panel="Operate")
 app.add_typer(keys.app, name="keys", rich_help_panel="Operate")
 app.add_typer(projects.app, name="projects", rich_help_panel="Operate")

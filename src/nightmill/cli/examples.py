@@ -89,6 +89,10 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
     "log-level": ("nightmill log-level debug",),
     "usage": ("nightmill usage --from 2027-01-01 --by project,model",),
     "audit": ("nightmill audit --since 2027-01-31 --limit 20",),
+    "doctor": (
+        "nightmill doctor",
+        "nightmill doctor --quick --base-url http://gpu-a:8080/v1",
+    ),
     "prune": (
         "nightmill prune --older-than 30d --dry-run",
         "nightmill prune --older-than 90d --project research --yes",

@@ -54,10 +54,10 @@ def guarded(work: Callable[[], Any]) -> int:
         say("nightmill: stopped")
         return ExitCode.INTERRUPTED
     except Exception as error:
-        described = _described(_innermost(error))
-        if described is None:
+        known = described(_innermost(error))
+        if known is None:
             raise
-        message, exit_code = described
+        message, exit_code = known
         say(f"nightmill: {message}")
         return exit_code
     if type(code) is int and code == ExitCode.INTERRUPTED:
@@ -97,6 +97,8 @@ def _described(error: Exception) -> tuple[str, int] | None:
         described = _of_the_server(error)
         if described is not None:
             return described
+def described(error: Exception) -> tuple[str, int] | None:
+    """The message and the exit code of an expected failure; None for a defect."""
     if isinstance(error, NightmillError):
         return str(error), error.exit_code
     if isinstance(error, typer.TyperException):
@@ -108,6 +110,10 @@ def _described(error: Exception) -> tuple[str, int] | None:
             message = no_such_option(context, clean(option))
         see = f"{' See' if message.endswith('?') else '; see'} '{command} --help'"
         return message + see, ExitCode.BAD_INPUT
+    if "openai" in sys.modules:
+        known = _of_the_server(error)
+        if known is not None:
+            return known
     if isinstance(error, OSError):
         name = f"{error.filename}: " if error.filename else ""
         return f"{name}{error.strerror or type(error).__name__}", ExitCode.BAD_INPUT
