@@ -499,13 +499,17 @@ def test_an_unexpected_error_is_a_500_without_details(serve, caplog):
 
 @pytest.mark.parametrize(
     ("error", "status"),
-    [(UnavailableError("The store is away.", retry_after_s=7), 503), (StorageFullError("Full."), 507)],
+    [
+        (UnavailableError("The store is away.", retry_after_s=7), 503),
+        (StorageFullError("Full; make room, then try again."), 507),
+    ],
 )
-def test_an_unavailable_dependency_gets_a_retry_after_header(serve, error, status):
+def test_an_unavailable_dependency_gets_a_retry_after_header_and_says_so(serve, error, status):
     server = serve(change=with_store(error))
     answer = server.send("GET", "/v1/batches")
     assert answer.status == status
-    assert answer.error == {"message": str(error), "type": "server_error", "param": None, "code": None}
+    said = str(error) if "again" in str(error) else "The store is away; try again in 7 s"
+    assert answer.error == {"message": said, "type": "server_error", "param": None, "code": None}
     assert answer.headers["retry-after"] == str(error.retry_after_s)
     assert server.send("GET", "/ready").status == status
     assert server.send("GET", "/health").status == 200

@@ -209,7 +209,9 @@ def test_a_removed_added_upstream_is_gone_with_its_key_and_may_be_added_again(se
     send(server, "POST", "", {**ADDED, "api_key": "sk-added"})
     assert send(server, "DELETE", "/box").status == 200
     assert "sk-added" not in repr(server.do(server.context.store.upstreams.settings()))
-    assert send(server, "GET", "/box").error["message"] == "There is no upstream 'box'."
+    assert send(server, "GET", "/box").error["message"] == (
+        "There is no upstream 'box'. The names are: 'gpu-a'."
+    )
     assert send(server, "POST", "", ADDED).json()["has_api_key"] is False
     reset = send(server, "POST", "/box/reset").json()
     assert reset == {"object": "upstream.deleted", "name": "box", "deleted": True}

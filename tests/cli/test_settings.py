@@ -5,6 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from nightmill.cli.settings import rows_in
+from nightmill.settings.loading import settings_from, sources_of
+from nightmill.settings.origins import effective_settings
+
 CONFIG = """
 [api]
 port = 81
@@ -104,3 +108,12 @@ def test_all_settings_as_json_name_their_source(nightmill):
     rows = [json.loads(line) for line in ran.out.splitlines()]
     assert len(rows) > 100
     assert {"name": "api.port", "value": 8080, "source": "default", "place": None} in rows
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_table_fits_the_terminal(width, config):
+    sources = sources_of(config=config, environment={"NIGHTMILL_RAY__MODEL__ACCELERATOR_TYPE": "H100"})
+    found = effective_settings(settings_from(sources), sources)
+    rows = rows_in(found, width)
+    assert sum(max(len(row[column]) for row in rows) for column in range(3)) + 4 <= width
+    assert max(len(row[1]) for row in rows_in(found, None)) > 100

@@ -200,7 +200,8 @@ def test_a_key_in_plain_text_is_refused_and_not_repeated(server, upstreams):
 def test_mistakes_end_with_one_line_that_says_what_is_wrong(server, upstreams, tmp_path):
     (tmp_path / "empty").write_text("\n")
     for words, said in (
-        (("show", "nope"), "There is no upstream 'nope'."),
+        (("show", "nope"), "There is no upstream 'nope'. The names are: 'gpu-a'."),
+        (("show", "gpu_a"), "There is no upstream 'gpu_a'. Did you mean 'gpu-a'?"),
         (("set", "gpu-a", "wieght=1"), "Unknown parameter: 'wieght'. Did you mean 'weight'?"),
         (("set", "gpu-a"), "name what to change, such as weight=0 or --key-file FILE"),
         (("set", "gpu-a", "weight"), "expected FIELD=VALUE and got 'weight'"),

@@ -70,8 +70,12 @@ def from_request_error(error: RequestError, *, path: str = "") -> JsonResponse:
 
 
 def from_unavailable_error(error: UnavailableError) -> JsonResponse:
+    """A response whose message says when to try again too: people do not see its header."""
+    message = error.message
+    if "again" not in message:
+        message = f"{message.rstrip('.')}; try again in {error.retry_after_s} s"
     return error_response(
-        error.message,
+        message,
         status=error.status,
         error_type="server_error",
         headers={"retry-after": str(error.retry_after_s)},

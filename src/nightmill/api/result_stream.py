@@ -42,7 +42,8 @@ class Followers:
     def enter(self) -> None:
         """Raises TooManyError when the limit is reached."""
         if self._count >= self._most:
-            message = f"{self._most} clients follow a batch on this server already. Please try again later."
+            full = f"{self._most} clients follow a batch on this server already"
+            message = f"{full}. Please try again in {_RETRY_S} s."
             raise TooManyError(message, retry_after_s=_RETRY_S)
         self._count += 1
 

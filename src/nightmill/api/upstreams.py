@@ -24,6 +24,7 @@ from nightmill.api.upstream_wire import (
     upstream_on_wire,
 )
 from nightmill.core.audit import Actor, AuditAction
+from nightmill.core.nearest_name import nearest_name
 from nightmill.core.upstream_report import UpstreamReport
 from nightmill.core.upstream_setting import UpstreamSetting, UpstreamState
 from nightmill.errors import ConflictError, NotFoundError, RequestError
@@ -41,6 +42,7 @@ _TRIAL_TIMEOUT_S: Final = 60.0
 """For each request of a trial; a server may load the model first."""
 _ROUNDS: Final = 5
 """How often a change that names no revision is tried while others change the same upstream."""
+_MOST_NAMED: Final = 5
 
 
 router = APIRouter(
@@ -130,7 +132,10 @@ class _Known:
                 f"This version can't read the settings of the upstream '{shown}'; remove it and add it again."
             )
         else:
-            message = f"There is no upstream '{shown}'."
+            near = nearest_name(name, self.effective)
+            others = ", ".join(f"'{other}'" for other in list(self.effective)[:_MOST_NAMED])
+            hint = f" Did you mean '{near}'?" if near else f" The names are: {others}." if others else ""
+            message = f"There is no upstream '{shown}'.{hint}"
         return NotFoundError(message, param="name", code="upstream_not_found")
 
 

@@ -1,6 +1,9 @@
 """`nightmill doctor`: checks the server and this machine, and says what to do about what is wrong."""
 
 import os
+import shutil
+import sys
+import textwrap
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
     from nightmill.cli.server_checks import Finding
 
 _WIDTHS: Final = (7, 9)
+_LEAST_WIDTH: Final = 40
 
 
 def doctor(
@@ -34,8 +38,7 @@ def doctor(
     for finding in _findings(quick=quick, folder=folder, config=config, base_url=base_url):
         found.append(finding)
         if not as_json:
-            level, subject = finding.level.ljust(_WIDTHS[0]), finding.subject.ljust(_WIDTHS[1])
-            out(f"{level}  {subject}  {finding.text}")
+            out(_line(finding, shutil.get_terminal_size().columns if sys.stdout.isatty() else None))
     if as_json:
         out_json(*({"level": str(it.level), "subject": it.subject, "text": it.text} for it in found))
     failed = sum(finding.level == "failed" for finding in found)
@@ -46,6 +49,21 @@ def doctor(
         say(f"nightmill: {', '.join(counts) or 'all is well'}")
     if failed:
         raise typer.Exit(ExitCode.SETUP)
+
+
+def _line(finding: "Finding", width: int | None) -> str:
+    """The finding in columns; the text goes on below itself where the terminal is narrower."""
+    beginning = f"{finding.level.ljust(_WIDTHS[0])}  {finding.subject.ljust(_WIDTHS[1])}  "
+    if width is None:
+        return beginning + finding.text
+    return textwrap.fill(
+        finding.text,
+        max(width, _LEAST_WIDTH),
+        initial_indent=beginning,
+        subsequent_indent=" " * len(beginning),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _findings(

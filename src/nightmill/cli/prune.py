@@ -48,7 +48,7 @@ def prune(
     if dry_run:
         _show_found(found, as_json=as_json)
         return
-    if not yes:
+    if not yes and (found.files or found.batches):
         _confirm(found)
     _show_pruned(settings, *_pruned(settings, kept_s, project), as_json=as_json)
 

@@ -1,7 +1,10 @@
 """`nightmill settings`: the effective settings, and where each value comes from."""
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any
+import shutil
+import sys
+import textwrap
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -9,7 +12,12 @@ from nightmill.cli import flags
 from nightmill.cli.screen import Json, clean, out, out_json, out_table, say
 from nightmill.errors import RequestError
 
+_GAP: Final = 2
+_LEAST_VALUE: Final = 16
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from nightmill.settings.origins import EffectiveSetting
 
 
@@ -41,12 +49,11 @@ def settings(
         out_json(*map(_wire, chosen))
         return
     if chosen:
-        out_table(
-            ("SETTING", "VALUE", "FROM"), ((one.name, _text(one.value), _origin(one)) for one in chosen)
-        )
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        out_table(("SETTING", "VALUE", "FROM"), rows_in(chosen, width))
     if names:
         for one in chosen if len(chosen) == 1 else ():
-            out(f"\n{_meaning(one.name)}")
+            out("\n" + textwrap.fill(_meaning(one.name), shutil.get_terminal_size().columns))
     elif not every:
         left = len(found) - len(chosen)
         say(f"{left} settings have their default; see them with: nightmill settings --all")
@@ -65,6 +72,29 @@ def _named(found: "list[EffectiveSetting]", names: list[str]) -> "list[Effective
             raise RequestError(f"there is no setting '{clean(given)}'{hint}")
         chosen += below
     return chosen
+
+
+def rows_in(chosen: "Sequence[EffectiveSetting]", width: int | None) -> list[tuple[str, str, str]]:
+    """Name, value and origin of each setting.
+
+    Args:
+        width: of the terminal. Where whole rows are wider, the kind of the source stands for its name, and
+            long values are cut; None cuts nothing.
+    """
+    rows = [(one.name, _text(one.value), _origin(one)) for one in chosen]
+    if width is None or _width_of(rows) <= width or len(rows) == 1:
+        return rows
+    rows = [(one.name, _text(one.value), str(one.source)) for one in chosen]
+    most = max(_LEAST_VALUE, width - _width_of([(name, "", source) for name, _, source in rows]))
+    return [(name, _cut(value, most), source) for name, value, source in rows]
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def _width_of(rows: "Sequence[tuple[str, str, str]]") -> int:
+    return sum(max(len(row[column]) for row in rows) for column in range(3)) + 2 * _GAP
 
 
 def _meaning(name: str) -> str:
