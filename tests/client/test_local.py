@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +37,26 @@ def test_a_coroutine_runs_without_a_running_event_loop():
 
 async def test_a_coroutine_runs_while_an_event_loop_is_running():
     assert finished(answer()) == "done"
+
+
+async def test_ctrl_c_cancels_work_in_the_loop_of_another_thread():
+    """As in a notebook, whose own loop leaves Ctrl-C to Python."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    ended = []
+
+    async def work() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            await asyncio.Event().wait()
+        finally:
+            ended.append("cancelled")
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            finished(work())
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert ended == ["cancelled"]
 
 
 def test_importing_nightmill_imports_no_heavy_package():

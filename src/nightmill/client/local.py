@@ -1,7 +1,7 @@
-"""`nightmill.run`: answer a JSONL file from Python without a server.
+"""`nightmill.run`: answer a JSONL file, rows or a DataFrame from Python without a server.
 
 Makes settings of arguments, chooses default paths, shows progress, and starts an event loop where none runs.
-The work is done by `runtime.rerun`.
+The work is done by `runtime.rerun`; rows become request lines in `local_rows`.
 """
 
 import asyncio
@@ -10,86 +10,184 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, TypeVar, cast, overload
+
+from typing_extensions import Unpack
 
 from nightmill.client.progress import Snapshot, shown
 from nightmill.settings import load
 
 if TYPE_CHECKING:
+    from nightmill.client.answers import Answer
+    from nightmill.client.frames import Frame
+    from nightmill.client.request_rows import Row
+    from nightmill.client.submission import Rows
     from nightmill.runtime.run_file import Progress, RunSummary
 
 T = TypeVar("T")
+FrameT = TypeVar("FrameT", bound="Frame")
 
 
-def run(
-    input_path: str | PathLike[str],
-    *,
-    upstream: str | None = None,
-    upstream_key: str | None = None,
-    model: str | PathLike[str] | None = None,
-    emulate: bool = False,
-    output: str | PathLike[str] | None = None,
-    errors: str | PathLike[str] | None = None,
-    endpoint: str | None = None,
-    concurrency: int | Literal["auto"] | None = None,
-    rerun: Literal["none", "all", "failed"] = "none",
-    timeout_s: float | None = None,
-    on_progress: "Callable[[Progress], None] | None" = None,
-) -> "RunSummary":
-    """Answers every request line of a JSONL file. Called again after an interruption, it continues where it
-    stopped; called again after its end, it sends nothing and returns the counts.
+class RunArguments(TypedDict, total=False):
+    """What `run` takes besides its input.
 
-    Args:
-        input_path: the request lines. Unfinished work is kept beside it, in `<name>.nightmill`.
+    Attributes:
         upstream: base URL of the server that answers, or `auto`; or one of the two below.
         upstream_key: the upstream's API key.
         model: a GGUF file to answer with (extra `nightmill[llama]`).
         emulate: generated answers, for trials.
-        output: file for lines answered with a 2xx; by default `<name>_output.jsonl` beside the input.
-        errors: file for all other lines; by default `<name>_error.jsonl` beside the input.
-        endpoint: by default that of the first line.
+        output: file for lines answered with a 2xx; of a file by default `<name>_output.jsonl` beside it. Of
+            rows by default none; with one, an interrupted call goes on.
+        errors: file for all other lines; by default `<name>_error.jsonl` beside the input, of rows beside the
+            output.
+        endpoint: by default that of the first line; of texts and prompts chat completions.
         concurrency: attempts in flight at once, or "auto" to find the number; None takes the setting.
         rerun: `all` sends every line again, `failed` the failed lines of a finished run.
         timeout_s: how long this call may take; None for as long as it takes.
         on_progress: called with each snapshot of the progress; None shows a progress bar on stderr.
+    """
+
+    upstream: str | None
+    upstream_key: str | None
+    model: str | PathLike[str] | None
+    emulate: bool
+    output: str | PathLike[str] | None
+    errors: str | PathLike[str] | None
+    endpoint: str | None
+    concurrency: int | Literal["auto"] | None
+    rerun: Literal["none", "all", "failed"]
+    timeout_s: float | None
+    on_progress: "Callable[[Progress], None] | None"
+
+
+class RowArguments(TypedDict, total=False):
+    """What `run` takes besides, for rows.
+
+    Attributes:
+        prompt: makes a request of each text or row of fields, as for `Client.send`.
+        model_name: the model of rows that name none; a GGUF file and the emulator take any name.
+        parameters: fields of every body that does not have them, such as `{"temperature": 0}`.
+    """
+
+    prompt: str | None
+    model_name: str | None
+    parameters: "Row | None"
+
+
+class _RowRunArguments(RunArguments, RowArguments, total=False): ...
+
+
+# A text is an iterable of texts too, for the type checker; it is a path.
+@overload
+def run(  # pyright: ignore[reportOverlappingOverload] - see above
+    source: str | PathLike[str], **arguments: Unpack[RunArguments]
+) -> "RunSummary": ...
+
+
+@overload
+def run(
+    source: "FrameT", *, answer_type: type[Any] | None = None, **arguments: Unpack[_RowRunArguments]
+) -> "FrameT": ...
+
+
+@overload
+def run(
+    source: "Rows", *, answer_type: type[T], **arguments: Unpack[_RowRunArguments]
+) -> "list[Answer[T]]": ...
+
+
+@overload
+def run(
+    source: "Rows", *, answer_type: None = None, **arguments: Unpack[_RowRunArguments]
+) -> "list[Answer]": ...
+
+
+def run(source: Any, *, answer_type: type[Any] | None = None, **arguments: Unpack[_RowRunArguments]) -> Any:
+    """Answers every request line of a JSONL file, or rows, without a server.
+
+    Called again after an interruption, it continues where it stopped; called again after its end, it sends
+    nothing. Unfinished work is kept beside the input in `<name>.nightmill`.
+
+    Args:
+        source: the path of a file of request lines; or rows as for `Client.send`: request lines, bodies,
+            texts, or with a `prompt` fields; or a DataFrame.
+        answer_type: of rows: asks for JSON of this type and makes an instance of each answer.
+        arguments: see `RunArguments`, and `RowArguments` for rows.
 
     Returns:
-        The summary. With any bad line the status is `failed`, no line is sent, and the bad lines are in
-        `errors`.
+        Of a file the summary. With any bad line its status is `failed`, no line was sent, and the bad lines
+        are in its `errors`. Of rows a list with an answer for each; of a DataFrame a copy with the answers.
 
     Raises:
         RequestError: the input is missing, empty, no request lines, or has changed since an unfinished run of
-            it; or the output file is of another input.
+            it; or the output file is of another input; or a row is invalid.
         SetupError: no upstream, or a setting is wrong.
         UnavailableError: the time is over, or the storage is full; call it again to go on.
+
+    Example:
+        ```python
+        import nightmill
+
+        answers = nightmill.run(["Peru", "Laos"], prompt="A river in {text}?", emulate=True)
+        print([answer.text for answer in answers])
+        ```
     """
+    if isinstance(source, str | PathLike):
+        path = Path(cast("str | PathLike[str]", source))
+        default_output, default_errors = default_paths(path)
+        output, errors = _path(arguments.get("output")), _path(arguments.get("errors"))
+        return _run_files((path, output or default_output, errors or default_errors), arguments)
+    # Imported here: a file needs nothing of the client.
+    from nightmill.client.local_rows import LocalRows  # noqa: PLC0415 - see above
+
+    takes_any_model = arguments.get("emulate") or arguments.get("model") is not None
+    rows = LocalRows(
+        source,
+        prompt=arguments.get("prompt"),
+        model=arguments.get("model_name") or ("model" if takes_any_model else None),
+        parameters=arguments.get("parameters"),
+        endpoint=arguments.get("endpoint"),
+        answer_type=answer_type,
+    )
+    return rows.answered(
+        lambda files, endpoint: _run_files(
+            (files.input, files.output, files.errors), {**arguments, "endpoint": endpoint}
+        ),
+        output=_path(arguments.get("output")),
+        errors=_path(arguments.get("errors")),
+    )
+
+
+def _run_files(paths: tuple[Path, Path, Path], arguments: RunArguments) -> "RunSummary":
     # Imported here: the client alone must not load the server.
     from nightmill.runtime.rerun import Rerun, run_input  # noqa: PLC0415 - see above
     from nightmill.runtime.run_files import RunFiles  # noqa: PLC0415 - see above
 
+    model = arguments.get("model")
     flags: dict[str, Any] = {
-        "upstream": {"url": upstream, "api_key": upstream_key, "concurrency": concurrency},
+        "upstream": {
+            "url": arguments.get("upstream"),
+            "api_key": arguments.get("upstream_key"),
+            "concurrency": arguments.get("concurrency"),
+        },
         "model": {"path": str(model) if model is not None else None},
-        "emulator": {"enabled": True if emulate else None},
+        "emulator": {"enabled": True if arguments.get("emulate") else None},
     }
-    path = Path(input_path)
-    default_output, default_errors = default_paths(path)
-    files = RunFiles(
-        path,
-        Path(output) if output is not None else default_output,
-        Path(errors) if errors is not None else default_errors,
-    )
-    with reporting(on_progress) as report:
+    with reporting(arguments.get("on_progress")) as report:
         return finished(
             run_input(
                 load(flags=flags),
-                files,
-                rerun=Rerun(rerun),
-                endpoint=endpoint,
+                RunFiles(*paths),
+                rerun=Rerun(arguments.get("rerun", "none")),
+                endpoint=arguments.get("endpoint"),
                 on_progress=report,
-                timeout_s=timeout_s,
+                timeout_s=arguments.get("timeout_s"),
             )
         )
+
+
+def _path(given: str | PathLike[str] | None) -> Path | None:
+    return None if given is None else Path(given)
 
 
 def default_paths(input_path: Path) -> tuple[Path, Path]:
@@ -122,11 +220,39 @@ def snapshot(progress: "Progress") -> Snapshot:
 
 
 def finished(work: Coroutine[Any, Any, T]) -> T:
-    """Runs `work` to its end, also where an event loop already runs (a notebook)."""
+    """Runs `work` to its end, also where an event loop already runs (a notebook). Ctrl-C cancels it."""
     if not _loop_runs_here():
         return _in_a_loop(work)
+    running = _Cancellable(work)
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="nightmill-run") as pool:
-        return pool.submit(_in_a_loop, work).result()
+        future = pool.submit(_in_a_loop, running.run())
+        try:
+            return future.result()
+        except KeyboardInterrupt:
+            running.cancel()
+            raise
+
+
+class _Cancellable(Generic[T]):
+    """Work in the event loop of another thread, which does not see Ctrl-C."""
+
+    def __init__(self, work: Coroutine[Any, Any, T]) -> None:
+        self._work = work
+        self._is_cancelled = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[T] | None = None
+
+    async def run(self) -> T:
+        self._loop = asyncio.get_running_loop()
+        self._task = asyncio.ensure_future(self._work)
+        if self._is_cancelled:
+            self._task.cancel()
+        return await self._task
+
+    def cancel(self) -> None:
+        self._is_cancelled = True
+        if self._loop is not None and self._task is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._task.cancel)
 
 
 def _loop_runs_here() -> bool:
