@@ -22,7 +22,8 @@ TITLES: Final = {"Args": "Arguments", "Attributes": "Attributes", "Returns": "Re
 
 # In the order of the page; every other exported name follows under the last title.
 GROUPS: Final = {
-    "Sending and waiting": ("Client", "AsyncClient", "SubmitArguments", "Answer", "to_frame", "Frame", "run"),
+    "Sending and waiting": ("Client", "AsyncClient", "SubmitArguments", "Answer", "to_frame", "Frame"),
+    "Without a server": ("run", "RunArguments", "RowArguments", "RunSummary"),
     "The published operations": (
         "BatchApi",
         "AsyncBatchApi",

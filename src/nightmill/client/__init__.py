@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from nightmill.client.frames import Frame, to_frame
     from nightmill.client.input_files import AsyncInputApi, InputApi
     from nightmill.client.insight import AsyncInsightApi, BatchEvent, Forecast, InsightApi, Why
-    from nightmill.client.local import run
+    from nightmill.client.local import RowArguments, RunArguments, run
     from nightmill.client.logs import AsyncLogApi, LogApi
     from nightmill.client.request_rows import Row, SubmitArguments
     from nightmill.client.results import FollowedLine, ResultPage, WantedResults
@@ -99,6 +99,8 @@ __all__ = [
     "ResultPage",
     "RetryApi",
     "Row",
+    "RowArguments",
+    "RunArguments",
     "RunSummary",
     "SetupError",
     "Steering",
@@ -155,6 +157,8 @@ _HOMES: Final = {
     "ResultPage": "nightmill.client.results",
     "RetryApi": "nightmill.client.retries",
     "Row": "nightmill.client.request_rows",
+    "RowArguments": "nightmill.client.local",
+    "RunArguments": "nightmill.client.local",
     "RunSummary": "nightmill.runtime.run_file",
     "SetupError": "nightmill.errors",
     "Steering": "nightmill.client.steering",

@@ -60,8 +60,8 @@ class RunArguments(TypedDict, total=False):
     on_progress: "Callable[[Progress], None] | None"
 
 
-class RowArguments(TypedDict, total=False):
-    """What `run` takes besides, for rows.
+class RowArguments(RunArguments, total=False):
+    """What `run` takes besides rows: that of `RunArguments`, and these.
 
     Attributes:
         prompt: makes a request of each text or row of fields, as for `Client.send`.
@@ -74,9 +74,6 @@ class RowArguments(TypedDict, total=False):
     parameters: "Row | None"
 
 
-class _RowRunArguments(RunArguments, RowArguments, total=False): ...
-
-
 # A text is an iterable of texts too, for the type checker; it is a path.
 @overload
 def run(  # pyright: ignore[reportOverlappingOverload] - see above
@@ -86,23 +83,19 @@ def run(  # pyright: ignore[reportOverlappingOverload] - see above
 
 @overload
 def run(
-    source: "FrameT", *, answer_type: type[Any] | None = None, **arguments: Unpack[_RowRunArguments]
+    source: "FrameT", *, answer_type: type[Any] | None = None, **arguments: Unpack[RowArguments]
 ) -> "FrameT": ...
 
 
 @overload
-def run(
-    source: "Rows", *, answer_type: type[T], **arguments: Unpack[_RowRunArguments]
-) -> "list[Answer[T]]": ...
+def run(source: "Rows", *, answer_type: type[T], **arguments: Unpack[RowArguments]) -> "list[Answer[T]]": ...
 
 
 @overload
-def run(
-    source: "Rows", *, answer_type: None = None, **arguments: Unpack[_RowRunArguments]
-) -> "list[Answer]": ...
+def run(source: "Rows", *, answer_type: None = None, **arguments: Unpack[RowArguments]) -> "list[Answer]": ...
 
 
-def run(source: Any, *, answer_type: type[Any] | None = None, **arguments: Unpack[_RowRunArguments]) -> Any:
+def run(source: Any, *, answer_type: type[Any] | None = None, **arguments: Unpack[RowArguments]) -> Any:
     """Answers every request line of a JSONL file, or rows, without a server.
 
     Called again after an interruption, it continues where it stopped; called again after its end, it sends
