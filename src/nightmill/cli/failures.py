@@ -60,7 +60,6 @@ def guarded(work: Callable[[], Any]) -> int:
         message, exit_code = known
         say(f"nightmill: {message}")
         return exit_code
-    if type(code) is int and code == ExitCode.INTERRUPTED:
     if not isinstance(code, ExitCode) and code == ExitCode.INTERRUPTED:
         # The command line's library made this number of a KeyboardInterrupt. A command that says by itself
         # how to go on exits with the member of the enumeration.
@@ -91,14 +90,13 @@ def _innermost(error: Exception) -> Exception:
     return expected[0] if len(expected) == len(inner) else group
 
 
-def _described(error: Exception) -> tuple[str, int] | None:
-    # First, since the errors of a server are of nightmill's family too, whose words are for Python.
-    if "openai" in sys.modules:
-        described = _of_the_server(error)
-        if described is not None:
-            return described
 def described(error: Exception) -> tuple[str, int] | None:
     """The message and the exit code of an expected failure; None for a defect."""
+    # First, since the errors of a server are of nightmill's family too, whose words are for Python.
+    if "openai" in sys.modules:
+        known = _of_the_server(error)
+        if known is not None:
+            return known
     if isinstance(error, NightmillError):
         return str(error), error.exit_code
     if isinstance(error, typer.TyperException):
@@ -110,10 +108,6 @@ def described(error: Exception) -> tuple[str, int] | None:
             message = no_such_option(context, clean(option))
         see = f"{' See' if message.endswith('?') else '; see'} '{command} --help'"
         return message + see, ExitCode.BAD_INPUT
-    if "openai" in sys.modules:
-        known = _of_the_server(error)
-        if known is not None:
-            return known
     if isinstance(error, OSError):
         name = f"{error.filename}: " if error.filename else ""
         return f"{name}{error.strerror or type(error).__name__}", ExitCode.BAD_INPUT
