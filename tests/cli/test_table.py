@@ -48,12 +48,13 @@ def test_a_column_keeps_its_least_width():
 def test_on_a_terminal_the_last_column_of_a_table_and_a_long_value_take_several_lines(capsys, monkeypatch):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "30")
-    out_table(("N", "DETAIL"), [("1", "It waits for an upstream that is away.")])
+    out_table(("N", "DETAIL"), [("1", "It waits for an upstream that is away."), ("2", "")])
     out_fields([("why", "It waits for an upstream."), ("id", "b1")])
     assert capsys.readouterr().out.splitlines() == [
         "N  DETAIL",
         "1  It waits for an upstream",
         "   that is away.",
+        "2",
         "why  It waits for an upstream.",
         "id   b1",
     ]

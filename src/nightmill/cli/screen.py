@@ -45,7 +45,7 @@ def out_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     for *first, last in cells:
         begin = "".join(f"{cell.ljust(width)}  " for cell, width in zip(first, widths, strict=False))
         for number, part in enumerate(_lines(last, indent)):
-            out((" " * indent if number else begin) + part)
+            out(f"{' ' * indent if number else begin}{part}".rstrip())
 
 
 def out_fields(fields: Iterable[tuple[str, str | None]]) -> None:
