@@ -221,3 +221,11 @@ def test_ctrl_c_on_a_terminal_ends_the_display_without_a_traceback(server):
     assert "nightmill: stopped; the batch continues on the server" in text
     assert "watch again with: nightmill watch 11111111" in text
     assert "Traceback" not in text
+
+
+def test_a_batch_with_another_beginning_is_never_taken(server, nightmill):
+    server.answer = lambda _: (200, json.dumps({"data": [{"id": SECOND}]}).encode(), {})
+    ran = nightmill("cancel", "1111")
+    assert (ran.code, ran.out) == (2, "")
+    assert "no batch begins with '1111'" in ran.err
+    assert [asked.method for asked in server.asked] == ["GET"]

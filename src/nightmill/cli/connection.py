@@ -86,7 +86,8 @@ def _beginning_with(client: "Client", beginning: str) -> list[str]:
     from openai import APIStatusError
 
     try:
-        return client.api.steering.ids(beginning)
+        # A server of an older version returns its newest batches whatever they begin with.
+        return [it for it in client.api.steering.ids(beginning) if it.startswith(beginning)]
     except APIStatusError:
         pass
     after, found = None, list[str]()
