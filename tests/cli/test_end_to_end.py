@@ -158,7 +158,7 @@ def test_rows_are_sent_and_returned_with_their_answers(base_url):
 def test_a_file_is_answered_without_a_server(nightmill, input_file, tmp_path):
     ran = nightmill("run", input_file(3), "--emulate")
     assert (ran.code, ran.out) == (0, f"{tmp_path / 'in_output.jsonl'}\n")
-    assert "completed: 3 of 3 done (3 ok, 0 failed) in " in ran.err
+    assert "completed: 3 of 3 done (3 ok, 0 failed)\n" in ran.err
     assert [row["custom_id"] for row in rows((tmp_path / "in_output.jsonl").read_text())] == [
         "line-0",
         "line-1",
@@ -186,7 +186,7 @@ def test_a_run_with_failed_lines_exits_with_1_and_names_both_files(nightmill, in
         1,
         [str(tmp_path / f"in_{kind}.jsonl") for kind in ("output", "error")],
     )
-    assert "completed: 3 of 3 done (2 ok, 1 failed) in " in ran.err
+    assert "completed: 3 of 3 done (2 ok, 1 failed)\n" in ran.err
     (line,) = rows((tmp_path / "in_error.jsonl").read_text())
     assert line["custom_id"] == "refused"
 

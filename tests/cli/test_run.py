@@ -60,7 +60,7 @@ def test_an_answered_file_is_not_sent_again(model, nightmill, input_file, output
     path = input_file(3)
     first = nightmill("run", path, "--upstream", model.url)
     assert (first.code, model.asked) == (0, 3)
-    assert "completed: 3 of 3 done (3 ok, 0 failed) in " in first.err
+    assert "completed: 3 of 3 done (3 ok, 0 failed)\n" in first.err
     model.asked = 0
     second = nightmill("run", path, "--upstream", model.url)
     assert (second.code, second.out, model.asked) == (0, f"{output}\n", 0)
@@ -96,7 +96,7 @@ def test_failed_lines_are_explained_and_sent_again(model, nightmill, input_file,
     model.asked, model.refused = 0, "\0"
     retried = nightmill("run", path, "--upstream", model.url, "--retry-failed")
     assert (retried.code, retried.out, model.asked) == (0, f"{output}\n", 1)
-    assert "completed: 4 of 4 done (4 ok, 0 failed) in " in retried.err
+    assert "completed: 4 of 4 done (4 ok, 0 failed)\n" in retried.err
     assert ids(output) == [f"line-{number}" for number in range(4)]
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["in.jsonl", "in_output.jsonl"]
     nothing = nightmill("run", path, "--upstream", model.url, "--retry-failed")

@@ -29,7 +29,7 @@ def convert(
     prompt: Annotated[
         str | None,
         typer.Option(
-            "--prompt", metavar="TEXT", help="Makes a prompt of each row: {NAME} is the value of a column."
+            "--prompt", metavar="TEXT", help="Makes a prompt of each row, such as 'Good or bad? {review}'."
         ),
     ] = None,
     model: Annotated[
@@ -49,8 +49,7 @@ def convert(
 ) -> None:
     """Make request lines of a table, an array, request bodies or text.
 
-    A column of text is {text}. Example: nightmill convert reviews.csv --model llama3.2 --prompt 'Good or
-    bad? {review}'
+    In --prompt {NAME} is the value of a column, {text} a line of text.
     """
     from nightmill.cli.streams import STDIN, readable, replacing
     from nightmill.client.answers import write_rows

@@ -89,7 +89,8 @@ def show_summary(summary: "RunSummary", input_path: Path, *, is_printed: bool, a
             + (", the failed ones with --retry-failed" * (summary.failed > 0))
         )
     else:
-        say(f"{summary.status}: {counts} in {_duration(summary)}{_tokens(summary.usage)}")
+        say(f"{summary.status}: {counts}")
+        say(f"{_duration(summary)}{_tokens(summary.usage)}")
         if summary.failed and summary.error_path is not None:
             say(_failures(summary.error_path, summary.failed))
             if input_path != STDIN:
@@ -105,7 +106,7 @@ def show_summary(summary: "RunSummary", input_path: Path, *, is_printed: bool, a
 
 
 def _duration(summary: "RunSummary") -> str:
-    before = f", {summary.done_before:,} of them before" if summary.done_before else ""
+    before = f", {summary.done_before:,} lines done before" if summary.done_before else ""
     elapsed_s = summary.elapsed_s
     if elapsed_s < 100:
         return f"{elapsed_s:.1f} s{before}"
