@@ -73,6 +73,11 @@ def test_shell_completion_offers_the_commands(command):
     assert {"serve", "submit", "show"} <= set(ran.out.split())
 
 
+def test_shell_completion_behind_an_unknown_command_prints_no_error(command):
+    ran = command(_NIGHTMILL_COMPLETE="complete_bash", COMP_WORDS="nightmill foo s", COMP_CWORD="2")
+    assert (ran.code, ran.err) == (0, "")
+
+
 def test_every_exit_code_is_documented():
     assert set(MEANINGS) == set(ExitCode)
     raised = {error.exit_code for error in NightmillError.__subclasses__()} - {NightmillError.exit_code}

@@ -17,6 +17,10 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
         "nightmill run requests.jsonl --upstream http://localhost:11434/v1",
         "nightmill run requests.jsonl --emulate -o answers.jsonl",
     ),
+    "convert": (
+        "nightmill convert rows.csv --model qwen3 --prompt 'Sum up: {text}'",
+        "nightmill convert rows.csv -o requests.jsonl",
+    ),
     "validate": ("nightmill validate requests.jsonl", "nightmill validate requests.jsonl --estimate"),
     "submit": (
         "nightmill submit requests.jsonl",

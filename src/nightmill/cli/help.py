@@ -119,7 +119,7 @@ class Group(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         command = super().get_command(ctx, args[0])
-        if command is None and not args[0].startswith("-"):
+        if command is None and not ctx.resilient_parsing and not args[0].startswith("-"):
             meant = similar_command(args[0], self.commands)
             hint = f"; did you mean '{meant}'?" if meant else ""
             ctx.fail(f"there is no command '{args[0]}'{hint}")
