@@ -133,3 +133,12 @@ def test_an_upload_that_stays_is_named(server, nightmill, input_file):
     ran = nightmill("submit", input_file(1))
     assert ran.code == 75
     assert "delete it with: nightmill files delete file-1" in ran.err
+
+
+def test_an_upload_for_a_batch_is_refused_if_it_is_no_request_lines(server, nightmill, tmp_path):
+    path = tmp_path / "in.csv"
+    path.write_text("id,review\n1,x\n")
+    ran = nightmill("files", "upload", path)
+    assert (ran.code, server.asked) == (2, [])
+    assert "nightmill convert" in ran.err
+    assert nightmill("files", "upload", path, "--purpose", "user_data").out == "file-1\n"

@@ -125,3 +125,14 @@ def test_the_models_of_all_upstreams_may_be_named(nightmill, input_file, tmp_pat
     ran = nightmill("validate", input_file(1), "--config", str(config))
     assert ran.code == 2
     assert "model_not_found" in ran.out
+
+
+def test_an_estimate_groups_errors_and_names_foreign_files(nightmill, input_file, tmp_path):
+    ran = nightmill("validate", input_file(2, bad=("[]",) * 90), "--estimate")
+    assert (ran.code, "2 valid, 90 invalid" in ran.out) == (2, True)
+    assert "90 lines: invalid_type (lines 3, 4, 5, 6, 7 and 85 more)\n" in ran.err
+    path = tmp_path / "reviews.csv"
+    path.write_text("id,review\n1,Nice\n")
+    ran = nightmill("validate", path, "--estimate")
+    assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1)
+    assert "nightmill convert" in ran.err

@@ -1,26 +1,31 @@
 """What a batch of a local file would need, for `nightmill validate --estimate`."""
 
 import asyncio
+import sys
 from pathlib import Path
 from typing import Any
 
+from nightmill.cli.checked_input import CheckedInput, error_text
 from nightmill.cli.screen import out_fields, out_json, out_table, say
 from nightmill.core.estimate import TokenCount, estimates_by_model
 from nightmill.roles.estimate import counted_by, document_of
 from nightmill.roles.intake import input_rules
 from nightmill.settings import Settings
-from nightmill.validation import InputSurvey, InputValidator
+from nightmill.validation import ErrorGroups, InputSurvey, InputValidator
 
 _CHUNK_BYTES = 1 << 20
 
 
-def estimate_of(path: Path, settings: Settings, endpoint: str, *, url: str | None) -> dict[str, Any]:
-    """The estimate as JSON values.
+def estimate_of(
+    path: Path, settings: Settings, endpoint: str, *, url: str | None
+) -> tuple[dict[str, Any], CheckedInput]:
+    """The estimate as JSON values, and the errors of the file.
 
     Args:
         url: the upstream whose tokenizer is asked; else that of the settings.
     """
-    validator = InputValidator(input_rules(settings.limits, endpoint, models=settings.models))
+    groups = ErrorGroups()
+    validator = InputValidator(input_rules(settings.limits, endpoint, models=settings.models), groups)
     survey = InputSurvey()
     with path.open("rb") as stream:
         while not validator.is_over and (chunk := stream.read(_CHUNK_BYTES)):
@@ -29,6 +34,7 @@ def estimate_of(path: Path, settings: Settings, endpoint: str, *, url: str | Non
         duplicate_pass = validator.duplicate_pass()
         if duplicate_pass is not None:
             stream.seek(0)
+            groups.clear()
             survey = InputSurvey()  # without the lines that repeat a custom_id
             while not duplicate_pass.is_over and (chunk := stream.read(_CHUNK_BYTES)):
                 survey.take(chunk, duplicate_pass.take(chunk))
@@ -42,10 +48,12 @@ def estimate_of(path: Path, settings: Settings, endpoint: str, *, url: str | Non
     if settings.models:
         served = {model: model in settings.models for model in found.by_model}
     parts = estimates_by_model(found, counted, prices=settings.token_prices, served=served, lines_per_s={})
-    return {"endpoint": endpoint, **document_of(validator.result(duplicate_pass), found, counted, parts)}
+    result = validator.result(duplicate_pass)
+    document = {"endpoint": endpoint, **document_of(result, found, counted, parts)}
+    return document, CheckedInput(result, groups)
 
 
-def show(document: dict[str, Any], *, as_json: bool) -> None:
+def show(document: dict[str, Any], errors: CheckedInput, *, as_json: bool) -> None:
     if as_json:
         out_json(document)
         return
@@ -74,8 +82,8 @@ def show(document: dict[str, Any], *, as_json: bool) -> None:
             headings,
             ((it["model"] or "", str(it["lines"]), str(it["input_tokens"])) for it in document["models"]),
         )
-    for error in document["errors"]:
-        say(f"line {error['line']}: {error['message']}" if error["line"] else error["message"])
+    for text in error_text(errors, sys.stderr):
+        say(text)
 
 
 def _said(tokens: dict[str, Any]) -> str:

@@ -23,6 +23,9 @@ Purpose = Annotated[
 ]
 
 app = CommandLine("List, upload, download and delete files.")
+_BATCH = "batch"
+
+app = typer.Typer(rich_markup_mode=None, help="List, upload, download and delete files.")
 
 
 @app.callback(invoke_without_command=True)
@@ -65,11 +68,15 @@ def upload(
         Path,
         typer.Argument(metavar="FILE", exists=True, dir_okay=False, readable=True, help="What to upload."),
     ],
-    purpose: Annotated[str, typer.Option("--purpose", metavar="PURPOSE", help="What it is for.")] = "batch",
+    purpose: Annotated[str, typer.Option("--purpose", metavar="PURPOSE", help="What it is for.")] = _BATCH,
     base_url: BaseUrl = None,
     as_json: Json = False,
 ) -> None:
     """Upload a file. Prints its id."""
+    if purpose == _BATCH:
+        from nightmill.cli.checked_input import refuse_foreign
+
+        refuse_foreign(path, path)
     with server(base_url) as client:
         file = client.upload(path, purpose=purpose)
     if as_json:

@@ -43,13 +43,14 @@ def validate(
     The limits are OpenAI's unless settings say otherwise. Values inside a body that only the model server
     can check are not checked. --report and --json have every invalid line.
     """
-    from nightmill.cli.checked_input import error_text, first_endpoint
+    from nightmill.cli.checked_input import error_text, first_endpoint, refuse_foreign
     from nightmill.cli.streams import readable
 
     settings = flags.settings_of({}, config)
     with readable(input_path) as path:
         endpoint = endpoint or first_endpoint(path) or _DEFAULT_ENDPOINT
         if estimate:
+            refuse_foreign(path, input_path)
             _show_estimate(path, settings, endpoint, upstream, as_json=as_json)
         with nullcontext() if report is None else report.open("wb") as stream:
             found = _validated(path, settings, endpoint, stream, name=input_path, as_json=as_json)
@@ -89,8 +90,8 @@ def _show_estimate(
 ) -> None:
     from nightmill.cli.estimate import estimate_of, show
 
-    document = estimate_of(path, settings, endpoint, url=url)
-    show(document, as_json=as_json)
+    document, errors = estimate_of(path, settings, endpoint, url=url)
+    show(document, errors, as_json=as_json)
     raise typer.Exit(ExitCode.OK if document["valid"] else ExitCode.BAD_INPUT)
 
 
