@@ -22,10 +22,9 @@ Purpose = Annotated[
     str | None, typer.Option("--purpose", metavar="PURPOSE", help="Only files of this purpose.")
 ]
 
-app = CommandLine("List, upload, download and delete files.")
-_BATCH = "batch"
+_INPUT_PURPOSE = "batch"
 
-app = typer.Typer(rich_markup_mode=None, help="List, upload, download and delete files.")
+app = CommandLine("List, upload, download and delete files.")
 
 
 @app.callback(invoke_without_command=True)
@@ -68,12 +67,14 @@ def upload(
         Path,
         typer.Argument(metavar="FILE", exists=True, dir_okay=False, readable=True, help="What to upload."),
     ],
-    purpose: Annotated[str, typer.Option("--purpose", metavar="PURPOSE", help="What it is for.")] = _BATCH,
+    purpose: Annotated[
+        str, typer.Option("--purpose", metavar="PURPOSE", help="What it is for.")
+    ] = _INPUT_PURPOSE,
     base_url: BaseUrl = None,
     as_json: Json = False,
 ) -> None:
     """Upload a file. Prints its id."""
-    if purpose == _BATCH:
+    if purpose == _INPUT_PURPOSE:
         from nightmill.cli.checked_input import refuse_foreign
 
         refuse_foreign(path, path)
