@@ -44,15 +44,16 @@ types: $(STAMP)  ## strict types
 layers: $(STAMP)  ## the import rules between layers
 	$(BIN)/lint-imports --no-logo --no-cache
 
-# Two tests run at once, since most tests wait for processes of their own. Failed tests run once more, alone, because
+# Three tests run at once, on two cores, since most tests wait for processes of their own. Failed tests run once more, alone, because
 # other load on the machine can delay those processes. A test that fails twice is broken; the output has both runs.
 unit: $(STAMP)  ## the tests, docs included
-	$(BIN)/python -m pytest -q -rs -n 2 --dist worksteal \
+	$(BIN)/python -m pytest -q -rs -n 3 --dist worksteal \
 		|| $(BIN)/python -m pytest -q -rs --last-failed --last-failed-no-failures none
 
 # make test runs one variant of each of these tests, or fewer rounds.
-test-slow: $(STAMP)  ## every variant of the tests of faults and crashes; a quarter of an hour
-	TEST_SLOW=1 $(BIN)/python -m pytest -q -rs tests/faults tests/crash tests/acceptance/test_memory.py tests/fuzz
+test-slow: $(STAMP)  ## every variant of the tests of faults and crashes, more examples of properties; half an hour
+	TEST_SLOW=1 $(BIN)/python -m pytest -q -rs tests/faults tests/crash tests/admin tests/unit \
+		tests/store/test_machine.py tests/acceptance/test_memory.py tests/fuzz
 
 # A failure in the first half does not keep the second from running. Either makes the target fail.
 test-fleet: $(STAMP)  ## the fleet's tests, over a real S3 server where Ceph is installed

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import settings
 
 from tests.s3_server import S3Server
+from tests.slow import examples
 
 if TYPE_CHECKING:
     from tests.fleet.azurite import Azurite
@@ -25,7 +26,7 @@ for name in list(os.environ):
         del os.environ[name]
 
 # No deadline, because a shared machine may stall; pytest-timeout bounds a whole test.
-settings.register_profile("nightmill", deadline=None)
+settings.register_profile("nightmill", deadline=None, max_examples=examples(100))
 settings.load_profile("nightmill")
 
 

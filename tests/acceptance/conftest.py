@@ -299,7 +299,7 @@ def jsonl() -> Callable[..., bytes]:
 
 @dataclass
 class Stub:
-    """A model server that counts its requests."""
+    """A model server that keeps the requests of lines; those for its models and gauges are left out."""
 
     url: str
     requests: list[tuple[str, dict[str, str], bytes]] = field(default_factory=list)
@@ -324,7 +324,7 @@ def _stub() -> Iterator[Stub]:
             # nightmill's own cheap request is answered, so that what fails is the fault of the lines
             is_cheap = b'"content":"Hi"' in body
             answer = Stub.answer if is_cheap else made.answer
-            if not is_cheap:
+            if self.command == "POST" and not is_cheap:
                 made.requests.append((self.path, {k.lower(): v for k, v in self.headers.items()}, body))
                 time.sleep(made.delay_s)
             self.send_response(200)

@@ -19,11 +19,6 @@ def file_of(bodies: list[bytes], *, url: str = CHAT) -> bytes:
     return b"".join(line % (number, url.encode(), body) for number, body in enumerate(bodies))
 
 
-def attempts(upstream) -> list[str]:
-    """The requests for lines, apart from those for the list of models and the gauges."""
-    return [path for path, *_ in upstream.requests if path not in {"/v1/models", "/v1/metrics", "/metrics"}]
-
-
 def test_lines_of_20_mb_are_sent_whole(stubbed):
     server, upstream = stubbed
     bodies = large_lines(3, 20_000_000)
@@ -40,7 +35,7 @@ def test_an_answer_of_70_mb_can_be_downloaded(stubbed):
     batch = server.run(file_of([b'{"model":"m","input":"a"}'], url=EMBEDDINGS), endpoint=EMBEDDINGS)
     assert batch.status == "completed", batch
     assert batch.request_counts.to_dict() == {"total": 1, "completed": 1, "failed": 0}
-    assert len(attempts(upstream)) == 1
+    assert len(upstream.requests) == 1
     content = server.client().files.content(batch.output_file_id).content
     start, body = content.split(b'"body": ', 1)
     assert b'"custom_id": "line-0"' in start
@@ -56,7 +51,7 @@ def test_an_answer_over_the_limit_is_paid_once_and_its_line_is_in_the_error_file
     batch = server.run(file_of(large_lines(3, 10)))
     assert (batch.status, batch.output_file_id) == ("completed", None)
     assert batch.request_counts.to_dict() == {"total": 3, "completed": 0, "failed": 3}
-    assert len(attempts(upstream)) == 3
+    assert len(upstream.requests) == 3
     for row in server.rows(batch.error_file_id):
         assert (row["response"], row["error"]["code"]) == (None, "answer_too_long")
         assert "upstream.max_answer_bytes" in row["error"]["message"]

@@ -3,12 +3,12 @@
 `make test-slow` sends twice as many lines as `make test`.
 """
 
-import os
 from pathlib import Path
 
 import pytest
 
 from bench import memory
+from tests.slow import IS_SLOW
 
 pytestmark = [
     pytest.mark.slow,
@@ -16,7 +16,7 @@ pytestmark = [
 ]
 
 
-LINES = 100_000 if os.environ.get("TEST_SLOW") else 50_000
+LINES = 100_000 if IS_SLOW else 50_000
 
 
 @pytest.mark.timeout(300)  # that many lines through four processes on a loaded machine

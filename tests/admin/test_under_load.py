@@ -16,6 +16,7 @@ import openai
 import pytest
 
 from nightmill.runtime.supervisor import free_port
+from tests.slow import only_slow
 
 CHAT = "/v1/chat/completions"
 COMMAND = (sys.executable, "-m", "nightmill")
@@ -96,6 +97,7 @@ def nightmill(*words):
     )
 
 
+@only_slow
 @pytest.mark.timeout(180)
 def test_a_server_under_load_is_backed_up_and_the_copy_completes_every_batch(tmp_path):
     log = tmp_path / "serve.log"

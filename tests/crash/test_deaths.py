@@ -19,6 +19,7 @@ from nightmill.roles.finalizer import joined_file_id
 from nightmill.store import open_store
 from tests.crash.dying import Die, deaths, settings_of, turn
 from tests.roles.conftest import ENDPOINT, LIMIT_S, PROJECT, Mill, request_lines
+from tests.slow import only_slow
 
 LINES = 70
 BLOB: tuple[Failpoint, ...] = ("blob.opened", "blob.written", "blob.synced", "blob.renamed", "blob.named")
@@ -130,6 +131,7 @@ async def test_after_a_finalizer_is_killed_at_any_failpoint_the_next_one_writes_
         assert len(left) == 3, (point, left)  # the input file and the two published files
 
 
+@only_slow
 async def test_after_a_finalizer_of_slices_is_killed_at_any_failpoint_only_one_slice_is_joined_again(
     mill: Mill, tmp_path: Path, die: Die
 ) -> None:

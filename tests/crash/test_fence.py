@@ -40,6 +40,7 @@ from nightmill_torture.proof import (
 )
 from nightmill_torture.upstream import emulator
 from tests.roles.conftest import ENDPOINT, Mill
+from tests.slow import only_slow
 from tests.store_doubles import with_verb
 
 LIMIT_S = 60
@@ -123,6 +124,7 @@ async def until(holds: Callable[[], Any]) -> None:
             await asyncio.sleep(0.01)
 
 
+@only_slow
 async def test_a_worker_that_was_paused_and_resumes_late_changes_nothing(
     mill: Mill, tmp_path: Path, child: Callable[..., Child]
 ) -> None:

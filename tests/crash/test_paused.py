@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from nightmill.client import Client
+from tests.slow import only_slow
 from tests.threaded_server import AnsweringHandler, listening
 
 _LISTENS = re.compile(r"listens on (http://\S+/v1)")
@@ -133,6 +134,7 @@ def custom_ids(client: Client, batch_id: str) -> list[str]:
     return [json.loads(line)["custom_id"] for line in text.splitlines()]
 
 
+@only_slow
 def test_a_batch_is_paused_with_lines_in_flight_killed_and_resumed(tmp_path, upstream):
     made, url = upstream
     data = tmp_path / "data"
@@ -163,6 +165,7 @@ def test_a_batch_is_paused_with_lines_in_flight_killed_and_resumed(tmp_path, ups
     assert set(counts.values()) == {1}, "a line was sent twice"
 
 
+@only_slow
 def test_a_limited_batch_has_no_more_lines_in_flight_over_two_worker_processes(tmp_path, upstream):
     made, url = upstream
     with served(tmp_path / "data", url) as (_, base_url), Client(base_url) as client:

@@ -4,7 +4,6 @@
 """
 
 import json
-import os
 import random
 import subprocess
 import sys
@@ -16,9 +15,9 @@ from nightmill.failpoints import FAILPOINTS
 from nightmill_torture import run
 from nightmill_torture.plan import Fault, Injection, Plan, injections, server_name
 from nightmill_torture.run import torture
+from tests.slow import IS_SLOW, only_slow
 
-IS_LONG = bool(os.environ.get("TEST_SLOW"))
-KILLS = 75 if IS_LONG else 25
+KILLS = 75 if IS_SLOW else 25
 """75 are enough to reach every failpoint once, with the kills that end those starts."""
 
 
@@ -28,7 +27,7 @@ def test_no_line_is_lost_at_any_failpoint_or_random_kill(tmp_path: Path) -> None
     seed = random.randrange(1_000_000)  # `--randomly-seed` of pytest repeats it
     planned = injections(Plan(folder=tmp_path, kills=KILLS, seed=seed))
     points = sorted({name for injection in planned for name, _ in injection.points})
-    assert points == sorted(FAILPOINTS) if IS_LONG else len(points) > len(FAILPOINTS) / 4
+    assert points == sorted(FAILPOINTS) if IS_SLOW else len(points) > len(FAILPOINTS) / 4
     sizes = ["--kills", str(KILLS), "--lines", "150", "--batches", "2", "--workers", "1", "--seed", str(seed)]
     command = [sys.executable, "-m", "nightmill", "torture", *sizes, "--folder", str(tmp_path), "--json"]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -43,6 +42,7 @@ def test_no_line_is_lost_at_any_failpoint_or_random_kill(tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == [], "the run removes its folder"
 
 
+@only_slow
 async def test_a_failpoint_of_a_takeover_is_reached_though_no_earlier_worker_left_a_segment(
     tmp_path: Path,
 ) -> None:

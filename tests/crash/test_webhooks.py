@@ -10,6 +10,7 @@ import openai
 import pytest
 
 from tests.fleet.conftest import Process, until
+from tests.slow import only_slow
 from tests.webhook_receiver import HANG, receiving
 
 _LISTENS = re.compile(r"listens on http://127\.0\.0\.1:(\d+)/v1")
@@ -66,6 +67,7 @@ def folder(tmp_path):
     return made
 
 
+@only_slow
 def test_a_delivery_survives_kills_between_and_during_attempts(folder):
     with receiving() as receiver:
         receiver.orders = [500, HANG]

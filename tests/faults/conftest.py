@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-import os
 import socket
 import struct
 import threading
@@ -26,6 +25,7 @@ from nightmill.store import open_store
 from nightmill.store.migrate import migrate
 from nightmill.upstream import open_upstream
 from tests.roles.conftest import Mill, request_line
+from tests.slow import IS_SLOW
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Any]:
@@ -265,7 +265,7 @@ TRANSPORTS = ("lean", "aiohttp")
 
 def over(transport: str) -> pytest.MarkDecorator:
     """For a test that takes long: `make test` runs it over one transport, `make test-slow` over both."""
-    chosen = TRANSPORTS if os.environ.get("TEST_SLOW") else (transport,)
+    chosen = TRANSPORTS if IS_SLOW else (transport,)
     return pytest.mark.parametrize("transport", chosen, indirect=True)
 
 

@@ -7,7 +7,6 @@ transports, and over both with a `kill -9` in the middle.
 
 import asyncio
 import contextlib
-import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -20,6 +19,7 @@ import pytest
 from tests.faults.conftest import Plan, Rogue, answer, rogue_in_a_thread, said, well
 from tests.faults.served import Served, Servers, wait_until
 from tests.roles.conftest import request_line
+from tests.slow import IS_SLOW, only_slow
 
 TRIES = 3
 """`upstream.max_attempts` of these tests."""
@@ -49,14 +49,13 @@ def rogue() -> Iterator[Rogue]:
 
 
 # tests/simulation proves the same in virtual time.
-only_slow = pytest.mark.skipif(not os.environ.get("TEST_SLOW"), reason="long: make test-slow")
 
 
 def played(way: str) -> pytest.MarkDecorator:
     """The way in which the test runs in `make test`. The retries are the same over both transports, and
     `test_upstream_faults` reads every fault over both, so that one way of each hour is enough there."""
     ways = (LEAN, AIOHTTP, LEAN_KILLED, AIOHTTP_KILLED)
-    return pytest.mark.parametrize("servers", ways if os.environ.get("TEST_SLOW") else (way,), indirect=True)
+    return pytest.mark.parametrize("servers", ways if IS_SLOW else (way,), indirect=True)
 
 
 @pytest.fixture
@@ -147,7 +146,7 @@ def test_an_outage_of_a_while_loses_no_line(servers: Servers, rogue: Rogue):
 @played(LEAN)
 def test_a_tenth_of_bad_lines_costs_the_good_ones_little(servers: Servers, rogue: Rogue):
     """Measured in calls: while good lines wait, a quarter of those in flight may be of lines that failed."""
-    count = 200 if os.environ.get("TEST_SLOW") else 100
+    count = 200 if IS_SLOW else 100
     bad, good = names("bad", count), names("good", 9 * count)
     rogue.always = lambda name: (0.02, *well(name))
     for name in bad:
@@ -207,6 +206,7 @@ def test_a_pause_that_one_model_needs_is_no_pause_of_another(servers: Servers, r
     assert served.until_ended(waiting, timeout_s=20)["status"] == "cancelled"
 
 
+@only_slow
 @played(AIOHTTP_KILLED)
 def test_what_the_operator_has_to_mend_holds_every_line_and_is_said_once(servers: Servers, rogue: Rogue):
     no_credit = b'{"error": {"message": "no", "code": "insufficient_quota"}}'
@@ -312,6 +312,7 @@ def test_what_no_retry_can_change_is_settled_at_once(servers: Servers, rogue: Ro
     assert HI not in rogue.asked
 
 
+@only_slow
 @played(LEAN_KILLED)
 def test_a_server_that_dies_and_comes_back_is_said_once_each(servers: Servers, rogue: Rogue):
     rogue.always = lambda name: (0.02, *well(name))

@@ -9,6 +9,7 @@ from pathlib import Path
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.faults.served import Served, request_lines, serving
+from tests.slow import only_slow
 
 
 def counters(served: Served) -> dict[tuple[str, ...], float]:
@@ -40,6 +41,7 @@ def worker_pid(served: Served) -> int:
     return pid
 
 
+@only_slow
 def test_counters_do_not_fall_when_a_worker_or_the_server_is_killed(tmp_path: Path):
     with ExitStack() as stack:
         served = stack.enter_context(serving(tmp_path, worker__processes=1))

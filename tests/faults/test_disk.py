@@ -13,6 +13,7 @@ import pytest
 
 from tests.faults.conftest import Rogue, rogue_in_a_thread, well
 from tests.faults.served import Served, assert_each_line_once, request_lines, serving
+from tests.slow import only_slow
 
 MIB = 1 << 20
 LINES = 400
@@ -257,6 +258,7 @@ def locked(folder: Path) -> Iterator[None]:
         holder.wait(60)
 
 
+@only_slow
 def test_a_database_that_another_process_locks_for_seconds_delays_but_loses_nothing(
     tmp_path: Path, rogue: Rogue
 ):

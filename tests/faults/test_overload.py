@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from tests.faults.served import assert_each_line_once, request_lines, serving, wait_until
+from tests.slow import only_slow
 
 POLLERS = 500
 UPLOADERS = 50
@@ -84,6 +85,7 @@ async def crowd(port: int, batch_id: str) -> dict[str, list[float]]:
     return took
 
 
+@only_slow
 def test_five_hundred_pollers_and_fifty_uploaders_are_all_answered_while_a_batch_runs(tmp_path: Path):
     with serving(tmp_path, worker__beat_s=0.5, emulator__delay_s=0.02) as served:
         batch_id = served.batch(request_lines(20_000))

@@ -1,7 +1,6 @@
 """A provider with a limit of its own that refills steadily, over real sockets."""
 
 import json
-import os
 import threading
 import time
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.served import assert_each_line_once, request_lines, serving
+from tests.slow import only_slow
 from tests.threaded_server import AnsweringHandler, listening
 
 LINES = 24
@@ -77,7 +77,7 @@ def provider() -> Iterator[Provider]:
     thread.join()
 
 
-@pytest.mark.skipif(not os.environ.get("TEST_SLOW"), reason="long: make test-slow")
+@only_slow
 @pytest.mark.timeout(120)
 def test_a_provider_that_refills_a_request_a_second_is_used_fully_and_refuses_few(
     tmp_path: Path, provider: Provider

@@ -11,6 +11,7 @@ import pytest
 
 from tests.faults.conftest import Rogue, answer, rogue_in_a_thread, said
 from tests.faults.served import Served, assert_each_line_once, request_lines, serving, wait_until
+from tests.slow import only_slow
 
 LINES = 300
 SLOTS = 4
@@ -92,6 +93,7 @@ def test_a_killed_nightmill_sends_again_at_most_what_was_in_flight_or_not_durabl
         assert repeats(first, second) <= 100
 
 
+@only_slow
 def test_upstreams_are_paused_drained_removed_and_added_in_the_middle_of_a_batch(tmp_path: Path):
     lines = 1_000
     with two_servers() as (first, second):

@@ -1,7 +1,6 @@
 """A batch meets every fault of an upstream: each line ends once, and nothing is sent more than it must be."""
 
 import asyncio
-import os
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from random import Random
@@ -11,12 +10,11 @@ import pytest
 from nightmill.core.batch import Batch, Status
 from nightmill.telemetry import UpstreamHeld, UpstreamResumed
 from tests.faults.conftest import FaultyMill, Plan, Rogue, Script, Step, answer, over, said, well
+from tests.slow import IS_SLOW, only_slow
 
 PAGE = b"<html><body><h1>A proxy, and not the model</h1></body></html>"
 LATE_S = 1.0
 """Time of an attempt. Far above the duration of a quick answer on a busy machine."""
-IS_LONG = bool(os.environ.get("TEST_SLOW"))
-only_slow = pytest.mark.skipif(not IS_LONG, reason="long: make test-slow")
 
 
 def status(line: str, *headers: str) -> Plan:
@@ -182,7 +180,7 @@ async def test_an_upstream_that_dies_and_comes_back_goes_on_where_it_was(mill: F
     worker = mill.sender(rogue, slots=8)
 
     async def die_again_and_again() -> None:
-        for enough in (20, 60, 100) if IS_LONG else (20, 100):
+        for enough in (20, 60, 100) if IS_SLOW else (20, 100):
             await rogue.until_asked(enough)
             await rogue.stop()
             await asyncio.sleep(0.2)

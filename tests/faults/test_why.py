@@ -5,6 +5,7 @@ from typing import Any
 
 from tests.faults.conftest import answer, rogue_in_a_thread, said
 from tests.faults.served import Served, request_lines, serving, wait_until
+from tests.slow import only_slow
 
 LINES = 400
 
@@ -29,6 +30,7 @@ def act(served: Served, action: str) -> None:
     assert status == 200, document
 
 
+@only_slow
 def test_an_upstream_that_is_paused_is_named_until_it_is_resumed(tmp_path: Path):
     with rogue_in_a_thread() as rogue:
         rogue.always = slowly

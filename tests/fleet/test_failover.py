@@ -1,6 +1,5 @@
 """Postgres is lost during a batch, and its replica is promoted."""
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -10,8 +9,9 @@ import openai
 import pytest
 
 from tests.fleet.conftest import Postgres, begin, each_once, ended, until
+from tests.slow import only_fleet
 
-pytestmark = pytest.mark.skipif(not os.environ.get("TEST_FLEET"), reason="long: make test-fleet")
+pytestmark = only_fleet
 LINES = 300
 
 

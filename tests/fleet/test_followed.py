@@ -10,6 +10,7 @@ import pytest
 
 from nightmill.client import Client
 from tests.fleet.conftest import Fleet, begin, ended, until
+from tests.slow import only_fleet
 
 LINES = 300
 KINDS = ("s3", "rgw") if os.environ.get("TEST_FLEET") else ("s3",)
@@ -22,6 +23,7 @@ def section(kind: str, request: pytest.FixtureRequest) -> dict[str, Any]:
     return server.settings(server.make_bucket())
 
 
+@only_fleet
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_follower_is_given_each_line_once_over_three_kills(
     kind, request, fleet: Fleet, upstream, links

@@ -9,6 +9,7 @@ import pytest
 
 from tests.acceptance.conftest import serving
 from tests.fleet.conftest import begin, each_once, ended, until
+from tests.slow import only_fleet
 
 LINES = 200
 # A folder that all machines share is the simpler case: make test-fleet.
@@ -39,6 +40,7 @@ def upload_in_pieces(client) -> tuple[str, bytes]:
     return done.file.id, content
 
 
+@only_fleet
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_half_done_batch_is_completed_after_the_move(fleet, upstream, s3, tmp_path, kind):
     source = upstream(delay_s=0.1)

@@ -12,6 +12,7 @@ import openai
 import pytest
 
 from tests.fleet.conftest import Fleet, begin, each_once, ended, until
+from tests.slow import only_fleet
 
 LINES = 300
 _ANSWER = (
@@ -90,7 +91,7 @@ def limited_upstream() -> Iterator[Callable[[int, float], LimitedUpstream]]:
         yield start
 
 
-@pytest.mark.skipif(not os.environ.get("TEST_FLEET"), reason="long: make test-fleet")
+@only_fleet
 def test_four_workers_use_the_whole_capacity_of_an_upstream_without_a_429(fleet: Fleet, limited_upstream):
     source = limited_upstream(16, 0.05)
     server = fleet.serve("--workers", "0")

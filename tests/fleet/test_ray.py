@@ -20,6 +20,7 @@ import pytest
 
 import nightmill
 from tests.fleet.conftest import begin, each_once, ended, until
+from tests.slow import only_fleet
 
 LINES = 120
 
@@ -155,7 +156,7 @@ def tell(what, seconds):
     sys.stderr.write(f"\nrecovery after {what}: {seconds:.1f} s\n")
 
 
-@pytest.mark.skipif(not os.environ.get("TEST_FLEET"), reason="long: make test-fleet")
+@only_fleet
 def test_a_batch_is_complete_when_a_worker_on_the_cluster_is_killed(on_ray, cluster, upstream):
     source = upstream(delay_s=0.1)
     server = on_ray.serve("--upstream", source.url, "--concurrency", "8")

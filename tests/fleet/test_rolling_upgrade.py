@@ -15,6 +15,7 @@ import pytest
 
 from nightmill.store.steps import SCHEMA_VERSION
 from tests.fleet.conftest import Fleet, Process, begin, each_once, ended, until
+from tests.slow import only_fleet
 from tests.store.next_release import AFTER, BEFORE, make_next_release
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,7 +50,7 @@ def version(fleet: Fleet) -> str:
     return fleet.sql("SELECT version_num FROM alembic_version")
 
 
-@pytest.mark.skipif(not os.environ.get("TEST_FLEET"), reason="long: make test-fleet")
+@only_fleet
 def test_a_fleet_is_upgraded_while_it_works(fleet, upstream, next_release):
     source = upstream(delay_s=0.1)
     words = ("--upstream", source.url, "--concurrency", "4")

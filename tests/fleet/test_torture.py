@@ -18,8 +18,7 @@ from nightmill_torture.record import Request
 from nightmill_torture.repeats import SLACK_S, RepeatBound, unexplained
 from nightmill_torture.storage import Storage
 from tests.fleet.rgw import missing_programs
-
-only_in_fleet = pytest.mark.skipif(not os.environ.get("TEST_FLEET"), reason="long: make test-fleet")
+from tests.slow import only_fleet
 
 
 def tortured(
@@ -53,7 +52,7 @@ def kept(ended: "subprocess.CompletedProcess[str]") -> dict:
     return report
 
 
-@only_in_fleet
+@only_fleet
 @pytest.mark.slow
 @pytest.mark.timeout(240)  # half a minute on two quiet cores
 def test_no_line_is_lost_or_doubled_by_a_few_faults(postgres, s3, tmp_path):
@@ -197,7 +196,7 @@ def real_bucket(request) -> dict[str, object]:
     return request.getfixturevalue("rgw").settings()
 
 
-@only_in_fleet
+@only_fleet
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("seed", [1, 2])
@@ -209,7 +208,7 @@ def test_every_fault_over_a_real_postgres_and_a_real_bucket(postgres, real_bucke
     assert report["restart_was_real"]
 
 
-@only_in_fleet
+@only_fleet
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_every_fault_of_workers_on_a_ray_cluster_of_several_nodes(postgres, real_bucket, tmp_path, restarted):
@@ -232,7 +231,7 @@ FolderParts.find = find
 """
 
 
-@only_in_fleet
+@only_fleet
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_proof_fails_when_a_takeover_forgets_what_is_durable(postgres, tmp_path):

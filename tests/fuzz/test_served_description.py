@@ -15,8 +15,10 @@ from urllib.request import Request, urlopen
 
 import pytest
 
+from tests.slow import IS_SLOW
+
 COMMAND = (sys.executable, "-m", "nightmill")
-EXAMPLES = 25 if os.environ.get("TEST_SLOW") else 8
+EXAMPLES = 25 if IS_SLOW else 8
 """For each operation and phase."""
 # JSON Schema accepts 5.0 as an integer and OpenAI does not. No schema describes the format of an id, or that
 # a file must exist. Missing keys are tested by `ignored_auth`.

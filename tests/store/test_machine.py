@@ -30,6 +30,7 @@ from nightmill.store.batches import Batches
 from nightmill.store.leases import Leases
 from nightmill.store.segments import Segments
 from nightmill.store.slices import Slices
+from tests.slow import examples
 from tests.store.conftest import stopping
 from tests.store_doubles import even_segments
 
@@ -386,7 +387,7 @@ def test_no_order_of_events_breaks_an_invariant(kind, databases):
     run_state_machine_as_test(
         StoreMachine,
         settings=settings(
-            max_examples=25 if kind == "sqlite" else 8,
+            max_examples=examples(30 if kind == "sqlite" else 12),
             stateful_step_count=40,
             deadline=None,
             suppress_health_check=[HealthCheck.too_slow],

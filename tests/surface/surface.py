@@ -5,6 +5,7 @@ Each part is sorted and names no file of the sources, so that moving code does n
 
 import ast
 import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -131,7 +132,8 @@ def _settings(section: type[BaseModel], path: str) -> Iterator[str]:
 
 
 def _below(kind: type[Exception]) -> Iterator[type[Exception]]:
-    if kind.__module__.startswith("nightmill."):
+    # The client joins each of these with one of the openai package, under the same name.
+    if kind.__module__.startswith("nightmill.") and vars(sys.modules[kind.__module__])[kind.__name__] is kind:
         yield kind
     for below in kind.__subclasses__():
         yield from _below(below)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from nightmill.core.adaptive_limit import Bounds, LimitState, Observed, advance
 from nightmill.core.engine_gauges import EngineGauges
 from nightmill.core.limit_rules import LimitRule
+from tests.slow import examples
 
 BOUNDS = Bounds(start=16, most=1024)
 
@@ -456,7 +457,7 @@ REPORTS = st.builds(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(
     st.lists(
         st.tuples(REPORTS, st.integers(0, 1_500), st.sampled_from([0.0, 0.01, 0.5, 30.0, 4_000.0])),

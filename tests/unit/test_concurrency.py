@@ -10,6 +10,7 @@ from nightmill.core.concurrency import Grant, OtherGrant, SlotRequest, Slots, de
 from nightmill.core.limit_rules import LimitRule
 from nightmill.core.limit_state import Bounds
 from nightmill.ids import WorkerId
+from tests.slow import examples
 
 TTL_S = 3.0
 BEAT_S = 1.0
@@ -238,7 +239,7 @@ def test_after_a_cut_attempts_in_flight_keep_their_slots_and_none_is_used_again(
     assert decide(request, [OtherGrant(WorkerId("other"), 2, 9)], turn=0) == Grant(6, 4)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(st.data())
 def test_no_grant_adds_to_a_limit_that_is_already_used_while_it_shrinks_and_grows(data):
     workers = names(data.draw(st.integers(1, 4), label="workers"))
@@ -277,7 +278,7 @@ def test_no_grant_adds_to_a_limit_that_is_already_used_while_it_shrinks_and_grow
         assert all(flying[name] <= row[0].slots for name, row in rows.items())
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(st.data())
 def test_attempts_in_flight_never_exceed_the_limit_in_any_order_of_requests(data):
     mill = Mill(data.draw(st.integers(1, 12), label="limit"), data.draw(st.integers(1, 4), label="workers"))

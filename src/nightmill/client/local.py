@@ -6,10 +6,11 @@ The work is done by `runtime.rerun`; rows become request lines in `local_rows`.
 
 import asyncio
 from collections.abc import Callable, Coroutine, Generator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Future, wait
+from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, TypeVar, cast, overload
 
 from typing_extensions import Unpack
@@ -217,35 +218,47 @@ def finished(work: Coroutine[Any, Any, T]) -> T:
     if not _loop_runs_here():
         return _in_a_loop(work)
     running = _Cancellable(work)
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="nightmill-run") as pool:
-        future = pool.submit(_in_a_loop, running.run())
-        try:
-            return future.result()
-        except KeyboardInterrupt:
-            running.cancel()
-            raise
+    try:
+        # Not a pool: Ctrl-C while its thread starts would leave the thread running.
+        Thread(target=running.run, name="nightmill-run", daemon=True).start()
+        return running.future.result()
+    except KeyboardInterrupt:
+        running.cancel()
+        wait([running.future])
+        raise
 
 
 class _Cancellable(Generic[T]):
     """Work in the event loop of another thread, which does not see Ctrl-C."""
 
     def __init__(self, work: Coroutine[Any, Any, T]) -> None:
+        self.future: Future[T] = Future()
         self._work = work
         self._is_cancelled = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[T] | None = None
 
-    async def run(self) -> T:
-        self._loop = asyncio.get_running_loop()
+    def run(self) -> None:
+        """Sets the future, whatever comes of the work."""
+        try:
+            self.future.set_result(_in_a_loop(self._run()))
+        except BaseException as error:  # noqa: BLE001 - the thread that waits raises it
+            self.future.set_exception(error)
+
+    def cancel(self) -> None:
+        """From another thread."""
+        self._is_cancelled = True
+        loop, task = self._loop, self._task
+        if loop is not None and task is not None:
+            with suppress(RuntimeError):  # the loop has ended meanwhile
+                loop.call_soon_threadsafe(task.cancel)
+
+    async def _run(self) -> T:
         self._task = asyncio.ensure_future(self._work)
+        self._loop = asyncio.get_running_loop()
         if self._is_cancelled:
             self._task.cancel()
         return await self._task
-
-    def cancel(self) -> None:
-        self._is_cancelled = True
-        if self._loop is not None and self._task is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._task.cancel)
 
 
 def _loop_runs_here() -> bool:
