@@ -23,7 +23,7 @@ def test_a_file_is_saved_byte_for_byte(server, client, tmp_path):
     content = bytes(range(256)) * 5_000
     server.answer = lambda _: (200, content, {"content-type": "application/octet-stream"})
     path = tmp_path / "out.jsonl"
-    assert client.save("file-1", path) == len(content)
+    assert client.save("file-1", str(path)) == len(content)
     assert path.read_bytes() == content
     assert server.asked[0].path == "/v1/files/file-1/content"
     assert [entry.name for entry in tmp_path.iterdir()] == ["out.jsonl"]

@@ -96,7 +96,7 @@ def test_a_large_file_is_uploaded_in_parts(server, client, tmp_path, monkeypatch
         return 200, json.dumps(upload | done).encode(), {}
 
     server.answer = answer
-    assert client.upload(path).id == "file-9"
+    assert client.upload(str(path)).id == "file-9"
     assert [asked.path.rsplit("/", 1)[1] for asked in server.asked] == [
         "uploads",
         "parts",

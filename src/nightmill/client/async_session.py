@@ -17,6 +17,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
+from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, cast, overload
 
@@ -105,8 +106,9 @@ class AsyncClient:
     async def __aexit__(self, *_error: object) -> None:
         await self.close()
 
-    async def upload(self, path: Path, *, purpose: str = "batch") -> FileObject:
+    async def upload(self, path: str | PathLike[str], *, purpose: str = "batch") -> FileObject:
         """Uploads a file, streamed from disk; one too large for a single request goes in parts."""
+        path = Path(path)
         known = cast("Literal['batch']", purpose)
         if (await asyncio.to_thread(path.stat)).st_size <= session.LARGEST_SINGLE_BYTES:
             stream = await asyncio.to_thread(path.open, "rb")
@@ -128,7 +130,7 @@ class AsyncClient:
 
     async def submit_file(
         self,
-        path: Path,
+        path: str | PathLike[str],
         *,
         endpoint: str,
         completion_window: str = "24h",
@@ -335,9 +337,9 @@ class AsyncClient:
         """The lines of a file as they arrive."""
         return download.lines_async(download.chunks_async(self.openai, file_id))
 
-    async def save(self, file_id: str, path: Path) -> int:
+    async def save(self, file_id: str, path: str | PathLike[str]) -> int:
         """Downloads a file; `path` appears only when the file is complete. Returns its size in bytes."""
-        return await download.save_async(self.openai, file_id, path)
+        return await download.save_async(self.openai, file_id, Path(path))
 
 
 async def _nothing() -> None: ...

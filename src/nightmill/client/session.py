@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from os import PathLike
 from pathlib import Path
 from time import sleep, time
 from typing import Any, Literal, Self, TypeVar, cast, overload
@@ -106,8 +107,9 @@ class Client:
     def __exit__(self, *_error: object) -> None:
         self.close()
 
-    def upload(self, path: Path, *, purpose: str = "batch") -> FileObject:
+    def upload(self, path: str | PathLike[str], *, purpose: str = "batch") -> FileObject:
         """Uploads a file, streamed from disk; one too large for a single request goes in parts."""
+        path = Path(path)
         # The package types purposes as literals; the server decides which exist.
         known = cast("Literal['batch']", purpose)
         if path.stat().st_size <= LARGEST_SINGLE_BYTES:
@@ -126,7 +128,7 @@ class Client:
 
     def submit_file(
         self,
-        path: Path,
+        path: str | PathLike[str],
         *,
         endpoint: str,
         completion_window: str = "24h",
@@ -369,9 +371,9 @@ class Client:
         """The lines of a file as they arrive."""
         return download.lines(download.chunks(self.openai, file_id))
 
-    def save(self, file_id: str, path: Path) -> int:
+    def save(self, file_id: str, path: str | PathLike[str]) -> int:
         """Downloads a file; `path` appears only when the file is complete. Returns its size in bytes."""
-        return download.save(self.openai, file_id, path)
+        return download.save(self.openai, file_id, Path(path))
 
 
 class _Display:
