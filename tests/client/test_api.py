@@ -154,6 +154,12 @@ def test_the_environment_sets_server_and_key(server, batch_json, monkeypatch):
     assert server.asked[0].headers["authorization"] == "Bearer sk-environment"
 
 
+def test_a_base_url_without_a_scheme_is_http(server, batch_json):
+    server.answer = lambda _: (200, batch_json(), {})
+    client = BatchApi(server.url.removeprefix("http://"), api_key="sk-test")
+    assert client.retrieve_batch("batch_1").id == "batch_1"
+
+
 def test_errors_are_those_of_the_openai_package(server):
     message = {"error": {"message": "No such batch", "type": "invalid_request_error", "code": None}}
     server.answer = lambda _: (404, json.dumps(message).encode(), {})

@@ -65,6 +65,14 @@ def test_a_refused_key_says_where_to_give_one(server, client):
         client.api.retrieve_batch("batch_1")
 
 
+def test_the_end_of_a_base_url_is_named_once(server):
+    said = "Invalid URL (GET /batches/batch_1). The base URL must end in /v1"
+    server.answer = lambda _: (404, refusal(f"{said}."), {})
+    with Client(server.url.removesuffix("/v1")) as client, pytest.raises(errors.NotFoundError) as raised:
+        client.api.retrieve_batch("batch_1")
+    assert str(raised.value) == f"{said}; check base_url, or OPENAI_BASE_URL"
+
+
 @pytest.fixture
 def unused_url() -> str:
     with socket.create_server(("127.0.0.1", 0)) as listener:

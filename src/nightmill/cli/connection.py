@@ -35,27 +35,22 @@ def server(base_url: str | None) -> "Generator[Client]":
     # Imported here: the openai package takes most of a second to import.
     from nightmill.client import Client
 
-    with Client(_with_scheme(base_url or os.environ.get("OPENAI_BASE_URL"))) as client:
+    with Client(base_url) as client:
         yield client
 
 
 def base_url_flag(client: "Client") -> str:
     """The flag that a further command needs to reach the same server; empty if the environment names it."""
-    from nightmill.client.api import DEFAULT_BASE_URL
+    from nightmill.client.api import DEFAULT_BASE_URL, with_scheme
 
     given = str(client.openai.base_url).rstrip("/")
-    expected = os.environ.get("OPENAI_BASE_URL") or DEFAULT_BASE_URL
+    expected = with_scheme(os.environ.get("OPENAI_BASE_URL") or DEFAULT_BASE_URL)
     return "" if given == expected.rstrip("/") else f" --base-url {given}"
 
 
 def full_batch_ids(client: "Client", given: Sequence[str]) -> list[str]:
     """`full_batch_id` of each."""
     return [full_batch_id(client, it) for it in given]
-
-
-def _with_scheme(base_url: str | None) -> str | None:
-    """`localhost:8080/v1` -> `http://localhost:8080/v1`."""
-    return f"http://{base_url}" if base_url and "://" not in base_url else base_url
 
 
 def full_batch_id(client: "Client", given: str) -> str:

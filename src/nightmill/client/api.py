@@ -130,9 +130,14 @@ def connection(
         raise RequestError("give the key as api_key or as auth, not as both")
     key = api_key or (auth.api_key if auth else os.environ.get("OPENAI_API_KEY"))
     return {
-        "base_url": base_url or os.environ.get("OPENAI_BASE_URL") or DEFAULT_BASE_URL,
+        "base_url": with_scheme(base_url or os.environ.get("OPENAI_BASE_URL") or DEFAULT_BASE_URL),
         "api_key": key or _NO_KEY,
     }
+
+
+def with_scheme(base_url: str) -> str:
+    """`localhost:8080/v1` -> `http://localhost:8080/v1`."""
+    return base_url if "://" in base_url else f"http://{base_url}"
 
 
 class BatchApi:

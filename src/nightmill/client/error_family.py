@@ -119,6 +119,7 @@ def _message(error: APIError) -> str:
     if not said:
         return f"{place} answered {error.status_code} to {path}; {_CHECK}{hint}"
     if error.status_code == 404 and hint:
+        hint = "" if "/v1" in str(said) else hint  # a nightmill server says so itself
         return f"{str(said).rstrip('.')}; {_CHECK}{hint}"
     if error.status_code in (401, 403):
         return f"{str(said).rstrip('.')}; pass api_key=, or set OPENAI_API_KEY"
