@@ -103,6 +103,18 @@ def test_rows_that_cannot_be_sent_are_refused(rows, message):
         nightmill.run(rows, emulate=True, on_progress=quiet)
 
 
+def test_an_argument_that_a_call_does_not_take_is_refused():
+    with pytest.raises(TypeError, match="no argument 'outptu'; did you mean 'output'"):
+        nightmill.run(["Peru"], emulate=True, outptu="answers.jsonl")
+    with pytest.raises(RequestError, match="prompt are for rows"):
+        nightmill.run("in.jsonl", emulate=True, prompt="A river in {text}?")
+
+
+def test_without_an_output_a_call_that_took_too_long_does_not_promise_to_go_on():
+    with pytest.raises(UnavailableError, match=r"the run is not finished.*without output= nothing is kept"):
+        nightmill.run(["Peru"], emulate=True, timeout_s=0, on_progress=quiet)
+
+
 def test_texts_for_a_server_need_the_name_of_a_model():
     with pytest.raises(RequestError, match="pass model_name="):
         nightmill.run(["Peru"], upstream="http://127.0.0.1:9/v1", on_progress=quiet)

@@ -97,8 +97,10 @@ def test_a_path_instead_of_rows_is_refused(send, tmp_path):
 
 
 def test_an_unknown_argument_is_refused(send):
-    with pytest.raises(TypeError, match="modle"):
+    with pytest.raises(TypeError, match="no argument 'modle'; did you mean 'model'"):
         send(["Peru"], modle="m")
+    with pytest.raises(TypeError, match=r"parameters=\{'temperature': ...\}"):
+        send(["Peru"], temperature=0)
 
 
 def test_what_belongs_to_the_batch_is_sent(send, batches):
@@ -183,7 +185,7 @@ async def test_the_async_client_reads_what_the_client_reads(server, batches, tmp
         assert answer.error["code"] == "invalid_answer"
         [line] = [line async for line in client.lines("file-out")]
         assert json.loads(line)["custom_id"] == "request-1"
-        assert await client.save("file-out", tmp_path / "out.jsonl") == len(line) + 1
+        assert await client.save("file-out", str(tmp_path / "out.jsonl")) == len(line) + 1
         assert (tmp_path / "out.jsonl").read_bytes() == line + b"\n"
         with pytest.raises(NotFoundError):
             await client.wait("batch_2", on_change=quiet)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, TypeVar, cas
 from typing_extensions import Unpack
 
 from nightmill.client.progress import Snapshot, shown
+from nightmill.errors import RequestError
 from nightmill.settings import load
 
 if TYPE_CHECKING:
@@ -126,7 +127,15 @@ def run(source: Any, *, answer_type: type[Any] | None = None, **arguments: Unpac
         print([answer.text for answer in answers])
         ```
     """
+    # Imported here, as below: the client alone must not load more than it needs.
+    from nightmill.client.request_rows import refuse_unknown  # noqa: PLC0415 - see above
+
+    refuse_unknown(arguments, RowArguments.__optional_keys__)
     if isinstance(source, str | PathLike):
+        for_rows = RowArguments.__optional_keys__ - RunArguments.__optional_keys__
+        if answer_type is not None or for_rows & arguments.keys():
+            names = ", ".join(sorted({"answer_type", *for_rows}))
+            raise RequestError(f"{names} are for rows; a text or a path names a file of whole request lines")
         path = Path(cast("str | PathLike[str]", source))
         default_output, default_errors = default_paths(path)
         output, errors = _path(arguments.get("output")), _path(arguments.get("errors"))

@@ -16,8 +16,8 @@ from nightmill.client.answers import Answer, joined
 from nightmill.client.frames import Frame, is_frame, with_answers
 from nightmill.client.request_rows import RequestFile, Row
 from nightmill.client.submission import AnyRows, Rows, Submission
-from nightmill.errors import RequestError
-from nightmill.runtime.run_file import RunSummary
+from nightmill.errors import RequestError, UnavailableError
+from nightmill.runtime.run_file import GO_ON, RunSummary
 from nightmill.runtime.run_files import RunFiles
 
 
@@ -65,7 +65,13 @@ class LocalRows:
         """
         with _files(output, errors) as files:
             endpoint = self._write(files.input)
-            summary = run(files, endpoint)
+            try:
+                summary = run(files, endpoint)
+            except UnavailableError as error:
+                if output is not None:
+                    raise
+                said = str(error).replace(str(files.input), "the run").removesuffix(f"; {GO_ON}")
+                raise UnavailableError(f"{said}; without output= nothing is kept to go on with") from None
             if summary.errors:
                 first = summary.errors[0]
                 place = "" if first.line is None else f" row {first.line}:"

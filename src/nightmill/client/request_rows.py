@@ -7,8 +7,9 @@ the text. Braces around anything else, such as JSON, stay as they are, and so do
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, TypeAlias, TypedDict, cast
@@ -57,6 +58,20 @@ class SubmitArguments(TypedDict, total=False):
     metadata: Mapping[str, str] | None
     priority: int | None
     options: BatchOptions | None
+
+
+def refuse_unknown(arguments: Iterable[str], known: Iterable[str]) -> None:
+    """Holds a call to the keys of its `TypedDict`, which else only type checkers do.
+
+    Raises:
+        TypeError: an argument is not known; the message has the nearest one.
+    """
+    names = sorted(known)
+    for name in arguments:
+        if name not in names:
+            near = get_close_matches(name, names, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"of a body, give parameters={{'{name}': ...}}"
+            raise TypeError(f"there is no argument '{name}'; {hint}")
 
 
 @dataclass(slots=True, kw_only=True)

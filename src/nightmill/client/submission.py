@@ -10,7 +10,7 @@ from openai.types import BatchError
 from nightmill.client.answer_types import AnswerType
 from nightmill.client.api import Batch, CreateBatchRequest
 from nightmill.client.frames import Frame, is_frame, prompt_for, rows_of
-from nightmill.client.request_rows import Row, RowFormat, SubmitArguments
+from nightmill.client.request_rows import Row, RowFormat, SubmitArguments, refuse_unknown
 from nightmill.core.batch import TERMINAL
 from nightmill.core.batch_options import BatchOptions
 from nightmill.errors import RequestError, UnavailableError
@@ -33,6 +33,7 @@ class Submission(RowFormat):
     def of(
         cls, rows: AnyRows | Frame, arguments: SubmitArguments, answer_type: AnswerType[Any] | None
     ) -> Self:
+        refuse_unknown(arguments, SubmitArguments.__optional_keys__)
         made = cls(**arguments)
         if is_frame(rows):
             made.prompt = prompt_for(rows, made.prompt)

@@ -39,6 +39,7 @@ _YEAR_S = 365 * 86_400
 _POLL_S = 0.2
 _START_S = 10.0
 _UNLIMITED = 1 << 40
+GO_ON = "run it again to go on"
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +136,7 @@ async def run_file(
                 batch = await _ended(components, batch, report, end_at=end_at)
             if not batch.status.is_terminal:
                 message = f"{input_path} is not finished after {timeout_s:g} s: {_counts(batch)}"
-                raise UnavailableError(f"{message}; run it again to go on")
+                raise UnavailableError(f"{message}; {GO_ON}")
             outputs: tuple[Path | None, Path | None] = (None, None)
             if batch.status != Status.FAILED:
                 outputs = (

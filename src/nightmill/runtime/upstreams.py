@@ -71,7 +71,9 @@ async def choose_upstream(
             return settings, []
         raise SetupError(NO_UPSTREAM)
     if sum(asked) > 1:
-        raise SetupError("name one kind of upstream: URLs, a model file, or the emulator")
+        raise SetupError(
+            "name one kind of upstream: URLs (upstream), a model file (model), or the emulator (emulate)"
+        )
     if settings.emulator.enabled:
         port = free_port()
         program = Program("emulator", EMULATOR, ("--port", str(port), *emulator_arguments(settings.emulator)))
