@@ -12,6 +12,7 @@ from msgspec import Meta, Raw, Struct
 
 FINGERPRINT: Final = "nightmill-emulator"
 CREATED: Final = 1_767_225_600
+CHARACTERS_PER_TOKEN: Final = 4
 WORDS: Final = (
     "amber",
     "birch",
@@ -76,7 +77,7 @@ def made_up_text(seed: bytes) -> str:
 
 
 def token_count(content: bytes | str) -> int:
-    return max(1, len(content) // 4)
+    return max(1, len(content) // CHARACTERS_PER_TOKEN)
 
 
 def is_given(raw: Raw) -> bool:

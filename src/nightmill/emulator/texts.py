@@ -1,15 +1,17 @@
 """Answers with the text of a model: chat completions, completions and responses.
 
 A text says that it is emulated, unless the request asks for JSON of a schema or offers tools. Then the answer
-satisfies the schema, and the mark is beside the text: `system_fingerprint`, or `metadata` of a response.
+satisfies the schema, and the mark is beside the text: `system_fingerprint`, or `metadata` of a response. An
+answer is cut at `max_tokens` and what other endpoints call it, also in the middle of JSON, as by a model.
 """
 
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 import msgspec
 from msgspec import Meta, Raw, Struct
 
 from nightmill.emulator.content import (
+    CHARACTERS_PER_TOKEN,
     CREATED,
     FINGERPRINT,
     NOT_GIVEN,
@@ -27,11 +29,15 @@ from nightmill.emulator.content import (
 from nightmill.emulator.structured_text import Guided, guided_text, json_text
 from nightmill.emulator.tools import ToolCall, tool_call
 
+_MostTokens: TypeAlias = Annotated[int, Meta(ge=0)] | None
+
 
 class _ChatBody(Guided, frozen=True, kw_only=True):
     model: Model
     messages: Annotated[list[Raw], Meta(min_length=1)]
     n: Choices = None
+    max_completion_tokens: _MostTokens = None
+    max_tokens: _MostTokens = None
     stream: bool | None = None
     response_format: Raw = NOT_GIVEN
     tools: Raw = NOT_GIVEN
@@ -44,6 +50,7 @@ class _CompletionBody(Guided, frozen=True, kw_only=True):
     model: Model
     prompt: Inputs
     n: Choices = None
+    max_tokens: _MostTokens = None
     stream: bool | None = None
 
 
@@ -55,6 +62,7 @@ class _ResponseBody(Struct, frozen=True):
     model: Model
     input: Text | Annotated[list[Raw], Meta(min_length=1)]
     instructions: str | None = None
+    max_output_tokens: _MostTokens = None
     stream: bool | None = None
     text: _TextOptions | None = None
     tools: Raw = NOT_GIVEN
@@ -77,15 +85,17 @@ def chat(body: bytes) -> dict[str, Any]:
         seed=seed,
         functions=request.functions,
     )
+    most = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
     message: dict[str, Any] = {"role": "assistant", "content": None, "refusal": None, "annotations": []}
     if call is None:
-        text = _answered(json_text(request.response_format, seed), guided_text(request, seed), seed)
+        whole = _answered(json_text(request.response_format, seed), guided_text(request, seed), seed)
+        text, is_cut = _cut(whole, most)
         reason = "stop"
         message["content"] = text
     else:
-        text = call.arguments
+        text, is_cut = _cut(call.arguments, most)
         reason = "function_call" if is_given(request.functions) else "tool_calls"
-        message |= _called(call, seed, is_old_form=is_given(request.functions))
+        message |= _called(call, text, seed, is_old_form=is_given(request.functions))
     count = request.n or 1
     return {
         "id": f"chatcmpl-{seed.hex()}",
@@ -93,7 +103,12 @@ def chat(body: bytes) -> dict[str, Any]:
         "created": CREATED,
         "model": request.model,
         "choices": [
-            {"index": index, "message": message, "logprobs": None, "finish_reason": reason}
+            {
+                "index": index,
+                "message": message,
+                "logprobs": None,
+                "finish_reason": "length" if is_cut else reason,
+            }
             for index in range(count)
         ],
         "usage": _usage(token_count(body), count * token_count(text)),
@@ -102,16 +117,16 @@ def chat(body: bytes) -> dict[str, Any]:
     }
 
 
-def _called(call: ToolCall, seed: bytes, *, is_old_form: bool) -> dict[str, Any]:
+def _called(call: ToolCall, arguments: str, seed: bytes, *, is_old_form: bool) -> dict[str, Any]:
     """The members of a message that calls a tool."""
-    content = {"name": call.tool.name, "arguments": call.arguments}
+    content = {"name": call.tool.name, "arguments": arguments}
     if is_old_form:
         return {"function_call": content}
     called: dict[str, Any] = {"id": f"call_{seed.hex()[:24]}"}
     if call.is_function:
         called |= {"type": "function", "function": content}
     else:
-        called |= {"type": "custom", "custom": {"name": call.tool.name, "input": call.arguments}}
+        called |= {"type": "custom", "custom": {"name": call.tool.name, "input": arguments}}
     return {"tool_calls": [called]}
 
 
@@ -119,7 +134,7 @@ def completion(body: bytes) -> dict[str, Any]:
     request = _decode_completion(body)
     refuse_stream(request.stream)
     seed = seed_of(body)
-    text = _answered(guided_text(request, seed), None, seed)
+    text, is_cut = _cut(_answered(guided_text(request, seed), None, seed), request.max_tokens)
     count = len(inputs_of(request.prompt)) * (request.n or 1)
     return {
         "id": f"cmpl-{seed.hex()}",
@@ -127,7 +142,12 @@ def completion(body: bytes) -> dict[str, Any]:
         "created": CREATED,
         "model": request.model,
         "choices": [
-            {"index": index, "text": text, "logprobs": None, "finish_reason": "stop"}
+            {
+                "index": index,
+                "text": text,
+                "logprobs": None,
+                "finish_reason": "length" if is_cut else "stop",
+            }
             for index in range(count)
         ],
         "usage": _usage(token_count(body), count * token_count(text)),
@@ -143,24 +163,26 @@ def response(body: bytes) -> dict[str, Any]:
     call = tool_call(request.tools, request.tool_choice, last_turn=last, seed=seed)
     text_format = NOT_GIVEN if request.text is None else request.text.format
     if call is None:
-        text = _answered(json_text(text_format, seed), None, seed)
+        whole = _answered(json_text(text_format, seed), None, seed)
+        text, is_cut = _cut(whole, request.max_output_tokens)
         item = _message(text, seed)
     else:
-        text = call.arguments
-        item = _call_item(call, seed)
+        text, is_cut = _cut(call.arguments, request.max_output_tokens)
+        item = _call_item(call, text, seed)
+    status = "incomplete" if is_cut else "completed"
     input_tokens, output_tokens = token_count(body), token_count(text)
     return {
         "id": f"resp_{seed.hex()}",
         "object": "response",
         "created_at": CREATED,
-        "status": "completed",
+        "status": status,
         "background": False,
         "error": None,
-        "incomplete_details": None,
+        "incomplete_details": {"reason": "max_output_tokens"} if is_cut else None,
         "instructions": request.instructions,
-        "max_output_tokens": None,
+        "max_output_tokens": request.max_output_tokens,
         "model": request.model,
-        "output": [item],
+        "output": [item | {"status": status} if "status" in item else item],
         "parallel_tool_calls": True,
         "previous_response_id": None,
         "reasoning": {"effort": None, "summary": None},
@@ -194,17 +216,17 @@ def _message(text: str, seed: bytes) -> dict[str, Any]:
     }
 
 
-def _call_item(call: ToolCall, seed: bytes) -> dict[str, Any]:
+def _call_item(call: ToolCall, arguments: str, seed: bytes) -> dict[str, Any]:
     called = {"call_id": f"call_{seed.hex()[:24]}", "name": call.tool.name}
     if call.is_function:
         return {
             "id": f"fc_{seed.hex()}",
             "type": "function_call",
             "status": "completed",
-            "arguments": call.arguments,
+            "arguments": arguments,
             **called,
         }
-    return {"id": f"ctc_{seed.hex()}", "type": "custom_tool_call", "input": call.arguments, **called}
+    return {"id": f"ctc_{seed.hex()}", "type": "custom_tool_call", "input": arguments, **called}
 
 
 def _answered(first: str | None, second: str | None, seed: bytes) -> str:
@@ -212,6 +234,13 @@ def _answered(first: str | None, second: str | None, seed: bytes) -> str:
     if first is not None:
         return first
     return made_up_text(seed) if second is None else second
+
+
+def _cut(text: str, most_tokens: int | None) -> tuple[str, bool]:
+    """The text with at most so many tokens, and whether it was longer."""
+    if most_tokens is None or token_count(text) <= most_tokens:
+        return text, False
+    return text[: most_tokens * CHARACTERS_PER_TOKEN], True
 
 
 def _usage(prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
