@@ -16,7 +16,7 @@ port = 81
 timeout_s = 30
 [[upstreams]]
 name = "gpu-a"
-url = "http://user:sk-in-a-url@a:1/v1?key=sk-in-a-query"
+url = "http://a:1/v1?key=sk-in-a-query"
 [[upstreams]]
 name = "b"
 url = "http://b/v1"
@@ -51,7 +51,7 @@ def test_only_what_differs_from_the_defaults_is_shown_with_its_origin(shown, con
         "worker.processes": ("2", "NIGHTMILL_WORKER__PROCESSES"),
         "api.port": ("81", str(config)),
         "upstream.timeout_s": ("30", str(config)),
-        "upstreams.gpu-a.url": ("http://user@a:1/v1?key=…", str(config)),
+        "upstreams.gpu-a.url": ("http://a:1/v1?key=…", str(config)),
         "upstreams.gpu-a.timeout_s": ("30", str(config)),
         "upstreams.b.url": ("http://b/v1", str(config)),
         "upstreams.b.headers": ('{"X-Key": "(hidden)"}', str(config)),
