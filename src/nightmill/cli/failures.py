@@ -33,8 +33,7 @@ class ExitCode(IntEnum):
 MEANINGS = {
     ExitCode.OK: "all went well; every line was answered with a 2xx",
     ExitCode.SOME_FAILED: (
-        "the batch is complete, but some lines were not answered with a 2xx; "
-        "or `check` found only what `--repair` mends"
+        "the batch is complete, but some of its lines failed; or `check` found only what `--repair` mends"
     ),
     ExitCode.BAD_INPUT: "the input, the request or the command line is wrong, or the batch failed validation",
     ExitCode.EXPIRED: "the batch expired; what was answered in time is kept",
