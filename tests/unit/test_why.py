@@ -106,7 +106,7 @@ def test_nothing_limits_a_batch_that_has_ended(status):
         (
             Situation(batch(tally=Tally(completed=990, failed=10)), NOW, upstreams=(upstream(),)),
             "finalizing",
-            "All lines are answered; the output files are written next.",
+            "All lines are done; the output files are written next.",
         ),
         (
             Situation(batch(paused_at=int(NOW) - 60), NOW, paused_by="key_1", upstreams=(upstream(),)),
@@ -258,7 +258,7 @@ def test_a_batch_with_nothing_in_flight(around, of, code, sentence):
             upstream(mine=4),
             batch(canary_segments=1, options=BatchOptions(canary=20), tally=Tally(completed=3)),
             "canary",
-            "The canary runs: 3 of its first 20 lines are answered; the others follow if few of them fail.",
+            "The canary runs: 3 of its first 20 lines are done; the others follow if few of them fail.",
         ),
         (
             upstream(waiting=3, next_at=NOW + 300, reason="429"),
@@ -277,6 +277,12 @@ def test_a_batch_with_nothing_in_flight(around, of, code, sentence):
             batch(tally=Tally(completed=998)),
             "last_lines",
             "Only its last 2 lines in flight are left.",
+        ),
+        (
+            upstream(mine=1),
+            batch(tally=Tally(completed=999)),
+            "last_lines",
+            "Only its last 1 line in flight is left.",
         ),
         (
             upstream(mine=12),

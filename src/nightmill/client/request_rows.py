@@ -70,7 +70,8 @@ def refuse_unknown(arguments: Iterable[str], known: Iterable[str]) -> None:
     for name in arguments:
         if name not in names:
             near = get_close_matches(name, names, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"of a body, give parameters={{'{name}': ...}}"
+            field_of_body = f"a field of the body goes into parameters={{'{name}': ...}}"
+            hint = f"did you mean '{near[0]}'?" if near else field_of_body
             raise TypeError(f"there is no argument '{name}'; {hint}")
 
 

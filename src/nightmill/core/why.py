@@ -229,7 +229,7 @@ def _in_progress(situation: Situation) -> Why:
 def _stopped(situation: Situation) -> Why | None:
     batch = situation.batch
     if batch.total and batch.tally.answered >= batch.total:
-        return Why(WhyCode.FINALIZING, "All lines are answered; the output files are written next.")
+        return Why(WhyCode.FINALIZING, "All lines are done; the output files are written next.")
     if batch.paused_at is not None:
         by = f" by {_name(situation.paused_by)}" if situation.paused_by else ""
         since = _time(batch.paused_at, situation.now)
@@ -356,14 +356,14 @@ def _under_way(situation: Situation) -> Why:
         return Why(WhyCode.OWN_CONCURRENCY, sentence)
     if batch.canary_segments is not None:
         sentence = f"The canary runs: {batch.tally.answered} of its first {batch.options.canary} lines"
-        return Why(WhyCode.CANARY, f"{sentence} are answered; the others follow if few of them fail.")
+        return Why(WhyCode.CANARY, f"{sentence} are done; the others follow if few of them fail.")
     if waiting and in_flight + waiting >= unanswered:
         return _sent_again(situation, lines, waiting)
     upstream = max(situation.upstreams, key=lambda one: one.lines_of(batch.id).in_flight)
     if in_flight >= unanswered:
         return Why(
             WhyCode.LAST_LINES,
-            f"Only its last {_count(in_flight, 'line')} in flight are left.",
+            f"Only its last {_count(in_flight, 'line')} in flight {'is' if in_flight == 1 else 'are'} left.",
             upstream.name,
         )
     return _slots(situation, upstream, in_flight)
