@@ -43,7 +43,7 @@ class NoTokenizer(AnsweringHandler):
 def tokenizer(handler: type[AnsweringHandler]) -> Iterator[str]:
     """The base URL of the server."""
     server = listening(handler, backlog=8)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_address[1]}/v1"

@@ -32,6 +32,12 @@ def isolated_settings(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.fixture(autouse=True)
+def short_pauses_between_attempts(monkeypatch):
+    """The `openai` package repeats failed requests; its pauses of a second prove nothing here."""
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.001)
+
+
 @pytest.fixture
 def nightmill(capsys) -> Callable[..., Ran]:
     """Runs a command line in this process."""

@@ -33,6 +33,12 @@ class Server:
     answer: Callable[[Asked], tuple[int, bytes, dict[str, str]]] = lambda _: (404, b"", {})
 
 
+@pytest.fixture(autouse=True)
+def short_pauses_between_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The `openai` package repeats failed requests; its pauses of a second prove nothing here."""
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.001)
+
+
 @pytest.fixture
 def server() -> Iterator[Server]:
     with answering_server() as running:

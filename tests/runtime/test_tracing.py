@@ -294,7 +294,7 @@ class Model(BaseHTTPRequestHandler):
 def listening(handler: type[BaseHTTPRequestHandler], **state: Any) -> Iterator[Any]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     vars(server).update(state)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     try:
         yield server
