@@ -41,6 +41,7 @@ import pytest
 import yaml
 
 from nightmill.settings import load
+from tests.docs.warm_commands import warm_commands
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(
@@ -98,12 +99,14 @@ NOT_RUN = [block for block in BLOCKS if block.reason_not_to_run is not None]
 class Session:
     """A shell session of one page, in a separate folder.
 
-    `url` is the server in the environment of the session; None if the page starts its own server.
+    `url` is the server in the environment of the session; None if the page starts its own server. `commands`
+    is the folder of the warm command `nightmill`.
     """
 
     folder: Path
     url: str | None
     ports: dict[int, int]
+    commands: Path
     state: Path = field(init=False)
 
     def __post_init__(self) -> None:
@@ -118,7 +121,7 @@ class Session:
             os.environ
             | server
             | {
-                "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+                "PATH": f"{self.commands}:{Path(sys.executable).parent}:{os.environ['PATH']}",
                 "NIGHTMILL_API__PORT": str(self.ports[NIGHTMILL_PORT]),
                 "NO_COLOR": "1",
                 "COLUMNS": "100",
@@ -229,18 +232,24 @@ def model_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int
         stop(child)
 
 
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with warm_commands(tmp_path_factory.mktemp("commands")) as folder:
+        yield folder
+
+
 @pytest.mark.timeout(300)  # a page may start several servers, and the machine may be busy
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_the_code_of_a_page_runs(page: Path, tmp_path: Path, request: pytest.FixtureRequest):
     todo = [block for block in blocks_of(page) if block.reason_not_to_run is None]
     if not todo:
         return
-    ports = request.getfixturevalue("model_servers")
+    ports, commands = request.getfixturevalue("model_servers"), request.getfixturevalue("commands")
     if any(block.marks == "server" for block in todo):
-        session = Session(tmp_path, None, ports | free_ports(NIGHTMILL_PORT))
+        session = Session(tmp_path, None, ports | free_ports(NIGHTMILL_PORT), commands)
     else:
         url = request.getfixturevalue("emulated_url")
-        session = Session(tmp_path, url, ports | {NIGHTMILL_PORT: urlsplit(url).port})
+        session = Session(tmp_path, url, ports | {NIGHTMILL_PORT: urlsplit(url).port}, commands)
     if any("model.gguf" in block.code for block in todo):
         write_gguf = [sys.executable, str(ROOT / "tests/tiny_gguf.py"), str(tmp_path / "model.gguf")]
         subprocess.run(write_gguf, check=True, timeout=BLOCK_S)
