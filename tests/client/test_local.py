@@ -6,11 +6,13 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 
 import nightmill
+from nightmill.client import local
 from nightmill.client.local import default_paths, finished
 from nightmill.errors import RequestError, SetupError
 
@@ -33,6 +35,18 @@ async def answer() -> str:
 
 def test_a_coroutine_runs_without_a_running_event_loop():
     assert finished(answer()) == "done"
+
+
+def test_ctrl_c_before_the_loop_runs_leaves_no_warning_behind(monkeypatch):
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(local, "_in_a_loop", interrupted)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        with pytest.raises(KeyboardInterrupt):
+            finished(answer())
+    assert warned == []
 
 
 async def test_a_coroutine_runs_while_an_event_loop_is_running():

@@ -225,7 +225,11 @@ def snapshot(progress: "Progress") -> Snapshot:
 def finished(work: Coroutine[Any, Any, T]) -> T:
     """Runs `work` to its end, also where an event loop already runs (a notebook). Ctrl-C cancels it."""
     if not _loop_runs_here():
-        return _in_a_loop(work)
+        try:
+            return _in_a_loop(work)
+        finally:
+            # Ctrl-C before the loop runs leaves the work unstarted, which Python warns of otherwise.
+            work.close()
     running = _Cancellable(work)
     try:
         # Not a pool: Ctrl-C while its thread starts would leave the thread running.
