@@ -5,7 +5,7 @@ import pytest
 
 from nightmill.api.docs_page import VERSION
 
-ADDRESS = re.compile(rb'(?:src|href|url)(?:=|: )"([^"]+)"')
+ADDRESS = re.compile(rb'(?:src=|href=|show\()"([^"]+)"')
 
 
 @pytest.fixture
@@ -44,6 +44,16 @@ def test_the_page_works_behind_a_path_prefix(server):
     addresses = ADDRESS.findall(server.send("GET", "/docs").body)
     assert addresses
     assert [address for address in addresses if address.startswith(b"/")] == []
+
+
+def test_requests_of_the_page_go_to_addresses_beside_it(server):
+    page = server.send("GET", "/docs").body
+    assert b"new URL(base, document.baseURI)" in page
+    bases = [base.decode() for base in re.findall(rb'show\("[^"]+", "([^"]+)"', page)]
+    assert [urljoin("http://a/batch/docs", base) for base in bases] == [
+        "http://a/batch/v1",
+        "http://a/batch/",
+    ]
 
 
 def test_the_files_have_a_media_type_that_browsers_accept_and_are_kept(server):

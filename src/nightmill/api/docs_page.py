@@ -20,6 +20,7 @@ VERSION: Final = "5.35.0"
 _FOLDER: Final = Path(__file__).with_name("swagger_ui")
 # The version in the address changes with the files, so a browser may keep them for as long as it likes.
 _FOREVER: Final = {"cache-control": "public, max-age=31536000, immutable"}
+# The documents name the server by its path, which "Try it out" would use without the path prefix of a proxy.
 # Without `validatorUrl: null`, Swagger UI may send the address of the document to a validator elsewhere.
 _PAGE: Final = f"""<!DOCTYPE html>
 <html lang="en">
@@ -37,8 +38,13 @@ _PAGE: Final = f"""<!DOCTYPE html>
 <div id="own"></div>
 <script src="docs/swagger-ui-bundle.js?{VERSION}"></script>
 <script>
-SwaggerUIBundle({{url: "openapi.json", dom_id: "#openai", validatorUrl: null}});
-SwaggerUIBundle({{url: "nightmill/openapi.json", dom_id: "#own", validatorUrl: null}});
+async function show(place, base, dom_id) {{
+  const spec = await (await fetch(place)).json();
+  spec.servers = [{{url: new URL(base, document.baseURI).href.replace(/[/]$/, "")}}];
+  SwaggerUIBundle({{spec, dom_id, validatorUrl: null}});
+}}
+show("openapi.json", "v1", "#openai");
+show("nightmill/openapi.json", ".", "#own");
 </script>
 </body>
 </html>
