@@ -9,7 +9,15 @@ from types import SimpleNamespace
 import pytest
 
 from nightmill.runtime import banner
-from nightmill.runtime.banner import Listening, data_text, say_fields, say_upstreams, server_fields
+from nightmill.runtime.banner import (
+    Listening,
+    data_text,
+    first_commands,
+    say_fields,
+    say_listening,
+    say_upstreams,
+    server_fields,
+)
 from nightmill.settings import load
 
 
@@ -18,8 +26,8 @@ def fields(host: str = "127.0.0.1", *, needs_keys: bool = False) -> dict[str, st
 
 
 def test_what_to_try_next_can_be_pasted_as_it_is():
-    lines = [text for _, text in server_fields(Listening("::1", 8080), needs_keys=False, data="here")]
-    assert lines[-3:] == [
+    lines = [text for _, text in first_commands(Listening("::1", 8080), needs_keys=False)]
+    assert lines == [
         "export OPENAI_BASE_URL=http://[::1]:8080/v1",
         "export OPENAI_API_KEY=unused",
         "nightmill submit FILE.jsonl --watch",
@@ -71,13 +79,29 @@ class Store:
         async def settings() -> list[object]:
             return []
 
+        async def any_exist() -> bool:
+            return False
+
         self.upstreams = SimpleNamespace(settings=settings)
+        self.api_keys = SimpleNamespace(any_exist=any_exist)
 
 
 async def said_of(**tree: object) -> list[str]:
     said: list[str] = []
     await say_upstreams(load(flags=tree, environment={}), Store(), say=said.append)
     return said
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+async def test_commands_to_try_are_said_in_a_terminal_only(monkeypatch, is_terminal):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
+    url = "http://127.0.0.1:1/v1"
+    settings = load(flags={"upstream": {"url": url}, "emulator": {"enabled": True}}, environment={})
+    said: list[str] = []
+    await say_listening(settings, Listening("127.0.0.1", 1), Store(), data="here", say=said.append)
+    text = "\n".join(said)
+    assert ("OPENAI_API_KEY=unused" in text) is is_terminal
+    assert "EMULATED" in text
 
 
 async def test_an_upstream_that_is_away_is_said_with_the_reason_in_words():

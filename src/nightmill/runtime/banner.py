@@ -84,6 +84,9 @@ async def say_listening(
     with suppress(UnavailableError):
         needs_keys = needs_keys or await store.api_keys.any_exist()
     say_fields(server_fields(listening, needs_keys=needs_keys, data=data), say=say)
+    # A log is read later and by others, for whom lines to type are noise.
+    if sys.stderr.isatty():
+        say_fields(first_commands(listening, needs_keys=needs_keys), say=say)
     if settings.worker.processes == 0:
         say_fields([("upstream", "what the processes of 'nightmill work' ask")], say=say)
     else:
@@ -110,6 +113,10 @@ def server_fields(listening: Listening, *, needs_keys: bool, data: str) -> Itera
     elif is_loopback(listening.host):
         yield "keys", "none needed from this machine, which alone can reach this address"
     yield "docs", f"{listening.origin_here}/docs"
+
+
+def first_commands(listening: Listening, *, needs_keys: bool) -> Iterator[Field]:
+    """What a reader of a terminal can try next."""
     yield "try", f"export OPENAI_BASE_URL={listening.origin_here}/v1"
     yield "", f"export OPENAI_API_KEY={'$KEY' if needs_keys else 'unused'}"
     yield "", "nightmill submit FILE.jsonl --watch"
