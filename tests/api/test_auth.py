@@ -169,6 +169,26 @@ def test_pages_of_other_origins_are_refused_without_a_key(serve, headers, status
 
 
 @pytest.mark.parametrize(
+    "header", ["X-Forwarded-For", "x-forwarded-for", "X-Forwarded-Host", "X-Real-IP", "Forwarded"]
+)
+def test_a_server_without_keys_refuses_clients_of_a_local_proxy(serve, header):
+    server = serve()
+    proxied = {"Host": "127.0.0.1:8080", header: "192.0.2.7"}
+    answer = server.send("GET", "/v1/batches", headers=proxied)
+    assert answer.status == 401
+    assert f"through a proxy (it has the header {header})".lower() in answer.error["message"].lower()
+    assert answer.error["message"].endswith("with `nightmill keys create NAME`.")
+    assert "192.0.2.7" not in answer.body.decode()
+    assert server.send("GET", "/health", headers=proxied).status == 200
+
+
+def test_with_a_key_a_request_through_a_proxy_is_answered(serve):
+    server = serve()
+    secret = server.new_key("p")
+    assert server.send("GET", "/v1/batches", headers={"X-Forwarded-For": "::1"}, key=secret).status == 200
+
+
+@pytest.mark.parametrize(
     ("headers", "reason"),
     [
         ({"Host": "gpu-a.lan:8080"}, "it was called as 'gpu-a.lan'"),

@@ -1,8 +1,8 @@
 """Authentication: finds the caller from the headers of a request, and limits the request rate of each caller.
 
 Keys are looked up by their SHA-256, so the timing of a comparison reveals nothing about a key. Messages and
-logs never contain a key. Requests without a key are accepted only from this machine, and only while no key
-exists. `nightmill keys` makes keys.
+logs never contain a key. Requests without a key are accepted only from this machine, not through a proxy,
+and only while no key exists. `nightmill keys` makes keys.
 """
 
 import math
@@ -27,6 +27,8 @@ REQUEST_ID_IN_SCOPE = "nightmill.request_id"
 
 _CACHE_S = 2.0
 _CACHED_KEYS = 1_024
+_PROXY_HEADERS = ("X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP", "Forwarded")
+"""A proxy adds one of these for its clients. A program of this machine has no reason to send one."""
 _CHALLENGE = {"www-authenticate": 'Bearer realm="nightmill"'}
 
 
@@ -191,9 +193,16 @@ def is_local(host: str) -> bool:
 
 
 def _keyless_refusal(headers: Mapping[bytes, bytes]) -> str | None:
-    """Why a request needs a key though none exists: it names another host, or is of a page of another origin
-    in a local browser. None if it needs none.
+    """Why a request needs a key though none exists: it came through a proxy, names another host, or is of a
+    page of another origin in a local browser. None if it needs none.
     """
+    proxied = next((name for name in _PROXY_HEADERS if name.lower().encode() in headers), None)
+    if proxied is not None:
+        return (
+            "This server has no API keys, so it answers only requests of its own machine, and this one came "
+            f"through a proxy (it has the header {proxied}), whose clients may be anywhere. Make a key on the "
+            "server with `nightmill keys create NAME`."
+        )
     host = _host_in(headers.get(b"host", b""))
     page = _host_in(headers.get(b"origin", b"http://localhost").partition(b"://")[2])
     if not is_local(host):
@@ -204,8 +213,8 @@ def _keyless_refusal(headers: Mapping[bytes, bytes]) -> str | None:
         return None
     return (
         "This server has no API keys, so it answers only requests that call it localhost or 127.0.0.1, and "
-        f"{said}. Call it by one of these names (a proxy in front of it: set the Host header), or make a key "
-        "on the server with `nightmill keys create NAME`."
+        f"{said}. Call it by one of these names, or make a key on the server with `nightmill keys create "
+        "NAME`."
     )
 
 
