@@ -200,8 +200,8 @@ def _keyless_refusal(headers: Mapping[bytes, bytes]) -> str | None:
     if proxied is not None:
         return (
             "This server has no API keys, so it answers only requests of its own machine, and this one came "
-            f"through a proxy (it has the header {proxied}), whose clients may be anywhere. Make a key on the "
-            "server with `nightmill keys create NAME`."
+            f"through a proxy (it has the header {proxied}), whose clients may be anywhere. Make a key on "
+            "the server with `nightmill keys create NAME`."
         )
     host = _host_in(headers.get(b"host", b""))
     page = _host_in(headers.get(b"origin", b"http://localhost").partition(b"://")[2])

@@ -228,7 +228,7 @@ def show(batch_id: BatchId, base_url: BaseUrl = None, as_json: Json = False) -> 
         [
             ("id", batch.id),
             ("status", batch.status),
-            ("done", counts_of(batch)),
+            ("lines", counts_of(batch)),
             ("failures", failures),
             *_own_fields(own or {}),
             ("endpoint", batch.endpoint),
