@@ -109,8 +109,21 @@ async def test_a_hold_is_recorded_with_its_reason(scene):
 async def test_a_batch_that_no_worker_holds_is_looked_at_in_its_turn(scene):
     await scene.start()
     await scene.store.leases.release_of_worker(WORKER)
-    await scene.watch().look()
+    watch = scene.watch()
+    scene.now += 30
+    await watch.look()
     assert await scene.limits() == ["no_worker"]
+
+
+async def test_a_worker_that_starts_beside_the_watch_is_not_said_to_be_missing(scene):
+    await scene.start()
+    watch = scene.watch()
+    await watch.look()
+    assert await scene.limits() == []
+    await scene.report()
+    scene.now += 5
+    await watch.look()
+    assert await scene.limits() == ["concurrency_limit"]
 
 
 async def test_samples_are_taken_on_a_grid_and_count_the_attempts_in_flight(scene):

@@ -126,7 +126,10 @@ def test_nothing_limits_a_batch_that_has_ended(status):
         (
             Situation(batch(), NOW, upstreams=(upstream(),), has_workers=False),
             "no_worker",
-            "No worker has reported lately; start nightmill serve with workers, or nightmill work.",
+            (
+                "No worker has reported in the last 15 s. One may be starting; else start nightmill serve "
+                "with workers, or nightmill work."
+            ),
         ),
         (
             Situation(batch(), NOW, upstreams=(upstream(mine=3),), stalled="no space left on the device"),

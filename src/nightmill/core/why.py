@@ -241,7 +241,8 @@ def _stopped(situation: Situation) -> Why | None:
     if not situation.has_workers:
         return Why(
             WhyCode.NO_WORKER,
-            "No worker has reported lately; start nightmill serve with workers, or nightmill work.",
+            "No worker has reported in the last 15 s. One may be starting; else start nightmill serve with "
+            "workers, or nightmill work.",
         )
     if situation.stalled is not None:
         return Why(WhyCode.DISK_FULL, f"Answers can't be written, so no line is sent: {situation.stalled}.")

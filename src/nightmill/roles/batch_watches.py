@@ -20,6 +20,8 @@ from nightmill.store.batch_watch import DENSE_S, SAMPLED_EVERY_S
 from nightmill.telemetry import BatchLimited, Emit
 
 _LOOK_S: Final = 1.9
+_START_GRACE_S: Final = 20.0
+"""After its start, while the workers that were started beside it may not have reported yet."""
 _MOST_RUNNING: Final = 200
 _MOST_OTHERS: Final = 32
 _COARSE_SAMPLES: Final = 100
@@ -86,6 +88,7 @@ class WhyWatch:
         self._wall = wall
         self._next = 0
         self._looked_at = -math.inf
+        self._started_at = wall()
 
     async def look(self) -> None:
         if self._wall() < self._looked_at + _LOOK_S:
@@ -106,6 +109,8 @@ class WhyWatch:
     async def _record(self, scene: Scene, batch: Batch, stored: str | None) -> None:
         limit = scene.why(batch)
         if limit is None or limit.code in _NOT_RECORDED:
+            return
+        if limit.code is WhyCode.NO_WORKER and scene.now < self._started_at + _START_GRACE_S:
             return
         new = to_record(limit, recorded_why(stored), now=scene.now)
         if new is None:
