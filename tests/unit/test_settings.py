@@ -138,6 +138,7 @@ def test_the_environment_completes_an_upstream_of_the_file_and_adds_another(tmp_
     ("text", "named"),
     [
         ('[[upstreams]]\nurl = "http://a"', "needs a name"),
+        ('[[upstreams]]\nnam = "a"', "did you mean 'name' where it says 'nam'"),
         ('[[upstreams]]\nname = "a"\n[[upstreams]]\nname = "a"', "two .* named 'a'"),
         ('[upstream]\nurl = "http://q"' + _TWO.replace("[upstream]", ""), r"upstream.url .* move it"),
         ('[upstream]\napi_key = "sk"' + _TWO.replace("[upstream]", ""), r"upstream.api_key .* move it"),
@@ -159,6 +160,15 @@ def test_contradictory_upstreams_are_refused_in_one_line(tmp_path: Path, text: s
     with pytest.raises(SetupError, match=named) as caught:
         from_toml(tmp_path, text)
     assert "\n" not in str(caught.value)
+
+
+def test_a_typing_error_is_named_before_the_setting_that_is_missing_for_it(tmp_path: Path):
+    with pytest.raises(SetupError) as caught:
+        from_toml(tmp_path, '[[emulator.faults]]\nfalt = "slow"')
+    assert "faults.0.falt" in str(caught.value)
+    assert "no such setting; did you mean 'fault'?" in str(caught.value)
+    with pytest.raises(SetupError, match=r"faults\.0\.fault.*it is missing"):
+        from_toml(tmp_path, "[[emulator.faults]]\ntimes = 2")
 
 
 def test_a_value_that_may_be_a_key_is_not_shown():

@@ -16,6 +16,7 @@ from typing import Any, cast
 
 from pydantic import SecretStr, ValidationError
 
+from nightmill.core.nearest_name import nearest_name
 from nightmill.errors import SetupError
 from nightmill.settings.problems import PREFIX, message_of
 from nightmill.settings.sections import Settings
@@ -208,7 +209,9 @@ def _by_name(tree: Tree) -> Tree:
     for entry in cast("list[object]", entries) if isinstance(entries, list) else [entries]:
         name = cast("Tree", entry).get("name") if isinstance(entry, dict) else None
         if not isinstance(name, str) or not name:
-            raise SetupError('each [[upstreams]] needs a name: name = "gpu-a"')
+            near = nearest_name("name", cast("Tree", entry)) if isinstance(entry, dict) else None
+            hint = f"; did you mean 'name' where it says {near!r}?" if near and near != "name" else ""
+            raise SetupError(f'each [[upstreams]] needs a name: name = "gpu-a"{hint}')
         if any(key_of(name) == key_of(other) for other in named):
             raise SetupError(f"two [[upstreams]] are named {name!r}; give each its own name")
         named[name] = entry

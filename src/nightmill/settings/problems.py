@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from nightmill.core.nearest_name import fields_above, nearest_name
 from nightmill.settings.sections import Settings
@@ -38,7 +39,8 @@ def message_of(error: ValidationError, upstreams: Sequence[str]) -> str:
         upstreams: the names of the `[[upstreams]]`, in order.
     """
     listed = error.errors(include_url=False)
-    first = listed[0]
+    # An unknown name says more than the missing one, which may be the same name without the mistake.
+    first = next((other for other in listed if _is_misspelt(other, listed[0])), listed[0])
     steps = _steps_of(first["loc"])
     about_it = [other["msg"] for other in listed if _steps_of(other["loc"]) == steps]
     fields = fields_above(Settings, steps)
@@ -60,6 +62,15 @@ def message_of(error: ValidationError, upstreams: Sequence[str]) -> str:
     ):
         said = f"{value!r} is not allowed: {said}"
     return f"{subject}: {said}; see {_SEE}"
+
+
+def _is_misspelt(other: ErrorDetails, first: ErrorDetails) -> bool:
+    """Whether `other` is an unknown name in the section that misses a name."""
+    return (
+        first["type"] == "missing"
+        and other["type"] == "extra_forbidden"
+        and other["loc"][:-1] == first["loc"][:-1]
+    )
 
 
 def variable_of(name: str) -> str:
