@@ -1,11 +1,12 @@
 """Tables and fields that fit the terminal."""
 
+import os
 import sys
 import time
 
 from openai.types import FileObject
 
-from nightmill.cli.screen import out_fields, out_table
+from nightmill.cli.screen import out_fields, out_table, say
 from nightmill.cli.table import Column, fitted
 from nightmill.client import Client
 
@@ -58,6 +59,25 @@ def test_on_a_terminal_the_last_column_of_a_table_and_a_long_value_take_several_
         "why  It waits for an upstream.",
         "id   b1",
     ]
+
+
+def test_on_a_terminal_a_message_is_wrapped_between_words_but_not_within_a_command(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(sys.stderr, "fileno", lambda: 2)
+    monkeypatch.setattr(os, "get_terminal_size", lambda _: os.terminal_size((40, 24)))
+    say("nightmill: there is no command 'lst'; see 'nightmill --help'")
+    say("  it can't be read; start one with: nightmill serve --emulate")
+    assert capsys.readouterr().err.splitlines() == [
+        "nightmill: there is no command 'lst';",
+        "see 'nightmill --help'",
+        "  it can't be read; start one with:",
+        "  nightmill serve --emulate",
+    ]
+
+
+def test_in_a_pipe_a_message_is_one_line_however_long(capsys):
+    say("word " * 100)
+    assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 def test_in_a_pipe_each_row_is_one_line_however_long(capsys, monkeypatch):

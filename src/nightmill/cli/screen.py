@@ -5,25 +5,52 @@ belongs to `client.progress`, failures to `failures`.
 """
 
 import json
+import os
+import re
 import shutil
 import sys
 import textwrap
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 
 from nightmill.client.words import clean
 
 _NARROWEST = 20
+_USUAL = 80
+_NO_BREAK = "\x00"
+_COMMAND = re.compile(r"(?<!\w)'[^']{1,70}'(?!\w)|`[^`]{1,70}`|(?<=: )nightmill [^;]{1,60}$")
+"""What is to be typed: a part of a text in quotes, or its end."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 
 def say(text: str) -> None:
-    """Prints one line on stderr."""
+    """Prints one line on stderr. A terminal gets it wrapped between words, but not within a command."""
+    if sys.stderr.isatty():
+        width = _width_of(sys.stderr)
+        text = "\n".join(_wrapped(line, width) for line in text.split("\n"))
     print(text, file=sys.stderr, flush=True)  # noqa: T201 - this is the command's own voice
+
+
+def _wrapped(line: str, width: int) -> str:
+    if len(line) <= width:
+        return line
+    indent = " " * (len(line) - len(line.lstrip()))
+    kept = _COMMAND.sub(lambda found: found[0].replace(" ", _NO_BREAK), line)
+    lines = textwrap.wrap(
+        kept, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
+    return "\n".join(lines).replace(_NO_BREAK, " ")
+
+
+def _width_of(stream: TextIO) -> int:
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or _USUAL
+    except (OSError, ValueError):
+        return _USUAL
 
 
 def out(text: str) -> None:
