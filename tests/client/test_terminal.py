@@ -101,14 +101,36 @@ def test_batches_that_do_not_fit_are_counted():
     assert lines[-2] == "and 9 more"
 
 
-def test_a_terminal_gets_a_bar(monkeypatch):
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
+
+def test_a_terminal_gets_a_bar(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     stream = Terminal()
     with shown(stream) as show:
         show(replace(RUNNING, status="completed", completed=280))
     assert "300 of 300 done (280 ok, 20 failed)" in stream.getvalue()
     assert "━━━" in stream.getvalue()
+
+
+def test_a_bar_is_removed_at_the_end_on_demand(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    kept, removed = Terminal(), Terminal()
+    with shown(kept) as show:
+        show(RUNNING)
+    with shown(removed, at_end="removed") as show:
+        show(RUNNING)
+    erased_line = "\x1b[2K"
+    lines = [text.rpartition("\n")[2].count(erased_line) for text in (kept.getvalue(), removed.getvalue())]
+    assert lines[0] == 0
+    assert lines[1] >= 4
+
+
+def test_nothing_is_shown_before_the_first_snapshot(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Terminal()
+    with shown(stream):
+        pass
+    assert stream.getvalue() == ""

@@ -77,7 +77,7 @@ def run(
     latest: list[Progress] = []
     with run_files(input_path, output, errors) as files:
         try:
-            with local.reporting() as show:
+            with local.reporting(at_end="removed") as show:
 
                 def report(progress: "Progress") -> None:
                     latest[:] = [progress]

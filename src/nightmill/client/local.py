@@ -17,6 +17,7 @@ from typing_extensions import Unpack
 
 from nightmill.client.progress import Snapshot, shown
 from nightmill.errors import RequestError
+from nightmill.client.progress import AtEnd, Snapshot, shown
 from nightmill.settings import load
 
 if TYPE_CHECKING:
@@ -201,13 +202,13 @@ def default_paths(input_path: Path) -> tuple[Path, Path]:
 
 @contextmanager
 def reporting(
-    on_progress: "Callable[[Progress], None] | None" = None,
+    on_progress: "Callable[[Progress], None] | None" = None, *, at_end: AtEnd = "kept"
 ) -> "Generator[Callable[[Progress], None]]":
     """The function that `run_file` reports to: the caller's own, or a display on stderr."""
     if on_progress is not None:
         yield on_progress
         return
-    with shown() as show:
+    with shown(at_end=at_end) as show:
         yield lambda progress: show(snapshot(progress))
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import monotonic, time
-from typing import NamedTuple, TextIO, TypeAlias
+from typing import Literal, NamedTuple, TextIO, TypeAlias
 
 from nightmill.client.words import clock, counts_text, final_counts_text, moment, short_id
 from nightmill.core.batch import TERMINAL
@@ -80,6 +80,8 @@ class Snapshot:
 
 Show: TypeAlias = Callable[[Snapshot], None]
 ShowAll: TypeAlias = Callable[[Sequence[Snapshot]], None]
+AtEnd: TypeAlias = Literal["kept", "removed"]
+"""What becomes of the bars in a terminal at the end."""
 
 
 class Pace:
@@ -222,12 +224,16 @@ def shown(
     *,
     now: Callable[[], float] = monotonic,
     wall: Callable[[], float] = time,
+    at_end: AtEnd = "kept",
 ) -> Generator[Show]:
     """Gives a function that shows each snapshot on `stream` (stderr), fitting what the stream is.
 
     In a notebook, and without a stream, the snapshots are shown below the cell.
+
+    Args:
+        at_end: "removed" leaves no bar in a terminal, for a caller that says how the batch ended.
     """
-    with shown_all(stream, now=now, wall=wall) as show:
+    with shown_all(stream, now=now, wall=wall, at_end=at_end) as show:
         yield lambda snapshot: show([snapshot])
 
 
@@ -237,6 +243,7 @@ def shown_all(
     *,
     now: Callable[[], float] = monotonic,
     wall: Callable[[], float] = time,
+    at_end: AtEnd = "kept",
 ) -> Generator[ShowAll]:
     """As `shown`, for several batches at once."""
     # Imported here: the bars are made of what this module says.
@@ -252,7 +259,7 @@ def shown_all(
     # Imported here: only a terminal needs rich, and it is slow to import.
     from nightmill.client.terminal import bars  # noqa: PLC0415 - see above
 
-    with bars(target, now, wall) as show:
+    with bars(target, now, wall, at_end) as show:
         yield show
 
 

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nightmill.client.progress import (
+    AtEnd,
     ShowAll,
     Snapshot,
     Tracked,
@@ -41,8 +42,10 @@ _COLOURS: Final = {
 
 
 @contextmanager
-def bars(stream: TextIO, now: Callable[[], float], wall: Callable[[], float]) -> Generator[ShowAll]:
-    """Gives a function that shows the newest snapshots of all batches."""
+def bars(
+    stream: TextIO, now: Callable[[], float], wall: Callable[[], float], at_end: AtEnd = "kept"
+) -> Generator[ShowAll]:
+    """Gives a function that shows the newest snapshots of all batches, from its first call on."""
     console = Console(file=stream)
     known: dict[str, Tracked] = {}
 
@@ -55,9 +58,20 @@ def bars(stream: TextIO, now: Callable[[], float], wall: Callable[[], float]) ->
     def show(snapshots: Sequence[Snapshot]) -> None:
         for _ in track(known, snapshots, now=now(), wall=wall()):
             pass
+        # Before there is anything to show, a started display would print an empty line.
+        if known and not live.is_started:
+            live.start(refresh=True)
 
-    with Live(console=console, get_renderable=render, refresh_per_second=_REFRESH_PER_S):
+    live = Live(
+        console=console,
+        get_renderable=render,
+        refresh_per_second=_REFRESH_PER_S,
+        transient=at_end == "removed",
+    )
+    try:
         yield show
+    finally:
+        live.stop()
 
 
 def one(tracked: Tracked, wall: float) -> RenderableType:
