@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import logging
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
@@ -13,6 +14,9 @@ import uvicorn
 from packaging.requirements import Requirement
 from uvicorn.protocols.http import flow_control, httptools_impl
 from uvicorn.server import ServerState
+
+from nightmill.api.connection import http_config
+from nightmill.settings import ApiSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 REQUEST = b"POST /x HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\n"
@@ -184,3 +188,12 @@ async def test_the_flow_pauses_and_resumes_the_transport(protocol):
     assert transport.is_reading_paused
     protocol.flow.resume_reading()
     assert not transport.is_reading_paused
+
+
+def test_a_request_that_a_stop_cancels_leaves_no_traceback_in_the_log(caplog):
+    http_config(app, ApiSettings())
+    log = logging.getLogger("uvicorn.error")
+    for error in (asyncio.CancelledError(), ValueError("a defect")):
+        log.error("Exception in ASGI application\n", exc_info=error)
+    assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [ValueError]
+    assert '"uvicorn.error"' in inspect.getsource(uvicorn.config)

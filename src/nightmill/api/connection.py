@@ -10,6 +10,7 @@ them, and pyproject.toml bounds the version of uvicorn.
 """
 
 import asyncio
+import logging
 import re
 import secrets
 from collections.abc import Mapping
@@ -59,6 +60,7 @@ def http_config(app: ASGIApp, settings: ApiSettings, **overrides: Any) -> uvicor
     class LimitedConnection(Connection):
         limits = settings
 
+    logging.getLogger("uvicorn.error").addFilter(_is_no_cancellation)
     return uvicorn.Config(
         app,
         http=LimitedConnection,
@@ -72,6 +74,11 @@ def http_config(app: ASGIApp, settings: ApiSettings, **overrides: Any) -> uvicor
         backlog=2_048,
         **overrides,
     )
+
+
+def _is_no_cancellation(record: logging.LogRecord) -> bool:
+    """Leaves out the tracebacks of requests that a stop cancels."""
+    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
 
 
 class Connection(HttpToolsProtocol):
