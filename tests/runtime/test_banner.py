@@ -19,6 +19,7 @@ from nightmill.runtime.banner import (
     server_fields,
 )
 from nightmill.settings import load
+from nightmill.upstream.diagnosis import Diagnosis, Step
 
 
 def fields(host: str = "127.0.0.1", *, needs_keys: bool = False) -> dict[str, str]:
@@ -110,6 +111,17 @@ async def test_an_upstream_that_is_away_is_said_with_the_reason_in_words():
         "upstream: http://127.0.0.1:1, 8 lines at once. AWAY: 127.0.0.1 refuses the connection at port 1:"
         " start the server, or correct the port in url. Batches wait for it."
     )
+
+
+async def test_an_upstream_that_answers_but_cannot_be_used_is_not_said_to_be_away(monkeypatch):
+    steps = (Step("connection", is_ok=True, text="Ok."), Step("models", is_ok=False, text="It has none."))
+
+    async def seen(*_: object, **__: object) -> Diagnosis:
+        return Diagnosis(is_usable=False, steps=steps)
+
+    monkeypatch.setattr(banner, "look_at", seen)
+    (said,) = await said_of(upstream={"url": "127.0.0.1:1"})
+    assert said.endswith(". NOT USABLE: It has none. Batches wait for it.")
 
 
 async def test_several_upstreams_are_said_by_name():

@@ -178,7 +178,10 @@ async def _upstream_text(upstream: EffectiveUpstream) -> str:
     except TimeoutError:
         return f"{place}. AWAY: it has not answered yet. Batches are accepted and wait for it."
     text = seen.steps[-1].text
-    return f"{place}. {text}" if seen.is_usable else f"{place}. AWAY: {text} Batches wait for it."
+    if seen.is_usable:
+        return f"{place}. {text}"
+    is_there = any(step.name == "connection" and step.is_ok for step in seen.steps)
+    return f"{place}. {'NOT USABLE' if is_there else 'AWAY'}: {text} Batches wait for it."
 
 
 def _at_once(settings: UpstreamSettings) -> str:
