@@ -188,8 +188,9 @@ def log(event: Event) -> None:
     extra = {FIELDS: fields_of(event)}
     match event:
         case BatchMoved(batch):
-            counts = f"{batch.tally.completed} completed, {batch.tally.failed} failed of {batch.total}"
-            _logger.info("%s is %s (%s)", batch.id, batch.status, counts, extra=extra)
+            ok, failed = batch.tally.completed, batch.tally.failed
+            counts = f": {ok + failed:,} of {batch.total:,} done ({ok:,} ok, {failed:,} failed)"
+            _logger.info("%s is %s%s", batch.id, batch.status, counts if batch.total else "", extra=extra)
         case BatchLimited(batch_id, _, sentence):
             _logger.info("%s: %s", batch_id, sentence, extra=extra)
         case SegmentLeased(batch_id, number, token):

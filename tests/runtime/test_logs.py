@@ -145,7 +145,7 @@ def test_the_level_changes_in_all_processes_while_the_server_runs(tmp_path):
 def test_text_can_be_asked_for_without_a_terminal(tmp_path):
     with serving(tmp_path, log_format="text") as served:
         served.until_ended(served.batch(request_lines(1)))
-        served.until_logged("is completed (1 completed, 0 failed of 1)")
+        served.until_logged("is completed: 1 of 1 done (1 ok, 0 failed)")
     assert not [line for line in served.log_lines if line.startswith("{")]
 
 
