@@ -26,6 +26,20 @@ def test_a_key_is_created_listed_and_revoked(nightmill, tmp_path):
     assert key["revoked_at"] is not None
 
 
+def test_the_list_fits_80_columns_and_says_when_there_is_nothing_in_it(nightmill, tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    listed = nightmill("keys", "list", "--folder", folder)
+    assert (listed.out, listed.err) == ("", "no keys yet; make one with: nightmill keys create NAME\n")
+    made = nightmill("keys", "create", "laptop", "--folder", folder)
+    nightmill("keys", "revoke", made.err.split()[0], "--folder", folder)
+    assert max(map(len, nightmill("keys", "list", "--folder", folder).out.splitlines())) <= 80
+    holds = nightmill("hold", "list", "--folder", folder)
+    assert (holds.out, holds.err) == ("", "there are no legal holds\n")
+    used = nightmill("usage", "--folder", folder)
+    assert (used.out, used.err) == ("", "no batch has ended yet\n")
+
+
 def test_json_shows_the_secret_once(nightmill, tmp_path):
     made = nightmill("keys", "create", "ci", "--folder", tmp_path, "--json")
     assert set(made.json) == {"id", "name", "project", "scope", "hint", "created_at", "revoked_at", "secret"}

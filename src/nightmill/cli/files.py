@@ -10,7 +10,7 @@ import typer
 from nightmill.cli.connection import BaseUrl, server
 from nightmill.cli.help import CommandLine
 from nightmill.cli.results import STDOUT, download_to
-from nightmill.cli.screen import Json, out, out_json, terminal_width
+from nightmill.cli.screen import Json, out, out_json, say, terminal_width
 from nightmill.cli.table import Column, out_fitted
 from nightmill.client.words import duration
 
@@ -43,6 +43,9 @@ def list_files(purpose: Purpose = None, base_url: BaseUrl = None, as_json: Json 
             out_json(*(file.to_dict(mode="json") for file in found))
             return
         rows = list(found)
+    if not rows:
+        say(f"there are no files{' of this purpose' if purpose else ''}")
+        return
     now = time.time()
     out_fitted(
         [

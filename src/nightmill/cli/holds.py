@@ -79,4 +79,5 @@ def list_holds(folder: flags.Folder = None, config: flags.Config = None, as_json
             (hold.kind.value, hold.subject_id, local_time(hold.created_at), hold.reason or "")
             for hold in holds
         ),
+        empty="there are no legal holds",
     )

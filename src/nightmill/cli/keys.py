@@ -77,11 +77,12 @@ def list_keys(folder: flags.Folder = None, config: flags.Config = None, as_json:
                 key.project_id,
                 key.scope.value,
                 key.hint,
-                local_time(key.created_at),
-                local_time(key.revoked_at),
+                _day(key.created_at),
+                _day(key.revoked_at),
             )
             for key in keys
         ),
+        empty="no keys yet; make one with: nightmill keys create NAME",
     )
 
 
@@ -101,6 +102,10 @@ def revoke(
         out_json({"id": key_id, "revoked": True})
     else:
         out(f"{key_id} is revoked")
+
+
+def _day(stamp: int | None) -> str:
+    return local_time(stamp)[:10]
 
 
 def _wire(key: "ApiKey") -> dict[str, str | int | None]:

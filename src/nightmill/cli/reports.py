@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from nightmill.cli import flags, stored
-from nightmill.cli.screen import Json, local_time, out_json, out_table
+from nightmill.cli.screen import Json, local_time, out_json, out_table, say, terminal_width
+from nightmill.cli.table import Column, out_fitted
 from nightmill.errors import RequestError
 from nightmill.ids import ProjectId
 
@@ -23,6 +24,17 @@ _COUNTS = (
     "output_tokens",
     "reasoning_tokens",
 )
+
+_HEADINGS = {
+    "project_id": "PROJECT",
+    "completed": "OK",
+    "input_tokens": "TOKENS IN",
+    "cached_tokens": "CACHED",
+    "output_tokens": "TOKENS OUT",
+    "reasoning_tokens": "REASONING",
+}
+_MINOR = {"reasoning_tokens": 3, "cached_tokens": 2, "batches": 1}
+"""Columns that a narrow terminal leaves out, that with the highest number first."""
 
 
 def usage(
@@ -65,7 +77,14 @@ def usage(
     if as_csv:
         csv.writer(sys.stdout, lineterminator="\n").writerows([names, *cells])
         return
-    out_table([name.removesuffix("_id").replace("_", " ").upper() for name in names], cells)
+    if not cells:
+        say("no batch has ended yet" if not (project or model or first or last) else "no batch is like that")
+        return
+    columns = [
+        Column(_HEADINGS.get(name, name.upper()), [row[place] for row in cells], drop=_MINOR.get(name, 0))
+        for place, name in enumerate(names)
+    ]
+    out_fitted(columns, terminal_width() if sys.stdout.isatty() else None)
 
 
 def audit(
@@ -106,6 +125,7 @@ def audit(
             )
             for entry in documents
         ),
+        empty="the audit log has no such entry",
     )
 
 

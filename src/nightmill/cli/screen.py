@@ -64,9 +64,16 @@ def out_json(*values: Any) -> None:
         out(json.dumps(value))
 
 
-def out_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Prints a table. On a terminal that is too narrow, the last column takes several lines."""
+def out_table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, empty: str = "") -> None:
+    """Prints a table. On a terminal that is too narrow, the last column takes several lines.
+
+    Args:
+        empty: said instead if there are no rows.
+    """
     cells = [list(headings), *([clean(cell) for cell in row] for row in rows)]
+    if len(cells) == 1 and empty:
+        say(empty)
+        return
     widths = [max(len(row[column]) for row in cells) for column in range(len(headings))]
     indent = sum(widths[:-1]) + 2 * (len(widths) - 1)
     for *first, last in cells:

@@ -51,7 +51,8 @@ def list_endpoints(
         out_json(*page["data"])
         return
     rows = [(one["id"], one["name"], _place(one["url"]), _events(one)) for one in page["data"]]
-    out_table(("ID", "NAME", "SERVER", "EVENTS"), rows)
+    empty = "no endpoints yet; add one with: nightmill webhooks add NAME URL"
+    out_table(("ID", "NAME", "SERVER", "EVENTS"), rows, empty=empty)
 
 
 @app.command()
@@ -156,7 +157,7 @@ def deliveries(
         out_json(*page["data"])
         return
     headings = ("ID", "EVENT", "BATCH", "STATE", "ATTEMPTS", "LAST ANSWER", "NEXT ATTEMPT")
-    out_table(headings, (_row(one) for one in page["data"]))
+    out_table(headings, (_row(one) for one in page["data"]), empty="there are no deliveries")
     if page["has_more"]:
         say(f"older ones: --after {page['last_id']}")
 
