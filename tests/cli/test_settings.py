@@ -94,6 +94,8 @@ def test_a_section_or_a_variable_chooses_settings_and_one_alone_is_explained(nig
     [
         ("api.prot", "did you mean 'api.port'?"),
         ("drain_s", "did you mean 'api.drain_s'?"),
+        ("wrker", "did you mean 'worker'?"),
+        ("emulatr", "did you mean 'emulator'?"),
         ("zzzz", "see all with: nightmill settings --all"),
     ],
 )

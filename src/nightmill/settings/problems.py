@@ -101,7 +101,9 @@ def settings_like(given: str) -> list[str]:
     last = given.rpartition(".")[2]
     if same := [name for name in names if name.rpartition(".")[2] == last]:
         return same[:2]
-    near = nearest_name(given, names)
+    sections = dict.fromkeys(name.rpartition(".")[0] for name in names if "." in name)
+    near = nearest_name(given, sections) if "." not in given else None
+    near = near or nearest_name(given, names)
     return [near] if near else []
 
 
