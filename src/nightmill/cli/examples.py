@@ -26,7 +26,7 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
         "nightmill submit requests.jsonl",
         "nightmill submit requests.jsonl --watch --metadata run=nightly",
     ),
-    "list": ("nightmill list", "nightmill list --limit 5 --json"),
+    "list": ("nightmill list", "nightmill list --status failed --wide"),
     "show": ("nightmill show latest", "nightmill show batch_4f2a"),
     "watch": ("nightmill watch latest",),
     "events": ("nightmill events latest",),
