@@ -65,7 +65,7 @@ def test_a_batch_is_submitted_watched_and_fetched(base_url, nightmill, input_fil
     assert [row["custom_id"] for row in rows(results.out)] == ["line-0", "line-1", "line-2"]
 
     shown = nightmill("show", batch_id)
-    assert re.search(r"done +3 of 3 done \(3 ok, 0 failed\)", shown.out)
+    assert re.search(r"lines +3 of 3 done \(3 ok, 0 failed\)", shown.out)
     assert re.search(r"metadata night +1", shown.out)
     assert nightmill("show", batch_id, "--json").json["metadata"] == {"night": "1"}
 

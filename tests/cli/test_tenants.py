@@ -84,6 +84,8 @@ def test_a_hold_is_set_listed_cleared_and_recorded_in_the_audit_log(nightmill, f
     table = nightmill("audit", "--project", "night", "--since", "2024-01-01", "--folder", folder).out
     assert len(table.splitlines()) == 3
     assert nightmill("audit", "--since", "2999-01-01", "--json", "--folder", folder).out == ""
+    none = nightmill("audit", "--since", "2999-01-01", "--folder", folder)
+    assert (none.out, none.err) == ("", "the audit log has no such entry\n")
     assert nightmill("audit", "--since", "yesterday", "--folder", folder).code == 2
 
 

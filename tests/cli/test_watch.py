@@ -160,7 +160,7 @@ def test_show_says_why_lines_failed(server, nightmill):
     serve(server, document(FIRST, "completed", failed=1))
     ran = nightmill("show", "1111")
     shown = dict(line.split("  ", 1) for line in ran.out.splitlines())
-    assert shown["done"].strip() == "3 of 3 done (2 ok, 1 failed)"
+    assert shown["lines"].strip() == "3 of 3 done (2 ok, 1 failed)"
     assert shown["failures"].strip() == '1 failed: 1x 404 "no such model"'
     assert "get the failed ones with: nightmill results 11111111 -e FILE" in ran.err
 

@@ -1,6 +1,5 @@
 """`nightmill files`: list, upload, download, delete."""
 
-import re
 import time
 from pathlib import Path
 from typing import Annotated
@@ -12,9 +11,8 @@ from nightmill.cli.help import CommandLine
 from nightmill.cli.results import STDOUT, download_to
 from nightmill.cli.screen import Json, out, out_json, say, terminal_width
 from nightmill.cli.table import Column, out_fitted
-from nightmill.client.words import duration
+from nightmill.client.words import duration, with_short_ids
 
-_BATCH = re.compile(r"(batch_[0-9a-f]{8})[0-9a-f]{24}")
 _LEAST_NAME = len("batch_3f2a9c1b…_output.jsonl")
 
 FileId = Annotated[str, typer.Argument(metavar="ID", help="The file's id.")]
@@ -54,7 +52,7 @@ def list_files(purpose: Purpose = None, base_url: BaseUrl = None, as_json: Json 
             Column("BYTES", [str(file.bytes) for file in rows]),
             Column("AGE", [duration(now - file.created_at) for file in rows]),
             Column("EXPIRES IN", [_left(file.expires_at, now) for file in rows], drop=2),
-            Column("FILENAME", [_BATCH.sub(r"\1…", file.filename) for file in rows], least=_LEAST_NAME),
+            Column("FILENAME", [with_short_ids(file.filename) for file in rows], least=_LEAST_NAME),
         ],
         terminal_width(),
     )

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from nightmill.cli import flags, stored
-from nightmill.cli.screen import Json, local_time, out_json, out_table, say, terminal_width
+from nightmill.cli.screen import Json, local_time, out_json, say, terminal_width
 from nightmill.cli.table import Column, out_fitted
+from nightmill.client.words import with_short_ids
 from nightmill.errors import RequestError
 from nightmill.ids import ProjectId
 
@@ -111,21 +112,22 @@ def audit(
     if as_json:
         out_json(*documents)
         return
-    out_table(
-        ("WHEN", "WHO", "WHAT", "ON", "PROJECT", "FROM", "MORE"),
-        (
-            (
-                local_time(int(entry["at"])),
-                f"{entry['actor']} {entry['hint'] or ''}".strip(),
-                entry["action"],
-                entry["subject_id"],
-                entry["project_id"] or "",
-                entry["address"] or "",
-                entry["detail"] or "",
-            )
-            for entry in documents
-        ),
-        empty="the audit log has no such entry",
+    if not documents:
+        say("the audit log has no such entry")
+        return
+    is_terminal = sys.stdout.isatty()
+    subjects = [str(entry["subject_id"]) for entry in documents]
+    out_fitted(
+        [
+            Column("WHEN", [local_time(int(entry["at"])) for entry in documents]),
+            Column("WHO", [f"{entry['actor']} {entry['hint'] or ''}".strip() for entry in documents]),
+            Column("WHAT", [entry["action"] for entry in documents]),
+            Column("ON", [with_short_ids(it) for it in subjects] if is_terminal else subjects),
+            Column("PROJECT", [entry["project_id"] or "" for entry in documents], drop=2),
+            Column("FROM", [entry["address"] or "" for entry in documents], drop=3),
+            Column("MORE", [entry["detail"] or "" for entry in documents], drop=1),
+        ],
+        terminal_width() if is_terminal else None,
     )
 
 

@@ -4,6 +4,7 @@ A line of a batch is done when it is either ok (a 2xx answer) or failed; the oth
 is pure. Reading failures belongs to `failures`, tables and stderr to the commands.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,6 +12,7 @@ from typing import Final
 
 SHORT_ID_LENGTH: Final = 8
 _PREFIX: Final = "batch_"
+_BATCH_ID: Final = re.compile(r"(batch_[0-9a-f]{8})[0-9a-f]{24}")
 _FULL_ID_LENGTH: Final = len(_PREFIX) + 32
 _LONGEST_MESSAGE: Final = 120
 _MOST_GROUPS: Final = 3
@@ -78,6 +80,11 @@ def _kind_text(group: FailureGroup) -> str:
     return f"{group.count:,}x {clean(group.code)}" + (
         f' "{cut(message, _LONGEST_MESSAGE)}"' if message else ""
     )
+
+
+def with_short_ids(text: str) -> str:
+    """The text with the ids of batches cut: `batch_3f2a9c1b…_output.jsonl`."""
+    return _BATCH_ID.sub(r"\1…", text)
 
 
 def short_id(batch_id: str) -> str:
