@@ -42,8 +42,8 @@ def test_a_table_is_named_with_the_command_that_converts_it(nightmill, tmp_path)
     path.write_text("id,review\n1,Nice shoes\n")
     report = tmp_path / "report.jsonl"
     ran = nightmill("validate", path, "--report", report)
-    assert (ran.code, ran.err) == (2, "")
-    assert ran.out.startswith(f"{path} is a CSV table with the columns id, review; turn it into")
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.startswith(f"nightmill: {path} is a CSV table with the columns id, review; turn it into")
     assert json.loads(report.read_text())["code"] == "invalid_file"
 
 

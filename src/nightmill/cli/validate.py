@@ -59,7 +59,7 @@ def validate(
         out_json(_wire(found, endpoint))
     elif result.errors:
         for text in error_text(found, sys.stdout):
-            out(text)
+            say(f"nightmill: {text}") if found.is_foreign else out(text)
         if not found.is_foreign:
             _conclude(found, input_path, endpoint, report)
     else:
