@@ -31,7 +31,7 @@ def run(
         Path | None, typer.Option("--errors", "-e", metavar="FILE", help="All other lines [IN_error.jsonl].")
     ] = None,
     again: Annotated[
-        bool, typer.Option("--again", help="Begin anew, also if the file was answered before.")
+        bool, typer.Option("--again", help="Begin anew, also if the file was finished before.")
     ] = False,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Send the failed lines of a finished run again.")
@@ -53,8 +53,8 @@ def run(
     """Answer every line of a file, without a server.
 
     After Ctrl-C or a crash, the same command continues where it stopped: unfinished work is kept in
-    IN.jsonl.nightmill beside the input. The output file appears only when it is complete. A file that is
-    answered already is not sent again.
+    IN.jsonl.nightmill beside the input. The output file appears only when it is complete. A file that
+    was finished before is not sent again.
     """
     tree: dict[str, Any] = flags.upstream_tree(
         upstream=upstream, upstream_key=upstream_key, model=model, emulate=emulate, concurrency=concurrency

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, TypeVar, cas
 
 from typing_extensions import Unpack
 
-from nightmill.client.progress import Snapshot, shown
-from nightmill.errors import RequestError
 from nightmill.client.progress import AtEnd, Snapshot, shown
+from nightmill.errors import RequestError
 from nightmill.settings import load
 
 if TYPE_CHECKING:
