@@ -174,6 +174,16 @@ def test_results_say_which_lines_are_missing(server, nightmill):
     ]
 
 
+def test_results_of_a_cancelled_batch_say_how_many_lines_are_left(server, nightmill):
+    cancelled = document(FIRST, "cancelled") | {"error_file_id": "file-3"}
+    cancelled["request_counts"] = {"total": 3, "completed": 1, "failed": 0}
+    serve(server, cancelled)
+    assert nightmill("results", "1111").err.splitlines() == [
+        "2 lines left",
+        "get them with: nightmill results 11111111 -e FILE",
+    ]
+
+
 def test_results_of_a_running_batch_say_how_to_go_on_with_the_same_filters(server, nightmill):
     running = document(FIRST, "in_progress")
     page = {"status": "in_progress", "cursor": "c-2", "has_more": True, "data": []}

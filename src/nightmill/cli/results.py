@@ -99,7 +99,14 @@ def results(
 
 def _say_failures(client: "Client", batch: "Batch") -> None:
     """Which lines are missing in the output, and where they are."""
-    say(failures_of(client, batch))
+    counts = batch.request_counts
+    left = counts.total - counts.completed - counts.failed if counts else 0
+    for text in (
+        failures_of(client, batch),
+        f"{left:,} {'line' if left == 1 else 'lines'} left" * bool(left),
+    ):
+        if text:
+            say(text)
     say(f"get them with: nightmill results {short_id(batch.id)}{base_url_flag(client)} -e FILE")
 
 
