@@ -6,7 +6,7 @@ import time
 
 from openai.types import FileObject
 
-from nightmill.cli.screen import out_fields, out_table, say
+from nightmill.cli.screen import out_fields, out_sentence, out_table, say
 from nightmill.cli.table import Column, fitted
 from nightmill.client import Client
 
@@ -73,6 +73,14 @@ def test_on_a_terminal_a_message_is_wrapped_between_words_but_not_within_a_comma
         "  it can't be read; start one with:",
         "  nightmill serve --emulate",
     ]
+
+
+def test_a_result_in_words_is_wrapped_like_a_message(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setattr(sys.stdout, "fileno", lambda: 1)
+    monkeypatch.setattr(os, "get_terminal_size", lambda _: os.terminal_size((20, 24)))
+    out_sentence("  3f2a9c1b is in_progress, paused")
+    assert capsys.readouterr().out.splitlines() == ["  3f2a9c1b is", "  in_progress,", "  paused"]
 
 
 def test_in_a_pipe_a_message_is_one_line_however_long(capsys):

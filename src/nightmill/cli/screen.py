@@ -29,10 +29,14 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 def say(text: str) -> None:
     """Prints one line on stderr. A terminal gets it wrapped between words, but not within a command."""
-    if sys.stderr.isatty():
-        width = _width_of(sys.stderr)
-        text = "\n".join(_wrapped(line, width) for line in text.split("\n"))
-    print(text, file=sys.stderr, flush=True)  # noqa: T201 - this is the command's own voice
+    print(_fitted(text, sys.stderr), file=sys.stderr, flush=True)  # noqa: T201 - this is the command's own voice
+
+
+def _fitted(text: str, stream: TextIO) -> str:
+    if not stream.isatty():
+        return text
+    width = _width_of(stream)
+    return "\n".join(_wrapped(line, width) for line in text.split("\n"))
 
 
 def _wrapped(line: str, width: int) -> str:
@@ -56,6 +60,11 @@ def _width_of(stream: TextIO) -> int:
 def out(text: str) -> None:
     """Prints one line of result on stdout."""
     print(text, flush=True)  # noqa: T201 - as above
+
+
+def out_sentence(text: str) -> None:
+    """Prints one line of result for people on stdout, wrapped as by `say`."""
+    out(_fitted(text, sys.stdout))
 
 
 def out_json(*values: Any) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from nightmill.cli.connection import BaseUrl, full_batch_id, full_batch_ids, server
-from nightmill.cli.screen import Json, local_time, out, out_json, say
+from nightmill.cli.screen import Json, local_time, out, out_json, out_sentence, say
 from nightmill.cli.submit import PRIORITY_HELP, pairs_of
 from nightmill.client.words import short_id
 from nightmill.errors import RequestError
@@ -271,7 +271,7 @@ def _list_rows(answer: dict[str, Any], *, most: int) -> None:
         if row["result"] in ("refused", "not_found"):
             say(f"{row['id']}: {row['message']}")
         else:
-            out(_line(row["batch"], is_trial=answer["dry_run"]))
+            out_sentence(_line(row["batch"], is_trial=answer["dry_run"]))
     if len(answer["data"]) > most:
         out(f"and {len(answer['data']) - most} more")
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, cast
 
-from nightmill.cli.screen import clean, local_time, out, out_fields, out_table, say
+from nightmill.cli.screen import clean, local_time, out, out_fields, out_sentence, out_table, say
 
 Tree = dict[str, Any]
 
@@ -46,13 +46,15 @@ def print_one(upstream: Tree) -> None:
     for model in _models(upstream):
         out(f"{_model_name(model)}: {_share(model['in_flight'], model['limit'])} in flight, {_why(model)}")
         for sentence in filter(None, (model["why"], model["advice"])):
-            out(f"  {clean(sentence)}")
+            out_sentence(f"  {clean(sentence)}")
 
 
 def print_trial(found: Tree) -> None:
     """One line for each step, and whether the upstream is usable."""
     for step in found["steps"]:
-        out(f"{'ok' if step['is_ok'] else 'failed':6}  {clean(step['name']):10}  {clean(step['text'])}")
+        out_sentence(
+            f"{'ok' if step['is_ok'] else 'failed':6}  {clean(step['name']):10}  {clean(step['text'])}"
+        )
     say(f"{found['name']} {'can be used' if found['is_usable'] else 'cannot be used as it is'}")
 
 
