@@ -95,6 +95,15 @@ def test_several_batches_have_a_row_each_and_a_sum(width):
     assert total == "1 of 3 batches ended; 10,320 of 50,300 done (10,280 ok, 40 failed)"
 
 
+def test_among_several_a_batch_without_an_end_says_what_limits_it():
+    paused = replace(RUNNING, completed=0, failed=0, ends_at=None, lines_per_s=None, limit="paused")
+    waiting = Tracked(paused, 0.0)
+    rows = text_of(several([waiting, tracked(RUNNING)], 12.0, 24))
+    assert rows[0].endswith(" paused")
+    assert rows[1].endswith(" to go")
+    assert max(map(len, rows)) <= 80
+
+
 def test_batches_that_do_not_fit_are_counted():
     lines = text_of(several([tracked(RUNNING)] * 30, 12.0, 24))
     assert len(lines) == 23

@@ -119,7 +119,8 @@ def test_several_batches_of_nightmill_take_one_request_at_a_time(server, watched
         if asked.path.startswith("/nightmill/v1/batches?"):
             listed = pages.pop(0)
             ended.update({"batch_1", "batch_2"} - set(listed))
-            return 200, json.dumps({"data": [own(it) for it in listed]}).encode(), {}
+            why = {"code": "upstream_held", "sentence": "It is held."}
+            return 200, json.dumps({"data": [own(it, why=why) for it in listed]}).encode(), {}
         if asked.path.startswith("/v1/batches/"):
             batch_id = asked.path.split("/")[-1]
             status = "completed" if batch_id in ended else "in_progress"
@@ -134,6 +135,7 @@ def test_several_batches_of_nightmill_take_one_request_at_a_time(server, watched
         ["completed", "in_progress"],
         ["completed", "completed"],
     ]
+    assert [it.limit for it in shown.frames[1]] == ["upstream held", "upstream held"]
     assert (shown.newest[0].batch_id, shown.newest[1].batch_id) == ("batch_1", "batch_2")
     read = [asked.path for asked in server.asked if asked.path.startswith("/v1/")]
     assert read == [f"/v1/batches/batch_{number}" for number in (1, 2, 1, 2)]

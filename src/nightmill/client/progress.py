@@ -32,6 +32,7 @@ class Snapshot:
         tokens: all tokens, once it has ended.
         held: why lines are not sent, in words; None while they are.
         why: what limits the batch, in a sentence; None where the server does not report it.
+        limit: the same in few words.
         failures: why lines failed, in words; empty where that is not known.
         started_at: None counts from the first snapshot.
         ended_at: None until it has ended.
@@ -53,6 +54,7 @@ class Snapshot:
     tokens: int | None = None
     held: str | None = None
     why: str | None = None
+    limit: str | None = None
     failures: str = ""
     started_at: float | None = None
     ended_at: float | None = None

@@ -127,7 +127,8 @@ def _row(tracked: Tracked, wall: float) -> tuple[RenderableType, ...]:
         to_go, rate = Text(clock(tracked.elapsed_s(wall))), None
     else:
         to_go = Text(
-            "" if ends is None else ends.text.split(",")[0], style=_LATE if ends and ends.is_late else ""
+            (snapshot.limit or "") if ends is None else ends.text.split(",")[0],
+            style=_LATE if ends and ends.is_late else "",
         )
     if snapshot.away_since is not None:
         rate = None

@@ -85,6 +85,7 @@ def snapshot(batch: Batch, why: Why | None = None, forecast: Forecast | None = N
         tokens=batch.usage.total_tokens if batch.usage else None,
         deadline=batch.expires_at,
         why=None if why is None else why.sentence,
+        limit=None if why is None else _in_words(why.code),
     )
     if forecast is None:
         return known
@@ -209,7 +210,7 @@ def _own_page(openai: OpenAI) -> dict[str, Mapping[str, Any]] | None:
 
 
 def _own_snapshot(document: Mapping[str, Any]) -> Snapshot:
-    counts = document["request_counts"]
+    counts, why = document["request_counts"], document.get("why")
     return Snapshot(
         batch_id=document["id"],
         status=document["status"],
@@ -218,4 +219,9 @@ def _own_snapshot(document: Mapping[str, Any]) -> Snapshot:
         failed=counts["failed"],
         started_at=document["created_at"],
         deadline=document["deadline"],
+        limit=_in_words(why["code"]) if why else None,
     )
+
+
+def _in_words(code: str) -> str:
+    return code.replace("_", " ")
