@@ -36,7 +36,7 @@ class Record:
         self.markers: list[str] = []
         """The line of each request, in order."""
         self.requests: list[Request] = []
-        """The requests that name their sender, in order."""
+        """The requests for lines that name their sender, in order."""
         self.answers: dict[str, str] = {}
         """custom_id -> request id of every answer that was seen durable."""
         self.peak_per_second = 0.0
@@ -56,7 +56,8 @@ class Record:
         for line in lines:
             marker, *sent = line.split()
             self.markers.append(marker)
-            if sent:
+            # A worker's own request, which finds out whether a held model answers, belongs to no line.
+            if sent and "-" in marker:
                 sender, moment = sent
                 self.requests.append(Request(marker, sender, float(moment)))
         return len(lines)
