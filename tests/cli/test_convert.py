@@ -58,7 +58,7 @@ def test_a_table_becomes_prompts(nightmill, written, tmp_path):
         ("pretty.json", json.dumps([BODY, BODY], indent=2)),
         ("objects.json", json.dumps(BODY, indent=1) + "\n" + json.dumps(BODY, indent=1)),
         ("bodies.jsonl", json.dumps(BODY) + "\n\n" + json.dumps(BODY) + "\n"),
-        ("bodies.jsonl.gz", gzip.compress((json.dumps(BODY) + "\n").encode() * 2)),
+        ("bodies.jsonl.gz", gzip.compress((json.dumps(BODY) + "\n").encode() * 2, mtime=0)),
         ("bodies.jsonl.bz2", bz2.compress(json.dumps([BODY, BODY]).encode())),
         ("bodies.jsonl.xz", lzma.compress(json.dumps([BODY, BODY]).encode())),
         *(
@@ -127,7 +127,7 @@ def test_bodies_take_their_custom_id_from_a_column(nightmill, written, tmp_path)
         ('{"messages": [], "model": "m"}\nx\n', [], "line 2 is not JSON"),
         ("", [], "is empty; write one request per line"),
         (b"PAR1x", [], "is a Parquet file"),
-        (gzip.compress(b'{"model": "m"}')[:-9], [], "is damaged and can't be unpacked"),
+        (gzip.compress(b'{"model": "m"}', mtime=0)[:-9], [], "is damaged and can't be unpacked"),
         (b'{"messages": [], "model": "\xff"}', [], "has bytes that are not UTF-8"),
     ],
 )

@@ -20,7 +20,7 @@ LINE = (
     [
         (b"", ForeignKind.EMPTY, "empty", "write one request per line"),
         (b"\xef\xbb\xbf \n\n", ForeignKind.EMPTY, "empty", "write one request per line"),
-        (gzip.compress(LINE), ForeignKind.COMPRESSED, "gzip data", "nightmill convert f"),
+        (gzip.compress(LINE, mtime=0), ForeignKind.COMPRESSED, "gzip data", "nightmill convert f"),
         (bz2.compress(LINE), ForeignKind.COMPRESSED, "bzip2 data", "nightmill convert f"),
         (lzma.compress(LINE), ForeignKind.COMPRESSED, "xz data", "nightmill convert f"),
         (b"PAR1....", ForeignKind.BINARY, "a Parquet file", "write it as CSV or JSON Lines in UTF-8, first"),
