@@ -65,16 +65,11 @@ def discarded_if_refused(openai: OpenAI, file_id: str) -> Generator[None]:
     """
     try:
         yield
-    except APIStatusError as error:
-        if error.status_code >= _SERVER_ERROR:
-            error.add_note(_kept(file_id))
-            raise
-        # What has to be reported is the refusal of the batch.
-        with suppress(APIError):
-            openai.files.delete(file_id)
-        raise
     except BaseException as error:
-        error.add_note(_kept(file_id))
+        if _is_refusal(error, file_id):
+            # What has to be reported is the refusal of the batch.
+            with suppress(APIError):
+                openai.files.delete(file_id)
         raise
 
 
@@ -83,23 +78,22 @@ async def discarded_if_refused_async(openai: AsyncOpenAI, file_id: str) -> Async
     """`discarded_if_refused` for asyncio."""
     try:
         yield
-    except APIStatusError as error:
-        if error.status_code >= _SERVER_ERROR:
-            error.add_note(_kept(file_id))
-            raise
-        with suppress(APIError):
-            await openai.files.delete(file_id)
-        raise
     except BaseException as error:
-        error.add_note(_kept(file_id))
+        if _is_refusal(error, file_id):
+            with suppress(APIError):
+                await openai.files.delete(file_id)
         raise
 
 
-def _kept(file_id: str) -> str:
-    return (
+def _is_refusal(error: BaseException, file_id: str) -> bool:
+    """Whether there is no batch for certain. Otherwise a note of the error says that the file stays."""
+    if isinstance(error, APIStatusError) and error.status_code < _SERVER_ERROR:
+        return True
+    error.add_note(
         f"{file_id} stays on the server, where its batch may exist (nightmill list); "
         f"delete it with: nightmill files delete {file_id}"
     )
+    return False
 
 
 def _enum(properties: object, name: str) -> tuple[str, ...]:

@@ -14,8 +14,9 @@ from openai.types import Batch
 
 from nightmill.client.failures import FailureReader
 from nightmill.client.insight import Forecast, InsightApi, Why
-from nightmill.client.polling import AWAY
+from nightmill.client.polling import AWAY, POLL_GROWTH
 from nightmill.client.progress import ShowAll, Snapshot
+from nightmill.client.results import PATIENCE_S
 from nightmill.client.steering import BatchSelection, Steering
 from nightmill.client.words import failures_text, kinds_text
 from nightmill.core.batch import TERMINAL
@@ -23,10 +24,8 @@ from nightmill.errors import UnavailableError
 
 UNFINISHED: Final = ("validating", "in_progress", "finalizing", "cancelling")
 MOST_AT_ONCE: Final = 100
-PATIENCE_S: Final = 120.0
 _FIRST_PAUSE_S: Final = 0.05
 _PAUSE_S: Final = 1.0
-_PAUSE_GROWTH: Final = 1.4
 _PAUSE_FOR_EACH_S: Final = 0.1
 _TIMEOUT_S: Final = 10.0
 _FAILURES_EVERY_S: Final = 5.0
@@ -142,7 +141,7 @@ def watch(
     seen, seen_at = now(), time()
     while watched.open_ids:
         pause(pause_s)
-        pause_s = min(pause_s * _PAUSE_GROWTH, longest_s)
+        pause_s = min(pause_s * POLL_GROWTH, longest_s)
         try:
             watched.read()
         except AWAY as error:
