@@ -29,10 +29,10 @@ from nightmill.client import download, session
 from nightmill.client.answer_types import AnswerType
 from nightmill.client.answers import Answer, joined
 from nightmill.client.api import ApiKeyAuth, AsyncBatchApi, Batch, CreateBatchRequest, connection
-from nightmill.client.error_family import AsyncServer, Server
+from nightmill.client.error_family import AWAY, AsyncServer, Server
 from nightmill.client.frames import Frame, is_frame, with_answers
 from nightmill.client.logs import AsyncLogApi
-from nightmill.client.polling import AWAY, Polling
+from nightmill.client.polling import Polling
 from nightmill.client.request_rows import RequestFile, SubmitArguments, only_model
 from nightmill.client.results import PATIENCE_S, FollowedLine, Outcome, WantedResults
 from nightmill.client.retries import AsyncRetryApi

@@ -8,7 +8,16 @@ that raise these; everything else about them is the package's.
 from functools import cache
 from typing import Any, Final, cast
 
-from openai import APIConnectionError, APIError, APIStatusError, APITimeoutError, AsyncOpenAI, OpenAI
+from openai import (
+    APIConnectionError,
+    APIError,
+    APIStatusError,
+    APITimeoutError,
+    AsyncOpenAI,
+    InternalServerError,
+    OpenAI,
+    RateLimitError,
+)
 
 from nightmill.errors import (
     AuthenticationError,
@@ -32,6 +41,9 @@ _OURS: Final[dict[int, type[NightmillError]]] = {
     507: StorageFullError,
 }
 _RETRY_AFTER_S: Final = 5
+
+AWAY: Final = (APIConnectionError, InternalServerError, RateLimitError)
+"""Errors of a server that may soon answer again. Its batches go on, so waiting for them goes on too."""
 _CHECK: Final = "check base_url, or OPENAI_BASE_URL"
 
 

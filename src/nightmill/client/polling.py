@@ -7,13 +7,9 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Final
 
-from openai import APIConnectionError, InternalServerError, RateLimitError
-
 from nightmill.client.api import Batch
 from nightmill.errors import UnavailableError
 
-# The batch continues while the server restarts, so waiting continues too.
-AWAY: Final = (APIConnectionError, InternalServerError, RateLimitError)
 # Beyond the completion window: writing the files, and clocks that differ.
 AFTER_WINDOW_S: Final = 3_600.0
 DAY_S: Final = 86_400

@@ -15,15 +15,13 @@ from urllib.parse import urlencode
 import httpx2
 import msgspec
 from openai import (
-    APIConnectionError,
     APIResponse,
     AsyncAPIResponse,
     AsyncOpenAI,
-    InternalServerError,
     OpenAI,
-    RateLimitError,
 )
 
+from nightmill.client.error_family import AWAY
 from nightmill.client.own_api import STREAMED, own_url
 from nightmill.errors import RequestError, UnavailableError
 
@@ -38,7 +36,7 @@ _PAUSE_GROWTH: Final = 1.6
 _SILENCE_S: Final = 60.0
 _RAW: Final = {**STREAMED, "Accept": "application/x-ndjson"}
 _FOLLOWING: Final[Any] = {"headers": _RAW, "timeout": _SILENCE_S, "max_retries": 0}
-_AWAY: Final = (APIConnectionError, InternalServerError, RateLimitError, httpx2.HTTPError)
+_AWAY: Final = (*AWAY, httpx2.HTTPError)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,10 +22,10 @@ from nightmill.client import download
 from nightmill.client.answer_types import AnswerType
 from nightmill.client.answers import Answer, joined
 from nightmill.client.api import ApiKeyAuth, Batch, BatchApi, CreateBatchRequest, connection
-from nightmill.client.error_family import Server
+from nightmill.client.error_family import AWAY, Server
 from nightmill.client.frames import Frame, is_frame, with_answers
 from nightmill.client.logs import LogApi
-from nightmill.client.polling import AWAY, Polling
+from nightmill.client.polling import Polling
 from nightmill.client.progress import Show, Snapshot, shown
 from nightmill.client.request_rows import RequestFile, SubmitArguments, only_model
 from nightmill.client.results import PATIENCE_S, FollowedLine, Outcome, WantedResults

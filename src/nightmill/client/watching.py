@@ -12,9 +12,10 @@ from typing import Any, Final
 from openai import APIError, APIStatusError, OpenAI
 from openai.types import Batch
 
+from nightmill.client.error_family import AWAY
 from nightmill.client.failures import FailureReader
 from nightmill.client.insight import Forecast, InsightApi, Why
-from nightmill.client.polling import AWAY, POLL_GROWTH
+from nightmill.client.polling import POLL_GROWTH
 from nightmill.client.progress import ShowAll, Snapshot
 from nightmill.client.results import PATIENCE_S
 from nightmill.client.steering import BatchSelection, Steering
