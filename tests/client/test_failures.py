@@ -6,7 +6,7 @@ import pytest
 from openai.types import Batch
 
 from nightmill.client.failures import MOST_LINES, FailureReader, grouped, read_failures
-from nightmill.client.words import FailureGroup
+from nightmill.core.words import FailureGroup
 
 NOPE = {"error": {"message": "The model nope does not exist.", "code": "model_not_found"}}
 

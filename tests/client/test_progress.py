@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from nightmill.client.progress import Pace, Snapshot, Tracked, away, end, sentence, shown, shown_all, speeds
-from nightmill.client.words import moment
+from nightmill.core.words import moment
 
 HOUR = 3_600.0
 

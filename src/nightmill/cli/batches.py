@@ -14,7 +14,7 @@ from nightmill.cli.connection import BaseUrl, BatchId, base_url_flag, full_batch
 from nightmill.cli.outcome import counts_of, failures_of, next_steps, tell_errors
 from nightmill.cli.screen import Json, local_time, out, out_fields, out_json, say, terminal_width
 from nightmill.cli.table import Column, out_fitted
-from nightmill.client.words import cut, duration, moment, short_id
+from nightmill.core.words import cut, duration, moment, short_id
 from nightmill.errors import RequestError
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from nightmill.cli.help import CommandLine
 from nightmill.cli.results import STDOUT, download_to
 from nightmill.cli.screen import Json, out, out_json, say, terminal_width
 from nightmill.cli.table import Column, out_fitted
-from nightmill.client.words import duration, with_short_ids
+from nightmill.core.words import duration, with_short_ids
 
 _LEAST_NAME = len("batch_3f2a9c1b…_output.jsonl")
 

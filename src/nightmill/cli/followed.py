@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from nightmill.cli.connection import base_url_flag
 from nightmill.cli.outcome import ENDED, counts_of
 from nightmill.cli.screen import out_json, say
-from nightmill.client.words import short_id
+from nightmill.core.words import short_id
 from nightmill.errors import RequestError
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import typer
 from nightmill.cli.connection import BaseUrl, BatchId, full_batch_id, server
 from nightmill.cli.results import STDOUT
 from nightmill.cli.screen import Json, out_fields, out_json, say
-from nightmill.client.words import counts_text
+from nightmill.core.words import counts_text
 
 
 def validation(

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from nightmill.cli.connection import base_url_flag
 from nightmill.cli.screen import clean, say
-from nightmill.client.words import counts_text, final_counts_text, short_id
+from nightmill.core.words import counts_text, final_counts_text, short_id
 
 if TYPE_CHECKING:
     from nightmill.client import Batch, Client
@@ -35,7 +35,7 @@ def counts_of(batch: "Batch") -> str:
 def failures_of(client: "Client", batch: "Batch") -> str:
     """`20 failed: 20x 404 "The model nope does not exist."`; empty if no line failed."""
     from nightmill.client.failures import read_failures
-    from nightmill.client.words import failures_text
+    from nightmill.core.words import failures_text
 
     failed = batch.request_counts.failed if batch.request_counts else 0
     return failures_text(read_failures(client.openai, batch), failed) if failed else ""

@@ -10,7 +10,7 @@ import typer
 from nightmill.cli import flags, stored
 from nightmill.cli.screen import Json, local_time, out_json, say, terminal_width
 from nightmill.cli.table import Column, out_fitted
-from nightmill.client.words import with_short_ids
+from nightmill.core.words import with_short_ids
 from nightmill.errors import RequestError
 from nightmill.ids import ProjectId
 

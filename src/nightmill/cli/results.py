@@ -9,7 +9,7 @@ import typer
 from nightmill.cli.connection import BaseUrl, BatchId, base_url_flag, full_batch_id, server
 from nightmill.cli.outcome import ENDED, failures_of, tell_errors
 from nightmill.cli.screen import Json, clean, out_json, say
-from nightmill.client.words import short_id
+from nightmill.core.words import short_id
 from nightmill.errors import RequestError, UnavailableError
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import typer
 from nightmill.cli.connection import BaseUrl, BatchId, base_url_flag, full_batch_id, full_batch_ids, server
 from nightmill.cli.screen import Json, clean, local_time, out, out_fields, out_json, say
 from nightmill.cli.watch import watched
-from nightmill.client.words import short_id
+from nightmill.core.words import short_id
 from nightmill.errors import RequestError
 
 _LISTED = 10

@@ -116,7 +116,7 @@ def _rerun(*, again: bool, retry_failed: bool, input_path: Path) -> "Rerun":
 
 
 def _stopped(latest: "list[Progress]", *, again: bool) -> str:
-    from nightmill.client.words import counts_text
+    from nightmill.core.words import counts_text
 
     so_far = ""
     if latest and latest[0].total:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from nightmill.cli.screen import clean, out, out_json, say
 from nightmill.cli.streams import STDIN, STDOUT, copy_out
-from nightmill.client.words import counts_text, failures_text
+from nightmill.core.words import counts_text, failures_text
 from nightmill.errors import RequestError
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from typing import Annotated, Any, TextIO
 
 import typer
 
-from nightmill.client.words import clean
+from nightmill.core.words import clean
 
 _NARROWEST = 20
 _USUAL = 80

@@ -15,7 +15,7 @@ import typer
 from nightmill.cli.connection import BaseUrl, full_batch_id, full_batch_ids, server
 from nightmill.cli.screen import Json, local_time, out, out_json, out_sentence, say
 from nightmill.cli.submit import PRIORITY_HELP, pairs_of
-from nightmill.client.words import short_id
+from nightmill.core.words import short_id
 from nightmill.errors import RequestError
 
 if TYPE_CHECKING:

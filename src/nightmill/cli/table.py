@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from nightmill.cli.screen import clean, out
-from nightmill.client.words import cut
+from nightmill.core.words import cut
 
 _GAP: Final = "  "
 _LEAST_LAST: Final = 12

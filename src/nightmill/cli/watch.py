@@ -13,7 +13,7 @@ from nightmill.cli.connection import BaseUrl, base_url_flag, full_batch_ids, ser
 from nightmill.cli.failures import ExitCode, end_code
 from nightmill.cli.outcome import say_next, tell_errors
 from nightmill.cli.screen import Json, out, out_json, say
-from nightmill.client.words import short_id
+from nightmill.core.words import short_id
 
 if TYPE_CHECKING:
     from nightmill.client import Batch, Client

@@ -17,8 +17,8 @@ from openai.types import Batch
 
 from nightmill.client import download
 from nightmill.client.results import WantedResults, read_page
-from nightmill.client.words import FailureGroup
 from nightmill.core.batch import TERMINAL
+from nightmill.core.words import FailureGroup
 from nightmill.errors import NightmillError
 
 MOST_LINES: Final = 1_000

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from time import monotonic, time
 from typing import Literal, NamedTuple, TextIO, TypeAlias
 
-from nightmill.client.words import clock, counts_text, final_counts_text, moment, short_id
 from nightmill.core.batch import TERMINAL
+from nightmill.core.words import clock, counts_text, final_counts_text, moment, short_id
 
 _PLAIN_EVERY_S = 5.0
 _FEW = 100

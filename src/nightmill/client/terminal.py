@@ -26,7 +26,7 @@ from nightmill.client.progress import (
     speeds,
     track,
 )
-from nightmill.client.words import clock, counts_text
+from nightmill.core.words import clock, counts_text
 
 _REFRESH_PER_S: Final = 2.0
 _LEAST_ROWS: Final = 3

@@ -19,8 +19,8 @@ from nightmill.client.polling import POLL_GROWTH
 from nightmill.client.progress import ShowAll, Snapshot
 from nightmill.client.results import PATIENCE_S
 from nightmill.client.steering import BatchSelection, Steering
-from nightmill.client.words import failures_text, kinds_text
 from nightmill.core.batch import TERMINAL
+from nightmill.core.words import failures_text, kinds_text
 from nightmill.errors import UnavailableError
 
 UNFINISHED: Final = ("validating", "in_progress", "finalizing", "cancelling")

@@ -1,6 +1,6 @@
 """The words of counts, failures, durations and ids, which every command shares."""
 
-from nightmill.client.words import (
+from nightmill.core.words import (
     FailureGroup,
     clock,
     counts_text,
