@@ -112,9 +112,9 @@ class KeyCache:
     async def caller(self, headers: Mapping[bytes, bytes]) -> Caller:
         """Raises AuthenticationError."""
         secret = _secret_in(headers)
-        key = await self._key(secret) if secret else None
-        if key is not None:
-            return Caller(key.project_id, key.id, key.hint, key.scope)
+        caller = await self.caller_of_digest(digest_of(secret)) if secret else None
+        if caller is not None:
+            return caller
         if self._is_keyless and not await self._keys_exist():
             refusal = _keyless_refusal(headers)
             if refusal is None:
@@ -140,8 +140,12 @@ class KeyCache:
             self._has_keys = (await self._context.store.api_keys.any_exist(), now)
         return self._has_keys[0]
 
-    async def _key(self, secret: str) -> ApiKey | None:
-        digest = digest_of(secret)
+    async def caller_of_digest(self, digest: str) -> Caller | None:
+        """The caller whose key has this SHA-256; None without a valid key."""
+        key = await self._key(digest)
+        return None if key is None else Caller(key.project_id, key.id, key.hint, key.scope)
+
+    async def _key(self, digest: str) -> ApiKey | None:
         now = self._context.clock()
         remembered = self._keys.get(digest)
         if remembered is not None and 0 <= now - remembered[1] < _CACHE_S:

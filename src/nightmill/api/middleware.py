@@ -107,7 +107,7 @@ class RequestMiddleware:
         except ClientDisconnect:
             return
         except Exception as error:
-            _log_unexpected(request_id, error)
+            log_unexpected(request_id, error)
             if has_started:
                 raise
             response = error_response(
@@ -144,7 +144,10 @@ class RequestMiddleware:
 
 
 class AuthenticationMiddleware:
-    """Puts the caller of a request into its scope, or refuses the request. `PUBLIC_PATHS` need no key."""
+    """Puts the caller of a request into its scope, or refuses the request. `PUBLIC_PATHS` need no key.
+
+    A request that has a caller already was made by this process: by the dashboard, for a caller it knows.
+    """
 
     def __init__(self, app: ASGIApp, *, context: ApiContext) -> None:
         self._app = app
@@ -152,7 +155,7 @@ class AuthenticationMiddleware:
         self._rates = RateLimit(context.settings.api.requests_per_minute, clock=context.clock)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in PUBLIC_PATHS:
+        if scope["type"] != "http" or scope["path"] in PUBLIC_PATHS or CALLER_IN_SCOPE in scope:
             await self._app(scope, receive, send)
             return
         try:
@@ -223,7 +226,11 @@ def _other_token(values: Iterable[bytes], known: bytes) -> str | None:
     return None
 
 
-def _log_unexpected(request_id: str, error: Exception) -> None:
-    """Logs the type and the traceback, without the message: that may contain data of the client."""
+def log_unexpected(source: str, error: Exception) -> None:
+    """Logs the type and the traceback, without the message: that may contain data of the client.
+
+    Args:
+        source: the id of the request, or another name for where it happened.
+    """
     frames = "".join(traceback.format_tb(error.__traceback__))
-    _logger.error("%s ended in an unexpected %s\n%s", request_id, type(error).__name__, frames)
+    _logger.error("%s ended in an unexpected %s\n%s", source, type(error).__name__, frames)

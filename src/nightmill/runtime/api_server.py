@@ -17,6 +17,7 @@ from nightmill import telemetry
 from nightmill.api.app import create_app
 from nightmill.api.connection import http_config
 from nightmill.api.context import ApiContext
+from nightmill.dashboard.app import with_dashboard
 from nightmill.runtime import logs
 from nightmill.runtime.banner import Listening, say_listening
 from nightmill.runtime.components import Components
@@ -65,7 +66,7 @@ async def serve_api(
     )
     server = _Server(
         http_config(
-            create_app(context),
+            with_dashboard(create_app(context), context),
             settings.api,
             loop="none",
             timeout_graceful_shutdown=max(1, int(settings.api.drain_s)),

@@ -14,6 +14,7 @@ from nightmill.settings.problems import PREFIX
 from nightmill.settings.sections import (
     ApiSettings,
     BlobSettings,
+    DashboardSettings,
     LimitSettings,
     ModelSettings,
     QuotaSettings,
@@ -32,6 +33,7 @@ __all__ = [
     "PREFIX",
     "ApiSettings",
     "BlobSettings",
+    "DashboardSettings",
     "EmulatorSettings",
     "FaultSettings",
     "LimitSettings",

@@ -311,6 +311,17 @@ class QuotaSettings(Section):
         return Limits(**self.model_dump())
 
 
+class DashboardSettings(Section):
+    """The web pages at `/` (docs/dashboard.md)."""
+
+    enabled: bool = True
+    """Serve the dashboard. `false` leaves the API alone."""
+    content: bool = True
+    """Show prompts and answers. `false` hides them on every page of the dashboard, from every key."""
+    session_s: Annotated[int, Field(ge=60)] = 7 * DAY_S
+    """Seconds after which a person who signed in with a key must do so again."""
+
+
 class PriceSettings(Section):
     """What a million tokens of a model cost."""
 
@@ -368,6 +379,7 @@ class Settings(Section):
     quota: QuotaSettings = QuotaSettings()
     audit: AuditSettings = AuditSettings()
     webhooks: WebhookSettings = WebhookSettings()
+    dashboard: DashboardSettings = DashboardSettings()
     prices: dict[str, PriceSettings] = Field(default_factory=dict)
     """What a million tokens of each model cost, in any currency: `{m = {input = 0.1, output = 0.4}}` for the
     model `m`. `*` stands for all models without a price of their own, and for batches of several models.

@@ -384,4 +384,7 @@ audit = Table(
     sqlite_autoincrement=True,
 )
 
+# Random texts that all processes of one store share, such as the one that signs the cookies of the dashboard.
+secret = Table("secret", metadata, Column("name", Text, primary_key=True), text_column("value"))
+
 schema_compatibility = Table(COMPATIBILITY_TABLE, metadata, Column("oldest", Text, primary_key=True))

@@ -27,7 +27,7 @@ class Step:
     stage: Stage
 
 
-STEPS: Final = (Step("0001", Stage.BEFORE), Step("0002", Stage.BEFORE), Step("0003", Stage.BEFORE))
+STEPS: Final = tuple(Step(version, Stage.BEFORE) for version in ("0001", "0002", "0003", "0004"))
 SCHEMA_VERSION: Final = STEPS[-1].version
 """The newest step that this version of nightmill knows."""
 NEEDED_VERSION: Final = max(step.version for step in STEPS if step.stage is Stage.BEFORE)

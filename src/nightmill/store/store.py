@@ -29,6 +29,7 @@ from nightmill.store.line_reports import LineReports
 from nightmill.store.open_batches import OpenBatches
 from nightmill.store.projects import Projects
 from nightmill.store.pruning import Pruning
+from nightmill.store.secrets import Secrets
 from nightmill.store.segments import Segments
 from nightmill.store.slices import Slices
 from nightmill.store.sqlite import BUSY_TIMEOUT_S
@@ -81,6 +82,7 @@ class Store:
         self.pruning = Pruning(database)
         self.audit = Audit(database)
         self.api_keys = ApiKeys(database)
+        self.secrets = Secrets(database)
         self.webhook_endpoints = WebhookEndpoints(database)
         self.webhook_deliveries = WebhookDeliveries(database)
 

@@ -1,0 +1,34 @@
+"""The screens of the dashboard, one module each; `SCREENS` registers their routes."""
+
+from types import ModuleType
+from typing import Final
+
+from nightmill.dashboard.screens import (
+    batch,
+    batches,
+    files,
+    line,
+    new_batch,
+    projects,
+    sign_in,
+    system,
+    try_request,
+    upstreams,
+    webhooks,
+    workers,
+)
+
+SCREENS: Final[tuple[ModuleType, ...]] = (
+    sign_in,
+    batches,
+    batch,
+    line,
+    new_batch,
+    try_request,
+    files,
+    upstreams,
+    workers,
+    webhooks,
+    projects,
+    system,
+)

@@ -1,0 +1,46 @@
+"""What every page has: the navigation, live updates, the theme, the keyboard and the security headers."""
+
+from playwright.sync_api import Page, expect
+
+from tests.dashboard.conftest import RunningServer, chat_line
+
+
+def test_the_first_page_links_every_area(server: RunningServer, page: Page) -> None:
+    page.goto(server.url)
+    for area in page.locator("nav a").all():
+        href = area.get_attribute("href")
+        assert href is not None
+        answer = page.request.get(f"{server.url}/{href.removeprefix('./')}")
+        assert answer.status == 200, href
+    expect(page.locator("nav a[aria-current=page]")).to_have_text("Batches")
+
+
+def test_the_theme_is_kept_without_a_script(server: RunningServer, page: Page) -> None:
+    page.goto(server.url + "/ui/files")
+    page.select_option("#theme-choice", "dark")
+    page.wait_for_load_state()
+    expect(page.locator("html")).to_have_attribute("data-theme", "dark")
+    assert page.url == server.url + "/ui/files"
+
+
+def test_a_question_mark_shows_the_keys(server: RunningServer, page: Page) -> None:
+    page.goto(server.url)
+    page.keyboard.press("?")
+    expect(page.locator("#help")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.locator("#help")).to_be_hidden()
+
+
+def test_a_new_batch_appears_by_itself_and_the_stream_goes_on_after_a_restart(
+    server: RunningServer, page: Page
+) -> None:
+    page.goto(server.url)
+    expect(page.locator("#live-state")).to_have_text("live")
+    batch_id = server.submit([chat_line("a"), chat_line("b")])
+    expect(page.locator(f"#row-{batch_id} .status")).to_have_text("completed")
+    server.stop()
+    expect(page.locator("#live-state")).to_have_text("reconnecting")
+    server.start_again()
+    expect(page.locator("#live-state")).to_have_text("live")
+    later_id = server.submit([chat_line("a")])
+    expect(page.locator(f"#row-{later_id}")).to_be_visible()
