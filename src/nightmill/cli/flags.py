@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 _NAMED: Final = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]*)=(.+)")
 """`NAME=URL`; the `=` in the query of a plain URL follows a `:`."""
-_NEEDS_URL: Final = "each --upstream needs a URL such as http://host:8000/v1, or NAME=URL"
 
 Config = Annotated[
     Path | None, typer.Option("--config", metavar="FILE", help="A TOML file of settings (docs/settings.md).")
@@ -143,11 +142,13 @@ def _name_of(url: str) -> str:
     try:
         parts = urlsplit(base_url(url))
     except ValueError as error:
-        raise SetupError(f"{_NEEDS_URL}: {error}") from None
+        raise SetupError(
+            f"each --upstream needs a URL such as http://host:8000/v1, or NAME=URL: {error}"
+        ) from None
     place = f"{parts.hostname or ''}-{parts.port or ''}"
     name = re.sub(r"[^A-Za-z0-9_.]+", "-", place).strip("-._")
     if not name:
-        raise SetupError(_NEEDS_URL)
+        raise SetupError("each --upstream needs a URL such as http://host:8000/v1, or NAME=URL")
     return name
 
 
