@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _PAGE = 100
 _LONGEST_MODEL = 20
+_LEAST_MODEL = 12
 _LEAST_WHY = 20
 _STATUSES = (
     "validating",
@@ -133,7 +134,7 @@ def _wide(rows: Sequence[_Row]) -> list[Column]:
         Column("FAILED", [str(row.failed) for row in rows]),
         Column("CREATED", [local_time(row.created_at) for row in rows], drop=2),
         Column("ENDPOINT", [row.endpoint for row in rows], drop=4),
-        Column("MODEL", [row.model for row in rows], drop=1, least=_LONGEST_MODEL),
+        Column("MODEL", [row.model for row in rows], drop=1, least=_LEAST_MODEL),
         Column("WHY", [row.why for row in rows], drop=3, least=_LEAST_WHY),
     ]
 
