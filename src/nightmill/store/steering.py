@@ -58,7 +58,7 @@ class Steering(Verbs):
         """
         query = (
             select(*BATCH_COLUMNS)
-            .where(*_matching(project_id, wanted))
+            .where(*matching(project_id, wanted))
             .order_by(batch.c.created_at.desc(), batch.c.sequence.desc())
             .limit(bindparam("page_rows"))
         )
@@ -78,7 +78,7 @@ class Steering(Verbs):
     @staticmethod
     def count(connection: Connection, project_id: ProjectId, wanted: BatchFilter) -> int:
         """How many batches match."""
-        query = select(func.count()).select_from(batch).where(*_matching(project_id, wanted))
+        query = select(func.count()).select_from(batch).where(*matching(project_id, wanted))
         return connection.execute(query).scalar_one()
 
     @write
@@ -133,7 +133,8 @@ class Steering(Verbs):
         return after, True
 
 
-def _matching(project_id: ProjectId, wanted: BatchFilter) -> list[ColumnElement[bool]]:
+def matching(project_id: ProjectId, wanted: BatchFilter) -> list[ColumnElement[bool]]:
+    """The conditions of a filter."""
     conditions: list[ColumnElement[bool]] = [batch.c.project_id == project_id]
     if wanted.statuses:
         conditions.append(batch.c.status.in_(sorted(status.value for status in wanted.statuses)))
