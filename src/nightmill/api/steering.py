@@ -3,7 +3,7 @@
 The published API has no such verbs, and its `status` does not show a pause. A key steers the batches of its
 own project. What a change means belongs to `core.steering`. Workers take a change over within about a second.
 An action on several batches makes one change after the other, each whole: what it has done stays done when a
-later batch refuses it.
+later batch refuses it. With `delay_s` it is stored and can be undone (see `bulk_actions`).
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,9 +16,11 @@ from nightmill.api.auth import CurrentActor, CurrentProject
 from nightmill.api.batch_wire import Priority
 from nightmill.api.batches import batch_not_found, cancel, require_after, require_batch
 from nightmill.api.body import read_json
+from nightmill.api.bulk_actions import order_action, preview_action
 from nightmill.api.context import ApiContext, Context
 from nightmill.api.envelope import JsonResponse
 from nightmill.api.own_batch import own_view, statuses_of
+from nightmill.api.retries import LinesToRetry, lines_of
 from nightmill.api.violations import missing_parameter
 from nightmill.api.wire import OwnModel, is_id_shaped
 from nightmill.core.audit import Actor
@@ -42,6 +44,7 @@ _LATEST_DEADLINE = 253_402_300_799
 _LONGEST_S = 315_360_000
 _MOST_CONCURRENCY = 1_000_000
 _MOST_IDS = 1_000
+_LONGEST_DELAY_S = 86_400
 _PAGE = 100
 _CANCELLABLE = STEERABLE
 _OPEN = frozenset(status for status in Status if not status.is_terminal)
@@ -113,12 +116,31 @@ class _ActionRequest(_Values):
     """With a filter: goes on behind this batch."""
     limit: Annotated[int, Field(ge=1, le=_MOST_IDS)] = _PAGE
     """With a filter: at most so many batches in one request."""
+    delay_s: Annotated[float, Field(ge=0, le=_LONGEST_DELAY_S)] | None = None
+    """The action is stored, and done after so many seconds to all batches that match now. A retry is always
+    stored, and begins at once without this field."""
+    order_key: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+    """Of a stored action: another request with the same key is answered with the first action."""
+    codes: Annotated[list[str], Field(max_length=100)] | None = None
+    """Of a retry: only lines with one of these codes."""
+    outcomes: list[str] | None = None
+    """Of a retry: lines with one of these outcomes; the failed ones if missing."""
+
+    @property
+    def is_stored(self) -> bool:
+        return self.delay_s is not None or self.action is SteeringAction.RETRY
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """What a stored action gives its batches; call `wanted_changes` first, which checks it."""
+        names = ("codes", "outcomes") if self.action is SteeringAction.RETRY else ("priority", "concurrency")
+        return {name: getattr(self, name) for name in names if name in self.model_fields_set}
 
     def wanted_changes(self, now: float) -> list[Change]:
         """What the action makes of each batch; empty for a cancellation."""
         changes = self.changes(now)
         match self.action:
-            case SteeringAction.CANCEL:
+            case SteeringAction.CANCEL | SteeringAction.RETRY:
                 allowed, fixed = (), []
             case SteeringAction.PAUSE:
                 allowed, fixed = (), [Pause()]
@@ -134,6 +156,14 @@ class _ActionRequest(_Values):
             if name in self.model_fields_set and name not in allowed:
                 message = f"'{name}' does not belong to the action '{self.action}'."
                 raise RequestError(message, param=name, code="invalid_value")
+        for name, is_allowed in (
+            ("codes", self.action is SteeringAction.RETRY),
+            ("outcomes", self.action is SteeringAction.RETRY),
+            ("order_key", self.is_stored),
+        ):
+            if name in self.model_fields_set and not is_allowed:
+                message = f"'{name}' does not belong to the action '{self.action}'."
+                raise RequestError(message, param=name, code="invalid_value")
         if allowed and not changes:
             raise missing_parameter(allowed[0])
         return [*fixed, *changes]
@@ -146,6 +176,8 @@ async def act(request: Request, context: Context, project: CurrentProject, by: C
     if (fields.ids is None) == (fields.filter is None):
         raise RequestError("Give either 'ids' or 'filter'.", param="ids", code="invalid_value")
     changes = fields.wanted_changes(context.clock())
+    if fields.is_stored:
+        return await _stored(fields, changes, context=context, project=project, by=by)
     matched, batches, has_more = await _chosen(fields, context, project)
     results = [
         await _result(batch, fields, changes, context=context, project=project, by=by) for batch in batches
@@ -193,6 +225,37 @@ async def pause(batch_id: str, context: Context, project: CurrentProject, by: Cu
 async def resume(batch_id: str, context: Context, project: CurrentProject, by: CurrentActor) -> JsonResponse:
     """Goes on where the batch was paused. Does not read the body."""
     return await _changed(batch_id, [Resume()], context=context, project=project, by=by)
+
+
+async def _stored(
+    fields: _ActionRequest,
+    changes: Sequence[Change],
+    *,
+    context: ApiContext,
+    project: ProjectId,
+    by: Actor,
+) -> JsonResponse:
+    """Orders the action, or says what the order would change."""
+    values = fields.values
+    for change in changes:
+        if isinstance(change, SetDeadline):
+            values["deadline"] = change.expires_at
+    if fields.action is SteeringAction.RETRY:
+        lines_of(LinesToRetry(outcomes=fields.outcomes, codes=fields.codes or []))
+    chosen = fields.ids if fields.filter is None else fields.filter.wanted(())
+    assert chosen is not None
+    if fields.dry_run:
+        return await preview_action(context, project, fields.action, values, chosen)
+    return await order_action(
+        context,
+        project,
+        by,
+        fields.action,
+        values,
+        chosen,
+        delay_s=fields.delay_s or 0.0,
+        key=fields.order_key,
+    )
 
 
 async def _changed(
