@@ -13,6 +13,7 @@ from nightmill.errors import ConflictError
 from nightmill.ids import BatchId
 from nightmill.store import BatchOrigin, Store
 from nightmill.store.bulk_action_pages import NewRetry
+from nightmill.store.bulk_actions import Chosen
 from nightmill.store.schema import batch as batch_table
 
 BY = Actor("key_1", "abcd", "127.0.0.1", "req_1")
@@ -26,7 +27,7 @@ async def order(world, store: Store, action: str, chosen=ANY, *, delay_s: float 
         world.project,
         SteeringAction(action),
         values,
-        chosen,
+        Chosen(world.project, chosen),
         delay_s=delay_s,
         by=BY,
         key=key,
@@ -205,10 +206,31 @@ async def test_actions_of_other_projects_are_not_seen_and_not_touched(world, sto
     assert (await store.bulk_actions.list(world.other_project)).items == ()
 
 
+async def test_an_order_for_all_projects_reaches_every_project(world, store):
+    foreign = await store.batches.create(world.batch(project_id=world.other_project))
+    (own,) = await batches(world, store, 1)
+    action = await store.bulk_actions.order(
+        "action_all",
+        world.project,
+        SteeringAction.PRIORITIZE,
+        {"priority": 3},
+        Chosen(None, ANY),
+        delay_s=0,
+        by=BY,
+    )
+    await run_to_end(store, action)
+    for made in (foreign, own):
+        stored = await store.batches.get(None, made.id)
+        assert stored.priority == 3
+    assert await store.bulk_actions.get(None, action.id) is not None
+
+
 async def test_the_preview_counts_what_the_order_changes(world, store):
     made = await batches(world, store, 3)
     await world.apply(store, made[0], Event.CANCEL_REQUESTED)
-    counts, newest = await store.bulk_actions.preview(world.project, SteeringAction.PAUSE, {}, ANY, first=1)
+    counts, newest = await store.bulk_actions.preview(
+        SteeringAction.PAUSE, {}, Chosen(world.project, ANY), first=1
+    )
     assert (counts.matched, counts.total) == (3, 2)
     assert [batch.id for batch in newest] == [made[2].id]
     assert counts.kinds[Status.CANCELLING, False, False] == (1, 0, 0)

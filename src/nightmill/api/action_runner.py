@@ -15,7 +15,7 @@ from nightmill.api.retries import LinesToRetry, check_origins, new_retry
 from nightmill.core.bulk_action import BulkAction, BulkActionItem, ItemResult
 from nightmill.errors import DamageError, QuotaError, RequestError, TooManyError, UnavailableError
 from nightmill.failpoints import failpoint
-from nightmill.ids import BatchId, ProjectId, WorkerId
+from nightmill.ids import BatchId, WorkerId
 from nightmill.store.bulk_action_pages import NewRetry
 from nightmill.telemetry import BatchMoved
 
@@ -84,9 +84,9 @@ class ActionRunner:
         return True
 
     async def _retry(self, action: BulkAction, item: BulkActionItem) -> None:
-        context, project = self._context, ProjectId(action.project_id)
+        context = self._context
         pages = context.store.bulk_action_pages
-        batch = await context.store.batches.get(project, BatchId(item.batch_id))
+        batch = await context.store.batches.get(None, BatchId(item.batch_id))
         if batch is None:
             await pages.finish_retry(action.id, item, None, result=ItemResult.NOT_FOUND)
             return
@@ -94,7 +94,7 @@ class ActionRunner:
         lines = LinesToRetry(
             outcomes=action.values.get("outcomes"), codes=list(action.values.get("codes") or ())
         )
-        new, _ = await new_retry(context, project, [batch], lines)
+        new, _ = await new_retry(context, batch.project_id, [batch], lines)
         if new is None:
             message = "None of its lines is to be repeated."
             await pages.finish_retry(action.id, item, None, result=ItemResult.UNCHANGED, message=message)

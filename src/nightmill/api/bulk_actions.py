@@ -7,10 +7,10 @@ does the first pages before it answers; `action_runner` of any server does the r
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Depends, Query
 
 from nightmill.api.action_runner import do_pages
-from nightmill.api.auth import CurrentActor, CurrentProject
+from nightmill.api.auth import Caller, CurrentActor, CurrentProject, caller_of, require_project
 from nightmill.api.context import ApiContext, Context
 from nightmill.api.envelope import JsonResponse, echo
 from nightmill.api.own_batch import own_view
@@ -20,11 +20,20 @@ from nightmill.core.bulk_action import BulkAction, BulkActionState, ItemResult
 from nightmill.core.steering import BatchFilter, SteeringAction
 from nightmill.errors import NotFoundError
 from nightmill.ids import ProjectId, new_action_id
+from nightmill.store.bulk_actions import Chosen
 
 _FIRST: Final = 10
 _ANSWER_WITHIN_S: Final = 0.5
 
 router = APIRouter(prefix="/nightmill/v1/batches/actions", include_in_schema=False)
+
+
+async def _scope_of(caller: Annotated[Caller, Depends(caller_of)]) -> ProjectId | None:
+    """The project whose actions a key may see and undo; None, all of them, for an admin key."""
+    return require_project(caller, None)
+
+
+_ActionScope = Annotated[ProjectId | None, Depends(_scope_of)]
 
 
 async def order_action(
@@ -33,7 +42,7 @@ async def order_action(
     by: Actor,
     action: SteeringAction,
     values: Mapping[str, Any],
-    chosen: BatchFilter | Sequence[str],
+    chosen: Chosen,
     *,
     delay_s: float,
     key: str | None,
@@ -60,13 +69,12 @@ async def order_action(
 
 async def preview_action(
     context: ApiContext,
-    project: ProjectId,
     action: SteeringAction,
     values: Mapping[str, Any],
-    chosen: BatchFilter | Sequence[str],
+    chosen: Chosen,
 ) -> JsonResponse:
     """What an order would change now: how many batches, the first of them, and which are left alone."""
-    counts, newest = await context.store.bulk_actions.preview(project, action, values, chosen, first=_FIRST)
+    counts, newest = await context.store.bulk_actions.preview(action, values, chosen, first=_FIRST)
     kinds = sorted(counts.kinds.items())
     return JsonResponse(
         {
@@ -75,7 +83,9 @@ async def preview_action(
             "values": dict(values),
             "matched": counts.matched,
             "total": counts.total,
-            "not_found": 0 if isinstance(chosen, BatchFilter) else len(set(chosen)) - counts.matched,
+            "not_found": 0
+            if isinstance(chosen.batches, BatchFilter)
+            else len(set(chosen.batches)) - counts.matched,
             "failed_lines": sum(failed for (*_, is_meant), (_, failed, _) in kinds if is_meant),
             "open_lines": sum(left for (*_, is_meant), (_, _, left) in kinds if is_meant),
             "left_alone": [
@@ -110,7 +120,7 @@ async def list_actions(
 
 
 @router.get("/{action_id}")
-async def retrieve_action(action_id: str, context: Context, project: CurrentProject) -> JsonResponse:
+async def retrieve_action(action_id: str, context: Context, project: _ActionScope) -> JsonResponse:
     """Where the action is, and until when it can be undone."""
     return JsonResponse(await _document(context, project, action_id))
 
@@ -119,7 +129,7 @@ async def retrieve_action(action_id: str, context: Context, project: CurrentProj
 async def list_batches_of_action(
     action_id: str,
     context: Context,
-    project: CurrentProject,
+    project: _ActionScope,
     after: Annotated[int, Query(ge=0, description="The sequence of the last entry that is known.")] = 0,
     limit: Annotated[int, Query(ge=1, le=1_000)] = 100,
     result: Annotated[Sequence[str] | None, Query(description="Repeatable.")] = None,
@@ -157,7 +167,7 @@ async def list_batches_of_action(
 
 @router.delete("/{action_id}")
 async def undo_action(
-    action_id: str, context: Context, project: CurrentProject, by: CurrentActor
+    action_id: str, context: Context, project: _ActionScope, by: CurrentActor
 ) -> JsonResponse:
     """Calls off an action that has not begun, undoes one that can be undone, or stops it where it is."""
     undone = await context.store.bulk_actions.undo(project, action_id, by=by)
@@ -169,7 +179,7 @@ async def undo_action(
 
 
 @router.post("/{action_id}/start")
-async def start_action(action_id: str, context: Context, project: CurrentProject) -> JsonResponse:
+async def start_action(action_id: str, context: Context, project: _ActionScope) -> JsonResponse:
     """Ends the wait of an action that has not begun. Does not read the body."""
     if await context.store.bulk_actions.start(project, action_id) is None:
         raise _not_found(action_id)
@@ -213,14 +223,16 @@ def _undo(action: BulkAction) -> str:
     return "undo" if action.is_reversible else "stop"
 
 
-async def _require(context: ApiContext, project: ProjectId, action_id: str) -> tuple[BulkAction, float]:
+async def _require(
+    context: ApiContext, project: ProjectId | None, action_id: str
+) -> tuple[BulkAction, float]:
     found = await context.store.bulk_actions.get(project, action_id)
     if found is None:
         raise _not_found(action_id)
     return found
 
 
-async def _document(context: ApiContext, project: ProjectId, action_id: str) -> dict[str, Any]:
+async def _document(context: ApiContext, project: ProjectId | None, action_id: str) -> dict[str, Any]:
     return action_on_wire(*await _require(context, project, action_id))
 
 

@@ -31,6 +31,7 @@ from nightmill.core.bulk_action import BulkAction, BulkActionItem, BulkActionSta
 from nightmill.core.steering import STEERABLE, BatchFilter, SteeringAction
 from nightmill.errors import ConflictError, NotFoundError
 from nightmill.ids import ProjectId
+from nightmill.store.batch_matches import matching
 from nightmill.store.batch_watch_schema import batch_origin
 from nightmill.store.batches import BATCH_COLUMNS, as_batch
 from nightmill.store.bulk_action_schema import bulk_action, bulk_action_item
@@ -38,11 +39,7 @@ from nightmill.store.clock import now
 from nightmill.store.paging import Page
 from nightmill.store.rows import insert_if_absent, portions
 from nightmill.store.schema import batch
-from nightmill.store.steering import matching
 from nightmill.store.verbs import Verbs, read, write
-
-Chosen = BatchFilter | Sequence[str]
-"""A filter, or ids."""
 
 RETRYABLE: Final = frozenset({Status.COMPLETED, Status.EXPIRED, Status.CANCELLED})
 _OPEN: Final = frozenset(Status) - TERMINAL
@@ -93,6 +90,26 @@ _ITEMS_AT_ONCE: Final = 5_000
 
 
 @dataclass(frozen=True, slots=True)
+class Chosen:
+    """The batches that an order means.
+
+    Args:
+        project_id: None for all projects.
+        batches: a filter, or ids.
+    """
+
+    project_id: ProjectId | None
+    batches: BatchFilter | Sequence[str]
+
+    @property
+    def conditions(self) -> list[ColumnElement[bool]]:
+        if isinstance(self.batches, BatchFilter):
+            return matching(self.project_id, self.batches)
+        of_ids = or_(*(batch.c.id.in_(portion) for portion in portions(dict.fromkeys(self.batches))))
+        return [of_ids] if self.project_id is None else [batch.c.project_id == self.project_id, of_ids]
+
+
+@dataclass(frozen=True, slots=True)
 class ChosenCounts:
     """How many batches are chosen, and of which kinds.
 
@@ -120,7 +137,6 @@ class BulkActions(Verbs):
     @staticmethod
     def preview(
         connection: Connection,
-        project_id: ProjectId,
         action: SteeringAction,
         values: Mapping[str, Any],
         chosen: Chosen,
@@ -128,8 +144,8 @@ class BulkActions(Verbs):
         first: int,
     ) -> tuple[ChosenCounts, Sequence[Batch]]:
         """What the order would change: the counts, and the newest of the batches."""
-        conditions = _chosen(project_id, chosen)
-        is_meant = _is_meant(action, values, is_filter=isinstance(chosen, BatchFilter))
+        conditions = chosen.conditions
+        is_meant = _is_meant(action, values, is_filter=isinstance(chosen.batches, BatchFilter))
         rows = connection.execute(
             select(*BATCH_COLUMNS)
             .where(*conditions, is_meant)
@@ -156,6 +172,7 @@ class BulkActions(Verbs):
         """Stores an action on the batches that exist now, to be done after `delay_s` seconds.
 
         Args:
+            project_id: of the key that orders the action.
             key: a second order with the same key changes nothing and returns the first.
         """
         given = {
@@ -170,8 +187,8 @@ class BulkActions(Verbs):
         if connection.execute(_ADD[connection.dialect.name], given).rowcount != 1:
             first = {"of_project_id": project_id, "of_key": key}
             return as_action(connection.execute(_BY_KEY, first).one())
-        conditions = _chosen(project_id, chosen)
-        is_meant = _is_meant(action, values, is_filter=isinstance(chosen, BatchFilter))
+        conditions = chosen.conditions
+        is_meant = _is_meant(action, values, is_filter=isinstance(chosen.batches, BatchFilter))
         counts = _counted(connection, conditions, is_meant)
         source = (
             select(literal(action_id), batch.c.sequence, batch.c.id)
@@ -188,11 +205,17 @@ class BulkActions(Verbs):
 
     @read
     @staticmethod
-    def get(connection: Connection, project_id: ProjectId, action_id: str) -> tuple[BulkAction, float] | None:
-        """The action, and the store's time; None when the project has no such action."""
+    def get(
+        connection: Connection, project_id: ProjectId | None, action_id: str
+    ) -> tuple[BulkAction, float] | None:
+        """The action, and the store's time; None when the project has no such action.
+
+        Args:
+            project_id: None for an action of any project, here and in other verbs.
+        """
         query = _ONE.add_columns(now().label("store_now"))
-        row = connection.execute(query, {"of_action_id": action_id}).one_or_none()
-        return None if row is None or row.project_id != project_id else (as_action(row), row.store_now)
+        row = _of_project(connection.execute(query, {"of_action_id": action_id}).one_or_none(), project_id)
+        return None if row is None else (as_action(row), float(row.store_now))
 
     @read
     @staticmethod
@@ -243,7 +266,7 @@ class BulkActions(Verbs):
     @write
     @staticmethod
     def undo(
-        connection: Connection, project_id: ProjectId, action_id: str, *, by: Actor
+        connection: Connection, project_id: ProjectId | None, action_id: str, *, by: Actor
     ) -> BulkAction | None:
         """Calls the action off, or undoes it, or ends it where it is; None when the project has no such
         action. The same action if that was done already.
@@ -251,8 +274,8 @@ class BulkActions(Verbs):
         Raises:
             ConflictError: it is too late.
         """
-        row = connection.execute(_LOCKED, {"of_action_id": action_id}).one_or_none()
-        if row is None or row.project_id != project_id:
+        row = _of_project(locked(connection, action_id), project_id)
+        if row is None:
             return None
         action = as_action(row)
         if action.state in (BulkActionState.CANCELLED, BulkActionState.UNDOING, BulkActionState.UNDONE):
@@ -271,10 +294,10 @@ class BulkActions(Verbs):
 
     @write
     @staticmethod
-    def start(connection: Connection, project_id: ProjectId, action_id: str) -> BulkAction | None:
+    def start(connection: Connection, project_id: ProjectId | None, action_id: str) -> BulkAction | None:
         """Ends the wait of an action; None when the project has no such action."""
-        row = connection.execute(_LOCKED, {"of_action_id": action_id}).one_or_none()
-        if row is None or row.project_id != project_id:
+        row = _of_project(locked(connection, action_id), project_id)
+        if row is None:
             return None
         if row.state != BulkActionState.PENDING.value:
             return as_action(row)
@@ -340,11 +363,8 @@ def as_action_item(row: Any) -> BulkActionItem:
     )
 
 
-def _chosen(project_id: ProjectId, chosen: Chosen) -> list[ColumnElement[bool]]:
-    if isinstance(chosen, BatchFilter):
-        return matching(project_id, chosen)
-    of_ids = [batch.c.id.in_(portion) for portion in portions(dict.fromkeys(chosen))]
-    return [batch.c.project_id == project_id, or_(*of_ids)]
+def _of_project(row: Any, project_id: ProjectId | None) -> Any:
+    return None if row is None or project_id not in (None, row.project_id) else row
 
 
 def _is_meant(action: SteeringAction, values: Mapping[str, Any], *, is_filter: bool) -> ColumnElement[bool]:
