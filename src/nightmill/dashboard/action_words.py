@@ -40,8 +40,8 @@ def batches(count: int) -> str:
 
 
 def button(action: str, total: int) -> str:
-    """`Pause 12 batches`."""
-    return f"{_BUTTON[action]} {batches(total)}"
+    """`Pause 12 batches`, `Pause this batch`."""
+    return f"{_BUTTON[action]} {'this batch' if total == 1 else batches(total)}"
 
 
 def sentence(action: Mapping[str, Any]) -> str:

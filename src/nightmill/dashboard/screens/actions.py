@@ -94,7 +94,7 @@ async def show(visit: Visit) -> Screen:
     items = await visit.api.get(f"{_path(visit)}/batches", {"result": wanted, "limit": 100})
     return Screen(
         template="action.html",
-        title=f"Action {found['action']}",
+        title=words.button(found["action"], found["total"]),
         document={"action": found, "batches": items["data"], "has_more": items["has_more"]},
         live=("rows",),
         every_s=1.0 if found["is_open"] else 5.0,
