@@ -13,12 +13,13 @@ from fastapi import APIRouter, Request
 from pydantic import Field
 
 from nightmill.api.auth import CurrentActor, CurrentProject
+from nightmill.api.batch_query import statuses_of
 from nightmill.api.batch_wire import Priority
 from nightmill.api.batches import batch_not_found, cancel, require_after, require_batch
 from nightmill.api.body import read_json
 from nightmill.api.context import ApiContext, Context
 from nightmill.api.envelope import JsonResponse
-from nightmill.api.own_batch import own_view, statuses_of
+from nightmill.api.own_batch import own_view
 from nightmill.api.violations import missing_parameter
 from nightmill.api.wire import OwnModel, is_id_shaped
 from nightmill.core.audit import Actor

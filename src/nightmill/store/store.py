@@ -9,6 +9,7 @@ from nightmill.errors import UnavailableError
 from nightmill.store.answered_segments import AnsweredSegments
 from nightmill.store.api_keys import ApiKeys
 from nightmill.store.audit import Audit
+from nightmill.store.batch_counts import BatchCounts
 from nightmill.store.batch_events import BatchEvents
 from nightmill.store.batch_leases import BatchLeases
 from nightmill.store.batch_origins import BatchOrigins
@@ -62,6 +63,7 @@ class Store:
         self.blob_references = BlobReferences(database)
         self.batches = Batches(database)
         self.steering = Steering(database)
+        self.batch_counts = BatchCounts(database)
         self.batch_events = BatchEvents(database)
         self.batch_watch = BatchWatch(database)
         self.canaries = Canaries(database)
