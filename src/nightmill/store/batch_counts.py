@@ -8,19 +8,27 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from sqlalchemy import Connection, Select, case, delete, func, select, text
+from sqlalchemy import Connection, Select, case, delete, exists, func, select, text
 from sqlalchemy.dialects import postgresql, sqlite
 
 from nightmill.core.batch import Status
 from nightmill.core.batch_facets import BatchGroup, is_of_groups
 from nightmill.core.steering import BatchFilter
 from nightmill.ids import ProjectId
-from nightmill.store.batch_index_schema import FILL, GROUP, GROUPS_OF_BATCHES, batch_count, batch_count_change
+from nightmill.store.batch_index_schema import (
+    FILL,
+    GROUP,
+    GROUPS_OF_BATCHES,
+    batch_count,
+    batch_count_change,
+    batch_text,
+)
 from nightmill.store.batch_matches import matching
 from nightmill.store.schema import batch
 from nightmill.store.verbs import Verbs, read, write
 
-_FOLDED_AT_ONCE: Final = 5_000
+FOLDED_AT_ONCE: Final = 5_000
+"""Bounds how long one transaction takes."""
 
 _KEPT = (
     select(*(batch_count.c[name] for name in GROUP), batch_count.c["count"].label("number"))
@@ -36,7 +44,7 @@ _GROUPS = select(*_OF_KEPT, _SUM.label("number")).group_by(*_OF_KEPT).having(_SU
 _SOME_CHANGES = (
     select(batch_count_change.c.sequence)
     .order_by(batch_count_change.c.sequence)
-    .limit(_FOLDED_AT_ONCE)
+    .limit(FOLDED_AT_ONCE)
     .with_for_update(skip_locked=True)
 )
 _TAKE_CHANGES = (
@@ -55,6 +63,13 @@ def _adding(make: Any) -> Any:
 _ADD = {"sqlite": _adding(sqlite.insert), "postgresql": _adding(postgresql.insert)}
 _FORGET_EMPTY = delete(batch_count).where(batch_count.c["count"] == 0)
 _COUNTED = text(GROUPS_OF_BATCHES)
+_IS_TEXT_OF_BATCH = (
+    batch_text.c.project_id == batch.c.project_id,
+    batch_text.c.created_at == batch.c.created_at,
+    batch_text.c.batch_sequence == batch.c.sequence,
+)
+_WITHOUT_TEXT = select(func.count()).select_from(batch).where(~exists().where(*_IS_TEXT_OF_BATCH))
+_WITHOUT_BATCH = select(func.count()).select_from(batch_text).where(~exists().where(*_IS_TEXT_OF_BATCH))
 
 
 class BatchCounts(Verbs):
@@ -101,7 +116,7 @@ class BatchCounts(Verbs):
     @write
     @staticmethod
     def fold(connection: Connection) -> int:
-        """Adds up the changes, some thousands at most; returns how many there were. Call it until 0."""
+        """Adds up changes, at most `FOLDED_AT_ONCE`; returns how many there were."""
         changes = connection.execute(_TAKE_CHANGES).all()
         sums: dict[tuple[Any, ...], int] = {}
         for row in changes:
@@ -124,6 +139,11 @@ def wrong_counts(connection: Connection) -> int:
     kept = {tuple(row[: len(GROUP)]): int(row.number) for row in connection.execute(_GROUPS)}
     true = {tuple(row[: len(GROUP)]): int(row.number) for row in connection.execute(_COUNTED)}
     return sum(kept.get(key) != true.get(key) for key in kept.keys() | true.keys())
+
+
+def wrong_texts(connection: Connection) -> int:
+    """How many batches have no text, and how many texts no batch."""
+    return sum(connection.execute(query).scalar_one() for query in (_WITHOUT_TEXT, _WITHOUT_BATCH))
 
 
 def recount(connection: Connection) -> None:
