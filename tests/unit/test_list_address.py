@@ -62,7 +62,17 @@ def test_an_unknown_zone_is_read_as_utc() -> None:
         )
 
 
-@pytest.mark.parametrize("pair", [("range", "yesterday"), ("from", "noon"), ("to", "2026-13-01")])
+@pytest.mark.parametrize(
+    "pair",
+    [
+        ("range", "yesterday"),
+        ("from", "noon"),
+        ("to", "2026-13-01"),
+        ("rows", "0"),
+        ("rows", "9999"),
+        ("rows", "²"),
+    ],
+)
 def test_a_time_that_cannot_be_read_is_refused_and_not_left_out(pair: tuple[str, str]) -> None:
     with pytest.raises(RequestError) as raised:
         address(pair)
@@ -97,6 +107,13 @@ def test_pages_lead_on_and_back() -> None:
     at_third = address(("model", "m"), ("back", "batch_2"), ("after", "batch_3"))
     assert at_third.page_before == second
     assert address(("model", "m"), ("after", "batch_2")).page_before == "./?model=m"
+
+
+def test_the_number_of_rows_belongs_to_the_view() -> None:
+    here = address(("rows", "25"), ("model", "m"))
+    assert here.rows == 25
+    assert here.having("model", "n") == "./?rows=25&model=n"
+    assert here.filters == (("model", "m"),)
 
 
 def test_a_search_of_lines_is_no_filter_of_batches() -> None:

@@ -6,22 +6,24 @@ from typing import Any, Final
 from nightmill.dashboard.list_address import OPEN_STATUSES
 
 _UNSURE_ODDS: Final = 0.9
-_MOST_PAIRS: Final = 3
 _ENDS: Final = ("completed_at", "failed_at", "expired_at", "cancelled_at")
 
 
-def row_of(batch: Mapping[str, Any]) -> dict[str, Any]:
+def row_of(batch: Mapping[str, Any], *, shows_project: bool = False) -> dict[str, Any]:
     """The row of a batch.
 
     Args:
         batch: a document of `GET /nightmill/v1/batches`.
+        shows_project: whether the list has batches of several projects.
     """
     is_open = batch["status"] in OPEN_STATUSES
     expected: Mapping[str, Any] = batch.get("forecast") or {}
     usage: Mapping[str, Any] = batch.get("usage") or expected.get("usage") or {}
     counts = _counts(batch, expected)
     pairs: Mapping[str, str] = batch.get("metadata") or {}
-    metadata = list(pairs.items())
+    about = [batch.get("model"), *(f"{key}={value}" for key, value in pairs.items()), batch["endpoint"]]
+    if shows_project:
+        about.insert(0, batch.get("project"))
     limit: Mapping[str, Any] = batch.get("why") or {}
     return {
         "id": batch["id"],
@@ -33,8 +35,8 @@ def row_of(batch: Mapping[str, Any]) -> dict[str, Any]:
         "endpoint": batch["endpoint"],
         "model": batch.get("model"),
         "priority": batch.get("priority", 0),
-        "metadata": [{"key": key, "value": value} for key, value in metadata[:_MOST_PAIRS]],
-        "metadata_more": max(0, len(metadata) - _MOST_PAIRS),
+        "metadata": pairs,
+        "about": [text for text in about if text],
         "counts": counts,
         "retries": batch.get("retries"),
         "lines_per_s": expected.get("lines_per_s"),

@@ -18,6 +18,7 @@ UNFINISHED: Final = "unfinished"
 PAUSED: Final = "paused"
 OPEN_STATUSES: Final = ("validating", "in_progress", "finalizing", "cancelling")
 IN_LINES: Final = "lines"
+EVERY_PROJECT: Final = "*"
 NIGHT: Final = "night"
 RANGES: Final[Mapping[str, str]] = {
     "1h": "last hour",
@@ -34,10 +35,12 @@ _NIGHT_ENDS_H: Final = 8
 _NIGHT: Final = timedelta(hours=16)
 _STEP_S: Final = 60
 _REPEATED: Final = ("status", "metadata")
-_KNOWN: Final = ("q", "in", "status", *FACETS, "range", "from", "to", "tz", "after", "back")
+_KNOWN: Final = ("q", "in", "status", *FACETS, "range", "from", "to", "tz", "rows", "after", "back")
 _PAGING: Final = ("after", "back")
-_NO_FILTER: Final = (*_PAGING, "in", "tz")
+_NO_FILTER: Final = (*_PAGING, "in", "tz", "rows")
 _MOST_BACK: Final = 30
+_ROWS: Final = 50
+_MOST_ROWS: Final = 100
 _LONGEST: Final = 1_000
 
 
@@ -58,8 +61,8 @@ class ListAddress:
         """Of the query of a request.
 
         Raises:
-            RequestError: a range or a time can't be read. A page that showed more batches than were asked for
-                would let an action reach them.
+            RequestError: a range, a time or a number can't be read. A page that showed more batches than
+                were asked for would let an action reach them.
         """
         kept: dict[tuple[str, str], None] = {}
         for name, given in pairs:
@@ -71,6 +74,7 @@ class ListAddress:
             kept[name, value] = None
         address = cls(tuple(kept), now)
         address.created()
+        _ = address.rows
         return address
 
     def get(self, name: str) -> str | None:
@@ -83,6 +87,15 @@ class ListAddress:
     def filters(self) -> tuple[tuple[str, str], ...]:
         """The pairs that leave batches out."""
         return tuple(pair for pair in self.pairs if pair[0] not in _NO_FILTER)
+
+    @property
+    def rows(self) -> int:
+        """How many batches a page has. Raises RequestError."""
+        value = self.get("rows") or str(_ROWS)
+        if not value.isascii() or not value.isdigit() or not 1 <= int(value) <= _MOST_ROWS:
+            message = f"'rows' must be a number from 1 to {_MOST_ROWS}."
+            raise RequestError(message, param="rows", code="invalid_value")
+        return int(value)
 
     @property
     def zone(self) -> tzinfo:

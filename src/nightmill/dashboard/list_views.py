@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from nightmill.dashboard.list_address import (
+    EVERY_PROJECT,
     FACETS,
     IN_LINES,
     NIGHT,
@@ -38,7 +39,6 @@ _NAMES: Final[Mapping[str, str]] = {
     "project": "Project",
     "metadata": "Metadata",
 }
-_EVERY_PROJECT: Final = "*"
 _MOST_VALUES: Final = 12
 
 Facets = Mapping[str, Any]
@@ -118,8 +118,8 @@ def _item(address: ListAddress, name: str, item: Mapping[str, Any]) -> dict[str,
 
 
 def _every_project(address: ListAddress, chosen: str | None) -> dict[str, Any]:
-    is_chosen = chosen == _EVERY_PROJECT
-    href = address.lacking("project") if is_chosen else address.having("project", _EVERY_PROJECT)
+    is_chosen = chosen == EVERY_PROJECT
+    href = address.lacking("project") if is_chosen else address.having("project", EVERY_PROJECT)
     return {"value": "all projects", "count": None, "is_chosen": is_chosen, "href": href}
 
 
