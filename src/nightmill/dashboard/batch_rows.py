@@ -51,7 +51,7 @@ def row_of(batch: Mapping[str, Any], *, shows_project: bool = False) -> dict[str
         "reason": None if batch.get("stop_reason") is None else batch["stop_reason"]["message"],
         "input_tokens": usage.get("input_tokens"),
         "output_tokens": usage.get("output_tokens"),
-        "cost": batch.get("cost", expected.get("cost")),
+        "cost": batch.get("cost"),
         "cost_to_come": expected.get("cost_to_come"),
     }
 
