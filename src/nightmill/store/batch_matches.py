@@ -139,11 +139,16 @@ def _conditions(wanted: BatchFilter) -> list[ColumnElement[bool]]:
         conditions.append(batch.c.priority == wanted.priority)
     if wanted.served is not None:
         served = [
-            and_(batch.c.endpoint == endpoint, func.coalesce(batch.c.model, "").in_(sorted(models)))
+            and_(batch.c.endpoint == endpoint, _has_model(models))
             for endpoint, models in wanted.served.items()
         ]
         conditions.append(or_(false(), *served))
     return conditions
+
+
+def _has_model(models: frozenset[str]) -> ColumnElement[bool]:
+    named = batch.c.model.in_(sorted(models))
+    return or_(named, batch.c.model.is_(None)) if "" in models else named
 
 
 def _of_time(wanted: BatchFilter, created_at: ColumnElement[int]) -> list[ColumnElement[bool]]:
