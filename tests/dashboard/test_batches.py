@@ -7,8 +7,12 @@ from typing import Any
 from urllib.parse import parse_qs, parse_qsl
 
 import pytest
-from playwright.sync_api import Browser, Page, Request, expect
+from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Request as Sent
+from starlette.requests import Request
 
+from nightmill.dashboard.batch_rows import row_of
+from nightmill.dashboard.pages import fragment
 from tests.dashboard.conftest import RunningServer, chat_line, running_server
 from tests.dashboard.screens import violations
 
@@ -79,7 +83,7 @@ def posted(page: Page) -> list[dict[str, list[str]]]:
     """The forms that the page sends to the review of an action, as they are sent."""
     found: list[dict[str, list[str]]] = []
 
-    def keep(request: Request) -> None:
+    def keep(request: Sent) -> None:
         if request.method == "POST":
             found.append(parse_qs(request.post_data or "", keep_blank_values=True))
 
@@ -147,6 +151,20 @@ def test_a_search_finds_ids_and_names_of_files(server: RunningServer, seed: Seed
     assert ids(page) == [seed.other]
     page.goto(f"{server.url}/?q=nothing-has-this-name")
     expect(page.locator(".empty")).to_contain_text("No batch matches")
+
+
+def test_a_line_is_found_by_its_custom_id(server: RunningServer, seed: Seed, page: Page) -> None:
+    page.goto(f"{server.url}/?model=emulated")
+    page.fill("[data-search]", "done-2")
+    page.click("text=Find custom_id")
+    expect(page.locator("[data-row]")).to_have_count(1)
+    link = page.locator("[data-row] a").first
+    assert link.get_attribute("href") == f"ui/batches/{seed.done}/lines/2"
+    assert violations(page) == []
+    page.fill("[data-search]", "<b>no such line</b>")
+    page.keyboard.press("Enter")
+    expect(page.locator(".empty")).to_have_text("No line has this custom_id.")
+    expect(page.locator("h2 .id")).to_have_text("<b>no such line</b>")
 
 
 def test_last_night_is_a_night_of_the_reader(server: RunningServer, browser: Browser, seed: Seed) -> None:
@@ -246,6 +264,43 @@ def test_the_list_works_without_scripts(server: RunningServer, browser: Browser,
     assert (forms[0]["action"], forms[0]["ids"]) == (["retry"], [seed.done])
     assert forms[0]["csrf"][0]
     context.close()
+
+
+def test_a_forecast_that_misses_the_deadline_is_marked_in_words() -> None:
+    batch = {
+        "id": "batch_1",
+        "status": "in_progress",
+        "endpoint": "/v1/chat/completions",
+        "file_name": NAME,
+        "created_at": 1_000,
+        "deadline": 2_000,
+        "request_counts": {"total": 10, "completed": 5, "failed": 1},
+        "forecast": {"ends_at": 2_000 + 3 * 3600, "deadline_odds": 0.1, "in_flight": 2},
+        "why": {"sentence": "<b>Waits</b>"},
+    }
+    paging = {"first": None, "previous": None, "next": None, "number": 1}
+    document = {"batches": [row_of(batch)], "matching": 1, "paging": paging, "filtered": False, "search": ""}
+    scope: dict[str, Any] = {
+        "type": "http",
+        "method": "GET",
+        "path": "/",
+        "query_string": b"",
+        "headers": [],
+    }
+    html = bytes(fragment(Request(scope), "batches.html", "rows", document, shows_content=True).body).decode()
+    assert "late by 3 h" in html and "10%" in html
+    assert "<script>" not in html and "<b>Waits" not in html
+
+
+def test_a_view_is_kept_by_the_browser(server: RunningServer, seed: Seed, page: Page) -> None:
+    page.on("dialog", lambda dialog: dialog.accept("My <b>slow</b> ones"))
+    page.goto(f"{server.url}/?model=slow")
+    page.locator("summary", has_text="Views").click()
+    page.click("[data-keep-view]")
+    page.goto(server.url)
+    page.locator("summary", has_text="Views").click()
+    page.locator("#own-views a", has_text="My <b>slow</b> ones").click()
+    expect(page).to_have_url(f"{server.url}/?model=slow")
 
 
 def test_the_list_has_nothing_of_prompts_and_answers(server: RunningServer, seed: Seed, page: Page) -> None:

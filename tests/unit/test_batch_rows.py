@@ -4,7 +4,7 @@ from typing import Any
 
 from nightmill.dashboard.batch_rows import lateness, row_of, summary_of
 from nightmill.dashboard.list_address import ListAddress
-from nightmill.dashboard.list_views import applied_filters, chips, menus, metadata_menu
+from nightmill.dashboard.list_views import applied_filters, chips, matching_of, menus, metadata_menu
 
 DEADLINE = 1_000_000
 
@@ -82,6 +82,21 @@ def test_chips_count_paused_batches_once() -> None:
     )
     found = {chip["label"]: chip["count"] for chip in chips(address(), counted)}
     assert (found["All"], found["Unfinished"], found["In progress"], found["Paused"]) == (9, 5, 3, 2)
+
+
+def test_the_counts_of_chips_say_how_many_match() -> None:
+    counted = facets(
+        total=9,
+        paused=2,
+        status=[{"value": "in_progress", "count": 5}, {"value": "completed", "count": 4}],
+    )
+
+    def matching(*statuses: str) -> int | None:
+        return matching_of(address(*(("status", one) for one in statuses)), counted)
+
+    assert [matching(), matching("in_progress"), matching("paused"), matching("expired")] == [9, 3, 2, 0]
+    assert matching("unfinished", "completed") == 9
+    assert matching("paused", "completed") is None
 
 
 def test_a_chosen_chip_leads_back_to_all() -> None:

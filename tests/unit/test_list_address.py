@@ -104,6 +104,7 @@ def test_pages_lead_on_and_back() -> None:
     assert second == "./?model=m&after=batch_2"
     third = address(("model", "m"), ("after", "batch_2")).next_page("batch_3")
     assert third == "./?model=m&back=batch_2&after=batch_3"
+    assert (first.page_number, address(("after", "batch_2")).page_number) == (1, 2)
     at_third = address(("model", "m"), ("back", "batch_2"), ("after", "batch_3"))
     assert at_third.page_before == second
     assert address(("model", "m"), ("after", "batch_2")).page_before == "./?model=m"
@@ -116,12 +117,13 @@ def test_the_number_of_rows_belongs_to_the_view() -> None:
     assert here.filters == (("model", "m"),)
 
 
-def test_a_search_of_lines_is_no_filter_of_batches() -> None:
-    here = address(("q", "ticket-1"), ("in", "lines"))
-    assert here.api_pairs() == []
-    assert here.lacking("q") == "./"
+def test_lines_are_searched_in_the_batches_of_the_view() -> None:
+    here = address(("q", "ticket-1"), ("model", "m"), ("after", "batch_1"))
+    assert here.api_pairs(without=("q",)) == [("model", "m")]
+    assert here.find_line() == "ui/find?q=ticket-1&model=m"
+    assert here.find_line("batch_2@3:4") == "ui/find?q=ticket-1&model=m&after=batch_2%403%3A4"
 
 
 def test_a_form_repeats_the_filters_that_it_does_not_set() -> None:
-    here = address(("q", "x"), ("in", "lines"), ("model", "m"), ("after", "batch_1"))
+    here = address(("q", "x"), ("model", "m"), ("after", "batch_1"))
     assert here.hidden("q") == [{"name": "model", "value": "m"}]

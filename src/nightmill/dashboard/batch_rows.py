@@ -67,17 +67,17 @@ def lateness(expected: Mapping[str, Any], deadline: float) -> dict[str, Any] | N
     return None
 
 
-def summary_of(rows: Sequence[Mapping[str, Any]], *, unfinished: int) -> dict[str, Any]:
+def summary_of(rows: Sequence[Mapping[str, Any]], *, unfinished: int | None) -> dict[str, Any]:
     """What the unfinished batches of these rows do together.
 
     Args:
-        unfinished: how many match the filter, on other pages too.
+        unfinished: how many match the filter, on other pages too; None if only these rows are counted.
     """
     open_rows = [row for row in rows if row["is_open"]]
     rates = [row["lines_per_s"] for row in open_rows if row["lines_per_s"] is not None]
     ends = [row["ends_at"] for row in open_rows if row["ends_at"] is not None]
     return {
-        "unfinished": unfinished,
+        "unfinished": len(open_rows) if unfinished is None else unfinished,
         "of_rows": len(open_rows),
         "paused": sum(row["is_paused"] for row in open_rows),
         "late": sum(row["late"] is not None for row in open_rows),

@@ -17,8 +17,8 @@ from nightmill.errors import RequestError
 UNFINISHED: Final = "unfinished"
 PAUSED: Final = "paused"
 OPEN_STATUSES: Final = ("validating", "in_progress", "finalizing", "cancelling")
-IN_LINES: Final = "lines"
 EVERY_PROJECT: Final = "*"
+FIND: Final = "ui/find"
 NIGHT: Final = "night"
 RANGES: Final[Mapping[str, str]] = {
     "1h": "last hour",
@@ -35,9 +35,9 @@ _NIGHT_ENDS_H: Final = 8
 _NIGHT: Final = timedelta(hours=16)
 _STEP_S: Final = 60
 _REPEATED: Final = ("status", "metadata")
-_KNOWN: Final = ("q", "in", "status", *FACETS, "range", "from", "to", "tz", "rows", "after", "back")
+_KNOWN: Final = ("q", "status", *FACETS, "range", "from", "to", "tz", "rows", "after", "back")
 _PAGING: Final = ("after", "back")
-_NO_FILTER: Final = (*_PAGING, "in", "tz", "rows")
+_NO_FILTER: Final = (*_PAGING, "tz", "rows")
 _MOST_BACK: Final = 30
 _ROWS: Final = 50
 _MOST_ROWS: Final = 100
@@ -145,8 +145,7 @@ class ListAddress:
         if "status" not in without:
             found += _statuses(self.all("status"))
         for name in ("q", *FACETS):
-            is_search_of_lines = name == "q" and self.get("in") == IN_LINES
-            if name not in without and not is_search_of_lines:
+            if name not in without:
                 found += [(name, value) for value in self.all(name)]
         after, before = self.created()
         if after is not None and "range" not in without:
@@ -169,11 +168,10 @@ class ListAddress:
 
     def lacking(self, name: str, value: str | None = None) -> str:
         """The same view without the name, or without one of its values."""
-        dropped = {*_PAGING, *(("in",) if name == "q" else ())}
         return _url(
             pair
             for pair in self.pairs
-            if pair[0] not in dropped and (pair[0] != name or (value is not None and pair[1] != value))
+            if pair[0] not in _PAGING and (pair[0] != name or (value is not None and pair[1] != value))
         )
 
     def next_page(self, after: str) -> str:
@@ -196,15 +194,31 @@ class ListAddress:
         return _url([*kept, *paging])
 
     @property
+    def page_number(self) -> int | None:
+        """From 1; None where the address no longer holds all pages before."""
+        if self.get("after") is None:
+            return 1
+        before = len(self.all("back"))
+        return before + 2 if before < _MOST_BACK else None
+
+    @property
     def first_page(self) -> str:
+        """The first page of the same view."""
         return _url(pair for pair in self.pairs if pair[0] not in _PAGING)
+
+    def find_line(self, after: str | None = None) -> str:
+        """The page that searches the lines of these batches for a custom_id.
+
+        Args:
+            after: where the search goes on.
+        """
+        kept = [pair for pair in self.pairs if pair[0] not in _PAGING]
+        return _url([*kept, *([("after", after)] if after else [])], FIND)
 
     def hidden(self, *names: str) -> list[dict[str, str]]:
         """The pairs that a form of the page repeats, without the names that it sets itself."""
         return [
-            {"name": name, "value": value}
-            for name, value in self.pairs
-            if name not in (*names, *_PAGING, *(("in",) if "q" in names else ()))
+            {"name": name, "value": value} for name, value in self.pairs if name not in (*names, *_PAGING)
         ]
 
 
@@ -238,6 +252,6 @@ def _expanded(name: str) -> Sequence[str]:
     return OPEN_STATUSES if name == UNFINISHED else (name,)
 
 
-def _url(pairs: Iterable[tuple[str, str]]) -> str:
+def _url(pairs: Iterable[tuple[str, str]], path: str = "./") -> str:
     query = urlencode(list(pairs))
-    return f"./?{query}" if query else "./"
+    return f"{path}?{query}" if query else path

@@ -10,7 +10,6 @@ from typing import Any, Final
 from nightmill.dashboard.list_address import (
     EVERY_PROJECT,
     FACETS,
-    IN_LINES,
     NIGHT,
     OPEN_STATUSES,
     PAUSED,
@@ -80,6 +79,21 @@ def count_of(facets: Facets, status: str) -> int:
     if status == PAUSED:
         return paused
     return max(0, statuses.get(status, 0) - (paused if status == "in_progress" else 0))
+
+
+def matching_of(address: ListAddress, facets: Facets) -> int | None:
+    """How many batches the address means, by the counts of `chips`; None where they do not say it."""
+    chosen = address.all("status")
+    match chosen:
+        case []:
+            return int(facets["total"])
+        case [one]:
+            return count_of(facets, one)
+        case _ if PAUSED in chosen:
+            return None
+        case _:
+            wanted = {name for one in chosen for name in (OPEN_STATUSES if one == UNFINISHED else (one,))}
+            return sum(item["count"] for item in facets["status"] if item["value"] in wanted)
 
 
 def ranges(address: ListAddress) -> list[dict[str, Any]]:
@@ -160,7 +174,7 @@ def applied_filters(address: ListAddress) -> list[dict[str, str]]:
     project show themselves."""
     found: list[dict[str, str]] = []
     for name, value in address.filters:
-        if name == "status" or (name == "q" and address.get("in") == IN_LINES):
+        if name == "status":
             continue
         text = {
             "q": f"contains “{value}”",
@@ -168,5 +182,5 @@ def applied_filters(address: ListAddress) -> list[dict[str, str]]:
             "from": f"created from {value.replace('T', ' ')}",
             "to": f"created before {value.replace('T', ' ')}",
         }.get(name, f"{name}: {value}")
-        found.append({"text": text, "href": address.lacking(name, value)})
+        found.append({"name": name, "text": text, "href": address.lacking(name, value)})
     return found
