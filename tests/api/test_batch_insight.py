@@ -149,5 +149,5 @@ def test_a_running_batch_has_limit_forecast_tokens_and_cost(tmp_path):
         assert expected["earliest_at"] <= expected["ends_at"] <= expected["latest_at"]
         assert expected["deadline_odds"] == 1.0
         assert expected["tokens_to_come"] == 2_400
-        assert expected["cost"] == pytest.approx(0.0008)
+        assert expected["cost"] == found["cost"] == pytest.approx(0.0008)
         assert expected["cost_to_come"] == pytest.approx(0.0032)

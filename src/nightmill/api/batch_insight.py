@@ -17,6 +17,7 @@ from nightmill.api.envelope import JsonResponse
 from nightmill.core.batch import Batch
 from nightmill.core.forecast import Forecast
 from nightmill.core.history import BatchEvent
+from nightmill.core.prices import price_of
 from nightmill.core.why import Why
 from nightmill.ids import BatchId
 from nightmill.roles.batch_scene import Scene, read_scene
@@ -74,6 +75,12 @@ def _forecast(scene: Scene, batch: Batch, around: Around) -> dict[str, Any] | No
         "retrying": scene.retrying(batch.id),
         **forecast_on_wire(expected),
     }
+
+
+def cost_of(context: ApiContext, batch: Batch) -> float | None:
+    """What the answers of a batch have cost so far; None without a price of its model."""
+    price = price_of(context.settings.token_prices, batch.model)
+    return None if price is None else _rounded(price.cost(batch.tally.usage), 6)
 
 
 @router.get("/batches/{batch_id}/events")

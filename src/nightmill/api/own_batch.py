@@ -12,7 +12,7 @@ import msgspec.structs
 from fastapi import APIRouter, Depends, Query
 
 from nightmill.api.auth import Caller, caller_of
-from nightmill.api.batch_insight import insight_of, insights_of
+from nightmill.api.batch_insight import cost_of, insight_of, insights_of
 from nightmill.api.batch_query import BatchQuery
 from nightmill.api.batches import require_after, require_batch
 from nightmill.api.context import Context
@@ -83,7 +83,12 @@ async def list_batches(
     insights = await insights_of(context, page.items)
     names = await context.store.files.names([batch.input_file_id for batch in page.items])
     data = [
-        {**own_view(batch), "file_name": names.get(batch.input_file_id), **insights[batch.id]}
+        {
+            **own_view(batch),
+            "file_name": names.get(batch.input_file_id),
+            "cost": cost_of(context, batch),
+            **insights[batch.id],
+        }
         for batch in page.items
     ]
     return JsonResponse(
@@ -142,6 +147,7 @@ async def retrieve(
         {
             **own_view(batch),
             "file_name": names.get(batch.input_file_id),
+            "cost": cost_of(context, batch),
             **await insight_of(context, batch),
         }
     )

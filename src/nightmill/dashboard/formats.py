@@ -25,6 +25,16 @@ def number(value: float | None) -> str:
     return f"{value:,.1f}" if abs(value) >= 10 else f"{value:.2f}"
 
 
+def short_number(value: float | None) -> str:
+    """`950`, `12.4k`, `3.1M`, `1.2G`: for columns in which long numbers do not fit."""
+    if value is None:
+        return "–"
+    for unit, factor in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= factor:
+            return f"{value / factor:.1f}{unit}"
+    return number(value)
+
+
 def size(size_bytes: int | None) -> str:
     """`1.5 MiB`."""
     if size_bytes is None:
@@ -77,6 +87,7 @@ def pretty_json(value: Any) -> str:
 
 FILTERS: Final[dict[str, Callable[..., Any]]] = {
     "number": number,
+    "short_number": short_number,
     "size": size,
     "ago": ago,
     "exact": exact,
