@@ -1,11 +1,11 @@
-"""What limits a batch, when it will end, and its history, under `/nightmill/v1/batches`.
+"""What limits a batch, when it will end, its progress and its history, under `/nightmill/v1/batches`.
 
 Limit and forecast are computed for each request, from the batch, the reports of the workers and the stored
 samples. So they exist for every batch, however many there are.
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Query
 from msgspec.structs import asdict
@@ -65,10 +65,15 @@ async def list_events(
     project: CurrentProject,
     after: Annotated[int, Query(ge=0, description="The sequence of the last entry that is known.")] = 0,
     limit: Annotated[int, Query(ge=1, le=_MOST_EVENTS)] = 100,
+    order: Annotated[Literal["asc", "desc"], Query(description="`desc` has the newest entry first.")] = "asc",
 ) -> JsonResponse:
-    """The history of a batch, the oldest entry first."""
+    """The history of a batch, the oldest entry first unless `order` is `desc`."""
     batch = await require_batch(context, project, batch_id)
-    events = await context.store.batch_events.list(batch.id, after=after, limit=limit + 1)
+    history = context.store.batch_events
+    if order == "asc":
+        events = await history.list(batch.id, after=after, limit=limit + 1)
+    else:
+        events = await history.newest(batch.id, before=after or None, limit=limit + 1)
     data = [event_on_wire(event) for event in events[:limit]]
     return JsonResponse(
         {
@@ -79,6 +84,15 @@ async def list_events(
             "has_more": len(events) > limit,
         }
     )
+
+
+@router.get("/batches/{batch_id}/samples")
+async def list_samples(batch_id: str, context: Context, project: CurrentProject) -> JsonResponse:
+    """How far the batch was at the times that are kept, the oldest first: at most 400, the farther apart the
+    older they are, and none from a week after its end on. The counts are sums since its start."""
+    batch = await require_batch(context, project, batch_id)
+    samples = await context.store.batch_watch.samples(batch.id)
+    return JsonResponse({"object": "list", "data": [sample._asdict() for sample in samples]})
 
 
 def why_on_wire(limit: Why) -> dict[str, Any]:
