@@ -48,6 +48,17 @@ async def insight_of(context: ApiContext, batch: Batch) -> dict[str, Any]:
     }
 
 
+async def links_of(context: ApiContext, batch: Batch) -> dict[str, Any]:
+    """The keys `origins` and `repeated_by` of a batch's own document: the batches whose lines it repeats, and
+    those that repeat lines of it."""
+    links = context.store.batch_origins
+    origins, retries = await links.origins(batch.id), await links.retries(batch.id)
+    return {
+        "origins": [{"id": it.origin_id, "lines": it.count} for it in origins],
+        "repeated_by": [{"id": it.batch.id, "lines": it.origin.count} for it in retries],
+    }
+
+
 async def limits_of(context: ApiContext, batches: Sequence[Batch]) -> dict[BatchId, dict[str, Any]]:
     """The key `why` of each of these batches that has not ended."""
     unfinished = [batch for batch in batches if not batch.status.is_terminal]

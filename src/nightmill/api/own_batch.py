@@ -11,7 +11,7 @@ import msgspec.structs
 from fastapi import APIRouter, Query
 
 from nightmill.api.auth import CurrentProject
-from nightmill.api.batch_insight import insight_of, limits_of
+from nightmill.api.batch_insight import insight_of, limits_of, links_of
 from nightmill.api.batches import require_after, require_batch
 from nightmill.api.context import Context
 from nightmill.api.envelope import JsonResponse
@@ -52,7 +52,9 @@ def own_view(batch: Batch) -> dict[str, Any]:
 @router.get("/batches/{batch_id}")
 async def retrieve(batch_id: str, context: Context, project: CurrentProject) -> JsonResponse:
     batch = await require_batch(context, project, batch_id)
-    return JsonResponse({**own_view(batch), **await insight_of(context, batch)})
+    return JsonResponse(
+        {**own_view(batch), **await insight_of(context, batch), **await links_of(context, batch)}
+    )
 
 
 @router.get("/batches")
