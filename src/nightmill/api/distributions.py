@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 _BARS: Final = 12
+_FEWEST_BARS: Final = 7
 _WIDE: Final = 20.0
 """A spread of this factor between the middle and the largest values gets bars that double in width."""
 
@@ -50,9 +51,11 @@ def _bounds(ordered: Sequence[float]) -> list[float]:
     if least >= 0 and middle > 0 and most / middle > _WIDE:
         return _doubling_bounds(most)
     step = _even(max((most - least) / _BARS, 1 if isinstance(most, int) else most / 1_000 or 1))
-    low = math.floor(least / step) * step
-    count = max(1, math.floor((most - low) / step) + 1)
-    return [low + step * number for number in range(count + 1)]
+    low = math.floor(least / step)
+    count = math.floor(most / step - low) + 1
+    if (missing := _FEWEST_BARS - count) > 0:  # empty bars on both sides of a few values
+        low, count = (low - missing // 2 if least < 0 else max(0, low - missing // 2)), _FEWEST_BARS
+    return [step * number for number in range(low, low + count + 1)]
 
 
 def _doubling_bounds(most: float) -> list[float]:

@@ -3,7 +3,7 @@
 import json
 import shlex
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, cast
 
 _DEFAULT_WINDOW: Final = "24h"
 _OPTIONS: Final = {
@@ -39,23 +39,33 @@ def chosen_options(own: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _python(base_url: str, batch: Mapping[str, Any], options: Mapping[str, Any]) -> str:
-    extra = f"    extra_body={{'nightmill': {dict(options)!r}}},\n" if options else ""
-    metadata = f"    metadata={batch['metadata']!r},\n" if batch["metadata"] else ""
+    extra = f'    extra_body={{"nightmill": {_literal(options)}}},\n' if options else ""
+    metadata = f"    metadata={_literal(batch['metadata'])},\n" if batch["metadata"] else ""
     return f"""from openai import OpenAI
 
-client = OpenAI(base_url={base_url!r}, api_key="...")
+client = OpenAI(base_url={_literal(base_url)}, api_key="...")
 
-batch = client.batches.retrieve({batch["id"]!r})
+batch = client.batches.retrieve({_literal(batch["id"])})
 print(batch.status, batch.request_counts)
 if batch.output_file_id:
     client.files.content(batch.output_file_id).write_to_file("answers.jsonl")
 
 # the same batch again
 again = client.batches.create(
-    input_file_id={batch["input_file_id"]!r},
-    endpoint={batch["endpoint"]!r},
-    completion_window={batch["completion_window"]!r},
+    input_file_id={_literal(batch["input_file_id"])},
+    endpoint={_literal(batch["endpoint"])},
+    completion_window={_literal(batch["completion_window"])},
 {metadata}{extra})"""
+
+
+def _literal(value: Any) -> str:
+    """A text, a number, a truth value or a mapping of these as Python."""
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, Mapping):
+        pairs = cast("Mapping[str, Any]", value).items()
+        return "{" + ", ".join(f"{_literal(name)}: {_literal(inner)}" for name, inner in pairs) + "}"
+    return repr(value)
 
 
 def _curl(base_url: str, batch: Mapping[str, Any], options: Mapping[str, Any]) -> str:
@@ -79,9 +89,8 @@ curl -s "$OPENAI_BASE_URL/batches" -H "Authorization: Bearer $OPENAI_API_KEY" \\
 
 
 def _nightmill(base_url: str, batch: Mapping[str, Any], options: Mapping[str, Any]) -> str:
-    flags = [
-        f"--metadata {shlex.quote(f'{name}={value}')}" for name, value in (batch["metadata"] or {}).items()
-    ]
+    metadata = cast("Mapping[str, str]", batch["metadata"] or {})
+    flags = [f"--metadata {shlex.quote(f'{name}={value}')}" for name, value in metadata.items()]
     flags += [f"{flag} {options[name]}" for name, flag in _OPTIONS.items() if name in options]
     if "priority" in options:
         flags.append(f"--priority {options['priority']}")

@@ -11,18 +11,18 @@ from nightmill.core.batch import TRANSITIONS, Status
 
 WIDTH: Final = 930
 HEIGHT: Final = 176
-BOX_WIDTH: Final = 168
+BOX_WIDTH: Final = 152
 BOX_HEIGHT: Final = 56
 
 _PLACES: Final[Mapping[Status, tuple[int, int]]] = {
     Status.VALIDATING: (1, 1),
-    Status.IN_PROGRESS: (255, 1),
-    Status.FINALIZING: (509, 1),
-    Status.COMPLETED: (761, 1),
+    Status.IN_PROGRESS: (259, 1),
+    Status.FINALIZING: (518, 1),
+    Status.COMPLETED: (777, 1),
     Status.FAILED: (1, 119),
-    Status.CANCELLING: (255, 119),
-    Status.CANCELLED: (509, 119),
-    Status.EXPIRED: (761, 119),
+    Status.CANCELLING: (259, 119),
+    Status.CANCELLED: (518, 119),
+    Status.EXPIRED: (777, 119),
 }
 _SHORT: Final = {"cancel_requested": "cancel"}
 

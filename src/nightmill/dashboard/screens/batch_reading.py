@@ -8,13 +8,16 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from nightmill.core.batch import TERMINAL
+from nightmill.core.words import with_short_ids
 from nightmill.dashboard.calls import ApiCalls, ApiRefusalError, path_of
+from nightmill.dashboard.formats import exact
 from nightmill.dashboard.screens.batch_code import chosen_options, code_of
 from nightmill.dashboard.screens.batch_graph import graph_of
 from nightmill.dashboard.screens.batch_plots import attempt_s, plots_of
 from nightmill.dashboard.visit import Visit
 
-_MOST_EVENTS: Final = 30
+_SHOWN_EVENTS: Final = 15
+_MOST_EVENTS: Final = 1_000
 _MOST_ANSWERS: Final = 12
 _MOST_COUNTED_LINES: Final = 50_000
 """The receipt of a batch with more lines is made when a person asks for it: it reads the whole error file."""
@@ -26,10 +29,11 @@ async def read_batch(visit: Visit, batch_id: str) -> Document:
     """The document of the screen."""
     own = await visit.api.get(path_of("nightmill", "v1", "batches", batch_id))
     api = visit.api_of(own["project"]) if own.get("project") else visit.api
+    most_events = _MOST_EVENTS if visit.query("history") == "all" else _SHOWN_EVENTS
     published, samples, events, failures, spread, latest = await asyncio.gather(
         api.get(path_of("v1", "batches", batch_id)),
         _part(api, batch_id, "samples"),
-        _part(api, batch_id, "events", {"order": "desc", "limit": _MOST_EVENTS}),
+        _part(api, batch_id, "events", {"order": "desc", "limit": most_events}),
         _part(api, batch_id, "failures"),
         _part(api, batch_id, "distributions"),
         _part(api, batch_id, "latest", {"limit": _MOST_ANSWERS}),
@@ -92,8 +96,13 @@ async def _file(api: ApiCalls, file_id: str) -> Document:
     try:
         file = await api.get(path_of("v1", "files", file_id))
     except ApiRefusalError:
-        return {"filename": None, "size_bytes": None, "expires_at": None}
-    return {"filename": file["filename"], "size_bytes": file["bytes"], "expires_at": file.get("expires_at")}
+        return {"filename": None, "shown_name": None, "size_bytes": None, "expires_at": None}
+    return {
+        "filename": file["filename"],
+        "shown_name": with_short_ids(file["filename"]),
+        "size_bytes": file["bytes"],
+        "expires_at": file.get("expires_at"),
+    }
 
 
 async def _receipt(visit: Visit, api: ApiCalls, published: Document, own: Document) -> Document | None:
@@ -149,6 +158,7 @@ def _figures(visit: Visit, published: Document, own: Document, present: Document
         "output_tokens_per_s": forecast.get("output_tokens_per_s"),
         "ends_at": ends_at,
         "latest_at": forecast.get("latest_at"),
+        "latest_text": _near(forecast.get("latest_at"), visit.now),
         "deadline": deadline,
         "deadline_odds": forecast.get("deadline_odds"),
         "is_late": published["status"] == "expired"
@@ -161,6 +171,14 @@ def _figures(visit: Visit, published: Document, own: Document, present: Document
         "cost": forecast.get("cost"),
         "cost_to_come": forecast.get("cost_to_come"),
     }
+
+
+def _near(unix_s: float | None, now: float) -> str | None:
+    """The time in UTC, without the day if it is the same."""
+    if unix_s is None:
+        return None
+    day, time, _ = exact(unix_s).split(" ")
+    return time if exact(now).startswith(day) else f"{day} {time}"
 
 
 def _base_url(visit: Visit) -> str:
