@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Dialog, Page, expect
 
 from nightmill.core.batch import TRANSITIONS, Status
 from nightmill.dashboard.screens.batch_code import code_of
@@ -80,7 +80,12 @@ def test_failed_lines_are_grouped_and_become_a_new_batch_with_one_press(
 
 def test_content_is_text_and_no_script(server: RunningServer, page: Page, failed_lines: str) -> None:
     dialogs: list[str] = []
-    page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
+
+    def note(dialog: Dialog) -> None:
+        dialogs.append(dialog.message)
+        dialog.dismiss()
+
+    page.on("dialog", note)
     page.goto(f"{server.url}/ui/batches/{failed_lines}")
     expect(page.locator(".tail")).to_contain_text("<script>alert")
     assert page.locator("main script").count() == 0
@@ -106,7 +111,7 @@ def test_a_running_batch_moves_by_itself_until_its_end(server: RunningServer, pa
     expect(page.locator("#why")).not_to_be_empty()
     expect(page.locator("h1 .status")).to_have_text("completed")
     expect(page.locator("#live-receipt")).to_contain_text("Receipt")
-    expect(page.locator(".cards")).to_contain_text("16 of 16 lines")
+    expect(page.locator(".cards")).to_contain_text("16 of 16")
 
 
 def test_the_tail_goes_on_after_a_restart_of_the_server(server: RunningServer, page: Page) -> None:
@@ -135,7 +140,7 @@ def test_a_refused_file_shows_why_and_a_batch_of_nobody_is_not_found(
     assert answer.status == 404
 
 
-def test_the_page_needs_no_script(server: RunningServer, browser: Any, failed_lines: str) -> None:
+def test_the_page_needs_no_script(server: RunningServer, browser: Browser, failed_lines: str) -> None:
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()
     page.goto(f"{server.url}/ui/batches/{failed_lines}")
@@ -239,6 +244,14 @@ def test_a_plot_has_what_was_added_each_second() -> None:
     }
     assert [plot["name"] for plot in plots] == ["throughput", "tokens", "in-flight"]
     assert plots_of(at(in_progress_at=100), [], sample(101, 10)) == []
+
+
+def test_a_pause_is_a_gap_and_no_slope() -> None:
+    samples = [sample(105, 50), sample(110, 100), sample(210, 110), sample(215, 160)]
+    throughput, _, in_flight = plots_of(at(in_progress_at=100), samples, sample(220, 210))
+    assert throughput["times"] == [105, 110, 111, 210, 215, 220]
+    assert throughput["series"][0]["values"] == [10.0, 10.0, 0.1, 0.1, 10.0, 10.0]
+    assert in_flight["series"][0]["values"] == [4, 4, None, 4, 4, 4]
 
 
 def test_a_plot_of_a_long_batch_has_a_bounded_number_of_points() -> None:

@@ -27,7 +27,7 @@ from nightmill.roles.attempt_log import attempts_prefix
 
 SAMPLES: Final = 3
 _MOST_GROUPS: Final = 50
-_FRESH_S: Final = 3.0
+_FRESH_S: Final = 5.0
 _KEPT_S: Final = 60.0
 _MOST_KEPT: Final = 128
 _AT_ONCE: Final = 2

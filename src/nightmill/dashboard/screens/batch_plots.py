@@ -3,15 +3,16 @@
 A sample has sums since the start of the batch; a plot has what was added each second between two samples.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 _Sample = Mapping[str, Any]
 
 _FEWEST: Final = 3
 """Points of a plot; a batch that took a few seconds has fewer."""
 _MOST: Final = 240
+_SHORTEST_GAP_S: Final = 20.0
 
 
 def plots_of(batch: Mapping[str, Any], samples: Sequence[_Sample], present: _Sample) -> list[dict[str, Any]]:
@@ -24,26 +25,31 @@ def plots_of(batch: Mapping[str, Any], samples: Sequence[_Sample], present: _Sam
     points = _points(batch, samples, present)
     if len(points) < _FEWEST:
         return []
-    times = [round(point["at"]) for point in points[1:]]
+    steps = _steps(points)
+    times = [step.at for step in steps]
 
-    def per_s(name: str) -> list[float]:
-        return _per_s(points, lambda point: point[name])
+    def per_s(name: str) -> list[float | None]:
+        return [step.per_s(name) for step in steps]
 
+    lines = [_line("ok", "--ok", per_s("completed"))]
+    if any(point["failed"] for point in points):
+        lines.append(_line("failed", "--failed", per_s("failed")))
     plots = [
-        _plot("throughput", "Lines a second", times, [_line("ok", "--ok", per_s("completed"))]),
+        _plot("throughput", "Lines a second", times, lines),
         _plot(
-            "tokens", "Output tokens a second", times, [_line("tokens", "--flight", per_s("output_tokens"))]
+            "tokens",
+            "Output tokens a second",
+            times,
+            [_line("tokens", "--flight", per_s("output_tokens"))],
         ),
         _plot(
             "in-flight",
             "Lines in flight",
             times,
-            [_line("in flight", "--flight", [point["in_flight"] for point in points[1:]])],
+            [_line("in flight", "--flight", [step.in_flight for step in steps])],
         ),
     ]
-    if any(point["failed"] for point in points):
-        plots[0]["series"].append(_line("failed", "--failed", per_s("failed")))
-    return [plot for plot in plots if any(any(line["values"]) for line in plot["series"])]
+    return [plot for plot in plots if plot["most"] > 0]
 
 
 def attempt_s(samples: Sequence[_Sample]) -> float | None:
@@ -76,15 +82,41 @@ def _points(
     return points[::-1][::step][::-1]
 
 
-def _per_s(points: Sequence[_Sample], value: Callable[[_Sample], float]) -> list[float]:
-    return [
-        round(max(0.0, value(b) - value(a)) / max(1.0, b["at"] - a["at"]), 2) for a, b in pairwise(points)
-    ]
+class _Step(NamedTuple):
+    """A point of a plot: what was added between two samples, at the time of the second.
+
+    `in_flight` is None within a gap, in which nothing was sampled.
+    """
+
+    at: int
+    before: _Sample
+    after: _Sample
+    in_flight: int | None
+
+    def per_s(self, name: str) -> float:
+        added = max(0.0, self.after[name] - self.before[name])
+        return round(added / max(1.0, self.after["at"] - self.before["at"]), 2)
 
 
-def _line(label: str, colour: str, values: Sequence[float]) -> dict[str, Any]:
+def _steps(points: Sequence[_Sample]) -> list[_Step]:
+    """A point for each sample but the first, and one more at the beginning of a gap.
+
+    A batch has no samples while it is paused. Without the point the line would slope through the gap.
+    """
+    between_s = sorted(after["at"] - before["at"] for before, after in pairwise(points))
+    longest_s = max(_SHORTEST_GAP_S, 3 * between_s[len(between_s) // 2])
+    steps: list[_Step] = []
+    for before, after in pairwise(points):
+        if after["at"] - before["at"] > longest_s:
+            steps.append(_Step(round(before["at"]) + 1, before, after, None))
+        steps.append(_Step(round(after["at"]), before, after, after["in_flight"]))
+    return steps
+
+
+def _line(label: str, colour: str, values: Sequence[float | None]) -> dict[str, Any]:
     return {"label": label, "colour": colour, "values": list(values)}
 
 
 def _plot(name: str, label: str, times: Sequence[int], series: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"name": name, "label": label, "times": list(times), "series": series}
+    most = max(value or 0 for line in series for value in line["values"])
+    return {"name": name, "label": label, "times": list(times), "most": most, "series": series}

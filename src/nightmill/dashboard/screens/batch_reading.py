@@ -174,11 +174,11 @@ def _figures(visit: Visit, published: Document, own: Document, present: Document
 
 
 def _near(unix_s: float | None, now: float) -> str | None:
-    """The time in UTC, without the day if it is the same."""
+    """The time in UTC, short: with seconds or with the day."""
     if unix_s is None:
         return None
     day, time, _ = exact(unix_s).split(" ")
-    return time if exact(now).startswith(day) else f"{day} {time}"
+    return time if exact(now).startswith(day) else f"{day[5:]} {time[:5]}"
 
 
 def _base_url(visit: Visit) -> str:
