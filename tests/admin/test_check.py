@@ -333,6 +333,22 @@ def orphaned_blobs(data, unfinished):
     return paths
 
 
+MISCOUNT = (
+    "INSERT INTO batch_count_change (project_id, status, is_paused, endpoint, model, change)"
+    " VALUES ('default', 'failed', 0, '/v1/embeddings', '', 1)"
+)
+
+
+@pytest.mark.parametrize("harm", [MISCOUNT, "DELETE FROM batch_text"], ids=["count", "text"])
+def test_wrong_counts_of_batches_are_counted_again(data, harm):
+    with data.rows() as rows:
+        rows.execute(harm)
+    assert kinds(data.check().found) == ["batch_counts"]
+    repaired = data.repair()
+    assert (kinds(repaired.found), repaired.left) == (["batch_counts"], ())
+    assert data.check().found == ()
+
+
 def test_orphaned_blobs_are_reported_once_they_are_an_hour_old(data, unfinished):
     paths = orphaned_blobs(data, unfinished)
 

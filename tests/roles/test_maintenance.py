@@ -1,5 +1,7 @@
-"""Maintenance deletes what workers that are gone have left."""
+"""Maintenance deletes what workers that are gone have left, and adds up counts."""
 
+from nightmill.core.batch import Status
+from nightmill.core.steering import BatchFilter
 from nightmill.ids import WorkerId
 from tests.roles.conftest import Mill
 
@@ -46,3 +48,11 @@ async def test_rows_are_kept_for_ever_by_default(mill: Mill):
     old = await aged(mill, 1_000 * 86_400)
     await mill.maintenance().turn()
     assert await mill.store.batches.get(old.project_id, old.id) is not None
+
+
+async def test_maintenance_adds_up_the_counts_of_batches(mill: Mill):
+    await aged(mill, 0)
+    await mill.maintenance().turn()
+    assert await mill.store.batch_counts.fold() == 0
+    (group,) = await mill.store.batch_counts.groups(None, BatchFilter())
+    assert (group.status, group.count) == (Status.FAILED, 1)

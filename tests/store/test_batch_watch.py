@@ -108,9 +108,9 @@ async def test_batches_that_do_not_exist_are_left_out(world, store):
 async def test_who_paused_and_what_is_leased_is_read_for_several_batches_at_once(world, store):
     paused, validating = await world.start(store), await store.batches.create(world.batch())
     await store.database.write(batch_events.record, paused.id, EventKind.PAUSED, by=Actor("key_1"))
-    before = await store.batch_watch.around_some([paused.id, validating.id])
+    before = await store.batch_watch.around_page([paused.id, validating.id])
     await world.batch_lease(store)
-    after = await store.batch_watch.around_some([paused.id, validating.id])
+    after = await store.batch_watch.around_page([paused.id, validating.id])
     assert before[paused.id].paused_by == "key_1"
     assert [before[validating.id].is_leased, after[validating.id].is_leased] == [False, True]
-    assert await store.batch_watch.around_some([]) == {}
+    assert await store.batch_watch.around_page([]) == {}

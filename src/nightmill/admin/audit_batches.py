@@ -5,7 +5,15 @@ from pathlib import Path
 
 from nightmill.admin.blob import blob_chunks, blob_size
 from nightmill.admin.disk import Answers, answers_in, parts_of
-from nightmill.admin.findings import DeleteSegments, Finding, Kind, PinParts, RebuildIndex, RecountBatch
+from nightmill.admin.findings import (
+    CountBatches,
+    DeleteSegments,
+    Finding,
+    Kind,
+    PinParts,
+    RebuildIndex,
+    RecountBatch,
+)
 from nightmill.admin.line_index import fault_of, indexed_again, names_same_lines
 from nightmill.core.batch import Batch, Status, Tally
 from nightmill.core.segment import INDEX_RECORD_BYTES, SegmentResult, unpack_lines
@@ -27,6 +35,9 @@ def audit_batches(inventory: Inventory, root: Path) -> Iterator[Finding]:
             if file_id is not None and not inventory.knows_file(file_id):
                 detail = f"its file {file_id} is unknown; bring the database back from a backup"
                 yield Finding(Kind.OUTPUT_LINES, stored.batch.id, detail)
+    if wrong := inventory.wrongly_counted():
+        detail = f"{wrong} of the kept counts and search texts of batches are wrong"
+        yield Finding(Kind.BATCH_COUNTS, "batches", detail, CountBatches())
 
 
 def audit_lines(inventory: Inventory, root: Path) -> Iterator[Finding]:

@@ -34,6 +34,7 @@ class Kind(StrEnum):
     LEFT_SEGMENTS = "left_segments"
     IDEMPOTENCY = "idempotency"
     SLICE = "slice"
+    BATCH_COUNTS = "batch_counts"
     ORPHAN = "stray"
 
 
@@ -79,6 +80,11 @@ class RecountBatch:
 
 
 @dataclass(frozen=True, slots=True)
+class CountBatches:
+    """Counts all batches by status, model and so on again."""
+
+
+@dataclass(frozen=True, slots=True)
 class RebuildIndex:
     """Rebuilds the line index from the input file."""
 
@@ -101,6 +107,7 @@ Repair: TypeAlias = (
     | DiscardSlices
     | PinParts
     | RecountBatch
+    | CountBatches
     | RebuildIndex
     | DeleteOrphan
 )
@@ -132,7 +139,7 @@ def in_words(repair: Repair) -> str:
         case PinParts(segment, _, tally):
             left = segment.count - tally.answered
             return f"keep {tally.answered} answers and send {left} lines again" if left else "count again"
-        case RecountBatch():
+        case RecountBatch() | CountBatches():
             return "count again"
         case RebuildIndex():
             return "make the line index from the input again"

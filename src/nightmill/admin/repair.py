@@ -12,6 +12,7 @@ from typing import assert_never
 
 from nightmill.admin.disk import UNFINISHED
 from nightmill.admin.findings import (
+    CountBatches,
     DeleteOrphan,
     DeleteSegments,
     DiscardSlices,
@@ -41,6 +42,8 @@ def repair(store_url: str, root: Path, findings: Sequence[Finding]) -> None:
                 _repair_row(rows, step)
             for batch_id in _counted_again(repairs):
                 rows.recount(batch_id)
+            if any(isinstance(step, CountBatches) for step in repairs):
+                rows.count_batches()
         for step in repairs:
             if isinstance(step, DeleteOrphan):
                 _remove(root, step.path)
@@ -60,6 +63,8 @@ def _repair_row(rows: RowRepair, step: Repair) -> None:
             rows.delete_slices(batch_id)
         case PinParts(segment, pinned, tally):
             rows.pin(segment, pinned, tally)
+        case CountBatches():
+            return  # done last, when no row changes any more
         case RecountBatch() | RebuildIndex() | DeleteOrphan():
             return  # done after the segments, and on disk
         case _:

@@ -14,6 +14,7 @@ from nightmill.api import (
     batch_digests,
     batch_insight,
     batches,
+    bulk_actions,
     canary,
     docs_page,
     estimates,
@@ -48,6 +49,7 @@ from nightmill.webhooks.sender import WebhookSender
 _DESCRIPTION = "OpenAI's Batch API on your own models. Any OpenAI client works against it unchanged."
 _OWN_ROUTERS = (
     retries.router,  # before the routes of a batch by its id
+    bulk_actions.router,
     own_batch.router,
     steering.router,
     batch_insight.router,

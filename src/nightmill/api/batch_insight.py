@@ -4,7 +4,7 @@ Limit and forecast are computed for each request, from the batch, the reports of
 samples. So they exist for every batch, however many there are.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Query
@@ -19,10 +19,12 @@ from nightmill.core.forecast import Forecast
 from nightmill.core.history import BatchEvent
 from nightmill.core.why import Why
 from nightmill.ids import BatchId
-from nightmill.roles.batch_scene import read_scene, why_of
+from nightmill.roles.batch_scene import Scene, read_scene
 from nightmill.roles.batch_watches import recorded_why
+from nightmill.store.batch_watch import Around
 
 _MOST_EVENTS: Final = 1_000
+_OF_ENDED: Final[Mapping[str, None]] = {"why": None, "forecast": None}
 
 router = APIRouter(prefix="/nightmill/v1", include_in_schema=False)
 
@@ -30,21 +32,15 @@ router = APIRouter(prefix="/nightmill/v1", include_in_schema=False)
 async def insight_of(context: ApiContext, batch: Batch) -> dict[str, Any]:
     """The keys `why` and `forecast` of a batch's own document; both are null when it has ended."""
     if batch.status.is_terminal:
-        return {"why": None, "forecast": None}
+        return dict(_OF_ENDED)
     scene = await read_scene(context.store, context.settings, now=context.clock())
     around = await context.store.batch_watch.around(batch.id)
-    limit, expected = scene.why(batch, around), scene.forecast(batch, around)
+    limit = scene.why(batch, around)
     recorded = recorded_why((await context.store.batch_watch.reports([batch.id])).get(batch.id))
     since = None if limit is None or recorded is None or not recorded.is_of(limit) else recorded.since
     return {
         "why": None if limit is None else {**why_on_wire(limit), "since": since},
-        "forecast": None
-        if expected is None
-        else {
-            "in_flight": scene.in_flight(batch.id),
-            "retrying": scene.retrying(batch.id),
-            **forecast_on_wire(expected),
-        },
+        "forecast": _forecast(scene, batch, around),
     }
 
 
@@ -59,14 +55,36 @@ async def links_of(context: ApiContext, batch: Batch) -> dict[str, Any]:
     }
 
 
-async def limits_of(context: ApiContext, batches: Sequence[Batch]) -> dict[BatchId, dict[str, Any]]:
-    """The key `why` of each of these batches that has not ended."""
+async def insights_of(context: ApiContext, batches: Sequence[Batch]) -> dict[BatchId, dict[str, Any]]:
+    """The same keys for each batch of a page, from a number of queries that does not depend on the page.
+
+    A forecast is made of fewer samples than that of one batch, and a limit does not say since when.
+    """
     unfinished = [batch for batch in batches if not batch.status.is_terminal]
+    found: dict[BatchId, dict[str, Any]] = {batch.id: dict(_OF_ENDED) for batch in batches}
     if not unfinished:
-        return {}
+        return found
     scene = await read_scene(context.store, context.settings, now=context.clock())
-    found = await why_of(context.store, scene, unfinished)
-    return {batch_id: why_on_wire(limit) for batch_id, limit in found.items()}
+    surroundings = await context.store.batch_watch.around_page([batch.id for batch in unfinished])
+    for batch in unfinished:
+        around = surroundings[batch.id]
+        limit = scene.why(batch, around)
+        found[batch.id] = {
+            "why": None if limit is None else why_on_wire(limit),
+            "forecast": _forecast(scene, batch, around),
+        }
+    return found
+
+
+def _forecast(scene: Scene, batch: Batch, around: Around) -> dict[str, Any] | None:
+    expected = scene.forecast(batch, around)
+    if expected is None:
+        return None
+    return {
+        "in_flight": scene.in_flight(batch.id),
+        "retrying": scene.retrying(batch.id),
+        **forecast_on_wire(expected),
+    }
 
 
 @router.get("/batches/{batch_id}/events")

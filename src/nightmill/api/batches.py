@@ -193,8 +193,8 @@ async def cancel(context: ApiContext, project: ProjectId, batch_id: str, *, by: 
         # Another process moved the batch first. Statuses only go forward, so this loop ends soon.
 
 
-async def require_batch(context: ApiContext, project: ProjectId, batch_id: str) -> Batch:
-    """Raises NotFoundError when the project has no such batch."""
+async def require_batch(context: ApiContext, project: ProjectId | None, batch_id: str) -> Batch:
+    """The batch of the project, or of any project for None. Raises NotFoundError when there is none."""
     if not batch_id.startswith(_ID_PREFIX):
         raise wrong_prefix(batch_id, _ID_PREFIX, param="batch_id")
     batch = await context.store.batches.get(project, BatchId(batch_id)) if is_id_shaped(batch_id) else None

@@ -63,18 +63,26 @@ class SteeringAction(StrEnum):
     DEADLINE = "deadline"
     LIMIT = "limit"
     CANCEL = "cancel"
+    RETRY = "retry"
+    """A new batch of the failed lines of each batch."""
 
 
 @dataclass(frozen=True, slots=True)
 class BatchFilter:
-    """Which batches of a project are meant: those that match every field that is given.
+    """Which batches are meant: those that match every field that is given.
 
     Args:
         statuses: one of these; any if empty.
         metadata: these pairs and possibly more.
         older_than_s: created at least so long ago.
-        is_paused: whether the batch is paused.
+        is_paused: whether the batch is paused; a batch that has ended is not.
         id_prefix: the beginning of the id, such as `batch_3f2a9c1b`.
+        created_after: created at this Unix second or later.
+        created_before: created before this Unix second.
+        text: in the id (its beginning), in the name of the input file, or in a key or value of the metadata;
+            upper and lower case of ASCII letters are the same.
+        priority: exactly this one.
+        served: by endpoint, the models of an upstream; "" stands for batches without a model of their own.
     """
 
     statuses: frozenset[Status] = frozenset()
@@ -84,6 +92,20 @@ class BatchFilter:
     model: str | None = None
     is_paused: bool | None = None
     id_prefix: str | None = None
+    created_after: int | None = None
+    created_before: int | None = None
+    text: str | None = None
+    priority: int | None = None
+    served: Mapping[str, frozenset[str]] | None = None
+
+
+class BatchOrder(StrEnum):
+    """The order of a list of batches."""
+
+    NEWEST = "newest"
+    """Newest first."""
+    UNFINISHED_FIRST = "unfinished_first"
+    """Those that have not ended, newest first; then those that have ended, newest first."""
 
 
 def steered(batch: Batch, change: Change, *, now: float) -> Batch:

@@ -56,6 +56,15 @@ class Scene:
     def _reports(self) -> list[UpstreamReport]:
         return [one.report for one in self._known if one.report is not None]
 
+    @property
+    def upstreams(self) -> Sequence[str]:
+        """The names of all upstreams."""
+        return [one.offer.name for one in self._known]
+
+    def serving(self, model: str | None, endpoint: str) -> Sequence[str]:
+        """The upstreams that may answer lines with this model; None for lines of any models."""
+        return [one.offer.name for one in self._of(model, endpoint)]
+
     def in_flight(self, batch_id: BatchId) -> int:
         """Attempts of a batch in flight at all upstreams."""
         return sum(
@@ -133,15 +142,12 @@ class Scene:
         return [self._in_flight[other] for other in sorted(ids) if other in self._in_flight]
 
     def _serving_all(self, batch: Batch) -> list[ServingUpstream]:
-        return [self._serving(one, batch) for one in self._of(batch)]
+        return [self._serving(one, batch) for one in self._of(batch.model, batch.endpoint)]
 
-    def _of(self, batch: Batch) -> list[_Known]:
-        """The upstreams that may answer lines of a batch."""
-        if batch.model is None:  # its lines may name any models
-            return [
-                one for one in self._known if not one.offer.endpoints or batch.endpoint in one.offer.endpoints
-            ]
-        return [self._known[index] for index in self._routes.serving(batch.model, batch.endpoint)]
+    def _of(self, model: str | None, endpoint: str) -> list[_Known]:
+        if model is None:  # the lines may name any models
+            return [one for one in self._known if not one.offer.endpoints or endpoint in one.offer.endpoints]
+        return [self._known[index] for index in self._routes.serving(model, endpoint)]
 
     def _serving(self, one: _Known, batch: Batch) -> ServingUpstream:
         model = batch.model
@@ -191,12 +197,3 @@ def _known(
         is_open=effective.state is not UpstreamState.DRAINING,
     )
     return _Known(offer, report, effective)
-
-
-async def why_of(store: Store, scene: Scene, batches: Sequence[Batch]) -> Mapping[BatchId, Why]:
-    """What limits each batch that has not ended."""
-    around = await store.batch_watch.around_some(
-        [batch.id for batch in batches if batch.status is Status.VALIDATING or batch.paused_at is not None]
-    )
-    limits = {batch.id: scene.why(batch, around.get(batch.id)) for batch in batches}
-    return {batch_id: limit for batch_id, limit in limits.items() if limit is not None}

@@ -1,4 +1,5 @@
-"""Takes back lapsed leases, ends overdue batches, deletes expired files, unused blobs and parts.
+"""Takes back lapsed leases, ends overdue batches, deletes expired files, unused blobs and parts, and
+adds up the counts of batches.
 
 Each turn is cheap. Any number of processes may run this role at once, and a turn that was cut short is
 completed by the next. Finalizing is the finalizer's work: an overdue batch only changes its status here.
@@ -17,6 +18,7 @@ from nightmill.parts import Parts
 from nightmill.roles.loop import Notifier
 from nightmill.roles.orphan_blobs import OrphanSweep
 from nightmill.store import Store
+from nightmill.store.batch_counts import FOLDED_AT_ONCE
 from nightmill.telemetry import BatchMoved, Emit
 
 _LOOK_S = 1.0
@@ -135,6 +137,8 @@ class Maintenance:
         while await self._store.webhook_deliveries.delete_old(kept_s=self._options.deliveries_kept_s):
             pass
         await self._store.counts.end_silent(max_age_s=_REPORTS_KEPT_S)
+        while await self._store.batch_counts.fold() == FOLDED_AT_ONCE:
+            pass
         if self._options.rows_kept_s and self._monotonic() >= self._next_row_sweep:
             self._next_row_sweep = self._monotonic() + _ROW_SWEEP_S
             await self._remove_rows(self._options.rows_kept_s)

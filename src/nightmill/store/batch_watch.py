@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import BigInteger, Connection, bindparam, cast, delete, func, select, text, update
+from sqlalchemy import BigInteger, Connection, bindparam, cast, delete, func, or_, select, text, update
 
 from nightmill.core.batch import TERMINAL, Batch
 from nightmill.core.forecast import Sample
@@ -56,14 +56,6 @@ _PAUSES = (
 _LEASED_OF = select(batch.c.id).where(
     batch.c.id.in_(bindparam("batch_ids", expanding=True)), batch.c.lease_worker_id.is_not(None)
 )
-_PAUSES_OF = (
-    select(batch_event.c.batch_id, batch_event.c.actor)
-    .where(
-        batch_event.c.batch_id.in_(bindparam("batch_ids", expanding=True)),
-        batch_event.c.kind == EventKind.PAUSED.value,
-    )
-    .order_by(batch_event.c.sequence)
-)
 _SAMPLES = (
     select(
         batch_sample.c.at,
@@ -88,6 +80,36 @@ _PROGRESS = (
     .where(batch_sample.c.batch_id == bindparam("of_batch_id"))
     .order_by(batch_sample.c.at.desc())
     .limit(400)
+)
+_PAUSES_OF = (
+    select(batch_event.c.batch_id, batch_event.c.at, batch_event.c.kind, batch_event.c.actor)
+    .where(
+        batch_event.c.batch_id.in_(bindparam("batch_ids", expanding=True)),
+        batch_event.c.kind.in_([EventKind.PAUSED.value, EventKind.RESUMED.value]),
+    )
+    .order_by(batch_event.c.sequence)
+)
+_NUMBERED = (
+    select(
+        batch_sample,
+        func.row_number()
+        .over(partition_by=batch_sample.c.batch_id, order_by=batch_sample.c.at.desc())
+        .label("number"),
+    )
+    .where(batch_sample.c.batch_id.in_(bindparam("batch_ids", expanding=True)))
+    .subquery("numbered")
+)
+_SOME_SAMPLES_OF = (
+    select(
+        _NUMBERED.c.batch_id,
+        _NUMBERED.c.at,
+        _NUMBERED.c.completed + _NUMBERED.c.failed,
+        _NUMBERED.c.input_tokens,
+        _NUMBERED.c.output_tokens,
+        _NUMBERED.c.in_flight,
+    )
+    .where(or_(_NUMBERED.c.number <= 12, _NUMBERED.c.number % 8 == 0))
+    .order_by(_NUMBERED.c.batch_id, _NUMBERED.c.at)
 )
 _COLUMNS = ("batch_id", "at", "completed", "failed", "input_tokens", "output_tokens", "in_flight")
 _ADD_SAMPLE = insert_if_absent(batch_sample, {name: bindparam(f"new_{name}") for name in _COLUMNS})
@@ -221,17 +243,28 @@ class BatchWatch(Verbs):
 
     @read
     @staticmethod
-    def around_some(connection: Connection, batch_ids: Sequence[BatchId]) -> Mapping[BatchId, Around]:
-        """As `around` for several batches, without their pauses and samples; `paused_by` is that of the last
-        pause.
-        """
+    def around_page(connection: Connection, batch_ids: Sequence[BatchId]) -> Mapping[BatchId, Around]:
+        """As `around` for the batches of one page of a list, each with only some of its samples."""
         if not batch_ids:
             return {}
         given = {"batch_ids": list(batch_ids)}
         leased = set(connection.execute(_LEASED_OF, given).scalars())
-        paused_by = {row.batch_id: row.actor for row in connection.execute(_PAUSES_OF, given)}
+        moves: dict[str, list[tuple[float, str]]] = {}
+        paused_by: dict[str, str | None] = {}
+        for row in connection.execute(_PAUSES_OF, given):
+            moves.setdefault(row.batch_id, []).append((row.at, row.kind))
+            paused_by[row.batch_id] = row.actor if row.kind == EventKind.PAUSED.value else None
+        samples: dict[str, list[Sample]] = {}
+        for batch_id, *sample in connection.execute(_SOME_SAMPLES_OF, given):
+            samples.setdefault(batch_id, []).append(Sample(*sample))
         return {
-            batch_id: Around(batch_id in leased, (), paused_by.get(batch_id), ()) for batch_id in batch_ids
+            batch_id: Around(
+                is_leased=batch_id in leased,
+                pauses=_pauses(moves.get(batch_id, [])),
+                paused_by=paused_by.get(batch_id),
+                samples=samples.get(batch_id, ()),
+            )
+            for batch_id in batch_ids
         }
 
     @write

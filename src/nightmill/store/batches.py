@@ -317,9 +317,14 @@ class Batches(Verbs):
 
     @read
     @staticmethod
-    def get(connection: Connection, project_id: ProjectId, batch_id: BatchId) -> Batch | None:
-        """None when the project has no such batch."""
-        row = connection.execute(_ONE_BATCH, {"batch_id": batch_id, "project_id": project_id}).one_or_none()
+    def get(connection: Connection, project_id: ProjectId | None, batch_id: BatchId) -> Batch | None:
+        """None when the project has no such batch.
+
+        Args:
+            project_id: None for a batch of any project.
+        """
+        query = _ANY_BATCH if project_id is None else _ONE_BATCH
+        row = connection.execute(query, {"batch_id": batch_id, "project_id": project_id}).one_or_none()
         return None if row is None else as_batch(row)
 
     @read

@@ -26,6 +26,7 @@ _is_fresh = or_(file.c.expires_at.is_(None), file.c.expires_at > now(), is_held_
 FILE_COLUMNS = columns_of(File, file)
 _FILE = select(*FILE_COLUMNS)
 _ANY = _FILE.where(file.c.id == bindparam("file_id"))
+_NAMES = select(file.c.id, file.c.filename).where(file.c.id.in_(bindparam("file_ids", expanding=True)))
 _ONE = _FILE.where(
     file.c.id == bindparam("file_id"), file.c.project_id == bindparam("of_project_id"), _is_live, _is_fresh
 )
@@ -97,6 +98,15 @@ class Files(Verbs):
         """None when unknown, deleted, expired by the store's clock (unless held), or of another project."""
         row = connection.execute(_ONE, {"file_id": file_id, "of_project_id": project_id}).one_or_none()
         return None if row is None else as_file(row)
+
+    @read
+    @staticmethod
+    def names(connection: Connection, file_ids: Sequence[FileId]) -> dict[FileId, str]:
+        """The names of some files, deleted ones included; files that never existed are left out."""
+        if not file_ids:
+            return {}
+        rows = connection.execute(_NAMES, {"file_ids": sorted(set(file_ids))})
+        return {FileId(row.id): row.filename for row in rows}
 
     @read
     @staticmethod

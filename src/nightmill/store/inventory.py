@@ -15,7 +15,7 @@ from nightmill.core.file import File, UploadPart, UploadStatus
 from nightmill.core.segment import Segment, SegmentResult
 from nightmill.core.slice import JoinedSlice
 from nightmill.ids import BatchId, FileId
-from nightmill.store import slices
+from nightmill.store import batch_counts, slices
 from nightmill.store.batches import BATCH_COLUMNS, as_batch
 from nightmill.store.blob_references import BlobReferences
 from nightmill.store.compatibility import schema_refusal
@@ -177,6 +177,10 @@ class Inventory:
         return [
             (BatchId(batch_id), count) for batch_id, count in self._connection.execute(_LEFTOVER_SEGMENTS)
         ]
+
+    def wrongly_counted(self) -> int:
+        """How many of the kept counts of batches are wrong, and how many texts of batches."""
+        return batch_counts.wrong_counts(self._connection) + batch_counts.wrong_texts(self._connection)
 
     def dangling_idempotency(self) -> Sequence[IdempotencyRow]:
         """Rows whose object does not exist and was never made."""

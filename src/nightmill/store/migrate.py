@@ -16,7 +16,16 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 
 from nightmill.core.audit import NIGHTMILL, Actor, AuditAction
 from nightmill.errors import SetupError
-from nightmill.store import audit, batch_watch_schema, schema, steps, upstream_schema, webhook_schema
+from nightmill.store import (
+    audit,
+    batch_index_schema,
+    batch_watch_schema,
+    bulk_action_schema,
+    schema,
+    steps,
+    upstream_schema,
+    webhook_schema,
+)
 from nightmill.store.columns import metadata
 from nightmill.store.compatibility import schema_refusal, version_of
 from nightmill.store.database_url import is_postgres, parse_url, sqlite_path
@@ -36,7 +45,14 @@ CREATE TABLE alembic_version (
     CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num)
 )"""  # as Alembic makes it
 _SCRIPTS = Path(__file__).parent / "migrations"
-TABLES: Final = (schema, batch_watch_schema, upstream_schema, webhook_schema)
+TABLES: Final = (
+    schema,
+    batch_index_schema,
+    batch_watch_schema,
+    upstream_schema,
+    webhook_schema,
+    bulk_action_schema,
+)
 """The modules that define tables. Importing them completes `metadata`."""
 
 
@@ -137,6 +153,7 @@ def _refuse_while_older_processes_are_connected(connection: Connection, oldest: 
 def create(connection: Connection) -> None:
     """Makes in one go what all steps together would make in an empty database."""
     create_tables(connection, metadata)
+    batch_index_schema.create_triggers(connection)
     connection.execute(text(_VERSION_TABLE))
     connection.execute(
         text("INSERT INTO alembic_version (version_num) VALUES (:version)"), {"version": steps.SCHEMA_VERSION}

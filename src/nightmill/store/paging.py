@@ -13,10 +13,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Page(Generic[T]):
-    """One page of a list; `has_more` says whether more items follow the last one."""
+    """One page of a list; `has_more` says whether more items follow the last one.
+
+    Args:
+        cursor: the place behind the last item, where it is not its id alone.
+    """
 
     items: tuple[T, ...]
     has_more: bool
+    cursor: str | None = None
 
 
 def page_of(
@@ -44,25 +49,26 @@ def page_of(
     """
     given, query = {**parameters, "page_rows": limit + 1}, first
     if after is not None:
-        created_at, sequence = _place_of(connection, table, project_id, after)
+        created_at, sequence = place_of(connection, table, project_id, after)
         given |= {"after_created_at": created_at, "after_sequence": sequence}
         query = following
     rows = connection.execute(query, given).all()
     return Page(tuple(as_item(row) for row in rows[:limit]), has_more=len(rows) > limit)
 
 
-def _place_of(connection: Connection, table: Table, project_id: str, item_id: str) -> tuple[int, int]:
+def place_of(connection: Connection, table: Table, project_id: str | None, item_id: str) -> tuple[int, int]:
     """The place of the row that a cursor names; a tombstone has a place too.
+
+    Args:
+        project_id: None for a row of any project.
 
     Raises:
         NotFoundError: the project never had such a row.
     """
-    found = connection.execute(
-        select(table.c.created_at, table.c.sequence).where(
-            table.c.id == bindparam("item_id"), table.c.project_id == bindparam("project_id")
-        ),
-        {"item_id": item_id, "project_id": project_id},
-    ).one_or_none()
+    query = select(table.c.created_at, table.c.sequence).where(table.c.id == item_id)
+    if project_id is not None:
+        query = query.where(table.c.project_id == project_id)
+    found = connection.execute(query).one_or_none()
     if found is None:
         message = f"No {table.name} found with id '{item_id}' to list after."
         raise NotFoundError(message, param="after")

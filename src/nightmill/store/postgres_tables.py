@@ -2,6 +2,7 @@
 
 from sqlalchemy import Connection, inspect, text
 
+from nightmill.store.batch_index_schema import drop_functions
 from nightmill.store.database_url import is_postgres, parse_url
 from nightmill.store.migrate import metadata
 from nightmill.store.postgres import PostgresDatabase
@@ -38,4 +39,5 @@ def _tables(connection: Connection) -> list[str]:
 
 def _drop(connection: Connection) -> None:
     metadata.drop_all(connection)
+    drop_functions(connection)
     connection.execute(text(f"DROP TABLE IF EXISTS {_VERSION}"))

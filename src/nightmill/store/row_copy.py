@@ -29,7 +29,8 @@ from nightmill.store.tallies import dump_parts, tally_values
 T = TypeVar("T")
 
 _TIMEOUT_S: Final = 120.0
-# Grants, reports and counts are of processes that have ended, and the record of the new schema stays.
+# Grants, reports and counts are of processes that have ended, and the record of the new schema stays. The
+# triggers of the new store count and index the batches that arrive.
 _NOT_MOVED: Final = frozenset(
     {
         "slice",
@@ -39,6 +40,9 @@ _NOT_MOVED: Final = frozenset(
         "batch_report",
         "line_report",
         "process_counts",
+        "batch_count",
+        "batch_count_change",
+        "batch_text",
         "schema_compatibility",
     }
 )

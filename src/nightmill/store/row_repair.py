@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from nightmill.core.batch import Status, Tally
 from nightmill.core.segment import PinnedPart, Segment
 from nightmill.ids import BatchId, FileId, PartId
-from nightmill.store import batches, leases, projects, segments, slices
+from nightmill.store import batch_counts, batches, leases, projects, segments, slices
 from nightmill.store.blob_references import BlobReferences
 from nightmill.store.clock import now, stamp
 from nightmill.store.inventory import IdempotencyRow
@@ -145,6 +145,10 @@ class RowRepair:
         self.delete_slices(batch_id)  # they hold the answers that were counted before
         self._connection.execute(_RECOUNT, {"of_batch_id": batch_id})
         self._connection.execute(_RETURN_TO_WORK, {"of_batch_id": batch_id})
+
+    def count_batches(self) -> None:
+        """Makes the kept counts of batches, and the texts that a search looks at, anew."""
+        batch_counts.recount(self._connection)
 
     def referenced(self, keys: Collection[str]) -> Set[str]:
         """Those of `keys` that any row references."""

@@ -161,6 +161,7 @@ piece = Table(
     Index("piece_by_whole", "of_blob_key"),
 )
 
+_COMPARED = ("status", "paused_at", "endpoint", "model", "priority")
 batch = Table(
     "batch",
     metadata,
@@ -217,9 +218,11 @@ batch = Table(
     CheckConstraint("segments_left >= 0", name="batch_segments_left"),
     CheckConstraint("input_bytes >= 0 AND enqueued_tokens >= 0", name="batch_input"),
     CheckConstraint("(lease_worker_id IS NULL) = (lease_expires_at IS NULL)", name="batch_lease"),
-    Index("batch_by_age", "project_id", "created_at", "sequence"),
+    # A list reads the columns of its filter in the index, and only the rows that match in the table.
+    Index("batch_by_age", "project_id", "created_at", "sequence", *_COMPARED),
+    Index("batch_by_time", "created_at", "sequence", *_COMPARED),
     partial_index("batch_unfinished", "status", where=IS_UNFINISHED),
-    partial_index("batch_open", "project_id", where=IS_UNFINISHED),
+    partial_index("batch_open", "project_id", "created_at", "sequence", where=IS_UNFINISHED),
     partial_index("batch_in_progress", "sequence", where=IS_SENDABLE),
     partial_index("batch_by_project", "project_id", "sequence", where=IS_SENDABLE),
     partial_index("batch_by_size", "project_id", "input_bytes", "sequence", where=IS_SENDABLE),

@@ -7,17 +7,18 @@ under a lock, so that of two changes at the same time the second one sees the fi
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, bindparam, func, select, update
+from sqlalchemy import Connection, bindparam, func, select, update
 
 from nightmill.core.audit import Actor, AuditAction
 from nightmill.core.batch import Batch
 from nightmill.core.history import EventKind
-from nightmill.core.steering import BatchFilter, Change, record_of, steered
+from nightmill.core.steering import BatchFilter, BatchOrder, Change, record_of, steered
 from nightmill.ids import BatchId, ProjectId
 from nightmill.store import audit, batch_events
-from nightmill.store.batches import BATCH_COLUMNS, as_batch, metadata_pair
+from nightmill.store.batch_matches import matching, page_of_matching
+from nightmill.store.batches import BATCH_COLUMNS, as_batch
 from nightmill.store.clock import now
-from nightmill.store.paging import Page, named_place, page_of, place
+from nightmill.store.paging import Page
 from nightmill.store.schema import batch
 from nightmill.store.verbs import Verbs, read, write
 
@@ -45,40 +46,29 @@ class Steering(Verbs):
     @staticmethod
     def list(
         connection: Connection,
-        project_id: ProjectId,
+        project_id: ProjectId | None,
         wanted: BatchFilter,
         *,
-        after: BatchId | None = None,
+        order: BatchOrder = BatchOrder.NEWEST,
+        after: str | None = None,
         limit: int = 20,
     ) -> Page[Batch]:
-        """The batches that match, newest first.
+        """The batches that match. The cursor of the page is the `after` of the next one.
+
+        Args:
+            project_id: None for all projects.
+            after: a cursor, or the id of a batch.
 
         Raises:
-            NotFoundError: the project never had the batch `after`.
+            NotFoundError: there never was the batch `after`.
         """
-        query = (
-            select(*BATCH_COLUMNS)
-            .where(*_matching(project_id, wanted))
-            .order_by(batch.c.created_at.desc(), batch.c.sequence.desc())
-            .limit(bindparam("page_rows"))
-        )
-        return page_of(
-            connection,
-            batch,
-            query,
-            query.where(place(batch) < named_place()),
-            parameters={},
-            project_id=project_id,
-            after=after,
-            limit=limit,
-            as_item=as_batch,
-        )
+        return page_of_matching(connection, project_id, wanted, order=order, after=after, limit=limit)
 
     @read
     @staticmethod
-    def count(connection: Connection, project_id: ProjectId, wanted: BatchFilter) -> int:
+    def count(connection: Connection, project_id: ProjectId | None, wanted: BatchFilter) -> int:
         """How many batches match."""
-        query = select(func.count()).select_from(batch).where(*_matching(project_id, wanted))
+        query = select(func.count()).select_from(batch).where(*matching(project_id, wanted))
         return connection.execute(query).scalar_one()
 
     @write
@@ -131,26 +121,3 @@ class Steering(Verbs):
                 detail=None if value is None else str(value),
             )
         return after, True
-
-
-def _matching(project_id: ProjectId, wanted: BatchFilter) -> list[ColumnElement[bool]]:
-    conditions: list[ColumnElement[bool]] = [batch.c.project_id == project_id]
-    if wanted.statuses:
-        conditions.append(batch.c.status.in_(sorted(status.value for status in wanted.statuses)))
-    for key, value in (wanted.metadata or {}).items():
-        # The text is compared, not LIKE, which ignores case on SQLite.
-        pair = metadata_pair(key, value)
-        conditions.append(func.replace(batch.c.metadata, pair, "") != batch.c.metadata)
-    if wanted.older_than_s is not None:
-        conditions.append(batch.c.created_at <= now() - wanted.older_than_s)
-    if wanted.endpoint is not None:
-        conditions.append(batch.c.endpoint == wanted.endpoint)
-    if wanted.model is not None:
-        conditions.append(batch.c.model == wanted.model)
-    if wanted.is_paused is not None:
-        paused = batch.c.paused_at.is_not(None) if wanted.is_paused else batch.c.paused_at.is_(None)
-        conditions.append(paused)
-    if wanted.id_prefix is not None:
-        beginning = func.substr(batch.c.id, 1, len(wanted.id_prefix))
-        conditions.append(beginning == wanted.id_prefix)
-    return conditions

@@ -9,12 +9,15 @@ from nightmill.errors import UnavailableError
 from nightmill.store.answered_segments import AnsweredSegments
 from nightmill.store.api_keys import ApiKeys
 from nightmill.store.audit import Audit
+from nightmill.store.batch_counts import BatchCounts
 from nightmill.store.batch_events import BatchEvents
 from nightmill.store.batch_leases import BatchLeases
 from nightmill.store.batch_origins import BatchOrigins
 from nightmill.store.batch_watch import BatchWatch
 from nightmill.store.batches import Batches
 from nightmill.store.blob_references import BlobReferences
+from nightmill.store.bulk_action_pages import BulkActionPages
+from nightmill.store.bulk_actions import BulkActions
 from nightmill.store.canaries import Canaries
 from nightmill.store.clock import Clock
 from nightmill.store.compatibility import schema_refusal
@@ -62,8 +65,11 @@ class Store:
         self.blob_references = BlobReferences(database)
         self.batches = Batches(database)
         self.steering = Steering(database)
+        self.batch_counts = BatchCounts(database)
         self.batch_events = BatchEvents(database)
         self.batch_watch = BatchWatch(database)
+        self.bulk_actions = BulkActions(database)
+        self.bulk_action_pages = BulkActionPages(database)
         self.canaries = Canaries(database)
         self.batch_leases = BatchLeases(database)
         self.batch_origins = BatchOrigins(database)
