@@ -54,7 +54,7 @@ def test_an_ended_batch_shows_counts_states_files_and_history(
         "finalizing",
         "completed",
     ]
-    expect(page.locator("#live-history li").first).to_contain_text("completed")
+    expect(page.locator("#live-history")).to_contain_text("finalizing")
     expect(page.locator("#live-files tbody tr")).to_have_count(3)
     expect(page.locator("#live-receipt")).to_contain_text("of them failed")
     expect(page.locator("dl.pairs").first).to_contain_text(SCRIPT)
@@ -114,16 +114,17 @@ def test_a_running_batch_moves_by_itself_until_its_end(server: RunningServer, pa
     expect(page.locator(".cards")).to_contain_text("16 of 16")
 
 
-def test_the_tail_goes_on_after_a_restart_of_the_server(server: RunningServer, page: Page) -> None:
-    lines = [chat_line(f"n{number}", f"t{number} [emulate: slow, delay 0.5]") for number in range(24)]
-    batch_id = server.submit(lines)
-    page.goto(f"{server.url}/ui/batches/{batch_id}")
-    expect(page.locator("#live-latest tbody tr").first).to_be_visible()
-    server.stop()
-    expect(page.locator("#live-state")).to_have_text("reconnecting")
-    server.start_again()
-    expect(page.locator("#live-state")).to_have_text("live")
-    expect(page.locator("#live-latest")).to_contain_text("n23", timeout=60_000)
+def test_the_tail_goes_on_after_a_restart_of_the_server(tmp_path: Path, page: Page) -> None:
+    with running_server(tmp_path, NIGHTMILL_UPSTREAM__CONCURRENCY="2") as server:
+        lines = [chat_line(f"n{number}", f"t{number} [emulate: slow, delay 0.5]") for number in range(24)]
+        batch_id = server.submit(lines)
+        page.goto(f"{server.url}/ui/batches/{batch_id}")
+        expect(page.locator("#live-latest tbody tr").first).to_be_visible()
+        server.stop()
+        expect(page.locator("#live-state")).to_have_text("reconnecting")
+        server.start_again()
+        expect(page.locator("#live-state")).to_have_text("live", timeout=60_000)
+        expect(page.locator("#live-latest")).to_contain_text("n23", timeout=60_000)
 
 
 def test_a_refused_file_shows_why_and_a_batch_of_nobody_is_not_found(
