@@ -68,9 +68,8 @@ def sentence(action: Mapping[str, Any]) -> str:
             text = f"Undone: {_are(action['undone'])} as before."
             return f"{text} {batches(kept)} stayed: changed again meanwhile, or ended." if kept else text
         case _ if changed:
-            return (
-                f"Stopped. {_result(kind, changed)} {batches(total - action['done'])} were left as they are."
-            )
+            left = batches(total - action["done"])
+            return f"Stopped. {_result(kind, changed)} {left} stayed as before."
         case _:
             return "Called off: nothing was changed."
 
@@ -96,12 +95,12 @@ def consequences(preview: Mapping[str, Any]) -> Sequence[str]:
         case "cancel":
             return [
                 f"{_lines(open_lines)} will not be answered. Answers that exist stay in the files.",
-                "It can't be undone. It begins after 10 seconds, until which it can be called off.",
+                "It can't be undone, but it begins only after 10 seconds. Until then it can be called off.",
             ]
         case "retry":
             return [
                 "For each batch a new batch is made of its failed lines. The batches themselves stay.",
-                "It begins after 10 seconds, until which it can be called off.",
+                "It begins after 10 seconds. Until then it can be called off.",
             ]
         case _:
             return []
