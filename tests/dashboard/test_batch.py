@@ -60,22 +60,23 @@ def test_an_ended_batch_shows_counts_states_files_and_history(
     expect(page.locator("dl.pairs").first).to_contain_text(SCRIPT)
 
 
-def test_failed_lines_are_grouped_and_become_a_new_batch_with_one_press(
+def test_failed_lines_become_a_new_batch_with_three_clicks(
     server: RunningServer, page: Page, failed_lines: str
 ) -> None:
     page.goto(server.url)
     page.click(f"#row-{failed_lines} a")
     group = page.locator(".group", has=page.get_by_text("too_long", exact=True))
     expect(group.locator("li")).to_have_count(3)
-    expect(group.locator("li a").first).to_have_attribute("href", f"ui/batches/{failed_lines}/lines/1")
+    expect(group.locator("li a").first).to_have_attribute(
+        "href", f"ui/batches/{failed_lines}/lines?ordinal=0"
+    )
     group.get_by_role("button", name="New batch from these").click()
-    expect(page.locator("#notices")).to_contain_text("A new batch repeats 3 lines.")
-    new_id = page.url.rsplit("/", 1)[1]
-    assert new_id != failed_lines
+    page.locator("main form button").first.click()
+    expect(page).to_have_url(f"{server.url}/ui/batches/{failed_lines}")
+    expect(page.locator(".facts")).to_contain_text("3 lines repeated by", timeout=60_000)
+    page.locator(".facts a").first.click()
     expect(page.locator(".facts")).to_contain_text("repeats 3 lines of")
-    assert server.wait_until(new_id).request_counts.total == 3
-    page.goto(f"{server.url}/ui/batches/{failed_lines}")
-    expect(page.locator(".facts")).to_contain_text("3 lines repeated by")
+    expect(page.locator(".cards")).to_contain_text("3 of 3")
 
 
 def test_content_is_text_and_no_script(server: RunningServer, page: Page, failed_lines: str) -> None:
@@ -145,8 +146,10 @@ def test_the_page_needs_no_script(server: RunningServer, browser: Browser, faile
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()
     page.goto(f"{server.url}/ui/batches/{failed_lines}")
+    expect(page.locator(".graph")).to_be_visible()
     page.locator(".group", has_text="too_long").get_by_role("button").click()
-    expect(page.locator("#notices")).to_contain_text("A new batch repeats 3 lines.")
+    expect(page.locator("main")).to_contain_text("3")
+    expect(page).to_have_url(re.compile("ui/actions/review"))
     context.close()
 
 
