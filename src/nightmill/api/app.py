@@ -11,6 +11,7 @@ from starlette.middleware import Middleware
 from starlette.routing import Match
 
 from nightmill.api import (
+    batch_digests,
     batch_insight,
     batches,
     bulk_actions,
@@ -20,6 +21,7 @@ from nightmill.api import (
     estimates,
     files,
     health,
+    latest_answers,
     line_states,
     metrics,
     models,
@@ -53,6 +55,8 @@ _OWN_ROUTERS = (
     own_batch.router,
     steering.router,
     batch_insight.router,
+    batch_digests.router,
+    latest_answers.router,
     results.router,
     receipts.router,
     line_states.router,
@@ -98,6 +102,8 @@ def create_app(context: ApiContext) -> FastAPI:
     app.state.model_list = models.ModelList(context)
     app.state.estimate_turns = asyncio.Semaphore(estimates.AT_ONCE)
     app.state.search_turns = asyncio.Semaphore(custom_id_search.AT_ONCE)
+    app.state.digests = batch_digests.Digests()
+    app.state.tails = latest_answers.Tails()
     app.state.followers = Followers(context.settings.api.max_followers)
     app.state.metrics = metrics.Metrics(context)
     app.state.webhook_sender = WebhookSender(

@@ -1,11 +1,11 @@
-"""What limits a batch, when it will end, and its history, under `/nightmill/v1/batches`.
+"""What limits a batch, when it will end, its progress and its history, under `/nightmill/v1/batches`.
 
 Limit and forecast are computed for each request, from the batch, the reports of the workers and the stored
 samples. So they exist for every batch, however many there are.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Query
 from msgspec.structs import asdict
@@ -42,6 +42,17 @@ async def insight_of(context: ApiContext, batch: Batch) -> dict[str, Any]:
     return {
         "why": None if limit is None else {**why_on_wire(limit), "since": since},
         "forecast": _forecast(scene, batch, around),
+    }
+
+
+async def links_of(context: ApiContext, batch: Batch) -> dict[str, Any]:
+    """The keys `origins` and `repeated_by` of a batch's own document: the batches whose lines it repeats, and
+    those that repeat lines of it."""
+    links = context.store.batch_origins
+    origins, retries = await links.origins(batch.id), await links.retries(batch.id)
+    return {
+        "origins": [{"id": it.origin_id, "lines": it.count} for it in origins],
+        "repeated_by": [{"id": it.batch.id, "lines": it.origin.count} for it in retries],
     }
 
 
@@ -90,10 +101,15 @@ async def list_events(
     project: CurrentProject,
     after: Annotated[int, Query(ge=0, description="The sequence of the last entry that is known.")] = 0,
     limit: Annotated[int, Query(ge=1, le=_MOST_EVENTS)] = 100,
+    order: Annotated[Literal["asc", "desc"], Query(description="`desc` has the newest entry first.")] = "asc",
 ) -> JsonResponse:
-    """The history of a batch, the oldest entry first."""
+    """The history of a batch, the oldest entry first unless `order` is `desc`."""
     batch = await require_batch(context, project, batch_id)
-    events = await context.store.batch_events.list(batch.id, after=after, limit=limit + 1)
+    history = context.store.batch_events
+    if order == "asc":
+        events = await history.list(batch.id, after=after, limit=limit + 1)
+    else:
+        events = await history.newest(batch.id, before=after or None, limit=limit + 1)
     data = [event_on_wire(event) for event in events[:limit]]
     return JsonResponse(
         {
@@ -104,6 +120,15 @@ async def list_events(
             "has_more": len(events) > limit,
         }
     )
+
+
+@router.get("/batches/{batch_id}/samples")
+async def list_samples(batch_id: str, context: Context, project: CurrentProject) -> JsonResponse:
+    """How far the batch was at the times that are kept, the oldest first: at most 400, the farther apart the
+    older they are, and none from a week after its end on. The counts are sums since its start."""
+    batch = await require_batch(context, project, batch_id)
+    samples = await context.store.batch_watch.samples(batch.id)
+    return JsonResponse({"object": "list", "data": [sample._asdict() for sample in samples]})
 
 
 def why_on_wire(limit: Why) -> dict[str, Any]:

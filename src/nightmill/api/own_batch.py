@@ -12,7 +12,7 @@ import msgspec.structs
 from fastapi import APIRouter, Depends, Query
 
 from nightmill.api.auth import Caller, caller_of
-from nightmill.api.batch_insight import cost_of, insight_of, insights_of
+from nightmill.api.batch_insight import cost_of, insight_of, insights_of, links_of
 from nightmill.api.batch_query import BatchQuery
 from nightmill.api.batches import require_after, require_batch
 from nightmill.api.context import Context
@@ -149,6 +149,7 @@ async def retrieve(
             "file_name": names.get(batch.input_file_id),
             "cost": cost_of(context, batch),
             **await insight_of(context, batch),
+            **await links_of(context, batch),
         }
     )
 

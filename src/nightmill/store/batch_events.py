@@ -33,6 +33,13 @@ _PAGE = (
     .order_by(batch_event.c.sequence)
     .limit(bindparam("page_rows"))
 )
+_NEWEST = (
+    select(*_PAGE.selected_columns)
+    .where(batch_event.c.batch_id == bindparam("of_batch_id"), batch_event.c.sequence < bindparam("before"))
+    .order_by(batch_event.c.sequence.desc())
+    .limit(bindparam("page_rows"))
+)
+_AFTER_ALL = 1 << 62
 
 
 class BatchEvents(Verbs):
@@ -53,17 +60,24 @@ class BatchEvents(Verbs):
     ) -> Sequence[BatchEvent]:
         """The oldest entries whose sequence is higher than `after`."""
         given = {"of_batch_id": batch_id, "after": after, "page_rows": limit}
-        return [
-            BatchEvent(
-                row.sequence,
-                BatchId(row.batch_id),
-                row.at,
-                EventKind(row.kind),
-                row.actor,
-                {} if row.detail is None else json.loads(row.detail),
-            )
-            for row in connection.execute(_PAGE, given)
-        ]
+        return [_event(row) for row in connection.execute(_PAGE, given)]
+
+    @read
+    @staticmethod
+    def newest(
+        connection: Connection, batch_id: BatchId, *, before: int | None = None, limit: int = 100
+    ) -> Sequence[BatchEvent]:
+        """The newest entries, the newest first.
+
+        Args:
+            before: only those whose sequence is lower; None for the very newest.
+        """
+        given = {
+            "of_batch_id": batch_id,
+            "before": _AFTER_ALL if before is None else before,
+            "page_rows": limit,
+        }
+        return [_event(row) for row in connection.execute(_NEWEST, given)]
 
 
 def record(
@@ -87,3 +101,14 @@ def record(
         "more": json.dumps(dict(detail)) if detail else None,
     }
     connection.execute(_ADD, given)
+
+
+def _event(row: Any) -> BatchEvent:
+    return BatchEvent(
+        row.sequence,
+        BatchId(row.batch_id),
+        row.at,
+        EventKind(row.kind),
+        row.actor,
+        {} if row.detail is None else json.loads(row.detail),
+    )

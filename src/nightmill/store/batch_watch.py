@@ -6,7 +6,7 @@ once, and a report is replaced only by the observer that read it last.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import BigInteger, Connection, bindparam, cast, delete, func, or_, select, text, update
 
@@ -60,6 +60,19 @@ _SAMPLES = (
     select(
         batch_sample.c.at,
         batch_sample.c.completed + batch_sample.c.failed,
+        batch_sample.c.input_tokens,
+        batch_sample.c.output_tokens,
+        batch_sample.c.in_flight,
+    )
+    .where(batch_sample.c.batch_id == bindparam("of_batch_id"))
+    .order_by(batch_sample.c.at.desc())
+    .limit(400)
+)
+_PROGRESS = (
+    select(
+        batch_sample.c.at,
+        batch_sample.c.completed,
+        batch_sample.c.failed,
         batch_sample.c.input_tokens,
         batch_sample.c.output_tokens,
         batch_sample.c.in_flight,
@@ -166,6 +179,17 @@ class Around:
     samples: Sequence[Sample]
 
 
+class StoredSample(NamedTuple):
+    """How far a batch was at a time (Unix seconds), as it is stored; the counts are sums since its start."""
+
+    at: float
+    completed: int
+    failed: int
+    input_tokens: int
+    output_tokens: int
+    in_flight: int
+
+
 class BatchWatch(Verbs):
     """Samples and reports of batches, and the queries by which batches are looked at."""
 
@@ -209,6 +233,13 @@ class BatchWatch(Verbs):
             paused_by=rows[0].actor if is_paused else None,
             samples=samples[::-1],
         )
+
+    @read
+    @staticmethod
+    def samples(connection: Connection, batch_id: BatchId) -> Sequence[StoredSample]:
+        """The samples of a batch in the order of time; none from a week after its end on."""
+        rows = connection.execute(_PROGRESS, {"of_batch_id": batch_id})
+        return [StoredSample(*row) for row in rows][::-1]
 
     @read
     @staticmethod

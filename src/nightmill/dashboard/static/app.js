@@ -109,6 +109,17 @@
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const classes = ["--flight", "--ok", "--failed", "--warn", "--quiet"];
 
+  // The time of day where the plot shows less than a day, else the date; without the order of any one country.
+  function inTicks(splits) {
+    const wide = splits.length > 1 ? splits[1] - splits[0] : 60;
+    const two = (value) => String(value).padStart(2, "0");
+    return splits.map((at) => {
+      const t = new Date(at * 1000);
+      if (wide >= 86400) return two(t.getMonth() + 1) + "-" + two(t.getDate());
+      return two(t.getHours()) + ":" + two(t.getMinutes()) + (wide < 60 ? ":" + two(t.getSeconds()) : "");
+    });
+  }
+
   function drawPlot(figure) {
     const given = figure.dataset.plot;
     const area = figure.querySelector(".plot-area");
@@ -127,9 +138,11 @@
       width: Math.max(area.clientWidth, 200),
       height: Number(figure.dataset.height),
       cursor: { drag: { x: false, y: false } },
-      axes: [axis, { ...axis, size: 55 }],
+      axes: [{ ...axis, space: 70, values: (_, splits) => inTicks(splits) }, { ...axis, size: 55, space: 25 }],
+      // From 0, so that a small change does not look like a large one.
+      scales: { y: { range: (_, least, most) => [Math.min(0, least), most > 0 ? most * 1.08 : 1] } },
       series: [
-        {},
+        { label: "at", value: (_, at) => (at == null ? "–" : new Date(at * 1000).toLocaleTimeString([], { hour12: false })) },
         ...series.map((one, number) => ({
           label: one.label,
           stroke: colour(one.colour || classes[number % classes.length]),
