@@ -18,6 +18,7 @@ from nightmill.api import (
     estimates,
     files,
     health,
+    line_content,
     line_states,
     metrics,
     models,
@@ -35,6 +36,7 @@ from nightmill.api import (
 from nightmill.api.batches import windows_s
 from nightmill.api.context import ApiContext
 from nightmill.api.envelope import error_response, from_request_error, from_unavailable_error
+from nightmill.api.line_map import LineMaps
 from nightmill.api.middleware import METHOD_AS_SENT, PATH_AS_SENT, AuthenticationMiddleware, RequestMiddleware
 from nightmill.api.openapi import describer
 from nightmill.api.own_document import own_describer
@@ -52,6 +54,7 @@ _OWN_ROUTERS = (
     results.router,
     receipts.router,
     line_states.router,
+    line_content.router,
     canary.router,
     estimates.router,
     validation.router,
@@ -93,6 +96,7 @@ def create_app(context: ApiContext) -> FastAPI:
     app.state.started_at = time.monotonic()
     app.state.model_list = models.ModelList(context)
     app.state.estimate_turns = asyncio.Semaphore(estimates.AT_ONCE)
+    app.state.line_maps = LineMaps(context.blobs)
     app.state.followers = Followers(context.settings.api.max_followers)
     app.state.metrics = metrics.Metrics(context)
     app.state.webhook_sender = WebhookSender(
