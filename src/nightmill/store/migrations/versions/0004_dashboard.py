@@ -15,3 +15,5 @@ Table("secret", _metadata, Column("name", Text, primary_key=True), Column("value
 
 def upgrade() -> None:
     create_tables(op.get_bind(), _metadata)
+    # Which batches use a file.
+    op.create_index("batch_by_input", "batch", ["input_file_id", "sequence"])
