@@ -24,7 +24,7 @@ FUZZ_S ?= 60
 # make simulate: scripts of each kind
 SIMULATIONS ?= 1000
 
-.PHONY: help setup run test test-slow test-fleet test-engines torture-fleet lint types layers unit audit coverage fuzz simulate bench surface house docs pictures lock clean
+.PHONY: help setup run test test-slow test-fleet test-engines torture-fleet lint types layers unit audit coverage fuzz simulate bench surface house docs pictures screenshots lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -102,6 +102,9 @@ docs: $(STAMP)  ## write the generated parts of docs/, and build the docs site i
 
 pictures: $(STAMP)  ## record `watch` again for docs/pictures/watch.svg
 	@$(BIN)/python docs/record.py
+
+screenshots: $(STAMP)  ## take the pictures of docs/dashboard.md again; needs chromium
+	@$(BIN)/python -m tests.dashboard.screens
 
 setup: $(STAMP)  ## install everything into .venv
 

@@ -17,15 +17,18 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from urllib.parse import urljoin
+from threading import Event
+from urllib.parse import urljoin, urlsplit
 
 from openai import APIStatusError, OpenAI
 from openai.types import Batch, BatchRequestCounts
 
 HERE = Path(__file__).resolve().parent
+DATA = HERE.parent / ".run"  # a folder for each port, kept so that the batch can be seen later
+PORT = 8080
 NIGHTMILL = Path(sys.executable).with_name("nightmill")
 FINAL = {"completed", "failed", "expired", "cancelled"}
 READY_S = 300.0  # a large model takes long to load
@@ -38,15 +41,20 @@ LINES_FOR_A_MODEL = 20  # a small number, so that a laptop finishes soon
 
 
 @contextmanager
-def server(upstream: list[str], **environment: str) -> Generator[str]:
-    """`nightmill serve` as a child process on a free port; yields its base URL."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with tempfile.TemporaryDirectory(prefix="nightmill-first-batch-") as folder:
-        log = Path(folder, "server.log")
+def server(
+    upstream: list[str], *, port: int = 0, folder: Path | None = None, **environment: str
+) -> Generator[str]:
+    """`nightmill serve` as a child process; yields its base URL.
+
+    Args:
+        port: 0 takes a free one.
+        folder: the data folder; without one the data is removed at the end.
+    """
+    port = port or free_port(0)
+    with tempfile.TemporaryDirectory(prefix="nightmill-first-batch-") as own:
+        log = Path(own, "server.log")
         environment |= os.environ | {
-            "NIGHTMILL_FOLDER": str(Path(folder, "data")),
+            "NIGHTMILL_FOLDER": str(folder or Path(own, "data")),
             "NIGHTMILL_API__HOST": "127.0.0.1",
             "NIGHTMILL_API__PORT": str(port),
         }
@@ -64,6 +72,16 @@ def server(upstream: list[str], **environment: str) -> Generator[str]:
             except subprocess.TimeoutExpired:
                 child.kill()
                 child.wait()
+
+
+def free_port(wanted: int) -> int:
+    """The port if it is free, and any free one for 0; 0 if the port is taken."""
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", wanted))
+        except OSError:
+            return 0
+        return int(probe.getsockname()[1])
 
 
 def wait_until_ready(child: "subprocess.Popen[bytes]", url: str, log: Path) -> None:
@@ -153,6 +171,19 @@ def show(client: OpenAI, batch: Batch) -> None:
             print(f"  {line['custom_id']}: {answer}")
 
 
+def let_it_be_seen(batch: Batch, url: str, folder: Path) -> None:
+    """Names the page of the batch. In a terminal the server goes on until Ctrl-C."""
+    page = urljoin(url, f"/ui/batches/{batch.id}")
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        print(f"\nSee the batch in a browser: {page}\nThe server runs until Ctrl-C.", flush=True)
+        with suppress(KeyboardInterrupt):
+            Event().wait()
+        return
+    places = f"--port {urlsplit(url).port} --folder {os.path.relpath(folder)}"
+    command = f"{os.path.relpath(NIGHTMILL)} serve --emulate {places}"
+    print(f"\nSee the batch in a browser: {page}\nwith: {command}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Run an example batch through nightmill.")
     where = parser.add_mutually_exclusive_group()
@@ -173,11 +204,15 @@ def main() -> None:
         elif asked.upstream:
             upstream = ["--upstream", asked.upstream]
         print(f"starting: nightmill serve {' '.join(upstream)}")
-        with server(upstream, NIGHTMILL_EMULATOR__DELAY_S=str(EMULATED_DELAY_S)) as url:
+        port = free_port(PORT) or free_port(0)
+        delay_s = str(EMULATED_DELAY_S)
+        folder = DATA / str(port)
+        with server(upstream, port=port, folder=folder, NIGHTMILL_EMULATOR__DELAY_S=delay_s) as url:
             limit = asked.lines or (LINES_FOR_A_MODEL if is_real else None)
             batch = run_and_show(OpenAI(base_url=url, api_key=key), limit=limit)
-        if not is_real:
-            print("\nThe emulator made these up. A real model: make run MODEL=file.gguf, or UPSTREAM=url")
+            if not is_real:
+                print("\nThe emulator made these up. A real model: make run MODEL=file.gguf, or UPSTREAM=url")
+            let_it_be_seen(batch, url, folder)
     sys.exit(0 if batch.status == "completed" else 1)
 
 

@@ -44,8 +44,14 @@ def measure(bench: Bench) -> list[Figure]:
 
 def _real(bench: Bench) -> Figure:
     """Forecasts that a real server made of real batches, compared with the end of each."""
-    held = [is_held for run in _REAL for is_held in _real_run(bench, *run)]
-    note = f"{len(held):,} forecasts of {sum(len(run[3]) for run in _REAL)} batches"
+    runs = [list(_real_run(bench, *run)) for run in _REAL]
+    held = [is_held for run in runs for is_held in run]
+    parts = ", ".join(
+        f"{100 * statistics.mean(run):.0f}% of {len(sizes)} at once"
+        for run, (*_, sizes) in zip(runs, _REAL, strict=True)
+        if run
+    )
+    note = f"{len(held):,} forecasts of {sum(len(sizes) for *_, sizes in _REAL)} batches: {parts}"
     return Figure(ROW, "80% range held: a real server", 100 * statistics.mean(held), "%", note=note)
 
 

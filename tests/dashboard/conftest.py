@@ -67,6 +67,14 @@ class RunningServer:
         with urllib.request.urlopen(request, timeout=20) as answer:
             return json.load(answer)
 
+    def post(self, path: str, document: Any = None, **headers: str) -> Any:
+        """The JSON document of a POST."""
+        body = b"" if document is None else json.dumps(document).encode()
+        headers = {"Content-Type": "application/json", **headers}
+        request = urllib.request.Request(self.url + path, body, headers)
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return json.load(answer)
+
     def submit(self, lines: list[dict[str, Any]], **options: Any) -> str:
         """Uploads the lines and creates a batch; its id."""
         text = "".join(json.dumps(line) + "\n" for line in lines)
@@ -180,7 +188,8 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture
 def context(browser: Browser) -> Iterator[BrowserContext]:
     """A browser without cookies."""
-    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    # Without transitions, colours are final as soon as the theme has changed.
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, reduced_motion="reduce")
     context.set_default_timeout(WAIT_MS)
     yield context
     context.close()

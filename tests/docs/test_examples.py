@@ -1,9 +1,12 @@
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -46,19 +49,42 @@ def test_an_input_is_a_few_hundred_different_request_lines(root: Path, name: str
     assert {line["url"] for line in lines} < set(ENDPOINTS)
 
 
-def test_the_first_batch_shows_progress_and_the_first_answers(root: Path):
-    done = program("first_batch.py", "--lines", "40", cwd=root)
+def test_the_first_batch_shows_progress_and_the_first_answers(workplace: Path):
+    done = program("first_batch.py", "--lines", "40", cwd=workplace)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "starting: nightmill serve --emulate" in done.stdout
     assert "40 of 40 done (40 ok, 0 failed)" in done.stdout
     assert "ticket-001: " in done.stdout
     assert "The emulator made these up." in done.stdout
+    named = re.search(
+        r"See the batch in a browser: (http://127[.]0[.]0[.]1:\d+/ui/batches/batch_\w+)", done.stdout
+    )
+    assert named is not None
+    command = done.stdout.splitlines()[-1].removeprefix("with: ").split()
+    with subprocess.Popen([sys.executable, "-m", "nightmill", *command[1:]], cwd=workplace) as kept:
+        try:
+            wait_for(named[1])
+        finally:
+            kept.terminate()
 
 
-def test_the_first_batch_prints_the_reason_for_waiting(root: Path):
+def wait_for(url: str) -> None:
+    """Until the page is there: no event says when another process listens."""
+    ends_at = time.monotonic() + 60
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=5) as answer:
+                assert answer.status == 200
+                return
+        except OSError:
+            assert time.monotonic() < ends_at
+            time.sleep(0.1)
+
+
+def test_the_first_batch_prints_the_reason_for_waiting(workplace: Path):
     command = [
         sys.executable,
-        str(root / "examples" / "first_batch.py"),
+        str(workplace / "examples" / "first_batch.py"),
         "--upstream",
         "http://127.0.0.1:9/v1",
     ]

@@ -173,8 +173,9 @@ def test_guided_outputs_are_obeyed() -> None:
 
 
 def test_a_grammar_is_refused() -> None:
-    body = hello(model="m", structured_outputs={"grammar": 'root ::= "a"'})
-    assert answer(CHAT, json.dumps(body).encode()).status == 400
+    grammar = 'root ::= "a"'
+    for asks in ({"structured_outputs": {"grammar": grammar}}, {"guided_grammar": grammar}):
+        assert answer(CHAT, json.dumps(hello(model="m", **asks)).encode()).status == 400
 
 
 # --- which tool is called --------------------------------------------------------------------------------

@@ -22,8 +22,11 @@ from nightmill.settings import load
 from nightmill.upstream.diagnosis import Diagnosis, Step
 
 
-def fields(host: str = "127.0.0.1", *, needs_keys: bool = False) -> dict[str, str]:
-    return dict(server_fields(Listening(host, 8080), needs_keys=needs_keys, data="here"))
+def fields(
+    host: str = "127.0.0.1", *, needs_keys: bool = False, has_dashboard: bool = True
+) -> dict[str, str]:
+    listening = Listening(host, 8080)
+    return dict(server_fields(listening, needs_keys=needs_keys, has_dashboard=has_dashboard, data="here"))
 
 
 def test_what_to_try_next_can_be_pasted_as_it_is():
@@ -37,6 +40,11 @@ def test_what_to_try_next_can_be_pasted_as_it_is():
 
 def test_an_address_of_all_interfaces_is_shown_as_one_that_clients_here_can_use():
     assert fields("0.0.0.0", needs_keys=True)["docs"] == "http://127.0.0.1:8080/docs"
+
+
+def test_the_dashboard_is_named_where_there_is_one():
+    assert fields("0.0.0.0", needs_keys=True)["dashboard"] == "http://127.0.0.1:8080/"
+    assert "dashboard" not in fields(has_dashboard=False)
 
 
 def test_it_says_whether_keys_are_needed():
@@ -158,5 +166,5 @@ def test_in_a_terminal_a_long_text_is_wrapped_below_its_beginning(monkeypatch):
     said: list[str] = []
     say_fields([("upstream", "word " * 30), ("", str(Path("/a") / ("b" * 90)))], say=said.append)
     assert max(map(len, said[:-1])) <= 80
-    assert [line[:12] for line in said[:2]] == ["  upstream  ", " " * 12]
-    assert said[-1] == " " * 12 + "/a/" + "b" * 90, "a path is not cut"
+    assert [line[:13] for line in said[:2]] == ["  upstream   ", " " * 13]
+    assert said[-1] == " " * 13 + "/a/" + "b" * 90, "a path is not cut"

@@ -1,7 +1,8 @@
 """Texts in the form that a request asks for: OpenAI's structured outputs, and what vLLM has besides.
 
 vLLM takes `structured_outputs` with `json`, `choice`, `regex` or `json_object`, and its older versions
-`guided_json`, `guided_choice` and `guided_regex`. A grammar is not followed: such a request is refused.
+`guided_json`, `guided_choice`, `guided_regex` and `guided_grammar`. A grammar is not followed: such a request
+is refused.
 """
 
 from typing import Any, cast
@@ -19,6 +20,7 @@ class Guided(Struct, frozen=True):
     guided_json: Raw = NOT_GIVEN
     guided_choice: Raw = NOT_GIVEN
     guided_regex: Raw = NOT_GIVEN
+    guided_grammar: Raw = NOT_GIVEN
 
 
 def guided_text(asked: Guided, seed: bytes) -> str | None:
@@ -32,12 +34,18 @@ def guided_text(asked: Guided, seed: bytes) -> str | None:
         and asked.guided_json is NOT_GIVEN
         and asked.guided_choice is NOT_GIVEN
         and asked.guided_regex is NOT_GIVEN
+        and asked.guided_grammar is NOT_GIVEN
     ):
         return None  # nearly always, and quickly: the emulator is also the upstream of benchmarks
     if is_given(asked.structured_outputs):
         wanted = object_of(asked.structured_outputs)
     else:
-        older = {"json": asked.guided_json, "choice": asked.guided_choice, "regex": asked.guided_regex}
+        older = {
+            "json": asked.guided_json,
+            "choice": asked.guided_choice,
+            "regex": asked.guided_regex,
+            "grammar": asked.guided_grammar,
+        }
         wanted = {name: msgspec.json.decode(raw) for name, raw in older.items() if is_given(raw)}
     schema = _schema_of({name: value for name, value in wanted.items() if value not in (None, False)})
     if schema is None:

@@ -31,7 +31,7 @@ EMULATED: Final = "EMULATED: every answer is made up; no model is asked"
 
 _LOOK_S: Final = 3.0
 _MOST_UPSTREAMS: Final = 16
-_NAME_WIDTH: Final = 10
+_NAME_WIDTH: Final = 11
 _NARROWEST: Final = 60
 _ANY_ADDRESS: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared, not bound
 
@@ -83,7 +83,10 @@ async def say_listening(
     needs_keys = not settings.keyless_on_loopback
     with suppress(UnavailableError):
         needs_keys = needs_keys or await store.api_keys.any_exist()
-    say_fields(server_fields(listening, needs_keys=needs_keys, data=data), say=say)
+    has_dashboard = settings.dashboard.enabled
+    say_fields(
+        server_fields(listening, needs_keys=needs_keys, has_dashboard=has_dashboard, data=data), say=say
+    )
     # A log is read later and by others, for whom lines to type are noise.
     if sys.stderr.isatty():
         say_fields(first_commands(listening, needs_keys=needs_keys), say=say)
@@ -105,13 +108,17 @@ async def data_found(settings: Settings, store: Store, *, is_new: bool) -> str:
     return data_text(settings, unfinished=unfinished, is_new=is_new)
 
 
-def server_fields(listening: Listening, *, needs_keys: bool, data: str) -> Iterator[Field]:
+def server_fields(
+    listening: Listening, *, needs_keys: bool, has_dashboard: bool, data: str
+) -> Iterator[Field]:
     """The fields of a server, but for its upstreams."""
     yield "data", data
     if needs_keys:
         yield "keys", "needed; make another with: nightmill keys create NAME"
     elif is_loopback(listening.host):
         yield "keys", "none needed from this machine, which alone can reach this address"
+    if has_dashboard:
+        yield "dashboard", f"{listening.origin_here}/"
     yield "docs", f"{listening.origin_here}/docs"
 
 
