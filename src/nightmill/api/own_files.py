@@ -20,7 +20,7 @@ from nightmill.api.text_wire import text_on_wire
 from nightmill.api.wire import is_id_shaped
 from nightmill.core.audit import AuditAction
 from nightmill.core.file import OF_LINES, File
-from nightmill.core.json_text import BOM, members, string
+from nightmill.core.json_text import BOM, members, utf8_string
 from nightmill.errors import NotFoundError, RequestError
 from nightmill.ids import FileId
 from nightmill.store.file_uses import FileUse
@@ -144,7 +144,6 @@ def _custom_id(text: bytes) -> str | None:
         return None
     try:
         found = members(text, "custom_id").get("custom_id", b"")
-        name = string(found) if found.startswith(b'"') else None
+        return utf8_string(found) if found.startswith(b'"') else None
     except ValueError:
         return None
-    return None if name is None else name.encode("utf-8", "replace").decode()
