@@ -42,6 +42,18 @@ async def test_attempts_of_all_segments_are_written_before_the_batch_ends(mill):
     assert (failed["status"], failed["code"], failed["ordinal"]) == (503, "busy", repeated[0]["ordinal"])
 
 
+async def test_a_custom_id_that_has_no_bytes_in_utf8_is_recorded(mill):
+    line = request_lines(1).replace(b'"custom_id": "', b'"custom_id": "\\ud800 \\u0000', 1)
+    batch = await mill.accepted(line, options=RECORDED)
+
+    async def send(*_):
+        return answer()
+
+    (ended,) = await mill.run_to_the_end(mill.worker(send), batch)
+    (record,) = await records_of(mill, ended)
+    assert record["custom_id"].startswith("? \0")
+
+
 async def test_nothing_is_recorded_without_the_option(mill):
     batch = await mill.accepted(request_lines(3))
 

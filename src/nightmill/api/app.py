@@ -22,10 +22,12 @@ from nightmill.api import (
     files,
     health,
     latest_answers,
+    line_content,
     line_states,
     metrics,
     models,
     own_batch,
+    own_files,
     receipts,
     results,
     retries,
@@ -39,6 +41,7 @@ from nightmill.api import (
 from nightmill.api.batches import windows_s
 from nightmill.api.context import ApiContext
 from nightmill.api.envelope import error_response, from_request_error, from_unavailable_error
+from nightmill.api.line_map import LineMaps
 from nightmill.api.middleware import METHOD_AS_SENT, PATH_AS_SENT, AuthenticationMiddleware, RequestMiddleware
 from nightmill.api.openapi import describer
 from nightmill.api.own_document import own_describer
@@ -60,6 +63,8 @@ _OWN_ROUTERS = (
     results.router,
     receipts.router,
     line_states.router,
+    line_content.router,
+    own_files.router,
     canary.router,
     estimates.router,
     validation.router,
@@ -104,6 +109,7 @@ def create_app(context: ApiContext) -> FastAPI:
     app.state.search_turns = asyncio.Semaphore(custom_id_search.AT_ONCE)
     app.state.digests = batch_digests.Digests()
     app.state.tails = latest_answers.Tails()
+    app.state.line_maps = LineMaps(context.blobs)
     app.state.followers = Followers(context.settings.api.max_followers)
     app.state.metrics = metrics.Metrics(context)
     app.state.webhook_sender = WebhookSender(

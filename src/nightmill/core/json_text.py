@@ -162,6 +162,11 @@ def string(text: bytes) -> str:
     return cast("str", json.loads(text))
 
 
+def utf8_string(text: bytes) -> str:
+    """The value of a valid JSON string; lone surrogates, which UTF-8 has no bytes for, are replaced."""
+    return string(text).encode("utf-8", "replace").decode()
+
+
 def kind(text: bytes) -> str:
     """The type of a valid JSON value, in the words of OpenAI's error messages."""
     number = "an integer" if text.lstrip(b"-").isdigit() else "a decimal"

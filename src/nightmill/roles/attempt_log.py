@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from nightmill.blobs import Blobs, new_blob
-from nightmill.core.json_text import string
+from nightmill.core.json_text import utf8_string
 from nightmill.core.outcome import Answered, Outcome
 from nightmill.core.output_line import OutputLine
 from nightmill.core.segment import Segment
@@ -60,7 +60,7 @@ class AttemptLog:
         error = row.error
         self._records.append(
             {
-                "custom_id": string(line.request.custom_id_json),
+                "custom_id": utf8_string(line.request.custom_id_json),
                 "ordinal": ordinal,
                 "attempt": attempts + 1,
                 "upstream": upstream,

@@ -218,6 +218,7 @@ batch = Table(
     CheckConstraint("segments_left >= 0", name="batch_segments_left"),
     CheckConstraint("input_bytes >= 0 AND enqueued_tokens >= 0", name="batch_input"),
     CheckConstraint("(lease_worker_id IS NULL) = (lease_expires_at IS NULL)", name="batch_lease"),
+    Index("batch_by_input", "input_file_id", "sequence"),
     # A list reads the columns of its filter in the index, and only the rows that match in the table.
     Index("batch_by_age", "project_id", "created_at", "sequence", *_COMPARED),
     Index("batch_by_time", "created_at", "sequence", *_COMPARED),

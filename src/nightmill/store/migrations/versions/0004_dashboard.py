@@ -159,3 +159,5 @@ def _count_and_index_batches() -> None:
 def upgrade() -> None:
     create_tables(op.get_bind(), _metadata)
     _count_and_index_batches()
+    # Which batches use a file.
+    op.create_index("batch_by_input", "batch", ["input_file_id", "sequence"])
