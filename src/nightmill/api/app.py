@@ -27,6 +27,7 @@ from nightmill.api import (
     retries,
     steering,
     tenants,
+    trials,
     uploads,
     upstreams,
     validation,
@@ -54,6 +55,7 @@ _OWN_ROUTERS = (
     line_states.router,
     canary.router,
     estimates.router,
+    trials.router,
     validation.router,
     webhooks.own_router,
     tenants.router,
@@ -93,6 +95,7 @@ def create_app(context: ApiContext) -> FastAPI:
     app.state.started_at = time.monotonic()
     app.state.model_list = models.ModelList(context)
     app.state.estimate_turns = asyncio.Semaphore(estimates.AT_ONCE)
+    app.state.trial_turns = asyncio.Semaphore(trials.AT_ONCE)
     app.state.followers = Followers(context.settings.api.max_followers)
     app.state.metrics = metrics.Metrics(context)
     app.state.webhook_sender = WebhookSender(
