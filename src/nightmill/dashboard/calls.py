@@ -74,17 +74,26 @@ class ApiCalls:
         """The JSON document of a GET. Raises ApiRefusalError."""
         return _document(await self._call("GET", path, query=query))
 
-    async def get_text(self, path: str, query: Query | None = None) -> str:
+    async def get_text(
+        self, path: str, query: Query | None = None, *, headers: Mapping[str, str] | None = None
+    ) -> str:
         """The text of a GET that does not answer with JSON. Raises ApiRefusalError."""
-        status, _, body = await self._call("GET", path, query=query)
+        status, _, body = await self._call("GET", path, query=query, added=headers)
         if status >= 400:
             raise _refusal(status, body)
         return body.decode("utf-8", "replace")
 
-    async def post(self, path: str, body: Any = None, query: Query | None = None) -> Any:
+    async def post(
+        self,
+        path: str,
+        body: Any = None,
+        query: Query | None = None,
+        *,
+        headers: Mapping[str, str] | None = None,
+    ) -> Any:
         """The JSON document of a POST with a JSON body. Raises ApiRefusalError."""
         sent = b"" if body is None else msgspec.json.encode(body)
-        return _document(await self._call("POST", path, query=query, body=sent))
+        return _document(await self._call("POST", path, query=query, body=sent, added=headers))
 
     async def patch(self, path: str, body: Any) -> Any:
         """As `post`."""
@@ -115,10 +124,17 @@ class ApiCalls:
         }
 
     async def _call(
-        self, method: str, path: str, *, query: Query | None = None, body: bytes = b""
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Query | None = None,
+        body: bytes = b"",
+        added: Mapping[str, str] | None = None,
     ) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
         outer = self._request.scope
         headers = [pair for pair in outer["headers"] if pair[0] not in _DROPPED_HEADERS]
+        headers += [(name.lower().encode(), value.encode()) for name, value in (added or {}).items()]
         if body:
             headers += [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
         scope: Scope = {
