@@ -4,6 +4,7 @@ A call goes through the same middleware and routes as a request over HTTP, with 
 errors, for a caller that is known already.
 """
 
+import asyncio
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 from urllib.parse import quote, urlencode
@@ -156,7 +157,8 @@ class ApiCalls:
         async def receive() -> Message:
             nonlocal has_body
             if not has_body:
-                return {"type": "http.disconnect"}
+                # The caller is there until it has the answer; a disconnect would end what looks for it.
+                await asyncio.Event().wait()
             has_body = False
             return {"type": "http.request", "body": body, "more_body": False}
 
