@@ -127,6 +127,7 @@ def test_bodies_take_their_custom_id_from_a_column(nightmill, written, tmp_path)
         ('{"messages": [], "model": "m"}\nx\n', [], "line 2 is not JSON"),
         ("", [], "is empty; write one request per line"),
         (b"PAR1x", [], "is a Parquet file"),
+        (b"ab\xb7" * 40 + b"\x01", [], "is binary data, not UTF-8 text (byte 0xb7 at offset 2, in line 1)"),
         (gzip.compress(b'{"model": "m"}', mtime=0)[:-9], [], "is damaged and can't be unpacked"),
         (b'{"messages": [], "model": "\xff"}', [], "has bytes that are not UTF-8"),
     ],

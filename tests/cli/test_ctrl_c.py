@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from nightmill.cli.failures import guarded
 from nightmill.client import Client
 from nightmill_torture.processes import command_of, living
 from tests.terminal import LIMIT_S, Terminal
@@ -85,21 +86,51 @@ def test_serve_stops_during_its_start(terminal):
     assert "Traceback" not in started.shown
 
 
-def test_a_command_stops_without_a_traceback_while_it_is_loaded():
+def interrupted_at_import(module: str, *words: str, folder: Path) -> tuple[int, str]:
+    """Exit code and standard error of a command that gets SIGINT when it imports the module."""
     code = """
 import os, signal, sys
 
+module = sys.argv.pop(1)
+
 class Interrupting:
     def find_spec(name, *_):
-        if name == "nightmill.cli":
+        if name == module:
             os.kill(os.getpid(), signal.SIGINT)
 
 sys.meta_path.insert(0, Interrupting)
 from nightmill.__main__ import main
 main()
 """
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=LIMIT_S, check=False)
-    assert (ended.returncode, ended.stderr) == (-signal.SIGINT, b"")
+    ended = subprocess.run(
+        [sys.executable, "-c", code, module, *words],
+        capture_output=True,
+        timeout=LIMIT_S,
+        check=False,
+        text=True,
+        cwd=folder,
+    )
+    return ended.returncode, ended.stderr
+
+
+def test_a_command_stops_without_a_traceback_while_it_is_loaded(tmp_path):
+    assert interrupted_at_import("nightmill.cli", folder=tmp_path) == (-signal.SIGINT, "")
+
+
+@pytest.mark.parametrize("command", ["serve", "work"])
+@pytest.mark.parametrize("module", ["nightmill.settings", "nightmill.runtime.programs"])
+def test_a_server_stops_while_it_is_loaded(tmp_path, command, module):
+    ended = interrupted_at_import(module, command, "--emulate", folder=tmp_path)
+    assert ended == (0, "nightmill stopped while it was being loaded; nothing had begun\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_that_a_library_makes_of_ctrl_c_is_no_defect(capsys):
+    def build() -> None:
+        raise RuntimeError("Error building `model` serializer:\n  KeyboardInterrupt: ")
+
+    assert guarded(build) == 130
+    assert capsys.readouterr().err == "nightmill: stopped\n"
 
 
 @pytest.mark.parametrize(

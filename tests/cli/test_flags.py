@@ -65,6 +65,11 @@ def test_auto_stands_alone():
         settings("auto", "http://gpu/v1")
 
 
+def test_a_wrong_port_of_one_of_several_is_named():
+    with pytest.raises(SetupError, match=r"each --upstream needs a URL .* 1 to 65535, not '99999'"):
+        settings("http://gpu:8000/v1", "localhost:99999")
+
+
 def test_a_key_for_several_is_refused_since_it_belongs_to_one():
     tree = upstream_tree(
         upstream=["http://a/v1", "http://b/v1"],

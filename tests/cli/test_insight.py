@@ -1,6 +1,7 @@
 """`show`, `list`, `watch` and `events` with what limits a batch, its forecast and its history."""
 
 import json
+import sys
 
 import pytest
 
@@ -56,6 +57,17 @@ def test_list_with_wide_has_whole_ids_times_and_sentences(server, nightmill):
     assert heading.split()[4:] == ["FAILED", "CREATED", "ENDPOINT", "MODEL", "WHY"]
     assert row.startswith(BATCH)
     assert row.endswith(LIMIT)
+
+
+@pytest.mark.parametrize("columns", [80, 100, 120, 200])
+def test_list_with_wide_fits_the_terminal(server, nightmill, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    heading, row = nightmill("list", "--wide").out.splitlines()
+    assert max(len(heading), len(row)) <= columns
+    assert row.startswith(BATCH)
+    assert {"STATUS", "DONE", "FAILED", "MODEL"} <= set(heading.split())
+    assert ("ENDPOINT" in heading, row.endswith(LIMIT)) == (columns == 200, columns == 200)
 
 
 def test_list_with_quiet_has_ids_only_and_a_status_filters(server, nightmill):

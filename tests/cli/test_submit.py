@@ -104,6 +104,7 @@ def test_what_the_server_would_refuse_is_not_uploaded(server, nightmill, input_f
     [
         (b"id,review\n1,x\n", "is a CSV table with the columns id, review; turn it into request lines with:"),
         (b"", "is empty; write one request per line"),
+        (bytes(range(1, 256)) * 9, "is binary data, not UTF-8 text (byte 0x01 at offset 0, in line 1);"),
         (b'{"custom_id": "a"}\n', "names no endpoint in 'url'; name it with --endpoint"),
     ],
 )

@@ -46,6 +46,15 @@ def test_a_column_keeps_its_least_width():
     assert fitted([ID, ENDPOINT, why], 40)[1] == "aaaaaaaa  concurrency limit"
 
 
+def test_a_long_column_is_cut_before_another_is_left_out_and_gets_the_room_that_is_left():
+    model = Column("MODEL", ["m" * 40, "n"], drop=1, least=10)
+    assert (
+        fitted([ID, model, ENDPOINT, WHY], 60)[1]
+        == f"aaaaaaaa  {'m' * 13}…  /v1/chat/completions  It waits fo…"
+    )
+    assert fitted([ID, model, ENDPOINT, WHY], 50)[1] == f"aaaaaaaa  {'m' * 25}…  It waits fo…"
+
+
 def test_on_a_terminal_the_last_column_of_a_table_and_a_long_value_take_several_lines(capsys, monkeypatch):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "30")

@@ -3,6 +3,7 @@
 import asyncio
 import getpass
 import json
+import sys
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,8 @@ import pytest
 from nightmill.core.batch import Batch, Event, Status, Tally, Usage
 from nightmill.store import migrate, open_store
 from nightmill.store.steps import SCHEMA_VERSION
+
+MODEL = "meta-llama/Llama-3.3-70B-Instruct-FP8-dynamic"
 
 
 @pytest.fixture
@@ -20,7 +23,9 @@ def folder(tmp_path):
         await migrate(url)
         store = open_store(url, clock=lambda: 86_400.0 * 20_000)
         for number, project in enumerate(("day", "night")):
-            made = Batch(f"batch_{number}", project, "/v1/embeddings", "file-1", "k", "24h", 1, 2, model="m")
+            made = Batch(
+                f"batch_{number}", project, "/v1/embeddings", "file-1", "k", "24h", 1, 2, model=MODEL
+            )
             await store.batches.create(made)
             await store.batches.move(made.after(Event.CANCEL_REQUESTED, now=3), expected=made.status)
             lease = await store.batch_leases.lease((Status.CANCELLING,), "w", ttl_s=9)
@@ -38,7 +43,7 @@ def folder(tmp_path):
 def test_usage_as_a_table_as_csv_and_as_json(nightmill, folder):
     table = nightmill("usage", "--folder", folder).out.splitlines()
     assert table[0].split()[:3] == ["PROJECT", "MODEL", "BATCHES"]
-    assert [row.split()[:3] for row in table[1:]] == [["day", "m", "1"], ["night", "m", "1"]]
+    assert [row.split()[:3] for row in table[1:]] == [["day", MODEL, "1"], ["night", MODEL, "1"]]
     csv = nightmill("usage", "--by", "day", "--csv", "--folder", folder).out.splitlines()
     assert csv == [
         "day,batches,requests,completed,failed,input_tokens,cached_tokens,output_tokens,reasoning_tokens",
@@ -49,6 +54,16 @@ def test_usage_as_a_table_as_csv_and_as_json(nightmill, folder):
     assert nightmill("usage", "--from", "2024-10-05", "--json", "--folder", folder).out == ""
     odd = nightmill("usage", "--from", "yesterday", "--folder", folder)
     assert (odd.code, len(odd.err.splitlines())) == (2, 1)
+
+
+@pytest.mark.parametrize("groups", ["project,model", "project,model,day"])
+def test_usage_fits_a_terminal_of_80_columns(nightmill, folder, monkeypatch, groups):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    table = nightmill("usage", "--by", groups, "--folder", folder).out.splitlines()
+    assert max(map(len, table)) <= 80
+    assert {"REQUESTS", "FAILED", "TOKENS"} <= set(table[0].split())
+    assert all("meta-llama/Llama-" in row for row in table[1:])
 
 
 def test_project_rules_are_shown_and_rules_that_are_not_named_stay(nightmill, folder):

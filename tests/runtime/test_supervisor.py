@@ -3,8 +3,10 @@
 import asyncio
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import uvloop
 
 from nightmill.runtime.problems import Problems, problem
@@ -55,6 +57,28 @@ def test_a_child_that_exits_before_its_first_message_is_started_again() -> None:
     # The loop of the server: its pipe refuses a write once the process has exited.
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(run())
+
+
+async def test_a_process_whose_start_is_cancelled_is_started_whole_and_killed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    began, may_go_on, killed = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def start(*_: object) -> object:
+        began.set()
+        await may_go_on.wait()
+        return SimpleNamespace(kill=killed.set)
+
+    monkeypatch.setattr(Supervisor, "_start_process", start)
+    async with asyncio.timeout(60):
+        running = asyncio.create_task(supervisor_with(lambda _: None).run(Program("worker 0", "unused")))
+        await began.wait()
+        running.cancel()
+        await asyncio.sleep(0)
+        may_go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+    assert killed.is_set()
 
 
 async def test_a_problem_that_a_child_reports_lasts_until_the_child_withdraws_it() -> None:

@@ -41,9 +41,22 @@ def test_a_scheme_is_added_where_none_is_written(given, meant):
     ],
 )
 def test_what_can_be_no_url_is_refused_and_not_repeated(given):
-    with pytest.raises(ValueError, match=r"it must look like|it is not a URL") as refused:
+    with pytest.raises(ValueError, match=r"it must look like|the port of the URL must be") as refused:
         base_url(given)
     assert "sk-1234" not in str(refused.value)
+
+
+@pytest.mark.parametrize("port", ["99999", "65536", "0", "-1", "abc", "+80", "8 0", "٣"])
+@pytest.mark.parametrize("before", ["localhost:", "http://host:", "https://[::1]:"])
+def test_a_port_that_is_none_is_named_with_the_numbers_that_are_allowed(before, port):
+    with pytest.raises(ValueError, match="the port of the URL must be a number from 1 to 65535") as refused:
+        base_url(f"{before}{port}/v1")
+    assert str(refused.value).endswith(f", not {port!r}")
+
+
+def test_a_port_that_may_be_a_key_is_not_repeated():
+    with pytest.raises(ValueError, match=r"from 1 to 65535$"):
+        base_url("api.example.com:sk-1234567890")
 
 
 def test_settings_hold_the_whole_url():
@@ -57,7 +70,7 @@ def test_settings_with_a_malformed_url_are_refused_with_the_name_of_the_setting(
     with pytest.raises(SetupError) as refused:
         load(flags={"upstream": {"url": "http://host:80o0/v1"}}, environment={})
     assert str(refused.value).startswith(
-        "setting 'upstream.url' (NIGHTMILL_UPSTREAM__URL): it is not a URL: "
+        "setting 'upstream.url' (NIGHTMILL_UPSTREAM__URL): the port of the URL must be "
     )
 
 

@@ -3,6 +3,7 @@
 Progress belongs to `watch`, the changes of a batch to `steering`, its lines to `results`.
 """
 
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 _PAGE = 100
 _LONGEST_MODEL = 20
+_LEAST_MODEL = 12
 _LEAST_WHY = 20
 _STATUSES = (
     "validating",
@@ -64,7 +66,8 @@ def list_batches(
         typer.Option("--status", metavar="STATUS", help="Only those with this status; repeatable."),
     ] = None,
     wide: Annotated[
-        bool, typer.Option("--wide", "-w", help="Whole ids, times and sentences, however wide.")
+        bool,
+        typer.Option("--wide", "-w", help="Whole ids, times and sentences, as far as a terminal has room."),
     ] = False,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Print whole ids only, one on a line.")
@@ -94,7 +97,7 @@ def list_batches(
             else "no batches yet; make one with: nightmill submit FILE"
         )
     elif wide:
-        out_fitted(_wide(rows), None)
+        out_fitted(_wide(rows), terminal_width() if sys.stdout.isatty() else None)
     else:
         out_fitted(_narrow(rows, now=time.time(), width=terminal_width()), terminal_width())
 
@@ -127,12 +130,12 @@ def _wide(rows: Sequence[_Row]) -> list[Column]:
         Column("ID", [row.id for row in rows]),
         Column("STATUS", [row.status for row in rows]),
         Column("DONE", [row.done for row in rows]),
-        Column("OK", [str(row.ok) for row in rows]),
+        Column("OK", [str(row.ok) for row in rows], drop=5),
         Column("FAILED", [str(row.failed) for row in rows]),
-        Column("CREATED", [local_time(row.created_at) for row in rows]),
-        Column("ENDPOINT", [row.endpoint for row in rows]),
-        Column("MODEL", [row.model for row in rows]),
-        Column("WHY", [row.why for row in rows], drop=1),
+        Column("CREATED", [local_time(row.created_at) for row in rows], drop=2),
+        Column("ENDPOINT", [row.endpoint for row in rows], drop=4),
+        Column("MODEL", [row.model for row in rows], drop=1, least=_LEAST_MODEL),
+        Column("WHY", [row.why for row in rows], drop=3, least=_LEAST_WHY),
     ]
 
 

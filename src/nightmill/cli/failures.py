@@ -12,6 +12,7 @@ from typing import Any, cast
 import typer
 
 from nightmill.cli.help import no_such_option
+from nightmill.cli.interrupts import is_interrupt
 from nightmill.cli.screen import clean, say
 from nightmill.errors import NightmillError
 
@@ -55,7 +56,9 @@ def guarded(work: Callable[[], Any]) -> int:
     except Exception as error:
         known = described(_innermost(error))
         if known is None:
-            raise
+            if not is_interrupt(error):
+                raise
+            known = "stopped", ExitCode.INTERRUPTED
         message, exit_code = known
         say(f"nightmill: {message}")
         return exit_code

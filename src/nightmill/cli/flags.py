@@ -141,9 +141,11 @@ def _name_of(url: str) -> str:
 
     try:
         parts = urlsplit(base_url(url))
-        place = f"{parts.hostname or ''}-{parts.port or ''}"
-    except ValueError:
-        place = ""
+    except ValueError as error:
+        raise SetupError(
+            f"each --upstream needs a URL such as http://host:8000/v1, or NAME=URL: {error}"
+        ) from None
+    place = f"{parts.hostname or ''}-{parts.port or ''}"
     name = re.sub(r"[^A-Za-z0-9_.]+", "-", place).strip("-._")
     if not name:
         raise SetupError("each --upstream needs a URL such as http://host:8000/v1, or NAME=URL")

@@ -34,7 +34,9 @@ _HEADINGS = {
     "output_tokens": "TOKENS OUT",
     "reasoning_tokens": "REASONING",
 }
-_MINOR = {"reasoning_tokens": 3, "cached_tokens": 2, "batches": 1}
+_LEAST = {"project_id": 12, "model": 18}
+"""So many characters of a long cell remain on a narrow terminal."""
+_MINOR = {"reasoning_tokens": 4, "cached_tokens": 3, "batches": 2, "completed": 1}
 """Columns that a narrow terminal leaves out, that with the highest number first."""
 
 
@@ -82,7 +84,12 @@ def usage(
         say("no batch has ended yet" if not (project or model or first or last) else "no batch is like that")
         return
     columns = [
-        Column(_HEADINGS.get(name, name.upper()), [row[place] for row in cells], drop=_MINOR.get(name, 0))
+        Column(
+            _HEADINGS.get(name, name.upper()),
+            [row[place] for row in cells],
+            drop=_MINOR.get(name, 0),
+            least=_LEAST.get(name, 0),
+        )
         for place, name in enumerate(names)
     ]
     out_fitted(columns, terminal_width() if sys.stdout.isatty() else None)

@@ -6,9 +6,11 @@ import typer
 
 from nightmill.cli import flags
 from nightmill.cli.connection import BaseUrl, server
+from nightmill.cli.interrupts import stop_while_loading
 from nightmill.cli.screen import Json, out, out_json, say
 
 
+@stop_while_loading()
 def serve(
     upstream: flags.Upstream = None,
     upstream_key: flags.UpstreamKey = None,

@@ -1,4 +1,4 @@
-"""A table that fits the width of the terminal: minor columns are left out, and the last column is cut.
+"""A table that fits the width of the terminal: minor columns are left out, and long cells are cut.
 
 In a pipe the width is 80 columns, so that a table looks the same there. The cells belong to the commands.
 """
@@ -21,13 +21,14 @@ class Column:
     Args:
         drop: 0 for a column that is always shown; of the others, the one with the highest number is left out
             first.
-        least: the last column is cut to this width before others are left out.
+        least: the column is cut to this width before others are left out; 0 for a column that stays whole.
+            The last column is always cut.
     """
 
     heading: str
     cells: Sequence[str]
     drop: int = 0
-    least: int = _LEAST_LAST
+    least: int = 0
 
     @property
     def width(self) -> int:
@@ -47,11 +48,7 @@ def fitted(columns: Sequence[Column], width: int | None) -> list[str]:
         while _least_width(shown) > width and any(column.drop for column in shown):
             dropped = max(shown, key=lambda column: column.drop)
             shown = [column for column in shown if column is not dropped]
-    widths = [column.width for column in shown]
-    if width is not None:
-        widths[-1] = max(
-            _LEAST_LAST, min(widths[-1], width - sum(widths[:-1]) - len(_GAP) * (len(widths) - 1))
-        )
+    widths = [column.width for column in shown] if width is None else _widths(shown, width)
     rows = zip(*((column.heading, *column.cells) for column in shown), strict=True)
     return [
         _GAP.join(cut(cell, most).ljust(most) for cell, most in zip(row, widths, strict=True)).rstrip()
@@ -59,6 +56,22 @@ def fitted(columns: Sequence[Column], width: int | None) -> list[str]:
     ]
 
 
+def _widths(columns: Sequence[Column], width: int) -> list[int]:
+    """The room that is left goes to the columns that are cut, from left to right."""
+    spare = max(0, width - _least_width(columns))
+    widths: list[int] = []
+    for column in columns[:-1]:
+        least = _least(column)
+        widths.append(min(column.width, least + spare))
+        spare -= widths[-1] - least
+    left = width - sum(widths) - len(_GAP) * len(widths)
+    return [*widths, max(_LEAST_LAST, min(columns[-1].width, left))]
+
+
+def _least(column: Column) -> int:
+    return min(column.width, column.least or column.width)
+
+
 def _least_width(columns: Sequence[Column]) -> int:
     *first, last = columns
-    return sum(column.width + len(_GAP) for column in first) + min(last.width, last.least)
+    return sum(_least(column) + len(_GAP) for column in first) + min(last.width, last.least or _LEAST_LAST)

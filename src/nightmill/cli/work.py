@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from nightmill.cli import flags
+from nightmill.cli.interrupts import stop_while_loading
 from nightmill.cli.screen import say
 from nightmill.roles.registry import ROLE_NAMES, resolve_roles
 
@@ -12,6 +13,7 @@ _ALL_BUT_LAST = ", ".join(ROLE_NAMES[:-1])
 _LAST = ROLE_NAMES[-1]
 
 
+@stop_while_loading()
 def work(
     upstream: flags.Upstream = None,
     upstream_key: flags.UpstreamKey = None,

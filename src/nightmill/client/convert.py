@@ -124,8 +124,11 @@ def _shown(encoding: str) -> str:
 
 
 def _beginning(stream: BinaryIO, encoding: str) -> bytes:
-    """The beginning of the text in UTF-8. A character that it cuts off is left out."""
-    return stream.read(BEGINNING_BYTES).decode(encoding, "ignore").encode()
+    """The beginning of the text in UTF-8."""
+    beginning = stream.read(BEGINNING_BYTES)
+    if encoding == "utf-8-sig":
+        return beginning  # as it is, so that its first bad byte is named
+    return beginning.decode(encoding, "ignore").encode()
 
 
 def _rows(text: TextIO, found: ForeignFormat | None, path: Path) -> Iterator[Row]:

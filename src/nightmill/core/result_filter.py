@@ -81,11 +81,6 @@ def ordinal_of(line: bytes) -> int:
     return int(line[_ID_END - _ORDINAL_DIGITS : _ID_END], 16)
 
 
-def error_codes_of(line: bytes) -> frozenset[str]:
-    """Every code that a failed line has: of nightmill, of the upstream's error object, the HTTP status."""
-    return _codes(_decoded(line))
-
-
 def _decoded(line: bytes) -> _Row:
     try:
         return _DECODER.decode(line)
@@ -101,6 +96,7 @@ def _decoded(line: bytes) -> _Row:
 
 
 def _codes(row: _Row) -> frozenset[str]:
+    """Every code that a failed line has: of nightmill, of the upstream's error object, the HTTP status."""
     codes: set[str] = set()
     if row.error is not None and row.error.code is not None:
         codes.add(row.error.code)

@@ -7,7 +7,7 @@ before anything is started for it. The path is not completed: a URL without one 
 import re
 from ipaddress import ip_address
 from typing import Final
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from nightmill.core.loopback import is_loopback
 
@@ -16,6 +16,8 @@ _QUERY: Final = re.compile(r"[!$%&'()*+,\-./0-9:;=?@A-Z_a-z~]*")
 _SCHEMES: Final = frozenset({"http", "https"})
 _TLS_PORT: Final = 443
 _PLAIN_PORT: Final = 80
+_LAST_PORT: Final = 65_535
+_REPEATED_PORT_CHARACTERS: Final = 8
 _ANY_ADDRESS: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared, not bound
 _EXAMPLE: Final = "it must look like http://host:port/v1 or https://host/v1"
 
@@ -31,9 +33,10 @@ def base_url(given: str) -> str:
     url = _with_scheme(given.strip())
     try:
         parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
+        host = parts.hostname
     except ValueError as error:
         raise ValueError(f"it is not a URL: {error}") from None
+    _port_of(parts)
     if parts.scheme not in _SCHEMES or not host:
         raise ValueError(_EXAMPLE)
     if parts.username is not None or parts.password is not None:
@@ -65,14 +68,33 @@ def _with_scheme(text: str) -> str:
         return text
     try:
         parts = urlsplit(f"//{text}")
-        host, port = parts.hostname or "", parts.port
+        host = parts.hostname or ""
     except ValueError:
         raise ValueError(_EXAMPLE) from None
+    port = _port_of(parts)
     is_address = _is_address(host)
     if host in _SCHEMES or not (port is not None or is_address or "." in host or host == "localhost"):
         raise ValueError(_EXAMPLE)
     is_provider = port is None and not is_address and host != "localhost"
     return f"https://{text}" if is_provider or port == _TLS_PORT else f"http://{text}"
+
+
+def _port_of(parts: SplitResult) -> int | None:
+    """The port, or None without one.
+
+    Raises:
+        ValueError: it is no port. A short one is repeated; a long text may be a key.
+    """
+    text = parts.netloc.rpartition("@")[2].rpartition("]")[2].partition(":")[2]
+    if ":" in text or not parts.hostname:
+        raise ValueError(_EXAMPLE)
+    if not text:
+        return None
+    is_short = len(text) <= _REPEATED_PORT_CHARACTERS
+    if is_short and text.isascii() and text.isdigit() and 0 < int(text) <= _LAST_PORT:
+        return int(text)
+    given = f", not {text!r}" if is_short else ""
+    raise ValueError(f"the port of the URL must be a number from 1 to {_LAST_PORT}{given}")
 
 
 def _is_address(host: str) -> bool:

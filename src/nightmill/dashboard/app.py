@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from nightmill.api.context import ApiContext
 from nightmill.dashboard.calls import ApiRefusalError
 from nightmill.dashboard.guard import GuardMiddleware
+from nightmill.dashboard.live import Streams
 from nightmill.dashboard.pages import error_page
 from nightmill.dashboard.screens import SCREENS
 from nightmill.dashboard.sessions import Sessions
@@ -62,7 +63,7 @@ def create_dashboard(api: ASGIApp, context: ApiContext) -> Starlette:
         },
     )
     app.router.redirect_slashes = False
-    app.state.dashboard = Dashboard(api, context, sessions)
+    app.state.dashboard = Dashboard(api, context, sessions, Streams(context.settings.api.max_followers))
     return app
 
 

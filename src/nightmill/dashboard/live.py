@@ -6,7 +6,8 @@ hidden, needs nothing of what it missed. htmx morphs the blocks in place: focus 
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from typing import Final
+from contextlib import aclosing
+from typing import Final, TypeAlias
 
 from sse_starlette.event import ServerSentEvent
 from sse_starlette.sse import EventSourceResponse
@@ -22,23 +23,42 @@ _PING_S: Final = 15
 _SEND_TIMEOUT_S: Final = 30.0
 
 
-def live_response(
-    render: Callable[[], Awaitable[tuple[Mapping[str, str], float]]], *, is_stopping: Callable[[], bool]
-) -> Response:
-    """The stream of a page.
-
-    Args:
-        render: makes the HTML of each block, and says in how many seconds to look again.
-        is_stopping: whether the server closes its connections.
-    """
-    return EventSourceResponse(
-        _changes(render, is_stopping=is_stopping), ping=_PING_S, send_timeout=_SEND_TIMEOUT_S
-    )
+Render: TypeAlias = Callable[[], Awaitable[tuple[Mapping[str, str], float]]]
 
 
-async def _changes(
-    render: Callable[[], Awaitable[tuple[Mapping[str, str], float]]], *, is_stopping: Callable[[], bool]
-) -> AsyncGenerator[ServerSentEvent]:
+class Streams:
+    """The streams that this process sends, up to a limit: each looks again every few seconds."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._count = 0
+
+    def response(self, render: Render, *, is_stopping: Callable[[], bool]) -> Response:
+        """The stream of a page. Over the limit it ends at once, and the browser tries again later.
+
+        Args:
+            render: makes the HTML of each block, and says in how many seconds to look again.
+            is_stopping: whether the server closes its connections.
+        """
+        return EventSourceResponse(
+            self._counted(render, is_stopping), ping=_PING_S, send_timeout=_SEND_TIMEOUT_S
+        )
+
+    async def _counted(
+        self, render: Render, is_stopping: Callable[[], bool]
+    ) -> AsyncGenerator[ServerSentEvent]:
+        if self._count >= self._most:
+            return
+        self._count += 1
+        try:
+            async with aclosing(_changes(render, is_stopping)) as changes:
+                async for change in changes:
+                    yield change
+        finally:
+            self._count -= 1
+
+
+async def _changes(render: Render, is_stopping: Callable[[], bool]) -> AsyncGenerator[ServerSentEvent]:
     loop = asyncio.get_running_loop()
     ends_at = loop.time() + LONGEST_S
     sent: dict[str, str] = {}

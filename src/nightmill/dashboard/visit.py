@@ -14,7 +14,7 @@ from starlette.types import ASGIApp
 from nightmill.api.context import ApiContext
 from nightmill.dashboard.calls import ApiCalls
 from nightmill.dashboard.guard import MOST_FORM_BYTES
-from nightmill.dashboard.live import live_response
+from nightmill.dashboard.live import Streams
 from nightmill.dashboard.navigation import Area
 from nightmill.dashboard.pages import LIVE_PARAMETER, Screen, fragment, live_blocks, redirect, respond
 from nightmill.dashboard.sessions import Session, Sessions, session_of
@@ -29,6 +29,7 @@ class Dashboard:
     api: ASGIApp
     context: ApiContext
     sessions: Sessions
+    streams: Streams
 
 
 class Form:
@@ -127,7 +128,8 @@ def screen(path: str, show: ScreenFunction, *, area: Area) -> Route:
         if area.needs_admin:
             visit.require_admin()
         if request.query_params.get(LIVE_PARAMETER):
-            return live_response(partial(_blocks, visit, show, area), is_stopping=visit.context.is_stopping)
+            render = partial(_blocks, visit, show, area)
+            return visit.dashboard.streams.response(render, is_stopping=visit.context.is_stopping)
         shown = await show(visit)
         return respond(request, shown, area=area.name, shows_content=visit.shows_content)
 

@@ -2,8 +2,9 @@
 
 Order of a start: fork the processes of the roles (`prefork`); lock the data folder; listen, so that a client
 that connects from now on waits a moment instead of being refused; recover; let the children begin; and
-meanwhile load the API (`api_server`). Order of an end: drain the roles while the API still answers, then
-close the API.
+meanwhile load the API (`api_server`). A data folder that does not exist is made once nothing refuses the
+start, so it is locked after the server listens. Order of an end: drain the roles while the API still answers,
+then close the API.
 
 After recovery no lease is held in a store of this machine's own (the lock proves that all earlier holders are
 dead), and no half-written blob is left. Recovery does not need the API, so the roles begin while the API
@@ -14,8 +15,8 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from importlib import import_module
 
@@ -40,7 +41,6 @@ from nightmill.runtime.storage import check_storage, has_stored_upstreams, prepa
 from nightmill.runtime.supervisor import Program, Supervisor, change_log_level_on_signals
 from nightmill.runtime.upstreams import choose_upstream, refuse_own_address
 from nightmill.settings import Settings
-from nightmill.store import Store
 from nightmill.store.database_url import sqlite_file
 
 Say = Callable[[str], None]
@@ -82,8 +82,10 @@ async def _serve(
             settings, say=say, are_stored=partial(has_stored_upstreams, settings)
         )
     is_new = settings.is_embedded and not sqlite_file(settings.store_url).exists()
-    lock = locked_folder(settings.folder) if settings.is_embedded else contextlib.nullcontext()
-    with lock, contextlib.closing(_listen(settings)) as listener:
+    if is_new:
+        _check_keys(settings, any_exist=False)
+    await check_storage(settings)
+    with _locked_and_listening(settings) as listener:
         notifier = Notifier()
         supervisor = Supervisor(
             emit=telemetry.log,
@@ -114,6 +116,27 @@ async def _serve(
                 say(await stopped_text(components.store))
 
 
+@contextmanager
+def _locked_and_listening(settings: Settings) -> Generator[socket.socket]:
+    with contextlib.ExitStack() as stack:
+
+        def lock() -> None:
+            stack.enter_context(locked_folder(settings.folder))
+
+        def listening() -> socket.socket:
+            return stack.enter_context(contextlib.closing(_listen(settings)))
+
+        if not settings.is_embedded:
+            yield listening()
+        elif settings.folder.exists():
+            lock()  # first, since a server that uses the folder mostly has the address too
+            yield listening()
+        else:
+            listener = listening()
+            lock()
+            yield listener
+
+
 def _listen(settings: Settings) -> socket.socket:
     host, port = settings.api.host, settings.api.port
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -137,12 +160,11 @@ async def _recovered(
     """The components, once the children may begin to work on the store.
 
     Raises:
-        SetupError: the store, the bucket or the address is not fit to start on.
+        SetupError: the store or the address is not fit to start on.
     """
     await prepare(settings)
-    await check_storage(settings)
     async with open_components(settings, emit=telemetry.log, notifier=notifier) as components:
-        await _check_keys(settings, components.store)
+        _check_keys(settings, any_exist=await components.store.api_keys.any_exist())
         failpoint("serve.before_recovery")
         # In a store that other machines share, the holders may be alive; leases of dead holders lapse.
         if settings.is_embedded:
@@ -153,13 +175,12 @@ async def _recovered(
         yield components
 
 
-async def _check_keys(settings: Settings, store: Store) -> None:
-    if is_loopback(settings.api.host) and settings.keyless_on_loopback:
+def _check_keys(settings: Settings, *, any_exist: bool) -> None:
+    if any_exist or (is_loopback(settings.api.host) and settings.keyless_on_loopback):
         return
-    if await store.api_keys.any_exist():
-        return
+    otherwise = "set keyless_on_loopback" if is_loopback(settings.api.host) else "listen on 127.0.0.1"
     message = (
         f"refusing to listen on {settings.api.host} without API keys; make one with "
-        f"'nightmill keys create NAME --folder {settings.folder.absolute()}', or listen on 127.0.0.1"
+        f"'nightmill keys create NAME --folder {settings.folder.absolute()}', or {otherwise}"
     )
     raise SetupError(message)

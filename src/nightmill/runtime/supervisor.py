@@ -140,8 +140,15 @@ class Supervisor:
 
     async def _run_process(self, program: Program) -> int:
         """Runs one process of the program until it exits; returns its exit code."""
+        starting = asyncio.ensure_future(self._start_process(program))
         try:
-            child = await self._start_process(program)
+            child = await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            # uvloop and the file object of a pipe both close its descriptor if they are interrupted here; by
+            # then it may be that of another file.
+            with contextlib.suppress(OSError):
+                (await starting).kill()
+            raise
         except OSError as error:  # no process or descriptor is to be had now; later there may be
             return -(error.errno or 1)
         self._children[program.name] = (program, child)

@@ -1,14 +1,25 @@
 """Names the format of a file that is not JSON Lines in UTF-8, from its first bytes."""
 
-LONGEST_SIGNATURE_BYTES = 6
+LONGEST_SIGNATURE_BYTES = 16
 
+_ZIP = b"PK\x03\x04"
+_OFFICE_PARTS = (b"[Content_Types].xml", b"xl/")
 _BINARY = (
     (b"\x1f\x8b", "gzip data"),
-    (b"PK\x03\x04", "a zip archive"),
+    (_ZIP, "a zip archive"),
     (b"\x28\xb5\x2f\xfd", "zstd data"),
     (b"BZh", "bzip2 data"),
     (b"\xfd7zXZ\x00", "xz data"),
     (b"PAR1", "a Parquet file"),
+    (b"ARROW1\x00\x00", "an Arrow file"),
+    (b"Obj\x01", "an Avro file"),
+    (b"SQLite format 3\x00", "a SQLite database"),
+    (b"%PDF-", "a PDF document"),
+    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Office document, such as .xls"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
+    (b"GGUF\x03\x00", "a GGUF model file"),
+    (b"\x89PNG\r\n", "a PNG picture"),
+    (b"\xff\xd8\xff", "a JPEG picture"),
 )
 _BYTE_ORDER_MARKS = (
     (b"\xff\xfe\x00\x00", "UTF-32 text"),
@@ -27,6 +38,8 @@ _NULS = {
 
 def binary_format(beginning: bytes) -> str | None:
     """The name of a compressed or binary format, or None."""
+    if beginning.startswith(_ZIP) and any(part in beginning for part in _OFFICE_PARTS):
+        return "an Office document, such as .xlsx"
     return next((name for signature, name in _BINARY if beginning.startswith(signature)), None)
 
 

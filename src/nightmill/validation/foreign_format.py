@@ -1,9 +1,10 @@
 """Names the format of a file that is not request lines, from its first bytes, and how to convert it. No I/O.
 
-A file is recognised by its whole form: compressed, in another encoding, a JSON array, a table, plain text,
-bare request bodies, or empty. Errors of single lines belong to `line_rules`.
+A file is recognised by its whole form: compressed, binary, in another encoding, a JSON array, a table, plain
+text, bare request bodies, or empty. Errors of single lines belong to `line_rules`.
 """
 
+import codecs
 import csv
 import json
 import re
@@ -20,6 +21,8 @@ BEGINNING_BYTES: Final = 1 << 16
 
 _COLUMN: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_. -]{0,39}")
 _WORD: Final = re.compile(r"[\w@%+=:,./-]+")
+_CONTROL: Final = re.compile(rb"[\x00-\x08\x0e-\x1f]")
+_JSON_START: Final = re.compile(rb"\{\s*[\"}]|\[\s*[\"\[{\]]")
 _TABLES: Final = {",": "a CSV table", "\t": "a table with tabs (TSV)", ";": "a CSV table with semicolons"}
 _PROMPT_COLUMNS: Final = ("prompt", "text", "question", "input", "content", "message", "instruction")
 _LISTED_COLUMNS: Final = 6
@@ -97,6 +100,8 @@ def foreign_format(beginning: bytes) -> ForeignFormat | None:
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines:
         return ForeignFormat(ForeignKind.EMPTY, "empty")
+    if (found := _of_no_text(beginning, lines)) is not None:
+        return found
     if text.startswith(b"["):
         return None if len(lines) > 1 and _decoded(lines[0]) is not None else _of_array(text)
     if text.startswith(b"{"):
@@ -104,6 +109,34 @@ def foreign_format(beginning: bytes) -> ForeignFormat | None:
     if b"\0" in text or any(line.startswith(b"{") for line in lines):
         return None
     return _of_text(lines[0])
+
+
+def _of_no_text(beginning: bytes, lines: list[bytes]) -> ForeignFormat | None:
+    """Binary data, or text of another encoding. Request lines with a few bad bytes are neither."""
+    invalid, control = _invalid_utf8_at(beginning), _CONTROL.search(beginning)
+    is_binary = b"\0" in beginning or (invalid is not None and control is not None)
+    is_from_first_line = invalid is not None and invalid < beginning.find(lines[0]) + len(lines[0])
+    if not (is_binary or is_from_first_line):
+        return None
+    if _JSON_START.match(lines[0].lstrip()) or any(
+        isinstance(_decoded(line), dict) for line in lines if line.startswith(b"{")
+    ):
+        return None
+    offset = min(at for at in (invalid, control and control.start()) if at is not None)
+    number = beginning.count(b"\n", 0, offset) + 1
+    name = "binary data, not UTF-8 text" if is_binary else "text that is not UTF-8"
+    place = f"byte 0x{beginning[offset]:02x} at offset {offset}, in line {number}"
+    return ForeignFormat(ForeignKind.BINARY, f"{name} ({place})")
+
+
+def _invalid_utf8_at(beginning: bytes) -> int | None:
+    """The offset of the first bytes that are not UTF-8. The end of a beginning may lie inside a character."""
+    is_whole = len(beginning) < BEGINNING_BYTES
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(beginning, final=is_whole)
+    except UnicodeDecodeError as error:
+        return error.start
+    return None
 
 
 def _of_objects(lines: list[bytes]) -> ForeignFormat | None:
@@ -142,10 +175,7 @@ def _of_array(text: bytes) -> ForeignFormat:
 
 
 def _of_text(line: bytes) -> ForeignFormat:
-    try:
-        header = line.decode("utf-8")
-    except UnicodeDecodeError:
-        return ForeignFormat(ForeignKind.BINARY, "text that is not UTF-8")
+    header = line.decode("utf-8", "ignore")  # the end of a beginning may lie inside a character
     for delimiter, table in _TABLES.items():
         columns = [name.strip() for row in csv.reader([header], delimiter=delimiter) for name in row]
         if len(columns) > 1 and all(_COLUMN.fullmatch(name) for name in columns):

@@ -1,0 +1,66 @@
+"""Live updates without a browser: what is sent, when a stream ends, and how many there may be."""
+
+from collections.abc import Mapping
+
+import pytest
+from sse_starlette.sse import EventSourceResponse
+
+from nightmill.dashboard.calls import ApiRefusalError
+from nightmill.dashboard.live import Streams
+from nightmill.errors import AuthenticationError
+
+GONE = ApiRefusalError("gone", status=503, code=None, param=None)
+
+
+class Screen:
+    """Gives what each look shows in turn, and then asks to stop."""
+
+    def __init__(self, *looks: Mapping[str, str] | Exception) -> None:
+        self._looks = list(looks)
+        self.is_stopping = False
+
+    async def render(self) -> tuple[Mapping[str, str], float]:
+        look = self._looks.pop(0)
+        self.is_stopping = not self._looks
+        if isinstance(look, Exception):
+            raise look
+        return look, 0.0
+
+
+async def sent(screen: Screen, streams: Streams | None = None) -> list[str]:
+    response = (streams or Streams(1)).response(screen.render, is_stopping=lambda: screen.is_stopping)
+    assert isinstance(response, EventSourceResponse)
+    return [str(event.data) async for event in response.body_iterator]
+
+
+async def test_only_the_blocks_that_changed_are_sent():
+    first, second = await sent(Screen({"a": "1", "b": "1"}, {"a": "1", "b": "1"}, {"a": "1", "b": "2"}))
+    assert 'hx-target="#live-a"' in first
+    assert 'hx-target="#live-b"' in first
+    assert second == '<hx-partial hx-target="#live-b" hx-swap="innerMorph">2</hx-partial>'
+
+
+async def test_what_is_shown_stays_while_the_api_refuses():
+    assert len(await sent(Screen({"a": "1"}, GONE, {"a": "1"}))) == 1
+
+
+async def test_a_stream_ends_when_the_key_is_revoked():
+    screen = Screen({"a": "1"}, AuthenticationError("revoked"), {"a": "2"})
+    assert len(await sent(screen)) == 1
+
+
+async def test_a_stream_over_the_limit_ends_at_once_and_a_later_one_is_sent():
+    streams = Streams(1)
+    screen = Screen({"a": "1"}, {"a": "2"})
+    response = streams.response(screen.render, is_stopping=lambda: screen.is_stopping)
+    assert isinstance(response, EventSourceResponse)
+    first = response.body_iterator
+    await anext(aiter(first))
+    assert await sent(Screen({"a": "1"}), streams) == []
+    await first.aclose()  # pyright: ignore[reportAttributeAccessIssue]
+    assert len(await sent(Screen({"a": "1"}), streams)) == 1
+
+
+@pytest.mark.parametrize("html", ["<b>1</b>", "zwei\nZeilen"])
+async def test_html_is_sent_as_it_is(html: str):
+    assert html in (await sent(Screen({"a": html})))[0]
