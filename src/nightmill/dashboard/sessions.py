@@ -51,6 +51,11 @@ class Session:
     def is_admin(self) -> bool:
         return self.caller.scope is KeyScope.ADMIN
 
+    @property
+    def can_write(self) -> bool:
+        """Whether the person may change anything; pages leave out the buttons of those who may not."""
+        return self.caller.can_write
+
 
 class Sessions:
     """Makes and reads the sessions of a server."""
