@@ -50,7 +50,7 @@ class Person:
     cookies: dict[str, str] = field(default_factory=dict[str, str])
     csrf: str = ""
 
-    def get(self, path: str, headers: Mapping[str, str] | None = None) -> Reply:
+    def get(self, path: str, headers: Mapping[str, str | None] | None = None) -> Reply:
         reply = self.send("GET", path, headers=headers)
         if found := _TOKEN.search(reply.body.decode("utf-8", "replace")):
             self.csrf = found[1]
@@ -60,7 +60,7 @@ class Person:
         self,
         path: str,
         fields: Mapping[str, str | list[str]] | None = None,
-        headers: Mapping[str, str] | None = None,
+        headers: Mapping[str, str | None] | None = None,
     ) -> Reply:
         """An ordinary form; the token is that of the page loaded last, unless `fields` has another."""
         body = urlencode({"csrf": self.csrf, **(fields or {})}, doseq=True).encode()
@@ -77,7 +77,7 @@ class Person:
         method: str,
         path: str,
         body: bytes | None = None,
-        headers: Mapping[str, str] | None = None,
+        headers: Mapping[str, str | None] | None = None,
     ) -> Reply:
         cookies = {"Cookie": "; ".join(f"{name}={value}" for name, value in self.cookies.items())}
         sent = {**_BROWSER, **(cookies if self.cookies else {}), **(headers or {})}
