@@ -3,7 +3,8 @@
 `RequestMiddleware` is the outer layer: it gives the request an id, normalizes its path, answers HEAD as GET
 without a body, adds the headers that OpenAI sends, refuses unsupported codings and expectations, and turns
 unexpected errors into a response.
-`AuthenticationMiddleware` is the inner layer: it checks the key and the rate limit before the body is read.
+`AuthenticationMiddleware` is the inner layer: it checks the key, its right to write and the rate limit before
+the body is read.
 For any error in a route, the client gets an envelope with a request id, or a closed connection if the
 response had already begun.
 """
@@ -17,7 +18,14 @@ from time import perf_counter
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from nightmill.api.auth import CALLER_IN_SCOPE, REQUEST_ID_IN_SCOPE, KeyCache, RateLimit
+from nightmill.api.auth import (
+    CALLER_IN_SCOPE,
+    REQUEST_ID_IN_SCOPE,
+    Caller,
+    KeyCache,
+    RateLimit,
+    require_right,
+)
 from nightmill.api.context import ApiContext
 from nightmill.api.envelope import echo, error_response, from_request_error, from_unavailable_error
 from nightmill.api.upload_limiter import allow_early_answer
@@ -155,12 +163,15 @@ class AuthenticationMiddleware:
         self._rates = RateLimit(context.settings.api.requests_per_minute, clock=context.clock)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in PUBLIC_PATHS or CALLER_IN_SCOPE in scope:
+        if scope["type"] != "http" or scope["path"] in PUBLIC_PATHS:
             await self._app(scope, receive, send)
             return
+        caller: Caller | None = scope.get(CALLER_IN_SCOPE)
         try:
-            caller = await self._keys.caller(dict(scope["headers"]))
-            self._rates.take(caller)
+            if caller is None:
+                caller = await self._keys.caller(dict(scope["headers"]))
+                self._rates.take(caller)
+            require_right(caller, method=scope["method"], path=scope["path"])
         except RequestError as error:
             await from_request_error(error)(scope, receive, send)
         except UnavailableError as error:

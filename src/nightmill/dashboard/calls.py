@@ -7,29 +7,32 @@ errors, for a caller that is known already.
 import asyncio
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, unquote, urlencode
 
 import msgspec
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nightmill.api.auth import CALLER_IN_SCOPE, Caller
-from nightmill.errors import NightmillError
+from nightmill.errors import NightmillError, NotFoundError
 
 Query = Mapping[str, str | int | float | bool | Iterable[str] | None]
 
-_DROPPED_HEADERS: Final = frozenset(
-    {
-        b"cookie",
-        b"authorization",
-        b"accept",
-        b"content-length",
-        b"content-type",
-        b"transfer-encoding",
-        b"connection",
-        b"range",
-    }
-)
+_KEPT_HEADERS: Final = frozenset({b"host", b"user-agent"})
+"""Of a browser's request, in the calls that a page makes: no other header may change what a call does."""
+_FORWARDED_HEADERS: Final = _KEPT_HEADERS | {
+    b"accept",
+    b"content-type",
+    b"content-length",
+    b"content-encoding",
+    b"transfer-encoding",
+    b"expect",
+    b"range",
+    b"if-range",
+    b"last-event-id",
+    b"idempotency-key",
+}
+"""Of a browser's request that a route of the API answers itself."""
 
 
 class ApiRefusalError(NightmillError):
@@ -50,7 +53,13 @@ class ApiRefusalError(NightmillError):
 
 
 def path_of(*names: str) -> str:
-    """A path whose names are quoted: `path_of("v1", "files", file_id)`."""
+    """A path whose names are quoted: `path_of("v1", "files", file_id)`.
+
+    Raises:
+        NotFoundError: a name, which may come from a form, is empty or has a slash: it would lead elsewhere.
+    """
+    if not all(name and "/" not in name for name in names):
+        raise NotFoundError("There is nothing with such an id.")
     return "/" + "/".join(quote(name, safe="") for name in names)
 
 
@@ -109,7 +118,7 @@ class ApiCalls:
         and stream included: for uploads and downloads."""
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
-            headers = [pair for pair in scope["headers"] if pair[0] not in (b"cookie", b"authorization")]
+            headers = [pair for pair in scope["headers"] if pair[0] in _FORWARDED_HEADERS]
             inner = {**scope, **self._addressed(path, query), "headers": headers, "root_path": ""}
             await self._api(inner, receive, send)
 
@@ -118,8 +127,8 @@ class ApiCalls:
     def _addressed(self, path: str, query: Query | None) -> dict[str, Any]:
         given = {name: _as_text(value) for name, value in (query or {}).items() if value is not None}
         return {
-            "path": path,
-            "raw_path": quote(path, safe="/%").encode(),
+            "path": unquote(path),
+            "raw_path": path.encode(),
             "query_string": urlencode(given, doseq=True).encode(),
             CALLER_IN_SCOPE: self._caller,
         }
@@ -134,7 +143,7 @@ class ApiCalls:
         added: Mapping[str, str] | None = None,
     ) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
         outer = self._request.scope
-        headers = [pair for pair in outer["headers"] if pair[0] not in _DROPPED_HEADERS]
+        headers = [pair for pair in outer["headers"] if pair[0] in _KEPT_HEADERS]
         headers += [(name.lower().encode(), value.encode()) for name, value in (added or {}).items()]
         if body:
             headers += [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
