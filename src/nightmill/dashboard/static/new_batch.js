@@ -4,6 +4,7 @@
 
 (() => {
   const zone = document.getElementById("drop");
+  if (!zone) return; // a key that may only read
   const input = document.getElementById("file");
   const found = document.getElementById("found");
   const byId = (id) => document.getElementById(id);
