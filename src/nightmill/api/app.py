@@ -19,10 +19,12 @@ from nightmill.api import (
     files,
     health,
     keys,
+    line_content,
     line_states,
     metrics,
     models,
     own_batch,
+    own_files,
     receipts,
     results,
     retries,
@@ -38,6 +40,7 @@ from nightmill.api import (
 from nightmill.api.batches import windows_s
 from nightmill.api.context import ApiContext
 from nightmill.api.envelope import error_response, from_request_error, from_unavailable_error
+from nightmill.api.line_map import LineMaps
 from nightmill.api.middleware import METHOD_AS_SENT, PATH_AS_SENT, AuthenticationMiddleware, RequestMiddleware
 from nightmill.api.openapi import describer
 from nightmill.api.own_document import own_describer
@@ -55,6 +58,8 @@ _OWN_ROUTERS = (
     results.router,
     receipts.router,
     line_states.router,
+    line_content.router,
+    own_files.router,
     canary.router,
     estimates.router,
     trials.router,
@@ -100,6 +105,7 @@ def create_app(context: ApiContext) -> FastAPI:
     app.state.model_list = models.ModelList(context)
     app.state.estimate_turns = asyncio.Semaphore(estimates.AT_ONCE)
     app.state.trial_turns = asyncio.Semaphore(trials.AT_ONCE)
+    app.state.line_maps = LineMaps(context.blobs)
     app.state.followers = Followers(context.settings.api.max_followers)
     app.state.metrics = metrics.Metrics(context)
     app.state.webhook_sender = WebhookSender(

@@ -17,14 +17,13 @@ from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
 from nightmill.blobs import Blobs
-from nightmill.core.file import File, Purpose
+from nightmill.core.file import OF_LINES, File, Purpose
 from nightmill.errors import NotFoundError, RequestError, UnavailableError
 
 CHUNK_BYTES = 1 << 20
 STALL_S = 300.0
 """A client that receives no chunk for this long is disconnected."""
 _NAME_LENGTH = 255
-_JSONL = frozenset({Purpose.BATCH, Purpose.BATCH_OUTPUT, Purpose.FINE_TUNE, Purpose.EVALS})
 _RANGE = re.compile(r"bytes=(?P<first>[0-9]{0,18})-(?P<last>[0-9]{0,18})")
 _UNSAFE = re.compile(r'[^\x20-\x7e]|["\\/%;:*?<>|]')
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f/\\]")
@@ -32,7 +31,7 @@ _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f/\\]")
 
 def media_type(purpose: Purpose) -> str:
     """One released client cannot read OpenAI's octet-stream (docs/openai-behaviour.md 10.2)."""
-    return "text/plain; charset=utf-8" if purpose in _JSONL else "application/octet-stream"
+    return "text/plain; charset=utf-8" if purpose in OF_LINES else "application/octet-stream"
 
 
 def content_disposition(filename: str) -> str:

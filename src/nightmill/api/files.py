@@ -130,7 +130,7 @@ async def list_files(
     response_model=OpenAIFile,
 )
 async def retrieve_file(file_id: str, context: Context, project: CurrentProject) -> Response:
-    return JsonResponse(file_on_wire(await _require_file(file_id, context, project)))
+    return JsonResponse(file_on_wire(await require_file(file_id, context, project)))
 
 
 @router.delete(
@@ -163,7 +163,7 @@ async def delete_file(file_id: str, context: Context, project: CurrentProject, b
 async def download_file(
     file_id: str, request: Request, context: Context, project: CurrentProject, by: CurrentActor
 ) -> Response:
-    file = await _require_file(file_id, context, project)
+    file = await require_file(file_id, context, project)
     if file.purpose in NOT_DOWNLOADABLE:
         raise RequestError(f"Not allowed to download files of purpose: {file.purpose}")
     if context.settings.audit.downloads:
@@ -181,7 +181,8 @@ async def download_file(
     return Download(file, context.blobs.stream(file.blob_key))
 
 
-async def _require_file(file_id: str, context: ApiContext, project: ProjectId) -> File:
+async def require_file(file_id: str, context: ApiContext, project: ProjectId) -> File:
+    """Raises NotFoundError when the project has no such file."""
     file = await context.store.files.get(project, FileId(file_id)) if is_id_shaped(file_id) else None
     if file is None:
         raise _not_found(file_id)

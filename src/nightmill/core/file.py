@@ -27,6 +27,8 @@ class Purpose(StrEnum):
 
 
 UPLOAD_PURPOSES = tuple(purpose for purpose in Purpose if purpose is not Purpose.BATCH_OUTPUT)
+OF_LINES = frozenset({Purpose.BATCH, Purpose.BATCH_OUTPUT, Purpose.FINE_TUNE, Purpose.EVALS})
+"""Files of JSON Lines."""
 NOT_DOWNLOADABLE = frozenset({Purpose.ASSISTANTS, Purpose.USER_DATA})
 
 

@@ -217,6 +217,7 @@ batch = Table(
     CheckConstraint("segments_left >= 0", name="batch_segments_left"),
     CheckConstraint("input_bytes >= 0 AND enqueued_tokens >= 0", name="batch_input"),
     CheckConstraint("(lease_worker_id IS NULL) = (lease_expires_at IS NULL)", name="batch_lease"),
+    Index("batch_by_input", "input_file_id", "sequence"),
     Index("batch_by_age", "project_id", "created_at", "sequence"),
     partial_index("batch_unfinished", "status", where=IS_UNFINISHED),
     partial_index("batch_open", "project_id", where=IS_UNFINISHED),

@@ -22,6 +22,7 @@ from nightmill.store.compatibility import schema_refusal
 from nightmill.store.counts import Counts
 from nightmill.store.database import Database
 from nightmill.store.database_url import open_database
+from nightmill.store.file_uses import FileUses
 from nightmill.store.files import Files
 from nightmill.store.grants import Grants
 from nightmill.store.holds import Holds
@@ -60,6 +61,7 @@ class Store:
         self.database = database
         self.about = About(database)
         self.files = Files(database)
+        self.file_uses = FileUses(database)
         self.uploads = Uploads(database)
         self.blob_references = BlobReferences(database)
         self.batches = Batches(database)

@@ -40,6 +40,8 @@ Table(
 def upgrade() -> None:
     create_tables(op.get_bind(), _metadata)
     _allow_keys_that_read()
+    # Which batches use a file.
+    op.create_index("batch_by_input", "batch", ["input_file_id", "sequence"])
 
 
 def _allow_keys_that_read() -> None:
