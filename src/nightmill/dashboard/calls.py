@@ -84,11 +84,9 @@ class ApiCalls:
         """The JSON document of a GET. Raises ApiRefusalError."""
         return _document(await self._call("GET", path, query=query))
 
-    async def get_text(
-        self, path: str, query: Query | None = None, *, headers: Mapping[str, str] | None = None
-    ) -> str:
+    async def get_text(self, path: str, query: Query | None = None) -> str:
         """The text of a GET that does not answer with JSON. Raises ApiRefusalError."""
-        status, _, body = await self._call("GET", path, query=query, added=headers)
+        status, _, body = await self._call("GET", path, query=query)
         if status >= 400:
             raise _refusal(status, body)
         return body.decode("utf-8", "replace")

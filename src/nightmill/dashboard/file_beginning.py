@@ -1,4 +1,4 @@
-"""The first lines of a stored input file, however long the file is."""
+"""Lines of a stored input file for pages: the first ones, or one by its number, however long the file is."""
 
 import json
 from collections import Counter
@@ -7,50 +7,55 @@ from typing import Any, Final, TypedDict, cast
 
 from nightmill.dashboard.calls import ApiCalls, ApiRefusalError, path_of
 
-MOST_BYTES: Final = 256 << 10
-_BOM: Final = "\ufeff"
+MOST_BYTES: Final = 1 << 20
+"""Of one line."""
 
 
-class FirstLine(TypedDict):
-    """A line: its number in the file, from 1, its text, and what the text holds if it is a JSON object."""
+class FileLine(TypedDict):
+    """A line: its number in the file, from 1, its text or the beginning of it, and what the text holds if it
+    is a whole JSON object."""
 
     number: int
     text: str
     request: dict[str, Any] | None
 
 
-async def first_lines(api: ApiCalls, file_id: str, *, most: int) -> Sequence[FirstLine]:
-    """The first whole lines that are not blank; none of a file whose content can't be read here.
-
-    A line that does not end within the first 256 KiB is left out, and so are all lines after it.
-    """
+async def first_lines(api: ApiCalls, file_id: str, *, most: int) -> Sequence[FileLine]:
+    """The first lines that are not blank, fewer where they are long; none of a file that can't be read."""
     try:
-        text = await api.get_text(
-            path_of("v1", "files", file_id, "content"), headers={"range": f"bytes=0-{MOST_BYTES - 1}"}
-        )
+        return await lines_from(api, file_id, 1, most=most)
     except ApiRefusalError:
         return []
-    lines = text.removeprefix(_BOM).split("\n")
-    if len(text.encode()) >= MOST_BYTES:
-        lines.pop()
-    numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
-    return [FirstLine(number=number, text=line, request=_object(line)) for number, line in numbered[:most]]
 
 
-def endpoint_of(lines: Sequence[FirstLine], allowed: Collection[str]) -> str | None:
+async def lines_from(api: ApiCalls, file_id: str, number: int, *, most: int) -> Sequence[FileLine]:
+    """The lines from a number on that are not blank. Raises ApiRefusalError."""
+    page = await api.get(
+        path_of("nightmill", "v1", "files", file_id, "lines"),
+        {"line": number, "limit": most, "max_bytes": MOST_BYTES},
+    )
+    return [
+        FileLine(number=number + place, text=line["text"], request=object_in(line["text"]))
+        for place, line in enumerate(page["data"])
+        if line["text"].strip()
+    ]
+
+
+def endpoint_of(lines: Sequence[FileLine], allowed: Collection[str]) -> str | None:
     """The endpoint that most of the lines name; None if they name none that is allowed."""
     named = (None if line["request"] is None else line["request"].get("url") for line in lines)
     counted = Counter(url for url in named if isinstance(url, str) and url in allowed)
     return next((url for url, _ in counted.most_common(1)), None)
 
 
-def body_of(line: FirstLine) -> dict[str, Any] | None:
-    """The body of the request; None where the line has none."""
-    body = None if line["request"] is None else line["request"].get("body")
+def body_of(request: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The body of a request line; None where it has none."""
+    body = None if request is None else request.get("body")
     return cast("dict[str, Any]", body) if isinstance(body, dict) else None
 
 
-def _object(text: str) -> dict[str, Any] | None:
+def object_in(text: str) -> dict[str, Any] | None:
+    """The JSON object of a text; None for any other text."""
     try:
         value: object = json.loads(text)
     except (ValueError, RecursionError):

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from nightmill.core.batch import Status
 from nightmill.dashboard.calls import ApiRefusalError, path_of
 from nightmill.dashboard.conversation import conversation
-from nightmill.dashboard.file_beginning import FirstLine, body_of, first_lines
+from nightmill.dashboard.file_beginning import FileLine, body_of, first_lines
 from nightmill.dashboard.navigation import NEW_BATCH
 from nightmill.dashboard.pages import Screen
 from nightmill.dashboard.shown_text import shown, shown_cut
@@ -119,9 +119,9 @@ def _line(line: Mapping[str, Any], *, outcome: str) -> dict[str, Any]:
     }
 
 
-def _texts(endpoint: str, line: Mapping[str, Any], asked: FirstLine | None) -> dict[str, Any]:
+def _texts(endpoint: str, line: Mapping[str, Any], asked: FileLine | None) -> dict[str, Any]:
     response: dict[str, Any] = line["response"] or {}
-    body = None if asked is None else body_of(asked)
+    body = None if asked is None else body_of(asked["request"])
     said = conversation(endpoint, request=body, answer=response.get("body"))
     error = None if line["error"] is None else shown(line["error"]["message"])
     return {

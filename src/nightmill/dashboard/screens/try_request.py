@@ -9,7 +9,7 @@ from starlette.responses import Response
 from nightmill.api.envelope import JsonResponse
 from nightmill.dashboard.calls import ApiRefusalError, path_of
 from nightmill.dashboard.conversation import conversation
-from nightmill.dashboard.file_beginning import body_of, first_lines
+from nightmill.dashboard.file_beginning import MOST_BYTES, body_of, lines_from, object_in
 from nightmill.dashboard.formats import pretty_json
 from nightmill.dashboard.navigation import TRY
 from nightmill.dashboard.pages import Screen, respond, wants_json
@@ -18,7 +18,6 @@ from nightmill.dashboard.visit import Visit, action, screen
 
 _TEMPLATE: Final = "try_request.html"
 _TITLE: Final = "Try"
-_MOST_LINE: Final = 1_000
 _MOST_JSON: Final = 60_000
 _QUESTION: Final = "Say in one sentence what a batch is."
 PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
@@ -87,18 +86,29 @@ async def _source(visit: Visit) -> tuple[dict[str, Any] | None, str | None, str 
         return None, None, "This server does not show prompts, so no line can be taken over."
     if not (number.isascii() and number.isdecimal() and len(number) < 12):
         return None, None, "A line is named by its number, from 1."
-    if file_id is None:
-        batch = await visit.api.get(path_of("v1", "batches", batch_id or ""))
-        file_id = cast("str", batch["input_file_id"])
     source: dict[str, Any] = {"batch": batch_id, "file": file_id, "line": int(number), "endpoint": None}
-    for line in await first_lines(visit.api, file_id, most=_MOST_LINE):
-        if line["number"] == int(number):
-            body, request = body_of(line), line["request"] or {}
-            if body is None:
-                return source, None, f"Line {number} has no body that can be read."
-            return source | {"endpoint": request.get("url")}, pretty_json(body), None
-    message = f"Line {number} is not among the first lines of the file. Copy its body from the line's page."
-    return source, None, message
+    try:
+        request = await _request_line(visit, source)
+    except ApiRefusalError as error:
+        return source, None, error.message
+    if (body := body_of(request)) is None:
+        return (
+            source,
+            None,
+            f"Line {number} has no body that can be taken over: it is no request, or too long.",
+        )
+    return source | {"endpoint": (request or {}).get("url")}, pretty_json(body), None
+
+
+async def _request_line(visit: Visit, source: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The request line that is taken over; None if it can't be read. Raises ApiRefusalError."""
+    number = source["line"]
+    if source["file"] is not None:
+        lines = await lines_from(visit.api, source["file"], number, most=1)
+        return lines[0]["request"] if lines else None
+    line = path_of("nightmill", "v1", "batches", source["batch"], "lines", str(number))
+    found = await visit.api.get(line, {"max_bytes": MOST_BYTES})
+    return object_in(found["request"]["text"].strip())
 
 
 # --- the trial -----------------------------------------------------------------------------------------
