@@ -55,16 +55,24 @@ def read_json(text: str) -> Any:
 
 
 def pretty(text: str) -> str:
-    """JSON with indentation and long strings cut; other texts as they are. No value is decoded: numbers,
-    escapes and the order of keys are those of the text."""
+    """As `pretty_cut`, where it does not matter whether something is left out."""
+    return pretty_cut(text)[0]
+
+
+def pretty_cut(text: str) -> tuple[str, bool]:
+    """JSON with indentation, and whether long strings in it are cut; other texts as they are.
+
+    No value is decoded: numbers, escapes and the order of keys are those of the text.
+    """
     if not _is_flat_enough(text):
-        return shown(text)
+        return shown(text), False
     try:
         json.loads(text)
         indented = msgspec.json.format(text, indent=2)
     except (ValueError, RecursionError):
-        return shown(text)
-    return shown(_LONG_STRING.sub(_cut_string, indented))
+        return shown(text), False
+    cut = _LONG_STRING.sub(_cut_string, indented)
+    return shown(cut), len(cut) != len(indented)
 
 
 def _cut_string(found: re.Match[str]) -> str:
