@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.dashboard.conftest import WAIT_MS, RunningServer, chat_line
@@ -114,11 +113,22 @@ def test_a_model_that_is_not_served_is_named_with_the_near_one_and_a_trial(
     expect(page.locator("#request")).to_have_value(re.compile("nightmil-emulator"))
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_the_page_of_a_file_and_its_first_answers_have_no_violation(
-    server: RunningServer, page: Page, tmp_path: Path, theme: str
+def test_first_lines_that_take_long_are_waited_for_and_can_be_seen_to_run(
+    server: RunningServer, page: Page
 ) -> None:
-    page.emulate_media(color_scheme="dark" if theme == "dark" else "light")
+    slow = chat_line("a", "Hi [emulate: slow, delay 30]", model=MODEL)
+    batch_id = server.submit([slow, *lines_of(2)], extra_body={"nightmill": {"canary": 1}})
+    server.wait_until(batch_id, "in_progress")
+    page.goto(f"{server.url}/ui/batches/{batch_id}/canary")
+    expect(page.locator(".canary-state")).to_contain_text("First lines answered: 0 of 1.")
+    assert server.get(f"/ui/batches/{batch_id}/canary?format=json")["phase"] == "running"
+    server.client.batches.cancel(batch_id)
+    expect(page.locator(".canary-state")).to_contain_text("The batch is cancel")
+
+
+def test_the_page_of_a_file_and_its_first_answers_have_no_violation_and_run_no_text(
+    server: RunningServer, page: Page, tmp_path: Path
+) -> None:
     page.goto(server.url + "/ui/new")
     lines = [
         *lines_of(4, SCRIPT),
@@ -129,17 +139,26 @@ def test_the_page_of_a_file_and_its_first_answers_have_no_violation(
     choose(page, tmp_path, text_of(lines), name="<img src=x onerror=alert(1)>.jsonl")
     expect(page.locator("#verdict")).to_be_visible()
     page.locator(".beginning summary").click()
-    assert violations(page) == []
+    assert in_both_themes(page) == []
     page.get_by_role("button", name="Create the batch").click()
     expect(page.get_by_role("button", name="Go on with 1 line")).to_be_visible()
     expect(page.locator(".answer")).to_have_count(5)
-    assert violations(page) == []
+    expect(page.locator(".canary-state")).to_contain_text("First lines: 4 ok, 1 failed.")
+    assert in_both_themes(page) == []
     expect(page).to_have_title("First answers · nightmill")
     page.set_viewport_size({"width": 390, "height": 780})
     assert page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 0
     page.get_by_role("button", name="Cancel the batch").click()
     expect(page.locator("#notices")).to_contain_text("being cancelled")
     assert server.wait_until(batch_id_of(page)).status == "cancelled"
+
+
+def in_both_themes(page: Page) -> list[str]:
+    found: list[str] = []
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
+        found += violations(page)
+    return found
 
 
 def test_without_scripts_a_file_is_uploaded_checked_and_made_a_batch(

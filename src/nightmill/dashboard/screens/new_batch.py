@@ -22,7 +22,7 @@ from nightmill.dashboard.navigation import NEW_BATCH
 from nightmill.dashboard.pages import Screen, respond, wants_json
 from nightmill.dashboard.screens import canary_answers
 from nightmill.dashboard.screens.batch_form import UNTOUCHED, WrongFieldError, batch_of, fields_of
-from nightmill.dashboard.shown_text import shown_cut
+from nightmill.dashboard.shown_text import shown, shown_cut
 from nightmill.dashboard.visit import Visit, action, screen
 
 _TEMPLATE: Final = "new_batch.html"
@@ -49,7 +49,7 @@ async def _choice(visit: Visit, problem: str | None = None, status: int = 200) -
     document = {
         "file": None,
         "problem": problem,
-        "files": found["data"],
+        "files": [_named(file) for file in found["data"]],
         "limits": {"bytes": limits.input_file_bytes, "lines": limits.lines_per_file},
     }
     return Screen(template=_TEMPLATE, title=_TITLE, document=document, status=status)
@@ -76,7 +76,7 @@ async def _chosen(
     windows = list(settings.completion_windows)
     usual = {**UNTOUCHED, "endpoint": endpoint or settings.endpoints[0], "window": windows[0]}
     document = {
-        "file": file,
+        "file": _named(file),
         "problem": problem,
         "endpoint": endpoint,
         "endpoints": list(settings.endpoints),
@@ -88,6 +88,11 @@ async def _chosen(
         **await _check(visit, file_id, is_wanted=is_checked),
     }
     return Screen(template=_TEMPLATE, title=_TITLE, document=document, status=status)
+
+
+def _named(file: Mapping[str, Any]) -> dict[str, Any]:
+    """The file with a name in which every character can be seen."""
+    return {**file, "filename": shown(file["filename"])}
 
 
 def _shown_lines(lines: Any) -> list[dict[str, Any]]:
@@ -119,6 +124,8 @@ async def _check(visit: Visit, file_id: str, *, is_wanted: bool) -> dict[str, An
         is_listed = None if served is None or entry["model"] is None else entry["model"] in served
         entry["is_served"] = is_listed if entry["is_served"] is None else entry["is_served"]
         entry["near"] = nearest_name(entry["model"], served or ()) if entry["is_served"] is False else None
+    for group in estimate["error_groups"]:
+        group["message"] = shown(group["message"])
     refused = [error for error in estimate["errors"] if error["line"] is None]
     estimate["file_errors"] = [error for error in refused if error["code"] != "too_many_errors"]
     estimate["served"] = None if served is None else served[:_MOST_MODELS]
@@ -139,7 +146,7 @@ async def check(visit: Visit) -> Response:
     """What the page asks for while it is open: the check, and the buttons that follow from it."""
     file_id = visit.query("file") or ""
     file = await visit.api.get(path_of("v1", "files", file_id))
-    document = {"file": file, **await _check(visit, file_id, is_wanted=True)}
+    document = {"file": _named(file), **await _check(visit, file_id, is_wanted=True)}
     if wants_json(visit.request):
         return JsonResponse(document)
     blocks = [bytes(visit.fragment(_TEMPLATE, name, document).body) for name in ("check", "create")]
