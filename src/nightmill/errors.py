@@ -3,6 +3,7 @@
     NightmillError
     ├── RequestError            the caller can fix it            HTTP 400   exit 2
     │   ├── AuthenticationError no key, or a wrong key           HTTP 401
+    │   ├── ForbiddenError      the key may only read            HTTP 403
     │   ├── NotFoundError       unknown, or of another project   HTTP 404
     │   ├── ConflictError       the object's state forbids it    HTTP 409
     │   ├── TooLargeError       over a size limit                HTTP 413
@@ -61,6 +62,12 @@ class AuthenticationError(RequestError):
     """The credentials are missing or wrong."""
 
     status = 401
+
+
+class ForbiddenError(RequestError):
+    """The credentials are valid, but do not allow the call."""
+
+    status = 403
 
 
 class NotFoundError(RequestError):

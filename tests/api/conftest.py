@@ -25,7 +25,7 @@ from nightmill.api.app import create_app
 from nightmill.api.connection import http_config
 from nightmill.api.context import ApiContext
 from nightmill.blobs import FolderBlobs, PiecedBlobs
-from nightmill.core.api_key import make_api_key
+from nightmill.core.api_key import Scope, make_api_key
 from nightmill.ids import ProjectId
 from nightmill.parts import FolderParts
 from nightmill.settings import Settings
@@ -79,9 +79,13 @@ class Server:
         """Runs `work`, most often a verb of the store, in the server's own loop."""
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(20)
 
-    def new_key(self, project: str) -> str:
+    def new_key(self, project: str, scope: Scope = Scope.PROJECT) -> str:
         secret, key = make_api_key(
-            secrets.token_bytes, project_id=ProjectId(project), name="test", created_at=int(time.time())
+            secrets.token_bytes,
+            project_id=ProjectId(project),
+            name="test",
+            created_at=int(time.time()),
+            scope=scope,
         )
         self.do(self.context.store.api_keys.add(key))
         return secret

@@ -9,7 +9,7 @@ import openai
 import pytest
 
 from nightmill.api.auth import is_local
-from nightmill.core.api_key import digest_of, make_api_key
+from nightmill.core.api_key import Scope, digest_of, make_api_key
 from nightmill.errors import UnavailableError
 from nightmill.store import Store
 from tests.store_doubles import broken_store, with_verb
@@ -300,3 +300,35 @@ def test_a_refused_client_that_stops_sending_is_disconnected(server):
     assert head.startswith(b"HTTP/1.1 401 ")
     assert b"connection: close" in head.lower()
     assert json.loads(body)["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/v1/batches"),
+        ("POST", "/v1//batches/"),
+        ("POST", "/v1/files"),
+        ("POST", "/v1/batches/batch_1/cancel"),
+        ("DELETE", "/v1/files/file-1"),
+        ("POST", "/nightmill/v1/batches/actions"),
+        ("POST", "/v1/webhook_endpoints"),
+        ("PUT", "/v1/batches"),
+    ],
+)
+def test_a_key_that_may_only_read_changes_nothing(server, project, method, path):
+    reader = server.new_key(project, Scope.READ)
+    answer = server.send(method, path, b"{", key=reader)
+    assert answer.status == 403
+    assert answer.error["code"] == "insufficient_permissions"
+    assert "may only read" in answer.error["message"]
+
+
+def test_a_key_that_may_only_read_sees_its_project_and_estimates(server, project, input_file_id):
+    reader = server.new_key(project, Scope.READ)
+    assert server.send("GET", f"/v1/files/{input_file_id}", key=reader).status == 200
+    assert server.send("GET", f"/v1/files/{input_file_id}/content", key=reader).status == 200
+    body = json.dumps({"input_file_id": input_file_id, "endpoint": "/v1/chat/completions"})
+    headers = {"content-type": "application/json"}
+    assert server.send("POST", "/nightmill/v1/estimates", body, headers, key=reader).status == 200
+    assert server.send("GET", "/nightmill/v1/audit", key=reader).status == 401
+    assert server.send("GET", "/nightmill/v1/usage?project_id=another", key=reader).status == 401

@@ -21,7 +21,7 @@ def line(custom_id: str, content: str, model: str = "m", **body) -> str:
     return json.dumps(request) + "\n"
 
 
-def estimate_of(server, text: str, key: str, *, endpoint: str = CHAT):
+def estimate_of(server, text: str, key: str, *, endpoint: str | None = CHAT):
     file_id = server.client(key).files.create(file=("in.jsonl", text.encode()), purpose="batch").id
     answer = server.send_json(
         "/nightmill/v1/estimates", {"input_file_id": file_id, "endpoint": endpoint}, key=key
@@ -83,8 +83,24 @@ def test_invalid_lines_and_models_that_no_upstream_serves_are_counted(serve):
         "duplicate_custom_id",
         "model_not_found",
     ]
+    assert [(group["code"], group["lines"], group["count"]) for group in found["error_groups"]] == [
+        ("invalid_json_line", [2], 1),
+        ("duplicate_custom_id", [3], 1),
+        ("model_not_found", [4], 1),
+    ]
+    assert all(group["hint"] for group in found["error_groups"])
     assert found["cost"] == {"input": None, "most": None}
     assert [(it["model"], it["lines"]) for it in found["models"]] == [("m", 1)]
+
+
+def test_without_an_endpoint_the_one_of_most_first_lines_is_taken(server, key):
+    embedding = json.dumps(
+        {"custom_id": "e", "method": "POST", "url": "/v1/embeddings", "body": {"model": "m", "input": "x"}}
+    )
+    text = line("a", "x") + embedding + "\n" + embedding.replace('"e"', '"f"') + "\n"
+    found = estimate_of(server, text, key, endpoint=None)
+    assert (found["endpoint"], found["lines"], found["invalid_lines"]) == ("/v1/embeddings", 2, 1)
+    assert estimate_of(server, "[]\n", key, endpoint=None)["endpoint"] == CHAT
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ NOTHING = {
     "on_invalid": None,
     "canary": None,
     "canary_max_failed": None,
+    "canary_pause": False,
     "max_failures": None,
     "max_output_tokens": None,
     "max_cost": None,
@@ -24,6 +25,7 @@ def test_each_flag_sets_its_option():
     given = {
         "canary": 20,
         "canary_max_failed": 0.5,
+        "canary_pause": True,
         "max_failures": 0.05,
         "max_output_tokens": 9,
         "max_cost": 1.5,

@@ -84,3 +84,10 @@ def test_a_data_folder_that_cannot_be_made_is_one_line(nightmill, tmp_path):
     (tmp_path / "file").write_text("")
     ran = nightmill("keys", "create", "me", "--folder", tmp_path / "file" / "data")
     assert (ran.code, ran.err.count("\n")) == (78, 1)
+
+
+def test_a_key_may_be_made_that_only_reads(nightmill, tmp_path):
+    made = nightmill("keys", "create", "screen", "--read", "--folder", tmp_path, "--json")
+    assert made.json["scope"] == "read"
+    both = nightmill("keys", "create", "both", "--read", "--admin", "--folder", tmp_path)
+    assert (both.code, both.err) == (2, "nightmill: --admin and --read exclude each other\n")

@@ -2,12 +2,14 @@
 
 from dataclasses import replace
 
+import msgspec
 import pytest
 
 from nightmill.core.batch import Event, Status
 from nightmill.core.batch_options import BatchOptions
 from nightmill.core.canary import Canary, CanaryState
 from nightmill.core.history import EventKind
+from nightmill.core.steering import Resume
 from tests.store_doubles import even_segments
 
 OPTIONS = BatchOptions(canary=4, canary_max_failed=0.25)
@@ -15,8 +17,12 @@ OPTIONS = BatchOptions(canary=4, canary_max_failed=0.25)
 
 @pytest.fixture
 async def held(world, store):
+    return await accepted(world, store, OPTIONS)
+
+
+async def accepted(world, store, options):
     """A batch of 10 lines in segments of 2, of which the first two are the canary."""
-    made = await store.batches.create(world.batch(options=OPTIONS))
+    made = await store.batches.create(world.batch(options=options))
     lease = await world.batch_lease(store)
     after = replace(made.after(Event.ACCEPTED, now=world.clock()), total=10, canary_segments=2, model="tiny")
     segments = even_segments(made.id, total=10, lines_per_segment=2)
@@ -51,6 +57,20 @@ async def test_a_canary_passes_once_and_its_counts_stay_known(world, store, othe
     assert [lease.segment.number for lease in await world.lease(store)] == [2, 3, 4]
     kinds = [event.kind for event in await store.batch_events.list(held.id)]
     assert kinds.count(EventKind.CANARY_PASSED) == 1
+
+
+async def test_a_batch_that_asks_for_it_is_paused_when_its_canary_has_passed(world, store):
+    await accepted(world, store, msgspec.structs.replace(OPTIONS, canary_pause=True))
+    await answered(world, store, 2, 0)
+    ((batch, canary),) = await store.canaries.running()
+    assert await store.canaries.let_pass(batch, canary)
+    now = await world.read_again(store, batch)
+    assert (now.canary_segments, now.paused_at) == (None, int(world.clock()))
+    assert await world.lease(store) == []
+    kinds = [event.kind for event in await store.batch_events.list(batch.id)]
+    assert kinds[-2:] == [EventKind.CANARY_PASSED, EventKind.PAUSED]
+    await store.steering.change(batch.project_id, batch.id, [Resume()])
+    assert [lease.segment.number for lease in await world.lease(store)] == [2, 3, 4]
 
 
 async def test_a_canary_stops_its_batch_once_and_a_cancel_comes_first_or_second(world, store, held):

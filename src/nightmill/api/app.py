@@ -22,6 +22,7 @@ from nightmill.api import (
     files,
     health,
     latest_answers,
+    keys,
     line_content,
     line_states,
     metrics,
@@ -32,7 +33,9 @@ from nightmill.api import (
     results,
     retries,
     steering,
+    system,
     tenants,
+    trials,
     uploads,
     upstreams,
     validation,
@@ -67,9 +70,12 @@ _OWN_ROUTERS = (
     own_files.router,
     canary.router,
     estimates.router,
+    trials.router,
     validation.router,
     webhooks.own_router,
     tenants.router,
+    keys.router,
+    system.router,
     upstreams.router,
     health.router,
     health.admin_router,
@@ -109,6 +115,7 @@ def create_app(context: ApiContext) -> FastAPI:
     app.state.search_turns = asyncio.Semaphore(custom_id_search.AT_ONCE)
     app.state.digests = batch_digests.Digests()
     app.state.tails = latest_answers.Tails()
+    app.state.trial_turns = asyncio.Semaphore(trials.AT_ONCE)
     app.state.line_maps = LineMaps(context.blobs)
     app.state.followers = Followers(context.settings.api.max_followers)
     app.state.metrics = metrics.Metrics(context)

@@ -17,7 +17,7 @@ from nightmill.api.context import ApiContext
 from nightmill.core.api_key import ApiKey, Scope, digest_of
 from nightmill.core.audit import Actor
 from nightmill.core.loopback import is_loopback
-from nightmill.errors import AuthenticationError, RequestError, TooManyError
+from nightmill.errors import AuthenticationError, ForbiddenError, RequestError, TooManyError
 from nightmill.ids import ProjectId
 
 DEFAULT_PROJECT = ProjectId("default")
@@ -32,6 +32,9 @@ _CACHE_S = 2.0
 _CACHED_KEYS = 1_024
 _PROXY_HEADERS = ("X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP", "Forwarded")
 """A proxy adds one of these for its clients. A program of this machine has no reason to send one."""
+READ_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+_READING_POSTS = frozenset({"/nightmill/v1/estimates"})
+"""Paths of which a POST changes nothing."""
 _CHALLENGE = {"www-authenticate": 'Bearer realm="nightmill"'}
 
 
@@ -48,6 +51,11 @@ class Caller:
     name: str
     hint: str | None = None
     scope: Scope = Scope.PROJECT
+
+    @property
+    def can_write(self) -> bool:
+        """Whether the caller may change anything."""
+        return self.scope is not Scope.READ
 
 
 async def caller_of(request: Request) -> Caller:
@@ -116,6 +124,17 @@ def admin_required() -> AuthenticationError:
     return AuthenticationError(
         "You have insufficient permissions for this operation. It needs an admin key: "
         "make one with `nightmill keys create NAME --admin` on the server."
+    )
+
+
+def require_right(caller: Caller, *, method: str, path: str) -> None:
+    """Raises ForbiddenError when the caller may only read and the request may change something."""
+    if caller.can_write or method in READ_METHODS or path in _READING_POSTS:
+        return
+    raise ForbiddenError(
+        "You have insufficient permissions for this operation. This key may only read: "
+        "make one with `nightmill keys create NAME` on the server.",
+        code="insufficient_permissions",
     )
 
 

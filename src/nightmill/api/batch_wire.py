@@ -76,6 +76,7 @@ class _Nightmill(OwnModel):
     on_invalid: Literal["fail", "skip"] = "fail"
     canary: Annotated[int, Field(ge=0, le=MOST_CANARY_LINES)] = 0
     canary_max_failed: Annotated[float, Field(ge=0, le=1)] = _NO_OPTIONS.canary_max_failed
+    canary_pause: bool = False
     max_failures: Annotated[float | None, Field(ge=0), AfterValidator(count_or_share)] = None
     max_output_tokens: Annotated[int | None, Field(ge=1, le=_LARGEST_EXACT)] = None
     max_cost: Annotated[float | None, Field(ge=0)] = None
@@ -86,6 +87,7 @@ class _Nightmill(OwnModel):
             on_invalid=OnInvalid(self.on_invalid),
             canary=self.canary,
             canary_max_failed=self.canary_max_failed,
+            canary_pause=self.canary_pause,
             max_failures=self.max_failures,
             max_output_tokens=self.max_output_tokens,
             max_cost=self.max_cost,

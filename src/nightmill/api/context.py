@@ -12,6 +12,7 @@ from fastapi import Depends, Request
 from nightmill.blobs import PiecedBlobs
 from nightmill.parts import Parts
 from nightmill.settings import Settings
+from nightmill.settings.origins import EffectiveSetting
 from nightmill.store import Store
 from nightmill.telemetry import Emit, UpstreamHeld
 from nightmill.webhooks.sender import Resolve, addresses_of
@@ -33,6 +34,7 @@ class ApiContext:
         is_stopping: whether the server is closing its connections, so that long responses end.
         emit: takes the events of batches that the API creates and cancels.
         log_level: the level of the log.
+        settings_in_effect: every setting with the source of its value.
         set_log_level: changes the level in all processes of this machine.
     """
 
@@ -51,6 +53,7 @@ class ApiContext:
     emit: Emit = lambda _: None
     log_level: Callable[[], str] = lambda: "info"
     set_log_level: Callable[[str], None] = lambda _: None
+    settings_in_effect: Callable[[], Sequence[EffectiveSetting]] = tuple
 
 
 async def context_of(request: Request) -> ApiContext:

@@ -1,7 +1,9 @@
 """The dry run: what a batch of an uploaded file would need, without a batch and without a sent line."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import asdict
 from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Request
@@ -16,6 +18,7 @@ from nightmill.api.wire import OwnModel, id_that_begins_with, is_id_shaped, one_
 from nightmill.core.batch import ENDPOINTS
 from nightmill.core.estimate import TokenCount, estimates_by_model
 from nightmill.core.file import File, Purpose
+from nightmill.core.request_line import endpoint_in
 from nightmill.core.upstream_setting import UpstreamState
 from nightmill.errors import NotFoundError, RequestError, UnavailableError
 from nightmill.ids import FileId
@@ -23,18 +26,21 @@ from nightmill.roles.estimate import counted_by, document_of
 from nightmill.roles.intake import input_rules
 from nightmill.roles.offered_models import offered_models, read_reports
 from nightmill.settings.effective import effective_of
-from nightmill.validation import DuplicatePass, InputSurvey, InputValidator
+from nightmill.validation import DuplicatePass, ErrorGroups, InputSurvey, InputValidator
 
 router = APIRouter(prefix="/nightmill/v1", include_in_schema=False)
 
 DEADLINE_S = 120.0
 AT_ONCE = 2
 _CHUNK_BYTES = 1 << 20
+_LINES_ASKED = 100
+_USUAL_ENDPOINT = "/v1/chat/completions"
 
 
 class _EstimateRequest(OwnModel):
     input_file_id: Annotated[str, AfterValidator(id_that_begins_with("file"))]
-    endpoint: Annotated[str, AfterValidator(one_of("endpoints", ENDPOINTS))]
+    endpoint: Annotated[str, AfterValidator(one_of("endpoints", ENDPOINTS))] | None = None
+    """Without it, the one that most of the first lines name."""
 
 
 @router.post("/estimates")
@@ -56,7 +62,8 @@ async def create_estimate(request: Request, context: Context, project: CurrentPr
         raise RequestError(message, param="input_file_id", code="invalid_value")
     try:
         async with asyncio.timeout(DEADLINE_S), turns_of(request):
-            document = await _estimate(request, context, file, fields.endpoint)
+            endpoint = fields.endpoint or await _endpoint_in(context, file)
+            document = await _estimate(request, context, file, endpoint)
     except TimeoutError:
         message = f"The estimate took longer than {DEADLINE_S:g} seconds; split the file."
         raise UnavailableError(message) from None
@@ -68,10 +75,19 @@ def turns_of(request: Request) -> asyncio.Semaphore:
     return cast("asyncio.Semaphore", request.app.state.estimate_turns)
 
 
+async def _endpoint_in(context: ApiContext, file: File) -> str:
+    """The endpoint that most of the first lines name; that of chats if they name none that is allowed."""
+    beginning = await context.blobs.read(file.blob_key, 0, _CHUNK_BYTES)
+    lines = beginning.split(b"\n")[:_LINES_ASKED]
+    named = Counter(filter(context.settings.limits.endpoints.__contains__, map(endpoint_in, lines)))
+    return next((str(endpoint) for endpoint, _ in named.most_common(1)), _USUAL_ENDPOINT)
+
+
 async def _estimate(request: Request, context: ApiContext, file: File, endpoint: str) -> dict[str, Any]:
     offered = await offered_models(context.store, context.settings)
     rules = input_rules(context.settings.limits, endpoint, models=offered.required(endpoint))
-    validator, survey = InputValidator(rules), InputSurvey()
+    groups = ErrorGroups()
+    validator, survey = InputValidator(rules, groups), InputSurvey()
 
     def surveyed(by: InputValidator | DuplicatePass, into: InputSurvey, chunk: bytes) -> None:
         into.take(chunk, by.take(chunk))
@@ -82,6 +98,7 @@ async def _estimate(request: Request, context: ApiContext, file: File, endpoint:
     found = await asyncio.to_thread(survey.finish)
     duplicate_pass = await asyncio.to_thread(validator.duplicate_pass)
     if duplicate_pass is not None:
+        groups.clear()
         survey = InputSurvey()
         async for chunk in _chunks(request, context, file, duplicate_pass):
             await asyncio.to_thread(surveyed, duplicate_pass, survey, chunk)
@@ -97,7 +114,11 @@ async def _estimate(request: Request, context: ApiContext, file: File, endpoint:
         served={model: model in required for model in found.by_model if required},
         lines_per_s=await _rates(context),
     )
-    return {"endpoint": endpoint, **document_of(result, found, counted, parts)}
+    return {
+        "endpoint": endpoint,
+        **document_of(result, found, counted, parts),
+        "error_groups": [asdict(group) for group in groups.groups],
+    }
 
 
 async def _chunks(

@@ -3,7 +3,8 @@
 `RequestMiddleware` is the outer layer: it gives the request an id, normalizes its path, answers HEAD as GET
 without a body, adds the headers that OpenAI sends, refuses unsupported codings and expectations, and turns
 unexpected errors into a response.
-`AuthenticationMiddleware` is the inner layer: it checks the key and the rate limit before the body is read.
+`AuthenticationMiddleware` is the inner layer: it checks the key, its right to write and the rate limit before
+the body is read.
 For any error in a route, the client gets an envelope with a request id, or a closed connection if the
 response had already begun.
 """
@@ -21,9 +22,11 @@ from nightmill.api.auth import (
     CALLER_IN_SCOPE,
     PROJECT_HEADER,
     REQUEST_ID_IN_SCOPE,
+    Caller,
     KeyCache,
     RateLimit,
     acting_for,
+    require_right,
 )
 from nightmill.api.context import ApiContext
 from nightmill.api.envelope import echo, error_response, from_request_error, from_unavailable_error
@@ -164,14 +167,17 @@ class AuthenticationMiddleware:
         self._rates = RateLimit(context.settings.api.requests_per_minute, clock=context.clock)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in PUBLIC_PATHS or CALLER_IN_SCOPE in scope:
+        if scope["type"] != "http" or scope["path"] in PUBLIC_PATHS:
             await self._app(scope, receive, send)
             return
+        caller: Caller | None = scope.get(CALLER_IN_SCOPE)
         try:
-            headers = dict(scope["headers"])
-            caller = await self._keys.caller(headers)
-            self._rates.take(caller)
-            caller = acting_for(caller, headers)
+            if caller is None:
+                headers = dict(scope["headers"])
+                caller = await self._keys.caller(headers)
+                self._rates.take(caller)
+                caller = acting_for(caller, headers)
+            require_right(caller, method=scope["method"], path=scope["path"])
         except RequestError as error:
             await from_request_error(error)(scope, receive, send)
         except UnavailableError as error:

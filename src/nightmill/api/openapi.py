@@ -32,6 +32,7 @@ def _error(description: str) -> Node:
 ERRORS: Mapping[str, Node] = {
     "400": _error("Something in the request is wrong; the error says what."),
     "401": _error("The API key is missing or wrong."),
+    "403": _error("The API key may only read."),
     "404": _error("There is no such thing in this project."),
     "429": _error("Too many requests; Retry-After says when to ask again."),
     "500": _error("An error of the server; its log knows the request id."),

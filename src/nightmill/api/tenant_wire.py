@@ -63,11 +63,7 @@ def project_on_wire(
     return {
         "project_id": project_id,
         "limits": {name: getattr(limits, name) for name in names},
-        "own": {
-            name: value
-            for name in ProjectRules.__dataclass_fields__
-            if (value := getattr(rules, name)) is not None
-        },
+        "own": rules_on_wire(rules),
         "used": {
             "open_batches": used.batches,
             "open_lines": used.lines,
@@ -76,6 +72,12 @@ def project_on_wire(
             "enqueued_tokens": {model or "": tokens for model, tokens in consumption.enqueued_tokens.items()},
         },
     }
+
+
+def rules_on_wire(rules: ProjectRules) -> dict[str, int]:
+    """The values that are set for the project itself."""
+    names = ProjectRules.__dataclass_fields__
+    return {name: value for name in names if (value := getattr(rules, name)) is not None}
 
 
 def entry_on_wire(entry: AuditEntry) -> dict[str, Any]:

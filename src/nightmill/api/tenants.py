@@ -1,9 +1,10 @@
 """Usage, quotas and the audit log of projects under `/nightmill/v1`, which OpenAI does not publish.
 
-All routes are read-only; the command line makes changes. A key sees its own project. An admin key, and a
+All routes are read-only; `keys` makes changes. A key sees its own project. An admin key, and a
 caller that needs no key, sees all projects.
 """
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query
@@ -13,6 +14,7 @@ from nightmill.api.context import Context
 from nightmill.api.envelope import JsonResponse
 from nightmill.api.tenant_wire import day_of, entry_on_wire, groups_of, project_on_wire, usage_on_wire
 from nightmill.core.api_key import Scope
+from nightmill.core.audit import AuditEntry
 from nightmill.ids import ProjectId
 
 _MOST_ENTRIES = 1_000
@@ -59,15 +61,37 @@ async def audit(
     since: Annotated[float | None, Query(description="Unix seconds.")] = None,
     after: Annotated[int | None, Query(description="The id of the last entry of the previous page.")] = None,
     limit: Annotated[int, Query(ge=1, le=_MOST_ENTRIES)] = 100,
+    actor: Annotated[str | None, Query(description="A name, or the last letters of a key.")] = None,
+    action: Annotated[
+        str | None, Query(description="Such as `key.created`, or `key` for all of keys.")
+    ] = None,
+    subject_id: Annotated[str | None, Query(description="The id of what was changed.")] = None,
 ) -> JsonResponse:
-    """Newest first."""
+    """Newest first. With `actor`, `action` or `subject_id` it reads a part of the log at a time: a page may
+    then be short, and `after` of the next one is its `last_id`.
+    """
     if caller.scope is not Scope.ADMIN:
         raise admin_required()
+    if (actor, action, subject_id) != (None, None, None):
+        found = await context.store.audit.search(
+            project_id=project_id,
+            actor=actor,
+            action=action,
+            subject_id=subject_id,
+            since=since,
+            before=after,
+            limit=limit,
+        )
+        return _entries(found.items, last_id=found.goes_on_before)
     page = await context.store.audit.list(
         project_id=None if project_id is None else ProjectId(project_id),
         since=since,
         before=after,
         limit=limit,
     )
-    data = [entry_on_wire(entry) for entry in page.items]
-    return JsonResponse({"object": "list", "data": data, "has_more": page.has_more})
+    return _entries(page.items, last_id=page.items[-1].sequence if page.has_more else None)
+
+
+def _entries(items: Sequence[AuditEntry], *, last_id: int | None) -> JsonResponse:
+    data = [entry_on_wire(entry) for entry in items]
+    return JsonResponse({"object": "list", "data": data, "has_more": last_id is not None, "last_id": last_id})

@@ -39,6 +39,9 @@ CanaryMaxFailed = Annotated[
         "--canary-max-failed", metavar="SHARE", min=0, max=1, help="The share of those that may fail [0.1]."
     ),
 ]
+CanaryPause = Annotated[
+    bool, typer.Option("--canary-pause", help="Pause after those lines, until 'nightmill resume'.")
+]
 MaxFailures = Annotated[
     float | None,
     typer.Option(
@@ -66,6 +69,7 @@ def batch_options(
     on_invalid: OnInvalidChoice | None,
     canary: int | None,
     canary_max_failed: float | None,
+    canary_pause: bool,
     max_failures: float | None,
     max_output_tokens: int | None,
     max_cost: float | None,
@@ -79,6 +83,7 @@ def batch_options(
         "on_invalid": None if on_invalid is None else OnInvalid(on_invalid.value),
         "canary": canary,
         "canary_max_failed": canary_max_failed,
+        "canary_pause": canary_pause or None,
         "max_failures": max_failures,
         "max_output_tokens": max_output_tokens,
         "max_cost": max_cost,

@@ -13,7 +13,7 @@ import typer
 from nightmill.cli import flags, stored
 from nightmill.cli.help import CommandLine
 from nightmill.cli.screen import Json, local_time, out, out_json, out_table, say
-from nightmill.errors import NotFoundError
+from nightmill.errors import NotFoundError, RequestError
 from nightmill.ids import ProjectId
 
 if TYPE_CHECKING:
@@ -31,6 +31,9 @@ def create(
     admin: Annotated[
         bool, typer.Option("--admin", help="It may also ask about all projects and change upstreams.")
     ] = False,
+    read: Annotated[
+        bool, typer.Option("--read", help="It may look at its project and change nothing.")
+    ] = False,
     folder: flags.Folder = None,
     config: flags.Config = None,
     as_json: Json = False,
@@ -39,6 +42,8 @@ def create(
     from nightmill.client.local import finished
     from nightmill.core.api_key import Scope, make_api_key
 
+    if admin and read:
+        raise RequestError("--admin and --read exclude each other")
     settings = stored.settings_in(folder, config)
     stored.require_or_make_store(settings)
     secret, key = make_api_key(
@@ -46,7 +51,7 @@ def create(
         project_id=ProjectId(project),
         name=name,
         created_at=int(time.time()),
-        scope=Scope.ADMIN if admin else Scope.PROJECT,
+        scope=Scope.ADMIN if admin else Scope.READ if read else Scope.PROJECT,
     )
 
     async def add() -> None:

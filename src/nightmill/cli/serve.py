@@ -59,12 +59,23 @@ def serve(
         "worker": {"processes": workers},
         "limits": {"completion_windows": window or None},
     }
-    settings = flags.settings_of(tree, config)
+    # Imported here: pydantic is slow to import and `--help` does not need it.
+    from nightmill.settings.loading import settings_from, sources_of
+
+    sources = sources_of(flags=tree, config=config)
+    settings = settings_from(sources)
     from nightmill.client.local import finished
     from nightmill.runtime.programs import prefork_roles
     from nightmill.runtime.serve import serve as served
+    from nightmill.settings.origins import effective_settings
 
-    raise typer.Exit(finished(served(settings, say=say, preforked=prefork_roles(settings))))
+    serving = served(
+        settings,
+        say=say,
+        preforked=prefork_roles(settings),
+        in_effect=lambda settings: effective_settings(settings, sources),
+    )
+    raise typer.Exit(finished(serving))
 
 
 def log_level(

@@ -17,10 +17,13 @@ _SECRET_BYTES = 32
 
 
 class Scope(StrEnum):
-    """What a key gives access to: its own project, or all projects as the operator."""
+    """What a key gives access to: its own project, all projects as the operator, or its own project without
+    changing anything.
+    """
 
     PROJECT = "project"
     ADMIN = "admin"
+    READ = "read"
 
 
 @dataclass(frozen=True, slots=True)

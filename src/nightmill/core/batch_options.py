@@ -25,6 +25,7 @@ class BatchOptions(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True
         on_invalid: what happens if some lines are invalid.
         canary: so many lines are sent first, and the rest only if few of them fail; 0 for none.
         canary_max_failed: the share of canary lines that may fail, from 0 to 1.
+        canary_pause: whether the batch is paused when its canary has passed, so that a person decides.
         max_failures: the batch is stopped when more lines than this have failed: a count if 1 or more, a
             share of all lines if less than 1; None for no limit.
         max_output_tokens: the batch is stopped when its answers have more output tokens; None for no limit.
@@ -36,6 +37,7 @@ class BatchOptions(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True
     on_invalid: OnInvalid = OnInvalid.FAIL
     canary: int = 0
     canary_max_failed: float = 0.1
+    canary_pause: bool = False
     max_failures: float | None = None
     max_output_tokens: int | None = None
     max_cost: float | None = None

@@ -16,6 +16,7 @@ from starlette.routing import BaseRoute, Mount
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from nightmill.api.auth import RateLimit
 from nightmill.api.context import ApiContext
 from nightmill.dashboard.calls import ApiRefusalError
 from nightmill.dashboard.guard import GuardMiddleware
@@ -49,12 +50,13 @@ def create_dashboard(api: ASGIApp, context: ApiContext) -> Starlette:
         api: where they get their data from.
     """
     sessions = Sessions(context)
+    rates = RateLimit(context.settings.api.requests_per_minute, clock=context.clock)
     routes: list[BaseRoute] = [Mount("/ui/static", StaticFiles(directory=_STATIC), name="static")]
     for screens in SCREENS:
         routes += screens.routes
     app = Starlette(
         routes=routes,
-        middleware=[Middleware(GuardMiddleware, sessions=sessions)],
+        middleware=[Middleware(GuardMiddleware, sessions=sessions, rates=rates)],
         exception_handlers={
             ApiRefusalError: _on_refusal,
             RequestError: _on_request_error,

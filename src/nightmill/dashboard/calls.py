@@ -4,31 +4,35 @@ A call goes through the same middleware and routes as a request over HTTP, with 
 errors, for a caller that is known already.
 """
 
+import asyncio
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, unquote, urlencode
 
 import msgspec
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nightmill.api.auth import CALLER_IN_SCOPE, Caller
-from nightmill.errors import NightmillError
+from nightmill.errors import NightmillError, NotFoundError
 
 Query = Mapping[str, str | int | float | bool | Iterable[str] | None]
 
-_DROPPED_HEADERS: Final = frozenset(
-    {
-        b"cookie",
-        b"authorization",
-        b"accept",
-        b"content-length",
-        b"content-type",
-        b"transfer-encoding",
-        b"connection",
-        b"range",
-    }
-)
+_KEPT_HEADERS: Final = frozenset({b"host", b"user-agent"})
+"""Of a browser's request, in the calls that a page makes: no other header may change what a call does."""
+_FORWARDED_HEADERS: Final = _KEPT_HEADERS | {
+    b"accept",
+    b"content-type",
+    b"content-length",
+    b"content-encoding",
+    b"transfer-encoding",
+    b"expect",
+    b"range",
+    b"if-range",
+    b"last-event-id",
+    b"idempotency-key",
+}
+"""Of a browser's request that a route of the API answers itself."""
 
 
 class ApiRefusalError(NightmillError):
@@ -49,7 +53,13 @@ class ApiRefusalError(NightmillError):
 
 
 def path_of(*names: str) -> str:
-    """A path whose names are quoted: `path_of("v1", "files", file_id)`."""
+    """A path whose names are quoted: `path_of("v1", "files", file_id)`.
+
+    Raises:
+        NotFoundError: a name, which may come from a form, is empty or has a slash: it would lead elsewhere.
+    """
+    if not all(name and "/" not in name for name in names):
+        raise NotFoundError("There is nothing with such an id.")
     return "/" + "/".join(quote(name, safe="") for name in names)
 
 
@@ -81,10 +91,17 @@ class ApiCalls:
             raise _refusal(status, body)
         return body.decode("utf-8", "replace")
 
-    async def post(self, path: str, body: Any = None, query: Query | None = None) -> Any:
+    async def post(
+        self,
+        path: str,
+        body: Any = None,
+        query: Query | None = None,
+        *,
+        headers: Mapping[str, str] | None = None,
+    ) -> Any:
         """The JSON document of a POST with a JSON body. Raises ApiRefusalError."""
         sent = b"" if body is None else msgspec.json.encode(body)
-        return _document(await self._call("POST", path, query=query, body=sent))
+        return _document(await self._call("POST", path, query=query, body=sent, added=headers))
 
     async def patch(self, path: str, body: Any) -> Any:
         """As `post`."""
@@ -99,7 +116,7 @@ class ApiCalls:
         and stream included: for uploads and downloads."""
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
-            headers = [pair for pair in scope["headers"] if pair[0] not in (b"cookie", b"authorization")]
+            headers = [pair for pair in scope["headers"] if pair[0] in _FORWARDED_HEADERS]
             inner = {**scope, **self._addressed(path, query), "headers": headers, "root_path": ""}
             await self._api(inner, receive, send)
 
@@ -108,17 +125,24 @@ class ApiCalls:
     def _addressed(self, path: str, query: Query | None) -> dict[str, Any]:
         given = {name: _as_text(value) for name, value in (query or {}).items() if value is not None}
         return {
-            "path": path,
-            "raw_path": quote(path, safe="/%").encode(),
+            "path": unquote(path),
+            "raw_path": path.encode(),
             "query_string": urlencode(given, doseq=True).encode(),
             CALLER_IN_SCOPE: self._caller,
         }
 
     async def _call(
-        self, method: str, path: str, *, query: Query | None = None, body: bytes = b""
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Query | None = None,
+        body: bytes = b"",
+        added: Mapping[str, str] | None = None,
     ) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
         outer = self._request.scope
-        headers = [pair for pair in outer["headers"] if pair[0] not in _DROPPED_HEADERS]
+        headers = [pair for pair in outer["headers"] if pair[0] in _KEPT_HEADERS]
+        headers += [(name.lower().encode(), value.encode()) for name, value in (added or {}).items()]
         if body:
             headers += [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
         scope: Scope = {
@@ -140,7 +164,8 @@ class ApiCalls:
         async def receive() -> Message:
             nonlocal has_body
             if not has_body:
-                return {"type": "http.disconnect"}
+                # The caller is there until it has the answer; a disconnect would end what looks for it.
+                await asyncio.Event().wait()
             has_body = False
             return {"type": "http.request", "body": body, "more_body": False}
 

@@ -15,19 +15,20 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from nightmill.api.middleware import log_unexpected
-from nightmill.dashboard.pages import error_page, redirect
+from nightmill.api.auth import READ_METHODS, RateLimit
+from nightmill.api.middleware import OVER_CONNECTION_LIMIT, log_unexpected
+from nightmill.dashboard.pages import error_page, here_of, redirect
 from nightmill.dashboard.sessions import SESSION_IN_SCOPE, Session, Sessions
-from nightmill.errors import AuthenticationError, UnavailableError
+from nightmill.errors import AuthenticationError, TooManyError, UnavailableError
 
 CSRF_HEADER: Final = "x-csrf-token"
 CSRF_FIELD: Final = "csrf"
 SIGN_IN: Final = "ui/sign-in"
-PUBLIC: Final = ("/ui/static/", "/ui/sign-in")
-"""Paths that need no session."""
+STATIC: Final = "/ui/static/"
+PUBLIC: Final = frozenset({"/ui/sign-in", "/ui/theme"})
+"""Paths that need no session, beside those below STATIC."""
 MOST_FORM_BYTES: Final = 2 << 20
 
-_SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _POLICY: Final = "; ".join(
     (
         "default-src 'none'",
@@ -54,9 +55,10 @@ _HEADERS: Final = (
 class GuardMiddleware:
     """Refuses requests without a session or from other pages, and adds the headers."""
 
-    def __init__(self, app: ASGIApp, *, sessions: Sessions) -> None:
+    def __init__(self, app: ASGIApp, *, sessions: Sessions, rates: RateLimit) -> None:
         self._app = app
         self._sessions = sessions
+        self._rates = rates
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -72,7 +74,8 @@ class GuardMiddleware:
                 names = {name for name, _ in message["headers"]}
                 added = [pair for pair in _HEADERS if pair[0] not in names]
                 if b"cache-control" not in names:
-                    added.append((b"cache-control", b"no-store"))
+                    kept = b"no-cache" if scope["path"].startswith(STATIC) else b"no-store"
+                    added.append((b"cache-control", kept))
                 message["headers"] = [*message["headers"], *added]
             await send(message)
 
@@ -88,19 +91,35 @@ class GuardMiddleware:
             await error_page(Request(scope), message, status=500)(scope, receive, send_with_headers)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["path"].startswith(PUBLIC):
+        path = scope["path"]
+        if path.startswith(STATIC):
+            await self._app(scope, receive, send)
+            return
+        if OVER_CONNECTION_LIMIT in scope:
+            message = (
+                "The server answers as many connections as it may. Please load the page again in a moment."
+            )
+            await error_page(Request(scope), message, status=503)(scope, receive, send)
+            return
+        if path in PUBLIC:
             await self._app(scope, receive, send)
             return
         try:
             session = await self._sessions.of(scope)
+            self._rates.take(session.caller)
         except AuthenticationError as error:
             await _sent_to_sign_in(Request(scope), error)(scope, receive, send)
+            return
+        except TooManyError as error:
+            response = error_page(Request(scope), error.message, status=error.status)
+            response.headers.update(error.headers)
+            await response(scope, receive, send)
             return
         except UnavailableError as error:
             await error_page(Request(scope), error.message, status=503)(scope, receive, send)
             return
         scope[SESSION_IN_SCOPE] = session
-        if scope["method"] not in _SAFE_METHODS and session.is_ambient:
+        if scope["method"] not in READ_METHODS:
             refusal, receive = await _checked(Request(scope, receive), session)
             if refusal is not None:
                 await error_page(Request(scope), refusal, status=403)(scope, receive, send)
@@ -110,15 +129,9 @@ class GuardMiddleware:
 
 def _sent_to_sign_in(request: Request, error: AuthenticationError) -> Response:
     """A person goes to the sign-in page; a program gets the error."""
-    if request.method in _SAFE_METHODS and "text/html" in request.headers.get("accept", ""):
-        return redirect(request, SIGN_IN, {"next": _here(request)})
+    if request.method in READ_METHODS and "text/html" in request.headers.get("accept", ""):
+        return redirect(request, SIGN_IN, {"next": here_of(request)})
     return error_page(request, error.message, status=401)
-
-
-def _here(request: Request) -> str:
-    """The path and query of the page below the root of the dashboard."""
-    path = request.url.path.lstrip("/")
-    return f"{path}?{request.url.query}" if request.url.query else path
 
 
 async def _checked(request: Request, session: Session) -> tuple[str | None, Receive]:
@@ -126,6 +139,8 @@ async def _checked(request: Request, session: Session) -> tuple[str | None, Rece
     receive = request.receive
     if is_foreign(request.headers):
         return "This request comes from a page of another server and was refused.", receive
+    if not session.is_ambient:
+        return None, receive
     given = request.headers.get(CSRF_HEADER)
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if given is None and kind == "multipart/form-data" and _is_own_origin(request.headers):
@@ -145,11 +160,15 @@ async def _checked(request: Request, session: Session) -> tuple[str | None, Rece
 
 def is_foreign(headers: Mapping[str, str]) -> bool:
     """Whether the browser says that another origin sent the request. Behind a proxy, only the browser knows
-    its own origin, and says so in `Sec-Fetch-Site` wherever the page was loaded with TLS or from loopback."""
+    its own origin, and says so in `Sec-Fetch-Site` wherever the page was loaded with TLS or from loopback.
+    Elsewhere a proxy may have removed the port from `Host`."""
     site = headers.get("sec-fetch-site")
     if site is not None:
         return site not in ("same-origin", "none")
-    return "origin" in headers and not _is_own_origin(headers)
+    if "origin" not in headers or _is_own_origin(headers):
+        return False
+    host = headers.get("host", "").strip().lower()
+    return not host or host != urlsplit(headers["origin"]).netloc.lower().rpartition(":")[0]
 
 
 def _is_own_origin(headers: Mapping[str, str]) -> bool:

@@ -7,7 +7,7 @@ Every text in a template is escaped. A template gets the fields of the document,
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
-from urllib.parse import unquote_plus, urlencode
+from urllib.parse import quote, unquote_plus, urlencode
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from jinja2_fragments import render_block
@@ -173,18 +173,24 @@ def redirect(
     """
     response = RedirectResponse(with_query(root_of(request) + target, query or {}), status_code=303)
     if notice is not None:
-        response.set_cookie(NOTICE_COOKIE, _cookie_text(notice), max_age=60, httponly=True, samesite="lax")
+        response.set_cookie(NOTICE_COOKIE, cookie_text(notice), max_age=60, httponly=True, samesite="lax")
     return response
 
 
 def root_of(request: Request) -> str:
     """The way from the path of the request to the root: a proxy may have put the root anywhere."""
-    return "../" * (request.url.path.count("/") - 1) or "./"
+    return "../" * (path_as_sent(request).count("/") - 1) or "./"
+
+
+def path_as_sent(request: Request) -> str:
+    """The path with its escapes, as the browser resolves addresses against it: `%2F` is no slash there."""
+    raw_path: bytes = request.scope.get("raw_path") or quote(request.scope["path"]).encode()
+    return raw_path.partition(b"?")[0].decode("ascii", "replace")
 
 
 def here_of(request: Request) -> str:
     """The path and query of the page below the root, without the parameters that choose a format."""
-    path = request.url.path.lstrip("/") or "./"
+    path = path_as_sent(request).lstrip("/") or "./"
     query = [
         pair
         for pair in request.query_params.multi_items()
@@ -199,7 +205,7 @@ def with_query(url: str, query: Mapping[str, str]) -> str:
     return f"{url}{'&' if '?' in url else '?'}{urlencode(query)}"
 
 
-def _cookie_text(text: str) -> str:
+def cookie_text(text: str) -> str:
     """A cookie holds letters of ASCII only."""
     return urlencode({"": text})[1:]
 

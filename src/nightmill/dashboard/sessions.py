@@ -9,11 +9,11 @@ import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from http.cookies import CookieError, SimpleCookie
 from typing import Any, Final, cast
+from urllib.parse import unquote_plus
 
 from itsdangerous import BadSignature, URLSafeTimedSerializer
-from starlette.requests import Request
+from starlette.requests import Request, cookie_parser
 from starlette.responses import Response
 from starlette.types import Scope
 
@@ -50,6 +50,11 @@ class Session:
     @property
     def is_admin(self) -> bool:
         return self.caller.scope is KeyScope.ADMIN
+
+    @property
+    def can_write(self) -> bool:
+        """Whether the person may change anything; pages leave out the buttons of those who may not."""
+        return self.caller.can_write
 
 
 class Sessions:
@@ -122,11 +127,9 @@ def is_secure(request: Request) -> bool:
 
 
 def cookies_of(scope: Scope) -> dict[str, str]:
+    """The cookies of a request. A broken one, of another program under the same name, spoils no other."""
     text = b"; ".join(value for name, value in scope["headers"] if name == b"cookie").decode("latin-1")
-    try:
-        return {name: morsel.value for name, morsel in SimpleCookie(text).items()}
-    except CookieError:
-        return {}
+    return cookie_parser(text)
 
 
 def _of_project(session: Session, scope: Scope) -> Session:
@@ -134,7 +137,7 @@ def _of_project(session: Session, scope: Scope) -> Session:
     project = cookies_of(scope).get(PROJECT_COOKIE)
     if not project or not session.is_admin:
         return session
-    return replace(session, caller=replace(session.caller, project_id=ProjectId(project)))
+    return replace(session, caller=replace(session.caller, project_id=ProjectId(unquote_plus(project))))
 
 
 def _token(secret: str, nonce: str) -> str:

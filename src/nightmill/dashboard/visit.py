@@ -18,7 +18,7 @@ from nightmill.dashboard.live import Streams
 from nightmill.dashboard.navigation import Area
 from nightmill.dashboard.pages import LIVE_PARAMETER, Screen, fragment, live_blocks, redirect, respond
 from nightmill.dashboard.sessions import Session, Sessions, session_of
-from nightmill.errors import AuthenticationError, TooLargeError
+from nightmill.errors import ForbiddenError, TooLargeError
 from nightmill.ids import ProjectId
 
 
@@ -103,9 +103,9 @@ class Visit:
         return Form(parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True))
 
     def require_admin(self) -> None:
-        """Raises AuthenticationError for a person without an admin key."""
+        """Raises ForbiddenError for a person without an admin key."""
         if not self.session.is_admin:
-            raise AuthenticationError("This page needs an admin key. Sign in with one to see it.")
+            raise ForbiddenError("This page needs an admin key. Sign in with one to see it.")
 
     def redirect(
         self, target: str, query: dict[str, str] | None = None, *, notice: str | None = None

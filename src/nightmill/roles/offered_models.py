@@ -38,13 +38,13 @@ class OfferedModels:
     """
 
     def __init__(self, offers: Sequence[Offer], *, is_decided_by_upstream: bool) -> None:
-        self._offers = offers
+        self.offers = offers
         self.is_decided_by_upstream = is_decided_by_upstream
 
     @property
     def known(self) -> list[str]:
         """Every model and alias that is known to be offered, by name."""
-        known = [offer for offer in self._offers if offer.models is not None]
+        known = [offer for offer in self.offers if offer.models is not None]
         return sorted({name for offer in known for name in (*(offer.models or ()), *offer.aliases)})
 
     def required(self, endpoint: str) -> frozenset[str]:
@@ -53,7 +53,7 @@ class OfferedModels:
         Any model may be named while a list is not known, and if an upstream is sent every model.
         """
         required: set[str] = set()
-        for offer in self._offers:
+        for offer in self.offers:
             if offer.endpoints and endpoint not in offer.endpoints:
                 continue
             if offer.accepts_any or offer.models is None:

@@ -30,6 +30,7 @@ from nightmill.runtime.steady_clock import steady_clock
 from nightmill.runtime.stop_signals import StopSignals
 from nightmill.runtime.supervisor import Supervisor, change_log_level
 from nightmill.runtime.systemd import notify_ready
+from nightmill.settings.origins import SettingsInEffect
 from nightmill.upstream import Upstream
 from nightmill.upstream.connect import open_upstream
 
@@ -54,11 +55,13 @@ async def serve_api(
     signals: StopSignals,
     data: str,
     say: Callable[[str], None],
+    in_effect: SettingsInEffect,
 ) -> None:
     """Serves until a stop is requested, and drains every child.
 
     Args:
         data: where the data is and what the start found there, for the operator.
+        in_effect: says where each setting comes from.
     """
     raise_open_file_limit()
     settings = components.settings
@@ -66,7 +69,11 @@ async def serve_api(
     upstream = None if url is None else open_upstream(settings.upstream, url=url)
     servers: list[_Server] = []
     context = _context(
-        components, supervisor, upstream, is_stopping=lambda: any(it.should_exit for it in servers)
+        components,
+        supervisor,
+        upstream,
+        is_stopping=lambda: any(it.should_exit for it in servers),
+        in_effect=in_effect,
     )
     server = _Server(
         http_config(
@@ -126,6 +133,7 @@ def _context(
     upstream: Upstream | None,
     *,
     is_stopping: Callable[[], bool],
+    in_effect: SettingsInEffect,
 ) -> ApiContext:
     return ApiContext(
         store=components.store,
@@ -141,6 +149,7 @@ def _context(
         is_stopping=is_stopping,
         emit=telemetry.log,
         log_level=logs.level,
+        settings_in_effect=partial(in_effect, components.settings),
         set_log_level=partial(change_log_level, supervisor),
     )
 

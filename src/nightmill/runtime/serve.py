@@ -41,6 +41,7 @@ from nightmill.runtime.storage import check_storage, has_stored_upstreams, prepa
 from nightmill.runtime.supervisor import Program, Supervisor, change_log_level_on_signals
 from nightmill.runtime.upstreams import choose_upstream, refuse_own_address
 from nightmill.settings import Settings
+from nightmill.settings.origins import SettingsInEffect
 from nightmill.store.database_url import sqlite_file
 
 Say = Callable[[str], None]
@@ -51,12 +52,19 @@ _NO_WORKERS = (
 )
 
 
-async def serve(settings: Settings, *, say: Say, preforked: Sequence[PreforkedChild] = ()) -> int:
+async def serve(
+    settings: Settings,
+    *,
+    say: Say,
+    preforked: Sequence[PreforkedChild] = (),
+    in_effect: SettingsInEffect = lambda _: (),
+) -> int:
     """Serves until SIGTERM or SIGINT; returns the exit code.
 
     Args:
         say: shows a line to the operator.
         preforked: see `programs.prefork_roles`; without them each child is started anew.
+        in_effect: says where each setting comes from.
 
     Raises:
         SetupError: there is no upstream, the folder is in use, the address is taken or not allowed.
@@ -68,12 +76,17 @@ async def serve(settings: Settings, *, say: Say, preforked: Sequence[PreforkedCh
         raise SetupError(_NO_WORKERS)
     refuse_own_address(settings)
     with stop_signals(say) as signals:
-        await _serve(settings, say=say, preforked=preforked, signals=signals)
+        await _serve(settings, say=say, preforked=preforked, signals=signals, in_effect=in_effect)
     return 0
 
 
 async def _serve(
-    settings: Settings, *, say: Say, preforked: Sequence[PreforkedChild], signals: StopSignals
+    settings: Settings,
+    *,
+    say: Say,
+    preforked: Sequence[PreforkedChild],
+    signals: StopSignals,
+    in_effect: SettingsInEffect,
 ) -> None:
     has_roles = settings.worker.processes > 0
     programs: list[Program] = []
@@ -112,6 +125,7 @@ async def _serve(
                     signals=signals,
                     data=data,
                     say=say,
+                    in_effect=in_effect,
                 )
                 say(await stopped_text(components.store))
 

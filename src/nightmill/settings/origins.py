@@ -3,11 +3,11 @@
 The upstreams are those of the process; changes at run time are in `effective`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, TypeAlias, cast
 from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import BaseModel, SecretStr
@@ -45,6 +45,10 @@ class EffectiveSetting:
     value: object
     source: SourceOfValue
     place: str = ""
+
+
+SettingsInEffect: TypeAlias = Callable[[Settings], Sequence[EffectiveSetting]]
+"""Every setting of a process, with the source of its value."""
 
 
 def effective_settings(settings: Settings, sources: Sources) -> list[EffectiveSetting]:

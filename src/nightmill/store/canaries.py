@@ -16,6 +16,7 @@ from nightmill.store.batches import (
     moving,
     write_stop,
 )
+from nightmill.store.clock import stamp
 from nightmill.store.schema import IN_PROGRESS, batch, segment
 from nightmill.store.verbs import Verbs, read, write
 
@@ -42,6 +43,7 @@ _PASS = (
     .where(batch.c.id == bindparam("of_batch_id"), batch.c.status == IN_PROGRESS, _IS_OPEN)
     .values(canary_segments=None)
 )
+_PASS_AND_PAUSE = _PASS.values(paused_at=func.coalesce(batch.c.paused_at, stamp()))
 _STOP = moving(fenced_by=(_IS_OPEN,), stop_reason=bindparam("new_stop_reason"))
 
 
@@ -70,11 +72,15 @@ class Canaries(Verbs):
     @write
     @staticmethod
     def let_pass(connection: Connection, of: Batch, canary: Canary) -> bool:
-        """All lines of the batch may be sent from here on. False when that was decided already."""
+        """All lines of the batch may be sent from here on, or once a batch that its options pause now is
+        resumed. False when that was decided already."""
+        pauses = of.options.canary_pause
         given = {"of_batch_id": of.id, "of_canary_segments": of.canary_segments}
-        if connection.execute(_PASS, given).rowcount != 1:
+        if connection.execute(_PASS_AND_PAUSE if pauses else _PASS, given).rowcount != 1:
             return False
         batch_events.record(connection, of.id, EventKind.CANARY_PASSED, detail=_detail(canary))
+        if pauses and of.paused_at is None:
+            batch_events.record(connection, of.id, EventKind.PAUSED)
         return True
 
     @write

@@ -4,18 +4,19 @@ A limit is checked under the lock of the project's row, from sums over its unfin
 of stored bytes; where no limit is set no lock is taken. On SQLite the only writer is the lock.
 """
 
-from collections.abc import Collection
-from dataclasses import fields
-from typing import Final
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Final
 
-from sqlalchemy import Connection, bindparam, func, select, text, update
+from sqlalchemy import Connection, bindparam, func, select, text, union, update
 
 from nightmill.core.audit import Actor, AuditAction
 from nightmill.core.limits import Consumption, Limits, OpenWork, ProjectRules
 from nightmill.ids import ProjectId
 from nightmill.store import audit, schema
+from nightmill.store.paging import Page
 from nightmill.store.rows import insert_if_absent
-from nightmill.store.schema import batch, file, project
+from nightmill.store.schema import api_key, batch, file, project
 from nightmill.store.verbs import Verbs, read, write
 
 _RULES: Final = {
@@ -56,11 +57,50 @@ _is_open = (batch.c.project_id == bindparam("of_project_id"), text("batch." + sc
 _OPEN = select(
     func.count(), func.coalesce(func.sum(batch.c.total), 0), func.coalesce(func.sum(batch.c.input_bytes), 0)
 ).where(*_is_open)
+_known = union(
+    select(project.c.id).where(project.c.id > bindparam("after_id")),
+    select(api_key.c.project_id).where(api_key.c.project_id > bindparam("after_id")),
+).subquery()
+_KNOWN = select(_known.c.id).order_by(_known.c.id).limit(bindparam("page_rows"))
+_RULES_OF = select(
+    project.c.id, project.c.stored_bytes, *(project.c[column] for column in _RULES.values())
+).where(project.c.id.in_(bindparam("of_project_ids", expanding=True)))
+_OPEN_OF = (
+    select(
+        batch.c.project_id,
+        func.count(),
+        func.coalesce(func.sum(batch.c.total), 0),
+        func.coalesce(func.sum(batch.c.input_bytes), 0),
+    )
+    .where(
+        batch.c.project_id.in_(bindparam("of_project_ids", expanding=True)),
+        text("batch." + schema.IS_UNFINISHED),
+    )
+    .group_by(batch.c.project_id)
+)
+_KEYS_OF = (
+    select(api_key.c.project_id, func.count())
+    .where(
+        api_key.c.project_id.in_(bindparam("of_project_ids", expanding=True)), api_key.c.revoked_at.is_(None)
+    )
+    .group_by(api_key.c.project_id)
+)
 _ENQUEUED = (
     select(batch.c.model, func.sum(batch.c.enqueued_tokens))
     .where(*_is_open, batch.c.enqueued_tokens > 0)
     .group_by(batch.c.model)
 )
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectOverview:
+    """A project in the list of all. `keys` counts those that are not revoked."""
+
+    id: ProjectId
+    rules: ProjectRules
+    open: OpenWork
+    stored_bytes: int
+    keys: int
 
 
 class Projects(Verbs):
@@ -92,6 +132,33 @@ class Projects(Verbs):
             project_id=project_id,
             detail=changed or "as the settings say",
         )
+
+    @read
+    @staticmethod
+    def list(connection: Connection, *, after: str = "", limit: int = 50) -> Page[ProjectOverview]:
+        """The projects that have a key, a file or a rule, by id.
+
+        Args:
+            after: the id of the last project of the page before.
+        """
+        found = connection.execute(_KNOWN, {"after_id": after, "page_rows": limit + 1}).scalars().all()
+        given = {"of_project_ids": found[:limit]}
+        rows: dict[str, Sequence[Any]] = {row[0]: row for row in connection.execute(_RULES_OF, given)}
+        opened = {
+            row[0]: OpenWork(row[1], int(row[2]), int(row[3])) for row in connection.execute(_OPEN_OF, given)
+        }
+        keys = {row[0]: int(row[1]) for row in connection.execute(_KEYS_OF, given)}
+        items = [
+            ProjectOverview(
+                ProjectId(it),
+                ProjectRules(*rows[it][2:]) if it in rows else ProjectRules(),
+                opened.get(it, OpenWork()),
+                rows[it][1] if it in rows else 0,
+                keys.get(it, 0),
+            )
+            for it in found[:limit]
+        ]
+        return Page(tuple(items), has_more=len(found) > limit)
 
     @read
     @staticmethod

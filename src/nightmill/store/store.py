@@ -6,6 +6,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from nightmill.errors import UnavailableError
+from nightmill.store.about import About
 from nightmill.store.answered_segments import AnsweredSegments
 from nightmill.store.api_keys import ApiKeys
 from nightmill.store.audit import Audit
@@ -61,6 +62,7 @@ class Store:
 
     def __init__(self, database: Database) -> None:
         self.database = database
+        self.about = About(database)
         self.files = Files(database)
         self.file_uses = FileUses(database)
         self.uploads = Uploads(database)

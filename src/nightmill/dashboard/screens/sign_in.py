@@ -1,18 +1,19 @@
 """Sign in with a key, sign out, the theme, and the project that an admin looks at."""
 
 from typing import Final
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from starlette.responses import Response
 
 from nightmill.dashboard.guard import is_foreign
 from nightmill.dashboard.navigation import Area
-from nightmill.dashboard.pages import THEME_COOKIE, Screen, error_page, respond
+from nightmill.dashboard.pages import THEME_COOKIE, Screen, cookie_text, error_page, respond
 from nightmill.dashboard.sessions import COOKIE, PROJECT_COOKIE, is_secure
 from nightmill.dashboard.visit import Visit, action, screen
 
 _YEAR_S: Final = 31_536_000
 _AREA: Final = Area("Sign in", "ui/sign-in")
+_FOREIGN: Final = "This form was sent from a page of another server."
 _WRONG: Final = "This key is not valid here. Make one on the server with: nightmill keys create NAME"
 
 
@@ -31,13 +32,14 @@ def _screen(following: str | None, wrong: str | None) -> Screen:
 
 async def sign_in(visit: Visit) -> Response:
     if is_foreign(visit.request.headers):
-        return error_page(visit.request, "This form was sent from a page of another server.", status=403)
+        return error_page(visit.request, _FOREIGN, status=403)
     form = await visit.form()
     cookie = await visit.dashboard.sessions.sign_in(form.get("key"))
     if cookie is None:
         return respond(visit.request, _screen(form.get("next"), _WRONG), area="", shows_content=False)
     response = visit.redirect(own_page(form.get("next")))
     visit.dashboard.sessions.set_cookie(visit.request, response, cookie)
+    response.delete_cookie(PROJECT_COOKIE)  # of an earlier person at this browser
     return response
 
 
@@ -49,6 +51,9 @@ async def sign_out(visit: Visit) -> Response:
 
 
 async def choose_theme(visit: Visit) -> Response:
+    """Needs no session, so that the page for signing in has a theme too."""
+    if is_foreign(visit.request.headers):
+        return error_page(visit.request, _FOREIGN, status=403)
     form = await visit.form()
     response = visit.redirect(own_page(form.get("next")))
     response.set_cookie(THEME_COOKIE, form.get("theme")[:10], max_age=_YEAR_S, samesite="lax")
@@ -63,7 +68,7 @@ async def choose_project(visit: Visit) -> Response:
     if form.get("project"):
         response.set_cookie(
             PROJECT_COOKIE,
-            form.get("project"),
+            cookie_text(form.get("project")),
             httponly=True,
             samesite="lax",
             secure=is_secure(visit.request),
@@ -78,7 +83,8 @@ def own_page(path: str) -> str:
     client, who must not be sent to another server."""
     parts = urlsplit(path)
     is_own = not parts.scheme and not parts.netloc and (path == "./" or path.startswith(("ui/", "./?", "?")))
-    return path if is_own and "\\" not in path and ".." not in path else "./"
+    leads_up = ".." in unquote(path).replace("\\", "/").split("?")[0].split("/")
+    return path if is_own and not leads_up else "./"
 
 
 routes = (
