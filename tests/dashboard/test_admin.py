@@ -148,6 +148,11 @@ def test_a_webhook_is_made_tested_used_sent_again_and_deleted(governed, receiver
     page = admin.get(path)
     assert EVIL in page.text
     assert EVIL not in page.raw
+    assert admin.post(f"{path}/disable").status == 303
+    assert "gets no events until it is enabled" in admin.get(path).text
+    assert "disabled" in admin.get("/ui/webhooks").text
+    assert admin.post(f"{path}/enable").status == 303
+    assert admin.get(f"{path}?format=json").json()["endpoint"]["disabled_at"] is None
     rotated = secret_in(admin.post(f"{path}/rotate", {"keeps_old": "1"}))
     assert rotated != secret
     assert admin.post(path, {**fields, "name": "pager"}).status == 303

@@ -10,6 +10,7 @@ from nightmill.dashboard.pages import Screen, respond
 from nightmill.dashboard.visit import Form, Visit, action, screen
 
 _ENDPOINTS: Final = "/v1/webhook_endpoints"
+_OWN_ENDPOINTS: Final = "/nightmill/v1/webhook_endpoints"
 _STATES: Final = ("pending", "delivered", "failed")
 _PAGE: Final = 25
 
@@ -22,7 +23,7 @@ async def _list(
     visit: Visit, *, wrong: str | None = None, given: dict[str, Any] | None = None, status: int = 200
 ) -> Screen:
     types: list[str] = (await visit.api.get("/v1/webhook_event_types"))["data"]
-    page = await visit.api.get(_ENDPOINTS, {"limit": 100, "after": visit.query("after")})
+    page = await visit.api.get(_OWN_ENDPOINTS, {"limit": 100, "after": visit.query("after")})
     endpoints: list[dict[str, Any]] = page["data"]
     return Screen(
         template="webhooks.html",
@@ -66,7 +67,7 @@ async def _endpoint(
     visit: Visit, *, wrong: str | None = None, given: dict[str, Any] | None = None, status: int = 200
 ) -> Screen:
     endpoint_id = visit.path("id")
-    endpoint = await visit.api.get(path_of("v1", "webhook_endpoints", endpoint_id))
+    endpoint = await visit.api.get(path_of("nightmill", "v1", "webhook_endpoints", endpoint_id))
     state = visit.query("state")
     state = state if state in _STATES else None
     page = await visit.api.get(
@@ -120,6 +121,16 @@ async def rotate(visit: Visit) -> Response:
     return _with_secret(visit, rotated, did="has a new secret")
 
 
+async def disable(visit: Visit) -> Response:
+    await visit.api.post(path_of("nightmill", "v1", "webhook_endpoints", visit.path("id"), "disable"))
+    return _back(visit, "The webhook gets no more events.")
+
+
+async def enable(visit: Visit) -> Response:
+    await visit.api.post(path_of("nightmill", "v1", "webhook_endpoints", visit.path("id"), "enable"))
+    return _back(visit, "The webhook gets events again.")
+
+
 async def delete(visit: Visit) -> Response:
     await visit.api.delete(path_of("v1", "webhook_endpoints", visit.path("id")))
     return visit.redirect("ui/webhooks", notice="The webhook is deleted. What waited for it is not sent.")
@@ -159,6 +170,8 @@ routes = (
     action("/ui/webhooks/{id}", change, area=WEBHOOKS),
     action("/ui/webhooks/{id}/test", test, area=WEBHOOKS),
     action("/ui/webhooks/{id}/rotate", rotate, area=WEBHOOKS),
+    action("/ui/webhooks/{id}/disable", disable, area=WEBHOOKS),
+    action("/ui/webhooks/{id}/enable", enable, area=WEBHOOKS),
     action("/ui/webhooks/{id}/delete", delete, area=WEBHOOKS),
     action("/ui/webhooks/{id}/resend", resend, area=WEBHOOKS),
 )

@@ -1,4 +1,6 @@
-"""What the dashboard needs: the secret that signs its cookies, and keys that may only read."""
+"""What the dashboard needs: the secret that signs its cookies, keys that may only read, and webhooks that are
+disabled.
+"""
 
 from alembic import op
 from sqlalchemy import BigInteger, CheckConstraint, Column, Integer, MetaData, Table, Text
@@ -40,6 +42,7 @@ Table(
 def upgrade() -> None:
     create_tables(op.get_bind(), _metadata)
     _allow_keys_that_read()
+    op.add_column("webhook_endpoint", Column("disabled_at", BigInteger))
 
 
 def _allow_keys_that_read() -> None:
