@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from nightmill.core.audit import Actor
 from nightmill.core.batch import Event
 from nightmill.core.webhook import (
     OLD_SECRET_KEPT_S,
@@ -15,6 +16,7 @@ from nightmill.core.webhook import (
     WebhookEndpoint,
 )
 from nightmill.errors import NotFoundError, RequestError
+from nightmill.ids import ProjectId
 
 ANSWERED = DeliveryAttempt(at=1.5, duration_s=0.25, status_code=200)
 REFUSED = DeliveryAttempt(at=1.5, duration_s=0.25, status_code=503)
@@ -297,3 +299,32 @@ async def test_endpoints_are_paged_newest_first(world, store):
     assert [one.id for one in rest.items] == ["whe_1"]
     with pytest.raises(NotFoundError):
         await store.webhook_endpoints.list(world.project, after="whe_4")
+
+
+async def test_a_disabled_endpoint_gets_no_events_until_it_is_enabled(world, store):
+    await added(world, store)
+    await failed_batch(world, store)
+    disabled = await store.webhook_endpoints.disable(world.project, "whe_1")
+    assert disabled is not None
+    assert disabled.disabled_at is not None
+    assert [it.state for it in await listed(store)] == [DeliveryState.FAILED]
+    await failed_batch(world, store)
+    assert len(await listed(store)) == 1
+    enabled = await store.webhook_endpoints.enable(world.project, "whe_1")
+    assert enabled is not None
+    assert enabled.disabled_at is None
+    await failed_batch(world, store)
+    assert [it.state for it in await listed(store)] == [DeliveryState.PENDING, DeliveryState.FAILED]
+
+
+async def test_only_a_change_is_recorded_when_an_endpoint_is_disabled_or_enabled(world, store):
+    await added(world, store)
+    by = Actor("key_1")
+    for _ in range(2):
+        await store.webhook_endpoints.disable(world.project, "whe_1", by=by)
+    for _ in range(2):
+        await store.webhook_endpoints.enable(world.project, "whe_1", by=by)
+    entries = (await store.audit.list()).items
+    assert [it.detail for it in entries] == ["enabled", "disabled"]
+    assert await store.webhook_endpoints.disable(world.project, "whe_2") is None
+    assert await store.webhook_endpoints.enable(ProjectId("another"), "whe_1") is None

@@ -19,6 +19,7 @@ from nightmill.api.envelope import JsonResponse
 from nightmill.api.health import VERSION
 from nightmill.api.readiness import problems_of
 from nightmill.settings.origins import without_credentials
+from nightmill.store.database_url import is_postgres, parse_url, sqlite_path
 
 router = APIRouter(prefix="/nightmill/v1", include_in_schema=False, dependencies=[Depends(require_admin)])
 
@@ -45,12 +46,12 @@ async def show_system(request: Request, context: Context) -> JsonResponse:
                 "kind": about.database,
                 "version": about.database_version,
                 "schema": about.schema_version,
-                "url": without_credentials(settings.store_url),
+                "place": _place_of(settings.store_url),
                 "size_bytes": about.size_bytes,
             },
             "blobs": {
                 "kind": "folder" if blobs is None else "object store",
-                "url": None if blobs is None else without_credentials(blobs),
+                "place": str(settings.folder) if blobs is None else without_credentials(blobs),
             },
             "disk": None if blobs is not None else await asyncio.to_thread(_disk, str(settings.folder)),
             "retention": {
@@ -76,6 +77,12 @@ async def list_holds(context: Context) -> JsonResponse:
     """The projects, files and batches under legal hold, oldest first."""
     holds = await context.store.holds.list()
     return JsonResponse({"object": "list", "data": [asdict(hold) for hold in holds]})
+
+
+def _place_of(store_url: str) -> str:
+    """The file of a SQLite database, or the address of a Postgres without its password."""
+    url = parse_url(store_url)
+    return without_credentials(store_url) if is_postgres(url) else str(sqlite_path(url))
 
 
 def _disk(folder: str) -> dict[str, Any] | None:

@@ -68,6 +68,11 @@ def endpoint_on_wire(endpoint: WebhookEndpoint, *, with_secret: bool = False) ->
     return document
 
 
+def own_endpoint_on_wire(endpoint: WebhookEndpoint) -> dict[str, Any]:
+    """With what the official clients do not know."""
+    return {**endpoint_on_wire(endpoint), "disabled_at": endpoint.disabled_at}
+
+
 def delivery_on_wire(delivery: WebhookDelivery) -> dict[str, Any]:
     is_pending = delivery.state == "pending"
     return {

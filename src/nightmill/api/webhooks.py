@@ -188,6 +188,43 @@ async def list_deliveries(
     return _page([wire.delivery_on_wire(delivery) for delivery in page.items], has_more=page.has_more)
 
 
+@own_router.get("/webhook_endpoints")
+async def list_own_endpoints(
+    context: Context, project: CurrentProject, after: _After = None, limit: _Limit = 20
+) -> JsonResponse:
+    """As `/v1/webhook_endpoints`, with `disabled_at`."""
+    if after and not is_id_shaped(after):
+        raise _not_found(after, param="after")
+    page = await context.store.webhook_endpoints.list(project, after=after or None, limit=limit)
+    return _page([wire.own_endpoint_on_wire(endpoint) for endpoint in page.items], has_more=page.has_more)
+
+
+@own_router.get("/webhook_endpoints/{endpoint_id}")
+async def retrieve_own_endpoint(endpoint_id: str, context: Context, project: CurrentProject) -> JsonResponse:
+    """As `/v1/webhook_endpoints/{id}`, with `disabled_at`."""
+    return JsonResponse(wire.own_endpoint_on_wire(await _endpoint(context, project, endpoint_id)))
+
+
+@own_router.post("/webhook_endpoints/{endpoint_id}/disable")
+async def disable_endpoint(
+    endpoint_id: str, context: Context, project: CurrentProject, by: CurrentActor
+) -> JsonResponse:
+    """Does not read the body. What waits for its next attempt has failed then; it can be sent again."""
+    await _endpoint(context, project, endpoint_id)
+    disabled = await context.store.webhook_endpoints.disable(project, endpoint_id, by=by)
+    return JsonResponse(wire.own_endpoint_on_wire(_found(disabled, endpoint_id)))
+
+
+@own_router.post("/webhook_endpoints/{endpoint_id}/enable")
+async def enable_endpoint(
+    endpoint_id: str, context: Context, project: CurrentProject, by: CurrentActor
+) -> JsonResponse:
+    """Does not read the body. Events of the time before are not sent."""
+    await _endpoint(context, project, endpoint_id)
+    enabled = await context.store.webhook_endpoints.enable(project, endpoint_id, by=by)
+    return JsonResponse(wire.own_endpoint_on_wire(_found(enabled, endpoint_id)))
+
+
 @own_router.post("/webhook_deliveries/{delivery_id}/resend")
 async def resend_delivery(delivery_id: str, context: Context, project: CurrentProject) -> JsonResponse:
     """Does not read the body. The delivery keeps its id, so that a receiver can drop it as a repetition."""

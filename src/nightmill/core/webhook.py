@@ -74,6 +74,7 @@ class WebhookEndpoint:
         signing_secret: `whsec_` and the key in base64.
         old_signing_secret: the secret before the last rotation, which signs too until
             `old_secret_expires_at`.
+        disabled_at: since when it gets no events; None while it gets them.
     """
 
     id: str
@@ -86,6 +87,7 @@ class WebhookEndpoint:
     signing_secret: str = field(repr=False)
     old_signing_secret: str | None = field(default=None, repr=False)
     old_secret_expires_at: int | None = None
+    disabled_at: int | None = None
 
     @property
     def secret_hint(self) -> str:

@@ -36,6 +36,7 @@ webhook_endpoint = Table(
     text_column("signing_secret"),
     optional_text("old_signing_secret"),
     optional_number("old_secret_expires_at"),
+    optional_number("disabled_at"),
     Index("webhook_endpoint_by_age", "project_id", "created_at", "sequence"),
     sqlite_autoincrement=True,
 )

@@ -78,6 +78,16 @@ _DELETE = (
         old_secret_expires_at=None,
     )
 )
+_DISABLE = (
+    update(webhook_endpoint)
+    .where(*_IS_ONE, webhook_endpoint.c.disabled_at.is_(None))
+    .values(disabled_at=stamp(), updated_at=stamp())
+)
+_ENABLE = (
+    update(webhook_endpoint)
+    .where(*_IS_ONE, webhook_endpoint.c.disabled_at.is_not(None))
+    .values(disabled_at=None, updated_at=stamp())
+)
 _DROP_DELIVERIES = (
     update(webhook_delivery)
     .where(
@@ -91,7 +101,9 @@ _DROP_DELIVERIES = (
         lease_expires_at=None,
     )
 )
-_LISTENERS = select(webhook_endpoint.c.id, webhook_endpoint.c.event_types).where(_IN_PROJECT, _IS_LIVE)
+_LISTENERS = select(webhook_endpoint.c.id, webhook_endpoint.c.event_types).where(
+    _IN_PROJECT, _IS_LIVE, webhook_endpoint.c.disabled_at.is_(None)
+)
 _ENQUEUE = insert_if_absent(
     webhook_delivery,
     {
@@ -201,6 +213,27 @@ class WebhookEndpoints(Verbs):
 
     @write
     @staticmethod
+    def disable(
+        connection: Connection, project_id: ProjectId, endpoint_id: str, *, by: Actor | None = None
+    ) -> WebhookEndpoint | None:
+        """Makes no more deliveries for the endpoint, and ends those that wait. None if there is none."""
+        if connection.execute(_DISABLE, _key(project_id, endpoint_id)).rowcount:
+            connection.execute(_DROP_DELIVERIES, {"of_endpoint_id": endpoint_id})
+            _record_change(connection, by, project_id, endpoint_id, "disabled")
+        return _one(connection, project_id, endpoint_id)
+
+    @write
+    @staticmethod
+    def enable(
+        connection: Connection, project_id: ProjectId, endpoint_id: str, *, by: Actor | None = None
+    ) -> WebhookEndpoint | None:
+        """Makes deliveries of the events from now on. None if there is no such endpoint."""
+        if connection.execute(_ENABLE, _key(project_id, endpoint_id)).rowcount:
+            _record_change(connection, by, project_id, endpoint_id, "enabled")
+        return _one(connection, project_id, endpoint_id)
+
+    @write
+    @staticmethod
     def delete(
         connection: Connection, project_id: ProjectId, endpoint_id: str, *, by: Actor | None = None
     ) -> bool:
@@ -210,6 +243,14 @@ class WebhookEndpoints(Verbs):
         connection.execute(_DROP_DELIVERIES, {"of_endpoint_id": endpoint_id})
         audit.record(connection, by, AuditAction.WEBHOOK_DELETED, endpoint_id, project_id=project_id)
         return True
+
+
+def _record_change(
+    connection: Connection, by: Actor | None, project_id: ProjectId, endpoint_id: str, detail: str
+) -> None:
+    audit.record(
+        connection, by, AuditAction.WEBHOOK_CHANGED, endpoint_id, project_id=project_id, detail=detail
+    )
 
 
 def enqueue(connection: Connection, after: Batch) -> None:

@@ -19,6 +19,9 @@ from sqlalchemy import (
     text,
 )
 """What the dashboard needs: the secret that signs its cookies, and keys that may only read."""
+"""What the dashboard needs: the secret that signs its cookies, keys that may only read, and webhooks that are
+disabled.
+"""
 
 from alembic import op
 from sqlalchemy import BigInteger, CheckConstraint, Column, Integer, MetaData, Table, Text
@@ -193,6 +196,7 @@ def upgrade() -> None:
     _allow_keys_that_read()
     # Which batches use a file.
     op.create_index("batch_by_input", "batch", ["input_file_id", "sequence"])
+    op.add_column("webhook_endpoint", Column("disabled_at", BigInteger))
 
 
 def _allow_keys_that_read() -> None:
