@@ -1,5 +1,5 @@
-"""What the dashboard needs: the secret that signs its cookies, counts and texts of batches, and
-actions on many batches.
+"""What the dashboard needs: the secret that signs its cookies, counts and texts of batches, actions on many
+batches, keys that may only read, and webhooks that are disabled.
 """
 
 from typing import Any
@@ -18,13 +18,6 @@ from sqlalchemy import (
     Text,
     text,
 )
-"""What the dashboard needs: the secret that signs its cookies, and keys that may only read."""
-"""What the dashboard needs: the secret that signs its cookies, keys that may only read, and webhooks that are
-disabled.
-"""
-
-from alembic import op
-from sqlalchemy import BigInteger, CheckConstraint, Column, Integer, MetaData, Table, Text
 
 from nightmill.store.batch_index_schema import FILL, create_triggers
 from nightmill.store.migrate import create_tables
@@ -163,9 +156,9 @@ def _count_and_index_batches() -> None:
     create_triggers(op.get_bind())
 
 
-def upgrade() -> None:
-    create_tables(op.get_bind(), _metadata)
-    _count_and_index_batches()
+
+
+
 # --- the scopes of keys -------------------------------------------------------------------------------------
 
 _SCOPE_IS_KNOWN = "scope IN ('project', 'admin', 'read')"
@@ -193,6 +186,7 @@ Table(
 
 def upgrade() -> None:
     create_tables(op.get_bind(), _metadata)
+    _count_and_index_batches()
     _allow_keys_that_read()
     # Which batches use a file.
     op.create_index("batch_by_input", "batch", ["input_file_id", "sequence"])
