@@ -28,6 +28,7 @@ ROWS = (
     "memory",
     "polls",
     "lists",
+    "dashboard",
     "start",
     "leases",
     "fleet",

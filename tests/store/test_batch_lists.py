@@ -215,3 +215,20 @@ def test_a_facet_is_counted_without_its_own_condition(world):
     facets = facets_of(groups, BatchFilter(is_paused=False, model="a"))
     assert (facets.paused, facets.models, facets.total) == (0, {"a": 3}, 3)
     assert facets_of(groups, BatchFilter(is_paused=False)).paused == 4
+
+
+async def test_answered_lines_write_nothing_to_the_counts(world, store):
+    batch = await world.start(store, total=20, lines_per_segment=5)
+
+    async def written() -> int:
+        numbers = text("SELECT coalesce(max(sequence), 0) FROM batch_count_change")
+        return await store.database.read(lambda connection: connection.execute(numbers).scalar_one())
+
+    before = await written()
+    leases = await world.lease(store)
+    await store.segments.renew(
+        world.worker, [world.report(it, world.tally(1)) for it in leases], ttl_s=world.ttl_s
+    )
+    await world.complete(store, leases)
+    assert (await world.read_again(store, batch)).tally.answered == 20
+    assert await written() == before

@@ -5,6 +5,8 @@ from contextlib import closing
 import pytest
 from sqlalchemy.dialects import sqlite
 
+from nightmill.core.batch import Status
+from nightmill.core.steering import BatchFilter
 from nightmill.store import (
     answered_segments,
     audit,
@@ -20,7 +22,10 @@ from nightmill.store import (
     webhook_deliveries,
     webhooks,
 )
+from nightmill.store.batch_matches import Matches
+from nightmill.store.batches import BATCH_COLUMNS
 from nightmill.store.clock import CLOCK_FUNCTION
+from nightmill.store.schema import batch
 from nightmill.store.sqlite import sqlite_library
 
 _PARAMETERS = {
@@ -185,3 +190,33 @@ def test_the_observer_reads_by_an_index_in_its_order(world, statement, index):
     plan = _plan(world, statement)
     assert index in plan[0]
     assert "TEMP B-TREE" not in " ".join(plan)
+
+
+@pytest.mark.parametrize("project", ["proj_a", None])
+@pytest.mark.parametrize(
+    ("wanted", "read"),
+    [
+        (BatchFilter(), "batch_by"),
+        (BatchFilter(statuses=frozenset({Status.FAILED}), model="a", created_after=1), "batch_by"),
+        (BatchFilter(text="tickets"), "batch_text"),
+        (BatchFilter(metadata={"team": "a"}, endpoint="/v1/embeddings"), "batch_text"),
+    ],
+)
+async def test_a_list_reads_what_it_compares_in_its_order(world, store, wanted, read, project):
+    def plan(connection) -> list[str]:
+        return _plan(world, Matches(connection, project, wanted).newest(*BATCH_COLUMNS).limit(20))
+
+    found = await store.database.read(plan)
+    assert read in found[0]
+    assert "TEMP B-TREE" not in " ".join(found)
+
+
+@pytest.mark.parametrize("wanted", [BatchFilter(id_prefix="batch_3f"), BatchFilter(text="batch_3f")])
+async def test_the_beginning_of_an_id_is_a_range_of_an_index(world, store, wanted):
+    await store.batches.create(world.batch(id="batch_3f2a"))
+
+    def plan(connection) -> list[str]:
+        return _plan(world, Matches(connection, world.project, wanted).newest(batch.c.id))
+
+    found = await store.database.read(plan)
+    assert found[0].endswith("sqlite_autoindex_batch_1 (id>? AND id<?)")
