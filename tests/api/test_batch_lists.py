@@ -114,3 +114,22 @@ def test_a_key_of_a_project_sees_no_other_one(server, client, key, project, inpu
     assert get(server, other, "/facets", project=project, expected=401)
     assert listed(server, other, project="*") == []
     assert listed(server, key, project="*") == listed(server, key, project=project) == [one]
+
+
+def test_an_admin_key_acts_for_the_project_that_a_header_names(
+    server, client, key, project, admin, input_file_id
+):
+    one = create(client, input_file_id).id
+
+    def send(method: str, path: str, by: str, named: str):
+        return server.send(method, path, headers={"X-Nightmill-Project": named}, key=by)
+
+    assert send("GET", f"/v1/batches/{one}", admin, project).json()["id"] == one
+    assert send("POST", f"{ROOT}/{one}/pause", admin, project).json()["paused_at"]
+    assert send("GET", f"/v1/batches/{one}", admin, "elsewhere").status == 404
+    assert send("GET", f"/v1/batches/{one}", key, project).status == 200
+    assert send("GET", f"/v1/batches/{one}", key, "elsewhere").status == 401
+    assert send("GET", f"/v1/batches/{one}", server.new_key("elsewhere"), project).status == 401
+    for wrong in ("", "a\tb"):
+        refused = send("GET", "/v1/batches", admin, wrong)
+        assert (refused.status, refused.error["param"]) == (400, "x-nightmill-project")

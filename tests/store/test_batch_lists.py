@@ -101,7 +101,9 @@ async def test_a_wrong_count_is_found_and_counted_again(world, store):
 
 async def test_a_text_is_searched_in_ids_file_names_and_metadata(world, store):
     await store.files.add(world.file(id=FileId("file-night"), filename="Nightly-Tickets.jsonl"))
-    named = await store.batches.create(world.batch(input_file_id=FileId("file-night")))
+    named = await store.batches.create(
+        world.batch(id=BatchId("batch_3f2a9c1b"), input_file_id=FileId("file-night"))
+    )
     tagged = await store.batches.create(world.batch(metadata={"Team": 'search "quoted" \\ näme'}))
     other = await store.batches.create(world.batch(project_id=world.other_project, metadata={"Team": "x"}))
 
@@ -116,7 +118,8 @@ async def test_a_text_is_searched_in_ids_file_names_and_metadata(world, store):
     assert await found('"quoted" \\ nä') == [tagged.id]
     assert await found("%") == await found("_icket") == []
     assert await found(named.id) == [named.id]
-    assert await found(named.id.removeprefix("batch_")) == [named.id]
+    assert await found("3f2A") == await found("batch_3f") == [named.id]
+    assert await found("3f2b") == await found("2a9c") == []
     assert await found("night" * 90) == []
 
 

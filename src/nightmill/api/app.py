@@ -15,6 +15,7 @@ from nightmill.api import (
     batches,
     bulk_actions,
     canary,
+    custom_id_search,
     docs_page,
     estimates,
     files,
@@ -48,6 +49,7 @@ _DESCRIPTION = "OpenAI's Batch API on your own models. Any OpenAI client works a
 _OWN_ROUTERS = (
     retries.router,  # before the routes of a batch by its id
     bulk_actions.router,
+    custom_id_search.router,  # as above
     own_batch.router,
     steering.router,
     batch_insight.router,
@@ -95,6 +97,7 @@ def create_app(context: ApiContext) -> FastAPI:
     app.state.started_at = time.monotonic()
     app.state.model_list = models.ModelList(context)
     app.state.estimate_turns = asyncio.Semaphore(estimates.AT_ONCE)
+    app.state.search_turns = asyncio.Semaphore(custom_id_search.AT_ONCE)
     app.state.followers = Followers(context.settings.api.max_followers)
     app.state.metrics = metrics.Metrics(context)
     app.state.webhook_sender = WebhookSender(

@@ -7,7 +7,7 @@ and only while no key exists. `nightmill keys` makes keys.
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hmac import compare_digest
 from typing import Annotated, cast
 
@@ -17,13 +17,16 @@ from nightmill.api.context import ApiContext
 from nightmill.core.api_key import ApiKey, Scope, digest_of
 from nightmill.core.audit import Actor
 from nightmill.core.loopback import is_loopback
-from nightmill.errors import AuthenticationError, TooManyError
+from nightmill.errors import AuthenticationError, RequestError, TooManyError
 from nightmill.ids import ProjectId
 
 DEFAULT_PROJECT = ProjectId("default")
 KEYLESS = "keyless"
 CALLER_IN_SCOPE = "nightmill.caller"
 REQUEST_ID_IN_SCOPE = "nightmill.request_id"
+
+PROJECT_HEADER = b"x-nightmill-project"
+"""With it, an admin key acts for the project that it names."""
 
 _CACHE_S = 2.0
 _CACHED_KEYS = 1_024
@@ -83,6 +86,30 @@ def require_project(caller: Caller, project_id: str | None) -> ProjectId | None:
     if project_id not in (None, caller.project_id):
         raise admin_required()
     return caller.project_id
+
+
+def acting_for(caller: Caller, headers: Mapping[bytes, bytes]) -> Caller:
+    """The caller, for the project that the headers name.
+
+    Raises:
+        AuthenticationError: the project is not the caller's, and the key is not an admin key.
+        RequestError: no project has such a name.
+    """
+    name = headers.get(PROJECT_HEADER)
+    if name is None:
+        return caller
+    try:
+        project = name.decode()
+    except UnicodeDecodeError:
+        project = ""
+    if not project or not project.isprintable():
+        message = "Invalid header 'x-nightmill-project': expected the name of a project."
+        raise RequestError(message, param="x-nightmill-project", code="invalid_value")
+    if project == caller.project_id:
+        return caller
+    if caller.scope is not Scope.ADMIN:
+        raise admin_required()
+    return replace(caller, project_id=ProjectId(project))
 
 
 def admin_required() -> AuthenticationError:

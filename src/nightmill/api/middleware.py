@@ -17,7 +17,14 @@ from time import perf_counter
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from nightmill.api.auth import CALLER_IN_SCOPE, REQUEST_ID_IN_SCOPE, KeyCache, RateLimit
+from nightmill.api.auth import (
+    CALLER_IN_SCOPE,
+    PROJECT_HEADER,
+    REQUEST_ID_IN_SCOPE,
+    KeyCache,
+    RateLimit,
+    acting_for,
+)
 from nightmill.api.context import ApiContext
 from nightmill.api.envelope import echo, error_response, from_request_error, from_unavailable_error
 from nightmill.api.upload_limiter import allow_early_answer
@@ -42,7 +49,7 @@ PUBLIC_PATHS = frozenset(
     }
 )
 
-_SINGLE = (b"host", b"content-type", b"authorization", b"api-key", b"idempotency-key")
+_SINGLE = (b"host", b"content-type", b"authorization", b"api-key", b"idempotency-key", PROJECT_HEADER)
 """Headers of which two different values would leave open which one counts."""
 _SLASHES = re.compile("/{2,}")
 _logger = logging.getLogger("nightmill.api")
@@ -146,6 +153,8 @@ class RequestMiddleware:
 class AuthenticationMiddleware:
     """Puts the caller of a request into its scope, or refuses the request. `PUBLIC_PATHS` need no key.
 
+    An admin key acts for the project that the header `x-nightmill-project` names.
+
     A request that has a caller already was made by this process: by the dashboard, for a caller it knows.
     """
 
@@ -159,8 +168,10 @@ class AuthenticationMiddleware:
             await self._app(scope, receive, send)
             return
         try:
-            caller = await self._keys.caller(dict(scope["headers"]))
+            headers = dict(scope["headers"])
+            caller = await self._keys.caller(headers)
             self._rates.take(caller)
+            caller = acting_for(caller, headers)
         except RequestError as error:
             await from_request_error(error)(scope, receive, send)
         except UnavailableError as error:

@@ -79,8 +79,8 @@ class BatchFilter:
         id_prefix: the beginning of the id, such as `batch_3f2a9c1b`.
         created_after: created at this Unix second or later.
         created_before: created before this Unix second.
-        text: in the id (its beginning), in the name of the input file, or in a key or value of the metadata;
-            upper and lower case of ASCII letters are the same.
+        text: the beginning of the id, or else a text in the name of the input file or in a key or value of
+            the metadata; upper and lower case of ASCII letters are the same.
         priority: exactly this one.
         served: by endpoint, the models of an upstream; "" stands for batches without a model of their own.
     """

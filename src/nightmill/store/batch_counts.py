@@ -23,7 +23,7 @@ from nightmill.store.batch_index_schema import (
     batch_count_change,
     batch_text,
 )
-from nightmill.store.batch_matches import matching
+from nightmill.store.batch_matches import Matches
 from nightmill.store.schema import batch
 from nightmill.store.verbs import Verbs, read, write
 
@@ -64,7 +64,6 @@ _ADD = {"sqlite": _adding(sqlite.insert), "postgresql": _adding(postgresql.inser
 _FORGET_EMPTY = delete(batch_count).where(batch_count.c["count"] == 0)
 _COUNTED = text(GROUPS_OF_BATCHES)
 _IS_TEXT_OF_BATCH = (
-    batch_text.c.project_id == batch.c.project_id,
     batch_text.c.created_at == batch.c.created_at,
     batch_text.c.batch_sequence == batch.c.sequence,
 )
@@ -97,7 +96,7 @@ class BatchCounts(Verbs):
             text=wanted.text,
             priority=wanted.priority,
         )
-        return as_groups(connection.execute(_counting(project_id, bare)))
+        return as_groups(connection.execute(_counting(connection, project_id, bare)))
 
     @read
     @staticmethod
@@ -105,12 +104,7 @@ class BatchCounts(Verbs):
         connection: Connection, project_id: ProjectId | None, wanted: BatchFilter, *, most: int
     ) -> Sequence[Mapping[str, str]]:
         """The metadata of the newest batches that match; of a batch without any, an empty mapping."""
-        query = (
-            select(batch.c.metadata)
-            .where(*matching(project_id, wanted))
-            .order_by(batch.c.created_at.desc(), batch.c.sequence.desc())
-            .limit(most)
-        )
+        query = Matches(connection, project_id, wanted).newest(batch.c.metadata).limit(most)
         return [{} if found is None else json.loads(found) for found in connection.execute(query).scalars()]
 
     @write
@@ -168,7 +162,9 @@ def as_groups(rows: Any) -> list[BatchGroup]:
     ]
 
 
-def _counting(project_id: ProjectId | None, wanted: BatchFilter) -> Select[*tuple[Any, ...]]:
+def _counting(
+    connection: Connection, project_id: ProjectId | None, wanted: BatchFilter
+) -> Select[*tuple[Any, ...]]:
     is_paused = batch.c.paused_at.is_not(None) & batch.c.status.in_(("validating", "in_progress"))
     columns = (
         batch.c.project_id,
@@ -177,8 +173,5 @@ def _counting(project_id: ProjectId | None, wanted: BatchFilter) -> Select[*tupl
         batch.c.endpoint,
         func.coalesce(batch.c.model, "").label("model"),
     )
-    return (
-        select(*columns, func.count().label("number"))
-        .where(*matching(project_id, wanted))
-        .group_by(*(column.name if column.name == "is_paused" else column for column in columns))
-    )
+    query = Matches(connection, project_id, wanted).select(*columns, func.count().label("number"))
+    return query.group_by(*(column.name for column in columns))

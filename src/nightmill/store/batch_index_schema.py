@@ -42,15 +42,15 @@ batch_count_change = Table(
     sqlite_autoincrement=True,
 )
 
-# `batch_sequence` is that of the batch. The text is the file's name, a line feed, and the metadata as JSON.
+# In lower case: the name of the file, a line feed, and the metadata as JSON.
 batch_text = Table(
     "batch_text",
     metadata,
-    text_column("project_id"),
     number_column("created_at"),
     number_column("batch_sequence"),
+    text_column("project_id"),
     text_column("text"),
-    PrimaryKeyConstraint("project_id", "created_at", "batch_sequence"),
+    PrimaryKeyConstraint("created_at", "batch_sequence"),
     sqlite_with_rowid=False,
 )
 
@@ -67,16 +67,17 @@ INSERT INTO batch_count_change (project_id, status, is_paused, endpoint, model, 
 _ADDED: Final = _CHANGE.replace("ROW", "NEW").replace("BY_NUMBER", "1")
 _REMOVED: Final = _CHANGE.replace("ROW", "OLD").replace("BY_NUMBER", "-1")
 _ADD_TEXT: Final = """
-INSERT INTO batch_text (project_id, created_at, batch_sequence, text) VALUES (
-  NEW.project_id,
+INSERT INTO batch_text (created_at, batch_sequence, project_id, text) VALUES (
   NEW.created_at,
   NEW.sequence,
-  coalesce((SELECT filename FROM file WHERE file.id = NEW.input_file_id), '')
-    || '\n' || coalesce(NEW.metadata, '')
+  NEW.project_id,
+  lower(
+    coalesce((SELECT filename FROM file WHERE file.id = NEW.input_file_id), '')
+      || '\n' || coalesce(NEW.metadata, '')
+  )
 );"""
 _DELETE_TEXT: Final = """
-DELETE FROM batch_text
-  WHERE project_id = OLD.project_id AND created_at = OLD.created_at AND batch_sequence = OLD.sequence;"""
+DELETE FROM batch_text WHERE created_at = OLD.created_at AND batch_sequence = OLD.sequence;"""
 _ON: Final = {
     "INSERT": _ADDED + _ADD_TEXT,
     # Not of the columns that each answered line changes: those statements run no trigger.
@@ -97,15 +98,17 @@ FROM batch GROUP BY 1, 2, 3, 4, 5"""
 """Counts every batch; a row has `GROUP` and `number`."""
 TEXTS_OF_BATCHES: Final = """
 SELECT
-  project_id,
   created_at,
   sequence,
-  coalesce((SELECT filename FROM file WHERE file.id = batch.input_file_id), '')
-    || '\n' || coalesce(metadata, '')
+  project_id,
+  lower(
+    coalesce((SELECT filename FROM file WHERE file.id = batch.input_file_id), '')
+      || '\n' || coalesce(metadata, '')
+  )
 FROM batch"""
 FILL: Final = (
     "INSERT INTO batch_count (project_id, status, is_paused, endpoint, model, count)" + GROUPS_OF_BATCHES,
-    "INSERT INTO batch_text (project_id, created_at, batch_sequence, text)" + TEXTS_OF_BATCHES,
+    "INSERT INTO batch_text (created_at, batch_sequence, project_id, text)" + TEXTS_OF_BATCHES,
 )
 """The statements that count and index the batches of a database that had no triggers."""
 

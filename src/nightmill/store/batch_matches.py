@@ -4,21 +4,26 @@ A list reads an index in its own order, and that index has the columns that most
 table is read only for batches that match. Texts are compared in `batch_text`, which is as small as they are.
 """
 
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    FromClause,
     Select,
+    TextClause,
     and_,
     bindparam,
+    exists,
     false,
     func,
-    literal_column,
     or_,
     select,
     text,
+    tuple_,
 )
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
@@ -30,7 +35,7 @@ from nightmill.ids import ProjectId
 from nightmill.store.batch_index_schema import batch_text
 from nightmill.store.batches import BATCH_COLUMNS, as_batch, metadata_pair
 from nightmill.store.clock import now
-from nightmill.store.paging import Page, named_place, place, place_of
+from nightmill.store.paging import Page, named_place, place_of
 from nightmill.store.schema import IS_UNFINISHED, batch
 
 _IS_UNFINISHED: Final = text("batch." + IS_UNFINISHED)
@@ -39,6 +44,7 @@ _UNFINISHED: Final = "unfinished:"
 """Before the id in a cursor: the page ended among the unfinished batches, whatever has become of that one."""
 _AFTER_HEX: Final = "g"
 _IDS_BEGIN: Final = "batch_"
+_LIKE_AN_ID: Final = re.compile(r"batch_[0-9a-z]{1,32}|[0-9A-Fa-f]{4,32}", re.IGNORECASE)
 
 
 class _contains(FunctionElement[bool]):  # noqa: N801 - named as an SQL function
@@ -58,27 +64,73 @@ def _contains_in_postgres(element: Any, compiler: Any, **options: Any) -> str:
     return f"(strpos({compiler.process(element.clauses, **options)}) > 0)"
 
 
-def matching(project_id: ProjectId | None, wanted: BatchFilter) -> list[ColumnElement[bool]]:
-    """What a batch has to fulfil.
+class Matches:
+    """The batches that match a filter, as a query.
 
     Args:
         project_id: None for all projects.
+        unfinished: only those that have not ended, of which there are few.
     """
+
+    def __init__(
+        self,
+        connection: Connection,
+        project_id: ProjectId | None,
+        wanted: BatchFilter,
+        *,
+        unfinished: bool = False,
+    ) -> None:
+        wanted = _with_id(connection, wanted)
+        texts = _texts(wanted)
+        conditions: list[ColumnElement[bool] | TextClause] = [*_conditions(wanted)]
+        self._source: FromClause = batch
+        self.created_at: ColumnElement[int] = batch.c.created_at
+        self.sequence: ColumnElement[int] = batch.c.sequence
+        project: ColumnElement[str] = batch.c.project_id
+        if unfinished:
+            conditions.append(_IS_UNFINISHED)
+        if texts and unfinished:
+            of_batch = (
+                self.created_at == batch_text.c.created_at,
+                self.sequence == batch_text.c.batch_sequence,
+            )
+            conditions.append(exists().where(*of_batch, *texts))
+        elif texts:
+            # From the texts, in the order of a list, to the batches; never for each batch to its text.
+            self.created_at, self.sequence = batch_text.c.created_at, batch_text.c.batch_sequence
+            self._source = batch_text.join(batch, batch.c.sequence == self.sequence)
+            project = batch_text.c.project_id
+            conditions += texts
+        elif wanted.id_prefix is not None:
+            # Computed values: few batches are sorted, where an index with an order would compare all.
+            self.created_at, project = self.created_at + 0, project.concat("")
+        if wanted.id_prefix is not None:
+            conditions += _has_id(wanted.id_prefix)
+        if project_id is not None:
+            conditions.append(project == project_id)
+        for key, value in (wanted.metadata or {}).items():
+            # The text is in lower case, and the name of a file may look like a pair.
+            conditions.append(_contains(batch.c.metadata, metadata_pair(key, value)))
+        self._conditions = (*conditions, *_of_time(wanted, self.created_at))
+
+    def select(self, *columns: Any) -> Select[*tuple[Any, ...]]:
+        """A query of all that match."""
+        return select(*columns).select_from(self._source).where(*self._conditions)
+
+    def newest(self, *columns: Any) -> Select[*tuple[Any, ...]]:
+        """The query in the order of lists."""
+        return self.select(*columns).order_by(self.created_at.desc(), self.sequence.desc())
+
+
+def _conditions(wanted: BatchFilter) -> list[ColumnElement[bool]]:
+    """What the columns of a batch have to fulfil, but for its id and its time."""
     conditions: list[ColumnElement[bool]] = []
-    if project_id is not None:
-        conditions.append(batch.c.project_id == project_id)
     if wanted.statuses:
         conditions.append(batch.c.status.in_(sorted(status.value for status in wanted.statuses)))
     if wanted.is_paused is not None:
         can_be_paused = batch.c.status.in_(sorted(status.value for status in STEERABLE))
         is_paused = and_(batch.c.paused_at.is_not(None), can_be_paused)
         conditions.append(is_paused if wanted.is_paused else or_(batch.c.paused_at.is_(None), ~can_be_paused))
-    if wanted.older_than_s is not None:
-        conditions.append(batch.c.created_at <= now() - wanted.older_than_s)
-    if wanted.created_after is not None:
-        conditions.append(batch.c.created_at >= wanted.created_after)
-    if wanted.created_before is not None:
-        conditions.append(batch.c.created_at < wanted.created_before)
     if wanted.endpoint is not None:
         conditions.append(batch.c.endpoint == wanted.endpoint)
     if wanted.model is not None:
@@ -87,19 +139,38 @@ def matching(project_id: ProjectId | None, wanted: BatchFilter) -> list[ColumnEl
         conditions.append(batch.c.priority == wanted.priority)
     if wanted.served is not None:
         served = [
-            and_(batch.c.endpoint == endpoint, func.coalesce(batch.c.model, "").in_(sorted(models)))
+            and_(batch.c.endpoint == endpoint, _has_model(models))
             for endpoint, models in wanted.served.items()
         ]
         conditions.append(or_(false(), *served))
-    if wanted.id_prefix is not None:
-        conditions += _has_id(wanted.id_prefix)
+    return conditions
+
+
+def _has_model(models: frozenset[str]) -> ColumnElement[bool]:
+    named = batch.c.model.in_(sorted(models))
+    return or_(named, batch.c.model.is_(None)) if "" in models else named
+
+
+def _of_time(wanted: BatchFilter, created_at: ColumnElement[int]) -> list[ColumnElement[bool]]:
+    conditions: list[ColumnElement[bool]] = []
+    if wanted.older_than_s is not None:
+        conditions.append(created_at <= now() - wanted.older_than_s)
+    if wanted.created_after is not None:
+        conditions.append(created_at >= wanted.created_after)
+    if wanted.created_before is not None:
+        conditions.append(created_at < wanted.created_before)
+    return conditions
+
+
+def _texts(wanted: BatchFilter) -> list[ColumnElement[bool]]:
+    conditions: list[ColumnElement[bool]] = []
     if wanted.text is not None:
-        conditions.append(_has_text(project_id, wanted.text))
+        # In the metadata it is escaped as in JSON.
+        forms = dict.fromkeys((wanted.text, metadata_pair(wanted.text, "")[1 : -len('": ""')]))
+        conditions.append(or_(*(_contains(batch_text.c.text, func.lower(form)) for form in forms)))
     for key, value in (wanted.metadata or {}).items():
         pair = metadata_pair(key, value)
-        conditions.append(_is_in(_texts(project_id).where(_contains(batch_text.c.text, pair))))
-        # The name of a file may look like a pair.
-        conditions.append(_contains(batch.c.metadata, pair))
+        conditions.append(_contains(batch_text.c.text, func.lower(pair)))
     return conditions
 
 
@@ -112,31 +183,13 @@ def _has_id(prefix: str) -> list[ColumnElement[bool]]:
     ]
 
 
-def _has_text(project_id: ProjectId | None, wanted: str) -> ColumnElement[bool]:
-    # As JSON in the metadata, but for its quotes, which are not letters to search for.
-    found = [
-        _contains(func.lower(batch_text.c.text), func.lower(form))
-        for form in dict.fromkeys((wanted, metadata_text(wanted)))
-    ]
-    texts = _is_in(_texts(project_id).where(or_(*found)))
-    prefix = wanted if wanted.startswith(_IDS_BEGIN) else _IDS_BEGIN + wanted
-    ids = select(batch.c.sequence).where(*_has_id(prefix)).correlate(None)
-    return or_(texts, _is_in(ids))
-
-
-def metadata_text(wanted: str) -> str:
-    """The text as the metadata of a batch have it."""
-    return metadata_pair(wanted, "")[1 : -len('": ""')]
-
-
-def _texts(project_id: ProjectId | None) -> Select[Any]:
-    texts = select(batch_text.c.batch_sequence)
-    return texts if project_id is None else texts.where(batch_text.c.project_id == project_id)
-
-
-def _is_in(sequences: Select[Any]) -> ColumnElement[bool]:
-    # A computed value: the list is read in its own order, and not from a set of batches that must be sorted.
-    return (batch.c.sequence + literal_column("0")).in_(sequences)
+def _with_id(connection: Connection, wanted: BatchFilter) -> BatchFilter:
+    """The filter with the beginning of an id in place of a text, if it is the beginning of one."""
+    if wanted.text is None or wanted.id_prefix is not None or not _LIKE_AN_ID.fullmatch(wanted.text):
+        return wanted
+    prefix = _IDS_BEGIN + wanted.text.lower().removeprefix(_IDS_BEGIN)
+    found = connection.execute(select(batch.c.id).where(*_has_id(prefix)).limit(1)).first()
+    return wanted if found is None else replace(wanted, text=None, id_prefix=prefix)
 
 
 def page_of_matching(
@@ -153,40 +206,37 @@ def page_of_matching(
     Raises:
         NotFoundError: there never was the batch that `after` names.
     """
-    conditions = matching(project_id, wanted)
+    matches = Matches(connection, project_id, wanted)
     if order is BatchOrder.NEWEST:
-        rows = _rows(connection, conditions, project_id, after, limit + 1)
+        rows = _rows(connection, matches, (), project_id, after, limit + 1)
         return _page(rows, limit)
     is_among_unfinished = after is None or after.startswith(_UNFINISHED)
     rows: list[Any] = []
     if is_among_unfinished:
         behind = None if after is None else after.removeprefix(_UNFINISHED)
-        rows = _rows(connection, [_IS_UNFINISHED, *conditions], project_id, behind, limit + 1)
+        unfinished_matches = Matches(connection, project_id, wanted, unfinished=True)
+        rows = _rows(connection, unfinished_matches, (), project_id, behind, limit + 1)
     unfinished = len(rows)
     if unfinished <= limit:
         behind = None if is_among_unfinished else after
-        rows += _rows(connection, [_HAS_ENDED, *conditions], project_id, behind, limit + 1 - unfinished)
+        rows += _rows(connection, matches, [_HAS_ENDED], project_id, behind, limit + 1 - unfinished)
     return _page(rows, limit, unfinished)
 
 
 def _rows(
     connection: Connection,
+    matches: Matches,
     conditions: Sequence[Any],
     project_id: ProjectId | None,
     after: str | None,
     limit: int,
 ) -> list[Any]:
-    query = (
-        select(*BATCH_COLUMNS)
-        .where(*conditions)
-        .order_by(batch.c.created_at.desc(), batch.c.sequence.desc())
-        .limit(bindparam("page_rows"))
-    )
+    query = matches.newest(*BATCH_COLUMNS).where(*conditions).limit(bindparam("page_rows"))
     given: dict[str, Any] = {"page_rows": limit}
     if after is not None:
         created_at, sequence = place_of(connection, batch, project_id, after)
         given |= {"after_created_at": created_at, "after_sequence": sequence}
-        query = query.where(place(batch) < named_place())
+        query = query.where(tuple_(matches.created_at, matches.sequence) < named_place())
     return list(connection.execute(query, given).all())
 
 

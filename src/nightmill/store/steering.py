@@ -15,7 +15,7 @@ from nightmill.core.history import EventKind
 from nightmill.core.steering import BatchFilter, BatchOrder, Change, record_of, steered
 from nightmill.ids import BatchId, ProjectId
 from nightmill.store import audit, batch_events
-from nightmill.store.batch_matches import matching, page_of_matching
+from nightmill.store.batch_matches import Matches, page_of_matching
 from nightmill.store.batches import BATCH_COLUMNS, as_batch
 from nightmill.store.clock import now
 from nightmill.store.paging import Page
@@ -68,7 +68,7 @@ class Steering(Verbs):
     @staticmethod
     def count(connection: Connection, project_id: ProjectId | None, wanted: BatchFilter) -> int:
         """How many batches match."""
-        query = select(func.count()).select_from(batch).where(*matching(project_id, wanted))
+        query = Matches(connection, project_id, wanted).select(func.count())
         return connection.execute(query).scalar_one()
 
     @write

@@ -60,11 +60,11 @@ Table(
 Table(
     "batch_text",
     _metadata,
-    Column("project_id", Text, nullable=False),
     Column("created_at", BigInteger, nullable=False),
     Column("batch_sequence", BigInteger, nullable=False),
+    Column("project_id", Text, nullable=False),
     Column("text", Text, nullable=False),
-    PrimaryKeyConstraint("project_id", "created_at", "batch_sequence"),
+    PrimaryKeyConstraint("created_at", "batch_sequence"),
     sqlite_with_rowid=False,
 )
 
