@@ -12,6 +12,7 @@ import msgspec
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    Select,
     and_,
     bindparam,
     case,
@@ -31,7 +32,7 @@ from nightmill.core.bulk_action import BulkAction, BulkActionItem, BulkActionSta
 from nightmill.core.steering import STEERABLE, BatchFilter, SteeringAction
 from nightmill.errors import ConflictError, NotFoundError
 from nightmill.ids import ProjectId
-from nightmill.store.batch_matches import matching
+from nightmill.store.batch_matches import Matches
 from nightmill.store.batch_watch_schema import batch_origin
 from nightmill.store.batches import BATCH_COLUMNS, as_batch
 from nightmill.store.bulk_action_schema import bulk_action, bulk_action_item
@@ -101,12 +102,13 @@ class Chosen:
     project_id: ProjectId | None
     batches: BatchFilter | Sequence[str]
 
-    @property
-    def conditions(self) -> list[ColumnElement[bool]]:
+    def select(self, connection: Connection, *columns: Any) -> Select[*tuple[Any, ...]]:
+        """A query of these batches."""
         if isinstance(self.batches, BatchFilter):
-            return matching(self.project_id, self.batches)
-        of_ids = or_(*(batch.c.id.in_(portion) for portion in portions(dict.fromkeys(self.batches))))
-        return [of_ids] if self.project_id is None else [batch.c.project_id == self.project_id, of_ids]
+            return Matches(connection, self.project_id, self.batches).select(*columns)
+        ids = or_(*(batch.c.id.in_(portion) for portion in portions(dict.fromkeys(self.batches))))
+        query = select(*columns).where(ids)
+        return query if self.project_id is None else query.where(batch.c.project_id == self.project_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,16 +146,15 @@ class BulkActions(Verbs):
         first: int,
     ) -> tuple[ChosenCounts, Sequence[Batch]]:
         """What the order would change: the counts, and the newest of the batches."""
-        conditions = chosen.conditions
         is_meant = _is_meant(action, values, is_filter=isinstance(chosen.batches, BatchFilter))
         rows = connection.execute(
-            select(*BATCH_COLUMNS)
-            .where(*conditions, is_meant)
+            chosen.select(connection, *BATCH_COLUMNS)
+            .where(is_meant)
             .order_by(batch.c.created_at.desc(), batch.c.sequence.desc())
             .limit(first)
         )
         newest = [as_batch(row) for row in rows]
-        return _counted(connection, conditions, is_meant), newest
+        return _counted(connection, chosen, is_meant), newest
 
     @write
     @staticmethod
@@ -187,12 +188,11 @@ class BulkActions(Verbs):
         if connection.execute(_ADD[connection.dialect.name], given).rowcount != 1:
             first = {"of_project_id": project_id, "of_key": key}
             return as_action(connection.execute(_BY_KEY, first).one())
-        conditions = chosen.conditions
         is_meant = _is_meant(action, values, is_filter=isinstance(chosen.batches, BatchFilter))
-        counts = _counted(connection, conditions, is_meant)
+        counts = _counted(connection, chosen, is_meant)
         source = (
-            select(literal(action_id), batch.c.sequence, batch.c.id)
-            .where(*conditions, is_meant)
+            chosen.select(connection, literal(action_id), batch.c.sequence, batch.c.id)
+            .where(is_meant)
             .order_by(batch.c.sequence)
         )
         added = connection.execute(
@@ -393,24 +393,21 @@ def _has(statuses: frozenset[Status]) -> ColumnElement[bool]:
     return batch.c.status.in_(sorted(status.value for status in statuses))
 
 
-def _counted(
-    connection: Connection, conditions: Sequence[ColumnElement[bool]], is_meant: ColumnElement[bool]
-) -> ChosenCounts:
+def _counted(connection: Connection, chosen: Chosen, is_meant: ColumnElement[bool]) -> ChosenCounts:
     kind = (
         batch.c.status.label("status"),
         case((batch.c.paused_at.is_not(None), 1), else_=0).label("paused"),
         case((is_meant, 1), else_=0).label("meant"),
     )
     query = (
-        select(
+        chosen.select(
+            connection,
             *kind,
             func.count().label("batches"),
             func.sum(batch.c.failed).label("failed"),
             func.sum(batch.c.total - batch.c.completed - batch.c.failed).label("left"),
         )
-        .where(*conditions)
-        .group_by(*kind)
-    )
+    ).group_by(*kind)
     return ChosenCounts(
         {
             (Status(row.status), bool(row.paused), bool(row.meant)): (
