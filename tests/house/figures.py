@@ -14,9 +14,9 @@ PRODUCT = ROOT / "src/nightmill"
 DATA_PATH = ("core", "validation", "store", "parts", "blobs", "upstream", "roles")
 # What the code has reached, and a small margin (docs/decisions/0019-size.md). Lower these with the code, and
 # never raise them for a change that adds nothing for users.
-MOST_LINES = 68_000
-MOST_FILES = 480
-MOST_DATA_PATH_LINES = 31_000
+MOST_LINES = 74_000
+MOST_FILES = 500
+MOST_DATA_PATH_LINES = 32_000
 LONG_FILE_LINES = 450
 SHORT_FILE_LINES = 40
 MOST_PARAMETERS = 8

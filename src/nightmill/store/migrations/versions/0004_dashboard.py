@@ -156,9 +156,6 @@ def _count_and_index_batches() -> None:
     create_triggers(op.get_bind())
 
 
-
-
-
 # --- the scopes of keys -------------------------------------------------------------------------------------
 
 _SCOPE_IS_KNOWN = "scope IN ('project', 'admin', 'read')"
