@@ -128,7 +128,7 @@ def test_the_tail_goes_on_after_a_restart_of_the_server(tmp_path: Path, page: Pa
         expect(page.locator("#live-latest")).to_contain_text("n23", timeout=60_000)
 
 
-def test_a_refused_file_shows_why_and_a_batch_of_nobody_is_not_found(
+def test_a_refused_file_shows_why_and_an_unknown_batch_is_not_found(
     server: RunningServer, page: Page
 ) -> None:
     batch_id = server.submit([chat_line("same"), chat_line("same", SCRIPT)])
