@@ -71,6 +71,20 @@ def test_failures_of_an_ended_batch_are_read_from_its_error_file(own):
     assert [sample["ordinal"] for sample in found["data"][0]["samples"]] == [1, 5]
 
 
+def test_lines_that_were_not_sent_before_the_end_have_a_group_of_their_own(own):
+    batch = FollowedBatch.of(own, 9)
+    batch.answer_all(3, failed=[1])
+    batch.move(Event.LAPSED)
+    while own.client().batches.retrieve(batch.id).status != "expired":
+        finalize_any(own, batch)
+    found = get(batch, "failures")
+    assert (found["failed"], found["lines"], found["read"]) == (1, 7, 7)
+    assert [(group["code"], group["count"], group["outcome"]) for group in found["data"]] == [
+        ("batch_expired", 6, "expired"),
+        ("too_long", 1, "failed"),
+    ]
+
+
 def test_a_long_file_is_read_at_places_spread_over_it_and_the_document_says_so(own, monkeypatch):
     batch = ended(own, 300, failed=range(300))
     monkeypatch.setattr(some_answers, "_PLACES", 4)

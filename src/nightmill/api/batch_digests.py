@@ -85,7 +85,8 @@ async def failures(
 ) -> JsonResponse:
     """The failed lines that were read, grouped by code, the most frequent first, with three samples each.
 
-    Lines that were put aside as invalid are not among them. `is_whole` says whether all were read.
+    Of an ended batch, lines that were not sent before its end are among them, with a code of their own.
+    `lines` says how many there are, `read` how many were read, and `is_whole` whether they were all.
     """
     batch = await require_batch(context, project, batch_id)
     return JsonResponse(await digests.get("failures", batch, lambda: _failures(context, batch)))
@@ -110,11 +111,19 @@ async def _failures(context: ApiContext, batch: Batch) -> _Document:
         "object": "nightmill.batch.failures",
         "id": batch.id,
         "failed": batch.tally.failed - batch.invalid,
+        "lines": _lines_without_result(batch),
         "invalid": batch.invalid,
         "read": sum(group["count"] for group in groups),
         "is_whole": found.is_whole,
         "data": groups[:_MOST_GROUPS],
     }
+
+
+def _lines_without_result(batch: Batch) -> int:
+    """Failed lines, and at the end also those that were not sent."""
+    if batch.status.is_terminal and batch.status is not Status.FAILED:
+        return batch.total - batch.tally.completed
+    return batch.tally.failed - batch.invalid
 
 
 def _groups(answers: Sequence[SeenAnswer]) -> list[_Document]:

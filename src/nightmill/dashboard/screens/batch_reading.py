@@ -106,7 +106,7 @@ async def _file(api: ApiCalls, file_id: str) -> Document:
 
 
 async def _receipt(visit: Visit, api: ApiCalls, published: Document, own: Document) -> Document | None:
-    """None before the end, and while nobody asked for that of a large batch."""
+    """None before the end, and for a large batch until a person asks for it."""
     if published["status"] not in TERMINAL or published["status"] == "failed":
         return None
     if own["request_counts"]["total"] > _MOST_COUNTED_LINES and visit.query("receipt") is None:
