@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from tests.dashboard.conftest import WAIT_MS, RunningServer, chat_line
 from tests.dashboard.screens import violations
@@ -73,7 +73,17 @@ def test_wrong_lines_are_named_by_number_and_can_be_left_out(
     lines = [json.dumps(line) for line in lines_of(60)]
     lines[16], lines[40], lines[58] = "{'custom_id': 'x'}", lines[3], lines[58].replace("POST", "GET")
     page.goto(server.url + "/ui/new")
+    uploads, checks = list[Route](), list[Route]()
+    page.route("**/ui/new/upload", lambda route: uploads.append(route))  # noqa: PLW0108 - playwright marks it
+    page.route("**/ui/new/check*", lambda route: checks.append(route))  # noqa: PLW0108
     choose(page, tmp_path, "\n".join(lines))
+    # The browser finds them during the upload, before the server has looked.
+    expect(page.locator("#checking-text")).to_have_text("60 read, 3 invalid")
+    expect(page.locator("#found li")).to_have_count(3)
+    uploads[0].continue_()
+    expect(page.locator("#check")).to_contain_text("So far: 3 of 60 lines are invalid.")
+    expect(page.locator("#check li").first).to_contain_text("Line 17: This line is not parseable")
+    checks[0].continue_()
     expect(page.locator("#verdict")).to_contain_text("3 of 60 lines are invalid.")
     for number, said in (("17", "not parseable"), ("41", "duplicate"), ("59", "must be 'POST'")):
         expect(page.locator("table.errors tr", has_text=said).locator("td.numbers")).to_have_text(number)

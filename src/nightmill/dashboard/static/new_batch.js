@@ -9,7 +9,9 @@
   const found = document.getElementById("found");
   const byId = (id) => document.getElementById(id);
   const number = (value) => value.toLocaleString("en-US");
+  const reportOf = (fileId) => "nightmill.check." + fileId;
   let current = null;
+  let report = null;
 
   // --- small helpers --------------------------------------------------------------------------------------
   function element(name, className, text) {
@@ -50,6 +52,7 @@
 
   function start(file) {
     if (current) current.stop();
+    report = null;
     byId("sending").hidden = false;
     zone.hidden = true;
     byId("sending-name").textContent = file.name;
@@ -107,6 +110,7 @@
         // The message below says what is known.
       }
       if (request.status === 200 && answer.file_id) {
+        keep(answer.file_id);
         location.assign(new URL("ui/new?file=" + encodeURIComponent(answer.file_id), document.baseURI));
         return;
       }
@@ -122,15 +126,35 @@
     return request;
   }
 
+  // What was found is shown on the page of the file until the server has checked it; without the lines' texts.
+  function keep(fileId) {
+    if (!report) return;
+    const groups = report.groups.map(({ message, hint, lines, count }) => ({ message, hint, lines, count }));
+    try {
+      sessionStorage.setItem(reportOf(fileId), JSON.stringify({ ...report, groups }));
+    } catch {
+      // The browser keeps nothing for this page; the server's check says the same a little later.
+    }
+  }
+
+  function recall(fileId) {
+    try {
+      return JSON.parse(sessionStorage.getItem(reportOf(fileId)));
+    } catch {
+      return null;
+    }
+  }
+
   // --- the check while the file is uploaded ---------------------------------------------------------------
   function check(file) {
     const worker = new Worker(new URL(zone.dataset.check, document.baseURI));
     worker.addEventListener("message", ({ data }) => {
       if (data.type === "unreadable") return;
+      report = data;
       byId("checking-bar").value = data.type === "progress" ? data.bytes / file.size : 1;
       const lines = data.valid + data.invalid;
       byId("checking-text").textContent = `${number(lines)} read, ${number(data.invalid)} invalid`;
-      show(data);
+      found.replaceChildren(...parts(data));
       if (data.type === "hopeless") {
         rest("stopped");
         refuse(lines ? "The file was not uploaded: none of its lines is a request." : "The file was not uploaded: it has no line.");
@@ -140,11 +164,11 @@
     return worker;
   }
 
-  function show(data) {
-    const parts = [];
+  function parts(data) {
+    const made = [];
     if (data.endpoint || data.models.length) {
       const names = data.models.map(([name, lines]) => `${name || "no model"} (${number(lines)})`).join(", ");
-      parts.push(element("p", "quiet wrap", `${data.endpoint || ""} · ${names}`));
+      made.push(element("p", "quiet wrap", `${data.endpoint || ""} · ${names}`));
     }
     if (data.groups.length) {
       const list = element("ul", "wrap");
@@ -156,9 +180,9 @@
         if (group.text) item.append(element("br"), element("code", "", group.text));
         list.append(item);
       }
-      parts.push(list);
+      made.push(list);
     }
-    found.replaceChildren(...parts);
+    return made;
   }
 
   // --- the check of a stored file -------------------------------------------------------------------------
@@ -169,7 +193,14 @@
     section.setAttribute("aria-busy", "true");
     const wanted = (section.dataset.asked = String(Number(section.dataset.asked || 0) + 1));
     const waiting = section.querySelector("[data-waiting]");
-    if (waiting) waiting.textContent = "The lines are being checked.";
+    if (waiting) {
+      waiting.textContent = "The lines are being checked.";
+      const earlier = recall(byId("chosen").dataset.file);
+      if (earlier && earlier.invalid) {
+        const lines = number(earlier.valid + earlier.invalid);
+        waiting.after(element("p", "", `So far: ${number(earlier.invalid)} of ${lines} lines are invalid.`), ...parts(earlier));
+      }
+    }
     let answer;
     try {
       const response = await fetch(url, { headers: { Accept: "text/html" } });
