@@ -14,7 +14,8 @@ from nightmill.api.context import ApiContext
 from nightmill.core.api_key import digest_of
 from nightmill.dashboard.app import with_dashboard
 from nightmill.dashboard.calls import path_of
-from nightmill.errors import NotFoundError
+from nightmill.dashboard.live import OpenStreams
+from nightmill.errors import NotFoundError, UnavailableError
 from nightmill.settings import DashboardSettings, Settings
 from tests.dashboard.conftest import RunningServer, chat_line, running_server
 from tests.dashboard.screens import THEMES, violations
@@ -179,13 +180,26 @@ def test_behind_tls_the_cookie_is_for_tls_only(locked, stranger):
     assert "secure" in reply.cookies["nightmill_session"].lower()
 
 
-@pytest.mark.parametrize("key", ["", "sk-wrong", "<script>alert(1)</script>", "é" * 100, "x" * 100_000])
+@pytest.mark.parametrize("key", ["", "sk-wrong", "<script>alert(1)</script>", "é" * 100, "x" * 10_000])
 def test_a_wrong_key_is_refused_and_not_shown(stranger, key):
     reply = stranger.post("/ui/sign-in", {"key": key})
     assert reply.status == 401
     assert "not valid here" in reply.text
     assert not key or key not in reply.text
     assert "nightmill_session" not in stranger.cookies
+
+
+def test_a_form_that_everyone_may_send_is_small(stranger):
+    assert stranger.post("/ui/sign-in", {"key": "x" * 20_000}).status == 413
+    assert stranger.post("/ui/theme", {"theme": "x" * 20_000}).status == 413
+
+
+def test_only_so_many_pages_are_updated_at_once():
+    streams = OpenStreams(1)
+    streams.check()
+    with streams.one(), pytest.raises(UnavailableError, match="1 pages are being updated"):
+        streams.check()
+    streams.check()
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,8 @@ class ApiSettings(Section):
     download_idle_s: Annotated[float, Field(gt=0)] = 120.0
     """A response of which the client reads nothing for this many seconds is aborted."""
     max_followers: Annotated[int, Field(ge=1)] = 200
-    """Clients that follow the results of a batch at the same time; further ones get 429."""
+    """Clients that follow the results of a batch at the same time; further ones get 429. As many pages of the
+    dashboard are updated at the same time."""
     requests_per_minute: Annotated[int, Field(ge=0)] = 0
     """Requests one API key may make in a minute; 0 sets no limit."""
 
