@@ -3,6 +3,7 @@
 import json
 import urllib.request
 from collections.abc import Iterator
+from contextlib import closing
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -17,6 +18,7 @@ from nightmill.dashboard.calls import path_of
 from nightmill.dashboard.live import OpenStreams
 from nightmill.errors import NotFoundError, UnavailableError
 from nightmill.settings import DashboardSettings, Settings
+from nightmill.store.sqlite import sqlite_library
 from tests.dashboard.conftest import RunningServer, chat_line, running_server
 from tests.dashboard.screens import THEMES, violations
 from tests.dashboard.walls import Person
@@ -247,6 +249,26 @@ def test_a_cookie_that_was_changed_is_worth_nothing(locked, admin):
         assert admin.get("/ui/files").status == 303, value
     admin.cookies["nightmill_session"] = good
     assert admin.get("/ui/files").status == 200
+
+
+def test_a_copy_of_the_database_opens_no_session(locked, stranger):
+    with closing(sqlite_library().module.connect(f"{locked.folder}/data/nightmill.sqlite")) as connection:
+        ((secret,),) = connection.execute("SELECT value FROM secret WHERE name = 'dashboard'")
+        digests = [row[0] for row in connection.execute("SELECT digest FROM api_key")]
+    signer = URLSafeTimedSerializer(secret, salt="nightmill.session")
+    for digest in digests:
+        for content in ([digest, "00" * 16], [digest.encode().hex(), "00" * 16], [digest], [1, 2], {"a": 1}):
+            stranger.cookies["nightmill_session"] = signer.dumps(content)
+            assert stranger.get("/ui/files").status == 303
+
+
+def test_a_cookie_does_not_show_the_key(locked, admin):
+    content = URLSafeTimedSerializer("-", salt="nightmill.session").loads_unsafe(
+        admin.cookies["nightmill_session"]
+    )[1]
+    key = locked.environment["OPENAI_API_KEY"]
+    assert digest_of(key) not in str(content)
+    assert key not in bytes.fromhex(content[0]).decode("latin-1")
 
 
 def test_a_cookie_of_another_program_spoils_no_session(admin):
