@@ -1,6 +1,7 @@
 """Who may see the dashboard, which requests are accepted, and what a browser is kept from."""
 
 import json
+import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import closing
@@ -8,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from itsdangerous import URLSafeTimedSerializer
+from itsdangerous import TimestampSigner, URLSafeTimedSerializer
 from playwright.sync_api import Page, expect
 
 from nightmill.api.context import ApiContext
@@ -251,10 +252,28 @@ def test_a_cookie_that_was_changed_is_worth_nothing(locked, admin):
     assert admin.get("/ui/files").status == 200
 
 
-def test_a_copy_of_the_database_opens_no_session(locked, stranger):
-    with closing(sqlite_library().module.connect(f"{locked.folder}/data/nightmill.sqlite")) as connection:
+def stored(server: RunningServer) -> tuple[str, list[str]]:
+    """The secret of the dashboard and the digests of the keys, from a server's database."""
+    with closing(sqlite_library().module.connect(f"{server.folder}/data/nightmill.sqlite")) as connection:
         ((secret,),) = connection.execute("SELECT value FROM secret WHERE name = 'dashboard'")
-        digests = [row[0] for row in connection.execute("SELECT digest FROM api_key")]
+        return secret, [row[0] for row in connection.execute("SELECT digest FROM api_key")]
+
+
+@pytest.mark.parametrize(("age_s", "status"), [(600, 200), (604_000, 200), (605_000, 303), (-600, 303)])
+def test_a_session_ends_after_the_time_of_the_settings(locked, admin, age_s, status):
+    class Signer(TimestampSigner):
+        def get_timestamp(self) -> int:
+            return int(time.time()) - age_s
+
+    opened = URLSafeTimedSerializer("-", salt="nightmill.session")
+    content = opened.loads_unsafe(admin.cookies["nightmill_session"])[1]
+    signer = URLSafeTimedSerializer(stored(locked)[0], salt="nightmill.session", signer=Signer)
+    admin.cookies["nightmill_session"] = signer.dumps(content)
+    assert admin.get("/ui/files").status == status
+
+
+def test_a_copy_of_the_database_opens_no_session(locked, stranger):
+    secret, digests = stored(locked)
     signer = URLSafeTimedSerializer(secret, salt="nightmill.session")
     for digest in digests:
         for content in ([digest, "00" * 16], [digest.encode().hex(), "00" * 16], [digest], [1, 2], {"a": 1}):
