@@ -6,8 +6,8 @@ import pytest
 from sse_starlette.sse import EventSourceResponse
 
 from nightmill.dashboard.calls import ApiRefusalError
-from nightmill.dashboard.live import Streams
-from nightmill.errors import AuthenticationError
+from nightmill.dashboard.live import OpenStreams, live_response
+from nightmill.errors import AuthenticationError, UnavailableError
 
 GONE = ApiRefusalError("gone", status=503, code=None, param=None)
 
@@ -27,9 +27,14 @@ class Screen:
         return look, 0.0
 
 
-async def sent(screen: Screen, streams: Streams | None = None) -> list[str]:
-    response = (streams or Streams(1)).response(screen.render, is_stopping=lambda: screen.is_stopping)
+def stream(screen: Screen, streams: OpenStreams) -> EventSourceResponse:
+    response = live_response(screen.render, is_stopping=lambda: screen.is_stopping, streams=streams)
     assert isinstance(response, EventSourceResponse)
+    return response
+
+
+async def sent(screen: Screen, streams: OpenStreams | None = None) -> list[str]:
+    response = stream(screen, streams or OpenStreams(1))
     return [str(event.data) async for event in response.body_iterator]
 
 
@@ -49,14 +54,12 @@ async def test_a_stream_ends_when_the_key_is_revoked():
     assert len(await sent(screen)) == 1
 
 
-async def test_a_stream_over_the_limit_ends_at_once_and_a_later_one_is_sent():
-    streams = Streams(1)
-    screen = Screen({"a": "1"}, {"a": "2"})
-    response = streams.response(screen.render, is_stopping=lambda: screen.is_stopping)
-    assert isinstance(response, EventSourceResponse)
-    first = response.body_iterator
+async def test_a_page_over_the_limit_is_refused_until_another_is_closed():
+    streams = OpenStreams(1)
+    first = stream(Screen({"a": "1"}, {"a": "2"}), streams).body_iterator
     await anext(aiter(first))
-    assert await sent(Screen({"a": "1"}), streams) == []
+    with pytest.raises(UnavailableError, match="1 pages are being updated already"):
+        stream(Screen({"a": "1"}), streams)
     await first.aclose()  # pyright: ignore[reportAttributeAccessIssue]
     assert len(await sent(Screen({"a": "1"}), streams)) == 1
 

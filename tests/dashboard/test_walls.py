@@ -1,21 +1,25 @@
 """Who may see the dashboard, which requests are accepted, and what a browser is kept from."""
 
 import json
+import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import closing
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from itsdangerous import URLSafeTimedSerializer
+from itsdangerous import TimestampSigner, URLSafeTimedSerializer
 from playwright.sync_api import Page, expect
 
 from nightmill.api.context import ApiContext
 from nightmill.core.api_key import digest_of
 from nightmill.dashboard.app import with_dashboard
 from nightmill.dashboard.calls import path_of
-from nightmill.errors import NotFoundError
+from nightmill.dashboard.live import OpenStreams
+from nightmill.errors import NotFoundError, UnavailableError
 from nightmill.settings import DashboardSettings, Settings
+from nightmill.store.sqlite import sqlite_library
 from tests.dashboard.conftest import RunningServer, chat_line, running_server
 from tests.dashboard.screens import THEMES, violations
 from tests.dashboard.walls import Person
@@ -179,13 +183,26 @@ def test_behind_tls_the_cookie_is_for_tls_only(locked, stranger):
     assert "secure" in reply.cookies["nightmill_session"].lower()
 
 
-@pytest.mark.parametrize("key", ["", "sk-wrong", "<script>alert(1)</script>", "é" * 100, "x" * 100_000])
+@pytest.mark.parametrize("key", ["", "sk-wrong", "<script>alert(1)</script>", "é" * 100, "x" * 10_000])
 def test_a_wrong_key_is_refused_and_not_shown(stranger, key):
     reply = stranger.post("/ui/sign-in", {"key": key})
     assert reply.status == 401
     assert "not valid here" in reply.text
     assert not key or key not in reply.text
     assert "nightmill_session" not in stranger.cookies
+
+
+def test_a_form_that_everyone_may_send_is_small(stranger):
+    assert stranger.post("/ui/sign-in", {"key": "x" * 20_000}).status == 413
+    assert stranger.post("/ui/theme", {"theme": "x" * 20_000}).status == 413
+
+
+def test_only_so_many_pages_are_updated_at_once():
+    streams = OpenStreams(1)
+    streams.check()
+    with streams.one(), pytest.raises(UnavailableError, match="1 pages are being updated"):
+        streams.check()
+    streams.check()
 
 
 @pytest.mark.parametrize(
@@ -233,6 +250,44 @@ def test_a_cookie_that_was_changed_is_worth_nothing(locked, admin):
         assert admin.get("/ui/files").status == 303, value
     admin.cookies["nightmill_session"] = good
     assert admin.get("/ui/files").status == 200
+
+
+def stored(server: RunningServer) -> tuple[str, list[str]]:
+    """The secret of the dashboard and the digests of the keys, from a server's database."""
+    with closing(sqlite_library().module.connect(f"{server.folder}/data/nightmill.sqlite")) as connection:
+        ((secret,),) = connection.execute("SELECT value FROM secret WHERE name = 'dashboard'")
+        return secret, [row[0] for row in connection.execute("SELECT digest FROM api_key")]
+
+
+@pytest.mark.parametrize(("age_s", "status"), [(600, 200), (604_000, 200), (605_000, 303), (-600, 303)])
+def test_a_session_ends_after_the_time_of_the_settings(locked, admin, age_s, status):
+    class Signer(TimestampSigner):
+        def get_timestamp(self) -> int:
+            return int(time.time()) - age_s
+
+    opened = URLSafeTimedSerializer("-", salt="nightmill.session")
+    content = opened.loads_unsafe(admin.cookies["nightmill_session"])[1]
+    signer = URLSafeTimedSerializer(stored(locked)[0], salt="nightmill.session", signer=Signer)
+    admin.cookies["nightmill_session"] = signer.dumps(content)
+    assert admin.get("/ui/files").status == status
+
+
+def test_a_copy_of_the_database_opens_no_session(locked, stranger):
+    secret, digests = stored(locked)
+    signer = URLSafeTimedSerializer(secret, salt="nightmill.session")
+    for digest in digests:
+        for content in ([digest, "00" * 16], [digest.encode().hex(), "00" * 16], [digest], [1, 2], {"a": 1}):
+            stranger.cookies["nightmill_session"] = signer.dumps(content)
+            assert stranger.get("/ui/files").status == 303
+
+
+def test_a_cookie_does_not_show_the_key(locked, admin):
+    content = URLSafeTimedSerializer("-", salt="nightmill.session").loads_unsafe(
+        admin.cookies["nightmill_session"]
+    )[1]
+    key = locked.environment["OPENAI_API_KEY"]
+    assert digest_of(key) not in str(content)
+    assert key not in bytes.fromhex(content[0]).decode("latin-1")
 
 
 def test_a_cookie_of_another_program_spoils_no_session(admin):

@@ -20,7 +20,7 @@ from nightmill.api.auth import RateLimit
 from nightmill.api.context import ApiContext
 from nightmill.dashboard.calls import ApiRefusalError
 from nightmill.dashboard.guard import GuardMiddleware
-from nightmill.dashboard.live import Streams
+from nightmill.dashboard.live import OpenStreams
 from nightmill.dashboard.pages import error_page
 from nightmill.dashboard.screens import SCREENS
 from nightmill.dashboard.sessions import Sessions
@@ -65,7 +65,7 @@ def create_dashboard(api: ASGIApp, context: ApiContext) -> Starlette:
         },
     )
     app.router.redirect_slashes = False
-    app.state.dashboard = Dashboard(api, context, sessions, Streams(context.settings.api.max_followers))
+    app.state.dashboard = Dashboard(api, context, sessions, OpenStreams(context.settings.api.max_followers))
     return app
 
 

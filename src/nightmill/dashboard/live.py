@@ -5,16 +5,16 @@ hidden, needs nothing of what it missed. htmx morphs the blocks in place: focus 
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import aclosing
-from typing import Final, TypeAlias
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
+from contextlib import aclosing, contextmanager
+from typing import Final
 
 from sse_starlette.event import ServerSentEvent
 from sse_starlette.sse import EventSourceResponse
 from starlette.responses import Response
 
 from nightmill.dashboard.calls import ApiRefusalError
-from nightmill.errors import AuthenticationError, UnavailableError
+from nightmill.errors import AuthenticationError, RequestError, UnavailableError
 
 LONGEST_S: Final = 3_600.0
 """A stream ends after so long, and the browser opens another: a forgotten tab is asked who it is again."""
@@ -23,42 +23,66 @@ _PING_S: Final = 15
 _SEND_TIMEOUT_S: Final = 30.0
 
 
-Render: TypeAlias = Callable[[], Awaitable[tuple[Mapping[str, str], float]]]
+class OpenStreams:
+    """How many pages are updated at once: each costs a connection, and is rendered every few seconds.
 
-
-class Streams:
-    """The streams that this process sends, up to a limit: each looks again every few seconds."""
+    Args:
+        most: of this process.
+    """
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._count = 0
 
-    def response(self, render: Render, *, is_stopping: Callable[[], bool]) -> Response:
-        """The stream of a page. Over the limit it ends at once, and the browser tries again later.
-
-        Args:
-            render: makes the HTML of each block, and says in how many seconds to look again.
-            is_stopping: whether the server closes its connections.
-        """
-        return EventSourceResponse(
-            self._counted(render, is_stopping), ping=_PING_S, send_timeout=_SEND_TIMEOUT_S
-        )
-
-    async def _counted(
-        self, render: Render, is_stopping: Callable[[], bool]
-    ) -> AsyncGenerator[ServerSentEvent]:
+    def check(self) -> None:
+        """Raises UnavailableError when no further page can be updated."""
         if self._count >= self._most:
-            return
+            raise UnavailableError(f"{self._most} pages are being updated already. Please try again later.")
+
+    @contextmanager
+    def one(self) -> Generator[None]:
         self._count += 1
         try:
-            async with aclosing(_changes(render, is_stopping)) as changes:
-                async for change in changes:
-                    yield change
+            yield
         finally:
             self._count -= 1
 
 
-async def _changes(render: Render, is_stopping: Callable[[], bool]) -> AsyncGenerator[ServerSentEvent]:
+def live_response(
+    render: Callable[[], Awaitable[tuple[Mapping[str, str], float]]],
+    *,
+    is_stopping: Callable[[], bool],
+    streams: OpenStreams,
+) -> Response:
+    """The stream of a page.
+
+    Raises:
+        UnavailableError: too many pages are open.
+
+    Args:
+        render: makes the HTML of each block, and says in how many seconds to look again.
+        is_stopping: whether the server closes its connections.
+    """
+    streams.check()
+    return EventSourceResponse(
+        _counted(_changes(render, is_stopping=is_stopping), streams),
+        ping=_PING_S,
+        send_timeout=_SEND_TIMEOUT_S,
+    )
+
+
+async def _counted(
+    events: AsyncGenerator[ServerSentEvent], streams: OpenStreams
+) -> AsyncGenerator[ServerSentEvent]:
+    with streams.one():
+        async with aclosing(events) as changes:
+            async for event in changes:
+                yield event
+
+
+async def _changes(
+    render: Callable[[], Awaitable[tuple[Mapping[str, str], float]]], *, is_stopping: Callable[[], bool]
+) -> AsyncGenerator[ServerSentEvent]:
     loop = asyncio.get_running_loop()
     ends_at = loop.time() + LONGEST_S
     sent: dict[str, str] = {}
@@ -68,7 +92,7 @@ async def _changes(render: Render, is_stopping: Callable[[], bool]) -> AsyncGene
             blocks, every_s = await render()
         except AuthenticationError:
             return
-        except (ApiRefusalError, UnavailableError):
+        except (ApiRefusalError, RequestError, UnavailableError):
             blocks: Mapping[str, str] = {}  # what is shown stays; the next look may succeed
         changed = {name: html for name, html in blocks.items() if sent.get(name) != html}
         if changed:

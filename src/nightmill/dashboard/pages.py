@@ -25,6 +25,7 @@ LIVE_PARAMETER: Final = "_live"
 FORMAT_PARAMETER: Final = "format"
 THEME_COOKIE: Final = "nightmill_theme"
 NOTICE_COOKIE: Final = "nightmill_notice"
+_NOTICE_LENGTH: Final = 320  # a browser drops a cookie above 4,096 bytes, and a letter may take 9
 _THEMES: Final = ("light", "dark")
 
 _templates = Environment(
@@ -173,7 +174,9 @@ def redirect(
     """
     response = RedirectResponse(with_query(root_of(request) + target, query or {}), status_code=303)
     if notice is not None:
-        response.set_cookie(NOTICE_COOKIE, cookie_text(notice), max_age=60, httponly=True, samesite="lax")
+        response.set_cookie(
+            NOTICE_COOKIE, cookie_text(notice[:_NOTICE_LENGTH]), max_age=60, httponly=True, samesite="lax"
+        )
     return response
 
 
@@ -212,4 +215,4 @@ def cookie_text(text: str) -> str:
 
 def _notice_of(request: Request) -> str | None:
     value = request.cookies.get(NOTICE_COOKIE)
-    return None if value is None else unquote_plus(value)[:500]
+    return None if value is None else unquote_plus(value)[:_NOTICE_LENGTH]

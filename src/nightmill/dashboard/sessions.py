@@ -1,14 +1,16 @@
 """Who is asking: a signed cookie after a person signed in with a key, or what the API accepts itself.
 
-The cookie holds the SHA-256 of the key and a random text for the CSRF token, signed with a secret that all
-servers of one store share. A key that is revoked ends its sessions within two seconds. While a server on
-loopback needs no key, its dashboard needs none either, by the same rules of host and origin.
+The cookie holds the key, masked, and a random text for the CSRF token. Mask and signature come from a secret
+that all servers of one store share, so a cookie alone does not give the key away; and a copy of the store,
+which has that secret and the hashes of the keys, opens no session. A key that is revoked ends its sessions
+within two seconds. While a server on loopback needs no key, its dashboard needs none either, by the same
+rules of host and origin.
 """
 
 import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from hashlib import sha256
+from hashlib import sha256, shake_256
 from typing import Any, Final, cast
 from urllib.parse import unquote_plus
 
@@ -81,11 +83,12 @@ class Sessions:
 
     async def sign_in(self, key: str) -> str | None:
         """The value of the cookie for a person who has this key; None for a wrong key."""
-        digest = digest_of(key.strip())
-        if await self._keys.caller_of_digest(digest) is None:
+        key = key.strip()
+        if await self._keys.caller_of_digest(digest_of(key)) is None:
             return None
-        signer = _signer(await self._shared_secret())
-        return str(signer.dumps([digest, self._context.random(_NONCE_BYTES).hex()]))
+        secret, nonce = await self._shared_secret(), self._context.random(_NONCE_BYTES).hex()
+        masked = _masked(key.encode(), secret=secret, nonce=nonce)
+        return str(_signer(secret).dumps([masked.hex(), nonce]))
 
     def set_cookie(self, request: Request, response: Response, value: str) -> None:
         response.set_cookie(
@@ -103,10 +106,11 @@ class Sessions:
             return None
         try:
             content: Any = _signer(secret).loads(value, max_age=self._context.settings.dashboard.session_s)
-            digest, nonce = content
+            masked, nonce = content
+            key = _masked(bytes.fromhex(masked), secret=secret, nonce=nonce).decode()
         except (BadSignature, ValueError, TypeError):
             return None
-        caller = await self._keys.caller_of_digest(digest)
+        caller = await self._keys.caller_of_digest(digest_of(key))
         return None if caller is None else Session(caller, _token(secret, nonce), True, is_signed_in=True)
 
     async def _shared_secret(self) -> str:
@@ -142,6 +146,12 @@ def _of_project(session: Session, scope: Scope) -> Session:
 
 def _token(secret: str, nonce: str) -> str:
     return hmac.new(secret.encode(), f"csrf {nonce}".encode(), sha256).hexdigest()
+
+
+def _masked(content: bytes, *, secret: str, nonce: str) -> bytes:
+    """The content under a stream of bytes that only the secret and the nonce give; the same again unmasks."""
+    stream = shake_256(f"{secret} key {nonce}".encode()).digest(len(content))
+    return bytes(one ^ other for one, other in zip(content, stream, strict=True))
 
 
 def _signer(secret: str) -> URLSafeTimedSerializer:

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp
 from nightmill.api.context import ApiContext
 from nightmill.dashboard.calls import ApiCalls
 from nightmill.dashboard.guard import MOST_FORM_BYTES
-from nightmill.dashboard.live import Streams
+from nightmill.dashboard.live import OpenStreams, live_response
 from nightmill.dashboard.navigation import Area
 from nightmill.dashboard.pages import LIVE_PARAMETER, Screen, fragment, live_blocks, redirect, respond
 from nightmill.dashboard.sessions import Session, Sessions, session_of
@@ -29,7 +29,7 @@ class Dashboard:
     api: ASGIApp
     context: ApiContext
     sessions: Sessions
-    streams: Streams
+    streams: OpenStreams
 
 
 class Form:
@@ -93,13 +93,17 @@ class Visit:
     def path(self, name: str) -> str:
         return str(self.request.path_params[name])
 
-    async def form(self) -> "Form":
-        """The fields of an ordinary form; the guard has checked its token."""
+    async def form(self, *, most_bytes: int = MOST_FORM_BYTES) -> "Form":
+        """The fields of an ordinary form; the guard has checked its token.
+
+        Raises:
+            TooLargeError: it has more than `most_bytes`.
+        """
         body = b""
         async for chunk in self.request.stream():
             body += chunk
-            if len(body) > MOST_FORM_BYTES:
-                raise TooLargeError(f"A form may have at most {MOST_FORM_BYTES:,} bytes.")
+            if len(body) > most_bytes:
+                raise TooLargeError(f"This form may have at most {most_bytes:,} bytes.")
         return Form(parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True))
 
     def require_admin(self) -> None:
@@ -128,8 +132,11 @@ def screen(path: str, show: ScreenFunction, *, area: Area) -> Route:
         if area.needs_admin:
             visit.require_admin()
         if request.query_params.get(LIVE_PARAMETER):
-            render = partial(_blocks, visit, show, area)
-            return visit.dashboard.streams.response(render, is_stopping=visit.context.is_stopping)
+            return live_response(
+                partial(_blocks, visit, show, area),
+                is_stopping=visit.context.is_stopping,
+                streams=visit.dashboard.streams,
+            )
         shown = await show(visit)
         return respond(request, shown, area=area.name, shows_content=visit.shows_content)
 

@@ -13,6 +13,8 @@ from nightmill.dashboard.visit import Visit, action, screen
 
 _YEAR_S: Final = 31_536_000
 _AREA: Final = Area("Sign in", "ui/sign-in")
+_MOST_BYTES: Final = 16_384
+"""Of the forms that everyone may send."""
 _FOREIGN: Final = "This form was sent from a page of another server."
 _WRONG: Final = "This key is not valid here. Make one on the server with: nightmill keys create NAME"
 
@@ -33,7 +35,7 @@ def _screen(following: str | None, wrong: str | None) -> Screen:
 async def sign_in(visit: Visit) -> Response:
     if is_foreign(visit.request.headers):
         return error_page(visit.request, _FOREIGN, status=403)
-    form = await visit.form()
+    form = await visit.form(most_bytes=_MOST_BYTES)
     cookie = await visit.dashboard.sessions.sign_in(form.get("key"))
     if cookie is None:
         return respond(visit.request, _screen(form.get("next"), _WRONG), area="", shows_content=False)
@@ -54,7 +56,7 @@ async def choose_theme(visit: Visit) -> Response:
     """Needs no session, so that the page for signing in has a theme too."""
     if is_foreign(visit.request.headers):
         return error_page(visit.request, _FOREIGN, status=403)
-    form = await visit.form()
+    form = await visit.form(most_bytes=_MOST_BYTES)
     response = visit.redirect(own_page(form.get("next")))
     response.set_cookie(THEME_COOKIE, form.get("theme")[:10], max_age=_YEAR_S, samesite="lax")
     return response
