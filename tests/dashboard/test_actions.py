@@ -5,7 +5,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, expect
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
 
 from tests.dashboard.conftest import RunningServer, chat_line, running_server
 from tests.dashboard.screens import violations
@@ -47,7 +47,7 @@ def own(server: RunningServer, batch_id: str) -> Any:
     return server.get(f"{MINE}/{batch_id}")
 
 
-def bar(page: Page) -> Any:
+def bar(page: Page) -> Locator:
     return page.locator("#action-bar")
 
 
@@ -124,7 +124,7 @@ def test_a_form_that_is_sent_twice_orders_the_action_once(
 ) -> None:
     before = len(server.get(f"{MINE}/actions?limit=100")["data"])
     review(server, page, action="retry", ids=ended_id)
-    fields = {
+    fields: dict[str, Any] = {
         str(one.get_attribute("name")): str(one.get_attribute("value"))
         for one in page.locator("#confirm input").all()
     }
@@ -146,7 +146,7 @@ def test_one_batch_is_steered_by_a_form(server: RunningServer, page: Page) -> No
     token = str(page.locator("body").get_attribute("data-csrf"))
     before = own(server, batch_id)["deadline"]
     path = f"{server.url}/ui/batches/{batch_id}/steer"
-    given = {"csrf": token, "priority": "-3", "deadline_in_h": "0.5", "concurrency": "4"}
+    given: dict[str, Any] = {"csrf": token, "priority": "-3", "deadline_in_h": "0.5", "concurrency": "4"}
     assert page.request.post(path, form=given, max_redirects=0).status == 303
     after = own(server, batch_id)
     assert (after["priority"], after["concurrency"]) == (-3, 4)
@@ -205,7 +205,7 @@ def test_the_pages_of_actions_are_accessible(
     token = page.locator("body").get_attribute("data-csrf")
     body = {"action": "retry", "ids": [ended_id], "delay_s": 3_600}
     ordered = page.request.post(f"{server.url}{MINE}/actions", data=body).json()
-    remembered = {"name": "nightmill_action", "value": f"{ordered['id']}.Waits", "url": server.url}
+    remembered: Any = {"name": "nightmill_action", "value": f"{ordered['id']}.Waits", "url": server.url}
     page.context.add_cookies([remembered])
     page.goto(f"{server.url}/ui/actions/{ordered['id']}")
     expect(page.locator("#action-start")).to_be_visible()

@@ -1,5 +1,6 @@
 """Actions on many batches, in every store: order, pages, undo, and what a second process sees."""
 
+import asyncio
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,7 @@ from sqlalchemy import insert
 from nightmill.core.audit import Actor
 from nightmill.core.batch import Batch, Event, Status
 from nightmill.core.bulk_action import UNDO_S, BulkAction, BulkActionState, ItemResult
+from nightmill.core.history import EventKind
 from nightmill.core.steering import BatchFilter, SetPriority, SteeringAction
 from nightmill.errors import ConflictError
 from nightmill.ids import BatchId
@@ -204,6 +206,30 @@ async def test_actions_of_other_projects_are_not_seen_and_not_touched(world, sto
     assert await store.bulk_actions.undo(world.other_project, action.id, by=BY) is None
     assert await store.bulk_actions.start(world.other_project, action.id) is None
     assert (await store.bulk_actions.list(world.other_project)).items == ()
+
+
+async def test_two_servers_at_once_change_each_batch_once_and_undo_each_once(world, store, other_store):
+    made = await batches(world, store, 12)
+    action = await order(world, store, "pause")
+    turns = await asyncio.gather(*(run_to_end(one, action, most=2) for one in (store, other_store) * 2))
+    assert sum(turns) == 7
+    await store.bulk_actions.undo(world.project, action.id, by=BY)
+    await asyncio.gather(*(run_to_end(one, action, most=2) for one in (store, other_store) * 2))
+    undone = await state_of(world, store, action)
+    assert (undone.counts[ItemResult.CHANGED], undone.counts[ItemResult.UNDONE]) == (12, 12)
+    for batch in made:
+        kinds = [event.kind for event in await store.batch_events.list(batch.id)]
+        assert kinds == [EventKind.CREATED, EventKind.PAUSED, EventKind.RESUMED]
+
+
+async def test_two_actions_on_the_same_batches_end_without_waiting_for_each_other(world, store, other_store):
+    made = await batches(world, store, 12)
+    first = await order(world, store, "prioritize", priority=1)
+    second = await order(world, other_store, "prioritize", [batch.id for batch in reversed(made)], priority=2)
+    await asyncio.gather(run_to_end(store, first, most=5), run_to_end(other_store, second, most=4))
+    for action in (first, second):
+        assert (await state_of(world, store, action)).state is BulkActionState.DONE
+    assert {batch.priority for batch in await read_all(world, store, made)} <= {1, 2}
 
 
 async def test_an_order_for_all_projects_reaches_every_project(world, store):
