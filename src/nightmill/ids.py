@@ -50,6 +50,10 @@ def new_delivery_id(random: bytes) -> str:
     return "wh_" + random[:16].hex()
 
 
+def new_action_id(random: bytes) -> str:
+    return "action_" + random[:16].hex()
+
+
 def output_line_id(batch_id: BatchId, ordinal: int) -> str:
     """The `id` of the output line for the request line at `ordinal` (from 0) in the batch's line index."""
     return f"batch_req_{batch_id[6:30]}{ordinal:08x}"

@@ -13,6 +13,7 @@ from starlette.routing import Match
 from nightmill.api import (
     batch_insight,
     batches,
+    bulk_actions,
     canary,
     custom_id_search,
     docs_page,
@@ -47,6 +48,7 @@ from nightmill.webhooks.sender import WebhookSender
 _DESCRIPTION = "OpenAI's Batch API on your own models. Any OpenAI client works against it unchanged."
 _OWN_ROUTERS = (
     retries.router,  # before the routes of a batch by its id
+    bulk_actions.router,
     custom_id_search.router,  # as above
     own_batch.router,
     steering.router,

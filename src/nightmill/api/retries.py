@@ -33,6 +33,7 @@ from nightmill.errors import ConflictError, RequestError
 from nightmill.failpoints import failpoint
 from nightmill.ids import ProjectId, new_batch_id, new_file_id
 from nightmill.store import BatchOrigin
+from nightmill.store.bulk_action_pages import NewRetry
 
 MOST_ORIGINS: Final = 100
 _FILENAME_LENGTH: Final = 200
@@ -45,7 +46,7 @@ router = APIRouter(prefix="/nightmill/v1/batches", include_in_schema=False)
 _Code = Annotated[str, Field(min_length=1, max_length=64)]
 
 
-class _Choice(OwnModel):
+class LinesToRetry(OwnModel):
     """Which lines are repeated, and how.
 
     Without `outcomes` and `codes` these are the failed lines; with `codes` alone, the lines of these codes
@@ -60,7 +61,7 @@ class _Choice(OwnModel):
     dry_run: bool = False
 
 
-class _RetryRequest(_Choice):
+class _RetryRequest(LinesToRetry):
     ids: Annotated[list[str], Field(min_length=1, max_length=MOST_ORIGINS)]
 
 
@@ -78,7 +79,7 @@ async def retry_batch(
     batch_id: str, request: Request, context: Context, project: CurrentProject, by: CurrentActor
 ) -> JsonResponse:
     """A new batch of the chosen lines of one batch."""
-    fields = await read_json(request, _Choice, settings=context.settings.api)
+    fields = await read_json(request, LinesToRetry, settings=context.settings.api)
     return await _retry(request, context, project, by, [batch_id], fields)
 
 
@@ -106,26 +107,52 @@ async def _retry(
     project: ProjectId,
     by: CurrentActor,
     ids: Sequence[str],
-    fields: _Choice,
+    fields: LinesToRetry,
 ) -> JsonResponse:
-    choice = _choice(fields)
     batches = [await require_batch(context, project, batch_id) for batch_id in dict.fromkeys(ids)]
-    _check_origins(batches)
-    origins = [await origin_of(context, batch) for batch in batches]
-    chosen = await choose(context, origins, choice)
-    document = _document(batches, chosen)
-    repeats = chosen.repeats()
-    if fields.dry_run or not chosen.total:
-        return JsonResponse({**document, "duplicate_custom_ids": repeats})
-    if repeats:
+    check_origins(batches)
+    if fields.dry_run:
+        _, _, chosen = await _chosen(context, batches, fields)
+        return JsonResponse({**_document(batches, chosen), "duplicate_custom_ids": chosen.repeats()})
+    fingerprint = hashlib.sha256(f"{sorted(ids)} {fields.model_dump_json()}".encode()).hexdigest()
+    idempotency = idempotency_of(request, fingerprint=fingerprint)
+    new, chosen = await new_retry(context, project, batches, fields)
+    if new is None:
+        return JsonResponse({**_document(batches, chosen), "duplicate_custom_ids": chosen.repeats()})
+    failpoint("api.before_batch")
+    try:
+        stored = await context.store.batch_origins.create(
+            new.batch, new.file, new.origins, idempotency, limits=new.limits, by=by
+        )
+    except NOTHING_STORED:
+        await context.blobs.delete(new.file.blob_key)
+        raise
+    failpoint("api.batch_created")
+    if stored.id != new.batch.id:
+        await context.blobs.delete(new.file.blob_key)
+    context.notify()
+    return JsonResponse({**_document(batches, chosen), "batch": wire.batch_on_wire(stored)})
+
+
+async def new_retry(
+    context: ApiContext, project: ProjectId, batches: Sequence[Batch], fields: LinesToRetry
+) -> tuple[NewRetry | None, ChosenLines]:
+    """The retry of ended batches, with its input file written and no row stored yet; None without lines.
+
+    Raises:
+        ConflictError: two lines have the same custom_id, or a file is deleted.
+        TooManyError: the project has created as many batches as it may in an hour.
+    """
+    choice, origins, chosen = await _chosen(context, batches, fields)
+    if not chosen.total:
+        return None, chosen
+    if repeats := chosen.repeats():
         message = (
             f"{repeats} of the lines have the same custom_id as a line of another batch, so they can't be in "
             "one batch; retry these batches one by one."
         )
         raise ConflictError(message, param="ids")
     created = _create_request(context, batches[0], fields)
-    fingerprint = hashlib.sha256(f"{sorted(ids)} {fields.model_dump_json()}".encode()).hexdigest()
-    idempotency = idempotency_of(request, fingerprint=fingerprint)
     now = int(context.clock())
     await check_rate(context, project, now)
     file = await _input_file(context, project, origins, choice)
@@ -144,27 +171,18 @@ async def _retry(
         priority=0 if created.nightmill is None else created.nightmill.priority,
         options=created.options,
     )
-    failpoint("api.before_batch")
-    try:
-        stored = await context.store.batch_origins.create(
-            new,
-            file,
-            _links(new, batches, chosen),
-            idempotency,
-            limits=context.settings.quota.limits,
-            by=by,
-        )
-    except NOTHING_STORED:
-        await context.blobs.delete(file.blob_key)
-        raise
-    failpoint("api.batch_created")
-    if stored.id != new.id:
-        await context.blobs.delete(file.blob_key)
-    context.notify()
-    return JsonResponse({**document, "batch": wire.batch_on_wire(stored)})
+    return NewRetry(new, file, _links(new, batches, chosen), context.settings.quota.limits), chosen
 
 
-def _create_request(context: ApiContext, origin: Batch, fields: _Choice) -> wire.CreateBatchRequest:
+async def _chosen(
+    context: ApiContext, batches: Sequence[Batch], fields: LinesToRetry
+) -> tuple[LineChoice, Sequence[Origin], ChosenLines]:
+    choice = lines_of(fields)
+    origins = [await origin_of(context, batch) for batch in batches]
+    return choice, origins, await choose(context, origins, choice)
+
+
+def _create_request(context: ApiContext, origin: Batch, fields: LinesToRetry) -> wire.CreateBatchRequest:
     """The request that would create the retry; what is not given is as in the first origin.
 
     Raises:
@@ -185,7 +203,8 @@ def _create_request(context: ApiContext, origin: Batch, fields: _Choice) -> wire
         raise to_request_error(error.errors(include_url=False), model=wire.CreateBatchRequest) from None
 
 
-def _choice(fields: _Choice) -> LineChoice:
+def lines_of(fields: LinesToRetry) -> LineChoice:
+    """Raises RequestError for an outcome that does not exist."""
     if fields.outcomes is None:
         return LineChoice(frozenset(_OUTCOMES if fields.codes else _OUTCOMES[:1]), frozenset(fields.codes))
     if not fields.outcomes or not {*fields.outcomes} <= {*_OUTCOMES}:
@@ -194,7 +213,8 @@ def _choice(fields: _Choice) -> LineChoice:
     return LineChoice(frozenset(LineState(name) for name in fields.outcomes), frozenset(fields.codes))
 
 
-def _check_origins(batches: Sequence[Batch]) -> None:
+def check_origins(batches: Sequence[Batch]) -> None:
+    """Raises RequestError unless all have ended, with answers, and have one endpoint."""
     for batch in batches:
         if not batch.status.is_terminal:
             raise ConflictError(

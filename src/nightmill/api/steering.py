@@ -3,23 +3,25 @@
 The published API has no such verbs, and its `status` does not show a pause. A key steers the batches of its
 own project. What a change means belongs to `core.steering`. Workers take a change over within about a second.
 An action on several batches makes one change after the other, each whole: what it has done stays done when a
-later batch refuses it.
+later batch refuses it. With `delay_s` it is stored and can be undone (see `bulk_actions`).
 """
 
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from pydantic import Field
 
-from nightmill.api.auth import CurrentActor, CurrentProject
-from nightmill.api.batch_query import statuses_of
+from nightmill.api.auth import Caller, CurrentActor, CurrentProject, caller_of
+from nightmill.api.batch_query import FilterFields, filter_of, project_wanted
 from nightmill.api.batch_wire import Priority
 from nightmill.api.batches import batch_not_found, cancel, require_after, require_batch
 from nightmill.api.body import read_json
+from nightmill.api.bulk_actions import order_action, preview_action
 from nightmill.api.context import ApiContext, Context
 from nightmill.api.envelope import JsonResponse
 from nightmill.api.own_batch import own_view
+from nightmill.api.retries import LinesToRetry, lines_of
 from nightmill.api.violations import missing_parameter
 from nightmill.api.wire import OwnModel, is_id_shaped
 from nightmill.core.audit import Actor
@@ -38,11 +40,13 @@ from nightmill.core.steering import (
 )
 from nightmill.errors import NotFoundError, RequestError
 from nightmill.ids import BatchId, ProjectId
+from nightmill.store.bulk_actions import Chosen
 
 _LATEST_DEADLINE = 253_402_300_799
 _LONGEST_S = 315_360_000
 _MOST_CONCURRENCY = 1_000_000
 _MOST_IDS = 1_000
+_LONGEST_DELAY_S = 86_400
 _PAGE = 100
 _CANCELLABLE = STEERABLE
 _OPEN = frozenset(status for status in Status if not status.is_terminal)
@@ -79,47 +83,43 @@ class _Values(OwnModel):
         return changes
 
 
-class _Filter(OwnModel):
-    status: list[str] | str | None = None
-    metadata: dict[str, str] | None = None
-    older_than_s: Annotated[float, Field(ge=0)] | None = None
-    endpoint: str | None = None
-    model: str | None = None
-    paused: bool | None = None
-
-    def wanted(self, otherwise: Iterable[Status]) -> BatchFilter:
-        """`otherwise`: the statuses if none is given."""
-        given = [self.status] if isinstance(self.status, str) else self.status
-        if all(value in (None, [], {}) for value in self.model_dump().values()):
-            fields = ", ".join(f"'{name}'" for name in type(self).model_fields)
-            message = f"An empty filter would match every batch. Give at least one of {fields}."
-            raise RequestError(message, param="filter", code="invalid_value")
-        return BatchFilter(
-            statuses=statuses_of(given, param="filter.status") if given else frozenset(otherwise),
-            metadata=self.metadata,
-            older_than_s=self.older_than_s,
-            endpoint=self.endpoint,
-            model=self.model,
-            is_paused=self.paused,
-        )
-
-
 class _ActionRequest(_Values):
     action: SteeringAction = Field(strict=False)
     ids: Annotated[list[str], Field(min_length=1, max_length=_MOST_IDS)] | None = None
-    filter: _Filter | None = None
+    filter: FilterFields | None = None
     dry_run: bool = False
     """Says what would happen, and changes nothing."""
     after: str | None = None
     """With a filter: goes on behind this batch."""
     limit: Annotated[int, Field(ge=1, le=_MOST_IDS)] = _PAGE
     """With a filter: at most so many batches in one request."""
+    delay_s: Annotated[float, Field(ge=0, le=_LONGEST_DELAY_S)] | None = None
+    """The action is stored, and done after so many seconds to all batches that match now. A retry is always
+    stored, and begins at once without this field."""
+    order_key: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+    """Of a stored action: another request with the same key is answered with the first action."""
+    project: str | None = None
+    """Of a stored action, with an admin key: batches of another project, or of all with `*`."""
+    codes: Annotated[list[str], Field(max_length=100)] | None = None
+    """Of a retry: only lines with one of these codes."""
+    outcomes: list[str] | None = None
+    """Of a retry: lines with one of these outcomes; the failed ones if missing."""
+
+    @property
+    def is_stored(self) -> bool:
+        return self.delay_s is not None or self.action is SteeringAction.RETRY
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """What a stored action gives its batches; call `wanted_changes` first, which checks it."""
+        names = ("codes", "outcomes") if self.action is SteeringAction.RETRY else ("priority", "concurrency")
+        return {name: getattr(self, name) for name in names if name in self.model_fields_set}
 
     def wanted_changes(self, now: float) -> list[Change]:
         """What the action makes of each batch; empty for a cancellation."""
         changes = self.changes(now)
         match self.action:
-            case SteeringAction.CANCEL:
+            case SteeringAction.CANCEL | SteeringAction.RETRY:
                 allowed, fixed = (), []
             case SteeringAction.PAUSE:
                 allowed, fixed = (), [Pause()]
@@ -135,18 +135,32 @@ class _ActionRequest(_Values):
             if name in self.model_fields_set and name not in allowed:
                 message = f"'{name}' does not belong to the action '{self.action}'."
                 raise RequestError(message, param=name, code="invalid_value")
+        for name, is_allowed in (
+            ("codes", self.action is SteeringAction.RETRY),
+            ("outcomes", self.action is SteeringAction.RETRY),
+            ("order_key", self.is_stored),
+            ("project", self.is_stored),
+        ):
+            if name in self.model_fields_set and not is_allowed:
+                message = f"'{name}' does not belong to the action '{self.action}'."
+                raise RequestError(message, param=name, code="invalid_value")
         if allowed and not changes:
             raise missing_parameter(allowed[0])
         return [*fixed, *changes]
 
 
 @router.post("/batches/actions")
-async def act(request: Request, context: Context, project: CurrentProject, by: CurrentActor) -> JsonResponse:
+async def act(
+    request: Request, context: Context, caller: Annotated[Caller, Depends(caller_of)], by: CurrentActor
+) -> JsonResponse:
     """Does one thing to several batches: to those of `ids`, or to all that match `filter`."""
     fields = await read_json(request, _ActionRequest, settings=context.settings.api)
     if (fields.ids is None) == (fields.filter is None):
         raise RequestError("Give either 'ids' or 'filter'.", param="ids", code="invalid_value")
     changes = fields.wanted_changes(context.clock())
+    if fields.is_stored:
+        return await _stored(fields, changes, context=context, caller=caller, by=by)
+    project = caller.project_id
     matched, batches, has_more = await _chosen(fields, context, project)
     results = [
         await _result(batch, fields, changes, context=context, project=project, by=by) for batch in batches
@@ -196,6 +210,37 @@ async def resume(batch_id: str, context: Context, project: CurrentProject, by: C
     return await _changed(batch_id, [Resume()], context=context, project=project, by=by)
 
 
+async def _stored(
+    fields: _ActionRequest,
+    changes: Sequence[Change],
+    *,
+    context: ApiContext,
+    caller: Caller,
+    by: Actor,
+) -> JsonResponse:
+    """Orders the action, or says what the order would change."""
+    values = fields.values
+    for change in changes:
+        if isinstance(change, SetDeadline):
+            values["deadline"] = change.expires_at
+    if fields.action is SteeringAction.RETRY:
+        lines_of(LinesToRetry(outcomes=fields.outcomes, codes=fields.codes or []))
+    batches = (fields.ids or ()) if fields.filter is None else await _wanted(context, fields.filter)
+    chosen = Chosen(project_wanted(caller, fields.project), batches)
+    if fields.dry_run:
+        return await preview_action(context, fields.action, values, chosen)
+    return await order_action(
+        context,
+        caller.project_id,
+        by,
+        fields.action,
+        values,
+        chosen,
+        delay_s=fields.delay_s or 0.0,
+        key=fields.order_key,
+    )
+
+
 async def _changed(
     batch_id: str, changes: Sequence[Change], *, context: ApiContext, project: ProjectId, by: Actor
 ) -> JsonResponse:
@@ -223,11 +268,21 @@ async def _chosen(
         chosen = [batch or batch_id for batch, batch_id in zip(found, ids, strict=True)]
         return sum(batch is not None for batch in found), chosen, False
     assert fields.filter is not None
-    wanted = fields.filter.wanted(_OPEN if fields.action is SteeringAction.PRIORITIZE else STEERABLE)
+    otherwise = _OPEN if fields.action is SteeringAction.PRIORITIZE else STEERABLE
+    wanted = await _wanted(context, fields.filter, otherwise)
     steering = context.store.steering
     matched = await steering.count(project, wanted)
     page = await steering.list(project, wanted, after=require_after(fields.after), limit=fields.limit)
     return matched, page.items, page.has_more
+
+
+async def _wanted(context: ApiContext, fields: FilterFields, otherwise: Iterable[Status] = ()) -> BatchFilter:
+    """Raises RequestError for a filter that would match every batch."""
+    if fields.is_empty:
+        names = ", ".join(f"'{name}'" for name in FilterFields.model_fields)
+        message = f"An empty filter would match every batch. Give at least one of {names}."
+        raise RequestError(message, param="filter", code="invalid_value")
+    return await filter_of(context, fields, otherwise=otherwise, within="filter.")
 
 
 async def _result(

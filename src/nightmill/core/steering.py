@@ -63,6 +63,8 @@ class SteeringAction(StrEnum):
     DEADLINE = "deadline"
     LIMIT = "limit"
     CANCEL = "cancel"
+    RETRY = "retry"
+    """A new batch of the failed lines of each batch."""
 
 
 @dataclass(frozen=True, slots=True)

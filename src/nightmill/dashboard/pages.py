@@ -16,6 +16,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 import nightmill
 from nightmill.api.envelope import JsonResponse, error_response
+from nightmill.dashboard.action_notice import LastAction, last_action_of
 from nightmill.dashboard.formats import FILTERS
 from nightmill.dashboard.navigation import AREAS, Area
 from nightmill.dashboard.sessions import SESSION_IN_SCOPE, Session
@@ -69,6 +70,7 @@ class PageContext:
         live_url: the address of the live updates; None for a page without.
         notice: what the last action did, to be shown once.
         shows_content: whether prompts and answers may be shown.
+        last_action: the action on batches that this person ordered last.
     """
 
     title: str
@@ -81,6 +83,7 @@ class PageContext:
     session: Session | None
     areas: tuple[Area, ...]
     shows_content: bool
+    last_action: LastAction | None = None
     version: str = nightmill.__version__
 
     @property
@@ -145,6 +148,7 @@ def page_context(request: Request, screen: Screen, *, area: str, shows_content: 
         session=session,
         areas=tuple(it for it in AREAS if session is not None and (session.is_admin or not it.needs_admin)),
         shows_content=shows_content,
+        last_action=None if session is None else last_action_of(request),
     )
 
 

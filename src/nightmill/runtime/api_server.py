@@ -6,6 +6,7 @@ loading the API takes as long as loading everything else.
 
 import asyncio
 import contextlib
+import random
 import secrets
 import socket
 from collections.abc import Callable, Generator
@@ -14,10 +15,13 @@ from functools import partial
 import uvicorn
 
 from nightmill import telemetry
+from nightmill.api.action_runner import ActionRunner
 from nightmill.api.app import create_app
 from nightmill.api.connection import http_config
 from nightmill.api.context import ApiContext
 from nightmill.dashboard.app import with_dashboard
+from nightmill.ids import new_worker_id
+from nightmill.roles.loop import Notifier, keep_turning
 from nightmill.runtime import logs
 from nightmill.runtime.banner import Listening, say_listening
 from nightmill.runtime.components import Components
@@ -95,12 +99,25 @@ async def serve_api(
             group.create_task(drain_on_stop())
             exiting = group.create_task(exit_on_second_signal())
             speaking = group.create_task(say_banner())
+            acting = group.create_task(_do_actions(context))
             await server.serve(sockets=[listener])
-            exiting.cancel()
-            speaking.cancel()
+            # An action that is interrupted goes on after the next start.
+            for task in (exiting, speaking, acting):
+                task.cancel()
     finally:
         if upstream is not None:
             await upstream.close()
+
+
+async def _do_actions(context: ApiContext) -> None:
+    """Does what bulk actions ordered, until it is cancelled."""
+    await keep_turning(
+        ActionRunner(context, runner_id=new_worker_id(context.random(16))),
+        notifier=Notifier(),
+        stop=asyncio.Event(),
+        emit=context.emit,
+        random=random.random,
+    )
 
 
 def _context(

@@ -20,6 +20,7 @@ from nightmill.store import (
     audit,
     batch_index_schema,
     batch_watch_schema,
+    bulk_action_schema,
     schema,
     steps,
     upstream_schema,
@@ -44,7 +45,14 @@ CREATE TABLE alembic_version (
     CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num)
 )"""  # as Alembic makes it
 _SCRIPTS = Path(__file__).parent / "migrations"
-TABLES: Final = (schema, batch_index_schema, batch_watch_schema, upstream_schema, webhook_schema)
+TABLES: Final = (
+    schema,
+    batch_index_schema,
+    batch_watch_schema,
+    upstream_schema,
+    webhook_schema,
+    bulk_action_schema,
+)
 """The modules that define tables. Importing them completes `metadata`."""
 
 

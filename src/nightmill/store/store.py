@@ -16,6 +16,8 @@ from nightmill.store.batch_origins import BatchOrigins
 from nightmill.store.batch_watch import BatchWatch
 from nightmill.store.batches import Batches
 from nightmill.store.blob_references import BlobReferences
+from nightmill.store.bulk_action_pages import BulkActionPages
+from nightmill.store.bulk_actions import BulkActions
 from nightmill.store.canaries import Canaries
 from nightmill.store.clock import Clock
 from nightmill.store.compatibility import schema_refusal
@@ -66,6 +68,8 @@ class Store:
         self.batch_counts = BatchCounts(database)
         self.batch_events = BatchEvents(database)
         self.batch_watch = BatchWatch(database)
+        self.bulk_actions = BulkActions(database)
+        self.bulk_action_pages = BulkActionPages(database)
         self.canaries = Canaries(database)
         self.batch_leases = BatchLeases(database)
         self.batch_origins = BatchOrigins(database)

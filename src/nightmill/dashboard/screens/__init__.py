@@ -4,6 +4,7 @@ from types import ModuleType
 from typing import Final
 
 from nightmill.dashboard.screens import (
+    actions,
     batch,
     batches,
     files,
@@ -21,6 +22,7 @@ from nightmill.dashboard.screens import (
 SCREENS: Final[tuple[ModuleType, ...]] = (
     sign_in,
     batches,
+    actions,
     batch,
     line,
     new_batch,
