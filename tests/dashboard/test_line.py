@@ -120,6 +120,8 @@ def test_a_line_shows_roles_tools_images_the_answer_and_the_json_beside_it(world
     expect(page.locator("table.attempts .status")).to_have_text("200")
     expect(page.locator("#live-state")).to_have_count(0)
     assert violations(page) == []
+    page.emulate_media(color_scheme="dark")
+    assert violations(page) == []
 
 
 def test_hostile_prompts_and_answers_are_text(world: World, page: Page) -> None:

@@ -1,9 +1,10 @@
-"""Reads lines of a blob at an offset, without a stream of the whole blob.
+"""Reads lines of a blob at an offset, without a stream of the whole blob, and puts their text into JSON.
 
 Every read is bounded: a line that is longer than what may be read counts as ending there.
 """
 
-from typing import Final
+import codecs
+from typing import Any, Final
 
 from nightmill.blobs import Blobs
 
@@ -54,3 +55,16 @@ async def start_of_line(blobs: Blobs, key: str, place: int) -> int:
         stop = start
         length_bytes *= 2
     return least
+
+
+def text_on_wire(text: bytes, *, size_bytes: int, most_bytes: int) -> dict[str, Any]:
+    """`text` (bytes that are not UTF-8 are replaced), `size_bytes` of the whole, and whether it is cut.
+
+    Args:
+        text: the whole, or its beginning.
+    """
+    kept = text[:most_bytes]
+    is_cut = len(kept) < size_bytes
+    # A letter that the cut divides is left out, not replaced.
+    decoded = codecs.getincrementaldecoder("utf-8")("replace").decode(kept, not is_cut)
+    return {"text": decoded, "size_bytes": size_bytes, "is_cut": is_cut}

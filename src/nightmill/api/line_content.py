@@ -12,7 +12,7 @@ from fastapi import APIRouter, Path, Query
 
 from nightmill.api.auth import CurrentProject
 from nightmill.api.batches import require_batch
-from nightmill.api.blob_reads import read_bytes
+from nightmill.api.blob_reads import read_bytes, text_on_wire
 from nightmill.api.context import ApiContext, Context
 from nightmill.api.envelope import JsonResponse
 from nightmill.api.line_attempts import attempts_of_line
@@ -20,7 +20,6 @@ from nightmill.api.line_map import LineMaps, LineMapsOfApp
 from nightmill.api.line_search import FoundLine, LineName, ordered_lines
 from nightmill.api.line_states import LineSituation, line_on_wire, require_line, situation_of
 from nightmill.api.ordered_lines import OrderedLines
-from nightmill.api.text_wire import text_on_wire
 from nightmill.core.batch import Batch, LineError
 from nightmill.errors import ConflictError
 from nightmill.validation import report_row

@@ -10,13 +10,13 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Query
 
 from nightmill.api.auth import CurrentActor, CurrentProject
+from nightmill.api.blob_reads import text_on_wire
 from nightmill.api.context import Context
 from nightmill.api.envelope import JsonResponse, echo
 from nightmill.api.file_lines import LinePage, page_at, page_before
 from nightmill.api.file_wire import file_on_wire
 from nightmill.api.files import require_file
 from nightmill.api.line_map import LineMapsOfApp
-from nightmill.api.text_wire import text_on_wire
 from nightmill.api.wire import is_id_shaped
 from nightmill.core.audit import AuditAction
 from nightmill.core.file import OF_LINES, File
