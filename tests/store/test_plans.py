@@ -15,9 +15,11 @@ from nightmill.store import (
     open_batches,
     projects,
     segments,
+    upstream_samples,
     upstreams,
     webhook_deliveries,
     webhooks,
+    workers,
 )
 from nightmill.store.clock import CLOCK_FUNCTION
 from nightmill.store.sqlite import sqlite_library
@@ -104,6 +106,9 @@ def test_leasing_reads_only_the_first_batches_and_their_first_segments(world):
         (webhook_deliveries._OF_ENDPOINT, "webhook_delivery_by_endpoint (endpoint_id=?)"),
         (webhook_deliveries._OLD, "webhook_delivery_ended (created_at<?)"),
         (upstreams._DELETE_OLD, "upstream_report_by_time (reported_at<?)"),
+        (upstream_samples._OF, "sqlite_autoindex_upstream_sample_1 (upstream=? AND at>?)"),
+        (upstream_samples._THIN, "upstream_sample_by_time (at<?)"),
+        (upstream_samples._FORGET, "upstream_sample_by_time (at<?)"),
     ],
 )
 def test_a_frequent_statement_uses_its_index(world, statement, index):
@@ -182,3 +187,13 @@ def test_the_observer_reads_by_an_index_in_its_order(world, statement, index):
     plan = _plan(world, statement)
     assert index in plan[0]
     assert "TEMP B-TREE" not in " ".join(plan)
+
+
+def test_the_fleet_is_read_from_the_indexes_of_what_is_leased(world):
+    reads = [
+        step
+        for statement in (workers._SEGMENTS, workers._BATCHES, workers._SLICES)
+        for step in _plan(world, statement)
+        if step.startswith(("SCAN", "SEARCH")) and "INDEX" in step
+    ]
+    assert [step.split("INDEX ")[1] for step in reads] == ["segment_leased", "batch_leasable", "slice_open"]

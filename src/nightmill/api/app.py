@@ -28,9 +28,11 @@ from nightmill.api import (
     steering,
     tenants,
     uploads,
+    upstream_samples,
     upstreams,
     validation,
     webhooks,
+    workers,
 )
 from nightmill.api.batches import windows_s
 from nightmill.api.context import ApiContext
@@ -58,6 +60,8 @@ _OWN_ROUTERS = (
     webhooks.own_router,
     tenants.router,
     upstreams.router,
+    upstream_samples.router,
+    workers.router,
     health.router,
     health.admin_router,
     metrics.router,

@@ -29,13 +29,15 @@ from nightmill.store.tallies import dump_parts, tally_values
 T = TypeVar("T")
 
 _TIMEOUT_S: Final = 120.0
-# Grants, reports and counts are of processes that have ended, and the record of the new schema stays.
+# Grants, reports and counts are of processes that have ended, as are the samples that hold these counts, and
+# the record of the new schema stays.
 _NOT_MOVED: Final = frozenset(
     {
         "slice",
         "upstream",
         "upstream_grant",
         "upstream_report",
+        "upstream_sample",
         "batch_report",
         "line_report",
         "process_counts",
