@@ -5,7 +5,7 @@ import json
 import msgspec
 import pytest
 
-from nightmill.api.workers import SILENT_S, totals_of, workers_on_wire
+from nightmill.api.workers import totals_of, workers_on_wire
 from nightmill.core.counts import ProcessCounts
 from nightmill.core.process_info import ProcessInfo
 from nightmill.core.upstream_report import BatchLines, ModelReport, UpstreamReport
@@ -47,7 +47,7 @@ def test_a_worker_is_shown_with_what_it_holds_and_what_it_reports():
 
 def test_processes_are_ordered_by_machine_and_summed():
     other = ProcessInfo("cpu-1", 7, ("worker",), "0.9", 1_760_000_050.0)
-    processes = [KnownProcess(A, KEEPER, 1.0), KnownProcess(B, WORKER, 1.0), KnownProcess(C, other, SILENT_S)]
+    processes = [KnownProcess(A, KEEPER, 1.0), KnownProcess(B, WORKER, 1.0), KnownProcess(C, other, 90.0)]
     shown = workers_on_wire(processes, [segments("batch_1", holder=B)], [report(B), report(C)], now=NOW)
     assert [worker["id"] for worker in shown] == [C, B, A]
     totals = totals_of(shown)
@@ -58,6 +58,7 @@ def test_processes_are_ordered_by_machine_and_summed():
 def test_the_holder_of_a_lease_that_never_reported_is_shown_as_silent():
     (shown,) = workers_on_wire([], [segments("batch_1")], [], now=NOW)
     assert (shown["id"], shown["host"], shown["is_silent"], shown["segments"]) == (A, None, True, 2)
+    assert shown["heard_at"] is None
 
 
 def test_a_report_of_another_version_is_left_out():

@@ -2,8 +2,9 @@
 
 from nightmill.core.counts import UpstreamCounts
 from nightmill.core.engine_gauges import EngineGauges
+from nightmill.core.limit_rules import LimitRule
 from nightmill.core.upstream_report import ModelReport, UpstreamReport
-from nightmill.core.upstream_sample import UpstreamSample, limit_changes, rates, sampled
+from nightmill.core.upstream_sample import LimitChange, UpstreamSample, limit_changes, rates, sampled
 
 
 def counted() -> UpstreamCounts:
@@ -66,9 +67,36 @@ def test_changes_of_the_limit_are_named_with_the_limit_before_the_newest_first()
             (5, 16, "start"),
             (10, 16, "hold: plateau"),
             (15, 32, "grow"),
-            (20, None, None),
+            (20, 24, "cut: refused"),
+            (25, None, None),
         )
     ]
     changes = limit_changes(samples, most=10)
-    assert [(sample.at, before) for sample, before in changes] == [(15, 16), (5, None)]
+    assert changes == [
+        LimitChange(20, 32, 24, "cut: refused"),
+        LimitChange(15, 16, 32, "grow"),
+        LimitChange(5, None, 16, "start"),
+    ]
     assert len(limit_changes(samples, most=1)) == 1
+
+
+def test_a_rule_that_was_applied_after_the_change_does_not_explain_it():
+    samples = [
+        UpstreamSample(at=at, concurrency_limit=limit, rule=rule)
+        for at, limit, rule in ((0, 16, "grow"), (5, 32, "cut: refused"), (10, 24, "hold: plateau"))
+    ]
+    assert [change.rule for change in limit_changes(samples, most=10)] == [None, None]
+
+
+def test_every_rule_that_moves_a_limit_explains_a_move_in_its_direction():
+    moving = {rule for rule in LimitRule if not rule.startswith(("hold", "confirm", "ceiling"))}
+    moving.add(LimitRule.SHARE)
+    explained: set[str | None] = set()
+    for rule in LimitRule:
+        for after in (8, 32):
+            pair = [
+                UpstreamSample(at=0, concurrency_limit=16),
+                UpstreamSample(at=5, concurrency_limit=after, rule=rule),
+            ]
+            explained |= {change.rule for change in limit_changes(pair, most=1)}
+    assert explained - {None} == moving

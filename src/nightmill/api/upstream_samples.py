@@ -49,13 +49,13 @@ async def list_samples(
     ]
     changes = [
         {
-            "at": sample.at,
-            "from": before,
-            "to": sample.concurrency_limit,
-            "rule": sample.rule,
-            "why": why_on_wire(sample.concurrency_limit, sample.rule),
+            "at": change.at,
+            "from": change.before,
+            "to": change.after,
+            "rule": change.rule,
+            "why": None if change.rule is None else why_on_wire(change.after, change.rule),
         }
-        for sample, before in limit_changes(samples, most=_MOST_CHANGES)
+        for change in limit_changes(samples, most=_MOST_CHANGES)
     ]
     return JsonResponse({"object": "list", "data": data, "limit_changes": changes})
 

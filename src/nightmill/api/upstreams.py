@@ -236,6 +236,7 @@ async def reset_upstream(
 ) -> JsonResponse:
     """Forgets every change at run time: the settings file holds again. An added upstream is removed."""
     revision = _revision_of(if_match)
+    was_added = False
     for _ in range(_ROUNDS):
         known = await _known(context)
         if name not in known.stored:
@@ -243,13 +244,15 @@ async def reset_upstream(
         _check_revision(known, name, revision)
         if name not in known.stored:
             return _response(known, name)
+        was_added = known.stored[name].document is not None
         if await context.store.upstreams.forget(name, known.revision(name), by=by):
             break
     else:
         raise _changed_meanwhile(name)
     context.notify()
     known = await _known(context)
-    if name in known.names():
+    # Workers go on reporting one that was added for some seconds.
+    if name in (known.effective if was_added else known.names()):
         return _response(known, name)
     return JsonResponse({"object": "upstream.deleted", "name": name, "deleted": True})
 

@@ -4,6 +4,7 @@ The route needs an admin key. It shows what the processes have stored: who they 
 the workers among them report of the upstreams.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
@@ -14,13 +15,12 @@ from fastapi import APIRouter, Depends
 from nightmill.api.auth import require_admin
 from nightmill.api.context import Context
 from nightmill.api.envelope import JsonResponse
+from nightmill.core.process_info import is_silent
 from nightmill.core.upstream_report import UpstreamReport
 from nightmill.roles.offered_models import REPORT_AGE_S
 from nightmill.store.upstreams import WorkerReport
 from nightmill.store.workers import HeldLease, KnownProcess, LeaseKind
 
-SILENT_S: Final = 90.0
-"""A process reports at least every minute."""
 _MOST: Final = 1_000
 _MOST_BATCHES: Final = 20
 _Document = dict[str, Any]
@@ -62,7 +62,7 @@ def workers_on_wire(
         reported[row.worker_id] += _read(row.document)
     known = {process.id: process for process in processes}
     silent = {
-        lease.holder: KnownProcess(lease.holder, None, SILENT_S) for it in held.values() for lease in it
+        lease.holder: KnownProcess(lease.holder, None, math.inf) for it in held.values() for lease in it
     }
     documents = [
         _worker(process, held.get(process.id, []), reported.get(process.id, []), now=now)
@@ -101,8 +101,8 @@ def _worker(
         "roles": None if info is None else list(info.roles),
         "version": None if info is None else info.version,
         "started_at": None if info is None else info.started_at,
-        "heard_at": now - process.silent_s,
-        "is_silent": process.silent_s >= SILENT_S,
+        "heard_at": None if math.isinf(process.silent_s) else now - process.silent_s,
+        "is_silent": is_silent(process.silent_s),
         "in_flight": sum(report.in_flight for report in reports),
         "waiting": sum(report.waiting for report in reports),
         "answered_per_s": round(sum(model.answered_per_s for model in models), 2),

@@ -1,6 +1,17 @@
 """What a process of a fleet says of itself. No I/O."""
 
+from typing import Final
+
 import msgspec
+
+REPORTED_EVERY_S: Final = 60.0
+"""A process reports at least so often, also when nothing has changed."""
+_SILENT_S: Final = 90.0
+
+
+def is_silent(silent_s: float) -> bool:
+    """Whether a process that reported last so many seconds ago may be lost: its machine, or its network."""
+    return silent_s >= _SILENT_S
 
 
 class ProcessInfo(msgspec.Struct, frozen=True):

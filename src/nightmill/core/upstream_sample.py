@@ -11,6 +11,7 @@ from typing import Final
 
 from nightmill.core.counts import ANSWERED, UpstreamCounts
 from nightmill.core.failure import FailureKind
+from nightmill.core.limit_rules import LimitRule
 from nightmill.core.upstream_report import UpstreamReport
 
 SAMPLED_EVERY_S: Final = 5
@@ -20,6 +21,22 @@ THINNED: Final = ((600, 60), (6 * 3_600, 900))
 """From an age on, only the samples on a grid stay: pairs of the age and the grid, in seconds."""
 MOST_SAMPLES: Final = 600 // 5 + 6 * 3_600 // 60 + KEPT_S // 900 + 60
 """At most so many samples of an upstream are kept; some more, because they are thinned in intervals."""
+_RISING: Final = frozenset(
+    {LimitRule.START, LimitRule.GROW, LimitRule.PROBE, LimitRule.REVERT, LimitRule.SHARE}
+)
+_FALLING: Final = frozenset(
+    {
+        LimitRule.SHRINK,
+        LimitRule.REVERT,
+        LimitRule.REFUSED,
+        LimitRule.TIMED_OUT,
+        LimitRule.PRESSURE,
+        LimitRule.STALLED,
+        LimitRule.STEP_DOWN,
+        LimitRule.YIELD,
+        LimitRule.SHARE,
+    }
+)
 _REFUSED: Final = FailureKind.LOAD.name.lower()
 
 
@@ -57,6 +74,22 @@ class UpstreamSample:
     kv_use: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class LimitChange:
+    """An upstream's limit was another one than at the sample before, for example 32 after 16 by "grow".
+
+    Args:
+        at: Unix seconds.
+        before: the limit before; None if it was not known.
+        rule: the rule of the change; None if another rule has been applied since.
+    """
+
+    at: float
+    before: int | None
+    after: int
+    rule: str | None
+
+
 def sampled(report: UpstreamReport, counts: UpstreamCounts, *, at: float) -> UpstreamSample:
     """A sample of the merged reports of all workers and the counts of all processes."""
     limits = [model.limit for model in report.per_model if model.limit is not None]
@@ -67,7 +100,7 @@ def sampled(report: UpstreamReport, counts: UpstreamCounts, *, at: float) -> Ups
     return UpstreamSample(
         at=at,
         concurrency_limit=sum(limits) if limits else None,
-        rule=rules[0] if len(rules) == 1 else None,
+        rule=(rules[0] or None) if len(rules) == 1 else None,
         in_flight=report.in_flight,
         waiting=report.waiting,
         answered=answered,
@@ -95,11 +128,13 @@ def rates(samples: Sequence[UpstreamSample], name: str) -> list[float | None]:
     return grown
 
 
-def limit_changes(samples: Sequence[UpstreamSample], *, most: int) -> list[tuple[UpstreamSample, int | None]]:
-    """The newest samples with another limit than before, the newest first, each with the limit before."""
-    changes = [
-        (after, before.concurrency_limit)
-        for before, after in pairwise(samples)
-        if after.concurrency_limit is not None and after.concurrency_limit != before.concurrency_limit
-    ]
+def limit_changes(samples: Sequence[UpstreamSample], *, most: int) -> list["LimitChange"]:
+    """The newest changes of the limit between two samples, the newest first."""
+    changes: list[LimitChange] = []
+    for before, after in pairwise(samples):
+        old, new = before.concurrency_limit, after.concurrency_limit
+        if new is None or new == old:
+            continue
+        explaining = _RISING if old is None or new > old else _FALLING
+        changes.append(LimitChange(after.at, old, new, after.rule if after.rule in explaining else None))
     return changes[::-1][:most]

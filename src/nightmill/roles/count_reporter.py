@@ -11,7 +11,7 @@ from typing import Final
 
 from nightmill.core.batch import Batch, Status
 from nightmill.core.counts import ProcessCounts
-from nightmill.core.process_info import ProcessInfo
+from nightmill.core.process_info import REPORTED_EVERY_S, ProcessInfo
 from nightmill.core.webhook import DeliveryState
 from nightmill.errors import UnavailableError
 from nightmill.ids import WorkerId
@@ -19,8 +19,6 @@ from nightmill.store import Store
 from nightmill.telemetry import BatchMoved, Emit, Event, WebhookAttempted
 
 _INTERVAL_S: Final = 2.0
-_QUIET_INTERVAL_S: Final = 60.0
-"""Much less than the time after which maintenance takes a process for ended."""
 
 
 def counting(emit: Emit, counts: ProcessCounts) -> Emit:
@@ -91,7 +89,7 @@ class CountReporter:
         total.add(self._stored)
         total.add(self._unstored)
         now = self._monotonic()
-        if self._is_known and total == self._stored and now < self._stored_at + _QUIET_INTERVAL_S:
+        if self._is_known and total == self._stored and now < self._stored_at + REPORTED_EVERY_S:
             return
         report = self._store.counts.report
         if not await report(self._process_id, total, is_first=not self._is_known, info=self._info):

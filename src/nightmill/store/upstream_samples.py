@@ -16,9 +16,8 @@ from nightmill.store.upstream_schema import upstream_sample
 from nightmill.store.verbs import Verbs, read, write
 
 _COLUMNS = columns_of(UpstreamSample, upstream_sample)
-_NEW: Final[dict[str, Any]] = {"upstream": bindparam("new_upstream")} | {
-    column.name: bindparam(f"new_{column.name}") for column in _COLUMNS
-}
+_NEW: Final[dict[str, Any]] = {column.name: bindparam(f"new_{column.name}") for column in _COLUMNS}
+_NEW["upstream"] = bindparam("new_upstream")
 _ADD = insert_if_absent(upstream_sample, _NEW)
 _OF = (
     select(*_COLUMNS)
