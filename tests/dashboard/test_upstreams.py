@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
+from starlette.requests import Request
 
-from nightmill.dashboard.screens.upstreams import health_of, plots_of, trend
+from nightmill.dashboard.pages import live_blocks
+from nightmill.dashboard.screens.upstreams import health_of, plots_of, show, show_one, trend
 from tests.dashboard.conftest import RunningServer
 from tests.dashboard.screens import violations
 
@@ -70,6 +72,113 @@ def test_a_plot_without_a_value_is_left_out() -> None:
     assert plots_of(samples[:1]) == []
 
 
+class Visitor:
+    """A visit whose calls of the API get these answers, by the end of the path."""
+
+    def __init__(self, **answers: Any) -> None:
+        self._answers = answers
+        self.api = self
+
+    async def get(self, path: str, _: Any = None) -> Any:
+        return next(answer for end, answer in self._answers.items() if path.endswith(end))
+
+    def path(self, _: str) -> str:
+        return "gpu"
+
+    def query(self, _: str) -> str | None:
+        return None
+
+
+NO_SAMPLES: dict[str, Any] = {"data": [], "limit_changes": []}
+ENGINE = {"engine": "vllm", "running": 60, "waiting": 3, "kv_use": 0.97, "hit_share": 0.25, "preemptions": 2}
+MODEL: dict[str, Any] = {
+    "model": "qwen3-8b",
+    "limit": 64,
+    "rule": "hold: plateau",
+    "why": "A higher limit brought no more goodput.",
+    "advice": "raise --max-num-seqs",
+    "in_flight": 60,
+    "answered_per_s": 2.5,
+    "tokens_per_s": 100.0,
+    "held": {"reason": "401: <b>wrong</b> key", "since": 0.0, "until": None, "needs_operator": True},
+}
+REPORTED: dict[str, Any] = {
+    "object": "upstream",
+    "name": "gpu",
+    "state": "active",
+    "revision": 0,
+    "origin": "workers",
+    "live": None,
+    "recent": None,
+}
+BUSY: dict[str, Any] = {
+    **LIVE,
+    "workers": 2,
+    "in_flight": 60,
+    "waiting": 9,
+    "per_model": [MODEL],
+    "gauges": ENGINE,
+    "listed_models": [f"model-{number}" for number in range(60)],
+    "listed_models_read_at": 0.0,
+}
+RECENT = {"over_s": 300, "answered": 90, "refused": 7, "failed": 1}
+
+
+async def shown(upstream: dict[str, Any], samples: dict[str, Any] = NO_SAMPLES) -> str:
+    """The live blocks of the list and of the page of one upstream."""
+    answers = {"samples": samples, "gpu": dict(upstream)}
+    listed = await show(Visitor(upstreams={"data": [dict(upstream)], "problems": []}, **answers))  # pyright: ignore[reportArgumentType]
+    one = await show_one(Visitor(**answers))  # pyright: ignore[reportArgumentType]
+    scope = {
+        "type": "http",
+        "path": "/ui/upstreams",
+        "headers": [],
+        "query_string": b"",
+        "server": ("host", 80),
+    }
+    return "".join(
+        html
+        for screen in (listed, one)
+        for html in live_blocks(Request(scope), screen, area="", shows_content=True).values()
+    )
+
+
+async def test_an_upstream_that_no_worker_reports_is_shown() -> None:
+    html = await shown({**REPORTED, "origin": "file", "url": "http://gpu/v1"})
+    assert "not reported" in html
+    assert "No worker has sent it a line yet, and none reports it" in html
+
+
+async def test_an_upstream_that_only_workers_know_is_shown_without_its_url() -> None:
+    html = await shown({**REPORTED, "live": {**BUSY, "per_model": [], "gauges": None}})
+    assert "in the settings of the workers" in html
+
+
+async def test_limit_rule_advice_engine_and_hold_are_said_in_words() -> None:
+    html = await shown({**REPORTED, "live": BUSY, "recent": RECENT})
+    for words in (
+        "60</b>",
+        "of 64",
+        "hold: plateau",
+        "A higher limit brought no more goodput.",
+        "raise --max-num-seqs",
+        "60 running",
+        "KV cache",
+        "97%",
+        "7 <span",
+        "It stays so until a setting is changed",
+        "401: &lt;b&gt;wrong&lt;/b&gt; key",
+    ):
+        assert words in html
+
+
+async def test_a_change_of_the_limit_that_no_rule_explains_is_called_steps() -> None:
+    changes = [{"at": 5.0, "from": None, "to": 32, "rule": None, "why": None}]
+    html = await shown({**REPORTED, "live": BUSY}, {"data": [], "limit_changes": changes})
+    assert "– → <b>32</b>" in html
+    assert "In several steps between two samples." in html
+
+
 @pytest.fixture(scope="module")
 def added(server: RunningServer) -> RunningServer:
     """The server with an upstream that was added at run time."""
@@ -124,7 +233,8 @@ def test_the_reset_of_an_added_upstream_says_first_that_it_removes_it(
     server: RunningServer, plain_page: Page
 ) -> None:
     server.post("/nightmill/v1/upstreams", {**ADDED, "name": "passing"})
-    plain_page.goto(f"{server.url}/ui/upstreams/passing")
+    plain_page.goto(f"{server.url}/ui/upstreams")
+    plain_page.get_by_role("link", name="passing").click()
     expect(plain_page.get_by_role("button", name="Remove it")).to_be_hidden()
     plain_page.locator("summary", has_text="Reset").click()
     expect(plain_page.locator(".confirm-box")).to_contain_text("a reset removes it, its key included")

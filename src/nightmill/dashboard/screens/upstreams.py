@@ -11,6 +11,8 @@ from nightmill.dashboard.navigation import UPSTREAMS
 from nightmill.dashboard.pages import Screen, respond
 from nightmill.dashboard.visit import ActionFunction, Visit, action, screen
 
+_Document = dict[str, Any]
+
 RANGES: Final = {"10 minutes": 600, "6 hours": 21_600, "7 days": 604_800}
 _DEFAULT_RANGE_S: Final = 600
 _MOST_TRENDS: Final = 12
@@ -25,8 +27,16 @@ _DONE: Final = {
     "resume": "{} is active. Lines are sent again within seconds.",
     "reset": "{} is as in the settings file again.",
 }
+_NOT_REPORTED: Final[_Document] = {
+    "workers": 0,
+    "in_flight": 0,
+    "waiting": 0,
+    "per_model": [],
+    "gauges": None,
+    "listed_models": None,
+    "listed_models_read_at": None,
+}
 _SHOWN_APART: Final = frozenset({"object", "name", "state", "revision", "origin", "url", "live", "recent"})
-_Document = dict[str, Any]
 
 
 async def show(visit: Visit) -> Screen:
@@ -174,12 +184,14 @@ async def _samples(visit: Visit, name: str) -> list[_Document]:
 
 def _summary(upstream: Mapping[str, Any]) -> _Document:
     """What both screens say of an upstream beside the API's own fields."""
-    live: _Document = upstream["live"] or {}
-    models: list[_Document] = live.get("per_model", [])
+    live: _Document = upstream["live"] or _NOT_REPORTED
+    models: list[_Document] = live["per_model"]
     limits = [model["limit"] for model in models if model["limit"] is not None]
-    offered: list[str] = upstream.get("models") or live.get("listed_models") or []
+    offered: list[str] = upstream.get("models") or live["listed_models"] or []
     health, reason = health_of(upstream)
     return {
+        "url": upstream.get("url"),
+        "now": live,
         "health": {"status": health, "reason": reason},
         "limit": sum(limits) if limits else None,
         "whys": list(dict.fromkeys(model["why"] for model in models if model["why"])),
