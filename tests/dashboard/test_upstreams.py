@@ -2,14 +2,14 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
 from starlette.requests import Request
 
-from nightmill.dashboard.pages import live_blocks
+from nightmill.dashboard.pages import Screen, live_blocks
 from nightmill.dashboard.screens.upstreams import health_of, plots_of, show, show_one, trend
 from tests.dashboard.conftest import RunningServer
 from tests.dashboard.screens import violations
@@ -72,6 +72,14 @@ def test_a_plot_without_a_value_is_left_out() -> None:
     assert plots_of(samples[:1]) == []
 
 
+def finished(work: Coroutine[Any, Any, Screen]) -> Screen:
+    """What a coroutine returns that waits for nothing. (The browser's own event loop runs in this thread.)"""
+    with pytest.raises(StopIteration) as end:
+        work.send(None)
+    screen: Screen = end.value.value
+    return screen
+
+
 class Visitor:
     """A visit whose calls of the API get these answers, by the end of the path."""
 
@@ -124,17 +132,17 @@ BUSY: dict[str, Any] = {
 RECENT = {"over_s": 300, "answered": 90, "refused": 7, "failed": 1}
 
 
-async def shown(upstream: dict[str, Any], samples: dict[str, Any] = NO_SAMPLES) -> str:
+def shown(upstream: dict[str, Any], samples: dict[str, Any] = NO_SAMPLES) -> str:
     """The live blocks of the list and of the page of one upstream."""
     answers = {"samples": samples, "gpu": dict(upstream)}
-    listed = await show(Visitor(upstreams={"data": [dict(upstream)], "problems": []}, **answers))  # pyright: ignore[reportArgumentType]
-    one = await show_one(Visitor(**answers))  # pyright: ignore[reportArgumentType]
+    listed = finished(show(Visitor(upstreams={"data": [dict(upstream)], "problems": []}, **answers)))  # pyright: ignore[reportArgumentType]
+    one = finished(show_one(Visitor(**answers)))  # pyright: ignore[reportArgumentType]
     scope = {
         "type": "http",
         "path": "/ui/upstreams",
         "headers": [],
         "query_string": b"",
-        "server": ("host", 80),
+        "server": ("host", 1),
     }
     return "".join(
         html
@@ -143,19 +151,19 @@ async def shown(upstream: dict[str, Any], samples: dict[str, Any] = NO_SAMPLES) 
     )
 
 
-async def test_an_upstream_that_no_worker_reports_is_shown() -> None:
-    html = await shown({**REPORTED, "origin": "file", "url": "http://gpu/v1"})
+def test_an_upstream_that_no_worker_reports_is_shown() -> None:
+    html = shown({**REPORTED, "origin": "file", "url": "http://gpu/v1"})
     assert "not reported" in html
     assert "No worker has sent it a line yet, and none reports it" in html
 
 
-async def test_an_upstream_that_only_workers_know_is_shown_without_its_url() -> None:
-    html = await shown({**REPORTED, "live": {**BUSY, "per_model": [], "gauges": None}})
+def test_an_upstream_that_only_workers_know_is_shown_without_its_url() -> None:
+    html = shown({**REPORTED, "live": {**BUSY, "per_model": [], "gauges": None}})
     assert "in the settings of the workers" in html
 
 
-async def test_limit_rule_advice_engine_and_hold_are_said_in_words() -> None:
-    html = await shown({**REPORTED, "live": BUSY, "recent": RECENT})
+def test_limit_rule_advice_engine_and_hold_are_said_in_words() -> None:
+    html = shown({**REPORTED, "live": BUSY, "recent": RECENT})
     for words in (
         "60</b>",
         "of 64",
@@ -172,9 +180,9 @@ async def test_limit_rule_advice_engine_and_hold_are_said_in_words() -> None:
         assert words in html
 
 
-async def test_a_change_of_the_limit_that_no_rule_explains_is_called_steps() -> None:
+def test_a_change_of_the_limit_that_no_rule_explains_is_called_steps() -> None:
     changes = [{"at": 5.0, "from": None, "to": 32, "rule": None, "why": None}]
-    html = await shown({**REPORTED, "live": BUSY}, {"data": [], "limit_changes": changes})
+    html = shown({**REPORTED, "live": BUSY}, {"data": [], "limit_changes": changes})
     assert "– → <b>32</b>" in html
     assert "In several steps between two samples." in html
 

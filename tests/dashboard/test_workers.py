@@ -1,13 +1,15 @@
 """The screen of workers: which processes are at work, and on what."""
 
+from collections.abc import Coroutine
 from typing import Any
 
+import pytest
 from playwright.sync_api import Page, expect
 from starlette.requests import Request
 
 from nightmill.api.workers import totals_of, workers_on_wire
 from nightmill.core.process_info import ProcessInfo
-from nightmill.dashboard.pages import live_blocks
+from nightmill.dashboard.pages import Screen, live_blocks
 from nightmill.dashboard.screens.workers import by_machine, show
 from nightmill.ids import BatchId, WorkerId
 from nightmill.store.workers import HeldLease, KnownProcess, LeaseKind
@@ -37,6 +39,14 @@ def test_a_process_shows_its_first_batches_and_how_many_more_there_are() -> None
     assert (len(shown["leases"]), shown["more_batches"]) == (3, 2)
 
 
+def finished(work: Coroutine[Any, Any, Screen]) -> Screen:
+    """What a coroutine returns that waits for nothing. (The browser's own event loop runs in this thread.)"""
+    with pytest.raises(StopIteration) as end:
+        work.send(None)
+    screen: Screen = end.value.value
+    return screen
+
+
 class Visitor:
     """A visit whose one call of the API gets this answer."""
 
@@ -48,15 +58,15 @@ class Visitor:
         return self._answer
 
 
-async def shown(*workers: dict[str, Any]) -> str:
+def shown(*workers: dict[str, Any]) -> str:
     found = {"data": list(workers), "totals": totals_of(workers)}
-    screen = await show(Visitor(found))  # pyright: ignore[reportArgumentType]
+    screen = finished(show(Visitor(found)))  # pyright: ignore[reportArgumentType]
     scope = {
         "type": "http",
         "path": "/ui/workers",
         "headers": [],
         "query_string": b"",
-        "server": ("host", 80),
+        "server": ("host", 1),
     }
     return live_blocks(Request(scope), screen, area="", shows_content=True)["rows"]
 
@@ -68,38 +78,38 @@ def known(name: str, version: str, *leases: HeldLease, silent_s: float = 1.0) ->
     return document
 
 
-async def test_without_a_process_the_command_that_starts_one_is_named() -> None:
-    assert "nightmill work" in await shown()
+def test_without_a_process_the_command_that_starts_one_is_named() -> None:
+    assert "nightmill work" in shown()
 
 
-async def test_a_lease_says_what_its_process_does_with_the_batch() -> None:
+def test_a_lease_says_what_its_process_does_with_the_batch() -> None:
     holder = WorkerId("w")
     leases = (
         HeldLease(holder, LeaseKind.SEGMENTS, BatchId("batch_1"), None, 1, 500, 100, 20.0),
         HeldLease(holder, LeaseKind.BATCH, BatchId("batch_2"), "validating", 1, 0, 0, 20.0),
         HeldLease(holder, LeaseKind.SLICES, BatchId("batch_3"), None, 4, 0, 0, 20.0),
     )
-    html = await shown(known("w", "1.0", *leases))
+    html = shown(known("w", "1.0", *leases))
     for words in ("0 in flight", "validating", "4 slices of its files", "100 of 500 lines done"):
         assert words in html
 
 
-async def test_a_silent_process_and_one_that_never_reported_are_marked() -> None:
+def test_a_silent_process_and_one_that_never_reported_are_marked() -> None:
     (unknown,) = workers_on_wire(
         [],
         [HeldLease(WorkerId("x"), LeaseKind.SEGMENTS, BatchId("batch_1"), None, 1, 5, 0, 9.0)],
         [],
         now=0.0,
     )
-    html = await shown(known("w", "1.0", silent_s=100.0), unknown)
+    html = shown(known("w", "1.0", silent_s=100.0), unknown)
     assert html.count(">silent<") == 2
     assert "Machine not known" in html
 
 
-async def test_processes_of_two_versions_are_pointed_out() -> None:
+def test_processes_of_two_versions_are_pointed_out() -> None:
     words = "Processes of several versions are at work"
-    assert words in await shown(known("w", "1.0"), known("v", "1.1"))
-    assert words not in await shown(known("w", "1.0"), known("v", "1.0"))
+    assert words in shown(known("w", "1.0"), known("v", "1.1"))
+    assert words not in shown(known("w", "1.0"), known("v", "1.0"))
 
 
 def test_every_role_is_at_work_and_the_worker_names_its_batch(server: RunningServer, page: Page) -> None:
