@@ -137,7 +137,7 @@ def shown(upstream: dict[str, Any], samples: dict[str, Any] = NO_SAMPLES) -> str
     answers = {"samples": samples, "gpu": dict(upstream)}
     listed = finished(show(Visitor(upstreams={"data": [dict(upstream)], "problems": []}, **answers)))  # pyright: ignore[reportArgumentType]
     one = finished(show_one(Visitor(**answers)))  # pyright: ignore[reportArgumentType]
-    scope = {
+    scope: dict[str, Any] = {
         "type": "http",
         "path": "/ui/upstreams",
         "headers": [],

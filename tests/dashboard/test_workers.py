@@ -61,7 +61,7 @@ class Visitor:
 def shown(*workers: dict[str, Any]) -> str:
     found = {"data": list(workers), "totals": totals_of(workers)}
     screen = finished(show(Visitor(found)))  # pyright: ignore[reportArgumentType]
-    scope = {
+    scope: dict[str, Any] = {
         "type": "http",
         "path": "/ui/workers",
         "headers": [],
