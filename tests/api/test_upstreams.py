@@ -331,6 +331,12 @@ def test_every_change_is_in_the_audit_log(server):
     assert not [secret for secret in SECRETS if secret in repr(entries)]
 
 
+def test_the_reset_of_an_added_upstream_removes_it_although_workers_still_report_it(server):
+    send(server, "POST", "", ADDED)
+    report(server, "worker-1", upstream="box")
+    assert send(server, "POST", "/box/reset").json()["deleted"]
+
+
 def test_only_an_admin_key_may_read_or_change(server):
     project_key, admin = server.new_key("tenant"), admin_key(server)
     for method, path in (("GET", ""), ("GET", "/gpu-a"), ("POST", "/gpu-a/pause"), ("DELETE", "/gpu-a")):

@@ -18,9 +18,11 @@ from nightmill.store import (
     open_batches,
     projects,
     segments,
+    upstream_samples,
     upstreams,
     webhook_deliveries,
     webhooks,
+    workers,
 )
 from nightmill.store.batch_matches import Matches
 from nightmill.store.batches import BATCH_COLUMNS
@@ -112,6 +114,9 @@ def test_leasing_reads_only_the_first_batches_and_their_first_segments(world):
         (webhook_deliveries._OF_ENDPOINT, "webhook_delivery_by_endpoint (endpoint_id=?)"),
         (webhook_deliveries._OLD, "webhook_delivery_ended (created_at<?)"),
         (upstreams._DELETE_OLD, "upstream_report_by_time (reported_at<?)"),
+        (upstream_samples._OF, "sqlite_autoindex_upstream_sample_1 (upstream=? AND at>?)"),
+        (upstream_samples._THIN, "upstream_sample_by_time (at<?)"),
+        (upstream_samples._FORGET, "upstream_sample_by_time (at<?)"),
     ],
 )
 def test_a_frequent_statement_uses_its_index(world, statement, index):
@@ -220,3 +225,13 @@ async def test_the_beginning_of_an_id_is_a_range_of_an_index(world, store, wante
 
     found = await store.database.read(plan)
     assert found[0].endswith("sqlite_autoindex_batch_1 (id>? AND id<?)")
+
+
+def test_the_fleet_is_read_from_the_indexes_of_what_is_leased(world):
+    reads = [
+        step
+        for statement in (workers._SEGMENTS, workers._BATCHES, workers._SLICES)
+        for step in _plan(world, statement)
+        if step.startswith(("SCAN", "SEARCH")) and "INDEX" in step
+    ]
+    assert [step.split("INDEX ")[1] for step in reads] == ["segment_leased", "batch_leasable", "slice_open"]

@@ -37,9 +37,11 @@ from nightmill.api import (
     tenants,
     trials,
     uploads,
+    upstream_samples,
     upstreams,
     validation,
     webhooks,
+    workers,
 )
 from nightmill.api.batches import windows_s
 from nightmill.api.context import ApiContext
@@ -77,6 +79,8 @@ _OWN_ROUTERS = (
     keys.router,
     system.router,
     upstreams.router,
+    upstream_samples.router,
+    workers.router,
     health.router,
     health.admin_router,
     metrics.router,

@@ -159,8 +159,14 @@ def _address(settings: UpstreamSettings) -> tuple[str, str, int] | None:
 # --- JSON ---------------------------------------------------------------------------------------------------
 
 
-def upstream_on_wire(upstream: EffectiveUpstream, reports: Sequence[UpstreamReport]) -> Tree:
-    """An upstream in effect with what the workers say of it, without key and header values."""
+def upstream_on_wire(
+    upstream: EffectiveUpstream, reports: Sequence[UpstreamReport], *, recent: Tree | None
+) -> Tree:
+    """An upstream in effect with what the workers say of it, without key and header values.
+
+    Args:
+        recent: what was counted lately; None without a sample.
+    """
     settings = upstream.settings
     fields = revealed(settings.model_dump(exclude=_SHOWN_OTHERWISE))
     return {
@@ -174,11 +180,17 @@ def upstream_on_wire(upstream: EffectiveUpstream, reports: Sequence[UpstreamRepo
         "headers": sorted(settings.headers),
         **cast("Tree", fields),
         "live": live_on_wire(reports),
+        "recent": recent,
     }
 
 
 def reported_on_wire(
-    name: str, *, state: UpstreamState, revision: int, reports: Sequence[UpstreamReport]
+    name: str,
+    *,
+    state: UpstreamState,
+    revision: int,
+    reports: Sequence[UpstreamReport],
+    recent: Tree | None,
 ) -> Tree:
     """An upstream of which this server knows only what workers report: their own settings name it."""
     return {
@@ -188,6 +200,7 @@ def reported_on_wire(
         "revision": revision,
         "origin": REPORTED,
         "live": live_on_wire(reports),
+        "recent": recent,
     }
 
 
@@ -198,7 +211,7 @@ def live_on_wire(reports: Sequence[UpstreamReport]) -> Tree | None:
     report = cast("Tree", msgspec.to_builtins(merged(reports)))
     del report["upstream"], report["batches"]
     for model in report["per_model"]:
-        model["why"] = _why(model["limit"], model["rule"])
+        model["why"] = why_on_wire(model["limit"], model["rule"])
     listed = {
         "reported_at": report.pop("at"),
         "listed_models": report.pop("models"),
@@ -207,7 +220,7 @@ def live_on_wire(reports: Sequence[UpstreamReport]) -> Tree | None:
     return {"workers": len(reports), **report, **listed}
 
 
-def _why(limit: int | None, rule: str | None) -> str | None:
+def why_on_wire(limit: int | None, rule: str | None) -> str | None:
     """A sentence on why the limit has its value; None where that is not known."""
     if limit is None:
         return None

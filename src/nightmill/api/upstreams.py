@@ -16,6 +16,7 @@ from nightmill.api.auth import CurrentActor, require_admin
 from nightmill.api.body import read_json
 from nightmill.api.context import ApiContext, Context
 from nightmill.api.envelope import JsonResponse, echo
+from nightmill.api.upstream_samples import recent_by_upstream
 from nightmill.api.upstream_wire import (
     added_settings,
     changed_settings,
@@ -74,11 +75,13 @@ class _Known:
         context: ApiContext,
         stored: Sequence[UpstreamSetting],
         reports: Mapping[str, list[UpstreamReport]],
+        recent: Mapping[str, dict[str, Any]],
     ) -> None:
         self.stored = {setting.name: setting for setting in stored}
         self.effective = {upstream.name: upstream for upstream in effective_of(context.settings, stored)}
         self.invalid = invalid_settings(stored)
         self.reports = reports
+        self.recent = recent
         self._in_settings = {upstream.name for upstream in context.settings.all_upstreams}
 
     def names(self) -> list[str]:
@@ -95,12 +98,14 @@ class _Known:
 
     def on_wire(self, name: str) -> dict[str, Any]:
         """Raises NotFoundError."""
-        reports = self.reports.get(name, [])
+        reports, recent = self.reports.get(name, []), self.recent.get(name)
         if name in self.effective:
-            return upstream_on_wire(self.effective[name], reports)
+            return upstream_on_wire(self.effective[name], reports, recent=recent)
         self.require(name)
         state = self.stored[name].state if name in self.stored else UpstreamState.ACTIVE
-        return reported_on_wire(name, state=state, revision=self.revision(name), reports=reports)
+        return reported_on_wire(
+            name, state=state, revision=self.revision(name), reports=reports, recent=recent
+        )
 
     def require(self, name: str) -> None:
         """Raises NotFoundError when no upstream of that name is in effect, and no worker reports one."""
@@ -231,6 +236,7 @@ async def reset_upstream(
 ) -> JsonResponse:
     """Forgets every change at run time: the settings file holds again. An added upstream is removed."""
     revision = _revision_of(if_match)
+    was_added = False
     for _ in range(_ROUNDS):
         known = await _known(context)
         if name not in known.stored:
@@ -238,13 +244,15 @@ async def reset_upstream(
         _check_revision(known, name, revision)
         if name not in known.stored:
             return _response(known, name)
+        was_added = known.stored[name].document is not None
         if await context.store.upstreams.forget(name, known.revision(name), by=by):
             break
     else:
         raise _changed_meanwhile(name)
     context.notify()
     known = await _known(context)
-    if name in known.names():
+    # Workers go on reporting one that was added for some seconds.
+    if name in (known.effective if was_added else known.names()):
         return _response(known, name)
     return JsonResponse({"object": "upstream.deleted", "name": name, "deleted": True})
 
@@ -329,7 +337,8 @@ async def _store(
 async def _known(context: ApiContext) -> _Known:
     stored = await context.store.upstreams.settings()
     reports = await read_reports(context.store)
-    return _Known(context, stored, reports)
+    recent = await recent_by_upstream(context)
+    return _Known(context, stored, reports, recent)
 
 
 async def _body(

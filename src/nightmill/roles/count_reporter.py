@@ -11,6 +11,7 @@ from typing import Final
 
 from nightmill.core.batch import Batch, Status
 from nightmill.core.counts import ProcessCounts
+from nightmill.core.process_info import REPORTED_EVERY_S, ProcessInfo
 from nightmill.core.webhook import DeliveryState
 from nightmill.errors import UnavailableError
 from nightmill.ids import WorkerId
@@ -18,8 +19,6 @@ from nightmill.store import Store
 from nightmill.telemetry import BatchMoved, Emit, Event, WebhookAttempted
 
 _INTERVAL_S: Final = 2.0
-_QUIET_INTERVAL_S: Final = 60.0
-"""Much less than the time after which maintenance takes a process for ended."""
 
 
 def counting(emit: Emit, counts: ProcessCounts) -> Emit:
@@ -54,15 +53,23 @@ class CountReporter:
     Args:
         process_id: the id under which the process takes leases.
         counts: taken from and set to zero at each report.
+        info: what the process says of itself.
     """
 
     def __init__(
-        self, store: Store, process_id: WorkerId, counts: ProcessCounts, *, monotonic: Callable[[], float]
+        self,
+        store: Store,
+        process_id: WorkerId,
+        counts: ProcessCounts,
+        *,
+        monotonic: Callable[[], float],
+        info: ProcessInfo | None = None,
     ) -> None:
         self._store = store
         self._process_id = process_id
         self._counts = counts
         self._monotonic = monotonic
+        self._info = info
         self._is_known = False
         self._stored: ProcessCounts = ProcessCounts()
         self._unstored: ProcessCounts = ProcessCounts()
@@ -82,12 +89,12 @@ class CountReporter:
         total.add(self._stored)
         total.add(self._unstored)
         now = self._monotonic()
-        if self._is_known and total == self._stored and now < self._stored_at + _QUIET_INTERVAL_S:
+        if self._is_known and total == self._stored and now < self._stored_at + REPORTED_EVERY_S:
             return
         report = self._store.counts.report
-        if not await report(self._process_id, total, is_first=not self._is_known):
+        if not await report(self._process_id, total, is_first=not self._is_known, info=self._info):
             # The process was stopped for so long that its sums are those of an ended process.
             total = self._unstored
-            await report(self._process_id, total, is_first=True)
+            await report(self._process_id, total, is_first=True, info=self._info)
         self._is_known, self._stored_at = True, now
         self._stored, self._unstored = total, ProcessCounts()

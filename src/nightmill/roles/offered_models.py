@@ -13,10 +13,10 @@ from nightmill.upstream.registry import offer_of
 
 _LISTS_KEPT_S = 60.0
 """For how long the models of a worker that reports no more still count."""
-_REPORT_AGE_S = 15.0
+REPORT_AGE_S = 15.0
 
 
-async def read_reports(store: Store, *, max_age_s: float = _REPORT_AGE_S) -> dict[str, list[UpstreamReport]]:
+async def read_reports(store: Store, *, max_age_s: float = REPORT_AGE_S) -> dict[str, list[UpstreamReport]]:
     """What the workers have reported lately, by the name of the upstream."""
     found: dict[str, list[UpstreamReport]] = {}
     for row in await store.upstreams.reports(max_age_s=max_age_s):

@@ -4,17 +4,21 @@ What is opened is closed, in the opposite order. Which process runs which role b
 `child_main`.
 """
 
+import os
 import random
 import secrets
+import socket
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 
+import nightmill
 from nightmill.admin.delete_lock import may_delete
 from nightmill.blobs import PiecedBlobs
 from nightmill.core.clocks import Clocks
 from nightmill.core.counts import ProcessCounts
+from nightmill.core.process_info import ProcessInfo
 from nightmill.ids import WorkerId, new_worker_id
 from nightmill.parts import Parts
 from nightmill.roles.batch_watches import SampleWatch, WhyWatch
@@ -30,6 +34,7 @@ from nightmill.roles.maintenance import Maintenance, MaintenanceOptions
 from nightmill.roles.observer import Observer
 from nightmill.roles.offered_models import offered_models
 from nightmill.roles.upstream_manager import UpstreamManager
+from nightmill.roles.upstream_samples import UpstreamSampleWatch
 from nightmill.roles.worker import Storage, Worker
 from nightmill.runtime.steady_clock import steady_clock
 from nightmill.runtime.storage import open_storage, open_stored
@@ -101,6 +106,7 @@ class Components:
                 self.canary_watch(),
                 self.budget_watch(),
                 SampleWatch(self.store, self.settings, wall=CLOCKS.wall),
+                UpstreamSampleWatch(self.store, wall=CLOCKS.wall),
                 WhyWatch(self.store, self.settings, emit=self.emit, wall=CLOCKS.wall),
             )
         )
@@ -140,8 +146,18 @@ class Components:
             traced=self.traced,
         )
 
-    def count_reporter(self) -> CountReporter:
-        return CountReporter(self.store, self.worker_id, self.counts, monotonic=CLOCKS.monotonic)
+    def count_reporter(self, roles: Sequence[str] = ()) -> CountReporter:
+        """Args:
+        roles: the names of the roles of this process.
+        """
+        info = ProcessInfo(
+            socket.gethostname(),
+            os.getpid(),
+            tuple(name.partition(":")[0] for name in roles),
+            nightmill.__version__,
+            CLOCKS.wall(),
+        )
+        return CountReporter(self.store, self.worker_id, self.counts, monotonic=CLOCKS.monotonic, info=info)
 
     def worker(self, upstreams: UpstreamRegistry) -> Worker:
         return Worker(

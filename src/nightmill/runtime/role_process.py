@@ -97,7 +97,7 @@ async def _run_roles(settings: Settings, worker_id: WorkerId, names: Sequence[st
         following = group.create_task(commands.follow())
         if tracing is not None:
             components = replace(components, traced=tracing.traced)  # noqa: PLW2901 - the same, with traces
-        reporter = components.count_reporter()
+        reporter = components.count_reporter(names)
         reporting = group.create_task(reporter.run())
         limit_memory_use()
         async with asyncio.TaskGroup() as roles:

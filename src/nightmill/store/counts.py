@@ -12,6 +12,7 @@ from sqlalchemy import Connection, Delete, bindparam, delete, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from nightmill.core.counts import ProcessCounts
+from nightmill.core.process_info import ProcessInfo
 from nightmill.ids import WorkerId
 from nightmill.store.clock import now
 from nightmill.store.rows import insert_if_absent
@@ -22,12 +23,13 @@ _ENDED: Final = "ended"
 """In place of an id: the sums of ended processes."""
 
 _NEW: Final[dict[str, Any]] = {"document": bindparam("new_document"), "reported_at": now()}
-_ROW: Final[dict[str, Any]] = {"process_id": bindparam("of_process_id"), **_NEW}
+_FIRST: Final[dict[str, Any]] = {**_NEW, "about": bindparam("new_about")}
+_ROW: Final[dict[str, Any]] = {"process_id": bindparam("of_process_id"), **_FIRST}
 _PUT = {
-    "sqlite": sqlite.insert(process_counts).values(_ROW).on_conflict_do_update(("process_id",), set_=_NEW),
+    "sqlite": sqlite.insert(process_counts).values(_ROW).on_conflict_do_update(("process_id",), set_=_FIRST),
     "postgresql": postgresql.insert(process_counts)
     .values(_ROW)
-    .on_conflict_do_update(index_elements=("process_id",), set_=_NEW),
+    .on_conflict_do_update(index_elements=("process_id",), set_=_FIRST),
 }
 _REPLACE = (
     update(process_counts).where(process_counts.c.process_id == bindparam("of_process_id")).values(_NEW)
@@ -35,8 +37,8 @@ _REPLACE = (
 _DOCUMENTS = select(process_counts.c.document).order_by(process_counts.c.process_id)
 _ADD_ENDED = insert_if_absent(process_counts, {"process_id": _ENDED, "document": "{}", "reported_at": now()})
 _ENDED_SUMS = select(process_counts.c.document).where(process_counts.c.process_id == _ENDED).with_for_update()
-_IS_PROCESS = process_counts.c.process_id != _ENDED
-_END_ALL = delete(process_counts).where(_IS_PROCESS)
+IS_PROCESS = process_counts.c.process_id != _ENDED
+_END_ALL = delete(process_counts).where(IS_PROCESS)
 _END_ONE = _END_ALL.where(process_counts.c.process_id == bindparam("of_process_id"))
 _END_SILENT = _END_ALL.where(process_counts.c.reported_at <= now() - bindparam("max_age_s"))
 
@@ -47,18 +49,25 @@ class Counts(Verbs):
     @write
     @staticmethod
     def report(
-        connection: Connection, process_id: WorkerId, counts: ProcessCounts, *, is_first: bool
+        connection: Connection,
+        process_id: WorkerId,
+        counts: ProcessCounts,
+        *,
+        is_first: bool,
+        info: ProcessInfo | None = None,
     ) -> bool:
         """Replaces the sums of a process. False, with no change, if its row is gone: it was
         silent for long, and its sums count as those of an ended process.
 
         Args:
             is_first: adds the row; a row of an earlier process with the same id is one of an ended process.
+            info: what the process says of itself; stored with the first report.
         """
         given = {"of_process_id": process_id, "new_document": _encoded(counts)}
         if is_first:
             end_process(connection, process_id)
-            connection.execute(_PUT[connection.dialect.name], given)
+            about = None if info is None else msgspec.json.encode(info).decode()
+            connection.execute(_PUT[connection.dialect.name], {**given, "new_about": about})
             return True
         return connection.execute(_REPLACE, given).rowcount > 0
 

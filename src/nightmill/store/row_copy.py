@@ -29,14 +29,15 @@ from nightmill.store.tallies import dump_parts, tally_values
 T = TypeVar("T")
 
 _TIMEOUT_S: Final = 120.0
-# Grants, reports and counts are of processes that have ended, and the record of the new schema stays. The
-# triggers of the new store count and index the batches that arrive.
+# Grants, reports, counts and their samples are of processes that have ended, and the record of the new schema
+# stays. The triggers of the new store count and index the batches that arrive.
 _NOT_MOVED: Final = frozenset(
     {
         "slice",
         "upstream",
         "upstream_grant",
         "upstream_report",
+        "upstream_sample",
         "batch_report",
         "line_report",
         "process_counts",

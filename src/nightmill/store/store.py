@@ -40,10 +40,12 @@ from nightmill.store.slices import Slices
 from nightmill.store.sqlite import BUSY_TIMEOUT_S
 from nightmill.store.steering import Steering
 from nightmill.store.uploads import Uploads
+from nightmill.store.upstream_samples import UpstreamSamples
 from nightmill.store.upstreams import Upstreams
 from nightmill.store.usage import UsageTotals
 from nightmill.store.webhook_deliveries import WebhookDeliveries
 from nightmill.store.webhooks import WebhookEndpoints
+from nightmill.store.workers import Workers
 
 
 def open_store(url: str, *, clock: Clock | None = None, busy_timeout_s: float = BUSY_TIMEOUT_S) -> "Store":
@@ -85,6 +87,8 @@ class Store:
         self.line_reports = LineReports(database)
         self.grants = Grants(database)
         self.upstreams = Upstreams(database)
+        self.upstream_samples = UpstreamSamples(database)
+        self.workers = Workers(database)
         self.counts = Counts(database)
         self.projects = Projects(database)
         self.holds = Holds(database)

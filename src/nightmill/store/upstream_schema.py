@@ -4,9 +4,11 @@ from sqlalchemy import CheckConstraint, Column, ForeignKey, Index, PrimaryKeyCon
 
 from nightmill.core.upstream_setting import UpstreamState
 from nightmill.store.columns import (
+    counter_column,
     metadata,
     number_column,
     one_of,
+    optional_number,
     optional_text,
     seconds_column,
     text_column,
@@ -53,11 +55,31 @@ upstream_report = Table(
     Index("upstream_report_by_time", "reported_at"),
 )
 
-# `document` is the JSON of a `ProcessCounts`; see `store.counts`.
+# An upstream at a time; see `core.upstream_sample`. Thinned out as the samples grow older.
+upstream_sample = Table(
+    "upstream_sample",
+    metadata,
+    text_column("upstream"),
+    seconds_column("at"),
+    optional_number("concurrency_limit"),
+    optional_text("rule"),
+    *(
+        counter_column(name)
+        for name in ("in_flight", "waiting", "answered", "refused", "failed", "output_tokens")
+    ),
+    optional_number("engine_running"),
+    optional_number("engine_waiting"),
+    seconds_column("kv_use", nullable=True),
+    PrimaryKeyConstraint("upstream", "at"),
+    Index("upstream_sample_by_time", "at"),
+)
+
+# `document` is the JSON of a `ProcessCounts`; see `store.counts`. `about` is the JSON of a `ProcessInfo`.
 process_counts = Table(
     "process_counts",
     metadata,
     Column("process_id", Text, primary_key=True),
     text_column("document"),
     seconds_column("reported_at"),
+    optional_text("about"),
 )

@@ -1,5 +1,5 @@
 """What the dashboard needs: the secret that signs its cookies, counts and texts of batches, actions on many
-batches, keys that may only read, and webhooks that are disabled.
+batches, samples of upstreams, what processes are, keys that may only read, and webhooks that are disabled.
 """
 
 from typing import Any
@@ -178,6 +178,23 @@ Table(
     Column("scope", Text, nullable=False),
     CheckConstraint(_SCOPE_IS_KNOWN, name="api_key_scope"),
     sqlite_autoincrement=True,
+# --- samples of upstreams ---
+
+_SAMPLE_COUNTS = ("in_flight", "waiting", "answered", "refused", "failed", "output_tokens")
+
+Table(
+    "upstream_sample",
+    _metadata,
+    Column("upstream", Text, nullable=False),
+    Column("at", Double, nullable=False),
+    Column("concurrency_limit", BigInteger),
+    Column("rule", Text),
+    *(Column(name, BigInteger, nullable=False, server_default=text("0")) for name in _SAMPLE_COUNTS),
+    Column("engine_running", BigInteger),
+    Column("engine_waiting", BigInteger),
+    Column("kv_use", Double),
+    PrimaryKeyConstraint("upstream", "at"),
+    Index("upstream_sample_by_time", "at"),
 )
 
 
@@ -188,6 +205,7 @@ def upgrade() -> None:
     # Which batches use a file.
     op.create_index("batch_by_input", "batch", ["input_file_id", "sequence"])
     op.add_column("webhook_endpoint", Column("disabled_at", BigInteger))
+    op.add_column("process_counts", Column("about", Text))
 
 
 def _allow_keys_that_read() -> None:
