@@ -178,6 +178,8 @@ Table(
     Column("scope", Text, nullable=False),
     CheckConstraint(_SCOPE_IS_KNOWN, name="api_key_scope"),
     sqlite_autoincrement=True,
+)
+
 # --- samples of upstreams ---
 
 _SAMPLE_COUNTS = ("in_flight", "waiting", "answered", "refused", "failed", "output_tokens")
