@@ -4,7 +4,7 @@ from nightmill.core.counts import UpstreamCounts
 from nightmill.core.engine_gauges import EngineGauges
 from nightmill.core.limit_rules import LimitRule
 from nightmill.core.upstream_report import ModelReport, UpstreamReport
-from nightmill.core.upstream_sample import LimitChange, UpstreamSample, limit_changes, rates, sampled
+from nightmill.core.upstream_sample import LimitChange, UpstreamSample, limit_changes, rates, sampled, thinned
 
 
 def counted() -> UpstreamCounts:
@@ -100,3 +100,19 @@ def test_every_rule_that_moves_a_limit_explains_a_move_in_its_direction():
             ]
             explained |= {change.rule for change in limit_changes(pair, most=1)}
     assert explained - {None} == moving
+
+
+def test_many_samples_are_thinned_to_the_same_ones_as_time_goes_on():
+    samples = [UpstreamSample(at=at) for at in range(0, 21_600, 5)]
+    few = thinned(samples, over_s=21_600, most=400)
+    assert [one.at for one in few] == list(range(0, 21_600, 60))
+    later = [*samples[120:], *(UpstreamSample(at=at) for at in range(21_600, 21_650, 5))]
+    assert [one.at for one in thinned(later, over_s=21_600, most=400)] == list(range(600, 21_650, 60))
+    week = [UpstreamSample(at=at) for at in range(0, 604_800, 300)]
+    assert [one.at for one in thinned(week, over_s=604_800, most=400)] == list(range(0, 604_800, 900))
+
+
+def test_few_samples_and_those_of_the_last_minutes_are_not_thinned():
+    samples = [UpstreamSample(at=at) for at in range(0, 600, 5)]
+    assert thinned(samples, over_s=21_600, most=400) == samples
+    assert thinned(samples, over_s=600, most=1) == samples

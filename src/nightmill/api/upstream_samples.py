@@ -11,11 +11,12 @@ from nightmill.api.auth import require_admin
 from nightmill.api.context import ApiContext, Context
 from nightmill.api.envelope import JsonResponse
 from nightmill.api.upstream_wire import why_on_wire
-from nightmill.core.upstream_sample import KEPT_S, limit_changes, rates
+from nightmill.core.upstream_sample import KEPT_S, limit_changes, rates, thinned
 from nightmill.store.upstream_samples import Recent
 
 RECENT_S: Final = 300
 _MOST_CHANGES: Final = 20
+_MOST_SAMPLES: Final = 400
 
 router = APIRouter(
     prefix="/nightmill/v1/upstreams", include_in_schema=False, dependencies=[Depends(require_admin)]
@@ -29,9 +30,11 @@ async def list_samples(
     """The samples of the last `over_s` seconds, and the last changes of the limit among them.
 
     Those of the last ten minutes are 5 s apart, those of the last six hours 60 s, and those before 15 min,
-    for a week. Nothing is stored between two full minutes while nothing changes.
+    for a week. Nothing is stored between two full minutes while nothing changes. Of more than 400 samples
+    those on a coarser grid are listed.
     """
-    samples = await context.store.upstream_samples.of(name, since=context.clock() - over_s)
+    found = await context.store.upstream_samples.of(name, since=context.clock() - over_s)
+    samples = thinned(found, over_s=over_s, most=_MOST_SAMPLES)
     rising = {count: rates(samples, count) for count in ("answered", "refused", "failed", "output_tokens")}
     data = [
         {
@@ -55,7 +58,7 @@ async def list_samples(
             "rule": change.rule,
             "why": None if change.rule is None else why_on_wire(change.after, change.rule),
         }
-        for change in limit_changes(samples, most=_MOST_CHANGES)
+        for change in limit_changes(found, most=_MOST_CHANGES)
     ]
     return JsonResponse({"object": "list", "data": data, "limit_changes": changes})
 

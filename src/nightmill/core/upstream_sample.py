@@ -113,6 +113,24 @@ def sampled(report: UpstreamReport, counts: UpstreamCounts, *, at: float) -> Ups
     )
 
 
+def thinned(samples: Sequence[UpstreamSample], *, over_s: float, most: int) -> Sequence[UpstreamSample]:
+    """The samples; of more than `most` only the first of each part of the grid that their age leaves anyway.
+
+    As time goes on the same ones are chosen, so what is shown of them changes once in each part.
+
+    Args:
+        over_s: the age of the oldest.
+    """
+    grids_s = [grid_s for age_s, grid_s in THINNED if over_s > age_s]
+    if len(samples) <= most or not grids_s:
+        return samples
+    grid_s = grids_s[-1]
+    firsts: dict[float, UpstreamSample] = {}
+    for sample in samples:
+        firsts.setdefault(sample.at // grid_s, sample)
+    return list(firsts.values())
+
+
 def rates(samples: Sequence[UpstreamSample], name: str) -> list[float | None]:
     """How fast a count grew up to each sample, per second; None for the first.
 
