@@ -175,8 +175,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """One browser for the tests of a module. While it is open an event loop runs, so a module with a browser has no
-    asynchronous tests, and the browser is closed before the next module."""
+    """One browser for the tests of a module.
+
+    While it is open an event loop runs. So a module with a browser has no asynchronous tests, and the browser is
+    closed before the next module.
+    """
     if CHROMIUM is None:
         if os.environ.get("TEST_BROWSER") == "1":
             raise AssertionError("TEST_BROWSER=1, but there is no chromium: apt-get install chromium")
