@@ -23,7 +23,7 @@ THEME = ROOT / "docs/site"
 HOME = PurePosixPath("README.md")
 INDEX = PurePosixPath("docs/README.md")
 OTHER_PAGES = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
-PICTURES = ("*.svg", "*.png")
+PICTURES = ("*.svg", "*.png", "*.jpg")
 LINK = re.compile(r"(?P<before>\]\(|(?:src|srcset|href)=\")(?P<target>[^)\s\"]+)")
 FOR_TESTS = re.compile(r"^<!-- test: .*-->\n", re.MULTILINE)
 FENCE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
