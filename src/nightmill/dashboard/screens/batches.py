@@ -4,6 +4,7 @@ The whole view is in its address (`list_address`): filters, search and page. Row
 live.
 """
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any, Final
 from urllib.parse import urlencode
@@ -37,16 +38,11 @@ async def show(visit: Visit) -> Screen:
     begun = visit.now
     address = ListAddress.of(visit.request.query_params.multi_items(), now=begun)
     pairs = address.api_pairs()
-    found = await visit.api.get(
-        _LIST,
-        {
-            **api_query(pairs),
-            "limit": address.rows,
-            "after": address.get("after"),
-            "order": "unfinished_first",
-        },
+    page = {"limit": address.rows, "after": address.get("after"), "order": "unfinished_first"}
+    found, by_status = await asyncio.gather(
+        visit.api.get(_LIST, {**api_query(pairs), **page}),
+        _facets(visit, address.api_pairs(without=("status",))),
     )
-    by_status = await _facets(visit, address.api_pairs(without=("status",)))
     matching = matching_of(address, by_status)
     facets = by_status
     # The menus, whose counts depend on the statuses too, are not live.
