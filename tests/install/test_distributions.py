@@ -155,7 +155,7 @@ def test_the_absolute_links_are_those_of_the_readme(metadata: Message):
         if (path := link or source).startswith(("https://", "#")):
             continue
         folder = "raw.githubusercontent.com/nightmill/nightmill/main"
-        is_picture = path.endswith(".svg")
+        is_picture = path.endswith((".svg", ".jpg"))
         assert (
             f"https://{folder if is_picture else 'github.com/nightmill/nightmill/blob/main'}/{path}" in page
         )
