@@ -177,8 +177,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 def browser() -> Iterator[Browser]:
     """One browser for the tests of a module.
 
-    While it is open an event loop runs. So a module with a browser has no asynchronous tests, and the browser is
-    closed before the next module.
+    While it is open an event loop runs. So a module with a browser has no asynchronous tests, and the browser
+    is closed before the next module.
     """
     if CHROMIUM is None:
         if os.environ.get("TEST_BROWSER") == "1":
