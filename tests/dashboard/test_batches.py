@@ -64,8 +64,8 @@ def create(server: RunningServer, file_id: str, **metadata: str) -> str:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """With room for many slow lines, which are not waited for when it stops."""
-    settings = {"NIGHTMILL_UPSTREAM__CONCURRENCY": "100", "NIGHTMILL_API__DRAIN_S": "0.5"}
+    """With room for many slow lines."""
+    settings = {"NIGHTMILL_UPSTREAM__CONCURRENCY": "100"}
     with running_server(tmp_path_factory.mktemp("batches"), **settings) as running:
         yield running
 

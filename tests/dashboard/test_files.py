@@ -1,12 +1,10 @@
 """The screens of files in a real browser, and what is hidden when the server hides content."""
 
 import json
-from collections.abc import Iterator
 
-import pytest
 from playwright.sync_api import Page, expect
 
-from tests.dashboard.conftest import RunningServer, chat_line, running_server
+from tests.dashboard.conftest import RunningServer, chat_line
 from tests.dashboard.screens import in_both_themes, violations
 
 SECRET = "a-prompt-that-is-hidden"
@@ -134,14 +132,6 @@ def test_a_file_is_found_by_its_id_and_other_files_have_no_lines(server: Running
         assert page.request.get(f"{server.url}/ui/files/find?id={wrong}").status == 404
         assert page.request.get(f"{server.url}/ui/files/{wrong or '-'}").status == 404
     assert page.request.get(f"{server.url}/ui/files?after=file-none").status == 404
-
-
-@pytest.fixture(scope="module")
-def hiding(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """A server whose dashboard shows no prompts and answers."""
-    folder = tmp_path_factory.mktemp("hiding")
-    with running_server(folder, NIGHTMILL_DASHBOARD__CONTENT="false") as running:
-        yield running
 
 
 def test_a_server_that_hides_content_shows_none_of_it(hiding: RunningServer, page: Page) -> None:

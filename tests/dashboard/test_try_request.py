@@ -2,23 +2,14 @@
 
 import json
 import re
-from collections.abc import Iterator
 
-import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.dashboard.conftest import WAIT_MS, RunningServer, chat_line, running_server
+from tests.dashboard.conftest import WAIT_MS, RunningServer, chat_line
 from tests.dashboard.screens import in_both_themes
 
 SECRET = "the-secret-prompt"
 SCRIPT = "<script>document.title = 'injected'</script>"
-
-
-@pytest.fixture(scope="module")
-def hiding(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """A server that does not show prompts and answers."""
-    with running_server(tmp_path_factory.mktemp("hiding"), NIGHTMILL_DASHBOARD__CONTENT="false") as running:
-        yield running
 
 
 def ask(page: Page, content: str) -> None:

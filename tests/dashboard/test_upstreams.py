@@ -11,7 +11,7 @@ from starlette.requests import Request
 
 from nightmill.dashboard.pages import Screen, live_blocks
 from nightmill.dashboard.screens.upstreams import health_of, plots_of, show, show_one, trend
-from tests.dashboard.conftest import RunningServer
+from tests.dashboard.conftest import RunningServer, running_server
 from tests.dashboard.screens import in_both_themes, violations
 
 SECRET = "sk-of-an-upstream"
@@ -184,6 +184,13 @@ def test_a_change_of_the_limit_that_no_rule_explains_is_called_steps() -> None:
     html = shown({**REPORTED, "live": BUSY}, {"data": [], "limit_changes": changes})
     assert "– → <b>32</b>" in html
     assert "In several steps between two samples." in html
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """One whose upstreams are paused and changed."""
+    with running_server(tmp_path_factory.mktemp("upstreams")) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
