@@ -95,6 +95,12 @@ class RunningServer:
             time.sleep(0.1)
         raise AssertionError(f"{batch_id} did not become {wanted} within 60 s")
 
+    def new_key(self, scope: str = "project", project: str = "default") -> tuple[str, str]:
+        """The secret and the id of a new key; the server needs an admin key from the first on."""
+        fields = {"name": "test", "scope": scope, "project_id": project}
+        made = self.post("/nightmill/v1/keys", fields, Authorization=f"Bearer {self.client.api_key}")
+        return made["secret"], made["id"]
+
     def stop(self) -> None:
         self.process.terminate()
         try:
@@ -136,6 +142,7 @@ def running_server(folder: Path, **environment: str) -> Iterator[RunningServer]:
         "NIGHTMILL_API__PORT": str(port),
         "OPENAI_BASE_URL": f"http://127.0.0.1:{port}/v1",
         "OPENAI_API_KEY": "unused",
+        "NIGHTMILL_API__DRAIN_S": "0.5",
         **environment,
     }
     server = RunningServer(f"http://127.0.0.1:{port}", folder, environment, _started(environment, folder))
@@ -166,10 +173,25 @@ def _wait_until_ready(server: RunningServer) -> None:
     raise AssertionError((server.folder / "server.log").read_text(errors="replace"))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """One server for all tests of a module: they make their own batches."""
+    """One server for all tests that make their own batches and leave the server as it was."""
     with running_server(tmp_path_factory.mktemp("dashboard")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """A server with keys."""
+    with running_server(tmp_path_factory.mktemp("locked")) as running:
+        running.environment["OPENAI_API_KEY"], _ = running.new_key("admin")
+        yield running
+
+
+@pytest.fixture(scope="session")
+def hiding(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """A server whose dashboard shows no prompts and answers."""
+    with running_server(tmp_path_factory.mktemp("hiding"), NIGHTMILL_DASHBOARD__CONTENT="false") as running:
         yield running
 
 
@@ -177,8 +199,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 def browser() -> Iterator[Browser]:
     """One browser for the tests of a module.
 
-    While it is open an event loop runs. So a module with a browser has no asynchronous tests, and the browser is
-    closed before the next module.
+    While it is open an event loop runs. So a module with a browser has no asynchronous tests, and the browser
+    is closed before the next module.
     """
     if CHROMIUM is None:
         if os.environ.get("TEST_BROWSER") == "1":

@@ -19,6 +19,7 @@ SIZES: Final = {"desktop": (1280, 800), "phone": (390, 780)}
 THEMES: Final = ("light", "dark")
 PICTURES: Final = Path(__file__).resolve().parents[2] / "docs/pictures/dashboard"
 _RULES: Final = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]}
+_RULES_OF_COLOURS: Final = {"runOnly": {"type": "rule", "values": ["color-contrast", "link-in-text-block"]}}
 # Enough for text, and small: the pictures are in the repository.
 _QUALITY: Final = 72
 SCREENS: Final = {
@@ -46,14 +47,26 @@ def address(name: str, sample: Sample) -> str:
     return SCREENS[name].format_map(dataclasses.asdict(sample))
 
 
-def violations(page: Page) -> list[str]:
-    """What axe-core finds on the page: a line for each rule and element."""
-    found = Axe().run(page, options=_RULES).response["violations"]
+def violations(page: Page, *, only_colours: bool = False) -> list[str]:
+    """What axe-core finds on the page: a line for each rule and element.
+
+    Args:
+        only_colours: for the other theme of a page that was checked whole.
+    """
+    found = Axe().run(page, options=_RULES_OF_COLOURS if only_colours else _RULES).response["violations"]
     return [
         f"{violation['id']}: {violation['help']}: {node['html'][:200]} {node['any'][:1]}"
         for violation in found
         for node in violation["nodes"]
     ]
+
+
+def in_both_themes(page: Page) -> list[str]:
+    """What axe-core finds on the page in either theme."""
+    page.emulate_media(color_scheme="light")
+    found = violations(page)
+    page.emulate_media(color_scheme="dark")
+    return found + violations(page, only_colours=True)
 
 
 def shots(browser: Browser, server: RunningServer, sample: Sample) -> Iterator[tuple[str, Page]]:

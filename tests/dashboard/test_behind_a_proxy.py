@@ -1,26 +1,17 @@
 """The dashboard behind the nginx and the Caddy of docs/howto/behind-a-proxy.md, with TLS and below a path."""
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urljoin
 
 import pytest
 from playwright.sync_api import Browser, expect
 
-from tests.dashboard.conftest import WAIT_MS, RunningServer, chat_line, running_server
+from tests.dashboard.conftest import WAIT_MS, RunningServer, chat_line
 from tests.docs.test_proxy_page import NGINX, PROXIES, Command, certificate, nginx, proxied
 
 __all__ = ["certificate"]
 BROWSER = {"accept": "text/html", "sec-fetch-site": "same-origin"}
-
-
-@pytest.fixture(scope="module")
-def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    with running_server(tmp_path_factory.mktemp("behind")) as running:
-        made = running.command("keys", "create", "operator", "--admin")
-        running.environment["OPENAI_API_KEY"] = made.split()[0]
-        yield running
 
 
 @pytest.mark.parametrize("proxy", PROXIES)

@@ -12,7 +12,7 @@ from playwright.sync_api import Page, expect
 
 from tests.acceptance.conftest import Server, ended, serving, until
 from tests.dashboard.conftest import chat_line
-from tests.dashboard.screens import violations
+from tests.dashboard.screens import in_both_themes, violations
 from tests.retries.conftest import Moody, moody
 
 SETTINGS = {
@@ -119,9 +119,7 @@ def test_a_line_shows_roles_tools_images_the_answer_and_the_json_beside_it(world
     expect(page.locator("table.attempts tbody tr")).to_have_count(1)
     expect(page.locator("table.attempts .status")).to_have_text("200")
     expect(page.locator("#live-state")).to_have_count(0)
-    assert violations(page) == []
-    page.emulate_media(color_scheme="dark")
-    assert violations(page) == []
+    assert in_both_themes(page) == []
 
 
 def test_hostile_prompts_and_answers_are_text(world: World, page: Page) -> None:

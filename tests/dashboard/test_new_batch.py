@@ -8,7 +8,7 @@ from typing import Any
 from playwright.sync_api import Browser, Page, Route, expect
 
 from tests.dashboard.conftest import WAIT_MS, RunningServer, chat_line
-from tests.dashboard.screens import violations
+from tests.dashboard.screens import in_both_themes, violations
 
 MODEL = "nightmill-emulator"
 SCRIPT = "<script>document.title = 'injected'</script>"
@@ -161,14 +161,6 @@ def test_the_page_of_a_file_and_its_first_answers_have_no_violation_and_run_no_t
     page.get_by_role("button", name="Cancel the batch").click()
     expect(page.locator("#notices")).to_contain_text("being cancelled")
     assert server.wait_until(batch_id_of(page)).status == "cancelled"
-
-
-def in_both_themes(page: Page) -> list[str]:
-    found: list[str] = []
-    for scheme in ("light", "dark"):
-        page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
-        found += violations(page)
-    return found
 
 
 def test_without_scripts_a_file_is_uploaded_checked_and_made_a_batch(

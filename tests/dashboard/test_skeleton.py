@@ -1,8 +1,18 @@
 """What every page has: the navigation, live updates, the theme, the keyboard and the security headers."""
 
+from collections.abc import Iterator
+
+import pytest
 from playwright.sync_api import Page, expect
 
-from tests.dashboard.conftest import RunningServer, chat_line
+from tests.dashboard.conftest import RunningServer, chat_line, running_server
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """One that a test may stop."""
+    with running_server(tmp_path_factory.mktemp("skeleton")) as running:
+        yield running
 
 
 def test_the_first_page_links_every_area(server: RunningServer, page: Page) -> None:

@@ -2,23 +2,14 @@
 
 import json
 import re
-from collections.abc import Iterator
 
-import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.dashboard.conftest import WAIT_MS, RunningServer, chat_line, running_server
-from tests.dashboard.screens import violations
+from tests.dashboard.conftest import WAIT_MS, RunningServer, chat_line
+from tests.dashboard.screens import in_both_themes
 
 SECRET = "the-secret-prompt"
 SCRIPT = "<script>document.title = 'injected'</script>"
-
-
-@pytest.fixture(scope="module")
-def hiding(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """A server that does not show prompts and answers."""
-    with running_server(tmp_path_factory.mktemp("hiding"), NIGHTMILL_DASHBOARD__CONTENT="false") as running:
-        yield running
 
 
 def ask(page: Page, content: str) -> None:
@@ -38,9 +29,7 @@ def test_a_request_is_answered_with_its_time_and_tokens_without_leaving_the_page
     expect(answer.locator(".card", has_text="Tokens out")).to_contain_text(re.compile("[1-9]"))
     expect(answer).to_contain_text("upstream default")
     expect(page).to_have_title("Try · nightmill")
-    assert violations(page) == []
-    page.emulate_media(color_scheme="dark")
-    assert violations(page) == []
+    assert in_both_themes(page) == []
 
 
 def test_a_failure_says_what_to_do_and_broken_json_where_it_is_broken(

@@ -148,6 +148,7 @@ class KeyCache:
     """Looks up keys in the store and caches the results for two seconds, so that polling stays cheap.
 
     A revoked key is accepted for up to two seconds. A new key works at once: it cannot have been sent before.
+    The first key ends the access without one as soon as this process has seen it.
     """
 
     def __init__(self, context: ApiContext) -> None:
@@ -199,6 +200,8 @@ class KeyCache:
         key = await self._context.store.api_keys.get(digest)
         if key is not None and not compare_digest(key.digest, digest):
             key = None  # the store matched too loosely
+        if key is not None:
+            self._has_keys = (True, now)
         if len(self._keys) >= _CACHED_KEYS:
             self._keys.clear()
         self._keys[digest] = (key, now)

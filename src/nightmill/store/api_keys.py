@@ -1,4 +1,4 @@
-"""API keys, by the digest of their secret."""
+"""API keys by the digest of their secret, and secrets that the processes of a store share."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,8 +9,8 @@ from nightmill.core.api_key import ApiKey, Scope
 from nightmill.core.audit import Actor, AuditAction
 from nightmill.store import audit
 from nightmill.store.clock import stamp
-from nightmill.store.rows import columns_of, row_of
-from nightmill.store.schema import api_key
+from nightmill.store.rows import columns_of, insert_if_absent, row_of
+from nightmill.store.schema import api_key, secret
 from nightmill.store.verbs import Verbs, read, write
 
 _COLUMNS = select(*columns_of(ApiKey, api_key))
@@ -24,6 +24,8 @@ _REVOKE = (
     .returning(api_key.c.project_id)
 )
 _ANY = select(literal(1)).where(exists().select_from(api_key))
+_ADD_SECRET = insert_if_absent(secret, {"name": bindparam("new_name"), "value": bindparam("new_value")})
+_GET_SECRET = select(secret.c.value).where(secret.c.name == bindparam("of_name"))
 
 
 class ApiKeys(Verbs):
@@ -75,3 +77,17 @@ class ApiKeys(Verbs):
 def _as_key(row: Sequence[Any]) -> ApiKey:
     *columns, scope = row
     return ApiKey(*columns, scope=Scope(scope))
+
+
+class Secrets(Verbs):
+    """Random texts by name. They never change, and leave the store only for the process that uses them."""
+
+    @write
+    @staticmethod
+    def get_or_add(connection: Connection, name: str, value: str) -> str:
+        """The stored secret; `value` is stored if there is none of the name yet."""
+        found = connection.execute(_GET_SECRET, {"of_name": name}).scalar_one_or_none()
+        if found is not None:
+            return found
+        connection.execute(_ADD_SECRET[connection.dialect.name], {"new_name": name, "new_value": value})
+        return connection.execute(_GET_SECRET, {"of_name": name}).scalar_one()

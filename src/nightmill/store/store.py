@@ -8,7 +8,7 @@ from sqlalchemy.exc import DBAPIError
 from nightmill.errors import UnavailableError
 from nightmill.store.about import About
 from nightmill.store.answered_segments import AnsweredSegments
-from nightmill.store.api_keys import ApiKeys
+from nightmill.store.api_keys import ApiKeys, Secrets
 from nightmill.store.audit import Audit
 from nightmill.store.batch_counts import BatchCounts
 from nightmill.store.batch_events import BatchEvents
@@ -34,7 +34,6 @@ from nightmill.store.line_reports import LineReports
 from nightmill.store.open_batches import OpenBatches
 from nightmill.store.projects import Projects
 from nightmill.store.pruning import Pruning
-from nightmill.store.secrets import Secrets
 from nightmill.store.segments import Segments
 from nightmill.store.slices import Slices
 from nightmill.store.sqlite import BUSY_TIMEOUT_S
