@@ -112,7 +112,8 @@ async def bar(visit: Visit) -> Response:
     if found["action"] == "retry" and found["state"] == "done" and found["changed"] == 1:
         items = await visit.api.get(f"{_path(visit)}/batches", {"result": ["changed"], "limit": 1})
         found["retry_id"] = next((item["retry_id"] for item in items["data"]), None)
-    response = visit.fragment("action_fragment.html", "bar", {"action": found})
+    back = own_page(visit.query("next") or "./")
+    response = visit.fragment("action_fragment.html", "bar", {"action": found, "back": back})
     remember_action(response, found["id"], found["text"])
     if not found["is_open"]:
         # In place of the old element: an element that is morphed would go on asking.
