@@ -194,12 +194,19 @@ def _summary(upstream: Mapping[str, Any]) -> _Document:
         "now": live,
         "health": {"status": health, "reason": reason},
         "limit": sum(limits) if limits else None,
-        "whys": list(dict.fromkeys(model["why"] for model in models if model["why"])),
+        "whys": list(dict.fromkeys(why for model in models if (why := _why(model)))),
         "advice": list(dict.fromkeys(model["advice"] for model in models if model["advice"])),
         "answered_per_s": round(sum(model["answered_per_s"] for model in models), 2),
         "tokens_per_s": round(sum(model["tokens_per_s"] for model in models), 2),
         "offered": {"first": offered[:_MODELS_SHOWN], "more": max(0, len(offered) - _MODELS_SHOWN)},
     }
+
+
+def _why(model: _Document) -> str:
+    """Why the limit of a model is what it is; a limit without a rule is a setting."""
+    if model["why"] or model["limit"] is None or model["rule"]:
+        return model["why"] or ""
+    return "The settings fix this limit."
 
 
 def _totals(upstreams: Sequence[Mapping[str, Any]]) -> _Document:
