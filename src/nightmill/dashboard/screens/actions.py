@@ -114,7 +114,10 @@ async def bar(visit: Visit) -> Response:
         found["retry_id"] = next((item["retry_id"] for item in items["data"]), None)
     back = own_page(visit.query("next") or "./")
     response = visit.fragment("action_fragment.html", "bar", {"action": found, "back": back})
-    remember_action(response, found["id"], found["text"])
+    if found["is_open"] or found["undo_label"]:
+        remember_action(response, found["id"], found["text"])
+    else:
+        forget_action(response)  # it is said once; the next page is without it
     if not found["is_open"]:
         # In place of the old element: an element that is morphed would go on asking.
         response.headers["HX-Reswap"] = "outerHTML"

@@ -176,6 +176,18 @@
     for (const [area, drawn] of plots) drawn.plot.setSize({ width: Math.max(area.clientWidth, 200), height: drawn.plot.height });
   });
 
+  // --- paper: always the light theme ----------------------------------------------------------------------
+  const root = document.documentElement;
+  window.addEventListener("beforeprint", () => {
+    root.dataset.screenTheme = root.dataset.theme || "";
+    root.dataset.theme = "light";
+  });
+  window.addEventListener("afterprint", () => {
+    if (root.dataset.screenTheme) root.dataset.theme = root.dataset.screenTheme;
+    else delete root.dataset.theme;
+    delete root.dataset.screenTheme;
+  });
+
   // --- live updates ---------------------------------------------------------------------------------------
   function showState(state, text) {
     const element = document.getElementById("live-state");
