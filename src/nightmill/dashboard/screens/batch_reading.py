@@ -183,7 +183,7 @@ def _near(unix_s: float | None, now: float) -> str | None:
 
 
 def _base_url(visit: Visit) -> str:
-    """As this server sees itself; behind a path prefix a script of the page puts the browser's in its place."""
+    """As this server sees itself. A script puts the address that the browser uses in its place."""
     url = visit.request.url
     return f"{url.scheme}://{url.netloc}/v1"
 
