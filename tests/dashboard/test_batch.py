@@ -78,6 +78,21 @@ def test_failed_lines_become_a_new_batch_with_three_clicks(
     expect(page.locator(".cards")).to_contain_text("3 of 3")
 
 
+def test_a_line_that_is_no_json_is_named_by_its_number(server: RunningServer, page: Page) -> None:
+    text = json.dumps(chat_line("good")) + "\n{not JSON\n"
+    file = server.client.files.create(file=("broken.jsonl", text.encode()), purpose="batch")
+    batch = server.client.batches.create(
+        input_file_id=file.id,
+        endpoint="/v1/chat/completions",
+        completion_window="24h",
+        extra_body={"nightmill": {"on_invalid": "skip"}},
+    )
+    server.wait_until(batch.id)
+    page.goto(f"{server.url}/ui/batches/{batch.id}")
+    expect(page.locator("#live-failures")).to_contain_text("line 2")
+    expect(page.locator("#live-latest")).to_contain_text("line 2")
+
+
 def test_content_is_text_and_no_script(server: RunningServer, page: Page, failed_lines: str) -> None:
     dialogs: list[str] = []
 

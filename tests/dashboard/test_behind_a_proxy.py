@@ -60,5 +60,10 @@ def test_a_browser_stays_below_the_path(
         page.click("nav >> text=Batches")
         page.wait_for_url(root)
         expect(page.locator("#live-state")).to_have_text("live", timeout=WAIT_MS)
+        batch_id = locked.submit([chat_line("a")])
+        page.goto(f"{root}ui/batches/{batch_id}")
+        code = page.locator("#code-title ~ details").first
+        expect(code.locator("pre")).to_contain_text(f'base_url="{root}v1"')
+        expect(code.locator("[data-copy]")).to_have_attribute("data-copy", re.compile(re.escape(f"{root}v1")))
         page.goto("about:blank")
     context.close()

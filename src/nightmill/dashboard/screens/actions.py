@@ -112,8 +112,12 @@ async def bar(visit: Visit) -> Response:
     if found["action"] == "retry" and found["state"] == "done" and found["changed"] == 1:
         items = await visit.api.get(f"{_path(visit)}/batches", {"result": ["changed"], "limit": 1})
         found["retry_id"] = next((item["retry_id"] for item in items["data"]), None)
-    response = visit.fragment("action_fragment.html", "bar", {"action": found})
-    remember_action(response, found["id"], found["text"])
+    back = own_page(visit.query("next") or "./")
+    response = visit.fragment("action_fragment.html", "bar", {"action": found, "back": back})
+    if found["is_open"] or found["undo_label"]:
+        remember_action(response, found["id"], found["text"])
+    else:
+        forget_action(response)  # it is said once; the next page is without it
     if not found["is_open"]:
         # In place of the old element: an element that is morphed would go on asking.
         response.headers["HX-Reswap"] = "outerHTML"

@@ -62,6 +62,7 @@ async def read_batch(visit: Visit, batch_id: str) -> Document:
         "canary": canary,
         "options": chosen_options(own),
         "code": code_of(_base_url(visit), published, own),
+        "base_url": _base_url(visit),
     }
 
 
@@ -182,6 +183,7 @@ def _near(unix_s: float | None, now: float) -> str | None:
 
 
 def _base_url(visit: Visit) -> str:
+    """As this server sees itself. A script puts the address that the browser uses in its place."""
     url = visit.request.url
     return f"{url.scheme}://{url.netloc}/v1"
 

@@ -5,6 +5,7 @@ from urllib.parse import unquote, urlsplit
 
 from starlette.responses import Response
 
+from nightmill.dashboard.action_notice import forget_action
 from nightmill.dashboard.guard import is_foreign
 from nightmill.dashboard.navigation import Area
 from nightmill.dashboard.pages import THEME_COOKIE, Screen, cookie_text, error_page, respond
@@ -42,6 +43,7 @@ async def sign_in(visit: Visit) -> Response:
     response = visit.redirect(own_page(form.get("next")))
     visit.dashboard.sessions.set_cookie(visit.request, response, cookie)
     response.delete_cookie(PROJECT_COOKIE)  # of an earlier person at this browser
+    forget_action(response)
     return response
 
 
@@ -49,6 +51,7 @@ async def sign_out(visit: Visit) -> Response:
     response = visit.redirect("ui/sign-in")
     response.delete_cookie(COOKIE)
     response.delete_cookie(PROJECT_COOKIE)
+    forget_action(response)
     return response
 
 

@@ -27,6 +27,7 @@ _DONE: Final = {
     "resume": "{} is active. Lines are sent again within seconds.",
     "reset": "{} is as in the settings file again.",
 }
+_FIXED: Final = "The settings fix this limit."
 _NOT_REPORTED: Final[_Document] = {
     "workers": 0,
     "in_flight": 0,
@@ -185,13 +186,16 @@ async def _samples(visit: Visit, name: str) -> list[_Document]:
 def _summary(upstream: Mapping[str, Any]) -> _Document:
     """What both screens say of an upstream beside the API's own fields."""
     live: _Document = upstream["live"] or _NOT_REPORTED
-    models: list[_Document] = live["per_model"]
+    is_fixed = isinstance(upstream.get("concurrency"), int)
+    models: list[_Document] = [
+        {**model, "why": _why(model, is_fixed=is_fixed)} for model in live["per_model"]
+    ]
     limits = [model["limit"] for model in models if model["limit"] is not None]
     offered: list[str] = upstream.get("models") or live["listed_models"] or []
     health, reason = health_of(upstream)
     return {
         "url": upstream.get("url"),
-        "now": live,
+        "now": {**live, "per_model": models},
         "health": {"status": health, "reason": reason},
         "limit": sum(limits) if limits else None,
         "whys": list(dict.fromkeys(model["why"] for model in models if model["why"])),
@@ -200,6 +204,15 @@ def _summary(upstream: Mapping[str, Any]) -> _Document:
         "tokens_per_s": round(sum(model["tokens_per_s"] for model in models), 2),
         "offered": {"first": offered[:_MODELS_SHOWN], "more": max(0, len(offered) - _MODELS_SHOWN)},
     }
+
+
+def _why(model: _Document, *, is_fixed: bool) -> str:
+    """Why the limit of a model is what it is.
+
+    Args:
+        is_fixed: whether the upstream's settings name a limit; then no rule has found it.
+    """
+    return model["why"] or (_FIXED if is_fixed and not model["rule"] else "")
 
 
 def _totals(upstreams: Sequence[Mapping[str, Any]]) -> _Document:

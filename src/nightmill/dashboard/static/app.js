@@ -109,10 +109,16 @@
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const classes = ["--flight", "--ok", "--failed", "--warn", "--quiet"];
 
+  const two = (value) => String(value).padStart(2, "0");
+
+  function clock(atS) {
+    const t = new Date(atS * 1000);
+    return two(t.getHours()) + ":" + two(t.getMinutes()) + ":" + two(t.getSeconds());
+  }
+
   // The time of day where the plot shows less than a day, else the date; without the order of any one country.
   function inTicks(splits) {
     const wide = splits.length > 1 ? splits[1] - splits[0] : 60;
-    const two = (value) => String(value).padStart(2, "0");
     return splits.map((at) => {
       const t = new Date(at * 1000);
       if (wide >= 86400) return two(t.getMonth() + 1) + "-" + two(t.getDate());
@@ -136,17 +142,19 @@
     const axis = { stroke: colour("--quiet"), grid: { stroke: colour("--line"), width: 1 }, ticks: { show: false } };
     const options = {
       width: Math.max(area.clientWidth, 200),
+      padding: [8, 28, 0, 0], // the last time on the axis is not cut
       height: Number(figure.dataset.height),
       cursor: { drag: { x: false, y: false } },
-      axes: [{ ...axis, space: 70, values: (_, splits) => inTicks(splits) }, { ...axis, size: 55, space: 25 }],
+      axes: [{ ...axis, size: 28, space: 70, values: (_, splits) => inTicks(splits) }, { ...axis, size: 55, space: 25 }],
       // From 0, so that a small change does not look like a large one.
       scales: { y: { range: (_, least, most) => [Math.min(0, least), most > 0 ? most * 1.08 : 1] } },
       series: [
-        { label: "at", value: (_, at) => (at == null ? "–" : new Date(at * 1000).toLocaleTimeString([], { hour12: false })) },
+        { label: "at", value: (_, at) => (at == null ? "–" : clock(at)) },
         ...series.map((one, number) => ({
           label: one.label,
           stroke: colour(one.colour || classes[number % classes.length]),
           width: 1.5,
+          value: (_, value) => (value == null ? "–" : Number(value.toPrecision(6)).toLocaleString("en")),
           points: { show: false },
         })),
       ],
@@ -166,6 +174,18 @@
 
   window.addEventListener("resize", () => {
     for (const [area, drawn] of plots) drawn.plot.setSize({ width: Math.max(area.clientWidth, 200), height: drawn.plot.height });
+  });
+
+  // --- paper: always the light theme ----------------------------------------------------------------------
+  const root = document.documentElement;
+  window.addEventListener("beforeprint", () => {
+    root.dataset.screenTheme = root.dataset.theme || "";
+    root.dataset.theme = "light";
+  });
+  window.addEventListener("afterprint", () => {
+    if (root.dataset.screenTheme) root.dataset.theme = root.dataset.screenTheme;
+    else delete root.dataset.theme;
+    delete root.dataset.screenTheme;
   });
 
   // --- live updates ---------------------------------------------------------------------------------------
@@ -189,6 +209,12 @@
   document.addEventListener("htmx:sse:after:message", refresh);
   document.addEventListener("htmx:after:swap", refresh);
   document.addEventListener("DOMContentLoaded", refresh);
+  // On a phone the areas are one line that scrolls.
+  document.addEventListener("DOMContentLoaded", () => {
+    const line = document.querySelector(".top nav");
+    const current = line?.querySelector("[aria-current]");
+    if (current && line.scrollWidth > line.clientWidth) line.scrollLeft = current.offsetLeft - line.offsetLeft - 40;
+  });
 
   window.nightmill = { copy, say, csrf: () => document.body.dataset.csrf };
 })();
