@@ -11,7 +11,7 @@ from starlette.requests import Request
 
 from nightmill.dashboard.pages import Screen, live_blocks
 from nightmill.dashboard.screens.upstreams import health_of, plots_of, show, show_one, trend
-from tests.dashboard.conftest import RunningServer, running_server
+from tests.dashboard.conftest import RunningServer, chat_line, running_server
 from tests.dashboard.screens import in_both_themes, violations
 
 SECRET = "sk-of-an-upstream"
@@ -286,6 +286,8 @@ def test_a_paused_upstream_has_no_violation_in_either_theme(spare: RunningServer
 
 
 def test_limit_and_answers_are_drawn_over_time(server: RunningServer, page: Page) -> None:
+    # An upstream without work has few samples.
+    server.submit([chat_line("a", "[emulate: slow, delay 6]"), chat_line("b")])
     page.goto(f"{server.url}/ui/upstreams/default")
     expect(page.locator("#plot-limit canvas")).to_be_visible(timeout=60_000)
     expect(page.locator("#plot-answers canvas")).to_be_visible()
