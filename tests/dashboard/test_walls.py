@@ -206,7 +206,7 @@ def test_only_so_many_pages_are_updated_at_once():
 def test_signing_in_leads_nowhere_else(locked, stranger, following):
     reply = stranger.sign_in(locked.environment["OPENAI_API_KEY"], following)
     assert reply.header("location") in (".././", "../ui/x%0D%0ASet-Cookie:%20a=b")
-    assert set(reply.cookies) <= {"nightmill_session", "nightmill_project"}
+    assert set(reply.cookies) <= {"nightmill_session", "nightmill_project", "nightmill_action"}
 
 
 def test_a_form_for_signing_in_on_another_page_is_refused(locked, stranger):
