@@ -101,6 +101,16 @@ class RunningServer:
         made = self.post("/nightmill/v1/keys", fields, Authorization=f"Bearer {self.client.api_key}")
         return made["secret"], made["id"]
 
+    def wait_for_lines(self, batch_id: str, count: int) -> None:
+        """Until so many lines of a batch are done."""
+        ends_at = time.monotonic() + 120
+        while time.monotonic() < ends_at:
+            counts = self.client.batches.retrieve(batch_id).request_counts
+            if counts is not None and counts.completed + counts.failed >= count:
+                return
+            time.sleep(0.2)
+        raise AssertionError(f"{batch_id} did not get {count} answers within 120 s")
+
     def stop(self) -> None:
         self.process.terminate()
         try:

@@ -94,6 +94,7 @@ def main() -> None:
         sync_playwright() as playwright,
     ):
         sample = fill(server)
+        server.wait_for_lines(sample.running, 400)  # until plots and forecast have something to show
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
         for name, page in shots(browser, server, sample):
             path = PICTURES / f"{name}.jpg"

@@ -114,6 +114,11 @@ def test_nothing_limits_a_batch_that_has_ended(status):
             "It is paused by key_1 since 13:59:00 UTC; resume it to go on.",
         ),
         (
+            Situation(batch(paused_at=int(NOW) - 60), NOW, paused_by="keyless"),
+            "paused",
+            "It is paused since 13:59:00 UTC; resume it to go on.",
+        ),
+        (
             Situation(batch(paused_at=int(NOW) - 86_400), NOW),
             "paused",
             "It is paused since 2026-03-01 14:00:00 UTC; resume it to go on.",

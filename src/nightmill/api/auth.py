@@ -15,13 +15,12 @@ from fastapi import Depends, Request
 
 from nightmill.api.context import ApiContext
 from nightmill.core.api_key import ApiKey, Scope, digest_of
-from nightmill.core.audit import Actor
+from nightmill.core.audit import KEYLESS, Actor
 from nightmill.core.loopback import is_loopback
 from nightmill.errors import AuthenticationError, ForbiddenError, RequestError, TooManyError
 from nightmill.ids import ProjectId
 
 DEFAULT_PROJECT = ProjectId("default")
-KEYLESS = "keyless"
 CALLER_IN_SCOPE = "nightmill.caller"
 REQUEST_ID_IN_SCOPE = "nightmill.request_id"
 

@@ -5,6 +5,10 @@ from enum import StrEnum
 from typing import Final
 
 
+KEYLESS: Final = "keyless"
+"""The actor of requests without a key, while a server needs none."""
+
+
 class AuditAction(StrEnum):
     """Actions that the audit log records. Polling and the work on single lines are not recorded."""
 

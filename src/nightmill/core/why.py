@@ -17,6 +17,7 @@ from enum import StrEnum
 
 import msgspec
 
+from nightmill.core.audit import KEYLESS
 from nightmill.core.batch import Batch, Status
 from nightmill.core.limit_rules import LimitRule
 from nightmill.core.schedule import NEAR_DEADLINE_S, OpenBatch
@@ -231,7 +232,8 @@ def _stopped(situation: Situation) -> Why | None:
     if batch.total and batch.tally.answered >= batch.total:
         return Why(WhyCode.FINALIZING, "All lines are done; the output files are written next.")
     if batch.paused_at is not None:
-        by = f" by {_name(situation.paused_by)}" if situation.paused_by else ""
+        actor = situation.paused_by
+        by = f" by {_name(actor)}" if actor and actor != KEYLESS else ""
         since = _time(batch.paused_at, situation.now)
         return Why(WhyCode.PAUSED, f"It is paused{by} since {since}; resume it to go on.")
     if not situation.has_upstreams:

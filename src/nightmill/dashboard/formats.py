@@ -17,12 +17,14 @@ _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 def number(value: float | None) -> str:
-    """`12,431`; `0.25` for a small fraction; an en dash without a value."""
+    """`12,431`; `0.25` and `0.0042` for fractions; an en dash without a value."""
     if value is None:
         return "–"
     if isinstance(value, int) or value.is_integer():
         return f"{int(value):,}"
-    return f"{value:,.1f}" if abs(value) >= 10 else f"{value:.2f}"
+    if abs(value) >= 10:
+        return f"{value:,.1f}"
+    return f"{value:.2f}" if abs(value) >= 0.01 else f"{value:.4f}"
 
 
 def short_number(value: float | None) -> str:
