@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-
 KEYLESS: Final = "keyless"
 """The actor of requests without a key, while a server needs none."""
 
