@@ -53,7 +53,7 @@ unit: $(STAMP)  ## the tests, docs included
 # make test runs one variant of each of these tests, or fewer rounds.
 test-slow: $(STAMP)  ## every variant of the tests of faults and crashes, more examples of properties; half an hour
 	TEST_SLOW=1 $(BIN)/python -m pytest -q -rs tests/faults tests/crash tests/admin tests/unit \
-		tests/store/test_machine.py tests/acceptance/test_memory.py tests/fuzz
+		tests/dashboard tests/store/test_machine.py tests/store/test_bulk_actions.py tests/acceptance/test_memory.py tests/fuzz
 
 # A failure in the first half does not keep the second from running. Either makes the target fail.
 test-fleet: $(STAMP)  ## the fleet's tests, over a real S3 server where Ceph is installed

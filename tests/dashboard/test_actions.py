@@ -9,6 +9,7 @@ from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
 
 from tests.dashboard.conftest import RunningServer, chat_line, running_server
 from tests.dashboard.screens import in_both_themes
+from tests.slow import only_slow
 
 MINE = "/nightmill/v1/batches"
 
@@ -104,6 +105,7 @@ def test_the_failed_lines_are_retried_in_a_new_batch_that_the_bar_links(
     expect(page.locator("#live-rows")).to_contain_text("1 new batch repeats the failed lines.")
 
 
+@only_slow
 def test_everything_works_without_scripts(server: RunningServer, browser: Browser) -> None:
     batch_id = waiting(server, 1, "plain")[0]
     context = browser.new_context(java_script_enabled=False)
@@ -140,6 +142,7 @@ def test_a_form_that_is_sent_twice_orders_the_action_once(
     assert server.get(f"{MINE}/actions/{after[0]['id']}")["state"] == "cancelled"
 
 
+@only_slow
 def test_one_batch_is_steered_by_a_form(server: RunningServer, page: Page) -> None:
     batch_id = waiting(server, 1, "steer")[0]
     page.goto(server.url)
@@ -195,6 +198,7 @@ def test_names_with_markup_are_text_and_foreign_pages_are_no_way_back(
     expect(bar(page)).to_have_count(0)
 
 
+@only_slow
 def test_the_pages_of_actions_are_accessible(server: RunningServer, page: Page, ended_id: str) -> None:
     review(server, page, action="retry", ids=ended_id)
     assert in_both_themes(page) == []

@@ -10,6 +10,7 @@ from playwright.sync_api import Page, expect
 from tests.dashboard.conftest import RunningServer, chat_line, running_server
 from tests.dashboard.screens import in_both_themes, violations
 from tests.dashboard.walls import Person, Reply
+from tests.slow import only_slow
 from tests.webhook_receiver import Receiver, receiving
 
 EVIL = "<script>alert(1)</script>\"'&"
@@ -227,6 +228,7 @@ def test_the_level_of_the_log_is_changed(governed):
 PAGES = ("ui/projects", "ui/projects/default", "ui/system/settings", "ui/system/audit?action=project")
 
 
+@only_slow
 def test_the_pages_of_an_admin_are_accessible_in_both_themes(governed: Governed, page: Page) -> None:
     sign_in(governed, page)
     page.emulate_media(reduced_motion="reduce")
@@ -236,6 +238,7 @@ def test_the_pages_of_an_admin_are_accessible_in_both_themes(governed: Governed,
         assert in_both_themes(page) == [], path
 
 
+@only_slow
 def test_a_person_makes_a_key_and_revokes_it(governed: Governed, page: Page) -> None:
     sign_in(governed, page)
     page.goto(f"{governed.server.url}/ui/projects")

@@ -14,6 +14,7 @@ from nightmill.dashboard.screens.batch_graph import graph_of
 from nightmill.dashboard.screens.batch_plots import attempt_s, plots_of
 from tests.dashboard.conftest import RunningServer, chat_line, running_server
 from tests.dashboard.screens import violations
+from tests.slow import only_slow
 
 SCRIPT = "<script>alert('content')</script>"
 
@@ -78,6 +79,7 @@ def test_failed_lines_become_a_new_batch_with_three_clicks(
     expect(page.locator(".cards")).to_contain_text("3 of 3")
 
 
+@only_slow
 def test_a_line_that_is_no_json_is_named_by_its_number(server: RunningServer, page: Page) -> None:
     text = json.dumps(chat_line("good")) + "\n{not JSON\n"
     file = server.client.files.create(file=("broken.jsonl", text.encode()), purpose="batch")
@@ -107,6 +109,7 @@ def test_content_is_text_and_no_script(server: RunningServer, page: Page, failed
     assert dialogs == []
 
 
+@only_slow
 def test_names_that_are_markup_fit_a_phone(server: RunningServer, page: Page, failed_lines: str) -> None:
     page.set_viewport_size({"width": 390, "height": 800})
     page.goto(f"{server.url}/ui/batches/{failed_lines}")
@@ -152,6 +155,7 @@ def test_a_refused_file_shows_why_and_an_unknown_batch_is_not_found(
     assert answer.status == 404
 
 
+@only_slow
 def test_the_page_needs_no_script(server: RunningServer, browser: Browser, failed_lines: str) -> None:
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()
@@ -163,6 +167,7 @@ def test_the_page_needs_no_script(server: RunningServer, browser: Browser, faile
     context.close()
 
 
+@only_slow
 def test_deleted_files_are_said_in_place_of_their_parts(server: RunningServer, page: Page) -> None:
     batch_id = server.submit([chat_line("a"), chat_line("b", "[emulate: 400] deleted")])
     ended = server.wait_until(batch_id)

@@ -15,6 +15,7 @@ from nightmill.dashboard.batch_rows import row_of
 from nightmill.dashboard.pages import fragment
 from tests.dashboard.conftest import RunningServer, chat_line, running_server
 from tests.dashboard.screens import in_both_themes, violations
+from tests.slow import only_slow
 
 NAME = "tickets <script>document.title='changed'</script> ünïcode.jsonl"
 SECRET = "the text of a prompt"
@@ -178,6 +179,7 @@ def test_a_line_is_found_by_its_custom_id(server: RunningServer, seed: Seed, pag
     expect(page.locator("h2 .id")).to_have_text("<b>no such line</b>")
 
 
+@only_slow
 def test_last_night_is_a_night_of_the_reader(server: RunningServer, browser: Browser, seed: Seed) -> None:
     context = browser.new_context(timezone_id="Asia/Tokyo")
     page = context.new_page()
@@ -187,6 +189,7 @@ def test_last_night_is_a_night_of_the_reader(server: RunningServer, browser: Bro
     context.close()
 
 
+@only_slow
 def test_a_filter_that_cannot_be_read_is_refused(server: RunningServer, page: Page) -> None:
     for query in ("range=never", "status=gone", "from=noon", "upstream=nothing"):
         answer = page.goto(f"{server.url}/?{query}")
@@ -265,6 +268,7 @@ def test_a_page_keeps_its_place_while_new_batches_arrive(
     expect(page.locator("[data-row]")).to_have_count(3)
 
 
+@only_slow
 def test_the_list_works_without_scripts(server: RunningServer, browser: Browser, seed: Seed) -> None:
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()
@@ -304,6 +308,7 @@ def test_a_forecast_that_misses_the_deadline_is_marked_in_words() -> None:
     assert "<script>" not in html and "<b>Waits" not in html
 
 
+@only_slow
 def test_a_view_is_kept_by_the_browser(server: RunningServer, seed: Seed, page: Page) -> None:
     page.on("dialog", lambda dialog: dialog.accept("My <b>slow</b> ones"))
     page.goto(f"{server.url}/?model=slow")
@@ -315,6 +320,7 @@ def test_a_view_is_kept_by_the_browser(server: RunningServer, seed: Seed, page: 
     expect(page).to_have_url(f"{server.url}/?model=slow")
 
 
+@only_slow
 def test_the_list_has_nothing_of_prompts_and_answers(server: RunningServer, seed: Seed, page: Page) -> None:
     assert SECRET not in json.dumps(server.get("/?format=json"))
     page.goto(server.url)
@@ -336,6 +342,7 @@ def empty(tmp_path: Any) -> Iterator[RunningServer]:
         yield running
 
 
+@only_slow
 def test_an_empty_list_teaches_the_first_command(empty: RunningServer, page: Page) -> None:
     page.goto(empty.url)
     expect(page.locator(".empty")).to_contain_text("nightmill submit FILE.jsonl --watch")

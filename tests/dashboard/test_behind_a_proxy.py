@@ -9,6 +9,7 @@ from playwright.sync_api import Browser, expect
 
 from tests.dashboard.conftest import WAIT_MS, RunningServer, chat_line
 from tests.docs.test_proxy_page import NGINX, PROXIES, Command, certificate, nginx, proxied
+from tests.slow import only_slow
 
 __all__ = ["certificate"]
 BROWSER = {"accept": "text/html", "sec-fetch-site": "same-origin"}
@@ -41,6 +42,7 @@ def test_signing_in_links_forms_and_live_updates_work_below_a_path(
             assert any(batch_id in line for line in stream.iter_lines())
 
 
+@only_slow
 @pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
 def test_a_browser_stays_below_the_path(
     locked: RunningServer, certificate: Path, tmp_path: Path, browser: Browser

@@ -6,6 +6,7 @@ from playwright.sync_api import Page, expect
 
 from tests.dashboard.conftest import RunningServer, chat_line
 from tests.dashboard.screens import in_both_themes, violations
+from tests.slow import only_slow
 
 SECRET = "a-prompt-that-is-hidden"
 NAME = "we<script>window.hit = 1</script>ird' onmouseover='x \u202egnp.jsonl"
@@ -20,6 +21,7 @@ def lines_text(count: int) -> bytes:
     return "".join(json.dumps(line) + "\n" for line in lines).encode()
 
 
+@only_slow
 def test_files_are_listed_with_the_batches_that_use_them(server: RunningServer, page: Page) -> None:
     batch_id = server.submit([chat_line("a"), chat_line("b", "Hi [emulate: 404]")])
     batch = server.wait_until(batch_id)
@@ -98,6 +100,7 @@ def test_hostile_names_and_lines_are_text(server: RunningServer, page: Page) -> 
     assert in_both_themes(page) == []
 
 
+@only_slow
 def test_a_file_is_downloaded_whole_and_deleted_after_a_question(server: RunningServer, page: Page) -> None:
     text = lines_text(3)
     file_id = upload(server, text, NAME)
@@ -120,6 +123,7 @@ def test_a_file_is_downloaded_whole_and_deleted_after_a_question(server: Running
     assert page.request.post(f"{server.url}/ui/files/{file_id}/delete", form={"x": "y"}).status == 403
 
 
+@only_slow
 def test_a_file_is_found_by_its_id_and_other_files_have_no_lines(server: RunningServer, page: Page) -> None:
     file_id = upload(server, b"\x89PNG\r\n", "picture.png", "vision")
     page.goto(server.url + "/ui/files")

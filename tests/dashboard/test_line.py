@@ -14,6 +14,7 @@ from tests.acceptance.conftest import Server, ended, serving, until
 from tests.dashboard.conftest import chat_line
 from tests.dashboard.screens import in_both_themes, violations
 from tests.retries.conftest import Moody, moody
+from tests.slow import only_slow
 
 SETTINGS = {
     "NIGHTMILL_UPSTREAM__MAX_ATTEMPTS": "2",
@@ -170,6 +171,7 @@ def test_a_line_in_flight_becomes_an_answer_while_the_page_is_open(world: World,
     expect(page.locator(".said[data-side=answer]")).to_contain_text("answer to hold on")
 
 
+@only_slow
 def test_people_go_from_line_to_line_and_from_failure_to_failure(world: World, page: Page) -> None:
     world.upstream.failing = {"bad": (400, "too_odd")}
     lines = [chat_line(f"line-{number}", "bad" if number in (2, 7) else "ok") for number in range(1, 10)]
@@ -198,6 +200,7 @@ def test_people_go_from_line_to_line_and_from_failure_to_failure(world: World, p
     expect(page.locator("h1")).to_contain_text("line-4")
 
 
+@only_slow
 def test_a_line_that_is_no_request_is_shown_as_it_is(world: World, page: Page) -> None:
     good = [chat_line(f"good-{number}", "x" * 200) for number in range(300)]
     text = "".join(json.dumps(line) + "\n" for line in good).encode()
@@ -213,6 +216,7 @@ def test_a_line_that_is_no_request_is_shown_as_it_is(world: World, page: Page) -
     expect(page.locator("#raw-request pre")).to_contain_text("[[[[[")
 
 
+@only_slow
 def test_a_huge_line_is_cut_and_leads_to_its_file(world: World, page: Page) -> None:
     line = chat_line("huge", "word " * 60_000)
     line["body"]["messages"] += [{"role": "user", "content": "x"}] * 500
@@ -226,6 +230,7 @@ def test_a_huge_line_is_cut_and_leads_to_its_file(world: World, page: Page) -> N
     expect(page.locator("table.lines")).to_contain_text("huge")
 
 
+@only_slow
 def test_numbers_that_are_no_line_are_said_so(world: World, page: Page) -> None:
     batch = world.run([chat_line("a")])
     for number in ("2", "0", "x", "99999999999999999999", "1%2f..%2f", "<script>"):

@@ -9,6 +9,7 @@ from playwright.sync_api import Browser, Page, Route, expect
 
 from tests.dashboard.conftest import WAIT_MS, RunningServer, chat_line
 from tests.dashboard.screens import in_both_themes, violations
+from tests.slow import only_slow
 
 MODEL = "nightmill-emulator"
 SCRIPT = "<script>document.title = 'injected'</script>"
@@ -181,6 +182,7 @@ def test_without_scripts_a_file_is_uploaded_checked_and_made_a_batch(
     context.close()
 
 
+@only_slow
 def test_a_refused_form_keeps_what_was_written(server: RunningServer, page: Page, tmp_path: Path) -> None:
     page.goto(server.url + "/ui/new")
     choose(page, tmp_path, text_of(lines_of(2)))
@@ -193,6 +195,7 @@ def test_a_refused_form_keeps_what_was_written(server: RunningServer, page: Page
     expect(page.get_by_label("Send all lines")).to_be_checked()
 
 
+@only_slow
 def test_a_form_that_is_sent_twice_makes_one_batch(server: RunningServer, page: Page) -> None:
     file_id = server.client.files.create(file=("a.jsonl", text_of(lines_of(1)).encode()), purpose="batch").id
     page.goto(f"{server.url}/ui/new?file={file_id}")
@@ -211,6 +214,7 @@ def test_a_form_that_is_sent_twice_makes_one_batch(server: RunningServer, page: 
     assert without.status == 403
 
 
+@only_slow
 def test_a_file_can_be_deleted_before_a_batch_is_made_of_it(server: RunningServer, page: Page) -> None:
     file_id = server.client.files.create(file=("b.jsonl", text_of(lines_of(1)).encode()), purpose="batch").id
     page.goto(f"{server.url}/ui/new?file={file_id}")

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
@@ -9,6 +10,7 @@ from playwright.sync_api import Browser, Page, expect
 from tests.dashboard.conftest import RunningServer, chat_line, running_server
 from tests.dashboard.sample import SETTINGS, Sample, fill
 from tests.dashboard.screens import SCREENS, address, in_both_themes, violations
+from tests.slow import only_slow
 
 HIDE = """(hidden) => {
   Object.defineProperty(document, "hidden", {configurable: true, get: () => hidden});
@@ -23,6 +25,11 @@ COUNT_SHIFTS = """() => {
   }).observe({type: "layout-shift", buffered: false});
 }"""
 UPDATES = 4
+
+
+def in_every_run(*names: str, always: tuple[str, ...]) -> list[Any]:
+    """The screens as parameters: those of `always` in every run, the others in `make test-slow`."""
+    return [pytest.param(name, marks=() if name in always else only_slow) for name in names]
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +82,7 @@ def test_a_screen_has_a_json_twin(filled: tuple[RunningServer, Sample], name: st
     assert server.get(address(name, sample), Accept="application/json")
 
 
-@pytest.mark.parametrize("name", SCREENS)
+@pytest.mark.parametrize("name", in_every_run(*SCREENS, always=("batches", "batch")))
 def test_a_page_shows_the_same_without_scripts(
     filled: tuple[RunningServer, Sample], plain_page: Page, name: str
 ) -> None:
@@ -87,7 +94,12 @@ def test_a_page_shows_the_same_without_scripts(
     assert "JavaScript" not in plain_page.locator("main").inner_text()
 
 
-@pytest.mark.parametrize("name", ["batches", "running-batch", "upstreams", "upstream", "workers"])
+@pytest.mark.parametrize(
+    "name",
+    in_every_run(
+        "batches", "running-batch", "upstreams", "upstream", "workers", always=("batches", "running-batch")
+    ),
+)
 def test_nothing_shifts_while_a_page_is_updated(
     filled: tuple[RunningServer, Sample], page: Page, name: str
 ) -> None:
@@ -122,6 +134,7 @@ def test_a_hidden_tab_is_not_updated_and_catches_up(server: RunningServer, page:
     expect(page.locator(f"[data-id={batch_id}]")).to_have_count(1)
 
 
+@only_slow
 def test_a_printed_page_has_the_content_alone(filled: tuple[RunningServer, Sample], page: Page) -> None:
     server, sample = filled
     page.goto(server.url + address("batch", sample))

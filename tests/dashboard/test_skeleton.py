@@ -6,6 +6,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.dashboard.conftest import RunningServer, chat_line, running_server
+from tests.slow import only_slow
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +26,7 @@ def test_the_first_page_links_every_area(server: RunningServer, page: Page) -> N
     expect(page.locator("nav a[aria-current=page]")).to_have_text("Batches")
 
 
+@only_slow
 def test_the_theme_is_kept_without_a_script(server: RunningServer, page: Page) -> None:
     page.goto(server.url + "/ui/files")
     page.select_option("#theme-choice", "dark")
@@ -33,6 +35,7 @@ def test_the_theme_is_kept_without_a_script(server: RunningServer, page: Page) -
     assert page.url == server.url + "/ui/files"
 
 
+@only_slow
 def test_a_question_mark_shows_the_keys(server: RunningServer, page: Page) -> None:
     page.goto(server.url)
     page.keyboard.press("?")

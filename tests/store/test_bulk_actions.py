@@ -17,6 +17,7 @@ from nightmill.store import BatchOrigin, Store
 from nightmill.store.bulk_action_pages import NewRetry
 from nightmill.store.bulk_actions import Chosen
 from nightmill.store.schema import batch as batch_table
+from tests.slow import only_slow
 
 BY = Actor("key_1", "abcd", "127.0.0.1", "req_1")
 ANY = BatchFilter()
@@ -330,6 +331,7 @@ async def test_an_action_can_begin_before_its_time_and_old_ones_are_deleted(worl
     assert (await store.bulk_actions.items(action.id)).items == ()
 
 
+@only_slow
 async def test_twelve_thousand_batches_are_ordered_at_once_and_paused_in_pages(world, store):
     example = await store.batches.create(world.batch())
 
