@@ -13,6 +13,8 @@ from tests.dashboard.walls import Person, Reply
 from tests.slow import only_slow
 from tests.webhook_receiver import Receiver, receiving
 
+pytestmark = only_slow
+
 EVIL = "<script>alert(1)</script>\"'&"
 _SECRET = re.compile(r'<code id="secret">([^<]+)</code>')
 
@@ -228,7 +230,6 @@ def test_the_level_of_the_log_is_changed(governed):
 PAGES = ("ui/projects", "ui/projects/default", "ui/system/settings", "ui/system/audit?action=project")
 
 
-@only_slow
 def test_the_pages_of_an_admin_are_accessible_in_both_themes(governed: Governed, page: Page) -> None:
     sign_in(governed, page)
     page.emulate_media(reduced_motion="reduce")
@@ -238,7 +239,6 @@ def test_the_pages_of_an_admin_are_accessible_in_both_themes(governed: Governed,
         assert in_both_themes(page) == [], path
 
 
-@only_slow
 def test_a_person_makes_a_key_and_revokes_it(governed: Governed, page: Page) -> None:
     sign_in(governed, page)
     page.goto(f"{governed.server.url}/ui/projects")

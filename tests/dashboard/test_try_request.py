@@ -9,6 +9,8 @@ from tests.dashboard.conftest import WAIT_MS, RunningServer, chat_line
 from tests.dashboard.screens import in_both_themes
 from tests.slow import only_slow
 
+pytestmark = only_slow
+
 SECRET = "the-secret-prompt"
 SCRIPT = "<script>document.title = 'injected'</script>"
 
@@ -48,7 +50,6 @@ def test_a_failure_says_what_to_do_and_broken_json_where_it_is_broken(
     expect(page.locator("#answer .problem")).to_contain_text("Streaming is not supported")
 
 
-@only_slow
 def test_a_line_of_a_batch_or_of_a_file_is_taken_over(server: RunningServer, page: Page) -> None:
     batch_id = server.submit([chat_line("a", "first"), chat_line("b", "second")])
     server.wait_until(batch_id)
@@ -62,7 +63,6 @@ def test_a_line_of_a_batch_or_of_a_file_is_taken_over(server: RunningServer, pag
     expect(page.locator(".problem")).to_contain_text("no line 9")
 
 
-@only_slow
 def test_without_scripts_the_page_comes_back_with_the_answer(server: RunningServer, browser: Browser) -> None:
     context = browser.new_context(java_script_enabled=False)
     context.set_default_timeout(WAIT_MS)

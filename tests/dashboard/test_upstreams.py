@@ -15,6 +15,8 @@ from tests.dashboard.conftest import RunningServer, chat_line, running_server
 from tests.dashboard.screens import in_both_themes, violations
 from tests.slow import only_slow
 
+pytestmark = only_slow
+
 SECRET = "sk-of-an-upstream"
 ADDED = {
     "name": "spare",
@@ -258,7 +260,6 @@ def test_the_reset_of_an_added_upstream_says_first_that_it_removes_it(
     assert plain_page.url == f"{server.url}/ui/upstreams"
 
 
-@only_slow
 def test_a_test_says_of_each_step_whether_it_is_ok(spare: RunningServer, page: Page) -> None:
     page.goto(f"{spare.url}/ui/upstreams/default")
     page.get_by_role("button", name="Test", exact=True).click()
@@ -271,7 +272,6 @@ def test_a_test_says_of_each_step_whether_it_is_ok(spare: RunningServer, page: P
     expect(page.locator(".step .status[data-status=failed]").first).to_be_visible()
 
 
-@only_slow
 def test_no_key_is_shown_and_names_of_models_are_text(spare: RunningServer, page: Page) -> None:
     for path in ("/ui/upstreams", "/ui/upstreams/spare"):
         page.goto(spare.url + path)
@@ -281,7 +281,6 @@ def test_no_key_is_shown_and_names_of_models_are_text(spare: RunningServer, page
         assert SECRET not in json.dumps(spare.get(f"{path}?format=json"))
 
 
-@only_slow
 def test_a_paused_upstream_has_no_violation_in_either_theme(spare: RunningServer, page: Page) -> None:
     spare.post("/nightmill/v1/upstreams/spare/pause")
     page.goto(f"{spare.url}/ui/upstreams/spare")
@@ -289,7 +288,6 @@ def test_a_paused_upstream_has_no_violation_in_either_theme(spare: RunningServer
     assert in_both_themes(page) == []
 
 
-@only_slow
 def test_limit_and_answers_are_drawn_over_time(server: RunningServer, page: Page) -> None:
     # An upstream without work has few samples.
     server.submit([chat_line("a", "[emulate: slow, delay 6]"), chat_line("b")])
@@ -302,7 +300,6 @@ def test_limit_and_answers_are_drawn_over_time(server: RunningServer, page: Page
     assert server.get("/ui/upstreams/default?over=1&format=json")["over_s"] == 600
 
 
-@only_slow
 def test_an_upstream_that_does_not_exist_is_not_found(server: RunningServer, page: Page) -> None:
     response = page.goto(f"{server.url}/ui/upstreams/nowhere")
     assert response is not None

@@ -16,6 +16,8 @@ from nightmill.store.workers import HeldLease, KnownProcess, LeaseKind
 from tests.dashboard.conftest import RunningServer, chat_line
 from tests.slow import only_slow
 
+pytestmark = only_slow
+
 
 def worker(host: str | None, *, leases: int = 0, in_flight: int = 0) -> dict[str, Any]:
     return {
@@ -113,7 +115,6 @@ def test_processes_of_two_versions_are_pointed_out() -> None:
     assert words not in shown(known("w", "1.0"), known("v", "1.0"))
 
 
-@only_slow
 def test_every_role_is_at_work_and_the_worker_names_its_batch(server: RunningServer, page: Page) -> None:
     lines = [chat_line(f"w-{number}", "wait [emulate: slow, delay 20]") for number in range(3)]
     batch_id = server.submit(lines)

@@ -47,6 +47,9 @@ def _document(app: FastAPI, routers: Sequence[APIRouter]) -> Node:
             _complete(operation, method=method, is_public=not path.startswith(_PREFIX))
     error = ErrorResponse.model_json_schema(ref_template="#/components/schemas/{model}")
     parts: dict[str, Any] = error.pop("$defs", {})
+    # Those of parameters. FastAPI's own errors are not among the responses.
+    found: dict[str, Any] = document.get("components", {}).get("schemas", {})
+    parts |= {name: schema for name, schema in found.items() if not name.endswith("ValidationError")}
     document["components"] = {
         "schemas": {**parts, ErrorResponse.__name__: error},
         "securitySchemes": {"ApiKeyAuth": {"type": "http", "scheme": "bearer"}},

@@ -22,6 +22,7 @@ from openai import (
 from nightmill.errors import (
     AuthenticationError,
     ConflictError,
+    ForbiddenError,
     NightmillError,
     NotFoundError,
     QuotaError,
@@ -34,6 +35,7 @@ from nightmill.errors import (
 
 _OURS: Final[dict[int, type[NightmillError]]] = {
     401: AuthenticationError,
+    403: ForbiddenError,
     404: NotFoundError,
     409: ConflictError,
     413: TooLargeError,

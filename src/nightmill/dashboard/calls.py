@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nightmill.api.auth import CALLER_IN_SCOPE, Caller
-from nightmill.errors import NightmillError, NotFoundError
+from nightmill.errors import NotFoundError
 
 Query = Mapping[str, str | int | float | bool | Iterable[str] | None]
 
@@ -35,7 +35,7 @@ _FORWARDED_HEADERS: Final = _KEPT_HEADERS | {
 """Of a browser's request that a route of the API answers itself."""
 
 
-class ApiRefusalError(NightmillError):
+class ApiRefusalError(Exception):
     """The API refused a call.
 
     Args:

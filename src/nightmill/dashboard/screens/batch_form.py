@@ -5,7 +5,6 @@ from math import isfinite
 from typing import Any, Final
 
 from nightmill.dashboard.visit import Form
-from nightmill.errors import NightmillError
 
 UNTOUCHED: Final[Mapping[str, str]] = {
     "endpoint": "",
@@ -25,7 +24,7 @@ UNTOUCHED: Final[Mapping[str, str]] = {
 (if few of the first lines fail) or `all`."""
 
 
-class WrongFieldError(NightmillError):
+class WrongFieldError(Exception):
     """A field can't be read."""
 
     def __init__(self, message: str) -> None:
