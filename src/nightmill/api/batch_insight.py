@@ -13,7 +13,7 @@ from msgspec.structs import asdict
 from nightmill.api.auth import CurrentProject
 from nightmill.api.batches import require_batch
 from nightmill.api.context import ApiContext, Context
-from nightmill.api.envelope import JsonResponse
+from nightmill.api.envelope import JsonResponse, list_document
 from nightmill.core.batch import Batch
 from nightmill.core.forecast import Forecast
 from nightmill.core.history import BatchEvent
@@ -111,15 +111,7 @@ async def list_events(
     else:
         events = await history.newest(batch.id, before=after or None, limit=limit + 1)
     data = [event_on_wire(event) for event in events[:limit]]
-    return JsonResponse(
-        {
-            "object": "list",
-            "data": data,
-            "first_id": data[0]["sequence"] if data else None,
-            "last_id": data[-1]["sequence"] if data else None,
-            "has_more": len(events) > limit,
-        }
-    )
+    return JsonResponse(list_document(data, has_more=len(events) > limit, cursor="sequence"))
 
 
 @router.get("/batches/{batch_id}/samples")

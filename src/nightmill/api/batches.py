@@ -8,7 +8,7 @@ routes write only the statuses `validating` and `cancelling`; the roles do the r
 import hashlib
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 
@@ -16,7 +16,7 @@ from nightmill.api import batch_wire as wire
 from nightmill.api.auth import CurrentActor, CurrentProject
 from nightmill.api.body import idempotency_of, read_json
 from nightmill.api.context import ApiContext, Context
-from nightmill.api.envelope import JsonResponse, echo
+from nightmill.api.envelope import JsonResponse, echo, list_document
 from nightmill.api.openapi import CONFLICT, TOO_LARGE, takes_json
 from nightmill.api.violations import wrong_prefix
 from nightmill.api.wire import is_id_shaped
@@ -138,14 +138,7 @@ async def list_batches(
 ) -> JsonResponse:
     page = await context.store.batches.list(project, after=require_after(after), limit=limit)
     data = [wire.batch_on_wire(batch) for batch in page.items]
-    content: dict[str, Any] = {
-        "object": "list",
-        "data": data,
-        "first_id": data[0]["id"] if data else None,
-        "last_id": data[-1]["id"] if data else None,
-        "has_more": page.has_more,
-    }
-    return JsonResponse(content)
+    return JsonResponse(list_document(data, has_more=page.has_more))
 
 
 @router.get(

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Depends, Query
 from nightmill.api.action_runner import do_pages
 from nightmill.api.auth import Caller, CurrentActor, CurrentProject, caller_of, require_project
 from nightmill.api.context import ApiContext, Context
-from nightmill.api.envelope import JsonResponse, echo
+from nightmill.api.envelope import JsonResponse, echo, list_document
 from nightmill.api.own_batch import own_view
 from nightmill.api.violations import unsupported_value
 from nightmill.core.audit import Actor
@@ -108,15 +108,7 @@ async def list_actions(
     """The actions on many batches that were ordered, newest first."""
     page = await context.store.bulk_actions.list(project, after=after, limit=limit)
     data = [action_on_wire(action, now) for action, now in page.items]
-    return JsonResponse(
-        {
-            "object": "list",
-            "data": data,
-            "first_id": data[0]["id"] if data else None,
-            "last_id": data[-1]["id"] if data else None,
-            "has_more": page.has_more,
-        }
-    )
+    return JsonResponse(list_document(data, has_more=page.has_more))
 
 
 @router.get("/{action_id}")
@@ -154,15 +146,7 @@ async def list_batches_of_action(
         }
         for item in page.items
     ]
-    return JsonResponse(
-        {
-            "object": "list",
-            "data": data,
-            "first_id": data[0]["sequence"] if data else None,
-            "last_id": data[-1]["sequence"] if data else None,
-            "has_more": page.has_more,
-        }
-    )
+    return JsonResponse(list_document(data, has_more=page.has_more, cursor="sequence"))
 
 
 @router.delete("/{action_id}")

@@ -5,7 +5,7 @@ and a message; responses of the files service add the sibling `detail`. `middlew
 exceptions.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -26,6 +26,21 @@ class JsonResponse(Response):
 
     def render(self, content: Any) -> bytes:
         return encode(content)
+
+
+def list_document(data: Sequence[Mapping[str, Any]], *, has_more: bool, cursor: str = "id") -> dict[str, Any]:
+    """A page of a list, as OpenAI's lists are.
+
+    Args:
+        cursor: the field of an item that a client sends to go on behind it.
+    """
+    return {
+        "object": "list",
+        "data": data,
+        "first_id": data[0][cursor] if data else None,
+        "last_id": data[-1][cursor] if data else None,
+        "has_more": has_more,
+    }
 
 
 def error_body(

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Query
 from nightmill.api.auth import CurrentActor, CurrentProject
 from nightmill.api.blob_reads import text_on_wire
 from nightmill.api.context import Context
-from nightmill.api.envelope import JsonResponse, echo
+from nightmill.api.envelope import JsonResponse, echo, list_document
 from nightmill.api.file_lines import LinePage, page_at, page_before
 from nightmill.api.file_wire import file_on_wire
 from nightmill.api.files import require_file
@@ -48,15 +48,7 @@ async def list_files(
     )
     uses = await context.store.file_uses.of(project, page.items, most=_MOST_USES + 1)
     data = [_on_wire(file, uses[file.id]) for file in page.items]
-    return JsonResponse(
-        {
-            "object": "list",
-            "data": data,
-            "first_id": data[0]["id"] if data else None,
-            "last_id": data[-1]["id"] if data else None,
-            "has_more": page.has_more,
-        }
-    )
+    return JsonResponse(list_document(data, has_more=page.has_more))
 
 
 @router.get("/{file_id}")
