@@ -31,7 +31,7 @@ from nightmill.errors import RequestError
 from nightmill.store.batch_origins import BatchOrigin, BatchOrigins
 from nightmill.store.batches import BATCH_COLUMNS, Batches, as_batch
 from nightmill.store.bulk_action_schema import IS_OPEN, bulk_action, bulk_action_item
-from nightmill.store.bulk_actions import as_action, as_action_item, locked, written
+from nightmill.store.bulk_actions import ITEMS, as_action, as_action_item, locked, written
 from nightmill.store.clock import now
 from nightmill.store.schema import batch
 from nightmill.store.steering import Steering
@@ -49,22 +49,6 @@ _DUE: Final = (
         ),
     )
     .order_by(bulk_action.c.due_at, bulk_action.c.sequence)
-    .limit(bindparam("most"))
-)
-_NEXT: Final = (
-    select(
-        bulk_action_item.c.batch_sequence,
-        bulk_action_item.c.batch_id,
-        bulk_action_item.c.result,
-        bulk_action_item.c.message,
-        bulk_action_item.c.earlier,
-        bulk_action_item.c.retry_id,
-    )
-    .where(
-        bulk_action_item.c.action_id == bindparam("of_action_id"),
-        bulk_action_item.c.batch_sequence > bindparam("after"),
-    )
-    .order_by(bulk_action_item.c.batch_sequence)
     .limit(bindparam("most"))
 )
 # In the order of their sequences, so that two actions never wait for each other.
@@ -247,8 +231,8 @@ class BulkActionPages(Verbs):
 
 
 def _next_items(connection: Connection, action: BulkAction, most: int) -> list[BulkActionItem]:
-    given = {"of_action_id": action.id, "after": action.place, "most": most}
-    return [as_action_item(row) for row in connection.execute(_NEXT, given)]
+    given = {"of_action_id": action.id, "after": action.place, "page_rows": most}
+    return [as_action_item(row) for row in connection.execute(ITEMS, given)]
 
 
 def _do_one(connection: Connection, action: BulkAction, found: Batch | None, *, at: float) -> _Outcome:

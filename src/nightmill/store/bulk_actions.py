@@ -70,7 +70,7 @@ _SET_TOTALS = (
     .where(bulk_action.c.id == bindparam("of_action_id"))
     .values(matched=bindparam("new_matched"), total=bindparam("new_total"))
 )
-_ITEMS = (
+ITEMS = (
     select(
         bulk_action_item.c.batch_sequence,
         bulk_action_item.c.batch_id,
@@ -86,6 +86,7 @@ _ITEMS = (
     .order_by(bulk_action_item.c.batch_sequence)
     .limit(bindparam("page_rows"))
 )
+"""The batches of an action behind a place, in the order of their sequences."""
 _OLD = select(bulk_action.c.id).where(bulk_action.c.ended_at <= now() - bindparam("kept_s")).limit(1)
 _ITEMS_AT_ONCE: Final = 5_000
 
@@ -256,7 +257,7 @@ class BulkActions(Verbs):
             results: only those with one of these; all if empty.
             after: the sequence of the last item of the page before.
         """
-        query = _ITEMS
+        query = ITEMS
         if results:
             query = query.where(bulk_action_item.c.result.in_([result.value for result in results]))
         given = {"of_action_id": action_id, "after": after, "page_rows": limit + 1}
