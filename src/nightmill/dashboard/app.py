@@ -1,6 +1,6 @@
 """The application of the dashboard, and the one that serves it beside the API.
 
-A screen is registered with its path and area; `ScreenRoutes` turns it into a page, a JSON twin and a stream
+A screen is registered with its path and area; `visit.screen` turns it into a page, a JSON twin and a stream
 of live updates. Everything that is not a page of the dashboard goes to the API.
 """
 

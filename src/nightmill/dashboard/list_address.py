@@ -239,7 +239,7 @@ def api_query(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
 
 def _statuses(given: Sequence[str]) -> list[tuple[str, str]]:
     """`paused` is no status of the API: a paused batch is in progress, or is being validated."""
-    wanted = dict.fromkeys(one for name in given for one in _expanded(name))
+    wanted = dict.fromkeys(one for name in given for one in statuses_of(name))
     found = [("status", name) for name in wanted if name != PAUSED]
     if PAUSED in wanted:
         found.append((PAUSED, "true"))
@@ -248,7 +248,8 @@ def _statuses(given: Sequence[str]) -> list[tuple[str, str]]:
     return found
 
 
-def _expanded(name: str) -> Sequence[str]:
+def statuses_of(name: str) -> Sequence[str]:
+    """The statuses that a name in an address stands for."""
     return OPEN_STATUSES if name == UNFINISHED else (name,)
 
 

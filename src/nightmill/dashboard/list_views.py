@@ -16,6 +16,7 @@ from nightmill.dashboard.list_address import (
     RANGES,
     UNFINISHED,
     ListAddress,
+    statuses_of,
 )
 
 _STATUSES: Final = (
@@ -92,7 +93,7 @@ def matching_of(address: ListAddress, facets: Facets) -> int | None:
         case _ if PAUSED in chosen:
             return None
         case _:
-            wanted = {name for one in chosen for name in (OPEN_STATUSES if one == UNFINISHED else (one,))}
+            wanted = {name for one in chosen for name in statuses_of(one)}
             return sum(item["count"] for item in facets["status"] if item["value"] in wanted)
 
 
