@@ -24,6 +24,9 @@ FUZZ_S ?= 60
 # make simulate: scripts of each kind
 SIMULATIONS ?= 1000
 
+# The tests start hundreds of processes; without bytecode files each of them compiles all modules again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help setup run test test-slow test-fleet test-engines torture-fleet lint types layers unit audit coverage fuzz simulate bench surface house docs pictures screenshots lock clean
 
 help:  ## this list
