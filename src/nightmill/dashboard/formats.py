@@ -51,13 +51,22 @@ def size(size_bytes: int | None) -> str:
 
 def ago(unix_s: float | None) -> Markup:
     """A `<time>` element: `5 min ago`, or `in 3 h` for a time to come."""
+    return _time_element(unix_s, since="{} ago", mark="data-ago")
+
+
+def coming(unix_s: float | None) -> Markup:
+    """The same of a forecast: `in 3 h`, and `any moment` when its time has passed."""
+    return _time_element(unix_s, since="any moment", mark="data-coming")
+
+
+def _time_element(unix_s: float | None, *, since: str, mark: str) -> Markup:
     if unix_s is None:
         return Markup("–")
     moment = datetime.fromtimestamp(unix_s, UTC)
     apart_s = time() - unix_s
-    words = f"{duration(apart_s)} ago" if apart_s >= 0 else f"in {duration(-apart_s)}"
-    return Markup('<time datetime="{}" title="{}" data-ago>{}</time>').format(
-        moment.isoformat(timespec="seconds"), exact(unix_s), words
+    words = since.format(duration(apart_s)) if apart_s >= 0 else f"in {duration(-apart_s)}"
+    return Markup('<time datetime="{}" title="{}" {}>{}</time>').format(
+        moment.isoformat(timespec="seconds"), exact(unix_s), mark, words
     )
 
 
@@ -92,6 +101,7 @@ FILTERS: Final[dict[str, Callable[..., Any]]] = {
     "short_number": short_number,
     "size": size,
     "ago": ago,
+    "coming": coming,
     "exact": exact,
     "percent": percent,
     "duration": duration_text,

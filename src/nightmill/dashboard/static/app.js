@@ -97,8 +97,9 @@
   }
 
   function refreshTimes() {
-    for (const element of document.querySelectorAll("time[data-ago]")) {
-      const text = inWords((Date.now() - Date.parse(element.dateTime)) / 1000);
+    for (const element of document.querySelectorAll("time[data-ago], time[data-coming]")) {
+      const apartS = (Date.now() - Date.parse(element.dateTime)) / 1000;
+      const text = apartS >= 0 && element.matches("[data-coming]") ? "any moment" : inWords(apartS);
       if (element.textContent !== text) element.textContent = text;
     }
   }
