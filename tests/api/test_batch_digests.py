@@ -11,7 +11,7 @@ from nightmill.api.distributions import distribution
 from nightmill.api.excerpts import LONGEST, excerpt_of
 from nightmill.core.batch import Event
 from tests.api.conftest import Server, serving
-from tests.api.followed import SETTINGS, FollowedBatch
+from tests.api.followed import SETTINGS, FollowedBatch, request
 from tests.api.test_batch_insight import running_batch
 
 
@@ -46,6 +46,10 @@ async def kept(batch_id):
 def ended(own, lines, *, failed=()):
     batch = FollowedBatch.of(own, lines)
     batch.answer_all(lines, failed=failed)
+    return finished(own, batch)
+
+
+def finished(own, batch):
     batch.move(Event.SETTLED)
     while own.client().batches.retrieve(batch.id).status != "completed":
         finalize_any(own, batch)
@@ -83,6 +87,21 @@ def test_lines_that_were_not_sent_before_the_end_have_a_group_of_their_own(own):
         ("batch_expired", 6, "expired"),
         ("too_long", 1, "failed"),
     ]
+
+
+def test_invalid_lines_are_counted_as_such_since_a_retry_leaves_them_out(own):
+    content = b"".join((request(0), b"{\n", request(2)))
+    batch = FollowedBatch.of(own, 3, content=content, extra_body={"nightmill": {"on_invalid": "skip"}})
+    holder = batch.lease()
+    batch.answer(holder, 0, failed=[2])
+    batch.complete(holder)
+    groups = {group["code"]: group for group in get(finished(own, batch), "failures")["data"]}
+    assert {code: (group["count"], group["invalid"]) for code, group in groups.items()} == {
+        "invalid_json_line": (1, 1),
+        "too_long": (1, 0),
+    }
+    (sample,) = groups["invalid_json_line"]["samples"]
+    assert (sample["ordinal"], "not parseable" in sample["message"]) == (1, True)
 
 
 def test_a_long_file_is_read_at_places_spread_over_it_and_the_document_says_so(own, monkeypatch):

@@ -7,7 +7,7 @@ many lines they are. They are kept for a moment, so that many clients cost no mo
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence, Set
 from typing import Annotated, Any, Final, cast
 
 import msgspec
@@ -19,6 +19,7 @@ from nightmill.api.context import ApiContext, Context
 from nightmill.api.distributions import distribution
 from nightmill.api.envelope import JsonResponse
 from nightmill.api.excerpts import excerpt_of
+from nightmill.api.origin_lines import invalid_ordinals
 from nightmill.api.some_answers import SeenAnswer, SomeAnswers, some_answers
 from nightmill.core.batch import Batch, Status
 from nightmill.core.result_filter import LineOutcome
@@ -27,6 +28,7 @@ from nightmill.roles.attempt_log import attempts_prefix
 
 SAMPLES: Final = 3
 _MOST_GROUPS: Final = 50
+_MOST_INVALID: Final = 50_000
 _FRESH_S: Final = 5.0
 _KEPT_S: Final = 60.0
 _MOST_KEPT: Final = 128
@@ -87,6 +89,8 @@ async def failures(
 
     Of an ended batch, lines that were not sent before its end are among them, with a code of their own.
     `lines` says how many there are, `read` how many were read, and `is_whole` whether they were all.
+    `invalid` of a group says how many of its lines were put aside before the batch began: a retry leaves
+    them out.
     """
     batch = await require_batch(context, project, batch_id)
     return JsonResponse(await digests.get("failures", batch, lambda: _failures(context, batch)))
@@ -106,7 +110,7 @@ async def distributions(
 
 async def _failures(context: ApiContext, batch: Batch) -> _Document:
     found = await some_answers(context, batch, LineOutcome.FAILED)
-    groups = await asyncio.to_thread(_groups, found.answers)
+    groups = await asyncio.to_thread(_groups, found.answers, await _invalid(context, batch))
     return {
         "object": "nightmill.batch.failures",
         "id": batch.id,
@@ -119,6 +123,16 @@ async def _failures(context: ApiContext, batch: Batch) -> _Document:
     }
 
 
+async def _invalid(context: ApiContext, batch: Batch) -> Set[int]:
+    """The ordinals of invalid lines; the first of them if there are very many."""
+    found: set[int] = set()
+    async for ordinal in invalid_ordinals(context, batch):
+        found.add(ordinal)
+        if len(found) == _MOST_INVALID:
+            break
+    return found
+
+
 def _lines_without_result(batch: Batch) -> int:
     """Failed lines, and at the end also those that were not sent."""
     if batch.status.is_terminal and batch.status is not Status.FAILED:
@@ -126,12 +140,14 @@ def _lines_without_result(batch: Batch) -> int:
     return batch.tally.failed - batch.invalid
 
 
-def _groups(answers: Sequence[SeenAnswer]) -> list[_Document]:
+def _groups(answers: Sequence[SeenAnswer], left_out: Set[int]) -> list[_Document]:
     counts: Counter[str] = Counter()
+    invalid: Counter[str] = Counter()
     samples: dict[str, list[_Document]] = {}
     for answer in answers:
         code = codes_of(read_line(answer.text))[0]
         counts[code] += 1
+        invalid[code] += answer.ordinal in left_out
         shown = samples.setdefault(code, [])
         if len(shown) < SAMPLES:
             excerpt = excerpt_of(answer.text)
@@ -144,7 +160,13 @@ def _groups(answers: Sequence[SeenAnswer]) -> list[_Document]:
                 }
             )
     return [
-        {"code": code, "count": count, "outcome": state_of_error(code), "samples": samples[code]}
+        {
+            "code": code,
+            "count": count,
+            "invalid": invalid[code],
+            "outcome": state_of_error(code),
+            "samples": samples[code],
+        }
         for code, count in counts.most_common()
     ]
 

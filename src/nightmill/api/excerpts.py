@@ -20,7 +20,7 @@ class _Response(msgspec.Struct, gc=False):
 
 
 class _Line(msgspec.Struct, gc=False):
-    custom_id: str
+    custom_id: str | None = None
     response: _Response | None = None
     error: Any = None
 
@@ -45,10 +45,10 @@ def excerpt_of(line: bytes) -> Excerpt:
     except (msgspec.DecodeError, RecursionError):
         return Excerpt(_custom_id(line), None, f"{len(line):,} bytes")
     if row.response is None:
-        return Excerpt(row.custom_id, None, _shown(message_in(row.error)))
+        return Excerpt(row.custom_id or "", None, _shown(message_in(row.error)))
     body = row.response.body
     text = message_in(body) if (row.response.status_code or 0) >= 400 else answer_in(body)
-    return Excerpt(row.custom_id, row.response.status_code, _shown(text))
+    return Excerpt(row.custom_id or "", row.response.status_code, _shown(text))
 
 
 def message_in(body: Any) -> str:

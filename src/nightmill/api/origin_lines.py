@@ -148,18 +148,18 @@ async def _chosen(
 
 async def error_lines(context: ApiContext, batch: Batch, errors: File) -> AsyncGenerator[WrittenLine]:
     """The lines of an error file, without those that were put aside as invalid."""
-    invalid_ordinals = _invalid_ordinals(context, batch)
-    invalid = await anext(invalid_ordinals, None)
+    left_out = invalid_ordinals(context, batch)
+    invalid = await anext(left_out, None)
     async for texts in blob_lines(context.blobs, errors.blob_key):
         for text in texts:
             line = read_line(text)
             if line.ordinal == invalid:
-                invalid = await anext(invalid_ordinals, None)
+                invalid = await anext(left_out, None)
             else:
                 yield line
 
 
-async def _invalid_ordinals(context: ApiContext, batch: Batch) -> AsyncGenerator[int]:
+async def invalid_ordinals(context: ApiContext, batch: Batch) -> AsyncGenerator[int]:
     """The ordinals of the lines that were put aside as invalid, from the validation report."""
     if not batch.invalid or batch.report_blob_key is None:
         return
