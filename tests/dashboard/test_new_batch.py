@@ -2,11 +2,13 @@
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from playwright.sync_api import Browser, Page, Route, expect
 
+from nightmill.validation.line_rules import InputRules, LineChecker, duplicate_custom_id
 from tests.dashboard.conftest import WAIT_MS, RunningServer, chat_line
 from tests.dashboard.screens import in_both_themes, violations
 from tests.slow import only_slow
@@ -230,3 +232,77 @@ def test_the_upload_of_another_site_is_refused(server: RunningServer, page: Page
         f"{server.url}/ui/new/upload", multipart={"purpose": "batch", "file": file}, headers=headers
     )
     assert answer.status in (401, 403)
+
+
+def test_the_browser_refuses_the_lines_that_the_server_refuses_with_the_same_words(
+    server: RunningServer, page: Page
+) -> None:
+    page.goto(server.url + "/ui/new")
+    for endpoint, needed in (("/v1/chat/completions", "messages"), ("/v1/embeddings", "input")):
+        for lines in mixed_files(endpoint, needed):
+            found = server_errors(endpoint, lines)
+            seen = page.evaluate(CHECK, list(b"\n".join(lines)))
+            assert (seen["valid"], seen["invalid"]) == (sum(map(bool, lines)) - len(found), len(found))
+            for group in seen["groups"]:
+                for number in group["lines"]:
+                    assert found[number] == group["message"] or group["message"] in SHORTER, lines[number - 1]
+
+
+CHECK = """(bytes) => new Promise((done) => {
+  const check = new Worker("ui/static/new_batch_check.js");
+  check.onmessage = (event) => event.data.type === "progress" || done(event.data);
+  check.postMessage(new File([new Uint8Array(bytes)], "lines.jsonl"));
+})"""
+SHORTER = {
+    "Value of 'method' must be 'POST'.",
+    "The url is not /v1/chat/completions, as in the first line.",
+    "The url is not /v1/embeddings, as in the first line.",
+    "Streaming is not supported in the Batch API.",
+    "The custom_id is a duplicate of another request.",
+}
+"""One message for many lines, where the server's names the value of each."""
+
+
+def mixed_files(endpoint: str, needed: str) -> Iterator[list[bytes]]:
+    """Files that begin with a valid line and end with its custom_id once more, and have other lines with
+    mistakes between. A file has fewer kinds of mistakes than the page lists."""
+    body = {"model": MODEL, needed: ["x"]}
+    line = {"custom_id": "first", "method": "POST", "url": endpoint, "body": body}
+    others: list[dict[str, Any]] = [
+        *({name: value for name, value in line.items() if name != left_out} for left_out in line),
+        *({**line, name: value} for name in line for value in (None, 7, 1.5, True, [], {})),
+        {**line, "method": "GET"},
+        {**line, "url": "/v1/responses"},
+        *({**line, "body": {**body, "model": value}} for value in (None, "", 0, 7, False, [], {})),
+        *({**line, "body": {**body, needed: value}} for value in (None, "", 0, False)),
+        *({**line, "body": {**body, "stream": value}} for value in (True, False, None)),
+        {**line, "body": {"model": MODEL}},
+        {**line, "body": {needed: ["x"]}},
+    ]
+    for number, other in enumerate(others):
+        if other.get("custom_id") == "first":
+            other["custom_id"] = f"line-{number}"
+    texts = [json.dumps(other).encode() for other in others]
+    texts += [b"{", b"[]", b"7", b"1.5", b'"x"', b"null", b"true", b"{'a': 1}", b'{"a": \xff}', b""]
+    first = json.dumps(line).encode()
+    for start in range(0, len(texts), 15):
+        yield [first, *texts[start : start + 15], first]
+
+
+def server_errors(endpoint: str, lines: list[bytes]) -> dict[int, str]:
+    """The message of each line that the server's check refuses, by line number."""
+    checker = LineChecker(InputRules(endpoint=endpoint))
+    found: dict[int, str] = {}
+    seen: set[str] = set()
+    for number, line in enumerate(lines, 1):
+        if not line:
+            continue
+        checked = checker.check(line, number)
+        if isinstance(checked, str):
+            if checked in seen:
+                checked = duplicate_custom_id(checked, number)
+            else:
+                seen.add(checked)
+        if not isinstance(checked, str):
+            found[number] = checked.message
+    return found

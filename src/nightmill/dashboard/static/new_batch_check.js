@@ -19,7 +19,13 @@ const HINTS = {
 };
 
 const decoder = new TextDecoder("utf-8", { fatal: true });
-const kindOf = (value) => (value === null ? "null" : Array.isArray(value) ? "an array" : typeof value === "object" ? "an object" : "a " + typeof value);
+const kindOf = (value) =>
+  value === null ? "null"
+  : Array.isArray(value) ? "an array"
+  : typeof value === "object" ? "an object"
+  : typeof value !== "number" ? "a " + typeof value
+  : Number.isInteger(value) ? "an integer"
+  : "a decimal";
 
 class WrongLine extends Error {
   constructor(message, hint = "") {
@@ -80,11 +86,13 @@ class Check {
     if (url !== this.endpoint) throw new WrongLine(`The url is not ${this.endpoint}, as in the first line.`);
     const body = this.need(line, "body", "object");
     if (body.stream === true) throw new WrongLine("Streaming is not supported in the Batch API.", "Remove 'stream' from the body.");
-    if (MODEL_NEEDED.includes(url) && !body.model) throw new WrongLine("Model parameter is required.");
-    if (url === MODEL_NEEDED[0] && !body.messages) throw new WrongLine("Messages parameter is required.");
+    const model = body.model ?? "";
+    if (model === "" && MODEL_NEEDED.includes(url)) throw new WrongLine("Model parameter is required.");
+    if (typeof model !== "string") throw new WrongLine(`Invalid type for 'body.model': expected a string, but got ${kindOf(model)} instead.`);
+    if (url === "/v1/chat/completions" && body.messages == null) throw new WrongLine("Messages parameter is required.");
+    if (url === "/v1/embeddings" && body.input == null) throw new WrongLine("Input parameter is required.");
     if (this.ids.has(line.custom_id)) throw new WrongLine("The custom_id is a duplicate of another request.", HINTS.id);
     if (this.ids.size < MOST_IDS) this.ids.add(line.custom_id);
-    const model = typeof body.model === "string" ? body.model : "";
     if (this.models.size < GROUPS || this.models.has(model)) this.models.set(model, (this.models.get(model) || 0) + 1);
   }
 
