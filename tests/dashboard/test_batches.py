@@ -252,8 +252,8 @@ def test_a_page_keeps_its_place_while_new_batches_arrive(
 ) -> None:
     text = json.dumps(chat_line("p", model="paged")) + "\n"
     file = server.client.files.create(file=("paged.jsonl", text.encode()), purpose="batch")
-    for _ in range(5):
-        create(server, file.id)
+    for batch_id in [create(server, file.id) for _ in range(5)]:
+        server.wait_until(batch_id)  # unfinished batches come first, so their place changes when they end
     page.goto(f"{server.url}/?model=paged&rows=3")
     expect(page.locator("#live-matching b")).to_have_text("5")
     first = ids(page)
