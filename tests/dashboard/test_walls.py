@@ -1,5 +1,6 @@
 """Who may see the dashboard, which requests are accepted, and what a browser is kept from."""
 
+import re
 import time
 import urllib.request
 from contextlib import closing
@@ -129,6 +130,18 @@ def test_every_page_is_strict_about_scripts_frames_and_caches(person):
         assert reply.header("cache-control") == ("no-cache" if "static" in path else "no-store")
 
 
+def test_a_file_of_this_version_is_kept_for_good_and_any_other_is_asked_for_again(person):
+    (address,) = set(re.findall(r"ui/static/app\.js\?\w+", person.get("/").raw))
+    kept = person.get(f"/{address}")
+    assert (kept.status, kept.header("cache-control")) == (200, "public, max-age=31536000, immutable")
+    for other in (
+        f"/{address}0",
+        "/ui/static/app.js?0.1.0",
+        address.replace("ui/", "/ui/").replace("app", "no"),
+    ):
+        assert person.get(other).header("cache-control") == "no-cache"
+
+
 def test_the_way_to_the_root_is_counted_as_the_browser_counts(person):
     assert '<base href="../../">' in person.get("/ui/nowhere/a%2Fb%3Fc%23d").raw
 
@@ -255,7 +268,8 @@ def test_a_session_ends_after_the_time_of_the_settings(locked, admin, age_s, sta
     assert admin.get("/ui/files").status == status
 
 
-def test_a_copy_of_the_database_opens_no_session(locked, stranger):
+def test_a_copy_of_the_database_opens_no_session(locked, admin, stranger):
+    assert admin.cookies  # the secret is made for the first session
     secret, digests = stored(locked)
     signer = URLSafeTimedSerializer(secret, salt="nightmill.session")
     for digest in digests:

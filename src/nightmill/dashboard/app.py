@@ -4,9 +4,6 @@ A screen is registered with its path and area; `visit.screen` turns it into a pa
 of live updates. Everything that is not a page of the dashboard goes to the API.
 """
 
-from pathlib import Path
-from typing import Final
-
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -21,13 +18,11 @@ from nightmill.api.context import ApiContext
 from nightmill.dashboard.calls import ApiRefusalError
 from nightmill.dashboard.guard import GuardMiddleware
 from nightmill.dashboard.live import OpenStreams
-from nightmill.dashboard.pages import error_page
+from nightmill.dashboard.pages import STATIC_FOLDER, error_page
 from nightmill.dashboard.screens import SCREENS
 from nightmill.dashboard.sessions import Sessions
 from nightmill.dashboard.visit import Dashboard
 from nightmill.errors import RequestError, UnavailableError
-
-_STATIC: Final = Path(__file__).with_name("static")
 
 
 def with_dashboard(api: ASGIApp, context: ApiContext) -> ASGIApp:
@@ -51,7 +46,7 @@ def create_dashboard(api: ASGIApp, context: ApiContext) -> Starlette:
     """
     sessions = Sessions(context)
     rates = RateLimit(context.settings.api.requests_per_minute, clock=context.clock)
-    routes: list[BaseRoute] = [Mount("/ui/static", StaticFiles(directory=_STATIC), name="static")]
+    routes: list[BaseRoute] = [Mount("/ui/static", StaticFiles(directory=STATIC_FOLDER), name="static")]
     for screens in SCREENS:
         routes += screens.routes
     app = Starlette(

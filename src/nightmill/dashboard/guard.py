@@ -17,16 +17,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nightmill.api.auth import READ_METHODS, RateLimit
 from nightmill.api.middleware import OVER_CONNECTION_LIMIT, log_unexpected
-from nightmill.dashboard.pages import error_page, here_of, redirect
+from nightmill.dashboard.pages import STATIC_PATH, caching, error_page, here_of, redirect
 from nightmill.dashboard.sessions import SESSION_IN_SCOPE, Session, Sessions
 from nightmill.errors import AuthenticationError, TooManyError, UnavailableError
 
 CSRF_HEADER: Final = "x-csrf-token"
 CSRF_FIELD: Final = "csrf"
 SIGN_IN: Final = "ui/sign-in"
-STATIC: Final = "/ui/static/"
 PUBLIC: Final = frozenset({"/ui/sign-in", "/ui/theme"})
-"""Paths that need no session, beside those below STATIC."""
+"""Paths that need no session, beside those below STATIC_PATH."""
 MOST_FORM_BYTES: Final = 2 << 20
 
 _POLICY: Final = "; ".join(
@@ -74,8 +73,7 @@ class GuardMiddleware:
                 names = {name for name, _ in message["headers"]}
                 added = [pair for pair in _HEADERS if pair[0] not in names]
                 if b"cache-control" not in names:
-                    kept = b"no-cache" if scope["path"].startswith(STATIC) else b"no-store"
-                    added.append((b"cache-control", kept))
+                    added.append((b"cache-control", caching(scope, message["status"])))
                 message["headers"] = [*message["headers"], *added]
             await send(message)
 
@@ -92,7 +90,7 @@ class GuardMiddleware:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
-        if path.startswith(STATIC):
+        if path.startswith(STATIC_PATH):
             await self._app(scope, receive, send)
             return
         if OVER_CONNECTION_LIMIT in scope:

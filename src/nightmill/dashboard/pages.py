@@ -1,11 +1,15 @@
-"""Pages: templates with their filters, the JSON twin, redirects and error pages.
+"""Pages: templates with their filters, static files, the JSON twin, redirects and error pages.
 
 A screen returns a `Screen`; `respond` makes it a page, or the document alone for a client that asks for JSON.
 Every text in a template is escaped. A template gets the fields of the document, and `page`, a `PageContext`.
+The address of a static file holds the digest of all of them, so a browser may keep it for good: another
+version of nightmill has other addresses.
 """
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote, unquote_plus, urlencode
 
@@ -13,6 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from jinja2_fragments import render_block
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.types import Scope
 
 import nightmill
 from nightmill.api.envelope import JsonResponse, error_response
@@ -28,6 +33,18 @@ NOTICE_COOKIE: Final = "nightmill_notice"
 _NOTICE_LENGTH: Final = 320  # a browser drops a cookie above 4,096 bytes, and a letter may take 9
 _THEMES: Final = ("light", "dark")
 
+STATIC_FOLDER: Final = Path(__file__).with_name("static")
+STATIC_PATH: Final = "/ui/static/"
+
+
+def _digest_of_static_files() -> str:
+    found = hashlib.sha256()
+    for file in sorted(path for path in STATIC_FOLDER.rglob("*") if path.is_file()):
+        found.update(file.relative_to(STATIC_FOLDER).as_posix().encode() + b"\0" + file.read_bytes())
+    return found.hexdigest()[:16]
+
+
+_DIGEST: Final = _digest_of_static_files()
 _templates = Environment(
     loader=PackageLoader("nightmill.dashboard", "templates"),
     autoescape=True,
@@ -72,6 +89,7 @@ class PageContext:
         notice: what the last action did, to be shown once.
         shows_content: whether prompts and answers may be shown.
         last_action: the action on batches that this person ordered last.
+        digest: goes into the address of each static file.
     """
 
     title: str
@@ -86,6 +104,7 @@ class PageContext:
     shows_content: bool
     last_action: LastAction | None = None
     version: str = nightmill.__version__
+    digest: str = _DIGEST
 
     @property
     def csrf_token(self) -> str:
@@ -94,6 +113,14 @@ class PageContext:
     @property
     def json_url(self) -> str:
         return with_query(self.here, {FORMAT_PARAMETER: "json"})
+
+
+def caching(scope: Scope, status: int) -> bytes:
+    """The `Cache-Control` of the response to a request: how long a browser may keep it."""
+    if not scope["path"].startswith(STATIC_PATH):
+        return b"no-store"
+    is_named = scope["query_string"] == _DIGEST.encode() and status in (200, 304)
+    return b"public, max-age=31536000, immutable" if is_named else b"no-cache"
 
 
 def wants_json(request: Request) -> bool:
