@@ -80,7 +80,9 @@ def test_failed_lines_become_a_new_batch_with_three_clicks(
 
 
 @only_slow
-def test_a_line_that_is_no_json_is_named_by_its_number(server: RunningServer, page: Page) -> None:
+def test_a_line_that_is_no_json_is_named_by_its_number_and_not_retried(
+    server: RunningServer, page: Page
+) -> None:
     text = json.dumps(chat_line("good")) + "\n{not JSON\n"
     file = server.client.files.create(file=("broken.jsonl", text.encode()), purpose="batch")
     batch = server.client.batches.create(
@@ -92,6 +94,9 @@ def test_a_line_that_is_no_json_is_named_by_its_number(server: RunningServer, pa
     server.wait_until(batch.id)
     page.goto(f"{server.url}/ui/batches/{batch.id}")
     expect(page.locator("#live-failures")).to_contain_text("line 2")
+    expect(page.locator("#live-failures")).to_contain_text("not parseable as valid JSON")
+    expect(page.locator("#live-failures")).to_contain_text("a retry leaves them out")
+    expect(page.locator("#live-failures button")).to_have_count(0)
     expect(page.locator("#live-latest")).to_contain_text("line 2")
 
 

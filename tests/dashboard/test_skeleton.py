@@ -1,5 +1,6 @@
 """What every page has: the navigation, live updates, the theme, the keyboard and the security headers."""
 
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -42,6 +43,23 @@ def test_a_question_mark_shows_the_keys(server: RunningServer, page: Page) -> No
     expect(page.locator("#help")).to_be_visible()
     page.keyboard.press("Escape")
     expect(page.locator("#help")).to_be_hidden()
+
+
+def test_times_are_kept_current_and_a_forecast_is_never_in_the_past(
+    server: RunningServer, page: Page
+) -> None:
+    page.goto(server.url)
+    page.evaluate("""() => {
+      for (const mark of ["data-ago", "data-coming"]) {
+        const time = document.createElement("time");
+        time.id = mark;
+        time.dateTime = "2020-01-01T00:00:00+00:00";
+        time.setAttribute(mark, "");
+        document.querySelector("main").append(time);
+      }
+    }""")
+    expect(page.locator("#data-ago")).to_have_text(re.compile(r"\d+ d ago"))
+    expect(page.locator("#data-coming")).to_have_text("any moment")
 
 
 def test_a_new_batch_appears_by_itself_and_the_stream_goes_on_after_a_restart(
