@@ -4,6 +4,7 @@ The first adds a column that the present release doesn't know. The second fills 
 present release wrote meanwhile.
 """
 
+import re
 from pathlib import Path
 
 from nightmill.store.steps import SCHEMA_VERSION, STEPS, Stage, Step
@@ -23,11 +24,7 @@ down_revision = "{previous}"
 def upgrade() -> None:
     op.execute("{statement}")
 '''
-_DECLARED_END = f'Step("{SCHEMA_VERSION}", Stage.BEFORE))'
-_NEXT_END = f'''{_DECLARED_END[:-1]},
-    Step("{BEFORE}", Stage.BEFORE),
-    Step("{AFTER}", Stage.AFTER),
-)'''
+_DECLARED = re.compile(r"^STEPS: Final = .*$", re.MULTILINE)
 
 
 def add_scripts(migrations: Path) -> None:
@@ -44,6 +41,7 @@ def make_next_release(package: Path) -> None:
     """Turns a copy of the package `nightmill` into the next release."""
     add_scripts(package / "store" / "migrations")
     steps = package / "store" / "steps.py"
-    declared = steps.read_text()
-    assert declared.count(_DECLARED_END) == 1
-    steps.write_text(declared.replace(_DECLARED_END, _NEXT_END))
+    listed = ", ".join(f'Step("{step.version}", Stage.{step.stage.name})' for step in NEXT_STEPS)
+    text, replaced = _DECLARED.subn(f"STEPS: Final = ({listed})", steps.read_text())
+    assert replaced == 1
+    steps.write_text(text)
