@@ -234,6 +234,13 @@ def plain_page(browser: Browser) -> Iterator[Page]:
     context.close()
 
 
+def test_a_row_of_the_list_is_a_few_lines_high(server: RunningServer, page: Page) -> None:
+    page.goto(f"{server.url}/ui/upstreams")
+    row = page.locator("tbody tr").first.bounding_box()
+    assert row is not None
+    assert row["height"] < 120
+
+
 def test_an_upstream_is_drained_and_resumed_without_javascript(
     spare: RunningServer, plain_page: Page
 ) -> None:

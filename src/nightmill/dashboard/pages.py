@@ -9,6 +9,7 @@ version of nightmill has other addresses.
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote, unquote_plus, urlencode
@@ -37,6 +38,7 @@ STATIC_FOLDER: Final = Path(__file__).with_name("static")
 STATIC_PATH: Final = "/ui/static/"
 
 
+@cache
 def _digest_of_static_files() -> str:
     found = hashlib.sha256()
     for file in sorted(path for path in STATIC_FOLDER.rglob("*") if path.is_file()):
@@ -44,7 +46,6 @@ def _digest_of_static_files() -> str:
     return found.hexdigest()[:16]
 
 
-_DIGEST: Final = _digest_of_static_files()
 _templates = Environment(
     loader=PackageLoader("nightmill.dashboard", "templates"),
     autoescape=True,
@@ -104,7 +105,7 @@ class PageContext:
     shows_content: bool
     last_action: LastAction | None = None
     version: str = nightmill.__version__
-    digest: str = _DIGEST
+    digest: str = field(default_factory=_digest_of_static_files)
 
     @property
     def csrf_token(self) -> str:
@@ -119,7 +120,7 @@ def caching(scope: Scope, status: int) -> bytes:
     """The `Cache-Control` of the response to a request: how long a browser may keep it."""
     if not scope["path"].startswith(STATIC_PATH):
         return b"no-store"
-    is_named = scope["query_string"] == _DIGEST.encode() and status in (200, 304)
+    is_named = scope["query_string"] == _digest_of_static_files().encode() and status in (200, 304)
     return b"public, max-age=31536000, immutable" if is_named else b"no-cache"
 
 
