@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence, Set
+from contextlib import aclosing
 from typing import Annotated, Any, Final, cast
 
 import msgspec
@@ -110,7 +111,8 @@ async def distributions(
 
 async def _failures(context: ApiContext, batch: Batch) -> _Document:
     found = await some_answers(context, batch, LineOutcome.FAILED)
-    groups = await asyncio.to_thread(_groups, found.answers, await _invalid(context, batch))
+    left_out = await _invalid(context, batch) if batch.status.is_terminal else frozenset[int]()
+    groups = await asyncio.to_thread(_groups, found.answers, left_out)
     return {
         "object": "nightmill.batch.failures",
         "id": batch.id,
@@ -124,12 +126,16 @@ async def _failures(context: ApiContext, batch: Batch) -> _Document:
 
 
 async def _invalid(context: ApiContext, batch: Batch) -> Set[int]:
-    """The ordinals of invalid lines; the first of them if there are very many."""
+    """The ordinals of invalid lines, the first of them if there are very many.
+
+    Only an ended batch has them among its failed lines.
+    """
     found: set[int] = set()
-    async for ordinal in invalid_ordinals(context, batch):
-        found.add(ordinal)
-        if len(found) == _MOST_INVALID:
-            break
+    async with aclosing(invalid_ordinals(context, batch)) as ordinals:
+        async for ordinal in ordinals:
+            found.add(ordinal)
+            if len(found) == _MOST_INVALID:
+                break
     return found
 
 
