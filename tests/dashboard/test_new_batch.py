@@ -8,7 +8,7 @@ from typing import Any
 
 from playwright.sync_api import Browser, Page, Route, expect
 
-from nightmill.validation.line_rules import InputRules, LineChecker, duplicate_custom_id
+from nightmill.validation import InputRules, InputValidator
 from tests.dashboard.conftest import WAIT_MS, RunningServer, chat_line
 from tests.dashboard.screens import in_both_themes, violations
 from tests.slow import only_slow
@@ -289,20 +289,14 @@ def mixed_files(endpoint: str, needed: str) -> Iterator[list[bytes]]:
         yield [first, *texts[start : start + 15], first]
 
 
-def server_errors(endpoint: str, lines: list[bytes]) -> dict[int, str]:
+def server_errors(endpoint: str, lines: list[bytes]) -> dict[int | None, str]:
     """The message of each line that the server's check refuses, by line number."""
-    checker = LineChecker(InputRules(endpoint=endpoint))
-    found: dict[int, str] = {}
-    seen: set[str] = set()
-    for number, line in enumerate(lines, 1):
-        if not line:
-            continue
-        checked = checker.check(line, number)
-        if isinstance(checked, str):
-            if checked in seen:
-                checked = duplicate_custom_id(checked, number)
-            else:
-                seen.add(checked)
-        if not isinstance(checked, str):
-            found[number] = checked.message
-    return found
+    text = b"\n".join(lines)
+    validator = InputValidator(InputRules(endpoint=endpoint))
+    validator.take(text)
+    validator.finish()
+    duplicates = validator.duplicate_pass()
+    assert duplicates is not None
+    duplicates.take(text)
+    duplicates.finish()
+    return {error.line: error.message for error in validator.result(duplicates).errors}
